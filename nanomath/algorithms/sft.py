@@ -1,0 +1,24 @@
+"""Supervised fine-tuning loss, plain and dynamic.
+
+    plain  L = - sum_{i,t} w_{i,t} log pi(y_{i,t})
+    DFT    L = - sum_{i,t} w_{i,t} sg(pi(y_{i,t})) log pi(y_{i,t})      arXiv 2508.05629
+
+and NEFTune's noise on the embeddings, U(-1, 1) * alpha / sqrt(T D), arXiv 2310.05914.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def sft_loss(logprobs: Tensor, weights: Tensor, dft: bool = False) -> Tensor:
+    """Scalar loss of the reference tokens' logprobs [B, T] under `loss_weights` [B, T]."""
+    scale = logprobs.detach().exp() if dft else 1.0
+    return -(weights * scale * logprobs).sum()
+
+
+def neftune_noise(lengths: Tensor, width: int, dim: int, alpha: float, generator: torch.Generator) -> Tensor:
+    """Noise [B, T, D] for embeddings of rows of `lengths` [B] tokens, padded to `width`."""
+    noise = torch.rand(len(lengths), width, dim, generator=generator) * 2 - 1
+    return noise * (alpha / (lengths * dim).sqrt())[:, None, None]

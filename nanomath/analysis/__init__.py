@@ -1,0 +1,1 @@
+"""Reading what was trained: evaluation of a model on held-out problems."""

@@ -1,0 +1,166 @@
+"""Measuring a model on problems: pass@1, pass@k, maj@k, each with a bootstrap interval.
+
+With c of n samples right, the unbiased estimate of pass@k is  1 - C(n-c, k) / C(n, k)  (arXiv 2107.03374).
+maj@k is the chance that the answer most frequent among k of the samples is right (arXiv 2203.11171), ties shared out
+evenly; samples without an answer do not vote. Intervals resample the problems, the unit a benchmark draws from.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from itertools import combinations, islice
+from math import comb
+from typing import Any
+
+import numpy as np
+
+from nanomath.data.problem import Problem
+from nanomath.rewards import extract_answer, is_correct
+from nanomath.rollout.sampler import Completion, Sampler
+
+SUBSETS = 500  # of k samples, taken to estimate maj@k where there are more
+RESAMPLES = 2000
+
+
+@dataclass(frozen=True)
+class Score:
+    """A mean over problems, and the bounds of its 95% bootstrap interval."""
+
+    mean: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{100 * self.mean:.1f}% (95% interval {100 * self.low:.1f} to {100 * self.high:.1f})"
+
+
+@dataclass(frozen=True)
+class Graded:
+    """A problem with its n completions, the answer found in each (None: none), and whether it is right."""
+
+    problem: Problem
+    completions: list[Completion]
+    answers: list[str | None]
+    right: list[bool]
+
+
+@dataclass(frozen=True)
+class Report:
+    """The measurement of one model on one problem set; `scores` is keyed "pass@1", "pass@4", "maj@4", ..."""
+
+    graded: list[Graded]
+    scores: dict[str, Score]
+    breakdown: dict[str, Score]
+
+    def metrics(self) -> dict[str, float]:
+        """What a training run logs of it."""
+        completions = [c for item in self.graded for c in item.completions]
+        answers = [answer for item in self.graded for answer in item.answers]
+        return {
+            **{f"heldout/{name}": score.mean for name, score in self.scores.items()},
+            "heldout/pass@1_low": self.scores["pass@1"].low,
+            "heldout/pass@1_high": self.scores["pass@1"].high,
+            "heldout/length": float(np.mean([c.length for c in completions])),
+            "heldout/truncated": float(np.mean([not c.finished for c in completions])),
+            "heldout/no_answer": float(np.mean([answer is None for answer in answers])),
+        }
+
+    def records(self) -> Iterable[dict[str, Any]]:
+        """One JSON object per completion."""
+        for item in self.graded:
+            for completion, answer, right in zip(item.completions, item.answers, item.right, strict=True):
+                yield {
+                    "problem": item.problem.id,
+                    "question": item.problem.question,
+                    "gold": item.problem.answer,
+                    "sample": completion.sample_index,
+                    "text": completion.text,
+                    "answer": answer,
+                    "right": right,
+                    "finish_reason": completion.finish_reason,
+                    "tokens": completion.length,
+                }
+
+
+def evaluate(
+    sampler: Sampler,
+    problems: Sequence[Problem],
+    prompts: Sequence[list[int]],
+    samples: int,
+    k: Sequence[int] = (1,),
+    by: str = "",
+    seed: int = 0,
+    lenient: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+    **sampling: Any,
+) -> Report:
+    """Draw `samples` completions of each problem's prompt, grade them, and score pass@k and maj@k for every k."""
+    if max(k) > samples:
+        raise ValueError(f"pass@{max(k)} needs at least {max(k)} samples of each problem, not {samples}")
+    completions = sampler.generate(prompts, n=samples, seed=seed, progress=progress, **sampling)
+    graded = [
+        grade(problem, completions[i * samples : (i + 1) * samples], lenient) for i, problem in enumerate(problems)
+    ]
+    scores = {"pass@1": score([pass_at_k(samples, sum(g.right), 1) for g in graded], seed)}
+    for size in sorted(set(k)):
+        scores[f"pass@{size}"] = score([pass_at_k(samples, sum(g.right), size) for g in graded], seed)
+        if size > 1:
+            scores[f"maj@{size}"] = score([maj_at_k(g.answers, g.right, size, seed) for g in graded], seed)
+    return Report(graded, scores, _breakdown(graded, by, seed) if by else {})
+
+
+def grade(problem: Problem, completions: list[Completion], lenient: bool = False) -> Graded:
+    """Find and check the answer of every completion of a problem."""
+    answers = [extract_answer(c.text, lenient=lenient) for c in completions]
+    right = [is_correct(problem, c.text, lenient=lenient) for c in completions]
+    return Graded(problem, completions, answers, right)
+
+
+def pass_at_k(samples: int, right: int, k: int) -> float:
+    """Chance that at least one of k samples, drawn without replacement from these, is right."""
+    return 1.0 - comb(samples - right, k) / comb(samples, k)
+
+
+def maj_at_k(answers: Sequence[str | None], right: Sequence[bool], k: int, seed: int = 0) -> float:
+    """Chance that the most frequent answer among k of the samples is right; all right answers are one answer."""
+    votes = [
+        "right" if ok else None if answer is None else f"wrong: {answer}"
+        for answer, ok in zip(answers, right, strict=True)
+    ]
+    total = comb(len(votes), k)
+    if total <= SUBSETS:
+        subsets = combinations(votes, k)
+    else:
+        generator = np.random.default_rng(seed)
+        subsets = ([votes[i] for i in generator.permutation(len(votes))[:k]] for _ in range(SUBSETS))
+    return float(np.mean([_share_of_right(subset) for subset in islice(subsets, SUBSETS)]))
+
+
+def _share_of_right(votes: Iterable[str | None]) -> float:
+    """1 if "right" has the most votes, shared with those that have as many."""
+    counts = Counter(vote for vote in votes if vote is not None)
+    most = max(counts.values(), default=0)
+    return 0.0 if most == 0 or counts["right"] < most else 1 / sum(count == most for count in counts.values())
+
+
+def score(values: Sequence[float], seed: int = 0) -> Score:
+    """Mean of one value per problem, with a percentile bootstrap interval over the problems."""
+    values = np.asarray(values, dtype=np.float64)
+    generator = np.random.default_rng(seed)
+    means = values[generator.integers(len(values), size=(RESAMPLES, len(values)))].mean(axis=1)
+    low, high = np.percentile(means, [2.5, 97.5])
+    return Score(float(values.mean()), float(low), float(high))
+
+
+def _breakdown(graded: Sequence[Graded], key: str, seed: int) -> dict[str, Score]:
+    """pass@1 of the problems that share a value of the metadata `key`. ValueError when none has that key."""
+    groups = defaultdict(list)
+    for item in graded:
+        if key in item.problem.metadata:
+            groups[item.problem.metadata[key]].append(float(np.mean(item.right)))
+    if not groups:
+        known = sorted({name for item in graded for name in item.problem.metadata})
+        raise ValueError(f"no problem has the metadata key {key!r}; there are: {', '.join(known) or 'none'}")
+    return {f"{key}={value}": score(group, seed) for value, group in sorted(groups.items(), key=lambda g: str(g[0]))}

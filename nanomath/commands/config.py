@@ -1,0 +1,30 @@
+"""Print what every config key means, as a Markdown page.
+
+python -m nanomath config > docs/config.md
+"""
+
+from __future__ import annotations
+
+from nanomath import settings
+from nanomath.config import reference
+
+PAGE = """# Every config key
+
+Made by `python -m nanomath config`. A config is a TOML file; any key can be set on the command line as `section.key=value`,
+after the file. `--help` of a script or a command lists its own keys in the terminal.
+"""
+
+
+def main(argv: list[str]) -> int:
+    if argv:
+        print(__doc__.strip())
+        return 0 if argv[0] in ("-h", "--help") else 2
+    classes = {
+        "train_sft.py": settings.SFTConfig,
+        "train_grpo.py": settings.GRPOConfig,
+        "python -m nanomath eval": settings.EvalConfig,
+        "python -m nanomath sample": settings.SampleConfig,
+    }
+    print(PAGE)
+    print(reference(classes))
+    return 0

@@ -1,0 +1,84 @@
+"""Measure a model on a problem set: pass@1, pass@k, maj@k, with 95% intervals.
+
+    python -m nanomath eval MODEL DATA [CONFIG.toml] [key=value ...]
+
+    python -m nanomath eval runs/tiny-grpo world evaluation.by=difficulty
+    python -m nanomath eval runs/tiny-grpo world evaluation.samples=16 evaluation.k=4,16 save=completions.jsonl
+    python -m nanomath eval models/SmolLM2-135M-Instruct gsm8k/test.jsonl problems.limit=100 sampling.temperature=0
+
+MODEL is a Hugging Face directory, a run directory or a hub id; DATA is "world", a file or a hub dataset. A model that
+was trained with a prompt of its own needs the same [prompt] keys here.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+
+from tqdm import tqdm
+
+from nanomath import settings
+from nanomath.analysis.evaluation import Report, evaluate
+from nanomath.commands.build import build_model, build_problems, build_template, encode_prompts, sampling_options
+from nanomath.config import parse_arguments
+from nanomath.rollout import Sampler
+
+
+def main(argv: list[str]) -> int:
+    words = [word for word in argv if not word.startswith("-") and "=" not in word]
+    if not {"-h", "--help"} & set(argv) and len(words) < 2:
+        raise ValueError("eval needs a model and a problem set: python -m nanomath eval MODEL DATA [key=value ...]")
+    for word in words[:2]:
+        argv.remove(word)
+    given = [f"model.path={words[0]}", f"problems.source={words[1]}"] if len(words) >= 2 else []
+    config, _ = parse_arguments(settings.EvalConfig, [*given, *argv], __doc__)
+    measure = config.evaluation
+    if config.sampling.temperature == 0 and measure.samples > 1:
+        measure.samples = 1  # greedy samples are all alike
+
+    problems = build_problems(config.problems)
+    model, tokenizer = build_model(config.model, measure.seed)
+    prompts = encode_prompts(problems, build_template(config.prompt), tokenizer, model.config.max_positions)
+    total, began = len(problems) * measure.samples, time.perf_counter()
+    with tqdm(total=total, unit="completion", disable=None) as bar:
+
+        def progress(finished: int, drawn: int) -> None:
+            bar.set_postfix_str(f"{drawn / (time.perf_counter() - began):.0f} tokens/s", refresh=False)
+            bar.update(finished - bar.n)
+
+        report = evaluate(
+            Sampler(model, tokenizer, config.sampling.slots),
+            problems,
+            prompts,
+            measure.samples,
+            measure.k,
+            measure.by,
+            measure.seed,
+            config.lenient,
+            progress,
+            **sampling_options(config.sampling),
+        )
+    if config.save:
+        with open(Path(config.save), "w", encoding="utf-8") as file:
+            file.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in report.records())
+    print_report(report, config)
+    return 0
+
+
+def print_report(report: Report, config: settings.EvalConfig) -> None:
+    """The scores as a table, then what may explain them."""
+    metrics, sampling = report.metrics(), config.sampling
+    print(
+        f"{config.model.path} on {config.problems.source}: {len(report.graded)} problems x {config.evaluation.samples} "
+        f"samples at temperature {sampling.temperature:g}"
+    )
+    for name, score in {**report.scores, **report.breakdown}.items():
+        print(f"  {name:16} {score}")
+    print(
+        f"  {metrics['heldout/length']:.0f} tokens a completion; {metrics['heldout/truncated']:.1%} cut at "
+        f"{sampling.max_new_tokens} tokens; no answer found in {metrics['heldout/no_answer']:.1%}"
+    )
+    if metrics["heldout/no_answer"] == 1:
+        print("  no completion has a marked answer: look at them with save=FILE, or try lenient=true", file=sys.stderr)

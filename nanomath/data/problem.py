@@ -1,0 +1,22 @@
+"""One problem: the record that every other room passes around."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A question with its gold answer.
+
+    `id` is unique within its problem set; `answer` is the gold answer as text and is never empty; `solution` is a worked
+    solution whose steps are separated by a blank line, where one is known; `metadata` is JSON-serialisable and holds
+    every other field of the record (difficulty, subject, language, what an oracle needs).
+    """
+
+    id: str
+    question: str
+    answer: str
+    solution: str | None = None
+    metadata: dict[str, Any] = field(default_factory=dict)

@@ -1,0 +1,21 @@
+"""The embedded world: small worlds of problems whose every step can be checked exactly.
+
+Three groups of families: maths, other reasoning, non-reasoning (the groups of the transfer study). Problems come in
+English and Japanese wordings, in train/validation/test splits that are disjoint by construction.
+"""
+
+from .family import split_of
+from .generator import FAMILIES, generate, pretraining_documents
+from .oracle import check_answer, check_steps
+from .tokenizer import CHAT_TEMPLATE, world_tokenizer
+
+__all__ = [
+    "CHAT_TEMPLATE",
+    "FAMILIES",
+    "check_answer",
+    "check_steps",
+    "generate",
+    "pretraining_documents",
+    "split_of",
+    "world_tokenizer",
+]

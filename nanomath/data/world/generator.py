@@ -1,0 +1,116 @@
+"""Draw problems of any family, and the text a base model is pre-trained on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from random import Random
+
+from nanomath.data.problem import Problem
+
+from .family import CLOSING, LANGUAGES, MAX_DIFFICULTY, SPLITS, Family, Metadata, split_of
+from .maths import MATHS
+from .non_reasoning import COPYING, FACT, INSTRUCTION, fact_statements
+from .reasoning import BOOLEAN, GRID, SORTING
+
+REGISTRY: dict[str, Family] = {
+    "maths": MATHS,
+    "sorting": SORTING,
+    "grid": GRID,
+    "boolean": BOOLEAN,
+    "instruction": INSTRUCTION,
+    "facts": FACT,
+    "copying": COPYING,
+}
+FAMILIES: dict[str, str] = {name: family.group for name, family in REGISTRY.items()}
+
+PATIENCE = 5_000  # repeats in a row before a split counts as exhausted
+STATEMENT_SHARE = 8  # one pre-training document in this many states facts
+
+
+def generate(
+    family: str,
+    split: str,
+    count: int,
+    seed: int = 0,
+    difficulty: tuple[int, int] = (1, 4),
+    languages: Sequence[str] = ("en",),
+) -> list[Problem]:
+    """`count` distinct problems of one family and split: a pure function of its arguments.
+
+    Difficulty is uniform in the closed range (facts have none: always 1); languages take turns. A longer list starts
+    with the shorter one, and another language with the same seed words the same problems. ValueError for an unknown
+    family, split or language, a range outside 1..8, or a split that holds too few distinct problems.
+    """
+    check_request(family, split, count, difficulty, languages)
+    random = Random(f"{family}/{split}/{seed}")
+    problems: dict[str, Problem] = {}
+    repeats = 0
+    while len(problems) < count:
+        language = languages[len(problems) % len(languages)]
+        problem = draw_problem(random, family, split, difficulty, language)
+        repeats = repeats + 1 if problem.id in problems else 0
+        if repeats == PATIENCE:
+            raise ValueError(
+                f"{family}/{split} at difficulty {difficulty} has only {len(problems)} distinct problems, "
+                f"fewer than count={count}: ask for fewer or widen the difficulty"
+            )
+        problems[problem.id] = problem
+    return list(problems.values())
+
+
+def check_request(family: str, split: str, count: int, difficulty: tuple[int, int], languages: Sequence[str]) -> None:
+    if family not in REGISTRY:
+        raise ValueError(f"unknown family {family!r}: one of {', '.join(REGISTRY)}")
+    if split not in SPLITS:
+        raise ValueError(f"unknown split {split!r}: one of {', '.join(SPLITS)}")
+    if count < 0:
+        raise ValueError(f"count must not be negative, got {count}")
+    if not 1 <= difficulty[0] <= difficulty[1] <= MAX_DIFFICULTY:
+        raise ValueError(f"difficulty must be a range (low, high) within 1..{MAX_DIFFICULTY}, got {difficulty}")
+    if not languages or not set(languages) <= set(LANGUAGES):
+        raise ValueError(f"languages must be some of {', '.join(LANGUAGES)}, got {languages!r}")
+
+
+def draw_problem(random: Random, family: str, split: str, difficulty: tuple[int, int], language: str) -> Problem:
+    while True:
+        metadata = draw_metadata(random, family, random.randint(*difficulty), language)
+        if split_of(metadata) == split:
+            return build_problem(metadata)
+
+
+def draw_metadata(random: Random, family: str, difficulty: int, language: str) -> Metadata:
+    maker = REGISTRY[family]
+    common = {"family": family, "group": maker.group, "difficulty": difficulty, "language": language}
+    return common | maker.draw(random, difficulty)
+
+
+def build_problem(metadata: Metadata) -> Problem:
+    family, language = REGISTRY[metadata["family"]], metadata["language"]
+    digest = hashlib.sha256(json.dumps(metadata, sort_keys=True).encode()).hexdigest()
+    answer = family.answer(metadata)
+    steps = [*family.steps(metadata), CLOSING[language] % answer]
+    identity = f"{metadata['family']}-{language}-{digest[:16]}"
+    return Problem(identity, family.question(metadata), answer, "\n\n".join(steps), metadata)
+
+
+def pretraining_documents(
+    count: int, seed: int = 0, difficulty: tuple[int, int] = (1, 4), languages: Sequence[str] = LANGUAGES
+) -> list[str]:
+    """`count` shuffled plain texts: worked problems of every family's train split, and statements of the facts.
+
+    Every fact is stated in each language, whatever split its question is in. ValueError if `count` is too small.
+    """
+    check_request("maths", "train", count, difficulty, languages)
+    statements = [statement for language in languages for statement in fact_statements(language)]
+    if count < len(statements):
+        raise ValueError(f"count={count} is too small to state every fact: at least {len(statements)}")
+    random = Random(f"pretraining/{seed}")
+    documents = statements * max(1, count // (STATEMENT_SHARE * len(statements)))
+    while len(documents) < count:
+        family, language = random.choice(list(REGISTRY)), random.choice(languages)
+        problem = draw_problem(random, family, "train", difficulty, language)
+        documents.append(f"{problem.question}\n{problem.solution}")
+    random.shuffle(documents)
+    return documents

@@ -1,0 +1,168 @@
+"""Maths: chained word problems in one running quantity; difficulty is the number of events, one step each.
+
+    value_0 = start,    value_k = value_{k-1} (+ - * /) operand_k,    1 <= value_k <= 99, always whole
+
+Content: {"start": 12, "events": [["+", 7], ["/", 2]], "name": 0, "object": 3, "wording": [2, 0]}.
+A step is right if the only equation in it applies event k to the running value; both orders of + and * are right.
+Its words are not checked, but any further number or operator makes the step wrong.
+"""
+
+from __future__ import annotations
+
+import re
+from random import Random
+from typing import NamedTuple
+
+from .family import Family, Metadata
+
+LARGEST = 99
+
+
+class Wording(NamedTuple):
+    """How an event is told and how its step begins; {n} is the operand, {c} the counter."""
+
+    en: str
+    en_step: str
+    ja: str
+    ja_step: str
+
+
+NAMES = [  # English, Japanese, pronoun
+    ("Mia", "ミア", "She"),
+    ("Tom", "トム", "He"),
+    ("Anna", "アンナ", "She"),
+    ("Ken", "ケン", "He"),
+    ("Yuki", "ユキ", "She"),
+    ("Leo", "レオ", "He"),
+    ("Emma", "エマ", "She"),
+    ("Sora", "ソラ", "He"),
+]
+OBJECTS = [  # English, Japanese, the Japanese counter
+    ("apples", "りんご", "個"),
+    ("pens", "ペン", "本"),
+    ("books", "本", "冊"),
+    ("coins", "コイン", "枚"),
+    ("cards", "カード", "枚"),
+    ("shells", "貝がら", "個"),
+    ("eggs", "卵", "個"),
+    ("stickers", "シール", "枚"),
+]
+# Three wordings of each operation; doubling and halving have words of their own.
+WORDINGS = {
+    "+": [
+        Wording("buys {n} more", "Buying", "{n}{c}買います", "買うと"),
+        Wording("finds {n} more", "Finding", "{n}{c}見つけます", "見つけると"),
+        Wording("gets {n} from a friend", "Getting", "友達から{n}{c}もらいます", "もらうと"),
+    ],
+    "-": [
+        Wording("sells {n}", "Selling", "{n}{c}売ります", "売ると"),
+        Wording("loses {n}", "Losing", "{n}{c}なくします", "なくすと"),
+        Wording("gives {n} to a friend", "Giving", "友達に{n}{c}あげます", "あげると"),
+    ],
+    "*": [
+        Wording("now has {n} times as many", "Growing", "数が{n}倍になります", "増えると"),
+        Wording("soon has {n} times as many", "Growing", "やがて{n}倍になります", "増えると"),
+        Wording("ends up with {n} times as many", "Growing", "{n}倍に増やします", "増やすと"),
+    ],
+    "/": [
+        Wording("makes {n} equal parts and keeps one", "Sharing", "{n}等分して、一つだけ残します", "分けると"),
+        Wording("keeps only one of {n} equal parts", "Sharing", "{n}等分した一つだけを取ります", "分けると"),
+        Wording("shares equally among {n}, keeping one share", "Sharing", "{n}等分し、一人分を取ります", "分けると"),
+    ],
+    "*2": [
+        Wording("now has twice as many", "Doubling", "数が倍になります", "倍にすると"),
+        Wording("soon has twice as many", "Doubling", "やがて倍になります", "倍にすると"),
+        Wording("ends up with twice as many", "Doubling", "倍に増やします", "倍にすると"),
+    ],
+    "/2": [
+        Wording("gives away half", "Halving", "半分をあげます", "半分にすると"),
+        Wording("sells half", "Halving", "半分を売ります", "半分にすると"),
+        Wording("loses half", "Halving", "半分をなくします", "半分にすると"),
+    ],
+}
+WORDINGS_PER_EVENT = 3
+
+
+def apply(value: int, operator: str, operand: int) -> int:
+    """The running value after one event; division is exact by construction."""
+    return {"+": value + operand, "-": value - operand, "*": value * operand, "/": value // operand}[operator]
+
+
+def sensible_events(value: int) -> list[tuple[str, list[int]]]:
+    """Per operator, the operands that change `value` and keep it whole and in 1..LARGEST."""
+    operands = {
+        "+": range(1, min(20, LARGEST - value) + 1),
+        "-": range(1, min(20, value - 1) + 1),
+        "*": range(2, min(5, LARGEST // value) + 1),
+        "/": [n for n in range(2, 6) if value % n == 0],
+    }
+    return [(operator, list(choices)) for operator, choices in operands.items() if choices]
+
+
+EVENTS = {value: sensible_events(value) for value in range(1, LARGEST + 1)}
+
+
+def draw(random: Random, difficulty: int) -> Metadata:
+    start = value = random.randint(2, 30)
+    events = []
+    for _ in range(difficulty):
+        operator, operands = random.choice(EVENTS[value])
+        operand = random.choice(operands)
+        value = apply(value, operator, operand)
+        events.append([operator, operand])
+    wording = [random.randrange(WORDINGS_PER_EVENT) for _ in events]
+    content = {"start": start, "events": events, "wording": wording}
+    return content | {"name": random.randrange(len(NAMES)), "object": random.randrange(len(OBJECTS))}
+
+
+def worded_events(metadata: Metadata) -> list[tuple[str, int, Wording]]:
+    return [
+        (operator, operand, WORDINGS.get(f"{operator}{operand}", WORDINGS[operator])[choice])
+        for (operator, operand), choice in zip(metadata["events"], metadata["wording"], strict=True)
+    ]
+
+
+def question(metadata: Metadata) -> str:
+    (name, kana, pronoun), (thing, japanese_thing, counter) = NAMES[metadata["name"]], OBJECTS[metadata["object"]]
+    events = [(operand, wording) for _, operand, wording in worded_events(metadata)]
+    if metadata["language"] == "ja":
+        told = "".join(f"{wording.ja.format(n=operand, c=counter)}。" for operand, wording in events)
+        has = f"{kana}は{japanese_thing}を{metadata['start']}{counter}持っています。"
+        return f"{has}{told}今{japanese_thing}は何{counter}ですか。"
+    told = "".join(f"{pronoun} {wording.en.format(n=operand)}. " for operand, wording in events)
+    return f"{name} has {metadata['start']} {thing}. {told}How many {thing} does {name} have now?"
+
+
+def steps(metadata: Metadata) -> list[str]:
+    value, lines, japanese = metadata["start"], [], metadata["language"] == "ja"
+    for operator, operand, wording in worded_events(metadata):
+        result = apply(value, operator, operand)
+        equation = f"{value}{operator}{operand}={result}"
+        lines.append(f"{wording.ja_step}{equation}。" if japanese else f"{wording.en_step}: {equation}.")
+        value = result
+    return lines
+
+
+def answer(metadata: Metadata) -> str:
+    value = metadata["start"]
+    for operator, operand in metadata["events"]:
+        value = apply(value, operator, operand)
+    return str(value)
+
+
+def essence(step: str) -> list[str]:
+    """The runs of digits and operators in `step`, operands of + and * in sorted order: one run if it is an equation."""
+    compact = re.sub(r" ?([+\-*/=]) ?", r"\1", step)
+    return [in_one_order(run) for run in re.findall(r"[\d+\-*/=]+", compact)]
+
+
+def in_one_order(equation: str) -> str:
+    """`7+12=19` and `12+7=19` alike; text that is no sum or product comes back as it is."""
+    commutes = re.fullmatch(r"(\d+)([+*])(\d+)(=\d+)", equation)
+    if not commutes:
+        return equation
+    left, operator, right, result = commutes.groups()
+    return f"{min(left, right)}{operator}{max(left, right)}{result}"
+
+
+MATHS = Family("maths", draw, question, steps, answer, essence)

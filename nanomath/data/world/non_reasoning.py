@@ -1,0 +1,142 @@
+"""Non-reasoning: following an instruction literally, recalling a fact given in pre-training, copying.
+
+The solution is one step, the answer in its box, compared as exact text.
+"""
+
+from __future__ import annotations
+
+from random import Random
+
+from .family import Family, Metadata
+
+VOCABULARY = (
+    "red blue green gold cat dog bird fish sun moon star rain tree leaf rose seed milk bread salt rice door lamp"
+)
+WORDS = VOCABULARY.split()
+
+
+def no_steps(metadata: Metadata) -> list[str]:
+    return []
+
+
+# --- instruction: {"task": "repeat", "words": ["cat"], "times": 3}; difficulty is the number of words less one ---
+
+INSTRUCTIONS = {  # task -> (English, Japanese); {w} are the words, {n} how many times
+    "repeat": ("Write {w} {n} times, separated by commas.", "{w}をコンマで区切って{n}回書いてください。"),
+    "chain": ("Write {w} {n} times, joined by hyphens.", "{w}をハイフンでつないで{n}回書いてください。"),
+    "capitals": ("Write {w} in capitals.", "{w}を大文字で書いてください。"),
+    "reverse": ("Write {w} in reverse order.", "{w}を逆の順に書いてください。"),
+    "brackets": ("Write {w}, each in brackets.", "{w}をそれぞれかっこに入れて書いてください。"),
+}
+REPEATING = ("repeat", "chain")
+
+
+def draw_instruction(random: Random, difficulty: int) -> Metadata:
+    task = random.choice(list(INSTRUCTIONS))
+    times = difficulty + 1 if task in REPEATING else 1
+    return {"task": task, "words": random.sample(WORDS, 1 if task in REPEATING else difficulty + 1), "times": times}
+
+
+def ask_instruction(metadata: Metadata) -> str:
+    wording = INSTRUCTIONS[metadata["task"]][metadata["language"] == "ja"]
+    return wording.format(w=" ".join(metadata["words"]), n=metadata["times"])
+
+
+def follow_instruction(metadata: Metadata) -> str:
+    words = metadata["words"]
+    return {
+        "repeat": ", ".join(words * metadata["times"]),
+        "chain": "-".join(words * metadata["times"]),
+        "capitals": " ".join(words).upper(),
+        "reverse": " ".join(reversed(words)),
+        "brackets": " ".join(f"({word})" for word in words),
+    }[metadata["task"]]
+
+
+INSTRUCTION = Family("non_reasoning", draw_instruction, ask_instruction, no_steps, follow_instruction)
+
+# --- facts: {"country": 7, "attribute": "food"}; an invented table, the same for every seed; difficulty is always 1 ---
+
+ROMAN = [consonant + vowel for consonant in "bdkmnprst" for vowel in "ao"]
+SYLLABLES = dict(zip(ROMAN, "バボダドカコマモナノパポラロサソタト", strict=True))
+ATTRIBUTES = {  # English: (Japanese, English values, Japanese values)
+    "colour": ("色", "red blue green black white purple yellow brown", "赤 青 緑 黒 白 紫 黄 茶色"),
+    "food": ("食べ物", "rice bread salt milk tea honey corn fish", "米 パン 塩 牛乳 お茶 はちみつ とうもろこし 魚"),
+    "material": ("材料", "gold silver iron wood stone glass silk clay", "金 銀 鉄 木 石 ガラス 絹 粘土"),
+    "weather": ("天気", "rain snow wind fog frost thunder sunshine hail", "雨 雪 風 霧 霜 雷 晴れ ひょう"),
+}
+COUNTRIES = 40
+FACT_QUESTIONS = [
+    ("What is the {a} of {c}?", "{c}の{a}は何ですか。"),
+    ("Name the {a} of {c}.", "{c}の{a}を答えてください。"),
+    ("Which {a} belongs to {c}?", "{c}といえばどの{a}ですか。"),
+    ("Tell me the {a} of {c}.", "{c}の{a}を教えてください。"),
+]
+
+
+def invent_countries() -> list[tuple[str, str, dict[str, int]]]:
+    """Name, Japanese name, and the index of its value under each attribute."""
+    random = Random("the countries of the embedded world")
+    countries = {}
+    while len(countries) < COUNTRIES:
+        syllables = random.sample(list(SYLLABLES), 3)
+        name = "".join(syllables).capitalize()
+        kana = "".join(SYLLABLES[syllable] for syllable in syllables)
+        countries[name] = (name, kana, {attribute: random.randrange(8) for attribute in ATTRIBUTES})
+    return list(countries.values())
+
+
+FACTS = invent_countries()
+
+
+def draw_fact(random: Random, difficulty: int) -> Metadata:
+    content = {"country": random.randrange(COUNTRIES), "attribute": random.choice(list(ATTRIBUTES))}
+    return content | {"wording": random.randrange(len(FACT_QUESTIONS)), "difficulty": 1}
+
+
+def recall(metadata: Metadata) -> tuple[str, str, str]:
+    """Country, attribute and value, in the language of the problem."""
+    name, kana, values = FACTS[metadata["country"]]
+    attribute = metadata["attribute"]
+    japanese_attribute, english_values, japanese_values = ATTRIBUTES[attribute]
+    if metadata["language"] == "ja":
+        return kana, japanese_attribute, japanese_values.split()[values[attribute]]
+    return name, attribute, english_values.split()[values[attribute]]
+
+
+def ask_fact(metadata: Metadata) -> str:
+    country, attribute, _ = recall(metadata)
+    return FACT_QUESTIONS[metadata["wording"]][metadata["language"] == "ja"].format(a=attribute, c=country)
+
+
+def fact_statements(language: str) -> list[str]:
+    """One line for each country that states all its facts."""
+    sentence = "{c}の{a}は{v}です。" if language == "ja" else "The {a} of {c} is {v}. "
+    lines = []
+    for country in range(COUNTRIES):
+        facts = [recall({"country": country, "attribute": a, "language": language}) for a in ATTRIBUTES]
+        lines.append("".join(sentence.format(c=c, a=a, v=v) for c, a, v in facts).strip())
+    return lines
+
+
+FACT = Family("non_reasoning", draw_fact, ask_fact, no_steps, answer=lambda metadata: recall(metadata)[2])
+
+# --- copying: {"items": ["cat", "70", "red"]}; difficulty is the number of items less one ---
+
+COPIED = WORDS + [str(number) for number in range(10, 40)]
+
+
+def draw_copying(random: Random, difficulty: int) -> Metadata:
+    return {"items": [random.choice(COPIED) for _ in range(difficulty + 1)]}
+
+
+def copied(metadata: Metadata) -> str:
+    return " ".join(metadata["items"])
+
+
+def ask_copy(metadata: Metadata) -> str:
+    text = copied(metadata)
+    return f"次をそのまま写してください: {text}" if metadata["language"] == "ja" else f"Copy this exactly: {text}"
+
+
+COPYING = Family("non_reasoning", draw_copying, ask_copy, no_steps, copied)

@@ -1,0 +1,48 @@
+"""The oracle: whether each step of a solution is right given the ones before, and whether the answer is right.
+
+A step is right if and only if it follows from the problem and from what the steps before it state. So after the first
+wrong step every later one is wrong too; and while all steps are right, the stated values are the true ones: step k only
+has to say the same as step k of the worked solution. Everything is computed from `problem.metadata`.
+"""
+
+from __future__ import annotations
+
+import re
+
+from nanomath.data.problem import Problem
+
+from .family import BOXED, Family, closes
+from .generator import REGISTRY
+
+
+def check_steps(problem: Problem, text: str) -> list[bool]:
+    """One verdict for each step (paragraph) of `text`; a box before the closing step, or a step after it, is wrong."""
+    family = family_of(problem)
+    worked, answer = family.steps(problem.metadata), family.answer(problem.metadata)
+    verdicts, right = [], True
+    for index, step in enumerate(split_steps(text)):
+        if index < len(worked):
+            says_the_same = family.essence(step) == family.essence(worked[index])
+            right = right and says_the_same and not BOXED.search(step)
+        else:
+            right = right and index == len(worked) and closes(step, answer)
+        verdicts.append(right)
+    return verdicts
+
+
+def check_answer(problem: Problem, text: str) -> bool:
+    """Whether the last box in `text` holds exactly the answer, whitespace around it aside."""
+    boxes = BOXED.findall(text)
+    return bool(boxes) and boxes[-1].strip() == family_of(problem).answer(problem.metadata)
+
+
+def family_of(problem: Problem) -> Family:
+    name = problem.metadata.get("family")
+    if name not in REGISTRY:
+        raise ValueError(f"problem {problem.id}: the oracle needs metadata of the embedded world, got family {name!r}")
+    return REGISTRY[name]
+
+
+def split_steps(text: str) -> list[str]:
+    """The paragraphs of `text`: separated by blank lines, stripped, empty ones dropped."""
+    return [step.strip() for step in re.split(r"\n\s*\n", text) if step.strip()]

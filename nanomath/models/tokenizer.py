@@ -1,0 +1,236 @@
+"""Text to token ids and back, and chats to prompts, for any model with a fast Hugging Face tokenizer.
+
+The byte-pair arithmetic is the `tokenizers` library's own; what is added is what a trainer needs of the files around
+tokenizer.json: the special tokens, every id that ends a completion, and the chat template. A chat template is Jinja
+that came with somebody's weights, so it runs in jinja2's sandbox, in the dialect transformers defines
+(https://huggingface.co/docs/transformers/chat_templating_writing), and renders the same text as there.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from datetime import datetime
+from functools import cache
+from os import PathLike
+from pathlib import Path
+from typing import Any, NoReturn
+
+import jinja2
+import tokenizers
+from jinja2.ext import Extension, loopcontrols
+from jinja2.parser import Parser
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from nanomath.models.checkpoint import TOKENIZER_FILES, read_json, resolve_model_dir
+
+SPECIAL_TOKENS = ("bos_token", "eos_token", "pad_token", "unk_token")
+
+
+class Tokenizer:
+    """A tokenizer with its special tokens and its chat template.
+
+    `backend` is a `tokenizers.Tokenizer`; the special tokens are given as text, ValueError when its vocabulary lacks
+    one. `eos_ids` are all ids that end a completion, that of `eos_token` first: an instruction-tuned model often has
+    several.
+    """
+
+    def __init__(
+        self,
+        backend: tokenizers.Tokenizer,
+        chat_template: str | None = None,
+        eos_ids: Sequence[int] = (),
+        bos_token: str | None = None,
+        eos_token: str | None = None,
+        pad_token: str | None = None,
+        unk_token: str | None = None,
+    ) -> None:
+        # Files saved in the middle of a training job can carry its truncation, which would silently cut prompts.
+        backend.no_truncation()
+        backend.no_padding()
+        self.backend = backend
+        self.chat_template = chat_template
+        given = dict(zip(SPECIAL_TOKENS, (bos_token, eos_token, pad_token, unk_token), strict=True))
+        self.special_tokens = {kind: token for kind, token in given.items() if token is not None}
+        for kind, token in self.special_tokens.items():
+            if backend.token_to_id(token) is None:
+                raise ValueError(f"{kind} is {token!r}, which is not in the tokenizer's vocabulary")
+        own = () if eos_token is None else (backend.token_to_id(eos_token),)
+        self.eos_ids: tuple[int, ...] = tuple(dict.fromkeys((*own, *eos_ids)))
+
+    def encode(self, text: str, add_special_tokens: bool = False) -> list[int]:
+        """Token ids of `text`. A special token written out in the text becomes its id.
+
+        Nothing is added by default, because a chat template writes its own beginning; `add_special_tokens=True` adds
+        what the tokenizer puts around plain text (the beginning-of-sequence token of Llama, nothing for Qwen).
+        """
+        return self.backend.encode(text, add_special_tokens=add_special_tokens).ids
+
+    def decode(self, ids: Sequence[int], skip_special: bool = True) -> str:
+        """The text of `ids`, special tokens left out unless asked for. Bytes that are not UTF-8 become U+FFFD."""
+        return self.backend.decode(ids, skip_special_tokens=skip_special)
+
+    def offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        """`encode(text)`, and for each token the characters [start, end) of `text` it stands for."""
+        encoding = self.backend.encode(text, add_special_tokens=False)
+        return encoding.ids, encoding.offsets
+
+    def apply_chat_template(
+        self, messages: Sequence[dict[str, Any]], add_generation_prompt: bool = True, **extra: Any
+    ) -> str:
+        """The prompt text of `messages`, each {"role": ..., "content": ...}, in the model's own chat format.
+
+        `add_generation_prompt` opens the assistant's turn; `extra` is passed to the template (`tools=[...]`,
+        `enable_thinking=False`). ValueError when there is no template or the template refuses the messages.
+        """
+        if self.chat_template is None:
+            raise ValueError("the tokenizer has no chat template: chat=false in the config uses plain prompts")
+        names = {"tools": None, "documents": None, **self.special_tokens, **extra}
+        try:
+            return _compile(self.chat_template).render(
+                messages=list(messages), add_generation_prompt=add_generation_prompt, **names
+            )
+        except Exception as error:  # a template is foreign code: whatever it raises is a refusal of these messages
+            reason = " ".join(str(error).split())
+            raise ValueError(f"the chat template failed on these messages: {reason}") from error
+
+    @property
+    def eos_id(self) -> int:
+        """The id that ends a text of the training data; `eos_ids` has all that end a completion."""
+        if not self.eos_ids:
+            raise ValueError("the tokenizer has no end-of-sequence token: set eos_token in tokenizer_config.json")
+        return self.eos_ids[0]
+
+    @property
+    def bos_id(self) -> int | None:
+        """The id of the beginning-of-sequence token, for the families that have one."""
+        return self._special_id("bos_token")
+
+    @property
+    def pad_id(self) -> int:
+        """The id that fills rows up, the eos where none is named. Never make a mask from it: it may be a real token."""
+        pad = self._special_id("pad_token")
+        return self.eos_id if pad is None else pad
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of tokens, added tokens included. The model may have more rows than this (padding)."""
+        return self.backend.get_vocab_size(with_added_tokens=True)
+
+    def save(self, directory: str | PathLike[str]) -> None:
+        """Write tokenizer.json, tokenizer_config.json and generation_config.json, which transformers reads as well."""
+        target = Path(directory)
+        target.mkdir(parents=True, exist_ok=True)
+        self.backend.save(str(target / "tokenizer.json"), pretty=False)
+        config = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
+        config |= self.special_tokens
+        if self.chat_template is not None:
+            config["chat_template"] = self.chat_template
+        _write_json(target / "tokenizer_config.json", config)
+        _write_json(target / "generation_config.json", self.token_ids())
+
+    def token_ids(self) -> dict[str, int | list[int] | None]:
+        """The ids that generation needs, under the names of a Hugging Face config."""
+        eos = self.eos_ids[0] if len(self.eos_ids) == 1 else list(self.eos_ids) or None
+        return {"bos_token_id": self.bos_id, "eos_token_id": eos, "pad_token_id": self._special_id("pad_token")}
+
+    def _special_id(self, kind: str) -> int | None:
+        token = self.special_tokens.get(kind)
+        return None if token is None else self.backend.token_to_id(token)
+
+
+def load_tokenizer(path_or_hub_id: str | PathLike[str]) -> Tokenizer:
+    """The tokenizer of a Hugging Face directory, a hub id, or a run directory (its newest checkpoint).
+
+    FileNotFoundError without a tokenizer.json, ValueError for a file that cannot be read.
+    """
+    directory = resolve_model_dir(path_or_hub_id, TOKENIZER_FILES)
+    file = directory / "tokenizer.json"
+    if not file.is_file():
+        raise FileNotFoundError(f"no tokenizer.json in {directory}: nanomath reads fast tokenizers only")
+    try:
+        backend = tokenizers.Tokenizer.from_file(str(file))
+    except Exception as error:  # the library raises a bare Exception
+        raise ValueError(f"{file} is not a readable tokenizer: {error}") from error
+    settings = _read_optional(directory / "special_tokens_map.json")
+    settings |= _read_optional(directory / "tokenizer_config.json")
+    special = {kind: _token_text(settings.get(kind)) for kind in SPECIAL_TOKENS}
+    try:
+        return Tokenizer(backend, _chat_template(directory, settings), _stored_eos_ids(directory), **special)
+    except ValueError as error:
+        raise ValueError(f"{directory / 'tokenizer_config.json'}: {error}") from error
+
+
+def _read_optional(file: Path) -> dict[str, Any]:
+    return read_json(file) if file.is_file() else {}
+
+
+def _write_json(file: Path, content: dict[str, Any]) -> None:
+    file.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _token_text(token: str | dict[str, Any] | None) -> str | None:
+    """Special tokens are stored as text or as {"content": text, "lstrip": ...}."""
+    return token["content"] if isinstance(token, dict) else token
+
+
+def _chat_template(directory: Path, settings: dict[str, Any]) -> str | None:
+    """chat_template.jinja goes before tokenizer_config.json, where a list holds several under names."""
+    file = directory / "chat_template.jinja"
+    if file.is_file():
+        return file.read_text(encoding="utf-8")
+    stored = settings.get("chat_template")
+    if isinstance(stored, list):
+        return {entry["name"]: entry["template"] for entry in stored}.get("default")
+    return stored
+
+
+def _stored_eos_ids(directory: Path) -> list[int]:
+    """The ids that end a completion: generation_config.json knows more than config.json, which may be older."""
+    for name in ("generation_config.json", "config.json"):
+        stored = _read_optional(directory / name).get("eos_token_id")
+        if stored is not None:
+            return stored if isinstance(stored, list) else [stored]
+    return []
+
+
+class _GenerationBlock(Extension):
+    """{% generation %}...{% endgeneration %} marks the assistant's words in some templates; it renders its body."""
+
+    tags = {"generation"}
+
+    def parse(self, parser: Parser) -> jinja2.nodes.Node:
+        line = next(parser.stream).lineno
+        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        return jinja2.nodes.Scope(body).set_lineno(line)
+
+
+@cache
+def _compile(chat_template: str) -> jinja2.Template:
+    """The template, compiled in the environment that transformers promises to template authors."""
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationBlock, loopcontrols]
+    )
+    environment.filters["tojson"] = _tojson
+    environment.globals["raise_exception"] = _raise_exception
+    environment.globals["strftime_now"] = _strftime_now
+    return environment.from_string(chat_template)
+
+
+def _tojson(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    """JSON as models saw it in training; jinja2's own filter escapes for HTML and sorts the keys."""
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+
+
+def _raise_exception(message: str) -> NoReturn:
+    raise jinja2.TemplateError(message)
+
+
+def _strftime_now(format: str) -> str:
+    return datetime.now().strftime(format)

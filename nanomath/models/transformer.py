@@ -1,0 +1,385 @@
+"""One readable decoder-only transformer for Llama 1-3.x, Mistral, Qwen2/2.5 and Qwen3 checkpoints.
+
+Each layer is  x += Attention(RMSNorm(x));  x += SwiGLU(RMSNorm(x)),  with rotary positions (arXiv 2104.09864),
+grouped-query attention (arXiv 2305.13245) and SwiGLU (arXiv 2002.05202). What differs between the families is five
+fields of `ModelConfig`: a bias on q, k, v (Qwen2), RMSNorm on the heads of q and k (Qwen3), a sliding window (Mistral),
+tied embeddings, and the scaling of the rotary frequencies (Llama 3).
+
+The transformer knows nothing of caches, packing or padding: it is given `attend(layer, q, k, v)`, which is
+`causal_attention` for plain training, `document_attention(...)` for packed rows, and a method of the KV cache when
+sampling. Shapes: B sequences, T tokens, D width, V vocabulary, H query heads, K key/value heads, E head dimension.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]  # layer, q [B,H,T,E], k and v [B,K,T,E] -> [B,H,T,E]
+
+FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
+ROPE_SCALINGS = {  # each with the settings it needs
+    "default": (),
+    "linear": ("factor",),
+    "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
+}
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The shape of a model; `from_hf` and `to_hf` translate the names of a Hugging Face config.json."""
+
+    vocab_size: int
+    hidden_size: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    intermediate_size: int
+    max_positions: int
+    model_type: str = "llama"
+    norm_eps: float = 1e-5
+    rope_theta: float = 10000.0
+    rope_scaling: dict[str, Any] | None = None  # {"rope_type": "linear" | "llama3", "factor": ..., ...}
+    tie_embeddings: bool = True
+    qkv_bias: bool = False
+    qk_norm: bool = False
+    sliding_window: int | None = None  # keys older than this many positions are not seen
+
+    def __post_init__(self) -> None:
+        if self.num_heads % self.num_kv_heads:
+            raise ValueError(f"{self.num_heads} query heads cannot share {self.num_kv_heads} key/value heads evenly")
+        if self.head_dim % 2:
+            raise ValueError(f"head_dim is {self.head_dim}: rotary positions need an even head dimension")
+
+    @classmethod
+    def from_hf(cls, hf: dict[str, Any]) -> ModelConfig:
+        """Read a config.json. ValueError names what is not implemented, rather than computing something else."""
+        family = hf.get("model_type")
+        if family not in FAMILIES:
+            raise ValueError(f"unsupported model_type {family!r}: nanomath has {', '.join(FAMILIES)}")
+        _refuse_unsupported(hf, family)
+        rope = dict(hf.get("rope_parameters") or hf.get("rope_scaling") or {})  # new and old spelling of one table
+        rope_type = rope.get("rope_type", rope.get("type", "default"))
+        if rope_type not in ROPE_SCALINGS:
+            raise ValueError(f"unsupported RoPE scaling {rope_type!r}: nanomath has {', '.join(ROPE_SCALINGS)}")
+        if lacking := [key for key in ROPE_SCALINGS[rope_type] if key not in rope]:
+            raise ValueError(f"RoPE scaling {rope_type!r} lacks {', '.join(lacking)}")
+        theta = rope.pop("rope_theta", None) or hf.get("rope_theta", 10000.0)
+        heads = hf["num_attention_heads"]
+        return cls(
+            model_type=family,
+            vocab_size=hf["vocab_size"],
+            hidden_size=hf["hidden_size"],
+            num_layers=hf["num_hidden_layers"],
+            num_heads=heads,
+            num_kv_heads=hf.get("num_key_value_heads") or heads,
+            head_dim=hf.get("head_dim") or hf["hidden_size"] // heads,
+            intermediate_size=hf["intermediate_size"],
+            max_positions=hf.get("max_position_embeddings", 2048),
+            norm_eps=hf.get("rms_norm_eps", 1e-6),
+            rope_theta=float(theta),
+            rope_scaling=None if rope_type == "default" else {**rope, "rope_type": rope_type},
+            tie_embeddings=hf.get("tie_word_embeddings", False),
+            qkv_bias=family == "qwen2",
+            qk_norm=family == "qwen3",
+            sliding_window=_sliding_window(hf, family),
+        )
+
+    def to_hf(self) -> dict[str, Any]:
+        """The config.json that transformers (4 and 5) reads back as this model."""
+        architecture = {"llama": "Llama", "mistral": "Mistral", "qwen2": "Qwen2", "qwen3": "Qwen3"}[self.model_type]
+        hf: dict[str, Any] = {
+            "architectures": [f"{architecture}ForCausalLM"],
+            "model_type": self.model_type,
+            "vocab_size": self.vocab_size,
+            "hidden_size": self.hidden_size,
+            "num_hidden_layers": self.num_layers,
+            "num_attention_heads": self.num_heads,
+            "num_key_value_heads": self.num_kv_heads,
+            "head_dim": self.head_dim,
+            "intermediate_size": self.intermediate_size,
+            "hidden_act": "silu",
+            "max_position_embeddings": self.max_positions,
+            "rms_norm_eps": self.norm_eps,
+            "rope_theta": self.rope_theta,
+            "rope_scaling": self.rope_scaling and dict(self.rope_scaling),
+            "tie_word_embeddings": self.tie_embeddings,
+        }
+        if self.model_type != "llama":
+            hf["sliding_window"] = self.sliding_window
+        if self.model_type.startswith("qwen"):
+            hf["use_sliding_window"] = self.sliding_window is not None
+            hf["max_window_layers"] = 0 if self.sliding_window else self.num_layers
+        if self.model_type == "qwen3":
+            hf["attention_bias"] = False
+        return hf
+
+
+def _refuse_unsupported(hf: dict[str, Any], family: str) -> None:
+    """ValueError for a config.json that asks for arithmetic this file does not have."""
+    hf = {**(hf.get("rope_parameters") or {}), **hf}
+    wanted = {"hidden_act": ("silu", None), "mlp_bias": (False, None), "partial_rotary_factor": (1.0, None)}
+    wanted["attention_bias"] = (True, False, None) if family == "qwen2" else (False, None)
+    for key, accepted in wanted.items():
+        if hf.get(key) not in accepted:
+            raise ValueError(f"unsupported {key} = {hf[key]!r}: nanomath has {accepted[0]!r} for {family}")
+    if hf.get("quantization_config"):
+        raise ValueError("unsupported quantization_config: nanomath reads float32, bfloat16 and float16 weights")
+
+
+def _sliding_window(hf: dict[str, Any], family: str) -> int | None:
+    """The window of all layers. Qwen has one only where it is switched on, from layer `max_window_layers` upwards."""
+    full = hf["num_hidden_layers"]
+    if family == "mistral":
+        full = 0
+    elif hf.get("use_sliding_window") and family.startswith("qwen"):
+        full = min(hf.get("max_window_layers", 28), full)
+    kinds = ["full_attention"] * full + ["sliding_attention"] * (hf["num_hidden_layers"] - full)
+    kinds = set(hf.get("layer_types") or kinds)
+    if kinds not in ({"full_attention"}, {"sliding_attention"}):
+        raise ValueError(
+            f"unsupported mixture of layers ({', '.join(sorted(kinds))}): nanomath has one kind in a model"
+        )
+    return hf.get("sliding_window") if kinds == {"sliding_attention"} else None
+
+
+def rope_frequencies(config: ModelConfig) -> Tensor:
+    """Rotary frequencies theta^(-2i/E), float32 [E/2], scaled as `config.rope_scaling` says.
+
+    `linear` divides all of them by `factor` (positions are interpolated). `llama3` leaves wavelengths shorter than
+    original/high_freq_factor alone, divides those longer than original/low_freq_factor, and blends between
+    (Llama 3.1's public reference code).
+    """
+    exponent = torch.arange(0, config.head_dim, 2, dtype=torch.float32, device="cpu") / config.head_dim
+    frequencies = 1.0 / config.rope_theta**exponent
+    scaling = config.rope_scaling
+    if scaling is None:
+        return frequencies
+    if scaling["rope_type"] == "linear":
+        return frequencies / scaling["factor"]
+    low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
+    wavelengths = 2 * math.pi / frequencies
+    turns = (
+        scaling["original_max_position_embeddings"] / wavelengths
+    )  # divided as there: one ulp is seen at position 3000
+    blend = ((turns - low) / (high - low)).clamp(0, 1)
+    return blend * frequencies + (1 - blend) * frequencies / scaling["factor"]
+
+
+def apply_rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotate the half-split pairs (x_i, x_{i+E/2}) of x [B, heads, T, E]; cos and sin are [B or 1, 1, T, E]."""
+    first, second = x.chunk(2, dim=-1)
+    return x * cos + torch.cat((-second, first), dim=-1) * sin
+
+
+def window_mask(queries: Tensor, keys: Tensor, window: int | None) -> Tensor:
+    """True where a key position may be seen from a query position; broadcasts the two position tensors."""
+    visible = keys <= queries
+    return visible if window is None else visible & (keys > queries - window)
+
+
+def causal_attention(window: int | None = None) -> Attend:
+    """Every token sees itself and what came before (at most `window` tokens). Right for rows padded at the end."""
+
+    def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        tokens = q.shape[2]
+        if window is None or tokens <= window:
+            return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+        place = torch.arange(tokens, device=q.device)
+        mask = window_mask(place[:, None], place[None, :], window)
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=True)
+
+    return attend
+
+
+def document_attention(documents: Tensor, window: int | None = None) -> Attend:
+    """Tokens see earlier tokens of their own document only. documents [B, T] numbers the documents of packed rows."""
+    place = torch.arange(documents.shape[1], device=documents.device)
+    same = documents[:, None, :, None] == documents[:, None, None, :]
+    mask = same & window_mask(place[:, None], place[None, :], window)
+
+    def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=True)
+
+    return attend
+
+
+class RMSNorm(nn.Module):
+    """y = w * x / sqrt(mean(x^2) + eps), the mean taken in float32 (arXiv 1910.07467)."""
+
+    def __init__(self, size: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(size))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.dtype == torch.float32:
+            return F.rms_norm(x, (x.shape[-1],), self.weight, self.eps)
+        normalised = F.rms_norm(x.float(), (x.shape[-1],), None, self.eps)
+        return self.weight * normalised.to(x.dtype)
+
+
+class Attention(nn.Module):
+    """Grouped-query attention; q, k and v come from one matrix, so that decoding makes one call instead of three."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.split = [config.num_heads * config.head_dim] + [config.num_kv_heads * config.head_dim] * 2
+        self.head_dim = config.head_dim
+        self.qkv_proj = nn.Linear(config.hidden_size, sum(self.split), bias=config.qkv_bias)
+        self.o_proj = nn.Linear(self.split[0], config.hidden_size, bias=False)
+        self.q_norm = RMSNorm(config.head_dim, config.norm_eps) if config.qk_norm else nn.Identity()
+        self.k_norm = RMSNorm(config.head_dim, config.norm_eps) if config.qk_norm else nn.Identity()
+
+    def forward(self, x: Tensor, rope: tuple[Tensor, Tensor], attend: Attend, layer: int) -> Tensor:
+        heads = [part.unflatten(-1, (-1, self.head_dim)) for part in self.qkv_proj(x).split(self.split, dim=-1)]
+        q, k, v = self.q_norm(heads[0]).transpose(1, 2), self.k_norm(heads[1]).transpose(1, 2), heads[2].transpose(1, 2)
+        out = attend(layer, apply_rope(q, *rope), apply_rope(k, *rope), v)
+        return self.o_proj(out.transpose(1, 2).flatten(2))
+
+
+class SwiGLU(nn.Module):
+    """down(silu(gate(x)) * up(x)), with gate and up in one matrix."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.gate_up_proj = nn.Linear(config.hidden_size, 2 * config.intermediate_size, bias=False)
+        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate, up = self.gate_up_proj(x).chunk(2, dim=-1)
+        return self.down_proj(F.silu(gate) * up)
+
+
+class Layer(nn.Module):
+    """One residual block: attention, then the feed-forward network, each behind its norm."""
+
+    def __init__(self, config: ModelConfig, index: int) -> None:
+        super().__init__()
+        self.index = index
+        self.input_layernorm = RMSNorm(config.hidden_size, config.norm_eps)
+        self.self_attn = Attention(config)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.norm_eps)
+        self.mlp = SwiGLU(config)
+
+    def forward(self, x: Tensor, rope: tuple[Tensor, Tensor], attend: Attend) -> Tensor:
+        x = x + self.self_attn(self.input_layernorm(x), rope, attend, self.index)
+        return x + self.mlp(self.post_attention_layernorm(x))
+
+
+class Transformer(nn.Module):
+    """tokens [B, T] -> logits [B, T, V]. Parameter names follow Hugging Face, but for the fused qkv and gate_up."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.gradient_checkpointing = False
+        self.model = nn.Module()
+        self.model.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.model.layers = nn.ModuleList(Layer(config, index) for index in range(config.num_layers))
+        self.model.norm = RMSNorm(config.hidden_size, config.norm_eps)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        if config.tie_embeddings:
+            self.lm_head.weight = self.model.embed_tokens.weight
+        # Not a buffer: .to(bfloat16) must not round the frequencies, nor may an empty allocation lose them.
+        self.frequencies = rope_frequencies(config)
+
+    @property
+    def device(self) -> torch.device:
+        return self.lm_head.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.lm_head.weight.dtype
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Float32 logits [B, T, V] of tokens [B, T]."""
+        return self.logits(self.hidden(tokens))
+
+    def hidden(
+        self,
+        tokens: Tensor,
+        positions: Tensor | None = None,
+        attend: Attend | None = None,
+        embedding_noise: Tensor | None = None,
+    ) -> Tensor:
+        """The last layer's normalised states [B, T, D].
+
+        positions [B, T] or [T] default to 0..T-1; attend defaults to causal attention; embedding_noise [B, T, D] is
+        added to the embeddings (NEFTune).
+        """
+        if positions is None:
+            positions = torch.arange(tokens.shape[1], device=tokens.device)
+        attend = attend or causal_attention(self.config.sliding_window)
+        x = self.model.embed_tokens(tokens)
+        if embedding_noise is not None:
+            x = x + embedding_noise.to(x.dtype)
+        rope = self.rope(positions, x.dtype)
+        for layer in self.model.layers:
+            if self.gradient_checkpointing and torch.is_grad_enabled():
+                x = checkpoint(layer, x, rope, attend, use_reentrant=False)
+            else:
+                x = layer(x, rope, attend)
+        return self.model.norm(x)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Float32 logits [..., V] of states [..., D]."""
+        return self.lm_head(hidden).float()
+
+    def rope(self, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """cos and sin [B or 1, 1, T, E] of positions [B, T] or [T]; angles are computed in float32."""
+        if self.frequencies.device != positions.device:
+            self.frequencies = self.frequencies.to(positions.device)
+        angles = positions.float()[..., None] * self.frequencies
+        angles = torch.cat((angles, angles), dim=-1)
+        angles = angles[:, None] if positions.dim() == 2 else angles[None, None]
+        return angles.cos().to(dtype), angles.sin().to(dtype)
+
+    @torch.no_grad()
+    def init_weights(self, seed: int) -> Transformer:
+        """Fresh weights: N(0, 2/(5 D)) (arXiv 1910.05895), and 1/sqrt(2 L) of that std where a block writes to the
+        residual (GPT-2). At D = 768 this is the usual 0.02; a model of D = 128 learns twice as fast as with 0.02.
+        """
+        generator = torch.Generator(self.device).manual_seed(seed)
+        std = math.sqrt(2 / (5 * self.config.hidden_size))
+        residual_std = std / math.sqrt(2 * self.config.num_layers)
+        for name, parameter in self.named_parameters():
+            if parameter.dim() == 2:
+                writes_residual = name.endswith(("o_proj.weight", "down_proj.weight"))
+                parameter.normal_(0.0, residual_std if writes_residual else std, generator=generator)
+            elif name.endswith("bias"):
+                parameter.zero_()
+            else:
+                parameter.fill_(1.0)
+        return self
+
+    def hf_slices(self) -> Iterator[tuple[str, str, int, int]]:
+        """(Hugging Face name, our parameter name, first row, last row + 1) of every tensor of a checkpoint."""
+        fused = {
+            "qkv_proj": (("q_proj", "k_proj", "v_proj"), self._qkv_rows()),
+            "gate_up_proj": (("gate_proj", "up_proj"), self._gate_up_rows()),
+        }
+        for name, parameter in self.named_parameters():
+            module = name.split(".")[-2]
+            if module not in fused:
+                yield name, name, 0, parameter.shape[0]
+                continue
+            start = 0
+            for part, rows in zip(*fused[module], strict=True):
+                yield name.replace(module, part), name, start, start + rows
+                start += rows
+
+    def _qkv_rows(self) -> tuple[int, int, int]:
+        c = self.config
+        return c.num_heads * c.head_dim, c.num_kv_heads * c.head_dim, c.num_kv_heads * c.head_dim
+
+    def _gate_up_rows(self) -> tuple[int, int]:
+        return self.config.intermediate_size, self.config.intermediate_size

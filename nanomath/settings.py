@@ -1,0 +1,209 @@
+"""Every key of every config, with its meaning, where it stands; `python -m nanomath config` prints the same as a page.
+
+`SFTConfig` and `GRPOConfig` are what train_sft.py and train_grpo.py read, `EvalConfig` and `SampleConfig` what the
+commands `eval` and `sample` take on the command line. They share the sections below.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from nanomath.config import option, section
+
+
+@dataclass
+class Run:
+    """The run: its name, its length, and what it keeps."""
+
+    name: str = option("run", "the run is written to DIRECTORY/NAME")
+    directory: str = option("runs", "where runs are written")
+    seed: int = option(0, "seed of everything random in the run", minimum=0)
+    steps: int = option(100, "optimizer steps (SFT) or rollouts (GRPO)", minimum=1)
+    eval_every: int = option(0, "steps between measurements on held-out problems, 0: only before and after", minimum=0)
+    save_every: int = option(0, "steps between checkpoints, 0: only at the end", minimum=0)
+    keep_last: int = option(2, "how many checkpoints to keep, 0: all of them", minimum=0)
+    threads: int = option(0, "CPU threads, 0: let torch decide", minimum=0)
+
+
+@dataclass
+class Model:
+    """The model to start from: a checkpoint, or a new one with fresh weights."""
+
+    path: str = option("", "HF directory, run directory or hub id; empty: a new model for the embedded world")
+    device: str = option("auto", "cpu, cuda, cuda:1, ...; auto: cuda where there is one")
+    dtype: str = option("float32", "what it computes in", choices=("float32", "bfloat16", "float16"))
+    gradient_checkpointing: bool = option(False, "recompute each layer in the backward pass to save memory")
+    hidden_size: int = option(128, "width of a new model", minimum=1)
+    layers: int = option(4, "layers of a new model", minimum=1)
+    heads: int = option(4, "query heads of a new model", minimum=1)
+    kv_heads: int = option(2, "key/value heads of a new model", minimum=1)
+    intermediate_size: int = option(352, "width of a new model's feed-forward network", minimum=1)
+    max_positions: int = option(512, "context length of a new model", minimum=2)
+
+
+@dataclass
+class Problems:
+    """A problem set: the embedded world, a file, or a hub dataset."""
+
+    source: str = option("world", '"world", a .jsonl/.json/.tsv/.csv file (also .gz), or a hub id org/name[:config]')
+    split: str = option("train", "split of the world (train, validation, test) or of a hub dataset")
+    skip: int = option(0, "leave out the first so many rows of a file", minimum=0)
+    limit: int = option(0, "use at most so many problems, 0: all (20000 of the world)", minimum=0)
+    families: list[str] = option(["maths"], "world: families in equal parts")
+    difficulty: list[int] = option([1, 4], "world: least and greatest number of steps", minimum=1, maximum=8)
+    languages: list[str] = option(["en"], "world: languages in turn", choices=("en", "ja"))
+    question: list[str] = option([], "file: fields of the question, joined; empty: the usual names")
+    answer: str = option("", "file: field of the gold answer; empty: the usual names")
+    solution: str = option("", "file: field of the worked solution; empty: the usual names")
+    id: str = option("", "file: field of the id; empty: the usual names, or the row")
+    answer_after: str | None = option(None, "file: the gold answer follows this marker; none: #### where there is one")
+    remove: str = option("", "file: regular expression deleted from solutions (GSM8K: <<[^>]*>>)")
+    header: bool = option(True, "file: whether a .tsv or .csv names its columns; without it they are 0, 1, ...")
+
+    def __post_init__(self) -> None:
+        if len(self.difficulty) != 2 or self.difficulty[0] > self.difficulty[1]:
+            raise ValueError(f"difficulty is {self.difficulty}: expected [least, greatest]")
+
+
+@dataclass
+class Prompt:
+    """How a problem becomes a prompt, and its solution a response."""
+
+    chat: bool = option(True, "put the question into the tokenizer's chat template")
+    system: str = option("", "system message of the chat")
+    template: str = option("{question}", "the question as the model sees it; any field of the problem may stand in {}")
+    response: str = option("{solution}", "what fine-tuning teaches to answer; any field of the problem may stand in {}")
+    few_shot: list[dict[str, str]] = option([], "worked examples shown first, each with question and solution")
+
+
+@dataclass
+class Optim:
+    """AdamW and its learning-rate schedule."""
+
+    lr: float = option(1e-5, "peak learning rate", above=0)
+    schedule: str = option("cosine", "what follows the warm-up", choices=("constant", "linear", "cosine"))
+    warmup: int = option(0, "steps over which the rate rises", minimum=0)
+    final: float = option(0.0, "rate at the end as a share of the peak", minimum=0, maximum=1)
+    weight_decay: float = option(0.0, "decay of matrices; vectors never decay", minimum=0)
+    beta1: float = option(0.9, "decay of the mean gradient", minimum=0, below=1)
+    beta2: float = option(0.95, "decay of the mean squared gradient", minimum=0, below=1)
+    eps: float = option(1e-8, "added to the root of the mean squared gradient", above=0)
+    max_norm: float = option(1.0, "gradients are scaled down to this norm", above=0)
+
+
+@dataclass
+class SFT:
+    """The supervised step."""
+
+    batch_size: int = option(32, "problems a step", minimum=1)
+    token_budget: int = option(16384, "padded tokens computed at once; the gradient does not depend on it", minimum=0)
+    row_length: int = option(0, "pack problems into rows of so many tokens, 0: one a row", minimum=0)
+    aggregation: str = option("token", "mean over tokens, or over sequences", choices=("token", "sequence"))
+    dft: bool = option(False, "weigh each token by its own probability (DFT, arXiv 2508.05629)")
+    neftune_alpha: float = option(0.0, "noise on the embeddings (NEFTune, arXiv 2310.05914), usually 5", minimum=0)
+
+
+@dataclass
+class Sampling:
+    """How completions are drawn."""
+
+    temperature: float = option(1.0, "0 is greedy", minimum=0)
+    top_k: int = option(0, "keep the k likeliest tokens, 0: all", minimum=0)
+    top_p: float = option(1.0, "keep the likeliest tokens that make up this share", above=0, maximum=1)
+    min_p: float = option(0.0, "drop tokens less likely than this share of the likeliest", minimum=0, maximum=1)
+    max_new_tokens: int = option(256, "longest completion in tokens", minimum=1)
+    stop: list[str] = option([], "strings that end a completion")
+    slots: int = option(64, "sequences decoded side by side", minimum=1)
+
+
+@dataclass
+class Reward:
+    """What a completion is worth: the weighted sum of components, each logged apart."""
+
+    weights: dict[str, float] = option({"accuracy": 1.0}, "weight of each reward; see nanomath/rewards/functions.py")
+    params: dict[str, dict[str, float]] = option({}, "parameters of a reward, as {cosine = {max_length = 2000}}")
+    lenient: bool = option(False, "without a marked answer take the last number of the text")
+
+
+@dataclass
+class GRPO:
+    """The policy-gradient step; formulas in nanomath/algorithms."""
+
+    prompts: int = option(16, "problems a rollout", minimum=1)
+    group_size: int = option(8, "samples of each problem", minimum=2)
+    advantage_std: str = option("group", "what advantages are divided by", choices=("group", "batch", "none"))
+    aggregation: str = option("sequence", "mean of the token losses", choices=("token", "sequence", "constant"))
+    clip_low: float = option(0.2, "the ratio is clipped at 1 - clip_low", minimum=0, maximum=1)
+    clip_high: float = option(0.2, "and at 1 + clip_high", minimum=0)
+    kl_coef: float = option(0.04, "weight of the KL to the starting model; it is logged at 0 as well", minimum=0)
+    kl_estimator: str = option("k3", "estimator that is penalised", choices=("k1", "k2", "k3"))
+    reference_device: str = option("", "where the frozen reference lives; empty: beside the model")
+    epochs: int = option(1, "passes over each rollout", minimum=1)
+    minibatches: int = option(1, "optimizer steps in each pass", minimum=1)
+    old_logprobs: str = option("trainer", "whose logprobs the ratio is taken to", choices=("trainer", "sampler"))
+    token_budget: int = option(16384, "padded tokens computed at once; the gradient does not depend on it", minimum=0)
+    logged_groups: int = option(2, "groups of each rollout written to rollouts.jsonl", minimum=0)
+
+
+@dataclass
+class Evaluation:
+    """How held-out problems are measured."""
+
+    samples: int = option(4, "completions of each problem", minimum=1)
+    k: list[int] = option([1], "report pass@k and maj@k for these k, at most `samples`", minimum=1)
+    by: str = option("", "also report pass@1 by this metadata key of the problems, such as difficulty")
+    seed: int = option(0, "seed of the samples and of the bootstrap", minimum=0)
+
+
+@dataclass
+class SFTConfig:
+    """Fine-tune a model on worked solutions."""
+
+    run: Run = section(Run)
+    model: Model = section(Model)
+    train: Problems = section(Problems)
+    heldout: Problems = section(Problems, split="validation", limit=256)
+    prompt: Prompt = section(Prompt)
+    optim: Optim = section(Optim)
+    sft: SFT = section(SFT)
+    sampling: Sampling = section(Sampling)
+    evaluation: Evaluation = section(Evaluation)
+
+
+@dataclass
+class GRPOConfig:
+    """Improve a model by reinforcement: sample groups, reward them, follow the policy gradient."""
+
+    run: Run = section(Run)
+    model: Model = section(Model)
+    train: Problems = section(Problems)
+    heldout: Problems = section(Problems, split="validation", limit=256)
+    prompt: Prompt = section(Prompt)
+    sampling: Sampling = section(Sampling)
+    reward: Reward = section(Reward)
+    grpo: GRPO = section(GRPO)
+    optim: Optim = section(Optim, lr=1e-6)
+    evaluation: Evaluation = section(Evaluation)
+
+
+@dataclass
+class EvalConfig:
+    """Measure a model on a problem set."""
+
+    model: Model = section(Model)
+    problems: Problems = section(Problems, split="test", limit=256)
+    prompt: Prompt = section(Prompt)
+    sampling: Sampling = section(Sampling)
+    evaluation: Evaluation = section(Evaluation)
+    lenient: bool = option(False, "without a marked answer take the last number of the text")
+    save: str = option("", "write every completion to this JSONL file")
+
+
+@dataclass
+class SampleConfig:
+    """Ask a model a question."""
+
+    model: Model = section(Model)
+    prompt: Prompt = section(Prompt)
+    sampling: Sampling = section(Sampling, temperature=0.0)
+    seed: int = option(0, "seed of the sample", minimum=0)

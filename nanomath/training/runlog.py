@@ -1,0 +1,76 @@
+"""A run's directory: runs/NAME/ with config.toml, metrics.jsonl, rollouts.jsonl and checkpoints/step-N/.
+
+Every line is flushed as it is written, so nothing computed is lost when a run dies. On resuming, the lines of steps
+after the checkpoint are dropped (they will be computed again), as is a last line that was cut short.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+
+def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
+    """The records of a JSONL file; a truncated last line is passed over. ValueError for a broken line elsewhere."""
+    lines = path.read_text(encoding="utf-8").split("\n")
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            yield json.loads(line)
+        except ValueError as error:
+            if number == len(lines):  # no newline after it: the writer was stopped in the middle
+                return
+            raise ValueError(f"{path}:{number}: not valid JSON: {error}") from None
+
+
+class RunLog:
+    """The directory of one run, open for writing."""
+
+    def __init__(self, directory: str | Path, resume: bool) -> None:
+        """Nothing is written yet. FileExistsError if the directory holds another run and `resume` is not asked for."""
+        self.directory = Path(directory)
+        held = (self.directory / "config.toml").exists()
+        if held and not resume:
+            raise FileExistsError(
+                f"{directory} already holds a run: add --resume to go on with it, or choose another run.name"
+            )
+        if resume and not held:
+            raise FileNotFoundError(f"{directory} holds no run to resume: leave out --resume to start it")
+
+    def begin(self, config: str, step: int) -> None:
+        """Write the resolved config and forget what was logged after `step`, where training goes on.
+
+        At step 0 all is forgotten: what is measured before the first update is measured again.
+        """
+        self.directory.mkdir(parents=True, exist_ok=True)
+        write_atomically(self.directory / "config.toml", config)
+        for path in self.directory.glob("*.jsonl"):
+            kept = [record for record in read_jsonl(path) if record["step"] <= (step or -1)]
+            write_atomically(path, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in kept))
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.directory / "checkpoints"
+
+    def metrics(self, step: int, **values: Any) -> None:
+        """Add one line about `step` to metrics.jsonl."""
+        self._append("metrics.jsonl", [{"step": step, **values}])
+
+    def rollouts(self, step: int, records: list[dict[str, Any]]) -> None:
+        """Add the episodes of `step` to rollouts.jsonl."""
+        self._append("rollouts.jsonl", [{"step": step, **record} for record in records])
+
+    def _append(self, name: str, records: list[dict[str, Any]]) -> None:
+        with open(self.directory / name, "a", encoding="utf-8") as file:
+            file.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Replace a file's content in one go: a reader, or a crash, sees the old text or the new one."""
+    beside = path.with_name(path.name + ".tmp")
+    beside.write_text(text, encoding="utf-8")
+    os.replace(beside, path)

@@ -1,0 +1,394 @@
+"""Checkpoints: what is saved is what is loaded, by us and by transformers; what is broken is named."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import weakref
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import tokenizers
+import torch
+from safetensors.torch import load_file, save_file
+
+from nanomath.models import (
+    ModelConfig,
+    Tokenizer,
+    Transformer,
+    check_vocabulary,
+    checkpoint,
+    load_model,
+    load_tokenizer,
+    resolve_model_dir,
+    save_model,
+)
+
+SHAPE = {
+    "vocab_size": 11,
+    "hidden_size": 16,
+    "num_layers": 2,
+    "num_heads": 4,
+    "num_kv_heads": 2,
+    "head_dim": 6,
+    "intermediate_size": 20,
+    "max_positions": 64,
+}
+LLAMA3 = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 16,
+}
+MODELS = {
+    "llama": ModelConfig(**SHAPE, rope_scaling=LLAMA3),
+    "mistral": ModelConfig(**SHAPE, model_type="mistral", tie_embeddings=False, sliding_window=3),
+    "qwen2": ModelConfig(**SHAPE, model_type="qwen2", qkv_bias=True, rope_theta=1e6),
+    "qwen3": ModelConfig(**SHAPE, model_type="qwen3", qk_norm=True, tie_embeddings=False, norm_eps=1e-6),
+}
+TOKENS = torch.arange(22).reshape(2, 11) % 11
+
+
+def fresh(family: str = "llama", seed: int = 0) -> Transformer:
+    """A model whose every parameter is random, norms and biases too."""
+    model = Transformer(MODELS[family])
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.uniform_(-1.0, 1.0, generator=generator)
+    return model
+
+
+def words(count: int = 10) -> Tokenizer:
+    """A tokenizer of `count` words and an end token."""
+    vocabulary = {**{f"w{number}": number for number in range(count)}, "<eos>": count}
+    backend = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token="w0"))
+    return Tokenizer(backend, eos_token="<eos>", eos_ids=(3,))
+
+
+def assert_same_bits(one: Transformer, other: Transformer) -> None:
+    assert one.config == other.config
+    mine, theirs = dict(one.named_parameters()), dict(other.named_parameters())
+    assert mine.keys() == theirs.keys()
+    assert all(torch.equal(mine[name], theirs[name]) for name in mine)
+
+
+@pytest.mark.parametrize("family", MODELS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_round_trip_gives_the_same_bits(family: str, dtype: torch.dtype, tmp_path: Path) -> None:
+    model = fresh(family).to(dtype)
+    save_model(model, None, tmp_path / "model")
+    loaded = load_model(tmp_path / "model", dtype=dtype)
+    assert_same_bits(model, loaded)
+    assert torch.equal(loaded(TOKENS), model(TOKENS))
+    assert (loaded.lm_head.weight is loaded.model.embed_tokens.weight) == model.config.tie_embeddings
+
+
+@pytest.mark.parametrize("family", MODELS)
+def test_transformers_loads_what_is_saved(family: str, tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    model = fresh(family)
+    save_model(model, words(), tmp_path)
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path)
+    with torch.no_grad():
+        torch.testing.assert_close(model(TOKENS), theirs(TOKENS).logits, atol=1e-5, rtol=1e-5)
+    assert theirs.dtype == torch.float32
+    assert theirs.generation_config.eos_token_id == [10, 3]
+
+
+def test_a_trained_model_is_saved_as_it_is_now(tmp_path: Path) -> None:
+    model = fresh()
+    model(TOKENS).logsumexp(-1).sum().backward()
+    torch.optim.SGD(model.parameters(), 0.1).step()
+    save_model(model, None, tmp_path / "model")
+    assert_same_bits(model, load_model(tmp_path / "model"))
+
+
+def test_dtype_is_that_asked_for(tmp_path: Path) -> None:
+    save_model(fresh(), None, tmp_path / "model", dtype=torch.bfloat16)
+    assert {tensor.dtype for tensor in load_file(tmp_path / "model/model.safetensors").values()} == {torch.bfloat16}
+    assert json.loads((tmp_path / "model/config.json").read_text())["torch_dtype"] == "bfloat16"
+    loaded = load_model(tmp_path / "model")
+    assert {parameter.dtype for parameter in loaded.parameters()} == {torch.float32}
+    assert torch.equal(loaded.model.norm.weight, fresh().model.norm.weight.bfloat16().float())
+
+
+def test_tensors_are_stored_one_by_one_under_their_usual_names(tmp_path: Path) -> None:
+    model = fresh("mistral")
+    save_model(model, None, tmp_path / "model")
+    stored = load_file(tmp_path / "model/model.safetensors")
+    attention = "model.layers.1.self_attn"
+    fused = torch.cat([stored[f"{attention}.{part}_proj.weight"] for part in "qkv"])
+    assert torch.equal(fused, model.get_parameter(f"{attention}.qkv_proj.weight"))
+    gate_up = torch.cat([stored[f"model.layers.0.mlp.{part}_proj.weight"] for part in ("gate", "up")])
+    assert torch.equal(gate_up, model.get_parameter("model.layers.0.mlp.gate_up_proj.weight"))
+
+
+def test_shards_of_ours_load_here_and_in_transformers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = fresh("qwen2")
+    monkeypatch.setattr(checkpoint, "MAX_SHARD_BYTES", 3000)
+    save_model(model, None, tmp_path)
+    shards = sorted(tmp_path.glob("model-*.safetensors"))
+    assert len(shards) > 2
+    assert all(file.stat().st_size < 3000 + 2000 for file in shards)  # 2000 for the header
+    assert_same_bits(model, load_model(tmp_path))
+    transformers = pytest.importorskip("transformers")
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path)
+    with torch.no_grad():
+        torch.testing.assert_close(model(TOKENS), theirs(TOKENS).logits, atol=1e-5, rtol=1e-5)
+
+
+def test_shards_of_transformers_load(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    model = fresh("qwen3")
+    save_model(model, None, tmp_path / "one")
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "one")
+    theirs.save_pretrained(tmp_path / "many", max_shard_size="3KB")
+    assert len(list((tmp_path / "many").glob("*.safetensors"))) > 2
+    assert_same_bits(model, load_model(tmp_path / "many"))
+
+
+def test_loading_holds_one_stored_tensor_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_model(fresh(), None, tmp_path / "model")
+    alive: list[weakref.ref] = []
+    original = checkpoint._open_safetensors
+
+    class Watched:
+        def __init__(self, stored) -> None:
+            self.keys, self.offset_keys, self.get_slice = stored.keys, stored.offset_keys, stored.get_slice
+            self.stored = stored
+
+        def get_tensor(self, name: str) -> torch.Tensor:
+            assert not [reference for reference in alive if reference() is not None]
+            tensor = self.stored.get_tensor(name)
+            alive.append(weakref.ref(tensor))
+            return tensor
+
+    @checkpoint.contextmanager
+    def watched(file: Path):
+        with original(file) as stored:
+            yield Watched(stored)
+
+    monkeypatch.setattr(checkpoint, "_open_safetensors", watched)
+    assert_same_bits(load_model(tmp_path / "model"), fresh())
+    assert len(alive) == sum(1 for _ in fresh().hf_slices())
+
+
+def test_tolerated_extras(tmp_path: Path) -> None:
+    save_model(fresh("llama"), None, tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].clone()
+    tensors["model.layers.0.self_attn.rotary_emb.inv_freq"] = torch.zeros(3)
+    save_file(tensors, tmp_path / "model.safetensors")
+    assert_same_bits(load_model(tmp_path), fresh("llama"))
+
+
+def without(*names: str) -> Callable[[Path], None]:
+    def damage(directory: Path) -> None:
+        for name in names:
+            (directory / name).unlink()
+
+    return damage
+
+
+def with_tensors(change: Callable[[dict[str, torch.Tensor]], None]) -> Callable[[Path], None]:
+    def damage(directory: Path) -> None:
+        tensors = load_file(directory / "model.safetensors")
+        change(tensors)
+        save_file(tensors, directory / "model.safetensors")
+
+    return damage
+
+
+def with_config(text: str) -> Callable[[Path], None]:
+    return lambda directory: (directory / "config.json").write_text(text) and None
+
+
+def truncate(directory: Path) -> None:
+    whole = (directory / "model.safetensors").read_bytes()
+    (directory / "model.safetensors").write_bytes(whole[: len(whole) // 2])
+
+
+def pickle_only(directory: Path) -> None:
+    (directory / "model.safetensors").rename(directory / "pytorch_model.bin")
+
+
+def lost_shard(directory: Path) -> None:
+    (directory / "model.safetensors").unlink()
+    index = {"weight_map": {"model.norm.weight": "model-00001-of-00002.safetensors"}}
+    (directory / checkpoint.INDEX_FILE).write_text(json.dumps(index))
+
+
+def empty_index(directory: Path) -> None:
+    (directory / "model.safetensors").unlink()
+    (directory / checkpoint.INDEX_FILE).write_text("{}")
+
+
+NORM, O_PROJ = "model.norm.weight", "model.layers.1.self_attn.o_proj.weight"
+Q_PROJ = "model.layers.0.self_attn.q_proj.weight"
+DAMAGES = {
+    "no config": (without("config.json"), FileNotFoundError, "no config.json in {}"),
+    "no weights": (without("model.safetensors"), FileNotFoundError, "no model.safetensors and no model.safetensors.i"),
+    "pickle": (pickle_only, FileNotFoundError, "pytorch_model.bin is a pickle, which is never loaded"),
+    "lost shard": (lost_shard, FileNotFoundError, "{}/model-00001-of-00002.safetensors is missing"),
+    "empty index": (empty_index, ValueError, "the safetensors files of {} lack 20 tensors: "),
+    "truncated": (truncate, ValueError, "{}/model.safetensors is not a readable safetensors file"),
+    "missing": (with_tensors(lambda t: (t.pop(NORM), t.pop(O_PROJ))), ValueError, f"lack 2 tensors: {O_PROJ}, {NORM}"),
+    "unknown": (
+        with_tensors(lambda t: t.update({f"score.{i}": torch.zeros(2) for i in range(5)})),
+        ValueError,
+        "hold unknown 5 tensors: score.0, score.1, score.2, ...",
+    ),
+    "wrong shape": (
+        with_tensors(lambda t: t.update({Q_PROJ: torch.zeros(16, 24)})),
+        ValueError,
+        f"{{}}/model.safetensors: {Q_PROJ} has shape (16, 24), config.json means (24, 16)",
+    ),
+    "bad JSON": (with_config("{"), ValueError, "{}/config.json is not valid JSON"),
+    "not an object": (with_config("[]"), ValueError, "{}/config.json must hold a JSON object, not list"),
+    "missing key": (
+        with_config('{"model_type": "llama", "num_hidden_layers": 1}'),
+        ValueError,
+        "{}/config.json lacks the key 'num_attention_heads'",
+    ),
+    "architecture": (
+        with_config('{"model_type": "gpt2"}'),
+        ValueError,
+        "{}/config.json: unsupported model_type 'gpt2': nanomath has llama, mistral, qwen2, qwen3",
+    ),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_damage_is_named_in_one_line(damage: str, tmp_path: Path) -> None:
+    harm, kind, message = DAMAGES[damage]
+    save_model(fresh(), None, tmp_path)
+    harm(tmp_path)
+    with pytest.raises(kind) as caught:
+        load_model(tmp_path)
+    assert message.format(tmp_path) in str(caught.value)
+    assert str(caught.value).count(str(tmp_path)) == 1
+    assert "\n" not in str(caught.value)
+
+
+def test_a_run_gives_its_newest_complete_checkpoint(tmp_path: Path) -> None:
+    for step in (2, 10, 9):
+        save_model(fresh(seed=step), words(), tmp_path / f"run/checkpoints/step-{step}")
+    (tmp_path / "run/checkpoints/step-11").mkdir()  # cut off before it was complete
+    (tmp_path / "run/checkpoints/best").mkdir()
+    newest = tmp_path / "run/checkpoints/step-10"
+    assert resolve_model_dir(tmp_path / "run") == newest
+    assert resolve_model_dir(tmp_path / "run/checkpoints") == newest
+    assert resolve_model_dir(str(tmp_path / "run/checkpoints/step-2")).name == "step-2"
+    assert_same_bits(load_model(tmp_path / "run"), fresh(seed=10))
+    assert load_tokenizer(tmp_path / "run").eos_ids == (10, 3)
+
+
+def test_a_run_without_a_complete_checkpoint(tmp_path: Path) -> None:
+    (tmp_path / "run/checkpoints/step-1").mkdir(parents=True)
+    with pytest.raises(FileNotFoundError, match="no complete checkpoint .* in .*checkpoints"):
+        load_model(tmp_path / "run")
+    with pytest.raises(FileNotFoundError, match="no complete checkpoint .* in .*checkpoints"):
+        load_model(tmp_path / "run/checkpoints")
+
+
+def test_a_place_that_is_none(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(FileNotFoundError, match="no such model directory: .*/nowhere"):
+        load_model(tmp_path / "nowhere")
+    with pytest.raises(ValueError, match="file is a file: name the model's directory"):
+        load_model(tmp_path / "file")
+
+
+def test_the_hub_is_asked_for_safe_files_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_model(fresh(), words(), tmp_path)
+    asked = {}
+
+    def download(name: str, allow_patterns: list[str], ignore_patterns: list[str]) -> str:
+        asked[name] = allow_patterns
+        return str(tmp_path)
+
+    monkeypatch.setattr(checkpoint, "snapshot_download", download)
+    assert_same_bits(load_model("someone/a-model"), fresh())
+    load_tokenizer("someone/a-tokenizer")
+    assert asked == {
+        "someone/a-model": ["*.json", "*.jinja", "*.safetensors"],
+        "someone/a-tokenizer": ["*.json", "*.jinja"],
+    }
+
+
+def test_a_hub_that_cannot_be_reached_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*args, **kwargs) -> str:
+        raise ConnectionError("name or service not known\nand a long explanation")
+
+    monkeypatch.setattr(checkpoint, "snapshot_download", fail)
+    with pytest.raises(FileNotFoundError) as caught:
+        load_model("someone/a-model")
+    assert str(caught.value) == (
+        "someone/a-model is no directory here, nor can the hub give it (ConnectionError: name or service not known)"
+    )
+
+
+def test_a_model_is_replaced_whole(tmp_path: Path) -> None:
+    save_model(fresh(seed=0), words(), tmp_path / "model")
+    (tmp_path / "model/optimizer.safetensors").touch()
+    save_model(fresh(seed=1), None, tmp_path / "model")
+    assert_same_bits(load_model(tmp_path / "model"), fresh(seed=1))
+    assert sorted(file.name for file in (tmp_path / "model").iterdir()) == ["config.json", "model.safetensors"]
+    assert [file.name for file in tmp_path.iterdir()] == ["model"]
+
+
+def test_a_failed_save_leaves_the_former_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_model(fresh(seed=0), words(), tmp_path / "model")
+
+    def fail(*args) -> None:
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(checkpoint, "save_file", fail)
+    with pytest.raises(OSError, match="no space left"):
+        save_model(fresh(seed=1), None, tmp_path / "model")
+    assert_same_bits(load_model(tmp_path / "model"), fresh(seed=0))
+    assert [file.name for file in tmp_path.iterdir()] == ["model"]
+
+
+def test_what_a_killed_process_left_is_no_obstacle(tmp_path: Path) -> None:
+    for end in ("new", "old"):
+        (tmp_path / f".model.{os.getpid()}.{end}").mkdir()
+        (tmp_path / f".model.{os.getpid()}.{end}/left.json").touch()
+    for seed in (0, 1):
+        save_model(fresh(seed=seed), None, tmp_path / "model")
+    assert_same_bits(load_model(tmp_path / "model"), fresh(seed=1))
+    assert sorted(file.name for file in (tmp_path / "model").iterdir()) == ["config.json", "model.safetensors"]
+    assert [file.name for file in tmp_path.iterdir()] == ["model"]
+
+
+def test_a_directory_that_is_no_model_is_never_replaced(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(FileExistsError, match="exists and is not a model directory"):
+        save_model(fresh(), None, tmp_path)
+    assert (tmp_path / "thesis.tex").read_text() == "years of work"
+
+
+def test_weights_are_as_readable_as_the_other_files(tmp_path: Path) -> None:
+    save_model(fresh(), None, tmp_path / "model")
+    modes = {file.stat().st_mode for file in (tmp_path / "model").iterdir()}
+    assert len(modes) == 1
+
+
+def test_a_scratch_directory_of_a_dead_process_is_no_checkpoint(tmp_path: Path) -> None:
+    save_model(fresh(), None, tmp_path / "checkpoints/step-1")
+    shutil.copytree(tmp_path / "checkpoints/step-1", tmp_path / "checkpoints/.step-2.99.new")
+    assert resolve_model_dir(tmp_path).name == "step-1"
+
+
+@pytest.mark.parametrize(("count", "matches"), [(9, True), (10, True), (11, False)])
+def test_the_vocabulary_is_checked(count: int, matches: bool) -> None:
+    model = fresh()
+    if matches:
+        check_vocabulary(model, words(count))
+    else:
+        with pytest.raises(ValueError, match="largest token id is 11, the model has ids 0 to 10"):
+            check_vocabulary(model, words(count))

@@ -1,0 +1,409 @@
+"""The config engine: every source, every error message, and the round trip through TOML."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from nanomath.config import describe, load, option, parse_arguments, reference, section, to_toml
+
+
+@dataclass
+class Schedule:
+    """How the learning rate moves."""
+
+    warmup: int = option(0, "steps of linear warm-up", minimum=0)
+    shape: str = option("cosine", "decay after the warm-up", choices=("constant", "cosine", "linear"))
+
+
+@dataclass
+class Optim:
+    """AdamW and its learning-rate schedule.
+
+    More that no list of keys needs to show.
+    """
+
+    lr: float = option(1e-5, "peak learning rate", above=0, maximum=1)
+    betas: list[float] = option([0.9, 0.95], "moments' decay", minimum=0, below=1)
+    clip: float | None = option(1.0, "gradient norm to clip to | none to leave it", above=0)
+    schedule: Schedule = section(Schedule, warmup=3)
+
+    def __post_init__(self) -> None:
+        if self.clip is not None and self.clip < self.lr:
+            raise ValueError(f"clip {self.clip} is below lr {self.lr}")
+
+
+@dataclass
+class Config:
+    """Fine-tune a model on worked solutions."""
+
+    name: str = option("run", "name of the run")
+    seed: int = option(0, "seed of every random draw")
+    exact: bool = option(False, "bit-exact sampling")
+    judge: str | None = option(None, "model that judges, if any")
+    languages: list[str] = option(["en"], "languages of the questions")
+    weights: dict[str, float] = option({"accuracy": 1.0}, "weight of each reward", minimum=-1)
+    examples: list[dict[str, str]] = option([], "worked examples")
+    optim: Optim = section(Optim)
+
+
+def write(folder: Path, text: str, encoding: str = "utf-8") -> Path:
+    path = folder / "run.toml"
+    path.write_text(text, encoding=encoding)
+    return path
+
+
+def error_of(path: Path | None, *words: str) -> str:
+    with pytest.raises(ValueError) as caught:
+        load(Config, path, words)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+# --- sources ---------------------------------------------------------------------------------------------------------
+
+
+def test_defaults_are_fresh_copies() -> None:
+    first, second = load(Config, None), load(Config, None)
+    assert first == second == Config()
+    first.languages.append("ja")
+    first.weights["format"] = 1.0
+    assert second == Config() == load(Config, None)
+
+
+def test_section_defaults_can_be_replaced_where_the_section_stands() -> None:
+    assert Schedule().warmup == 0
+    assert load(Config, None).optim.schedule.warmup == 3
+
+
+def test_command_line_wins_over_file_wins_over_defaults(tmp_path: Path) -> None:
+    path = write(tmp_path, 'name = "file"\n[optim]\nlr = 0.5\n[optim.schedule]\nwarmup = 7\n')
+    config = load(Config, path, ["name=words", "optim.schedule.warmup=8"])
+    assert (config.name, config.optim.lr, config.optim.schedule.warmup) == ("words", 0.5, 8)
+    assert config.optim.betas == [0.9, 0.95]
+
+
+@pytest.mark.parametrize(
+    "text", ["optim = {lr = 0.5}", "optim.lr = 0.5", "[optim]\r\nlr = 0.5\r\n", "\ufeff[optim]\nlr=0.5"]
+)
+def test_every_way_of_writing_a_section(tmp_path: Path, text: str) -> None:
+    assert load(Config, str(write(tmp_path, text))).optim.lr == 0.5
+
+
+def test_an_integer_in_the_file_is_a_float_where_one_is_wanted(tmp_path: Path) -> None:
+    value = load(Config, write(tmp_path, "optim.lr = 1")).optim.lr
+    assert value == 1.0 and type(value) is float
+
+
+@pytest.mark.parametrize(
+    ("word", "name", "value"),
+    [
+        ("name=abc", "name", "abc"),
+        ("name=123", "name", "123"),
+        ("name=true", "name", "true"),
+        ("name=", "name", ""),
+        ("name=none", "name", "none"),
+        ("name=a=b c", "name", "a=b c"),
+        ('name="quoted"', "name", '"quoted"'),
+        ("seed=-3", "seed", -3),
+        ("seed=1_000", "seed", 1000),
+        ("exact=true", "exact", True),
+        ("exact=false", "exact", False),
+        ("judge=gpt2", "judge", "gpt2"),
+        ("judge=", "judge", None),
+        ("judge=none", "judge", None),
+        ("languages=[en,ja]", "languages", ["en", "ja"]),
+        ("languages=en, ja", "languages", ["en", "ja"]),
+        ("languages=en", "languages", ["en"]),
+        ("languages=[1,2]", "languages", ["1", "2"]),
+        ('languages=["a,b", "c"]', "languages", ["a,b", "c"]),
+        ("languages=", "languages", []),
+        ("languages=[]", "languages", []),
+        ("weights={format = 2}", "weights", {"format": 2.0}),
+        ("weights.format=2", "weights", {"accuracy": 1.0, "format": 2.0}),
+        ("weights.a.b=2", "weights", {"accuracy": 1.0, "a.b": 2.0}),
+        ('examples=[{question = "1+1", solution = "2"}]', "examples", [{"question": "1+1", "solution": "2"}]),
+    ],
+)
+def test_words_of_the_command_line(word: str, name: str, value: object) -> None:
+    result = getattr(load(Config, None, [word]), name)
+    assert result == value and type(result) is type(value)
+
+
+@pytest.mark.parametrize(
+    ("word", "name", "value"),
+    [
+        ("optim.lr=1e-4", "lr", 1e-4),
+        ("optim.lr=.5", "lr", 0.5),
+        ("optim.lr=1", "lr", 1.0),
+        ("optim.betas=0.5,.25", "betas", [0.5, 0.25]),
+        ("optim.betas=[0, 0.5]", "betas", [0.0, 0.5]),
+        ("optim.betas=0.5", "betas", [0.5]),
+        ("optim.clip=none", "clip", None),
+        ("optim.clip=", "clip", None),
+        ("optim.clip=inf", "clip", float("inf")),
+    ],
+)
+def test_numbers_of_the_command_line(word: str, name: str, value: object) -> None:
+    result = getattr(load(Config, None, [word]).optim, name)
+    assert result == value and type(result) is type(value)
+
+
+def test_entries_of_a_dict_add_up_on_what_the_file_set(tmp_path: Path) -> None:
+    path = write(tmp_path, "[weights]\nformat = 0.5\n")
+    assert load(Config, path).weights == {"format": 0.5}
+    config = load(Config, path, ["weights.length=0.1", "weights.format=0.2"])
+    assert config.weights == {"format": 0.2, "length": 0.1}
+
+
+def test_none_in_a_file(tmp_path: Path) -> None:
+    assert load(Config, write(tmp_path, 'optim.clip = "none"')).optim.clip is None
+
+
+def test_post_init_sees_the_resolved_section_once(tmp_path: Path) -> None:
+    path = write(tmp_path, "optim.clip = 1e-7")
+    assert load(Config, path, ["optim.lr=1e-8"]).optim.clip == 1e-7
+    assert error_of(path) == f"{path}: [optim] clip 1e-07 is below lr 1e-05"
+    assert error_of(path, "seed=1").startswith(f"{path} and command line: [optim] clip")
+    assert error_of(None, "optim.clip=1e-7").startswith("command line: [optim] clip")
+
+
+# --- errors ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("sed=1", "sed: unknown key; did you mean seed?"),
+        ("optim.lrr=1", "optim.lrr: unknown key; did you mean optim.lr?"),
+        ("lr=1", "lr: unknown key; did you mean optim.lr?"),
+        ("warmpu=1", "warmpu: unknown key; did you mean optim.schedule.warmup?"),
+        ("optm.lr=1", "optm.lr: unknown key; did you mean optim.lr?"),
+        ("optim.qqq=1", "optim.qqq: unknown key; expected one of lr, betas, clip, schedule"),
+        ("seed.x=1", "seed.x: unknown key; seed is not a section"),
+        ("optm.schedule.shape=1", "optm.schedule.shape: unknown key; did you mean optim.schedule.shape?"),
+        ("seed.=1", "seed.: unknown key; seed is not a section"),
+        ("optim=3", "optim: this is a section, not a key; set its keys, for example optim.lr"),
+        ("optim={lr = 1}", "optim: this is a section, not a key; set its keys, for example optim.lr"),
+        ("seed=1.5", "seed: expected an integer, got 1.5"),
+        ("seed=true", "seed: expected an integer, got True"),
+        ("seed=", "seed: expected an integer, got ''"),
+        ("seed=none", "seed: expected an integer, got 'none'"),
+        ("exact=1", "exact: expected true or false, got 1"),
+        ("exact=yes", "exact: expected true or false, got 'yes'"),
+        ("optim.lr=fast", "optim.lr: expected a number, got 'fast'"),
+        ("optim.clip=x", "optim.clip: expected a number or none, got 'x'"),
+        ("optim.lr=0", "optim.lr: expected a number above 0 and at most 1, got 0.0"),
+        ("optim.lr=nan", "optim.lr: expected a number above 0 and at most 1, got nan"),
+        ("optim.lr=1.1", "optim.lr: expected a number above 0 and at most 1, got 1.1"),
+        ("optim.betas=0.9,1", "optim.betas: expected a number at least 0 and below 1, got 1.0"),
+        ("optim.betas=0.9,x", "optim.betas: expected a number, got 'x'"),
+        ("weights=3", "weights: expected a table, got 3"),
+        ("weights.a=b", "weights.a: expected a number, got 'b'"),
+        ("weights.a=-2", "weights.a: expected a number at least -1, got -2.0"),
+        ("examples=a,b", "examples: expected a table, got 'a'"),
+        ("optim.schedule.shape=cosin", "optim.schedule.shape: expected one of constant, cosine, linear, got 'cosin'"),
+        ("seed", "'seed': expected key=value"),
+        ("=1", "'=1': expected key=value"),
+    ],
+)
+def test_errors_of_the_command_line(word: str, message: str) -> None:
+    assert error_of(None, word) == f"command line: {message}"
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "message"),
+    [
+        ("# note\n\nsed = 1", 3, "sed: unknown key; did you mean seed?"),
+        ("seed = 1\n[optm]\nlr = 1", 2, "optm: unknown key; did you mean optim?"),
+        ("seed = 1\n[optim]\n\nlrr = 1", 4, "optim.lrr: unknown key; did you mean optim.lr?"),
+        ("optim.lrr = 1", 1, "optim.lrr: unknown key; did you mean optim.lr?"),
+        ("[ optim . 'schedule' ]\nwarmup = -1", 2, "optim.schedule.warmup: expected a number at least 0, got -1"),
+        ("[optim.schedule]\nwarmup = 1\n[optim]\nwarmup = 1", 4, "optim.warmup: unknown key; did you mean"),
+        ("optim = 3", 1, "optim: this is a section, not a key; set its keys, for example optim.lr"),
+        ("seed = 'one'", 1, "seed: expected an integer, got 'one'"),
+        ("seed = true", 1, "seed: expected an integer, got True"),
+        ("seed = 2020-01-01", 1, "seed: expected an integer, got datetime.date(2020, 1, 1)"),
+        ("[seed]\nx = 1", 1, "seed: expected an integer, got {'x': 1}"),
+        ("exact = 1", 1, "exact: expected true or false, got 1"),
+        ("name = 5", 1, "name: expected a string, got 5"),
+        ("judge = 5", 1, "judge: expected a string or none, got 5"),
+        ("languages = 'en'", 1, "languages: expected a list, got 'en'"),
+        ("languages = ['en', 3]", 1, "languages: expected a string, got 3"),
+        ("optim.lr = false", 1, "optim.lr: expected a number, got False"),
+        ("optim.lr = 1" + 400 * "0", 1, "optim.lr: int too large to convert to float"),
+        ("weights = {a = 'b'}", 1, "weights: expected a number, got 'b'"),
+    ],
+)
+def test_errors_of_a_file_name_the_line(tmp_path: Path, text: str, line: int, message: str) -> None:
+    path = write(tmp_path, text)
+    assert error_of(path).startswith(f"{path}:{line}: {message}")
+
+
+def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="config file not found: .*none.toml"):
+        load(Config, tmp_path / "none.toml")
+    with pytest.raises(FileNotFoundError, match="config file not found"):
+        load(Config, tmp_path)
+    path = write(tmp_path, "seed = 1\nname = = 2")
+    assert error_of(path).startswith(f"{path}: not valid TOML: ") and "line 2" in error_of(path)
+    path = write(tmp_path, "name = 'é'", encoding="latin-1")
+    assert error_of(path) == f"{path}: not UTF-8 text (byte 8)"
+
+
+def test_a_default_out_of_range_is_refused_where_it_stands() -> None:
+    with pytest.raises(ValueError, match="expected a number above 0, got 0"):
+        option(0, "a number", above=0)
+    with pytest.raises(ValueError, match="expected one of a, b, got 'c'"):
+        option("c", "a letter", choices="ab")
+
+
+# --- round trip ------------------------------------------------------------------------------------------------------
+
+words = st.text(max_size=20)
+some_words = words.filter(lambda text: text != "none")  # the word for None in a key that may be None
+configs = st.builds(
+    Config,
+    name=words,
+    seed=st.integers(),
+    exact=st.booleans(),
+    judge=st.none() | some_words,
+    languages=st.lists(words, max_size=3),
+    weights=st.dictionaries(words, st.floats(min_value=-1), max_size=3),
+    examples=st.lists(st.dictionaries(words, words, max_size=2), max_size=2),
+    optim=st.builds(
+        Optim,
+        lr=st.floats(min_value=0, max_value=1, exclude_min=True),
+        betas=st.lists(st.floats(min_value=0, max_value=1, exclude_max=True), max_size=3),
+        clip=st.none() | st.floats(min_value=1),
+        schedule=st.builds(Schedule, st.integers(min_value=0), st.sampled_from(["constant", "cosine", "linear"])),
+    ),
+)
+
+
+@settings(deadline=None, max_examples=100)
+@given(config=configs)
+def test_toml_round_trip(tmp_path_factory: pytest.TempPathFactory, config: Config) -> None:
+    path = tmp_path_factory.mktemp("round") / "config.toml"
+    path.write_text(to_toml(config), encoding="utf-8", newline="\n")
+    assert load(Config, path) == config
+
+
+@settings(deadline=None, max_examples=50)
+@given(config=configs)
+def test_scalars_round_trip_through_words(config: Config) -> None:
+    values = [
+        f"name={config.name}",
+        f"seed={config.seed}",
+        f"optim.lr={config.optim.lr!r}",
+        f"optim.clip={config.optim.clip}",
+    ]
+    values[3] = values[3].replace("None", "none")
+    result = load(Config, None, values)
+    assert (result.name, result.seed) == (config.name, config.seed)
+    assert (result.optim.lr, result.optim.clip) == (config.optim.lr, config.optim.clip)
+
+
+def test_toml_is_readable() -> None:
+    config = load(Config, None, ["judge=a", "optim.clip=none"])
+    assert to_toml(config) == (
+        'name = "run"\nseed = 0\nexact = false\njudge = "a"\nlanguages = ["en"]\nweights = {"accuracy" = 1.0}\n'
+        'examples = []\n\n[optim]\nlr = 1e-05\nbetas = [0.9, 0.95]\nclip = "none"\n\n'
+        '[optim.schedule]\nwarmup = 3\nshape = "cosine"\n'
+    )
+
+
+def test_toml_refuses_what_no_config_holds() -> None:
+    @dataclass
+    class Odd:
+        pair: tuple[int, int] = field(default=(1, 2))
+
+    with pytest.raises(TypeError, match=r"a config holds no tuple: \(1, 2\)"):
+        to_toml(Odd())
+
+
+# --- documentation ---------------------------------------------------------------------------------------------------
+
+
+def test_describe_lists_every_key_within_the_width() -> None:
+    text = describe(Config, width=70)
+    lines = text.splitlines()
+    assert lines[0] == "Fine-tune a model on worked solutions."
+    assert "[optim] AdamW and its learning-rate schedule." in lines
+    assert "[optim.schedule] How the learning rate moves." in lines
+    assert "  seed=0                          seed of every random draw (int)" in lines
+    assert '  optim.schedule.shape="cosine"' in text and "one of constant, cosine, linear" in " ".join(text.split())
+    assert max(map(len, lines)) <= 70
+    for key in ("name", "judge=none", "weights", "optim.betas", "optim.clip", "optim.schedule.warmup=3"):
+        assert f"  {key}" in text
+
+
+def test_describe_puts_the_meaning_below_a_long_default() -> None:
+    @dataclass
+    class Long:
+        """One key."""
+
+        template: str = option("a template that is rather long", "the text around a question")
+
+    lines = describe(Long, width=80).splitlines()
+    assert lines[1:] == [
+        '  template="a template that is rather long"',
+        " " * 34 + "the text around a question (str)",
+    ]
+
+
+def test_reference_is_one_table_a_section() -> None:
+    page = reference({"Supervised fine-tuning": Config, "Schedules": Schedule})
+    lines = page.splitlines()
+    assert [line for line in lines if line.startswith("#")] == [
+        "## Supervised fine-tuning",
+        "### `[optim]`",
+        "### `[optim.schedule]`",
+        "## Schedules",
+    ]
+    assert lines.count("| key | type | default | meaning |") == 4
+    assert "| `optim.lr` | `float` | `1e-05` | peak learning rate; above 0 and at most 1 |" in lines
+    row = r"| `optim.clip` | `float \| None` | `1.0` | gradient norm to clip to \| none to leave it; above 0 |"
+    assert row in lines
+
+
+# --- the command line ------------------------------------------------------------------------------------------------
+
+FLAGS = {"--resume": "continue from the last checkpoint"}
+
+
+def test_arguments_in_any_order(tmp_path: Path) -> None:
+    path = write(tmp_path, "seed = 4")
+    config, flags = parse_arguments(Config, ["optim.lr=0.5", "--resume", str(path), "name=a"], "", FLAGS)
+    assert (config.seed, config.optim.lr, config.name, flags) == (4, 0.5, "a", {"--resume"})
+    assert parse_arguments(Config, [], "") == (Config(), set())
+
+
+@pytest.mark.parametrize("flag", ["-h", "--help"])
+def test_help_prints_usage_flags_and_keys_and_exits_with_0(capsys: pytest.CaptureFixture[str], flag: str) -> None:
+    with pytest.raises(SystemExit) as caught:
+        parse_arguments(Config, ["nonsense=1", flag], "\nusage: train.py [run.toml] [key=value ...]\n", FLAGS)
+    assert caught.value.code == 0
+    text = capsys.readouterr().out
+    assert text.startswith("usage: train.py")
+    assert "  --resume                        continue from the last checkpoint\n" in text
+    assert describe(Config) in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--resum"], "unknown flag '--resum'; did you mean --resume?"),
+        (["-q"], "unknown flag '-q'; expected one of --resume, --help"),
+        (["--optim.lr=1"], "unknown flag '--optim.lr=1'; a key is set without dashes: optim.lr=1"),
+        (["a.toml", "b.toml"], "'b.toml': expected key=value; the config file is a.toml already"),
+    ],
+)
+def test_arguments_that_do_not_fit(arguments: list[str], message: str) -> None:
+    with pytest.raises(ValueError) as caught:
+        parse_arguments(Config, arguments, "", FLAGS)
+    assert str(caught.value) == f"command line: {message}"

@@ -1,0 +1,79 @@
+"""Fine-tune a model on worked solutions.
+
+    python train_sft.py configs/tiny/sft.toml                      a new model on the embedded world, a CPU, minutes
+    python train_sft.py configs/tiny/sft.toml optim.lr=1e-3 run.name=lower-rate
+    python train_sft.py configs/gsm8k/smollm2-135m-sft.toml model.path=models/SmolLM2-135M-Instruct
+
+It minimises  - sum w log pi(solution | question)  over the tokens of the solutions (nanomath/algorithms/sft.py).
+"""
+
+from __future__ import annotations
+
+from nanomath import settings
+from nanomath.analysis.evaluation import evaluate
+from nanomath.commands.build import (
+    RUN_FLAGS,
+    Trainee,
+    build_problems,
+    build_template,
+    encode_examples,
+    encode_prompts,
+    sampling_options,
+)
+from nanomath.commands.main import run_main
+from nanomath.config import parse_arguments
+from nanomath.data.order import step_indices
+from nanomath.rollout import Sampler
+from nanomath.training.loop import Loop, Metrics
+from nanomath.training.sft_step import SFTStep, heldout_loss
+
+SHOW = {"heldout/pass@1": ".1%", "heldout/loss": ".3f", "nll": ".3f", "grad_norm": ".2f", "lr": ".1e"}
+
+
+def main(argv: list[str]) -> int:
+    config, flags = parse_arguments(settings.SFTConfig, argv, __doc__, RUN_FLAGS)
+    trainee = Trainee(config, resume="--resume" in flags)
+    model, tokenizer = trainee.model, trainee.tokenizer
+    template, context = build_template(config.prompt), model.config.max_positions
+
+    examples = encode_examples(build_problems(config.train), template, tokenizer, context)
+    heldout = build_problems(config.heldout)
+    heldout_prompts = encode_prompts(heldout, template, tokenizer, context)
+    heldout_examples = encode_examples([p for p in heldout if p.solution], template, tokenizer, context)
+    sampler = Sampler(model, tokenizer, config.sampling.slots)
+    sft, seed = config.sft, config.run.seed
+    step_of = SFTStep(
+        model,
+        trainee.optimizer,
+        aggregation=sft.aggregation,
+        token_budget=sft.token_budget,
+        row_length=sft.row_length,
+        dft=sft.dft,
+        neftune_alpha=sft.neftune_alpha,
+        seed=seed,
+    )
+
+    def step(done: int) -> Metrics:
+        chosen = [examples[i] for i in step_indices(len(examples), sft.batch_size, done, seed)]
+        lr = trainee.learning_rate(done)
+        return {**step_of.step(chosen, done, lr), "lr": lr}
+
+    def measure() -> Metrics:
+        options, settings_ = sampling_options(config.sampling), config.evaluation
+        report = evaluate(
+            sampler, heldout, heldout_prompts, settings_.samples, settings_.k, seed=settings_.seed, **options
+        )
+        loss = {"heldout/loss": heldout_loss(model, heldout_examples, sft.token_budget)} if heldout_examples else {}
+        return {**report.metrics(), **loss}
+
+    trainee.begin()
+    loop = Loop(
+        trainee.log, config.run.steps, step, trainee.save, measure, config.run.eval_every, config.run.save_every, SHOW
+    )
+    finished = loop.run(trainee.start)
+    print(trainee.summary())
+    return 0 if finished else 1
+
+
+if __name__ == "__main__":
+    run_main(main)

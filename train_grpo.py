@@ -16,7 +16,7 @@ import time
 from dataclasses import replace
 
 from nanomath import settings
-from nanomath.analysis.evaluation import evaluate
+from nanomath.analysis.evaluation import check_measurement, evaluate
 from nanomath.commands.build import (
     RUN_FLAGS,
     Trainee,
@@ -57,6 +57,7 @@ def main(argv: list[str]) -> int:
 
     problems, heldout = build_problems(config.train), build_problems(config.heldout)
     prompts, heldout_prompts = (encode_prompts(p, template, tokenizer, context) for p in (problems, heldout))
+    check_measurement(heldout, config.evaluation.samples, config.evaluation.k, config.evaluation.by)
     reward = RewardSet(config.reward.weights, config.reward.params, config.reward.lenient)
     sampler = Sampler(model, tokenizer, config.sampling.slots)
     options, grpo, seed = sampling_options(config.sampling), config.grpo, config.run.seed
@@ -107,14 +108,12 @@ def main(argv: list[str]) -> int:
 
     def measure() -> Metrics:
         e = config.evaluation
-        return evaluate(sampler, heldout, heldout_prompts, e.samples, e.k, seed=e.seed, **options).metrics()
+        return evaluate(sampler, heldout, heldout_prompts, e.samples, e.k, e.by, e.seed, **options).metrics()
 
     trainee.begin()
     run = config.run
     loop = Loop(trainee.log, run.steps, step, trainee.save, measure, run.eval_every, run.save_every, SHOW)
-    finished = loop.run(trainee.start)
-    print(trainee.summary())
-    return 0 if finished else 1
+    return trainee.conclude(finished=loop.run(trainee.start))
 
 
 def reference_section(config: settings.GRPOConfig) -> settings.Model:

@@ -10,7 +10,7 @@ It minimises  - sum w log pi(solution | question)  over the tokens of the soluti
 from __future__ import annotations
 
 from nanomath import settings
-from nanomath.analysis.evaluation import evaluate
+from nanomath.analysis.evaluation import check_measurement, evaluate
 from nanomath.commands.build import (
     RUN_FLAGS,
     Trainee,
@@ -37,9 +37,12 @@ def main(argv: list[str]) -> int:
     template, context = build_template(config.prompt), model.config.max_positions
 
     examples = encode_examples(build_problems(config.train), template, tokenizer, context)
+    if 0 < config.sft.row_length < (longest := max(map(len, examples))):
+        raise ValueError(f"sft.row_length is {config.sft.row_length}: the longest problem and solution need {longest}")
     heldout = build_problems(config.heldout)
     heldout_prompts = encode_prompts(heldout, template, tokenizer, context)
     heldout_examples = encode_examples([p for p in heldout if p.solution], template, tokenizer, context)
+    check_measurement(heldout, config.evaluation.samples, config.evaluation.k, config.evaluation.by)
     sampler = Sampler(model, tokenizer, config.sampling.slots)
     sft, seed = config.sft, config.run.seed
     step_of = SFTStep(
@@ -59,10 +62,8 @@ def main(argv: list[str]) -> int:
         return {**step_of.step(chosen, done, lr), "lr": lr}
 
     def measure() -> Metrics:
-        options, settings_ = sampling_options(config.sampling), config.evaluation
-        report = evaluate(
-            sampler, heldout, heldout_prompts, settings_.samples, settings_.k, seed=settings_.seed, **options
-        )
+        options, e = sampling_options(config.sampling), config.evaluation
+        report = evaluate(sampler, heldout, heldout_prompts, e.samples, e.k, e.by, e.seed, **options)
         loss = {"heldout/loss": heldout_loss(model, heldout_examples, sft.token_budget)} if heldout_examples else {}
         return {**report.metrics(), **loss}
 
@@ -70,9 +71,7 @@ def main(argv: list[str]) -> int:
     loop = Loop(
         trainee.log, config.run.steps, step, trainee.save, measure, config.run.eval_every, config.run.save_every, SHOW
     )
-    finished = loop.run(trainee.start)
-    print(trainee.summary())
-    return 0 if finished else 1
+    return trainee.conclude(finished=loop.run(trainee.start))
 
 
 if __name__ == "__main__":

@@ -60,6 +60,7 @@ class Report:
         answers = [answer for item in self.graded for answer in item.answers]
         return {
             **{f"heldout/{name}": score.mean for name, score in self.scores.items()},
+            **{f"heldout/pass@1/{name}": score.mean for name, score in self.breakdown.items()},
             "heldout/pass@1_low": self.scores["pass@1"].low,
             "heldout/pass@1_high": self.scores["pass@1"].high,
             "heldout/length": float(np.mean([c.length for c in completions])),
@@ -97,8 +98,7 @@ def evaluate(
     **sampling: Any,
 ) -> Report:
     """Draw `samples` completions of each problem's prompt, grade them, and score pass@k and maj@k for every k."""
-    if max(k) > samples:
-        raise ValueError(f"pass@{max(k)} needs at least {max(k)} samples of each problem, not {samples}")
+    check_measurement(problems, samples, k, by)
     completions = sampler.generate(prompts, n=samples, seed=seed, progress=progress, **sampling)
     graded = [
         grade(problem, completions[i * samples : (i + 1) * samples], lenient) for i, problem in enumerate(problems)
@@ -109,6 +109,15 @@ def evaluate(
         if size > 1:
             scores[f"maj@{size}"] = score([maj_at_k(g.answers, g.right, size, seed) for g in graded], seed)
     return Report(graded, scores, _breakdown(graded, by, seed) if by else {})
+
+
+def check_measurement(problems: Sequence[Problem], samples: int, k: Sequence[int] = (1,), by: str = "") -> None:
+    """ValueError for what `evaluate` could not report: better before the sampling than after it."""
+    if (largest := max(k, default=1)) > samples:
+        raise ValueError(f"pass@{largest} needs at least {largest} samples of each problem, not {samples}")
+    known = sorted({name for problem in problems for name in problem.metadata})
+    if by and by not in known:
+        raise ValueError(f"no problem has the metadata key {by!r}; there are: {', '.join(known) or 'none'}")
 
 
 def grade(problem: Problem, completions: list[Completion], lenient: bool = False) -> Graded:
@@ -155,12 +164,9 @@ def score(values: Sequence[float], seed: int = 0) -> Score:
 
 
 def _breakdown(graded: Sequence[Graded], key: str, seed: int) -> dict[str, Score]:
-    """pass@1 of the problems that share a value of the metadata `key`. ValueError when none has that key."""
+    """pass@1 of the problems that share a value of the metadata `key`."""
     groups = defaultdict(list)
     for item in graded:
         if key in item.problem.metadata:
             groups[item.problem.metadata[key]].append(float(np.mean(item.right)))
-    if not groups:
-        known = sorted({name for item in graded for name in item.problem.metadata})
-        raise ValueError(f"no problem has the metadata key {key!r}; there are: {', '.join(known) or 'none'}")
     return {f"{key}={value}": score(group, seed) for value, group in sorted(groups.items(), key=lambda g: str(g[0]))}

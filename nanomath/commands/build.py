@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -66,6 +67,15 @@ class Trainee:
         save_checkpoint(self.log.checkpoints, step, self.model, self.tokenizer, self.optimizer)
         prune_checkpoints(self.log.checkpoints, self.config.run.keep_last)
 
+    def conclude(self, finished: bool) -> int:
+        """Say how the run ended and what can be done next; returns the exit code."""
+        if finished:
+            print(self.summary())
+            return 0
+        step = max(checkpoint_steps(self.log.checkpoints))
+        print(f"stopped after step {step}, which is saved: the same command with --resume goes on", file=sys.stderr)
+        return 1
+
     def summary(self) -> str:
         """The held-out pass@1 before and after, as the log has it, and where to look next."""
         measured = [line for line in read_jsonl(self.log.directory / "metrics.jsonl") if "heldout/pass@1" in line]
@@ -80,7 +90,8 @@ class Trainee:
                 f"{place}: held-out pass@1 at temperature {self.config.sampling.temperature:g}",
                 *(f"  {line}" for line in lines),
                 f"  every step: {place}/metrics.jsonl   the model: {place}/checkpoints/step-{measured[-1]['step']}",
-                f'  ask it: python -m nanomath sample {place} "YOUR QUESTION"   measure it: python -m nanomath eval {place} world',
+                f'  ask it: python -m nanomath sample {place} "YOUR QUESTION"',
+                f"  measure it: python -m nanomath eval {place} world",
             ]
         )
 
@@ -140,6 +151,8 @@ def build_problems(section: settings.Problems) -> list[Problem]:
         return load_problems(
             section.source, fields, split=section.split, header=section.header, skip=section.skip, limit=section.limit
         )
+    if not section.families:
+        raise ValueError("families is empty: name at least one family of the world")
     share = -(-(section.limit or WORLD_PROBLEMS) // len(section.families))
     difficulty = (section.difficulty[0], section.difficulty[1])
     drawn = [generate(f, section.split, share, 0, difficulty, section.languages) for f in section.families]

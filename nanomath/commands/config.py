@@ -10,15 +10,17 @@ from nanomath.config import reference
 
 PAGE = """# Every config key
 
-Made by `python -m nanomath config`. A config is a TOML file; any key can be set on the command line as `section.key=value`,
-after the file. `--help` of a script or a command lists its own keys in the terminal.
+Made by `python -m nanomath config`. A config is a TOML file; any key can be set on the command line, after the file, as
+`section.key=value`. `--help` of a script or a command lists its own keys in the terminal.
 """
 
 
 def main(argv: list[str]) -> int:
-    if argv:
+    if {"-h", "--help"} & set(argv):
         print(__doc__.strip())
-        return 0 if argv[0] in ("-h", "--help") else 2
+        return 0
+    if argv:
+        raise ValueError(f"config takes no arguments, got {argv[0]!r}")
     classes = {
         "train_sft.py": settings.SFTConfig,
         "train_grpo.py": settings.GRPOConfig,

@@ -28,7 +28,7 @@ from nanomath.rollout import Sampler
 
 def main(argv: list[str]) -> int:
     words = [word for word in argv if not word.startswith("-") and "=" not in word]
-    if not {"-h", "--help"} & set(argv) and len(words) < 2:
+    if not {"-h", "--help"} & set(argv) and (len(words) < 2 or "" in words[:2]):
         raise ValueError("eval needs a model and a problem set: python -m nanomath eval MODEL DATA [key=value ...]")
     for word in words[:2]:
         argv.remove(word)
@@ -38,6 +38,8 @@ def main(argv: list[str]) -> int:
     if config.sampling.temperature == 0 and measure.samples > 1:
         measure.samples = 1  # greedy samples are all alike
 
+    if config.save and not Path(config.save).absolute().parent.is_dir():
+        raise FileNotFoundError(f"save: there is no directory to write {config.save} to")
     problems = build_problems(config.problems)
     model, tokenizer = build_model(config.model, measure.seed)
     prompts = encode_prompts(problems, build_template(config.prompt), tokenizer, model.config.max_positions)

@@ -26,5 +26,5 @@ def run_main(main: Callable[[list[str]], int | None], argv: list[str] | None = N
 def _complain(error: BaseException | str, code: int) -> int:
     if isinstance(error, BaseException) and os.environ.get("NANOMATH_TRACEBACK"):
         raise error
-    print(f"error: {error}", file=sys.stderr)
+    print("error:", *str(error).split("\n"), file=sys.stderr)
     return code

@@ -20,7 +20,7 @@ from nanomath.rollout import Sampler
 
 def main(argv: list[str]) -> int:
     help_asked = {"-h", "--help"} & set(argv)
-    if not help_asked and (len(argv) < 2 or argv[0].startswith("-")):
+    if not help_asked and (len(argv) < 2 or not argv[0] or argv[0].startswith("-")):
         raise ValueError('sample needs a model and a question: python -m nanomath sample MODEL "QUESTION"')
     words = argv if help_asked else [f"model.path={argv[0]}", *argv[2:]]
     config, _ = parse_arguments(settings.SampleConfig, words, __doc__)

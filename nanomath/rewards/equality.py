@@ -1,7 +1,7 @@
 r"""Is a predicted answer equal to the gold one?
 
 A chain of rules, the cheap ones first; the first rule that knows the shape of both answers decides: texts, numbers,
-relations, lists and sets, unions, tuples and intervals. What is left are two expressions: `symbolic.py` compares them
+lists and sets, unions, tuples and intervals, relations. What is left are two expressions: `symbolic.py` compares them
 in its own process, with math-verify where the `math` extra is installed and the expression is beyond its grammar. Plain
 numbers never start that process.
 
@@ -16,7 +16,7 @@ import importlib.util
 import re
 from functools import lru_cache
 
-from nanomath.rewards.extraction import answer_phrase, find_boxes
+from nanomath.rewards.extraction import Box, answer_phrase, find_boxes
 from nanomath.rewards.normalise import Number, clean, enclosed, read_number, split, split_unit, unescape
 from nanomath.rewards.worker import WORKER
 
@@ -25,6 +25,7 @@ MAX_TEXT = 8_000  # characters from the end of a text that may hold its answer
 MAX_ANSWER = 1_000  # characters of one answer; longer ones are compared as strings only
 MAX_ITEMS = 32  # of an unordered list
 
+_DIGITS = re.compile(r"[-+\d.,/%]+")
 _SEPARATOR = re.compile(r",|;|\band\b|\bor\b|または|および")
 _LOOSE_SPACE = re.compile(r"(?<!\d) | (?!\d)")
 _UNION = re.compile(r"\\cup(?![a-zA-Z])")
@@ -33,12 +34,14 @@ _EQUALS = re.compile(r"(?<![<>!])=")
 _INEQUALITY = re.compile(r"<=|>=|!=|<|>")
 _FLIPPED = {">": "<", ">=": "<=", "<": "<", "<=": "<=", "!=": "!="}
 _VARIABLE = re.compile(r"(?:[a-zA-Z]|\\[a-z]+)(?:_\w|_\{\w+\})?")
+_FREE_LETTER = re.compile(r"(?<![a-zA-Z\\])(?!sin|cos|tan|log|ln|exp|sqrt|pi)[a-df-hj-zA-Z]")  # not e, i, a command
 _SUBSCRIPT = re.compile(r"_(?:\{[^{}]*\}|\w)")
-_SEGMENT = r"(?<!\\)\$\$?[^$]+?(?<!\\)\$\$?|\\\([^)]+?\\\)|\\\[.+?\\\]"
+_SEGMENT = r"(?<!\\)\$\$?(?:\\\$|[^$])+?(?<!\\)\$\$?|\\\([^)]+?\\\)|\\\[.+?\\\]"
 _LINKED = re.compile(
-    rf"(?:\bis|\bare|\bequals|:)\s+({_SEGMENT}|[$€£¥]?-?\d[\d,]*(?:\.\d+)?(?:/\d+)?(?![\w^*/+(\\]))", re.DOTALL
+    rf"\b(?:is|are|equals)\s+({_SEGMENT}|[$€£¥]?-?\d[\d,]*(?:\.\d+)?(?:/\d+)?(?![\w^*/+(\\]))", re.DOTALL
 )
 _WORD = re.compile(r"(?<![\\a-zA-Z])(?!and\b|or\b)[a-zA-Z]{2,}")
+_WORDS = re.compile(r"[a-zA-Z' -]+")
 _CHOICE = re.compile(r"\(?([A-J])(?:\)|[.:]|\).*|[.:] .*)?")
 _NOT_SYMBOLIC = re.compile(
     r"(?<![\\a-zA-Z])(?!(?:arc)?(?:sin|cos|tan|cot|sec|csc)|sqrt|exp|log|[pv]matrix)[a-zA-Z]{4,}|[^\x00-\x7f]"
@@ -56,10 +59,12 @@ def answers_equal(gold: str, prediction: str) -> bool:
     return gold == prediction or bool(prediction) and _equal_texts(gold[-MAX_TEXT:], prediction[-MAX_TEXT:])
 
 
-@lru_cache(maxsize=1 << 14)
+@lru_cache(maxsize=1 << 12)
 def _equal_texts(gold: str, prediction: str) -> bool:
-    if (verdict := _numbers(gold, prediction)) is not None:  # most answers: not worth the cleaning
-        return verdict
+    if _DIGITS.fullmatch(gold) and _DIGITS.fullmatch(prediction):  # most answers: not worth the cleaning
+        verdict = _numbers(gold, prediction)
+        if verdict is not None:
+            return verdict
     gold, prediction = isolate(gold), isolate(prediction)
     if max(len(gold), len(prediction)) > MAX_ANSWER:
         return gold == prediction
@@ -72,7 +77,7 @@ def _equal_texts(gold: str, prediction: str) -> bool:
 def isolate(text: str) -> str:
     r"""The answer in a text: its last run of boxes, what "the answer is" announces, or the value of a sentence.
 
-    A sentence gives its value by a link ("... is 5", "...: $x^2$") or by the only formula it holds; a text without
+    A sentence gives its value by a link ("... is 5") or by the only formula it holds; a text without
     sentences is the answer itself.
     """
     text = unescape(text)
@@ -88,7 +93,7 @@ def isolate(text: str) -> str:
     return formulas[0] if len(formulas) == 1 and not re.search(r"\d", prose) else text
 
 
-def _last_run(text: str, boxes: list) -> str:
+def _last_run(text: str, boxes: list[Box]) -> str:
     r"""`\boxed{1} and \boxed{2}` is one answer, "1, 2"; boxes with a sentence between them are not."""
     run = [boxes[-1]]
     for box in reversed(boxes[:-1]):
@@ -114,11 +119,11 @@ def _texts(gold: str, prediction: str) -> bool | None:
     choices = _CHOICE.fullmatch(gold), _CHOICE.fullmatch(prediction)
     if all(choices) and min(len(gold), len(prediction)) <= 3:
         return choices[0][1] == choices[1][1]
-    if re.fullmatch(r"[a-zA-Z' -]+", gold) and re.fullmatch(r"[a-zA-Z' -]+", prediction):
-        return (
-            True if gold.casefold() == prediction.casefold() else None if min(len(gold), len(prediction)) < 3 else False
-        )
-    return None
+    if not (_WORDS.fullmatch(gold) and _WORDS.fullmatch(prediction)):
+        return None
+    if gold.casefold() == prediction.casefold():
+        return True
+    return None if min(len(gold), len(prediction)) < 3 else False  # xy may still be yx, but dog is not god
 
 
 def _numbers(gold: str, prediction: str) -> bool | None:
@@ -135,9 +140,9 @@ def _numbers(gold: str, prediction: str) -> bool | None:
 
 
 def _same_number(gold: Number, prediction: Number) -> bool:
-    if gold.unit and prediction.unit and (gold.unit + prediction.unit).isascii():
-        if gold.unit[0].lower() != prediction.unit[0].lower():
-            return False
+    initials = {unit[0].lower() for unit in (gold.unit, prediction.unit) if unit.isascii() and unit}
+    if len(initials) > 1:  # feet and ft may be the same, feet and inches are not
+        return False
     tolerance = gold.tolerance if prediction.places is None else prediction.tolerance if gold.places is None else 0
     scales = [1, 100] if gold.percent != prediction.percent else [1]
     low, high = (gold, prediction) if prediction.percent else (prediction, gold)
@@ -146,14 +151,13 @@ def _same_number(gold: Number, prediction: Number) -> bool:
 
 def _items(text: str) -> list[str]:
     r"""The parts of a list or set; p ± q is two of them. Parts of `p=5,q=2;p=7,q=2` are tuples."""
-    inner = (
-        text[2:-2] if text.startswith(r"\{") and text.endswith(r"\}") and enclosed(text[1:-2] + "}", "{", "}") else text
-    )
-    groups = [part for part in split(inner, ";") if part]
+    if text.startswith(r"\{") and text.endswith(r"\}") and enclosed(text[1:-2] + "}", "{", "}"):
+        text = text[2:-2]
+    groups = [part for part in split(text, ";") if part]
     if len(groups) > 1 and any(len(split(group, ",")) > 1 for group in groups):
         return [group if len(split(group, ",")) == 1 else f"({group})" for group in groups]
-    parts = [part for part in split(inner, _SEPARATOR) if part]
-    return [sign for part in parts for sign in _plus_minus(part)]
+    parts = [part for part in split(text, _SEPARATOR) if part]
+    return [item for part in parts for item in _plus_minus(part)]
 
 
 def _plus_minus(text: str) -> list[str]:
@@ -167,16 +171,16 @@ def _lists(gold: str, prediction: str) -> bool | None:
     left, right = _items(gold), _items(prediction)
     if left == [gold] and right == [prediction]:
         return None
-    if not (_is_system(left) or _is_system(right)):
+    if _is_system(left) == _is_system(right):
         return _match_in_any_order(left, right)
-    return _match_in_order(
-        *((_sequence(text) or ["", *items, ""])[1:-1] for text, items in ((gold, left), (prediction, right)))
-    )
+    left, right = ((_sequence(text) or ["", *items, ""])[1:-1] for text, items in ((gold, left), (prediction, right)))
+    return _match_in_order(left, right)
 
 
 def _is_system(items: list[str]) -> bool:
-    names = [_named_value(item) for item in items]
-    return len(items) > 1 and all(names) and len({name for name, _ in names if name}) == len(items)
+    """Whether every part has a name of its own: `x = 1, y = 2` but not `x = 1, x = 2`."""
+    values = [_named_value(item) for item in items]
+    return len(items) > 1 and all(values) and len({name for name, _ in values if name}) == len(items)
 
 
 def _unions(gold: str, prediction: str) -> bool | None:
@@ -210,20 +214,24 @@ def _sequences(gold: str, prediction: str) -> bool | None:
 
 
 def _sequence(text: str) -> list[str] | None:
-    """[opening bracket, parts..., closing bracket]; of `a <= x < b` and `x < b` too."""
-    if enclosed(text):
-        parts = split(text[1:-1], ",;")
-        return [text[0], *parts, text[-1]] if len(parts) > 1 else None
+    """[opening bracket, parts..., closing bracket] of a tuple or interval, None of anything else."""
+    if not enclosed(text):
+        return _solution_interval(text)
+    parts = split(text[1:-1], ",;")
+    return [text[0], *parts, text[-1]] if len(parts) > 1 else None
+
+
+def _solution_interval(text: str) -> list[str] | None:
+    """The interval of `a <= x < b` or `x < b`."""
     parts, operators = split(text, _INEQUALITY), _INEQUALITY.findall(text)
     if "!=" in operators or len({operator[0] for operator in operators}) != 1 or len(parts) != len(operators) + 1:
         return None
     if operators[0][0] == ">":
         parts, operators = parts[::-1], [_FLIPPED[operator] for operator in reversed(operators)]
-    if len(parts) == 2:
-        bounds = [r"-\infty", *parts, r"\infty"]
-        parts, operators = (
-            (bounds[:3], ["<", *operators]) if _VARIABLE.fullmatch(parts[0]) else (bounds[1:], [*operators, "<"])
-        )
+    if len(parts) == 2 and _VARIABLE.fullmatch(parts[0]):
+        parts, operators = [r"-\infty", *parts], ["<", *operators]
+    elif len(parts) == 2:
+        parts, operators = [*parts, r"\infty"], [*operators, "<"]
     if len(parts) != 3 or not _VARIABLE.fullmatch(parts[1]):
         return None
     return ["[" if operators[0] == "<=" else "(", parts[0], parts[2], "]" if operators[1] == "<=" else ")"]
@@ -269,7 +277,7 @@ def _named_value(text: str) -> tuple[str, str] | None:
     for name, value in (parts, reversed(parts)):
         if _name(name):
             return _name(name), value
-    return None if any(re.search(r"(?<!\\)\b[a-df-hj-z]", part) for part in parts) else ("", parts[1])
+    return None if any(map(_FREE_LETTER.search, parts)) else ("", parts[1])
 
 
 def _name(text: str) -> str:
@@ -291,12 +299,6 @@ def _expressions(gold: str, prediction: str) -> bool:
 
 
 def _ask(gold: str, prediction: str, relation: str = "", tolerance: float = 0.0) -> bool:
-    return WORKER.ask(
-        {
-            "gold": gold,
-            "prediction": prediction,
-            "relation": relation,
-            "tolerance": tolerance,
-            "math_verify": HAVE_MATH_VERIFY,
-        }
-    )
+    """Put the question to the worker; its fields are those of `symbolic.answer`."""
+    question = {"gold": gold, "prediction": prediction, "relation": relation, "tolerance": tolerance}
+    return WORKER.ask(question | {"math_verify": HAVE_MATH_VERIFY})

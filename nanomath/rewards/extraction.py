@@ -22,7 +22,7 @@ _ENGLISH = re.compile(
 )
 _JAPANESE = re.compile(r"(?:答え?|解答|正解)[\s*]*(?:は|:|=|】|[ \t]|\n)[\s*:、]*")
 _ENGLISH_END = re.compile(r"\n|\.(?=\s|\*|$)|<\||\s(?:because|since|where|which)\b")
-_JAPANESE_END = re.compile(r"\n|。|<\||(?:です|である|となる|となります|になる|になります|だ)(?=$|\s|[.!])")
+_JAPANESE_END = re.compile(r"\n|。|<\||(?:です|である|となる|となります|になる|になります|だ)(?=$|[\s.!。])")
 _DISPLAY = re.compile(r"(\$\$|\$|\\\[|\\\()(.+?)(\$\$|\$|\\\]|\\\))(?=[\s.,。*]*(?:\n|$)|\.\s)", re.DOTALL)
 _NUMBER = re.compile(r"-?(?:\d+(?:,\d{3})+|\d+)(?:\.\d+)?(?:/\d+)?")
 

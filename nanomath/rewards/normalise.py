@@ -60,7 +60,7 @@ _RULES = [
         (r"\s+", " "),
     ]
 ]
-# Commands that JSON or a careless prompt has escaped twice. Never a row break: none of them begins a cell with a letter.
+# Commands escaped twice, by JSON or a careless prompt. Never a row break, since none of the names begins a cell.
 _TWICE_ESCAPED = re.compile(
     r"\\\\(?=(?:[dtc]?frac|left|right|sqrt|text|boxed|cdot|times|pi|leq?|geq?|infty)(?![a-zA-Z]))"
 )
@@ -74,8 +74,8 @@ _DECIMAL = re.compile(rf"(?P<digits>{_PLAIN})(?:(?:[eE]| ?\* ?10 ?\^)\{{?(?P<exp
 _EUROPEAN = re.compile(r"(\d+),(\d{2}|\d{4,})|(\d{1,3}(?:\.\d{3})+),(\d+)")
 _UNIT = re.compile(r"(?P<value>.*[\d)}%|a-z]) (?P<unit>(?:[a-zA-Z]{2,}\.?(?: |(?=\^|$)))+)(?:\^\{?[23]\}?)?")
 _CJK_UNIT = re.compile(r"(?P<value>.*\d) ?(?P<unit>[\u3040-\u30ff\u4e00-\u9fff]+)")
-_NOT_UNITS = frozenset(
-    ["and", "or", "not", "to", "sin", "cos", "tan", "sec", "csc", "cot", "log", "ln", "exp", "pi", "sqrt", "hundred", "thousand", "million", "billion", "dozen"]
+_NOT_UNITS = re.compile(
+    r"\b(?:and|or|not|to|sin|cos|tan|sec|csc|cot|log|ln|exp|pi|sqrt|hundred|thousand|million|billion|dozen)\b", re.I
 )
 MAX_NUMBER = 1_000  # characters
 
@@ -139,13 +139,13 @@ def split(text: str, separators: str | re.Pattern[str]) -> list[str]:
 def split_unit(text: str) -> tuple[str, str]:
     """The value and its unit in words ("" if none): "64 square feet", "5個"."""
     match = _UNIT.fullmatch(text) or _CJK_UNIT.fullmatch(text)
-    if not match or any(word in _NOT_UNITS for word in match["unit"].lower().split()):
+    if not match or _NOT_UNITS.search(match["unit"]):
         return text, ""
     return match["value"].strip(), match["unit"].strip()
 
 
 def read_number(text: str, european: bool = False) -> Number | None:
-    """The number a cleaned text consists of, None if it is anything else. `european`: the comma is the decimal point."""
+    """The number that a text is, None if it is anything else. `european`: the comma is the decimal point."""
     if len(text) > MAX_NUMBER:
         return None
     text, unit = split_unit(text)

@@ -48,10 +48,13 @@ FUNCTIONS = {
 }
 INVERSES = {"sin": sympy.asin, "cos": sympy.acos, "tan": sympy.atan}
 CONSTANTS = {"pi": sympy.pi, "infty": sympy.oo, "e": sympy.E, "i": sympy.I}
-GREEK = frozenset(
-    ["alpha", "beta", "gamma", "delta", "epsilon", "varepsilon", "zeta", "eta", "theta", "vartheta", "iota", "kappa", "lambda", "mu", "nu", "xi", "rho", "sigma", "tau", "upsilon", "phi", "varphi", "chi", "psi", "omega", "Gamma", "Delta", "Theta", "Lambda", "Xi", "Sigma", "Upsilon", "Phi", "Psi", "Omega", "ell"]
+GREEK = re.findall(
+    r"\w+",
+    "alpha beta gamma delta epsilon varepsilon zeta eta theta vartheta iota kappa lambda mu nu xi rho sigma tau "
+    "upsilon phi varphi chi psi omega Gamma Delta Theta Lambda Xi Sigma Upsilon Phi Psi Omega ell",
 )
-COMMANDS = {*FUNCTIONS, *CONSTANTS, *GREEK, *["frac", "sqrt", "binom", "log", "lg", "div", "bmod", "mod", "begin", "end"]}
+OPERATORS = ["frac", "sqrt", "binom", "log", "lg", "div", "bmod", "mod", "begin", "end"]
+COMMANDS = frozenset([*FUNCTIONS, *CONSTANTS, *GREEK, *OPERATORS])
 CLOSING = {"(": ")", "[": "]", "{": "}"}
 # Function names are read without a backslash as well; the longest first, so that "sinh" is not "sin" times h.
 WORDS = "|".join(sorted({*FUNCTIONS, "log", "lg", "sqrt", "pi"}, key=len, reverse=True))
@@ -225,7 +228,7 @@ def raise_to(base, exponent):
     if isinstance(base, sympy.Rational) and isinstance(exponent, sympy.Rational):
         bits = max(base.p.bit_length(), base.q.bit_length()) * abs(exponent)
         if abs(base) != 1 and bits > MAX_BITS:
-            raise ValueError(f"a power of {int(bits).bit_length()} bits of bits")
+            raise ValueError(f"a power of more than {MAX_BITS} bits")
     return base**exponent
 
 
@@ -253,7 +256,8 @@ def sample(*expressions: sympy.Basic) -> Iterator[list[sympy.Expr]]:
 def close(left: sympy.Expr, right: sympy.Expr, tolerance: float = 0.0) -> bool:
     if not (left.is_finite and right.is_finite):
         return bool(left == right and left is not sympy.nan)
-    bound = max(tolerance, 10.0 ** (5 - DIGITS) * max(1, abs(right)))
+    # Where terms cancel, evalf works with up to 100 digits before it gives up, so a zero comes out far below 1e-60.
+    bound = max(tolerance, 10.0 ** (5 - DIGITS) * max(abs(left), abs(right)), 1e-60)
     return bool(abs(left - right) <= bound)
 
 

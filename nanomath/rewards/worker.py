@@ -1,14 +1,15 @@
 """The process that answers symbolic questions, and that can be killed.
 
-One persistent process for the whole run, started at the first question. It is a fresh interpreter, neither forked (torch's
-threads do not survive a fork) nor spawned by multiprocessing (which imports the user's main module again), so it can be
-used from any thread and inside a training process. A question that exceeds the limit costs the process its life, and
-the next question starts another.
+One persistent process for the whole run, started at the first question. It is a fresh interpreter, neither forked
+(torch's threads do not survive a fork) nor spawned by multiprocessing (which imports the user's main module again), so
+it can be used from any thread and inside a training process. A question that exceeds the limit costs the process its
+life, and the next question starts another.
 """
 
 from __future__ import annotations
 
 import atexit
+import contextlib
 import json
 import os
 import subprocess
@@ -70,12 +71,11 @@ class Worker:
         watchdog.start()
         reply = ""
         try:
-            if line:
-                process.stdin.write(line + "\n")
-                process.stdin.flush()
-            reply = process.stdout.readline().strip()
-        except BrokenPipeError:
-            pass
+            with contextlib.suppress(BrokenPipeError):
+                if line:
+                    process.stdin.write(line + "\n")
+                    process.stdin.flush()
+                reply = process.stdout.readline().strip()
         finally:
             watchdog.cancel()
             watchdog.join()  # now it has either killed the process or never will
@@ -90,10 +90,8 @@ class Worker:
         process.kill()
         process.wait()
         for pipe in (process.stdin, process.stdout):
-            try:
+            with contextlib.suppress(BrokenPipeError):  # what was not yet written when the process died
                 pipe.close()
-            except BrokenPipeError:  # what was not yet written when the process died
-                pass
 
 
 WORKER = Worker()

@@ -39,9 +39,9 @@ Progress = Callable[[int, int], None]  # finished samples, tokens drawn so far
 class Completion:
     """One sample. `tokens` include the eos, or the token that completed the stop string, that ended them.
 
-    `logprobs` are under the full distribution at the sampling temperature (what a trainer computes); `sampling_logprobs`
-    under the truncated one actually sampled from: the same numbers when top-k, top-p and min-p are off. `text` leaves
-    out the eos and everything from the stop string on.
+    `logprobs` are under the full distribution at the sampling temperature (what a trainer computes),
+    `sampling_logprobs` under the truncated one actually sampled from: the same numbers when top-k, top-p and min-p are
+    off. `text` leaves out the eos and everything from the stop string on.
     """
 
     prompt_index: int

@@ -39,5 +39,5 @@ def score(model: Transformer, examples: list[Example], token_budget: int, temper
     for micro in micro_batches([len(e) for e in examples], token_budget):
         batch = make_batch([examples[i] for i in micro]).to(model.device)
         logprobs, _ = response_logprobs(model, batch, temperature)
-        result[torch.tensor(micro), : logprobs.shape[1]] = logprobs.cpu()
+        result[torch.tensor(micro), : logprobs.shape[1]] = logprobs.float().cpu()
     return result

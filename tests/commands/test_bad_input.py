@@ -1,0 +1,213 @@
+"""What users get wrong: exit code 2, one line that says what and where, and nothing written."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+import train_grpo
+import train_sft
+from nanomath import Sampler, load_model, load_tokenizer, save_model
+from nanomath import settings as sections
+from nanomath.__main__ import main
+from nanomath.commands.build import new_model
+
+GOOD = {"question": "What is 1 + 1?", "answer": "2", "solution": r"1 + 1 = 2, so \boxed{2}."}
+TINY = (
+    *("model.hidden_size=32", "model.layers=1", "model.heads=2", "model.kv_heads=1", "model.intermediate_size=64"),
+    *("train.limit=8", "heldout.limit=4", "train.difficulty=1,1", "heldout.difficulty=1,1", "run.steps=2"),
+    *("sampling.max_new_tokens=4", "evaluation.samples=2", "model.device=cpu"),
+)
+
+FILES = {
+    "broken.jsonl": json.dumps(GOOD) + '\n{"question": "What is\n',
+    "unanswered.jsonl": json.dumps(GOOD) + "\n" + json.dumps({"question": "Why?", "answer": " "}) + "\n",
+    "unlabelled.jsonl": json.dumps(GOOD) + "\n" + json.dumps({"question": "Why?"}) + "\n",
+    "unsolved.jsonl": json.dumps({"question": "What is 1 + 1?", "answer": "2"}) + "\n",
+    "empty.jsonl": "\n",
+    "long.jsonl": json.dumps({**GOOD, "question": "one two three " * 200}) + "\n",
+    "wordy.jsonl": json.dumps({**GOOD, "solution": "one two three " * 200}) + "\n",
+    "good.jsonl": json.dumps(GOOD) + "\n",
+    "list.txt": "What is 1 + 1?\n",
+    "misspelt.toml": "[optim]\nlr = 1e-3\nweigth_decay = 0.1\n",
+    "mistyped.toml": '[run]\nname = "x"\n\n[optim]\nlr = "fast"\n',
+    "torn.toml": "[optim\nlr = 1\n",
+}
+
+
+@pytest.fixture
+def place(tmp_path, model_directory) -> Path:
+    """A directory with broken files and broken models; the good model is at models/good."""
+    for name, text in FILES.items():
+        (tmp_path / name).write_text(text, encoding="utf-8")
+    models = {name: tmp_path / "models" / name for name in ("good", "headless", "truncated", "unreadable", "short")}
+    for copy in models.values():
+        shutil.copytree(model_directory, copy)
+    (models["headless"] / "config.json").unlink()
+    weights = models["truncated"] / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    (models["unreadable"] / "tokenizer.json").write_text("{}")
+    tokenizer = load_tokenizer(models["short"])
+    shape = sections.Model(hidden_size=32, layers=1, heads=2, kv_heads=1, intermediate_size=64)
+    save_model(new_model(shape, tokenizer.vocab_size - 5, seed=0), tokenizer, models["short"])
+    return tmp_path
+
+
+def spelt(value: object) -> str | None:
+    """A case is called by its command line."""
+    if isinstance(value, list):
+        return " ".join(value)[:60].strip() or "nothing"
+    return getattr(value, "__name__", "")
+
+
+def contents(place: Path) -> list[tuple[Path, bytes]]:
+    return [(path, path.read_bytes() if path.is_file() else b"") for path in sorted(place.rglob("*"))]
+
+
+def refuse(call, place: Path, command, *words: object) -> str:
+    """The one line that the command says; everything on disk is as it was."""
+    before = contents(place)
+    outcome = call(command, *words)
+    assert outcome.code == 2 and outcome.out == ""
+    assert outcome.err.startswith("error: ") and outcome.err.endswith("\n") and outcome.err.count("\n") == 1
+    assert "Traceback" not in outcome.err and "Errno" not in outcome.err
+    assert contents(place) == before
+    return outcome.err
+
+
+COMMANDS = [
+    (["evla"], "unknown command 'evla': expected one of eval, sample, config"),
+    (["--resume"], "unknown command '--resume'"),
+    (["eval"], "eval needs a model and a problem set: python -m nanomath eval MODEL DATA"),
+    (["eval", "models/good"], "eval needs a model and a problem set"),
+    (["eval", "", "world"], "eval needs a model and a problem set"),
+    (
+        ["eval", "models/good", "world", "--by=difficulty"],
+        "unknown flag '--by=difficulty'; a key is set without dashes",
+    ),
+    (["eval", "models/good", "world", "missing.toml"], "config file not found: missing.toml"),
+    (["eval", "models/good", "world", "torn.toml"], "torn.toml: not valid TOML"),
+    (["eval", "models/good", "world", "a.toml", "b.toml"], "the config file is a.toml already"),
+    (["eval", "models/good", "no/such/file.jsonl"], "problem set not found: no/such/file.jsonl"),
+    (["eval", "models/good", "broken.jsonl"], "broken.jsonl:2: not valid JSON"),
+    (["eval", "models/good", "unanswered.jsonl"], "unanswered.jsonl:2: the answer is empty"),
+    (["eval", "models/good", "unlabelled.jsonl"], "unlabelled.jsonl:2: no answer field"),
+    (["eval", "models/good", "empty.jsonl"], "empty.jsonl: no problems"),
+    (["eval", "models/good", "good.jsonl", "problems.skip=1"], "good.jsonl: no problems after the first 1"),
+    (["eval", "models/good", "list.txt"], "list.txt: unknown format; expected .jsonl"),
+    (["eval", "models/good", "long.jsonl"], "the model's context holds 192"),
+    (["eval", "models/good", "world", "problems.families=[]"], "families is empty"),
+    (["eval", "models/good", "world", "problems.families=geometry"], "unknown family 'geometry'"),
+    (["eval", "models/good", "world", "problems.split=tets"], "unknown split 'tets'"),
+    (["eval", "models/good", "world", "problems.difficulty=3,1"], "expected [least, greatest]"),
+    (["eval", "models/good", "world", "evaluation.by=dificulty"], "metadata key 'dificulty'; there are: "),
+    (
+        ["eval", "models/good", "world", "evaluation.samples=0"],
+        "evaluation.samples: expected a number at least 1, got 0",
+    ),
+    (["eval", "models/good", "world", "evaluation.k=1,8"], "pass@8 needs at least 8 samples"),
+    (["eval", "models/good", "world", "sampling.temperature=-1"], "sampling.temperature: expected a number at least 0"),
+    (
+        ["eval", "models/good", "world", "sampling.temperature=nan"],
+        "sampling.temperature: expected a number at least 0",
+    ),
+    (["eval", "models/good", "world", "sampling.temprature=1"], "unknown key; did you mean sampling.temperature?"),
+    (["eval", "models/good", "world", "prompt.template=hello"], "must contain {question}"),
+    (["eval", "models/good", "world", "model.device=tpu9"], "device 'tpu9' is not to be had here"),
+    (["eval", "models/good", "world", "model.device=cuda:99"], "device 'cuda:99' is not to be had here"),
+    (["eval", "models/headless", "world"], "no config.json in models/headless"),
+    (["eval", "models/truncated", "world"], "model.safetensors is not a readable safetensors file"),
+    (["eval", "models/unreadable", "world"], "tokenizer.json is not a readable tokenizer"),
+    (["eval", "models/short", "world"], "tokenizer does not match the model's vocabulary"),
+    (["eval", "good.jsonl", "world"], "good.jsonl is a file: name the model's directory"),
+    (["eval", "no/such/model", "world"], "no such model directory: no/such/model"),
+    (["sample"], 'sample needs a model and a question: python -m nanomath sample MODEL "QUESTION"'),
+    (["sample", "models/good"], "sample needs a model and a question"),
+    (["sample", "models/good", " "], "the question is empty"),
+    (["sample", "", "How many?"], "sample needs a model and a question"),
+    (["sample", "models/good", "one two three " * 200], "the model's context holds 192"),
+    (["sample", "models/good", "How many?", "--greedy"], "unknown flag '--greedy'"),
+    (["config", "--all"], "config takes no arguments, got '--all'"),
+]
+
+
+@pytest.mark.parametrize(("words", "said"), COMMANDS, ids=spelt)
+def test_commands(call, place, words, said):
+    assert said in refuse(call, place, main, *words)
+
+
+SCRIPTS = [
+    (train_sft, ["missing.toml"], "config file not found: missing.toml"),
+    (
+        train_sft,
+        ["misspelt.toml"],
+        "misspelt.toml:3: optim.weigth_decay: unknown key; did you mean optim.weight_decay?",
+    ),
+    (train_sft, ["mistyped.toml"], "mistyped.toml:5: optim.lr: expected a number, got 'fast'"),
+    (train_sft, ["optim.lr"], "config file not found: optim.lr"),
+    (train_sft, ["--resume"], "runs/run holds no run to resume"),
+    (train_sft, ["--resmue"], "unknown flag '--resmue'; did you mean --resume?"),
+    (train_sft, ["run.steps=0"], "run.steps: expected a number at least 1, got 0"),
+    (train_sft, ["run.steps=2.5"], "run.steps: expected an integer, got 2.5"),
+    (train_sft, ["model.heads=3"], "[model] 3 heads do not divide hidden_size = 32"),
+    (train_sft, ["model.heads=4", "model.kv_heads=3"], "4 query heads cannot share 3 key/value heads"),
+    (train_sft, ["model.dtype=int8"], "model.dtype: expected one of float32, bfloat16, float16, got 'int8'"),
+    (train_sft, ["model.device=gpu"], "device 'gpu' is not to be had here"),
+    (train_sft, ["model.path=models/truncated"], "models/truncated/model.safetensors is not a readable safetensors"),
+    (train_sft, ["model.path=models/short"], "tokenizer does not match the model's vocabulary"),
+    (train_sft, ["train.source=broken.jsonl"], "broken.jsonl:2: not valid JSON"),
+    (train_sft, ["train.source=unsolved.jsonl"], "has no solution, which the template '{solution}' needs"),
+    (train_sft, ["train.source=wordy.jsonl"], "the model's context holds 512"),
+    (train_sft, ["heldout.source=empty.jsonl"], "empty.jsonl: no problems"),
+    (train_sft, ["heldout.source=long.jsonl"], "the model's context holds 512"),
+    (train_sft, ["heldout.source=good.jsonl", "heldout.skip=1"], "good.jsonl: no problems after the first 1"),
+    (train_sft, ["evaluation.k=4"], "pass@4 needs at least 4 samples of each problem, not 2"),
+    (train_sft, ["evaluation.by=level"], "no problem has the metadata key 'level'; there are: "),
+    (train_sft, ["sft.row_length=20"], "sft.row_length is 20: the longest problem and solution need"),
+    (train_grpo, [], "model.path is empty: reinforcement needs a model to start from"),
+    (train_grpo, ["model.path=models/headless"], "no config.json in models/headless"),
+    (train_grpo, ["model.path=models/good", "sampling.temperature=0"], "sampling.temperature is 0: greedy samples"),
+    (
+        train_grpo,
+        ["model.path=models/good", "grpo.group_size=0"],
+        "grpo.group_size: expected a number at least 2, got 0",
+    ),
+    (
+        train_grpo,
+        ["model.path=models/good", "grpo.group_size=1"],
+        "grpo.group_size: expected a number at least 2, got 1",
+    ),
+    (
+        train_grpo,
+        ["model.path=models/good", "reward.weights.acuracy=1"],
+        "unknown reward: 'acuracy'; did you mean 'accuracy'?",
+    ),
+    (
+        train_grpo,
+        ["model.path=models/good", "reward.weights.cosine=1", "reward.params={cosine = {width = 1}}"],
+        "unknown parameter of the reward 'cosine'",
+    ),
+    (train_grpo, ["model.path=models/good", "grpo.reference_device=cuda:99"], "device 'cuda:99' is not to be had here"),
+    (train_grpo, ["model.path=models/good", "grpo.old_logprobs=both"], "expected one of trainer, sampler, got 'both'"),
+    (train_grpo, ["model.path=models/good", "heldout.source=no/such/file.json"], "problem set not found"),
+    (train_grpo, ["model.path=models/good", "evaluation.k=4"], "pass@4 needs at least 4 samples"),
+]
+
+
+@pytest.mark.parametrize(("script", "words", "said"), SCRIPTS, ids=spelt)
+def test_scripts(call, place, script, words, said):
+    files, words = [w for w in words if w.endswith(".toml")], [w for w in words if not w.endswith(".toml")]
+    assert said in refuse(call, place, script.main, *files, *TINY, *words)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"n": 0}, {"n": -1}, {"max_new_tokens": 0}, {"temperature": -1.0}, {"top_p": 0.0}, {"top_k": -1}, {"min_p": 2.0}],
+)
+def test_the_sampler_refuses_what_makes_no_sense(model_directory, wrong):
+    sampler = Sampler(load_model(model_directory), load_tokenizer(model_directory))
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        sampler.generate([[1, 2, 3]], **wrong)

@@ -1,0 +1,149 @@
+"""The entry points: usage, --help, exit codes, and the page of all config keys."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import train_grpo
+import train_sft
+from nanomath import settings
+from nanomath.__main__ import COMMANDS, main
+from nanomath.commands.main import run_main
+
+ROOT = Path(__file__).parents[2]
+CONFIGS = {
+    "train_sft": settings.SFTConfig,
+    "train_grpo": settings.GRPOConfig,
+    "eval": settings.EvalConfig,
+    "sample": settings.SampleConfig,
+}
+
+
+def keys(cls: type) -> list[str]:
+    """Every key of a config class, with its section."""
+    found = []
+    for field in dataclasses.fields(cls):
+        value = getattr(cls(), field.name)
+        inner = dataclasses.fields(value) if dataclasses.is_dataclass(value) else None
+        found += [field.name] if inner is None else [f"{field.name}.{each.name}" for each in inner]
+    return found
+
+
+def shell(*words: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    return subprocess.run([sys.executable, *words], env=environment, capture_output=True, text=True, timeout=120)
+
+
+# --- usage and help --------------------------------------------------------------------------------------------------
+
+
+def test_without_a_command_it_says_which_there_are(call):
+    for words, code in ([], 2), (["--help"], 0), (["-h"], 0):
+        outcome = call(main, *words)
+        assert outcome.code == code
+        assert outcome.out.startswith("usage: python -m nanomath COMMAND")
+        assert all(f"\n  {command} " in outcome.out for command in COMMANDS)
+
+
+@pytest.mark.parametrize("command", CONFIGS)
+@pytest.mark.parametrize("flag", ["--help", "-h"])
+def test_help_lists_every_key(call, command, flag):
+    script = {"train_sft": train_sft.main, "train_grpo": train_grpo.main}.get(command)
+    outcome = call(script, flag) if script else call(main, command, flag)
+    assert outcome.code == 0 and outcome.err == ""
+    assert [key for key in keys(CONFIGS[command]) if f"  {key}=" not in outcome.out] == []
+    assert ("--resume" in outcome.out) == (script is not None)
+
+
+def test_help_wins_over_what_else_is_wrong(call):
+    assert call(train_sft.main, "missing.toml", "optim.lr=fast", "--help").code == 0
+    assert call(main, "eval", "--help").code == 0
+    assert call(main, "sample", "model", "question", "--help").code == 0
+
+
+# --- the page of all keys --------------------------------------------------------------------------------------------
+
+
+def test_the_page_has_every_key_of_every_config(call):
+    page = call(main, "config").out
+    headings = ["train_sft.py", "train_grpo.py", "python -m nanomath eval", "python -m nanomath sample"]
+    parts = page.split("\n## ")[1:]
+    assert [part.partition("\n")[0] for part in parts] == headings
+    for part, cls in zip(parts, CONFIGS.values(), strict=True):
+        assert [key for key in keys(cls) if f"| `{key}` |" not in part] == []
+
+
+def test_the_page_in_the_documentation_is_the_newest(call):
+    written = ROOT / "docs" / "config.md"
+    if not written.is_file():
+        pytest.skip("docs/config.md is not there")
+    assert written.read_text(encoding="utf-8") == call(main, "config").out
+
+
+def test_the_page_takes_no_arguments(call):
+    assert call(main, "config", "--help").code == 0
+    outcome = call(main, "config", "docs/config.md")
+    assert outcome.code == 2 and outcome.err.startswith("error: ") and outcome.err.count("\n") == 1
+
+
+# --- exit codes ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (ValueError("a\nb"), 2),
+        (FileNotFoundError("no such file"), 2),
+        (FileExistsError("it is there"), 2),
+        (ModuleNotFoundError("pip install it"), 2),
+        (FloatingPointError("step 3: the loss is nan"), 1),
+        (KeyboardInterrupt(), 1),
+    ],
+)
+def test_errors_end_in_one_line(call, error, code):
+    def fail(argv: list[str]) -> int:
+        raise error
+
+    outcome = call(fail)
+    assert outcome.code == code and outcome.out == ""
+    said = " ".join(str(error).split()) or "interrupted"
+    assert outcome.err == f"error: {said}\n"
+
+
+def test_a_bug_keeps_its_traceback():
+    def fail(argv: list[str]) -> int:
+        raise RuntimeError("unexpected")
+
+    with pytest.raises(RuntimeError, match="unexpected"):
+        run_main(fail, [])
+
+
+def test_the_traceback_of_a_mistake_is_there_for_the_asking(monkeypatch):
+    def fail(argv: list[str]) -> int:
+        raise ValueError("bad key")
+
+    monkeypatch.setenv("NANOMATH_TRACEBACK", "1")
+    with pytest.raises(ValueError, match="bad key"):
+        run_main(fail, [])
+
+
+@pytest.mark.parametrize(("returned", "code"), [(None, 0), (0, 0), (1, 1)])
+def test_the_code_a_command_returns(call, returned, code):
+    assert call(lambda argv: returned).code == code
+
+
+def test_from_the_shell():
+    done = shell("-m", "nanomath", "evla", "model", "world")
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr == "error: unknown command 'evla': expected one of eval, sample, config\n"
+    done = shell("-m", "nanomath")
+    assert done.returncode == 2 and done.stdout.startswith("usage: ") and done.stderr == ""
+    done = shell(str(ROOT / "train_sft.py"), "optim.lr=fast")
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr == "error: command line: optim.lr: expected a number, got 'fast'\n"

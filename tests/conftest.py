@@ -1,0 +1,99 @@
+"""What many tests share: one thread, the world's tokenizer, small random models, an optimizer that only looks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import pytest
+import torch
+
+from nanomath.data.world import CHAT_TEMPLATE, world_tokenizer
+from nanomath.models import ModelConfig, Tokenizer, Transformer
+
+torch.set_num_threads(1)
+
+SHAPES = {
+    "llama": {},
+    "without groups": {"num_kv_heads": 4, "tie_embeddings": False},
+    "mistral": {"model_type": "mistral", "sliding_window": 5},
+    "qwen2": {"model_type": "qwen2", "qkv_bias": True},
+    "qwen3": {"model_type": "qwen3", "qk_norm": True, "head_dim": 12, "num_kv_heads": 1},
+}
+
+
+class Float64Transformer(Transformer):
+    """The same transformer without the rounding of its logits to float32, for comparisons to 1e-10."""
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        return self.lm_head(hidden)
+
+
+@pytest.fixture(scope="session")
+def new_tokenizer() -> Callable[[Sequence[int]], Tokenizer]:
+    """new_tokenizer(eos_ids): the world's tokenizer; a model of random weights ends only if many ids are an eos."""
+
+    def make(eos_ids: Sequence[int] = ()) -> Tokenizer:
+        return Tokenizer(world_tokenizer(), CHAT_TEMPLATE, eos_ids, eos_token="<|endoftext|>")
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tokenizer(new_tokenizer) -> Tokenizer:
+    """The world's tokenizer as it is."""
+    return new_tokenizer()
+
+
+@pytest.fixture(scope="session")
+def new_model(tokenizer) -> Callable[..., Transformer]:
+    """new_model(seed, dtype, **changes of the config): a model whose logits depend strongly on all it sees."""
+
+    def make(seed: int = 0, dtype: torch.dtype = torch.float32, **changes) -> Transformer:
+        config = {
+            "vocab_size": tokenizer.vocab_size,
+            "hidden_size": 32,
+            "num_layers": 2,
+            "num_heads": 4,
+            "num_kv_heads": 2,
+            "head_dim": 8,
+            "intermediate_size": 48,
+            "max_positions": 128,
+        }
+        kind = Float64Transformer if dtype == torch.float64 else Transformer
+        model = kind(ModelConfig(**{**config, **changes}))
+        generator = torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                noise = torch.randn(parameter.shape, generator=generator)
+                parameter.copy_(noise * 0.3 if parameter.dim() == 2 else 1 + noise * 0.2)
+        return model.to(dtype)
+
+    return make
+
+
+@pytest.fixture(params=SHAPES.values(), ids=SHAPES.keys())
+def family_shape(request) -> dict:
+    """Changes of the config that give each family's arithmetic."""
+    return request.param
+
+
+class Recorder:
+    """Keeps the gradients it is asked to step along, and leaves the weights alone."""
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        self.model = model
+        self.gradients: list[dict[str, torch.Tensor]] = []
+        self.rates: list[float] = []
+
+    def step(self, lr: float) -> float:
+        parameters = dict(self.model.named_parameters())
+        zero = {name: torch.zeros_like(p) for name, p in parameters.items()}
+        self.gradients.append(zero | {name: p.grad.clone() for name, p in parameters.items() if p.grad is not None})
+        self.rates.append(lr)
+        self.model.zero_grad()
+        return 0.0
+
+
+@pytest.fixture
+def recorder() -> Callable[[torch.nn.Module], Recorder]:
+    return Recorder

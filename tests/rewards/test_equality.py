@@ -1,0 +1,280 @@
+"""Equality of answers: cases by kind, properties, and the public graders' own cases."""
+
+from __future__ import annotations
+
+import json
+from fractions import Fraction
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from nanomath.rewards import equality, symbolic
+from nanomath.rewards.equality import answers_equal
+from nanomath.rewards.worker import WORKER
+
+GRADING_CASES = Path(__file__).parents[2].parent / "shared/data/grading_cases.jsonl"
+
+EQUAL = {
+    "numbers": [
+        ("42", "42.0"),
+        ("1234", "1,234.00"),
+        ("1000", "1 000"),
+        ("1000.99", "1000,99"),
+        ("1000.5", "1.000,50"),
+        ("-3", "− 3"),
+        ("1e3", "1000"),
+        ("1500", r"1.5 \times 10^{3}"),
+        ("5", "$5.00"),
+        ("007", "7"),
+        ("１２３", "123"),
+        (r"10{,}000", "10000"),
+        ("720720", r"720,\! 720"),
+    ],
+    "fractions": [
+        ("0.5", "1/2"),
+        (r"\frac{1}{2}", r"\dfrac12"),
+        ("1 1/2", "3/2"),
+        (r"12\frac{3}{5}", "12.6"),
+        (r"-\frac12", r"\frac{-1}{2}"),
+        ("1/3", "0.3333"),
+        (r"\frac{5}{6}", r"\cfrac{5}{6}"),
+    ],
+    "percents": [("50%", "0.5"), ("50%", "50"), ("50", r"50\%"), ("0.08", "8 percent"), (r"25\%", "1/4")],
+    "units": [
+        ("12", r"12\text{ cm}"),
+        ("12 cm^2", "12"),
+        ("64", "64 square feet"),
+        ("18 feet", "18 ft"),
+        (r"5\mathrm{~m}", "5"),
+        (r"6\pi", r"6 \pi \text{ cm}"),
+        ("5", "5個"),
+        ("1200円", "1200"),
+        ("90", r"90^\circ"),
+        ("72 degrees", "72"),
+    ],
+    "expressions": [
+        (r"2\sqrt{3}", r"\sqrt{12}"),
+        (r"\frac{\sqrt{2}}{2}", r"\frac{1}{\sqrt2}"),
+        ("x^2-1", "(x-1)(x+1)"),
+        ("(x+1)**2", "x^2+2x+1"),
+        ("2π", r"2\pi"),
+        (r"\ln 4", r"2\ln 2"),
+        (r"\log_2 8", "3"),
+        (r"\sin^2 x+\cos^2 x", "1"),
+        (r"\sin^2 x+\cos^2 x-1", "0"),
+        (r"\tan^{-1}(1)", r"\frac{\pi}{4}"),
+        (r"\binom{5}{2}", "10"),
+        ("5!", "120"),
+        ("|-3|", "3"),
+        (r"17 \bmod 5", "2"),
+        (r"e^{i\pi}", "-1"),
+        (r"3\sqrt[3]{2}", r"\sqrt[3]{54}"),
+        ("a_1 + a_2", "a_{2} + a_{1}"),
+        (r"\sqrt{17}", "4.1231056"),
+        (r"\frac{1}{x-1}", r"-\frac{1}{1-x}"),
+        (r"1\frac{1}{2}\pi", r"\frac{3\pi}{2}"),
+        (r"\frac{9}{7}", r"\frac{9}{7} \approx 1.2857"),
+    ],
+    "tuples and intervals": [
+        ("(1,2)", r"\left(1, \frac{4}{2}\right)"),
+        ("[0,1)", "[0, 1)"),
+        (r"(-\infty, 3]", "(-∞, 3]"),
+        (r"(-\infty,2)\cup(3,\infty)", r"(3,\infty) \cup (-\infty,2)"),
+        (r"-1 \le x < 2", "[-1,2)"),
+        ("x>3", r"(3,\infty)"),
+        ("x > 3", "3 < x"),
+        ("x < 1", "-x > -1"),
+        (r"x \in [1,2]", "[1,2]"),
+        ("(3,4)", "(x,y)=(3,4)"),
+        ("(1,2)", "x=1, y=2"),
+    ],
+    "lists and sets": [
+        (r"\{1,2,3\}", r"\{3,2,1\}"),
+        ("1,2", "2 and 1"),
+        (r"x = 5 \text{ or } x = -5", r"\pm 5"),
+        (r"1 \pm \sqrt{2}", r"1-\sqrt2, 1+\sqrt2"),
+        (r"\emptyset", r"\{\}"),
+        ("-2,1", r"\boxed{1} and \boxed{-2}"),
+        ("x=1, y=2", "y=2, x=1"),
+        ("3,4", "$x=3$ or $x=4$"),
+    ],
+    "equations": [
+        ("5", "x = 5"),
+        ("5", "5 = x"),
+        ("f(x)=x^2", "x^2"),
+        ("y = 2x+3", "y = 3+2x"),
+        ("x^2+y^2=4", "4 = x^2+y^2"),
+        ("2x-y=1", "y = 2x - 1"),
+        ("10", r"\binom{5}{2} = 10"),
+        ("x != 3", r"x \neq 3"),
+    ],
+    "matrices": [
+        (r"\begin{pmatrix}1/2\\2\end{pmatrix}", r"\begin{bmatrix} 0.5 \\ 2 \end{bmatrix}"),
+        (r"\begin{pmatrix}4\\6\end{pmatrix}", r"\begin{pmatrix}1\\2\end{pmatrix}+\begin{pmatrix}3\\4\end{pmatrix}"),
+    ],
+    "words": [
+        ("A", "(A)"),
+        ("B", "B. Paris"),
+        (r"\text{(D)}", "D"),
+        ("east", r"\text{East}"),
+        ("yes", "Yes."),
+        ("東京", "東京"),
+    ],
+    "sentences": [
+        ("4", "The answer is 4."),
+        ("42", "Add them up.\nFinal answer: 42"),
+        ("5", "Therefore the value of $x$ is $5$."),
+        ("34", "Final Answer: The largest $n$ is 34."),
+        ("72", "36 + 36 = 72\n#### 72"),
+    ],
+}
+UNEQUAL = {
+    "numbers": [
+        ("42", "43"),
+        ("42", ""),
+        ("42", "  "),
+        ("1.5", "15"),
+        ("1.234", "1,234"),
+        ("12", "1 2"),
+        ("0", "1e-30"),
+    ],
+    "rounding": [("1/3", "0.33"), ("0.33", "1/3"), (r"\sqrt2", "1.41"), ("2.23", "2.232"), ("0.1", "0.1000001")],
+    "signs and scale": [
+        ("5", "-5"),
+        ("5", "not 5"),
+        ("5 million", "5"),
+        ("0.5", "5%"),
+        ("1/2", "1:2"),
+        ("12:00", "12"),
+    ],
+    "units": [("5 hours", "5 minutes"), ("10 am", "10 pm"), ("5 hours 30 minutes", "30")],
+    "brackets": [("(0,1)", "[0,1]"), ("(0,1)", "(0,1]"), (r"(1,2)", r"\{1,2\}"), ("[3,5]", "{3,5}"), ("(3,5)", "3,5")],
+    "order": [("(1,2)", "(2,1)"), ("k=1, n=2", "k=2, n=1"), ("k=1, n=2", "2, 1"), ("3:4", "4:3")],
+    "several guesses": [("3", "1, 2, 3"), ("3", "1 or 2 or 3"), ("5", r"\pm 5"), ("1,2", "1,2,3"), ("3", r"1 \mid 3")],
+    "junk": [("3", r"1 \clubsuit 2 \clubsuit 3"), ("3", "1 & 2 & 3"), ("3", r"\not= 3"), ("3", "3?"), ("2", r"\{1, 2")],
+    "inequalities": [("x>3", "x<3"), ("x>3", r"x\ge 3"), ("x>3", "3"), ("[0,1)", "x<1"), ("x != 3", "x = 3")],
+    "equations": [("x=5", "y=5"), ("x^2+y^2=4", "4"), ("7 = 11a+c", "7"), ("0", "5x - 7y + 4 = 0"), ("0", "1/0")],
+    "expressions": [("|x|", "x"), (r"\sqrt{x^2}", "x"), ("5", "5x"), ("5", "5!"), ("x+1", "x-1"), ("a+b", "ab")],
+    "tiny": [("10^{-30}", "2*10^{-30}")],
+    "unions": [(r"[1,2]\cup[3,4]", "[1,4]"), (r"(0,1)\cup(2,3)", "(0,1),(2,3)")],
+    "words": [("A", "B"), ("east", "west"), ("yes", "no"), ("dog", "god"), ("Paris", "Pairs"), ("3", "three")],
+    "matrices": [(r"\begin{pmatrix}1\\2\end{pmatrix}", r"\begin{pmatrix}2\\1\end{pmatrix}")],
+}
+
+
+def flatten(cases: dict[str, list[tuple[str, str]]]) -> list[tuple[str, str]]:
+    return [pair for pairs in cases.values() for pair in pairs]
+
+
+@pytest.fixture(params=[True, False], ids=["math-verify", "core only"])
+def math_verify(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """Both installations; the cache must not carry verdicts from one to the other."""
+    if request.param:
+        pytest.importorskip("math_verify")
+    monkeypatch.setattr(equality, "HAVE_MATH_VERIFY", request.param)
+    equality._equal_texts.cache_clear()
+    yield request.param
+    equality._equal_texts.cache_clear()
+
+
+@pytest.mark.usefixtures("math_verify")
+@pytest.mark.parametrize("kind", EQUAL)
+def test_equal_answers(kind: str):
+    assert [pair for pair in EQUAL[kind] if not answers_equal(*pair)] == []
+
+
+@pytest.mark.usefixtures("math_verify")
+@pytest.mark.parametrize("kind", UNEQUAL)
+def test_unequal_answers(kind: str):
+    assert [pair for pair in UNEQUAL[kind] if answers_equal(*pair)] == []
+
+
+def test_cases_of_public_graders(math_verify: bool):
+    if not GRADING_CASES.exists():
+        pytest.skip(f"{GRADING_CASES} is not here")
+    cases = [json.loads(line) for line in GRADING_CASES.read_text(encoding="utf-8").splitlines()]
+    verdicts = [answers_equal(case["gold"], case["prediction"]) for case in cases]
+    falsely_accepted = [c for c, verdict in zip(cases, verdicts, strict=True) if verdict and not c["expected"]]
+    right = sum(verdict == case["expected"] for case, verdict in zip(cases, verdicts, strict=True))
+    assert falsely_accepted == []
+    assert right / len(cases) >= (0.97 if math_verify else 0.88)
+
+
+@pytest.mark.parametrize("gold", ["", " \n"])
+def test_a_missing_gold_answer_is_an_error(gold: str):
+    with pytest.raises(ValueError, match="never a reward"):
+        answers_equal(gold, "5")
+
+
+@settings(deadline=None, max_examples=200)
+@given(st.fractions(max_denominator=1000), st.fractions(max_denominator=1000))
+def test_fractions_against_exact_arithmetic(a: Fraction, b: Fraction):
+    latex = rf"{'-' * (b < 0)}\frac{{{abs(b.numerator)}}}{{{b.denominator}}}"
+    assert answers_equal(str(a), latex) is (a == b)
+
+
+@settings(deadline=None, max_examples=200)
+@given(st.integers(-(10**9), 10**9), st.integers(-(10**9), 10**9))
+def test_integers_in_any_notation(a: int, b: int):
+    for text in (f"{b:,}", f"{b}.0", f"${b}$", f"x = {b}", rf"\boxed{{{b}}}", f"The answer is {b}."):
+        assert answers_equal(str(a), text) is (a == b)
+        assert answers_equal(str(b), text)
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.lists(st.integers(-9, 9), min_size=3, max_size=3), st.lists(st.integers(-9, 9), min_size=3, max_size=3))
+def test_polynomials_against_their_coefficients(a: list[int], b: list[int]):
+    def text(c: list[int]) -> str:
+        return f"{c[0]} x^2 + {c[1]} x + {c[2]}"
+
+    def horner(c: list[int]) -> str:
+        return f"({c[0]}x + {c[1]}) x + {c[2]}"
+
+    assert answers_equal(text(a), horner(b)) is (a == b)
+
+
+@settings(deadline=None, max_examples=300)
+@given(st.text(r"()[]{}\,;=<>+-*/^_!|%$ .0123xyAe" + "frac", max_size=25))
+def test_any_answer_equals_itself_and_never_raises(text: str):
+    if text.strip():
+        assert answers_equal(text, text)
+        assert answers_equal(text, "7") in (True, False)
+
+
+def test_plain_numbers_start_no_process():
+    starts = WORKER.starts
+    for number in range(1000):
+        for prediction in (
+            f"{number + 1}",
+            f"{number + 0.5}",
+            f"{number}/3",
+            f"{number}%",
+            f"{number} apples",
+            "1,000",
+        ):
+            answers_equal(f"{number}", prediction)
+    assert WORKER.starts == starts
+
+
+@pytest.mark.parametrize(
+    "unit", ["9", "(", "x", "1+", "9^", r"\frac{1}{", "$ ", r"\(", r"\[", "is $", "a ", r"\pm 1", "{"]
+)
+def test_a_million_characters_are_refused_at_once(unit: str):
+    long = unit * (1_000_000 // len(unit))
+    starts = WORKER.starts
+    assert not answers_equal("5", long) and not answers_equal(long + "1", long + "2")
+    assert answers_equal(long, long)
+    assert WORKER.starts == starts
+
+
+def test_deep_brackets_are_no_answer():
+    assert not answers_equal("(" * 300 + "1" + ",2)" * 300, "(" * 300 + "1" + ",3)" * 300)
+    assert not answers_equal("(" * 400 + "x" + ")" * 400 + "+1", "(" * 400 + "y" + ")" * 400 + "+2")
+
+
+def test_the_parser_evaluates_nothing():
+    for text in ("__import__('os')", "x.y", "lambda: 1", "f'{x}'", "os;"):
+        with pytest.raises(ValueError, match=r"grammar|expected"):
+            symbolic.Parser(text).parse()

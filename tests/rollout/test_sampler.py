@@ -1,0 +1,250 @@
+"""The sampler against plain forward passes, whatever the slots, the order of the prompts and the time between looks."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+import torch
+
+from nanomath.rollout import Completion, Sampler
+
+PROMPTS = [[5], [7, 300, 12, 44], [9] * 11, [700, 3, 3], [1, 2, 3, 4, 5, 6]]
+EOS = range(0, 1000, 25)  # 4% of the vocabulary, so that random models end at all kinds of lengths
+
+
+@pytest.fixture(scope="module")
+def sampler(new_model, new_tokenizer) -> Sampler:
+    return Sampler(new_model(), new_tokenizer(EOS), slots=4)
+
+
+def by_prompt(prompts: list[list[int]], completions: list[Completion]) -> dict[tuple, tuple]:
+    return {(tuple(prompts[c.prompt_index]), c.sample_index): (c.tokens, c.text, c.finish_reason) for c in completions}
+
+
+def forward_logprobs(model, prompt: list[int], tokens: list[int], temperature: float = 1.0) -> list[float]:
+    logits = model(torch.tensor([prompt + tokens]))[0, len(prompt) - 1 : -1]
+    logprobs = (logits / temperature).log_softmax(-1)
+    return logprobs[torch.arange(len(tokens)), torch.tensor(tokens)].tolist()
+
+
+@pytest.fixture(scope="module")
+def drawn(sampler) -> list[Completion]:
+    return sampler.generate(PROMPTS, n=4, max_new_tokens=30, seed=1)
+
+
+@pytest.mark.parametrize("slots", [1, 3, 16, 64])
+@pytest.mark.parametrize("check_every", [1, 5])
+def test_a_sample_depends_on_nothing_around_it(sampler, drawn, slots, check_every):
+    other = Sampler(sampler.model, sampler.tokenizer, slots)
+    other.check_every = check_every
+    order = [3, 0, 4, 2, 1]
+    shuffled = [PROMPTS[i] for i in order]
+    found = other.generate(shuffled, n=4, max_new_tokens=30, seed=1)
+    assert by_prompt(shuffled, found) == by_prompt(PROMPTS, drawn)
+    alone = other.generate([PROMPTS[1]], n=2, max_new_tokens=30, seed=1)
+    assert by_prompt([PROMPTS[1]], alone).items() <= by_prompt(PROMPTS, drawn).items()
+
+
+def test_results_are_in_prompt_major_order(drawn):
+    assert [(c.prompt_index, c.sample_index) for c in drawn] == [(p, s) for p in range(5) for s in range(4)]
+
+
+def test_samples_seeds_and_copies_of_a_prompt_differ(sampler, drawn):
+    group = [tuple(c.tokens) for c in drawn[4:8]]
+    assert len(set(group)) == 4
+    twice = sampler.generate([PROMPTS[1], PROMPTS[1]], n=2, max_new_tokens=30, seed=1)
+    assert [tuple(c.tokens) for c in twice] == group  # the second copy goes on where the first one ended
+    other = sampler.generate([PROMPTS[1]], n=4, max_new_tokens=30, seed=2)
+    assert not {tuple(c.tokens) for c in other} & set(group)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.6])
+@pytest.mark.parametrize("check_every", [1, 5])
+def test_logprobs_are_those_of_a_full_forward_pass(new_model, new_tokenizer, family_shape, temperature, check_every):
+    model = new_model(1, **family_shape)
+    sampler = Sampler(model, new_tokenizer(EOS), slots=3)
+    sampler.check_every = check_every
+    found = sampler.generate(PROMPTS, n=2, max_new_tokens=20, temperature=temperature, top_k=50, seed=4)
+    assert max(c.length for c in found) > 6  # longer than the sliding window
+    for c in found:
+        expected = forward_logprobs(model, PROMPTS[c.prompt_index], c.tokens, temperature)
+        assert c.logprobs == pytest.approx(expected, abs=2e-5)
+        assert all(a >= b - 1e-6 for a, b in zip(c.sampling_logprobs, c.logprobs, strict=True))
+        assert max(c.sampling_logprobs) <= 1e-6
+
+
+def test_truncated_logprobs_are_renormalised_over_what_was_kept(sampler):
+    for c in sampler.generate(PROMPTS[:2], n=3, max_new_tokens=8, top_k=5):
+        prompt = PROMPTS[c.prompt_index]
+        logprobs = sampler.model(torch.tensor([prompt + c.tokens]))[0, len(prompt) - 1 : -1].log_softmax(-1)
+        top, ids = logprobs.topk(5)
+        assert all(token in row for token, row in zip(c.tokens, ids.tolist(), strict=True))
+        expected = torch.tensor(c.logprobs) - top.logsumexp(-1)
+        assert c.sampling_logprobs == pytest.approx(expected.tolist(), abs=2e-5)
+
+
+def test_greedy_is_the_loop_of_argmax(new_model, new_tokenizer, family_shape):
+    model, tokenizer = new_model(2, **family_shape), new_tokenizer(EOS)
+    found = Sampler(model, tokenizer, 2).generate(PROMPTS, max_new_tokens=12, temperature=0)
+    for prompt, completion in zip(PROMPTS, found, strict=True):
+        tokens: list[int] = []
+        while len(tokens) < 12 and not (tokens and tokens[-1] in tokenizer.eos_ids):
+            tokens.append(int(model(torch.tensor([prompt + tokens]))[0, -1].argmax()))
+        assert completion.tokens == tokens
+        assert completion.sampling_logprobs == [0.0] * len(tokens)
+        assert completion.logprobs == pytest.approx(forward_logprobs(model, prompt, tokens), abs=2e-5)
+
+
+def test_the_frequencies_are_the_softmax(new_model, new_tokenizer):
+    model = new_model(3, vocab_size=16)
+    found = Sampler(model, new_tokenizer(), 500).generate([[3, 5]], n=3000, max_new_tokens=1, seed=8)
+    p = model(torch.tensor([[3, 5]]))[0, -1].softmax(-1)
+    counts = torch.bincount(torch.tensor([c.tokens[0] for c in found]), minlength=16)
+    p = p.detach()
+    deviation = (counts - 3000 * p) / (3000 * p * (1 - p)).sqrt().clamp(min=1)
+    assert float(deviation.abs().max()) < 4
+
+
+@pytest.mark.parametrize("check_every", [1, 5])
+def test_ends(sampler, check_every):
+    sampler = Sampler(sampler.model, sampler.tokenizer, 4)
+    sampler.check_every = check_every
+    found = sampler.generate(PROMPTS, n=6, max_new_tokens=12, seed=5)
+    eos = set(sampler.tokenizer.eos_ids)
+    assert {c.finish_reason for c in found} == {"eos", "length"}
+    for c in found:
+        assert not eos & set(c.tokens[:-1])
+        assert len(c.tokens) == len(c.logprobs) == len(c.sampling_logprobs) == c.length <= 12
+        ended = c.tokens[-1] in eos
+        assert c.finish_reason == ("eos" if ended else "length") and c.finished == ended
+        assert ended or c.length == 12
+        assert c.text == sampler.tokenizer.decode(c.tokens[:-1] if ended else c.tokens)
+
+
+@pytest.mark.parametrize("check_every", [1, 5])
+def test_the_end_of_the_context(new_model, tokenizer, check_every):
+    sampler = Sampler(new_model(max_positions=16), tokenizer, 2)
+    sampler.check_every = check_every
+    prompts = [[8] * 15, [8, 9], [8] * 10]
+    found = sampler.generate(prompts, n=2, max_new_tokens=50, seed=3)
+    assert [c.length for c in found if c.finish_reason == "length"]
+    for c in found:
+        room = 16 - len(prompts[c.prompt_index])
+        assert c.length == room if c.finish_reason == "length" else c.length <= room
+        assert c.logprobs == pytest.approx(forward_logprobs(sampler.model, prompts[c.prompt_index], c.tokens), abs=2e-5)
+
+
+@pytest.mark.parametrize("check_every", [1, 5])
+@pytest.mark.parametrize("slots", [2, 64])
+def test_stop_strings(sampler, check_every, slots):
+    """Stops taken from the middle of free samples, across tokens: the same samples, cut at the earliest one."""
+    sampler = Sampler(sampler.model, sampler.tokenizer, slots)
+    sampler.check_every = check_every
+    free = sampler.generate(PROMPTS, n=4, max_new_tokens=25, seed=6)
+    pieces = [piece for c in free for piece in re.findall("[ -~]{4}", c.text)]
+    stops = [*pieces[:2], *pieces[-2:], *(piece[1:3] for piece in pieces[2:5]), "never in any text"]
+    cut = sampler.generate(PROMPTS, n=4, max_new_tokens=25, seed=6, stop=stops)
+    assert sum(c.finish_reason == "stop" for c in cut) >= 3
+    decode = sampler.tokenizer.decode
+    for whole, c in zip(free, cut, strict=True):
+        assert c.tokens == whole.tokens[: c.length]
+        assert c.logprobs == pytest.approx(whole.logprobs[: c.length], abs=2e-5)
+        assert len(c.tokens) == len(c.logprobs) == len(c.sampling_logprobs)
+        places = [place for stop in stops if (place := decode(whole.tokens).find(stop)) >= 0]
+        assert (c.finish_reason == "stop") == bool(places)
+        if places:
+            assert c.text == decode(whole.tokens)[: len(c.text)]
+            assert not any(stop in c.text for stop in stops)
+            assert any(stop in decode(c.tokens) for stop in stops), "the stop string is complete"
+            assert not any(stop in decode(c.tokens[:-1]) for stop in stops), "by the last token"
+        else:
+            assert (c.tokens, c.text, c.finish_reason) == (whole.tokens, whole.text, whole.finish_reason)
+
+
+def test_stream_is_the_text_of_generate(sampler):
+    for seed in range(4):
+        options = {"max_new_tokens": 20, "temperature": 1.3, "top_k": 200, "seed": seed}
+        pieces = list(sampler.stream(PROMPTS[1], **options))
+        assert "".join(pieces) == sampler.generate([PROMPTS[1]], **options)[0].text
+
+
+def test_progress_counts_up_to_everything(sampler):
+    seen = []
+    found = sampler.generate(PROMPTS, n=2, max_new_tokens=6, progress=lambda *now: seen.append(now))
+    assert seen == sorted(seen) and seen[-1] == (10, sum(c.length for c in found))
+
+
+def test_no_prompts_no_completions(sampler):
+    assert sampler.generate([]) == []
+
+
+def test_prompts_longer_than_one_prefill(sampler, drawn, monkeypatch):
+    monkeypatch.setattr("nanomath.rollout.sampler.PREFILL_TOKENS", 12)
+    found = Sampler(sampler.model, sampler.tokenizer, 64).generate(PROMPTS, n=4, max_new_tokens=30, seed=1)
+    assert by_prompt(PROMPTS, found) == by_prompt(PROMPTS, drawn)
+
+
+def test_bfloat16(new_model, new_tokenizer):
+    model = new_model(dtype=torch.bfloat16)
+    found = Sampler(model, new_tokenizer(EOS), 3).generate(PROMPTS, n=2, max_new_tokens=10)
+    for c in found:
+        expected = forward_logprobs(model, PROMPTS[c.prompt_index], c.tokens)
+        assert c.logprobs == pytest.approx(expected, abs=0.5)
+    assert len(found) == 10
+
+
+def test_the_model_is_left_as_it_was(new_model, tokenizer):
+    model = new_model()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    Sampler(model, tokenizer).generate(PROMPTS, max_new_tokens=3)
+    list(Sampler(model, tokenizer).stream(PROMPTS[0], max_new_tokens=3))
+    assert torch.is_grad_enabled()
+    assert all(p.grad is None and p.requires_grad and p.grad_fn is None for p in model.parameters())
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    model(torch.tensor([[1, 2]])).sum().backward()
+
+
+def test_new_weights_are_sampled_from_at_once(new_model, tokenizer):
+    model = new_model()
+    sampler = Sampler(model, tokenizer)
+    sampler.generate(PROMPTS, max_new_tokens=2)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(-0.7)
+    for c in sampler.generate(PROMPTS, max_new_tokens=5):
+        assert c.logprobs == pytest.approx(forward_logprobs(model, PROMPTS[c.prompt_index], c.tokens), abs=2e-5)
+
+
+@pytest.mark.parametrize(
+    ("prompts", "options", "message"),
+    [
+        ([[1]], {"n": 0}, "n is 0"),
+        ([[1]], {"max_new_tokens": 0}, "max_new_tokens is 0"),
+        ([[1], []], {}, "prompt 1 is empty"),
+        ([[1] * 128], {}, "prompt 0 has 128 tokens"),
+        ([[1], [2], [10**6]], {}, "prompt 2 has a token outside"),
+        ([[-1]], {}, "prompt 0 has a token outside"),
+        ([[1]], {"temperature": -1.0}, "temperature is -1.0"),
+        ([[1]], {"top_p": 0.0}, "top_p is 0.0"),
+    ],
+)
+def test_mistakes_are_one_line(sampler, prompts, options, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        sampler.generate(prompts, **options)
+    assert "\n" not in str(caught.value)
+    if len(prompts) == 1 and "n" not in options:
+        with pytest.raises(ValueError, match=message):
+            next(sampler.stream(prompts[0], **options))
+
+
+def test_slots_must_be_positive(sampler):
+    with pytest.raises(ValueError, match="slots is 0"):
+        Sampler(sampler.model, sampler.tokenizer, 0)
+
+
+@pytest.mark.parametrize("stop", [("",), ("a", ""), "ab"])
+def test_stops_that_would_end_everything_are_refused(sampler, stop):
+    """An empty string is in every text, and one string in place of several would be taken letter by letter."""
+    with pytest.raises((ValueError, TypeError), match="stop"):
+        sampler.generate([[1]], stop=stop)

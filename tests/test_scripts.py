@@ -1,0 +1,365 @@
+"""train_sft.py and train_grpo.py from end to end, on a model so small that every run takes a moment."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+import train_grpo
+import train_sft
+from nanomath import load_model, load_tokenizer, settings
+from nanomath.commands.main import run_main
+from nanomath.config import load
+from nanomath.training.runlog import read_jsonl
+
+ROOT = Path(__file__).parents[1]
+SHAPE = ("model.hidden_size=32", "model.layers=1", "model.heads=2", "model.kv_heads=1", "model.intermediate_size=64")
+DATA = ("train.limit=64", "heldout.limit=4", "train.difficulty=1,1", "heldout.difficulty=1,1")
+QUICK = ("model.device=cpu", "sampling.max_new_tokens=12", "evaluation.samples=2")
+SFT = (*SHAPE, *DATA, *QUICK, "sft.batch_size=8", "optim.lr=0.01", "optim.schedule=constant")
+GRPO = (
+    *DATA,
+    *QUICK,
+    *("grpo.prompts=3", "grpo.group_size=4", "optim.lr=0.003", "optim.schedule=constant"),
+    *("reward.weights.random=1", "reward.weights.repetition=0.5"),  # a model this small is never right
+)
+TIMES = {"seconds", "tokens_per_second", "sampling_seconds"}
+
+
+def lines(run: Path, name: str = "metrics.jsonl") -> list[dict]:
+    return [{key: v for key, v in line.items() if key not in TIMES} for line in read_jsonl(run / name)]
+
+
+def weights(run: Path, step: int) -> list[bytes]:
+    """The model and the state of the optimizer, byte for byte."""
+    place = run / "checkpoints" / f"step-{step}"
+    return [(place / name).read_bytes() for name in ("model.safetensors", "trainer.safetensors")]
+
+
+@pytest.fixture(scope="module")
+def sft_run(tmp_path_factory) -> Path:
+    """Six steps of SFT, measured and saved every second one."""
+    directory = tmp_path_factory.mktemp("sft")
+    often = ("run.eval_every=2", "run.save_every=2", "run.keep_last=0")
+    assert train_sft.main([f"run.directory={directory}", "run.name=base", "run.steps=6", *often, *SFT]) == 0
+    return directory / "base"
+
+
+@pytest.fixture
+def train(tmp_path) -> Callable[..., Path]:
+    """train(script, name, *words): the directory of a run that went well."""
+
+    def train(script, name: str, *words: str) -> Path:
+        base = SFT if script is train_sft else GRPO
+        assert script.main([*base, f"run.directory={tmp_path}", f"run.name={name}", *words]) == 0
+        return tmp_path / name
+
+    return train
+
+
+# --- supervised fine-tuning ------------------------------------------------------------------------------------------
+
+
+def test_sft_logs_every_step(sft_run):
+    metrics = lines(sft_run)
+    assert [line["step"] for line in metrics] == [0, 1, 2, 2, 3, 4, 4, 5, 6, 6]
+    assert [line["step"] for line in metrics if "heldout/pass@1" in line] == [0, 2, 4, 6]
+    assert all(math.isfinite(value) for line in metrics for value in line.values())
+    steps = [line for line in metrics if "loss" in line]
+    assert {"loss", "nll", "entropy", "grad_norm", "tokens", "lr"} <= steps[0].keys()
+    assert [line["lr"] for line in steps] == [0.01] * 6
+
+
+def test_sft_learns(sft_run):
+    metrics = lines(sft_run)
+    losses = [line["loss"] for line in metrics if "loss" in line]
+    heldout = [line["heldout/loss"] for line in metrics if "heldout/loss" in line]
+    vocabulary = load_tokenizer(sft_run).vocab_size
+    assert losses[0] == pytest.approx(math.log(vocabulary), rel=0.1)
+    assert losses[-1] < losses[0] - 0.5 and heldout == sorted(heldout, reverse=True)
+
+
+def test_sft_writes_the_config_it_ran_with(sft_run, train):
+    config = load(settings.SFTConfig, sft_run / "config.toml")
+    assert (config.run.steps, config.optim.lr, config.train.difficulty) == (6, 0.01, [1, 1])
+    again = train(train_sft, "again", f"{sft_run}/config.toml")
+    assert weights(again, 6) == weights(sft_run, 6) and lines(again) == lines(sft_run)
+
+
+def test_a_checkpoint_is_a_model_for_transformers(sft_run):
+    transformers = pytest.importorskip("transformers")
+    assert sorted(path.name for path in (sft_run / "checkpoints").iterdir()) == ["step-2", "step-4", "step-6"]
+    tokens = torch.tensor([load_tokenizer(sft_run).encode("Mia has 12 apples. She buys 7 more.")])
+    seen = []
+    for step in 2, 4, 6:
+        place = sft_run / "checkpoints" / f"step-{step}"
+        with torch.no_grad():
+            ours = load_model(place)(tokens)
+            theirs = transformers.AutoModelForCausalLM.from_pretrained(place, dtype=torch.float32)(tokens).logits
+        assert torch.allclose(ours, theirs, atol=1e-4)
+        assert json.loads((place / "trainer.json").read_text())["step"] == step
+        seen.append(ours)
+    assert not torch.allclose(seen[0], seen[1], atol=1e-2) and not torch.allclose(seen[1], seen[2], atol=1e-2)
+    with torch.no_grad():
+        assert torch.equal(load_model(sft_run)(tokens), seen[-1])  # a run is its newest checkpoint
+
+
+def test_old_checkpoints_are_dropped(train):
+    run = train(train_sft, "run", "run.steps=3", "run.save_every=1", "run.keep_last=1", "heldout.limit=1")
+    assert [path.name for path in (run / "checkpoints").iterdir()] == ["step-3"]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("sft.row_length=256",),
+        ("model.dtype=bfloat16",),
+        ("sft.dft=true",),
+        ("sft.neftune_alpha=5",),
+        ("sft.aggregation=sequence", "sft.token_budget=300"),
+        ("model.gradient_checkpointing=true", "prompt.chat=false", "optim.schedule=cosine", "optim.warmup=1"),
+        (
+            "train.families=[maths,sorting]",
+            "train.languages=[en,ja]",
+            "prompt.system=Solve it.",
+            "optim.weight_decay=0.1",
+        ),
+    ],
+    ids=" ".join,
+)
+def test_kinds_of_sft(train, words):
+    run = train(train_sft, "run", "run.steps=3", "heldout.limit=2", "evaluation.by=difficulty", *words)
+    metrics = lines(run)
+    losses = [line["loss"] for line in metrics if "loss" in line]
+    assert all(math.isfinite(value) for line in metrics for value in line.values())
+    assert len(losses) == 3 and metrics[-1]["heldout/loss"] < metrics[0]["heldout/loss"]
+    assert "heldout/pass@1/difficulty=1" in metrics[-1]
+
+
+def test_packing_changes_the_rows_and_not_the_gradient(train):
+    runs = [train(train_sft, name, "run.steps=3", f"sft.row_length={n}") for name, n in (("a", 0), ("b", 300))]
+    losses, packed = ([line["loss"] for line in lines(run) if "loss" in line] for run in runs)
+    assert packed == pytest.approx(losses, rel=1e-4)
+
+
+def test_a_problem_file_is_trained_on(train, tmp_path):
+    record = {"problem": "What is 3 + 4?", "answer": 7, "solution": r"3 + 4 = 7. \boxed{7}", "level": "easy"}
+    (tmp_path / "set.jsonl").write_text(json.dumps(record) + "\n", encoding="utf-8")
+    words = (f"train.source={tmp_path}/set.jsonl", f"heldout.source={tmp_path}/set.jsonl", "optim.lr=0.03")
+    run = train(train_sft, "run", "run.steps=60", "sampling.temperature=0", *words)
+    first, last = (line for line in lines(run) if "heldout/pass@1" in line)
+    assert (first["heldout/pass@1"], last["heldout/pass@1"]) == (0, 1)
+
+
+# --- reinforcement ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def grpo_run(sft_run, tmp_path_factory) -> Path:
+    """Two steps of GRPO, with a KL penalty."""
+    words = [*GRPO, f"run.directory={tmp_path_factory.mktemp('grpo')}", "run.name=base", "run.steps=2"]
+    assert train_grpo.main([*words, f"model.path={sft_run}", "grpo.kl_coef=0.1"]) == 0
+    return Path(words[len(GRPO)].removeprefix("run.directory=")) / "base"
+
+
+def test_grpo_logs_every_step(grpo_run):
+    metrics = lines(grpo_run)
+    assert [line["step"] for line in metrics] == [0, 1, 2, 2]
+    assert all(math.isfinite(value) for line in metrics for value in line.values())
+    first, second = (line for line in metrics if "reward" in line)
+    assert first["gap_max"] < 1e-4 and second["gap_max"] < 1e-4  # the sampler's logprobs are the trainer's
+    assert first["kl"] == pytest.approx(0, abs=1e-6) and second["kl"] > 1e-5
+    assert first["grad_norm"] > 0
+
+
+def test_rewards_are_logged_apart(grpo_run):
+    for line in (line for line in lines(grpo_run) if "reward" in line):
+        total = line["reward/accuracy"] + line["reward/random"] + 0.5 * line["reward/repetition"]
+        assert line["reward"] == pytest.approx(total)
+        assert line["pass@1"] == line["reward/accuracy"]
+
+
+def test_rollouts_hold_whole_groups(grpo_run):
+    records = lines(grpo_run, "rollouts.jsonl")
+    assert [r["step"] for r in records] == [1] * 8 + [2] * 8  # two of the three groups of four
+    for record in records:
+        assert len(record["tokens"]) == len(record["logprobs"]) > 0
+        assert all(logprob <= 0 for logprob in record["logprobs"])
+        parts = record["rewards"]
+        assert parts["total"] == pytest.approx(parts["accuracy"] + parts["random"] + 0.5 * parts["repetition"])
+        assert {"problem", "question", "answer", "text", "finish_reason", "prompt_tokens"} <= record.keys()
+    for group in (records[i : i + 4] for i in range(0, 16, 4)):
+        assert len({r["problem"] for r in group}) == 1
+        totals = torch.tensor([r["rewards"]["total"] for r in group], dtype=torch.float64)
+        expected = (totals - totals.mean()) / (totals.std() + 1e-4)
+        assert torch.allclose(torch.tensor([r["advantage"] for r in group]).double(), expected, atol=1e-4)
+
+
+def test_the_logprobs_of_the_first_rollout_are_those_of_the_starting_model(grpo_run, sft_run):
+    model, tokenizer = load_model(sft_run), load_tokenizer(sft_run)
+    for record in lines(grpo_run, "rollouts.jsonl")[:8]:
+        prompt, tokens = record["prompt_tokens"], record["tokens"]
+        with torch.no_grad():
+            logprobs = model(torch.tensor([prompt + tokens]))[0].log_softmax(-1)
+        places = torch.arange(len(prompt) - 1, len(prompt) + len(tokens) - 1)
+        expected = logprobs[places, torch.tensor(tokens)]
+        assert torch.allclose(torch.tensor(record["logprobs"]), expected, atol=1e-4)
+        assert record["question"] in tokenizer.decode(prompt)
+        assert record["text"] == tokenizer.decode([t for t in tokens if t not in tokenizer.eos_ids])
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("grpo.kl_coef=0", "grpo.epochs=2", "grpo.minibatches=2"),
+        ("grpo.old_logprobs=sampler", "grpo.kl_estimator=k2", "grpo.aggregation=token"),
+        ("grpo.reference_device=cpu", "grpo.aggregation=constant", "grpo.advantage_std=none", "grpo.token_budget=200"),
+        ("grpo.advantage_std=batch", "sampling.top_k=20", "sampling.top_p=0.9", "sampling.temperature=0.7"),
+        ("model.dtype=bfloat16", "model.gradient_checkpointing=true", "grpo.kl_estimator=k1", "sampling.stop=[.]"),
+    ],
+    ids=" ".join,
+)
+def test_kinds_of_grpo(train, sft_run, words):
+    run = train(train_grpo, "run", "run.steps=2", "heldout.limit=1", f"model.path={sft_run}", *words)
+    metrics = lines(run)
+    steps = [line for line in metrics if "reward" in line]
+    assert all(math.isfinite(value) for line in metrics for value in line.values())
+    assert len(steps) == 2 and all(line["grad_norm"] > 0 for line in steps)
+    assert steps[-1]["kl"] > 0
+
+
+def test_without_a_signal_and_without_a_penalty_nothing_moves(train, sft_run):
+    still = ("reward.weights={accuracy = 1}", "grpo.kl_coef=0", "sampling.max_new_tokens=2", "run.steps=1")
+    run = train(train_grpo, "run", f"model.path={sft_run}", *still)
+    (line,) = (line for line in lines(run) if "reward" in line)
+    assert (line["flat_groups"], line["all_wrong"], line["grad_norm"]) == (1, 1, 0)
+    assert weights(run, 1)[0] == weights(sft_run, 6)[0]
+
+
+# --- stopping and resuming -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("script", [train_sft, train_grpo], ids=["sft", "grpo"])
+def test_a_resumed_run_is_the_unbroken_one(train, sft_run, script, dtype):
+    words = [f"model.dtype={dtype}", "run.eval_every=1", "heldout.limit=2", "evaluation.samples=1"]
+    if script is train_grpo:
+        words += [f"model.path={sft_run}", "grpo.epochs=2", "grpo.minibatches=2"]
+    else:
+        words += ["sft.neftune_alpha=5"]
+    whole = train(script, "whole", "run.steps=4", *words)
+    train(script, "parts", "run.steps=2", *words)
+    parts = train(script, "parts", "run.steps=4", "--resume", *words)
+    assert weights(parts, 4) == weights(whole, 4)
+    assert lines(parts) == lines(whole)
+    if script is train_grpo:
+        assert lines(parts, "rollouts.jsonl") == lines(whole, "rollouts.jsonl")
+
+
+def test_resuming_forgets_what_was_logged_after_the_checkpoint(train, sft_run, tmp_path):
+    """As after a crash: lines of steps that were not saved, and the last one cut short."""
+    shutil.copytree(sft_run, tmp_path / "run")
+    for step in 4, 6:
+        shutil.rmtree(tmp_path / "run" / "checkpoints" / f"step-{step}")
+    with open(tmp_path / "run" / "metrics.jsonl", "a", encoding="utf-8") as file:
+        file.write('{"step": 7, "lo')
+    often = ("run.eval_every=2", "run.save_every=2", "run.keep_last=0")
+    run = train(train_sft, "run", "run.steps=6", *often, "--resume")
+    assert lines(run) == lines(sft_run) and weights(run, 6) == weights(sft_run, 6)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ((), "already holds a run: add --resume to go on with it, or choose another run.name"),
+        (("--resume",), "has done its 6 steps: a larger run.steps goes on"),
+    ],
+    ids=["again", "resume"],
+)
+def test_a_run_is_never_written_over(sft_run, capsys, words, said):
+    before = {path: path.read_bytes() for path in sft_run.rglob("*") if path.is_file()}
+    with pytest.raises(SystemExit) as exited:
+        run_main(train_sft.main, [*SFT, f"run.directory={sft_run.parent}", "run.name=base", "run.steps=6", *words])
+    output = capsys.readouterr()
+    assert exited.value.code == 2 and output.out == ""
+    assert output.err == f"error: {sft_run} {said}\n"
+    assert before == {path: path.read_bytes() for path in sft_run.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("damage", ["trainer.safetensors", "model.safetensors", "trainer.json"])
+def test_a_damaged_checkpoint_is_named(sft_run, tmp_path, capsys, damage):
+    shutil.copytree(sft_run, tmp_path / "run")
+    file = tmp_path / "run" / "checkpoints" / "step-6" / damage
+    file.write_bytes(file.read_bytes()[:-20])
+    with pytest.raises(SystemExit) as exited:
+        run_main(train_sft.main, [*SFT, f"run.directory={tmp_path}", "run.steps=8", "--resume"])
+    error = capsys.readouterr().err
+    assert exited.value.code == 2 and error.count("\n") == 1 and str(file.parent) in error
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_what_was_saved(tmp_path, capsys):
+    words = (*SFT, f"run.directory={tmp_path}", "optim.lr=1e30", "run.steps=9", "run.save_every=1", "heldout.limit=1")
+    with pytest.raises(SystemExit) as exited:
+        run_main(train_sft.main, list(words))
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert exited.value.code == 1
+    assert error.startswith("error: step ") and "the checkpoints written before it are intact" in error
+    assert load_model(tmp_path / "run").config.hidden_size == 32
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_and_stops(tmp_path, capsys, number):
+    script = train_sft if number == signal.SIGINT else train_grpo
+    words = [f"run.directory={tmp_path}", "run.name=run", "heldout.limit=1", *SFT]
+    if script is train_grpo:
+        base = [*words, "run.name=base", "run.steps=1"]
+        assert train_sft.main(base) == 0
+        words = [*GRPO, f"run.directory={tmp_path}", "run.name=run", "heldout.limit=1", f"model.path={tmp_path}/base"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, script.__file__, *words, "run.steps=1000000"]
+    process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    wait_for(lambda: (tmp_path / "run/metrics.jsonl").exists() and len(lines(tmp_path / "run")) > 2, process)
+    process.send_signal(number)
+    out, err = process.communicate(timeout=60)
+    (checkpoint,) = (tmp_path / "run" / "checkpoints").iterdir()
+    step = int(checkpoint.name.removeprefix("step-"))
+    assert process.returncode == 1 and out == "" and "Traceback" not in err
+    assert err.splitlines()[-1] == f"stopped after step {step}, which is saved: the same command with --resume goes on"
+    assert lines(tmp_path / "run")[-1]["step"] == step
+
+    capsys.readouterr()
+    assert script.main([*words, f"run.steps={step + 1}", "--resume"]) == 0
+    assert f"checkpoints/step-{step + 1}" in capsys.readouterr().out
+
+
+def wait_for(condition: Callable[[], bool], process: subprocess.Popen) -> None:
+    """Until the condition holds; an error if the process ends before or a minute passes."""
+    for _ in range(1200):
+        if condition():
+            return
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.05)
+    process.kill()
+    raise AssertionError("the run did not start within a minute")
+
+
+def test_the_summary_says_where_everything_is(train, capsys):
+    run = train(train_sft, "run", "run.steps=1")
+    out = capsys.readouterr().out
+    first, last = (line for line in lines(run) if "heldout/pass@1" in line)
+    assert (
+        f"before {100 * first['heldout/pass@1']:5.1f}%" in out and f"after  {100 * last['heldout/pass@1']:5.1f}%" in out
+    )
+    assert f"{run}/checkpoints/step-1" in out and (run / "checkpoints" / "step-1").is_dir()
+    assert f"python -m nanomath eval {run} world" in out

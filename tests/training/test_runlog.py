@@ -1,0 +1,79 @@
+"""The run directory: one run each, resumable after any kind of death."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from nanomath.training.runlog import RunLog, read_jsonl
+
+
+@pytest.fixture
+def log(tmp_path) -> RunLog:
+    """A run of four steps, with a rollout in Japanese at each."""
+    log = RunLog(tmp_path / "run", resume=False)
+    log.begin("lr = 1\n", 0)
+    log.metrics(0, accuracy=0.1)
+    for step in range(1, 5):
+        log.metrics(step, loss=1 / step)
+        log.rollouts(step, [{"text": f"答え {step}"}, {"text": "b"}])
+    return log
+
+
+def steps(log: RunLog, name: str = "metrics.jsonl") -> list[int]:
+    return [record["step"] for record in read_jsonl(log.directory / name)]
+
+
+def test_lines_are_on_disk_at_once(log):
+    assert steps(log) == [0, 1, 2, 3, 4] and steps(log, "rollouts.jsonl") == [1, 1, 2, 2, 3, 3, 4, 4]
+    assert "答え" in (log.directory / "rollouts.jsonl").read_text(encoding="utf-8")
+    assert (log.directory / "config.toml").read_text() == "lr = 1\n"
+
+
+def test_an_occupied_directory_is_refused(log):
+    with pytest.raises(FileExistsError, match=r"already holds a run: add --resume[^\n]*$"):
+        RunLog(log.directory, resume=False)
+    assert steps(log) == [0, 1, 2, 3, 4]
+
+
+def test_there_must_be_something_to_resume(tmp_path):
+    with pytest.raises(FileNotFoundError, match="holds no run to resume"):
+        RunLog(tmp_path / "run", resume=True)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(("start", "left"), [(0, []), (2, [0, 1, 2]), (4, [0, 1, 2, 3, 4])])
+def test_resuming_forgets_what_will_be_computed_again(log, start, left):
+    again = RunLog(log.directory, resume=True)
+    assert steps(log) == [0, 1, 2, 3, 4], "nothing changes before begin"
+    again.begin("lr = 2\n", start)
+    assert steps(again) == left
+    assert steps(again, "rollouts.jsonl") == [step for step in left if step for _ in range(2)]
+    assert (log.directory / "config.toml").read_text() == "lr = 2\n"
+    assert not list(log.directory.glob("*.tmp"))
+
+
+@pytest.mark.parametrize("cut", range(1, 30))
+def test_a_last_line_cut_short_is_dropped(log, cut):
+    """Wherever it was cut, in the middle of a character too."""
+    path = log.directory / "rollouts.jsonl"
+    log.rollouts(5, [{"text": "答え"}])
+    path.write_bytes(path.read_bytes()[:-cut])
+    assert steps(log, "rollouts.jsonl")[:8] == [1, 1, 2, 2, 3, 3, 4, 4]
+    RunLog(log.directory, resume=True).begin("", 4)
+    log.rollouts(5, [{"text": "again"}])
+    assert steps(log, "rollouts.jsonl") == [1, 1, 2, 2, 3, 3, 4, 4, 5]
+
+
+def test_a_broken_line_elsewhere_is_named(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1}\n\n{"step": \n{"step": 2}\n')
+    with pytest.raises(ValueError, match=r"metrics\.jsonl:3: not valid JSON"):
+        list(read_jsonl(path))
+
+
+def test_line_separators_inside_strings_are_no_line_ends(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text(json.dumps({"text": "a\u2028b\u0085c\n"}, ensure_ascii=False) + "\n", encoding="utf-8")
+    assert list(read_jsonl(path)) == [{"text": "a\u2028b\u0085c\n"}]

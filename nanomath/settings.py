@@ -51,6 +51,7 @@ class Problems:
     limit: int = option(0, "use at most so many problems, 0: all (20000 of the world)", minimum=0)
     families: list[str] = option(["maths"], "world: families in equal parts")
     difficulty: list[int] = option([1, 4], "world: least and greatest number of steps", minimum=1, maximum=8)
+    direct: float = option(0.0, "world: share of the solutions that state the answer alone", minimum=0, maximum=1)
     languages: list[str] = option(["en"], "world: languages in turn", choices=("en", "ja"))
     question: list[str] = option([], "file: fields of the question, joined; empty: the usual names")
     answer: str = option("", "file: field of the gold answer; empty: the usual names")

@@ -156,8 +156,8 @@ def test_packing_changes_the_rows_and_not_the_gradient(train):
 def test_a_problem_file_is_trained_on(train, tmp_path):
     record = {"problem": "What is 3 + 4?", "answer": 7, "solution": r"3 + 4 = 7. \boxed{7}", "level": "easy"}
     (tmp_path / "set.jsonl").write_text(json.dumps(record) + "\n", encoding="utf-8")
-    words = (f"train.source={tmp_path}/set.jsonl", f"heldout.source={tmp_path}/set.jsonl", "optim.lr=0.03")
-    run = train(train_sft, "run", "run.steps=60", "sampling.temperature=0", *words)
+    words = [f"{part}.source={tmp_path}/set.jsonl" for part in ("train", "heldout")]
+    run = train(train_sft, "run", "run.steps=40", "optim.lr=0.03", "sampling.max_new_tokens=32", *words)
     first, last = (line for line in lines(run) if "heldout/pass@1" in line)
     assert (first["heldout/pass@1"], last["heldout/pass@1"]) == (0, 1)
 
@@ -245,6 +245,115 @@ def test_without_a_signal_and_without_a_penalty_nothing_moves(train, sft_run):
     (line,) = (line for line in lines(run) if "reward" in line)
     assert (line["flat_groups"], line["all_wrong"], line["grad_norm"]) == (1, 1, 0)
     assert weights(run, 1)[0] == weights(sft_run, 6)[0]
+
+
+def test_every_step_has_new_problems_and_new_samples(train, sft_run):
+    still = ("optim.lr=1e-12", "heldout.limit=1", "run.steps=4")
+    losses = [line["loss"] for line in lines(train(train_sft, "sft", *still)) if "loss" in line]
+    assert len(set(losses)) == 4  # eight epochs' worth of problems are left
+    epochs = [line["loss"] for line in lines(train(train_sft, "one", *still, "train.limit=8")) if "loss" in line]
+    assert epochs == pytest.approx([epochs[0]] * 4, rel=1e-5)  # the same eight in each step
+
+    run = train(train_grpo, "grpo", *still, "train.limit=1", "grpo.prompts=1", f"model.path={sft_run}")
+    drawn = [tuple(record["tokens"]) for record in lines(run, "rollouts.jsonl")]
+    assert len(drawn) == len(set(drawn)) == 16  # of one problem, in four steps
+
+
+# --- every key does something ----------------------------------------------------------------------------------------
+
+SHORT = ("run.steps=2", "heldout.limit=1", "evaluation.samples=1", "sampling.max_new_tokens=6")
+SFT_KEYS = [
+    ("run.seed=1",),
+    ("optim.lr=0.02",),
+    ("optim.schedule=linear",),
+    ("optim.schedule=linear", "optim.final=0.5"),
+    ("optim.warmup=2",),
+    ("optim.weight_decay=0.5",),
+    ("optim.beta1=0.5",),
+    ("optim.beta2=0.5",),
+    ("optim.eps=0.01",),
+    ("optim.max_norm=0.01",),
+    ("sft.batch_size=4",),
+    ("sft.aggregation=sequence",),
+    ("sft.dft=true",),
+    ("sft.neftune_alpha=5",),
+    ("model.dtype=bfloat16",),
+    ("model.kv_heads=2",),
+    ("train.difficulty=2,2",),
+    ("train.families=sorting",),
+    ("train.languages=ja",),
+    ("train.limit=9",),
+    ("prompt.system=Think.",),
+    ("prompt.template=Solve: {question}",),
+    ("prompt.response={solution} Done.",),
+    ("prompt.few_shot=[{question = '1+1?', solution = '2'}]",),
+    ("prompt.chat=false",),
+]
+TWICE = ("grpo.epochs=2", "optim.lr=0.03")  # or the ratio stays at 1 and nothing is clipped
+GRPO_KEYS = [
+    ("run.seed=1",),
+    ("grpo.prompts=2",),
+    ("grpo.group_size=3",),
+    ("grpo.advantage_std=batch",),
+    ("grpo.advantage_std=none",),
+    ("grpo.aggregation=token", "sampling.stop=[e]"),
+    ("grpo.aggregation=constant", "sampling.stop=[e]"),
+    ("grpo.epochs=2",),
+    TWICE,
+    ("grpo.clip_low=0", *TWICE),
+    ("grpo.clip_high=0", *TWICE),
+    ("grpo.minibatches=2",),
+    ("grpo.kl_coef=0",),
+    ("grpo.kl_coef=0.5",),
+    ("grpo.kl_estimator=k1",),
+    ("grpo.kl_estimator=k2",),
+    ("grpo.old_logprobs=sampler",),
+    ("sampling.temperature=0.5",),
+    ("sampling.top_k=3",),
+    ("sampling.top_p=0.3",),
+    ("sampling.min_p=0.5",),
+    ("sampling.stop=[e]",),
+    ("sampling.max_new_tokens=4",),
+    ("reward.weights.cosine=1",),
+    ("reward.weights.cosine=1", "reward.params={cosine = {max_length = 20}}"),
+    ("reward.params.random={seed = 1}",),
+]
+
+
+@pytest.mark.parametrize(("script", "kinds"), [(train_sft, SFT_KEYS), (train_grpo, GRPO_KEYS)], ids=["sft", "grpo"])
+def test_no_key_is_ignored(train, sft_run, script, kinds):
+    """Each set of words leads to weights of its own."""
+    start = () if script is train_sft else (f"model.path={sft_run}",)
+    results = {}
+    for number, words in enumerate([(), *kinds]):
+        run = train(script, str(number), *SHORT, *start, *words)
+        results.setdefault((run / "checkpoints" / "step-2" / "model.safetensors").read_bytes(), []).append(words)
+    assert [same for same in results.values() if len(same) > 1] == []
+
+
+@pytest.mark.parametrize("script", [train_sft, train_grpo], ids=["sft", "grpo"])
+def test_watching_changes_nothing(train, sft_run, script):
+    start = () if script is train_sft else (f"model.path={sft_run}", "grpo.logged_groups=0")
+    watched = (
+        "run.eval_every=1",
+        "run.save_every=1",
+        "evaluation.seed=3",
+        "evaluation.by=difficulty",
+        "heldout.limit=4",
+    )
+    plain = train(script, "plain", *SHORT, *start)
+    watched = train(script, "watched", *SHORT, *start, *watched)
+    assert weights(plain, 2) == weights(watched, 2)
+
+
+def test_rewards_are_made_as_the_config_says(sft_run, tmp_path, monkeypatch):
+    def note(weights, params, lenient):
+        raise ValueError(f"{weights} {params} {lenient}")
+
+    monkeypatch.setattr(train_grpo, "RewardSet", note)
+    words = ("reward.weights={cosine = 2}", "reward.params={cosine = {max_length = 9}}", "reward.lenient=true")
+    with pytest.raises(ValueError, match=r"^\{'cosine': 2.0\} \{'cosine': \{'max_length': 9.0\}\} True$"):
+        train_grpo.main([*GRPO, f"run.directory={tmp_path}", f"model.path={sft_run}", *words])
 
 
 # --- stopping and resuming -------------------------------------------------------------------------------------------

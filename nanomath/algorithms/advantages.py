@@ -20,7 +20,8 @@ def group_advantages(rewards: Tensor, std: str = "group", eps: float = 1e-4) -> 
     """Rewards [N, G] of N prompts with G completions each -> advantages [N, G]. ValueError for G < 2."""
     if rewards.dim() != 2 or rewards.shape[1] < 2:
         raise ValueError(f"rewards are {tuple(rewards.shape)}: a group baseline needs [N, G] with G of at least 2")
-    centred = rewards - rewards.mean(dim=1, keepdim=True)
+    flat = (rewards == rewards[:, :1]).all(dim=1, keepdim=True)  # rounding of the mean must not make 0 a small number
+    centred = torch.where(flat, 0.0, rewards - rewards.mean(dim=1, keepdim=True))
     if std == "none":
         return centred
     if std == "group":
@@ -39,8 +40,8 @@ def process_advantages(step_rewards: Tensor, step_ends: Tensor, width: int, eps:
     """
     present = step_ends >= 0
     pooled = step_rewards[present]
-    if pooled.numel() < 2:
+    if pooled.numel() < 2 or (pooled == pooled[0]).all():
         return torch.zeros(len(step_rewards), width, dtype=step_rewards.dtype, device=step_rewards.device)
-    normalised = ((step_rewards - pooled.mean()) / (pooled.std() + eps)) * present
+    normalised = torch.where(present, (step_rewards - pooled.mean()) / (pooled.std() + eps), 0.0)
     still_to_end = torch.arange(width, device=step_ends.device) <= step_ends[:, :, None]  # [G, S, T]
     return (normalised[:, :, None] * still_to_end).sum(dim=1)

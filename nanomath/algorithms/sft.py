@@ -13,7 +13,8 @@ from torch import Tensor
 
 
 def sft_loss(logprobs: Tensor, weights: Tensor, dft: bool = False) -> Tensor:
-    """Scalar loss of the reference tokens' logprobs [B, T] under `loss_weights` [B, T]."""
+    """Scalar loss of the reference tokens' logprobs [B, T] under `loss_weights` [B, T]; weight 0 never counts."""
+    logprobs = torch.where(weights != 0, logprobs, 0.0)
     scale = logprobs.detach().exp() if dft else 1.0
     return -(weights * scale * logprobs).sum()
 

@@ -155,7 +155,10 @@ def build_problems(section: settings.Problems) -> list[Problem]:
         raise ValueError("families is empty: name at least one family of the world")
     share = -(-(section.limit or WORLD_PROBLEMS) // len(section.families))
     difficulty = (section.difficulty[0], section.difficulty[1])
-    drawn = [generate(f, section.split, share, 0, difficulty, section.languages) for f in section.families]
+    drawn = [
+        generate(family, section.split, share, 0, difficulty, section.languages, section.direct)
+        for family in section.families
+    ]
     return [problem for together in zip(*drawn, strict=True) for problem in together]
 
 

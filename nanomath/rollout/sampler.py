@@ -92,6 +92,8 @@ class Sampler:
         """
         params = SamplingParams(temperature, top_k, top_p, min_p)
         self._check(prompts, n, max_new_tokens)
+        if isinstance(stop, str) or not all(stop):
+            raise ValueError(f"stop is {stop!r}: it must be a list of strings, none of them empty")
         run = _Run(self, prompts, n, max_new_tokens, params, tuple(stop), seed)
         for finished, drawn in run.steps():
             if progress is not None:

@@ -44,14 +44,14 @@ class Loop:
         with asked_to_stop() as stop, tqdm(total=self.steps, initial=start, disable=None, dynamic_ncols=True) as bar:
             for done in range(start + 1, self.steps + 1):
                 latest |= self._update(done)
-                last = done == self.steps or stop.asked
                 if _due(self.eval_every, done) or done == self.steps:
                     latest |= self._evaluate(done)
+                last = done == self.steps or stop.asked  # asked once: a signal from here on is for the next step
                 if _due(self.save_every, done) or last:
                     self.save(done)
                 self._display(bar, done, latest)
-                if stop.asked and done < self.steps:
-                    return False
+                if last:
+                    return done == self.steps
         return True
 
     def _update(self, done: int) -> Metrics:

@@ -44,21 +44,26 @@ class Optimizer:
             {"params": [m for m in self.masters.values() if m.dim() < 2], "weight_decay": 0.0},
         ]
         self.adamw = torch.optim.AdamW(groups, lr=0.0, betas=betas, eps=eps, fused=True)
+        for m in self.masters.values():  # as AdamW itself would at the first step, which a checkpoint may precede
+            zeros = {"exp_avg": torch.zeros_like(m), "exp_avg_sq": torch.zeros_like(m)}
+            self.adamw.state[m] = {"step": torch.zeros((), device=m.device), **zeros}
 
     def step(self, lr: float) -> float:
         """Update the weights from the gradients summed so far and clear them; returns the norm before clipping.
 
         FloatingPointError, the weights untouched, when a gradient is not finite.
         """
-        norm = float(nn.utils.clip_grad_norm_(self.masters.values(), self.max_norm))
-        if not math.isfinite(norm):
+        masters = self.masters.values()
+        norm = nn.utils.get_total_norm([m.grad for m in masters if m.grad is not None])
+        if not norm.isfinite():  # asked before clipping, which would spread a NaN to all gradients
             raise FloatingPointError(f"the gradient norm is {norm}; first bad gradient: {self._first_bad_gradient()}")
+        nn.utils.clip_grads_with_norm_(masters, self.max_norm, norm)
         for group in self.adamw.param_groups:
             group["lr"] = lr
         self.adamw.step()
         self.adamw.zero_grad()
         self._write_back()
-        return norm
+        return float(norm)
 
     @torch.no_grad()
     def _write_back(self) -> None:

@@ -56,12 +56,13 @@ class PolicyStep:
         for episode, advantage in zip(episodes, advantages.tolist(), strict=True):
             episode.advantage = advantage
         rollout = self._rollout(episodes, advantages)
-        norms = [
-            self._update(rollout, chosen, lr)
-            for epoch in range(self.epochs)
-            for chosen in self._minibatches(len(episodes), number, epoch)
-        ]
-        return {"grad_norm": sum(norms) / len(norms), **rollout.metrics()}
+        norms: list[float] = []
+        gap: dict[str, float] = {}
+        for epoch in range(self.epochs):
+            for chosen in self._minibatches(len(episodes), number, epoch):
+                norms.append(self._update(rollout, chosen, lr))
+                gap = gap or rollout.gap(chosen)  # the first pass was made by the weights that sampled
+        return {"grad_norm": sum(norms) / len(norms), **rollout.metrics(), **gap}
 
     def _rollout(self, episodes: list[Episode], advantages: Tensor) -> Rollout:
         examples = [Example(e.prompt, e.completion.tokens) for e in episodes]
@@ -91,7 +92,7 @@ class PolicyStep:
         if self.minibatches == 1:
             return [torch.arange(total)]
         generator = torch.Generator().manual_seed((self.seed << 24) + (number << 4) + epoch)
-        return list(torch.randperm(total, generator=generator).chunk(self.minibatches))
+        return list(torch.randperm(total, generator=generator).tensor_split(self.minibatches))
 
     def _update(self, rollout: Rollout, chosen: Tensor, lr: float) -> float:
         """One optimizer step on the episodes `chosen`; returns the gradient norm."""
@@ -133,7 +134,7 @@ class Rollout:
     mask: Tensor
     advantages: Tensor  # [B]
     sampled: Tensor  # the sampler's logprobs
-    old: Tensor | None
+    old: Tensor | None  # pi_old's; None: those of the forward pass that is differentiated
     reference: Tensor
     measured: dict[str, Tensor]
 
@@ -143,13 +144,11 @@ class Rollout:
             self.measured[name][rows, : value.shape[1]] = value.float().cpu()
 
     def metrics(self) -> dict[str, float]:
-        """Means over response tokens. The gap between sampler and trainer is also taken at its largest."""
+        """Means over response tokens."""
 
         def mean(matrix: Tensor) -> float:
             return float(matrix[self.mask].mean())
 
-        before = self.measured["logprob"] if self.old is None else self.old
-        gap = (before - self.sampled)[self.mask].abs()
         now, reference = self.measured["logprob"], self.reference
         return {
             "kl": mean(kl_estimate(now, reference, "k3")),
@@ -157,6 +156,9 @@ class Rollout:
             "entropy": mean(self.measured["entropy"]),
             "clipped_low": mean(self.measured["clipped_low"]),
             "clipped_high": mean(self.measured["clipped_high"]),
-            "gap_mean": float(gap.mean()),
-            "gap_max": float(gap.max()),
         }
+
+    def gap(self, rows: Tensor) -> dict[str, float]:
+        """|Δlogprob| between sampler and trainer on the given rows, as last measured: mean and largest."""
+        gap = (self.measured["logprob"] - self.sampled)[rows][self.mask[rows]].abs()
+        return {"gap_mean": float(gap.mean()), "gap_max": float(gap.max())}

@@ -15,7 +15,7 @@ from typing import Any
 
 def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
     """The records of a JSONL file; a truncated last line is passed over. ValueError for a broken line elsewhere."""
-    lines = path.read_text(encoding="utf-8").split("\n")
+    lines = path.read_bytes().split(b"\n")  # bytes, because the last line may end in the middle of a character
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue

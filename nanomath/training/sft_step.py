@@ -36,11 +36,12 @@ class SFTStep:
         """Metrics of step `number`: the loss that was descended, the mean NLL and entropy per token, the norm."""
         lengths = torch.tensor([len(example.response) for example in examples])
         weights = loss_weights(response_mask(lengths), self.aggregation)
-        noise = torch.Generator().manual_seed((self.seed << 20) + number)
+        noise = self._noise(examples, number)
         loss, nll, entropy = 0.0, 0.0, 0.0
         for micro in self._cut(examples):
             batch = make_batch([examples[i] for i in micro], self.row_length).to(self.model.device)
-            logprobs, entropies = response_logprobs(self.model, batch, embedding_noise=self._noise(batch, noise))
+            added = lay_out([noise[i] for i in micro], batch) if noise else None
+            logprobs, entropies = response_logprobs(self.model, batch, embedding_noise=added)
             part = weights[torch.tensor(micro), : logprobs.shape[1]].to(logprobs.device)
             micro_loss = sft_loss(logprobs, part, self.dft)
             micro_loss.backward()
@@ -66,13 +67,24 @@ class SFTStep:
             filled += length
         return cuts
 
-    def _noise(self, batch: Batch, generator: torch.Generator) -> Tensor | None:
+    def _noise(self, examples: list[Example], number: int) -> list[Tensor]:
+        """NEFTune's noise [T, D] of every example, drawn before the batch is cut; empty when it is off."""
         if not self.neftune_alpha:
-            return None
-        rows, width = batch.tokens.shape
-        lengths = torch.full((rows,), width)
-        noise = neftune_noise(lengths, width, self.model.config.hidden_size, self.neftune_alpha, generator)
-        return noise.to(batch.tokens.device)
+            return []
+        generator = torch.Generator().manual_seed((self.seed << 20) + number)
+        dim, alpha = self.model.config.hidden_size, self.neftune_alpha
+        lengths = [len(example) for example in examples]
+        return [neftune_noise(torch.tensor([n]), n, dim, alpha, generator)[0] for n in lengths]
+
+
+def lay_out(noise: list[Tensor], batch: Batch) -> Tensor:
+    """Noise [T, D] of each sequence of a batch, where its tokens stand: [B, T, D]."""
+    if batch.documents is None:
+        return torch.nn.utils.rnn.pad_sequence(noise, batch_first=True).to(batch.tokens.device)
+    placed = torch.zeros(*batch.tokens.shape, noise[0].shape[1])
+    for i, values in enumerate(noise):
+        placed[batch.documents.cpu() == i] = values
+    return placed.to(batch.tokens.device)
 
 
 def heldout_loss(model: Transformer, examples: list[Example], token_budget: int) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from random import Random
 
 from nanomath.data.problem import Problem
@@ -36,8 +37,11 @@ def generate(
     seed: int = 0,
     difficulty: tuple[int, int] = (1, 4),
     languages: Sequence[str] = ("en",),
+    direct: float = 0.0,
 ) -> list[Problem]:
     """`count` distinct problems of one family and split: a pure function of its arguments.
+
+    A share `direct` of the solutions states the answer alone, as people do who work in their heads.
 
     Difficulty is uniform in the closed range (facts have none: always 1); languages take turns. A longer list starts
     with the shorter one, and another language with the same seed words the same problems. ValueError for an unknown
@@ -56,8 +60,13 @@ def generate(
                 f"{family}/{split} at difficulty {difficulty} has only {len(problems)} distinct problems, "
                 f"fewer than count={count}: ask for fewer or widen the difficulty"
             )
-        problems[problem.id] = problem
+        problems[problem.id] = without_steps(problem) if Random(problem.id).random() < direct else problem
     return list(problems.values())
+
+
+def without_steps(problem: Problem) -> Problem:
+    """The same problem with only the closing sentence for a solution."""
+    return replace(problem, solution=problem.solution.rpartition("\n\n")[2])
 
 
 def check_request(family: str, split: str, count: int, difficulty: tuple[int, int], languages: Sequence[str]) -> None:

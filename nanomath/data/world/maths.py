@@ -1,6 +1,6 @@
 """Maths: chained word problems in one running quantity; difficulty is the number of events, one step each.
 
-    value_0 = start,    value_k = value_{k-1} (+ - * /) operand_k,    1 <= value_k <= 99, always whole
+    value_0 = start,    value_k = value_{k-1} (+ - * /) operand_k,    1 <= value_k <= 50, always whole
 
 Content: {"start": 12, "events": [["+", 7], ["/", 2]], "name": 0, "object": 3, "wording": [2, 0]}.
 A step is right if the only equation in it applies event k to the running value; both orders of + and * are right.
@@ -15,7 +15,8 @@ from typing import NamedTuple
 
 from .family import Family, Metadata
 
-LARGEST = 99
+LARGEST = 50
+LARGEST_TERM = 9  # what is added or taken away has one digit
 
 
 class Wording(NamedTuple):
@@ -91,8 +92,8 @@ def apply(value: int, operator: str, operand: int) -> int:
 def sensible_events(value: int) -> list[tuple[str, list[int]]]:
     """Per operator, the operands that change `value` and keep it whole and in 1..LARGEST."""
     operands = {
-        "+": range(1, min(20, LARGEST - value) + 1),
-        "-": range(1, min(20, value - 1) + 1),
+        "+": range(1, min(LARGEST_TERM, LARGEST - value) + 1),
+        "-": range(1, min(LARGEST_TERM, value - 1) + 1),
         "*": range(2, min(5, LARGEST // value) + 1),
         "/": [n for n in range(2, 6) if value % n == 0],
     }

@@ -9,13 +9,8 @@ The names below are loaded when first used, so that `import nanomath` costs noth
 
 from __future__ import annotations
 
-import os
 from importlib import import_module
 from typing import Any
-
-# OpenMP's threads spin while they wait for one another. Where anything else wants the cores, that made training four
-# times slower; sleeping costs nothing measurable on an idle machine. It must be said before torch is imported.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 __version__ = "0.1.0"
 

@@ -18,8 +18,6 @@ from dataclasses import replace
 from nanomath import settings
 from nanomath.analysis.evaluation import check_measurement, evaluate
 from nanomath.commands.build import (
-    RUN_FLAGS,
-    Trainee,
     build_model,
     build_problems,
     build_template,
@@ -27,6 +25,7 @@ from nanomath.commands.build import (
     sampling_options,
 )
 from nanomath.commands.main import run_main
+from nanomath.commands.trainee import RUN_FLAGS, Trainee
 from nanomath.config import parse_arguments
 from nanomath.data.order import step_indices
 from nanomath.rewards import RewardSet

@@ -12,8 +12,6 @@ from __future__ import annotations
 from nanomath import settings
 from nanomath.analysis.evaluation import check_measurement, evaluate
 from nanomath.commands.build import (
-    RUN_FLAGS,
-    Trainee,
     build_problems,
     build_template,
     encode_examples,
@@ -21,6 +19,7 @@ from nanomath.commands.build import (
     sampling_options,
 )
 from nanomath.commands.main import run_main
+from nanomath.commands.trainee import RUN_FLAGS, Trainee
 from nanomath.config import parse_arguments
 from nanomath.data.order import step_indices
 from nanomath.rollout import Sampler

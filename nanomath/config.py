@@ -381,7 +381,8 @@ def reference(classes: Mapping[str, type]) -> str:
         lines += [f"## {heading}", ""]
         for path, part in _sections(cls()):
             lines += [f"### `[{'.'.join(path)}]`", ""] if path else []
-            lines += [_title(part), "", "| key | type | default | meaning |", "|---|---|---|---|"]
+            lines += [_title(part), ""]
+            lines += ["| key | type | default | meaning |", "|---|---|---|---|"] if _options(part) else []
             for name, kind, default, meaning in _rows(part):
                 key = ".".join((*path, name))
                 cells = f"`{key}`", f"`{kind}`", f"`{default}`", meaning

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 
 from nanomath.config import option, section
 
+MAX_SEED = 2**32 - 1
+
 
 @dataclass
 class Run:
@@ -17,12 +19,16 @@ class Run:
 
     name: str = option("run", "the run is written to DIRECTORY/NAME")
     directory: str = option("runs", "where runs are written")
-    seed: int = option(0, "seed of everything random in the run", minimum=0)
+    seed: int = option(0, "seed of everything random in the run", minimum=0, maximum=MAX_SEED)
     steps: int = option(100, "optimizer steps (SFT) or rollouts (GRPO)", minimum=1)
     eval_every: int = option(0, "steps between measurements on held-out problems, 0: only before and after", minimum=0)
     save_every: int = option(0, "steps between checkpoints, 0: only at the end", minimum=0)
     keep_last: int = option(2, "how many checkpoints to keep, 0: all of them", minimum=0)
     threads: int = option(0, "CPU threads, 0: let torch decide", minimum=0)
+
+    def __post_init__(self) -> None:
+        if not self.name.strip():
+            raise ValueError("name is empty: a run needs a directory of its own")
 
 
 @dataclass
@@ -153,7 +159,7 @@ class Evaluation:
     samples: int = option(4, "completions of each problem", minimum=1)
     k: list[int] = option([1], "report pass@k and maj@k for these k, at most `samples`", minimum=1)
     by: str = option("", "also report pass@1 by this metadata key of the problems, such as difficulty")
-    seed: int = option(0, "seed of the samples and of the bootstrap", minimum=0)
+    seed: int = option(0, "seed of the samples and of the bootstrap", minimum=0, maximum=MAX_SEED)
 
 
 @dataclass
@@ -207,4 +213,4 @@ class SampleConfig:
     model: Model = section(Model)
     prompt: Prompt = section(Prompt)
     sampling: Sampling = section(Sampling, temperature=0.0)
-    seed: int = option(0, "seed of the sample", minimum=0)
+    seed: int = option(0, "seed of the sample", minimum=0, maximum=MAX_SEED)

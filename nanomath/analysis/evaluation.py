@@ -158,7 +158,7 @@ def score(values: Sequence[float], seed: int = 0) -> Score:
     """Mean of one value per problem, with a percentile bootstrap interval over the problems."""
     values = np.asarray(values, dtype=np.float64)
     generator = np.random.default_rng(seed)
-    means = values[generator.integers(len(values), size=(RESAMPLES, len(values)))].mean(axis=1)
+    means = [values[generator.integers(len(values), size=len(values))].mean() for _ in range(RESAMPLES)]
     low, high = np.percentile(means, [2.5, 97.5])
     return Score(float(values.mean()), float(low), float(high))
 

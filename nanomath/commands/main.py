@@ -14,10 +14,13 @@ def run_main(main: Callable[[list[str]], int | None], argv: list[str] | None = N
     """
     try:
         code = main(sys.argv[1:] if argv is None else argv) or 0
-    except (ValueError, OSError, ImportError) as error:
-        code = _complain(error, 2)
     except FloatingPointError as error:
         code = _complain(error, 1)
+    except BrokenPipeError:  # the reader of our output has seen enough
+        sys.stdout = None
+        code = 0
+    except (ValueError, OSError, ImportError) as error:
+        code = _complain(error, 2)
     except KeyboardInterrupt:
         code = _complain("interrupted", 1)
     sys.exit(code)

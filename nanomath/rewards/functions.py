@@ -174,6 +174,9 @@ class RewardSet:
         for name in [*weights, *params]:
             _check_known(name, REWARDS, "reward")
         self.weights = {"accuracy": 0.0} | dict(weights)
+        for name in params:
+            if name not in self.weights:
+                raise ValueError(f"parameters for the reward {name!r}, which has no weight: give it one, or drop them")
         self.functions = {name: _bind(name, params.get(name, {}), lenient) for name in self.weights}
 
     def __call__(self, problem: Problem, completions: Sequence[Response]) -> list[dict[str, float]]:

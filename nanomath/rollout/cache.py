@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nanomath.models.transformer import ModelConfig, causal_attention, window_mask
+from nanomath.models.transformer import Attend, ModelConfig, causal_attention, window_mask
 
 
 class PromptCache:
@@ -48,7 +48,7 @@ class SlotCache:
         self.keys[:, target, :, :length] = self.keys[:, source, :, :length]
         self.values[:, target, :, :length] = self.values[:, source, :, :length]
 
-    def attend_at(self, positions: Tensor, length: int):
+    def attend_at(self, positions: Tensor, length: int) -> Attend:
         """The `attend` of one decoding step: row i's token stands at positions[i], all below `length`."""
         live = len(positions)
         rows = torch.arange(live, device=positions.device)

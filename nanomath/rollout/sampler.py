@@ -91,9 +91,7 @@ class Sampler:
         A completion ends with an eos, with a stop string, after `max_new_tokens`, or where the model's context ends.
         """
         params = SamplingParams(temperature, top_k, top_p, min_p)
-        self._check(prompts, n, max_new_tokens)
-        if isinstance(stop, str) or not all(stop):
-            raise ValueError(f"stop is {stop!r}: it must be a list of strings, none of them empty")
+        self._check(prompts, n, max_new_tokens, stop)
         run = _Run(self, prompts, n, max_new_tokens, params, tuple(stop), seed)
         for finished, drawn in run.steps():
             if progress is not None:
@@ -105,7 +103,7 @@ class Sampler:
         self, prompt: list[int], max_new_tokens: int = 256, stop: Sequence[str] = (), seed: int = 0, **sampling: float
     ) -> Iterator[str]:
         """The text of one completion, piece by piece as it is drawn; arguments as in `generate`."""
-        self._check([prompt], 1, max_new_tokens)
+        self._check([prompt], 1, max_new_tokens, stop)
         run = _Run(self, [prompt], 1, max_new_tokens, SamplingParams(**sampling), tuple(stop), seed)
         held_back = max(map(len, stop), default=1) - 1  # may turn out to begin a stop string
         shown = 0
@@ -117,12 +115,14 @@ class Sampler:
                 shown = safe
         yield run.text(0)[shown:]
 
-    def _check(self, prompts: Sequence[list[int]], n: int, max_new_tokens: int) -> None:
+    def _check(self, prompts: Sequence[list[int]], n: int, max_new_tokens: int, stop: Sequence[str]) -> None:
         """ValueError for arguments that cannot be sampled from."""
         if n < 1:
             raise ValueError(f"n is {n}: at least one completion per prompt must be asked for")
         if max_new_tokens < 1:
             raise ValueError(f"max_new_tokens is {max_new_tokens}: it must be at least 1")
+        if isinstance(stop, str) or not all(stop):
+            raise ValueError(f"stop is {stop!r}: it must be a list of strings, none of them empty")
         context, vocabulary = self.model.config.max_positions, self.model.config.vocab_size
         for index, prompt in enumerate(prompts):
             if not prompt:
@@ -178,7 +178,7 @@ class _Run:
         self.done = torch.zeros(self.samples, dtype=torch.bool, device=self.device)
         self.stopped: dict[int, str] = {}  # sample -> its text, for those that a stop string ended
 
-    def _tensor(self, values) -> Tensor:
+    def _tensor(self, values: Sequence) -> Tensor:
         return torch.tensor(values, dtype=torch.int64, device=self.device)
 
     # The loop: refill -> decode -> retire.

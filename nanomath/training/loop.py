@@ -60,6 +60,8 @@ class Loop:
             metrics = self.step(done - 1)
         except FloatingPointError as error:
             raise FloatingPointError(f"step {done}: {error}; the checkpoints written before it are intact") from None
+        except ValueError as error:  # no mistake of the user's by now, but of the code: show where
+            raise RuntimeError(f"step {done} failed: {error}") from error
         self.log.metrics(done, **metrics, seconds=round(time.perf_counter() - began, 3))
         return metrics
 

@@ -91,11 +91,11 @@ class PolicyStep:
     def _minibatches(self, total: int, number: int, epoch: int) -> list[Tensor]:
         if self.minibatches == 1:
             return [torch.arange(total)]
-        generator = torch.Generator().manual_seed((self.seed << 24) + (number << 4) + epoch)
+        generator = torch.Generator().manual_seed((self.seed << 24) + number * self.epochs + epoch)
         return list(torch.randperm(total, generator=generator).tensor_split(self.minibatches))
 
     def _update(self, rollout: Rollout, chosen: Tensor, lr: float) -> float:
-        """One optimizer step on the episodes `chosen`; returns the gradient norm."""
+        """One optimizer step on the episodes `chosen`, none if they teach nothing; returns the gradient norm."""
         weights = torch.zeros(rollout.mask.shape)
         weights[chosen] = loss_weights(rollout.mask[chosen], self.aggregation, self.max_length)
         # Without a KL term an advantage of zero means a gradient of zero: such episodes are measured only.

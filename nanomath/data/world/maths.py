@@ -16,6 +16,7 @@ from typing import NamedTuple
 from .family import Family, Metadata
 
 LARGEST = 50
+LARGEST_START = 30
 LARGEST_TERM = 9  # what is added or taken away has one digit
 
 
@@ -104,7 +105,7 @@ EVENTS = {value: sensible_events(value) for value in range(1, LARGEST + 1)}
 
 
 def draw(random: Random, difficulty: int) -> Metadata:
-    start = value = random.randint(2, 30)
+    start = value = random.randint(2, LARGEST_START)
     events = []
     for _ in range(difficulty):
         operator, operands = random.choice(EVENTS[value])

@@ -1,7 +1,8 @@
 """The learning curve in small: a new model is fine-tuned, then reinforced, and both must learn.
 
-The two scripts as a user runs them, in a smaller world: numbers up to 9, two or three steps. Half of the solutions shown
-in fine-tuning state the answer alone, which the model is bad at; reinforcement has to find out that working it out pays.
+The two scripts as a user runs them, in a smaller world: numbers up to 9, two or three steps. Half of the solutions
+shown in fine-tuning state the answer alone, which the model is bad at; reinforcement has to find out that working it
+out pays.
 """
 
 from __future__ import annotations

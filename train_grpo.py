@@ -34,13 +34,13 @@ from nanomath.training.loop import Loop, Metrics
 from nanomath.training.policy_step import PolicyStep
 
 SHOW = {
-    "heldout/pass@1": ".1%",
-    "reward": ".3f",
-    "pass@1": ".1%",
-    "kl": ".4f",
-    "entropy": ".3f",
-    "flat_groups": ".0%",
-    "tokens_per_second": ".0f",
+    "heldout/pass@1": "held-out {:.1%}",
+    "reward": "reward {:.3f}",
+    "pass@1": "pass@1 {:.1%}",
+    "kl": "KL {:.4f}",
+    "entropy": "entropy {:.3f}",
+    "flat_groups": "flat groups {:.0%}",
+    "tokens_per_second": "{:.0f} tokens/s",
 }
 
 

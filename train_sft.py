@@ -26,7 +26,13 @@ from nanomath.rollout import Sampler
 from nanomath.training.loop import Loop, Metrics
 from nanomath.training.sft_step import SFTStep, heldout_loss
 
-SHOW = {"heldout/pass@1": ".1%", "heldout/loss": ".3f", "nll": ".3f", "grad_norm": ".2f", "lr": ".1e"}
+SHOW = {
+    "heldout/pass@1": "held-out {:.1%}",
+    "heldout/loss": "held-out loss {:.3f}",
+    "nll": "nll {:.3f}",
+    "grad_norm": "norm {:.2f}",
+    "lr": "lr {:.1e}",
+}
 
 
 def main(argv: list[str]) -> int:

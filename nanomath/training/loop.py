@@ -18,6 +18,7 @@ from tqdm import tqdm
 from nanomath.training.runlog import RunLog
 
 Metrics = dict[str, float]
+BAR = {"disable": None, "dynamic_ncols": True, "bar_format": "{l_bar}{bar:10}{r_bar}"}  # None: on terminals only
 
 
 @dataclass
@@ -26,7 +27,7 @@ class Loop:
 
     step(i) makes update i+1 and returns its metrics; evaluate() measures the model as it is (None: never); save(n)
     writes checkpoint step-n. Both happen every so many steps (0: never) and at the end. `show` names the metrics worth
-    a place on the progress bar, each with the format it is shown in.
+    a place on the progress bar, each with the text it is shown as.
     """
 
     log: RunLog
@@ -41,7 +42,7 @@ class Loop:
     def run(self, start: int = 0) -> bool:
         """True when all steps are done, False when a signal stopped it; either way the last step is saved."""
         latest: Metrics = self._evaluate(0) if start == 0 else {}
-        with asked_to_stop() as stop, tqdm(total=self.steps, initial=start, disable=None, dynamic_ncols=True) as bar:
+        with asked_to_stop() as stop, tqdm(total=self.steps, initial=start, **BAR) as bar:
             for done in range(start + 1, self.steps + 1):
                 latest |= self._update(done)
                 if _due(self.eval_every, done) or done == self.steps:
@@ -74,7 +75,7 @@ class Loop:
 
     def _display(self, bar: tqdm, done: int, metrics: Metrics) -> None:
         """The bar on a terminal; elsewhere a line every tenth of the way."""
-        shown = "  ".join(f"{n} {metrics[n]:{f}}" for n, f in (self.show or {}).items() if n in metrics)
+        shown = "  ".join(text.format(metrics[name]) for name, text in (self.show or {}).items() if name in metrics)
         if not bar.disable:
             bar.set_postfix_str(shown, refresh=False)
             bar.update()

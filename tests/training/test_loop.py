@@ -117,7 +117,7 @@ def test_a_bad_number_names_the_step(tmp_path):
 
 
 def test_progress_is_shown_where_there_is_no_terminal(tmp_path, capsys):
-    run = Run(tmp_path, 20, show={"heldout": ".0%", "loss": ".2f", "absent": ".1f"})
+    run = Run(tmp_path, 20, show={"heldout": "heldout {:.0%}", "loss": "loss {:.2f}", "absent": "{:.1f}"})
     run.loop.run()
     lines = capsys.readouterr().err.strip().splitlines()
     assert len(lines) == 10 and lines[-1] == "step 20/20  heldout 200%  loss 0.50"

@@ -95,11 +95,8 @@ class Optimizer:
                 raise ValueError(f"the checkpoint's optimizer state lacks {missing[0]}.{name}: it is of another model")
             if copied:
                 master.copy_(tensors[f"master.{name}"])
-            self.adamw.state[master] = {
-                key: tensors[f"{key}.{name}"].to("cpu" if key == "step" else master.device) for key in keys
-            }
-            if master.device.type == "cuda":  # the fused update keeps its step count beside the weights
-                self.adamw.state[master]["step"] = self.adamw.state[master]["step"].to(master.device)
+            # The step count too: the fused update keeps it beside the weights.
+            self.adamw.state[master] = {key: tensors[f"{key}.{name}"].to(master.device) for key in keys}
         self._write_back()
 
 

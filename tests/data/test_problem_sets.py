@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import gzip
+import hashlib
 import io
 import json
 import sys
@@ -365,8 +366,7 @@ def test_public_sets_load_without_a_mapping(name: str, options: dict, count: int
 @needs_shared
 def test_gsm8k_without_its_calculator_notes() -> None:
     first = load_problems(SHARED / "gsm8k" / "test.jsonl", Fields(remove=r"<<[^>]*>>"))[0]
-    assert first.solution == (
-        "Janet sells 16 - 3 - 4 = 9 duck eggs a day.\nShe makes 9 * 2 = $18 every day at the farmer’s market."
-    )
+    digest = hashlib.sha256(first.solution.encode()).hexdigest()  # the exact text, without a copy of it here
+    assert digest == "0b7b7ad64b22910315ee67483c16ffe1e33e5715fb1358f2b1f9301054c3a334"
     assert first.metadata == {}
     assert all(p.solution and p.answer for p in load_problems(SHARED / "gsm8k" / "train.jsonl"))

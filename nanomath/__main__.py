@@ -10,6 +10,7 @@ from nanomath.commands.main import run_main
 COMMANDS = {
     "eval": "measure a model on a problem set",
     "sample": "ask a model a question",
+    "bench": "measure time and memory on this machine",
     "config": "print what every config key means, as a Markdown page",
 }
 USAGE = "usage: python -m nanomath COMMAND ...\n\n" + "\n".join(f"  {name:10}{what}" for name, what in COMMANDS.items())

@@ -16,6 +16,8 @@ A config is a dataclass whose fields are made by `option` (one key) and `section
     config, flags = parse_arguments(Config, sys.argv[1:], __doc__, {"--resume": "continue from the last checkpoint"})
 
 so that `train.py run.toml optim.lr=3e-6` works, `--help` lists every key, and `to_toml` writes what was resolved.
+A section whose class has `PRESET = ("method", TABLE)` starts from the row of TABLE that its key `method` names in place
+of its defaults; keys that are set win over the row.
 Types: bool, int, float, str, list[T], dict[str, T], T | None and nested dataclasses. TOML has no null: the word `none`
 stands for None wherever a key may be None. Every mistake is one line naming the file and line (or "command line"), the
 key with its section, what was expected and, for an unknown key, the nearest known one.
@@ -35,7 +37,7 @@ import shutil
 import textwrap
 import tomllib
 import types
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -50,7 +52,7 @@ def option(
     default: Any,
     help: str,
     *,
-    choices: Sequence[Any] | None = None,
+    choices: Collection[Any] | Callable[[], Collection[Any]] | None = None,
     minimum: float | None = None,
     maximum: float | None = None,
     above: float | None = None,
@@ -58,7 +60,8 @@ def option(
 ) -> Any:
     """A documented config key. Bounds and choices hold for the value, or for each entry of a list or a dict.
 
-    `minimum` and `maximum` are inclusive, `above` and `below` are not. The default must keep to them as well.
+    `minimum` and `maximum` are inclusive, `above` and `below` are not. The default must keep to them as well. Choices
+    that may still grow (a table of functions) are given as a function.
     """
     limits = {"choices": choices, "minimum": minimum, "maximum": maximum, "above": above, "below": below}
     metadata = {"help": help, **{name: limit for name, limit in limits.items() if limit is not None}}
@@ -170,17 +173,26 @@ def _resolve(cls: type, path: KeyPath) -> tuple[int, Any, Mapping[str, Any]]:
 
 def _build(default: T, values: Mapping[KeyPath, Any], path: KeyPath, name: str) -> T:
     """`default` with `values` put in. Everything is set at once: a __post_init__ sees the resolved section."""
-    changes = {}
+    changes = _preset(default, values, path)
     for field in dataclasses.fields(default):
         here, value = (*path, field.name), getattr(default, field.name)
         changes[field.name] = (
-            _build(value, values, here, name) if dataclasses.is_dataclass(value) else values.get(here, value)
+            _build(value, values, here, name)
+            if dataclasses.is_dataclass(value)
+            else values.get(here, changes.get(field.name, value))
         )
     try:
         return dataclasses.replace(default, **changes)
     except ValueError as error:  # keys that do not go together
         where = f"[{'.'.join(path)}] " if path else ""
         raise ValueError(f"{name}: {where}{error}") from None
+
+
+def _preset(default: Any, values: Mapping[KeyPath, Any], path: KeyPath) -> dict[str, Any]:
+    """What a section's preset puts in place of its defaults: its class may name a key and a table of them as PRESET."""
+    key, table = getattr(type(default), "PRESET", (None, {}))
+    chosen = values.get((*path, key)) if key else None
+    return copy.deepcopy(table[chosen]) if chosen is not None else {}
 
 
 def _kinds(cls: type) -> dict[str, Any]:
@@ -261,15 +273,20 @@ def _check(value: Any, metadata: Mapping[str, Any]) -> None:
         if entry is None:
             continue
         in_range = all(holds(entry, metadata[name]) for name, (_, holds) in _LIMITS.items() if name in metadata)
-        if not in_range or entry not in metadata.get("choices", [entry]):
+        if not in_range or entry not in _choices(metadata, [entry]):
             what = "" if "choices" in metadata else "a number "
             raise ValueError(f"expected {what}{_range(metadata)}, got {entry!r}")
+
+
+def _choices(metadata: Mapping[str, Any], default: Collection[Any] = ()) -> Collection[Any]:
+    choices = metadata.get("choices", default)
+    return choices() if callable(choices) else choices
 
 
 def _range(metadata: Mapping[str, Any]) -> str:
     """`above 0 and at most 1`, `one of a, b`, or nothing."""
     if "choices" in metadata:
-        return f"one of {', '.join(map(str, metadata['choices']))}"
+        return f"one of {', '.join(map(str, _choices(metadata)))}"
     return " and ".join(f"{words} {metadata[name]}" for name, (words, _) in _LIMITS.items() if name in metadata)
 
 
@@ -307,12 +324,13 @@ def to_toml(config: Any) -> str:
     blocks = []
     for path, part in _sections(config):
         lines = [f"[{'.'.join(path)}]"] if path else []
-        lines += [f"{field.name} = {_toml(getattr(part, field.name))}" for field in _options(part)]
+        lines += [f"{field.name} = {to_toml_value(getattr(part, field.name))}" for field in _options(part)]
         blocks.append("\n".join(lines))
     return "\n\n".join(block for block in blocks if block) + "\n"
 
 
-def _toml(value: Any) -> str:
+def to_toml_value(value: Any) -> str:
+    """One value as TOML text."""
     if value is None:
         return '"none"'
     if isinstance(value, bool):
@@ -322,9 +340,9 @@ def _toml(value: Any) -> str:
     if isinstance(value, str):  # a JSON string is a TOML string, but for the delete character
         return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
     if isinstance(value, list):
-        return f"[{', '.join(map(_toml, value))}]"
+        return f"[{', '.join(map(to_toml_value, value))}]"
     if isinstance(value, dict):
-        return f"{{{', '.join(f'{_toml(name)} = {_toml(entry)}' for name, entry in value.items())}}}"
+        return f"{{{', '.join(f'{to_toml_value(name)} = {to_toml_value(entry)}' for name, entry in value.items())}}}"
     raise TypeError(f"a config holds no {type(value).__name__}: {value!r}")
 
 
@@ -351,7 +369,7 @@ def _rows(part: Any) -> Iterator[tuple[str, str, str, str]]:
         kind, value = kinds[field.name], getattr(part, field.name)
         meaning = "; ".join(filter(None, (field.metadata["help"], _range(field.metadata))))
         type_name = str(kind) if get_origin(kind) else kind.__name__
-        yield field.name, type_name, "none" if value is None else _toml(value), meaning
+        yield field.name, type_name, "none" if value is None else to_toml_value(value), meaning
 
 
 def _title(part: Any) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from nanomath import algorithms
 from nanomath.config import option, section
 
 MAX_SEED = 2**32 - 1
@@ -24,7 +25,17 @@ class Run:
     eval_every: int = option(0, "steps between measurements on held-out problems, 0: only before and after", minimum=0)
     save_every: int = option(0, "steps between checkpoints, 0: only at the end", minimum=0)
     keep_last: int = option(2, "how many checkpoints to keep, 0: all of them", minimum=0)
+    keep_best: bool = option(False, "also keep the best by held-out pass@1, as checkpoints/best")
+    minutes: float = option(0.0, "save and stop before so many minutes have passed, 0: no limit", minimum=0)
+    on_collapse: str = option(
+        "warn",
+        "when accuracy collapses while KL or repetition rises: say so, or save and stop",
+        choices=("warn", "stop"),
+    )
     threads: int = option(0, "CPU threads, 0: let torch decide", minimum=0)
+    deterministic: str = option(
+        "auto", "only algorithms that give the same bits every time; auto: on a CPU", choices=("auto", "true", "false")
+    )
 
     def __post_init__(self) -> None:
         if not self.name.strip():
@@ -39,6 +50,7 @@ class Model:
     device: str = option("auto", "cpu, cuda, cuda:1, ...; auto: cuda where there is one")
     dtype: str = option("float32", "what it computes in", choices=("float32", "bfloat16", "float16"))
     gradient_checkpointing: bool = option(False, "recompute each layer in the backward pass to save memory")
+    sharded: bool = option(False, "torchrun: cut the weights over the ranks (FSDP2) instead of copying them")
     hidden_size: int = option(128, "width of a new model", minimum=1)
     layers: int = option(4, "layers of a new model", minimum=1)
     heads: int = option(4, "query heads of a new model", minimum=1)
@@ -96,6 +108,10 @@ class Optim:
     beta2: float = option(0.95, "decay of the mean squared gradient", minimum=0, below=1)
     eps: float = option(1e-8, "added to the root of the mean squared gradient", above=0)
     max_norm: float = option(1.0, "gradients are scaled down to this norm", above=0)
+    state_dtype: str = option("float32", "what Adam's two means are kept in", choices=("float32", "bfloat16"))
+    device: str = option(
+        "", "where float32 weights and Adam's means are kept; empty: beside the model", choices=("", "cpu")
+    )
 
 
 @dataclass
@@ -133,21 +149,79 @@ class Reward:
 
 
 @dataclass
-class GRPO:
-    """The policy-gradient step; formulas in nanomath/algorithms."""
+class Algorithm:
+    """What is computed from a rollout: a method, or any choice of its own; formulas in nanomath/algorithms."""
 
-    prompts: int = option(16, "problems a rollout", minimum=1)
-    group_size: int = option(8, "samples of each problem", minimum=2)
-    advantage_std: str = option("group", "what advantages are divided by", choices=("group", "batch", "none"))
-    aggregation: str = option("sequence", "mean of the token losses", choices=("token", "sequence", "constant"))
-    clip_low: float = option(0.2, "the ratio is clipped at 1 - clip_low", minimum=0, maximum=1)
-    clip_high: float = option(0.2, "and at 1 + clip_high", minimum=0)
+    PRESET = ("method", algorithms.PRESETS)  # not a key: no annotation
+
+    method: str = option("grpo", "the row of PRESETS that the other keys start from", choices=algorithms.PRESETS)
+    baseline: str = option(
+        "group",
+        "advantages: a completion against its group or the others of it, rewards to go as they are, or a value model",
+        choices=lambda: (*algorithms.BASELINES, "off", "value"),
+    )
+    components: str = option(
+        "sum", "sum the rewards, or take advantages of each apart and sum those (GDPO)", choices=("sum", "apart")
+    )
+    scale: str = option(
+        "group", "advantages are divided by the std of these rewards", choices=lambda: (*algorithms.SCALES, "off")
+    )
+    whiten: bool = option(False, "normalise the advantages over all tokens of the rollout")
+    ratio: str = option("token", "what the policy is compared with the old one by", choices=algorithms.RATIOS)
+    clip: str = option("ppo", "what is done to ratios that have left the range", choices=algorithms.CLIPS)
+    clip_low: float = option(0.2, "the range begins at 1 - clip_low", minimum=0, maximum=1)
+    clip_high: float = option(0.2, "and ends at 1 + clip_high", minimum=0)
+    dual_clip: float = option(3.0, "clip dual: the loss of a negative advantage ends at this ratio", above=1)
+    aggregation: str = option("sequence", "mean of the token losses", choices=algorithms.AGGREGATIONS)
     kl_coef: float = option(0.04, "weight of the KL to the starting model; it is logged at 0 as well", minimum=0)
-    kl_estimator: str = option("k3", "estimator that is penalised", choices=("k1", "k2", "k3"))
-    reference_device: str = option("", "where the frozen reference lives; empty: beside the model")
+    kl_estimator: str = option("k3", "estimator that is penalised", choices=algorithms.KL_ESTIMATORS)
+    kl_in: str = option("loss", "where the KL stands", choices=("loss", "reward"))
+    kl_correction: str = option(
+        "off", "KL in the loss: times the ratio, as a weight or with its gradient", choices=algorithms.KL_CORRECTIONS
+    )
+    old_logprobs: str = option("trainer", "whose logprobs the ratio is taken to", choices=("trainer", "sampler"))
+    sampler_correction: str = option(
+        "off",
+        "weigh tokens by trainer / sampler probability, truncated or masked",
+        choices=lambda: (*algorithms.SAMPLER_CORRECTIONS, "off"),
+    )
+    correction_low: float = option(0.5, "smallest such weight (mask)", minimum=0)
+    correction_high: float = option(2.0, "largest such weight (truncate, mask)", above=0)
+    overlong_filter: bool = option(False, "completions cut off at the length limit carry no loss")
+    keep_groups: str = option(
+        "all",
+        "dynamic sampling: train on groups with right and wrong answers only, or with unequal rewards only",
+        choices=("all", "mixed", "uneven"),
+    )
+    refills: int = option(0, "dynamic sampling: how often more problems are sampled in place of others", minimum=0)
+    covariance: str = option(
+        "off",
+        "tokens of highest covariance of advantage and logprob: no gradient (Clip-Cov), or held back (KL-Cov)",
+        choices=("off", "clip", "kl"),
+    )
+    covariance_share: float = option(2e-4, "share of tokens that are such", above=0, maximum=1)
+    covariance_coef: float = option(1.0, "KL-Cov: weight of |log pi - log pi_old| on them", minimum=0)
+    top_entropy: float = option(1.0, "policy gradient on this share of tokens, by entropy", above=0, maximum=1)
+    gamma: float = option(1.0, "discount (baseline off, value)", minimum=0, maximum=1)
+    lam: float = option(0.95, "lambda of generalised advantage estimation (baseline value)", minimum=0, maximum=1)
+    value_trunk: str = option("own", "value model: a copy of the model, or its states", choices=("own", "shared"))
+    value_coef: float = option(0.5, "weight of the value loss", minimum=0)
+    value_clip: float = option(0.2, "how far one rollout may move a value", above=0)
+    value_lr: float = option(1e-4, "peak learning rate of the value model; the schedule is the policy's", above=0)
     epochs: int = option(1, "passes over each rollout", minimum=1)
     minibatches: int = option(1, "optimizer steps in each pass", minimum=1)
-    old_logprobs: str = option("trainer", "whose logprobs the ratio is taken to", choices=("trainer", "sampler"))
+
+    def __post_init__(self) -> None:
+        algorithms.check(self)
+
+
+@dataclass
+class GRPO:
+    """Sizes of the policy step."""
+
+    prompts: int = option(16, "problems a rollout", minimum=1)
+    group_size: int = option(8, "samples of each problem", minimum=1)
+    reference_device: str = option("", "where the frozen reference lives; empty: beside the model")
     token_budget: int = option(16384, "padded tokens computed at once; the gradient does not depend on it", minimum=0)
     logged_groups: int = option(2, "groups of each rollout written to rollouts.jsonl", minimum=0)
 
@@ -188,9 +262,21 @@ class GRPOConfig:
     prompt: Prompt = section(Prompt)
     sampling: Sampling = section(Sampling)
     reward: Reward = section(Reward)
+    algorithm: Algorithm = section(Algorithm)
     grpo: GRPO = section(GRPO)
     optim: Optim = section(Optim, lr=1e-6)
     evaluation: Evaluation = section(Evaluation)
+
+    def __post_init__(self) -> None:
+        if self.grpo.group_size < 2 and algorithms.has_group_baseline(self.algorithm):
+            raise ValueError(
+                f"grpo.group_size = {self.grpo.group_size}, but algorithm.baseline = {self.algorithm.baseline!r} "
+                "compares the samples of a problem with one another: take at least 2"
+            )
+        if self.algorithm.minibatches > (episodes := self.grpo.prompts * self.grpo.group_size):
+            raise ValueError(
+                f"algorithm.minibatches = {self.algorithm.minibatches}, but a rollout has {episodes} episodes"
+            )
 
 
 @dataclass

@@ -28,6 +28,14 @@ class Float64Transformer(Transformer):
         return self.lm_head(hidden)
 
 
+@pytest.fixture(autouse=True)
+def same_torch_afterwards():
+    """A run in this process may have asked for deterministic algorithms."""
+    before = torch.are_deterministic_algorithms_enabled()
+    yield
+    torch.use_deterministic_algorithms(before)
+
+
 @pytest.fixture(scope="session")
 def new_tokenizer() -> Callable[[Sequence[int]], Tokenizer]:
     """new_tokenizer(eos_ids): the world's tokenizer; a model of random weights ends only if many ids are an eos."""
@@ -85,13 +93,13 @@ class Recorder:
         self.gradients: list[dict[str, torch.Tensor]] = []
         self.rates: list[float] = []
 
-    def step(self, lr: float) -> float:
+    def step(self, lr: float) -> dict[str, float]:
         parameters = dict(self.model.named_parameters())
         zero = {name: torch.zeros_like(p) for name, p in parameters.items()}
         self.gradients.append(zero | {name: p.grad.clone() for name, p in parameters.items() if p.grad is not None})
         self.rates.append(lr)
         self.model.zero_grad()
-        return 0.0
+        return {"grad_norm": 0.0, "update_ratio": 0.0}
 
 
 @pytest.fixture

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from nanomath.algorithms import PRESETS
 from nanomath.config import describe, load, option, parse_arguments, reference, section, to_toml
+from nanomath.settings import GRPOConfig
 
 
 @dataclass
@@ -35,6 +37,34 @@ class Optim:
     def __post_init__(self) -> None:
         if self.clip is not None and self.clip < self.lr:
             raise ValueError(f"clip {self.clip} is below lr {self.lr}")
+
+
+METHODS = {"plain": {}, "fast": {"rate": 2.0, "terms": ["a", "b"]}, "odd": {"rate": 7.0, "shape": "square"}}
+SHAPES = {"round": None, "square": None}
+
+
+@dataclass
+class Method:
+    """A section that starts from a row of a table."""
+
+    PRESET = ("method", METHODS)
+
+    method: str = option("plain", "the row that the others start from", choices=METHODS)
+    rate: float = option(1.0, "a number", above=0)
+    shape: str = option("round", "a choice that may grow", choices=lambda: (*SHAPES, "off"))
+    terms: list[str] = option([], "a list")
+
+    def __post_init__(self) -> None:
+        if self.shape == "square" and self.rate < 5:
+            raise ValueError(f"a square needs a rate of 5, not {self.rate:g}")
+
+
+@dataclass
+class WithMethod:
+    """A config with such a section, beside one without."""
+
+    method: Method = section(Method)
+    optim: Optim = section(Optim)
 
 
 @dataclass
@@ -170,6 +200,75 @@ def test_post_init_sees_the_resolved_section_once(tmp_path: Path) -> None:
     assert error_of(path) == f"{path}: [optim] clip 1e-07 is below lr 1e-05"
     assert error_of(path, "seed=1").startswith(f"{path} and command line: [optim] clip")
     assert error_of(None, "optim.clip=1e-7").startswith("command line: [optim] clip")
+
+
+# --- presets ---------------------------------------------------------------------------------------------------------
+
+
+def method_of(path: Path | None, *words: str) -> Method:
+    return load(WithMethod, path, words).method
+
+
+def test_command_line_wins_over_file_wins_over_row_wins_over_default(tmp_path: Path) -> None:
+    assert method_of(None) == Method("plain", 1.0, "round", [])
+    assert method_of(None, "method.method=fast") == Method("fast", 2.0, "round", ["a", "b"])
+    path = write(tmp_path, '[method]\nmethod = "fast"\nrate = 3\n')
+    assert method_of(path) == Method("fast", 3.0, "round", ["a", "b"])
+    assert method_of(path, "method.rate=4", "method.terms=[]") == Method("fast", 4.0, "round", [])
+    assert method_of(path, "method.method=odd", "method.rate=9") == Method("odd", 9.0, "square", [])
+    assert method_of(path, "method.method=plain") == Method("plain", 3.0, "round", [])
+
+
+def test_a_key_that_is_set_to_its_default_wins_over_the_row() -> None:
+    assert method_of(None, "method.rate=1", "method.method=fast").rate == 1.0
+
+
+def test_a_resolved_config_needs_the_row_no_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """config.toml holds every key: what the row says another day changes nothing."""
+    config = load(WithMethod, None, ["method.method=fast", "method.rate=6"])
+    path = write(tmp_path, to_toml(config))
+    monkeypatch.setitem(METHODS, "fast", {"rate": 100.0, "shape": "square"})
+    assert load(WithMethod, path) == config
+
+
+def test_a_row_is_checked_together_with_what_is_set(tmp_path: Path) -> None:
+    assert method_of(None, "method.method=odd").rate == 7.0
+    with pytest.raises(ValueError, match=r"^command line: \[method\] a square needs a rate of 5, not 2$"):
+        method_of(None, "method.method=odd", "method.rate=2")
+    with pytest.raises(
+        ValueError, match=r"method.toml:2: method.method: expected one of plain, fast, odd, got 'slow'$"
+    ):
+        (tmp_path / "method.toml").write_text('[method]\nmethod = "slow"\n', encoding="utf-8")
+        method_of(tmp_path / "method.toml")
+
+
+def test_choices_may_grow(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ValueError, match="method.shape: expected one of round, square, off, got 'oval'"):
+        method_of(None, "method.shape=oval")
+    monkeypatch.setitem(SHAPES, "oval", None)
+    monkeypatch.setitem(METHODS, "egg", {"shape": "oval"})
+    assert method_of(None, "method.method=egg") == Method("egg", 1.0, "oval", [])
+    assert "one of round, square, oval, off" in describe(WithMethod, width=200)
+
+
+def test_other_sections_know_no_rows() -> None:
+    assert load(WithMethod, None, ["method.method=fast"]).optim == Optim(schedule=Schedule(warmup=3))
+
+
+def test_every_method_of_the_algorithms_resolves_and_comes_back(tmp_path: Path) -> None:
+    for method, row in PRESETS.items():
+        config = load(GRPOConfig, None, [f"algorithm.method={method}"])
+        defaults = {field.name: field.default for field in fields(config.algorithm)}
+        assert vars(config.algorithm) == {**defaults, **row, "method": method}
+        assert load(GRPOConfig, write(tmp_path, to_toml(config))) == config
+
+
+def test_a_method_with_overrides_comes_back(tmp_path: Path) -> None:
+    words = ["algorithm.clip_high=0.4", "algorithm.refills=1", "algorithm.aggregation=sequence"]
+    config = load(GRPOConfig, write(tmp_path, '[algorithm]\nmethod = "dapo"\nrefills = 9\n'), words)
+    a = config.algorithm
+    assert (a.method, a.clip_high, a.refills, a.aggregation, a.minibatches) == ("dapo", 0.4, 1, "sequence", 4)
+    assert load(GRPOConfig, write(tmp_path, to_toml(config))) == config
 
 
 # --- errors ----------------------------------------------------------------------------------------------------------

@@ -19,12 +19,12 @@ ALLOWED = {
     "nanomath.algorithms": set(),
     "nanomath.data": set(),
     "nanomath.config": set(),
-    "nanomath.settings": {"nanomath.config"},
+    "nanomath.settings": {"nanomath.config", "nanomath.algorithms"},
     "nanomath.models": {"kernels"},
     "nanomath.rollout": {"kernels", "nanomath.models"},
     "nanomath.rewards": {"nanomath.data", "nanomath.models"},
     "nanomath.training": {
-        *("nanomath.rollout", "nanomath.models", "nanomath.algorithms", "nanomath.data"),
+        *("kernels", "nanomath.rollout", "nanomath.models", "nanomath.algorithms", "nanomath.data"),
         *("nanomath.settings", "nanomath.config"),
     },
     "nanomath.analysis": {

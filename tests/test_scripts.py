@@ -19,6 +19,7 @@ import torch
 import train_grpo
 import train_sft
 from nanomath import load_model, load_tokenizer, settings
+from nanomath.algorithms import PRESETS
 from nanomath.commands.main import run_main
 from nanomath.config import load
 from nanomath.training.runlog import read_jsonl
@@ -41,10 +42,10 @@ def lines(run: Path, name: str = "metrics.jsonl") -> list[dict]:
     return [{key: v for key, v in line.items() if key not in TIMES} for line in read_jsonl(run / name)]
 
 
-def weights(run: Path, step: int) -> list[bytes]:
-    """The model and the state of the optimizer, byte for byte."""
+def weights(run: Path, step: int) -> dict[str, bytes]:
+    """The model, the value model where there is one, and the state of the optimizers, byte for byte."""
     place = run / "checkpoints" / f"step-{step}"
-    return [(place / name).read_bytes() for name in ("model.safetensors", "trainer.safetensors")]
+    return {path.name: path.read_bytes() for path in sorted(place.glob("*.safetensors"))}
 
 
 @pytest.fixture(scope="module")
@@ -169,7 +170,7 @@ def test_a_problem_file_is_trained_on(train, tmp_path):
 def grpo_run(sft_run, tmp_path_factory) -> Path:
     """Two steps of GRPO, with a KL penalty."""
     words = [*GRPO, f"run.directory={tmp_path_factory.mktemp('grpo')}", "run.name=base", "run.steps=2"]
-    assert train_grpo.main([*words, f"model.path={sft_run}", "grpo.kl_coef=0.1"]) == 0
+    assert train_grpo.main([*words, f"model.path={sft_run}", "algorithm.kl_coef=0.1"]) == 0
     return Path(words[len(GRPO)].removeprefix("run.directory=")) / "base"
 
 
@@ -203,7 +204,7 @@ def test_rollouts_hold_whole_groups(grpo_run):
         assert len({r["problem"] for r in group}) == 1
         totals = torch.tensor([r["rewards"]["total"] for r in group], dtype=torch.float64)
         expected = (totals - totals.mean()) / (totals.std() + 1e-4)
-        assert torch.allclose(torch.tensor([r["advantage"] for r in group]).double(), expected, atol=1e-4)
+        assert torch.allclose(torch.tensor([r["advantages"][0] for r in group]).double(), expected, atol=1e-4)
 
 
 def test_the_logprobs_of_the_first_rollout_are_those_of_the_starting_model(grpo_run, sft_run):
@@ -222,11 +223,12 @@ def test_the_logprobs_of_the_first_rollout_are_those_of_the_starting_model(grpo_
 @pytest.mark.parametrize(
     "words",
     [
-        ("grpo.kl_coef=0", "grpo.epochs=2", "grpo.minibatches=2"),
-        ("grpo.old_logprobs=sampler", "grpo.kl_estimator=k2", "grpo.aggregation=token"),
-        ("grpo.reference_device=cpu", "grpo.aggregation=constant", "grpo.advantage_std=none", "grpo.token_budget=200"),
-        ("grpo.advantage_std=batch", "sampling.top_k=20", "sampling.top_p=0.9", "sampling.temperature=0.7"),
-        ("model.dtype=bfloat16", "model.gradient_checkpointing=true", "grpo.kl_estimator=k1", "sampling.stop=[.]"),
+        ("algorithm.kl_coef=0", "algorithm.epochs=2", "algorithm.minibatches=2"),
+        ("algorithm.old_logprobs=sampler", "algorithm.kl_estimator=k2", "algorithm.aggregation=token"),
+        ("grpo.reference_device=cpu", "algorithm.aggregation=constant", "algorithm.scale=off", "grpo.token_budget=200"),
+        ("algorithm.scale=batch", "sampling.top_k=20", "sampling.top_p=0.9", "sampling.temperature=0.7"),
+        ("model.dtype=bfloat16", "model.gradient_checkpointing=true", "algorithm.kl_estimator=k2", "sampling.stop=[.]"),
+        ("optim.state_dtype=bfloat16", "algorithm.method=reinforce_pp", "algorithm.kl_coef=0.1"),
     ],
     ids=" ".join,
 )
@@ -240,11 +242,11 @@ def test_kinds_of_grpo(train, sft_run, words):
 
 
 def test_without_a_signal_and_without_a_penalty_nothing_moves(train, sft_run):
-    still = ("reward.weights={accuracy = 1}", "grpo.kl_coef=0", "sampling.max_new_tokens=2", "run.steps=1")
+    still = ("reward.weights={accuracy = 1}", "algorithm.kl_coef=0", "sampling.max_new_tokens=2", "run.steps=1")
     run = train(train_grpo, "run", f"model.path={sft_run}", *still)
     (line,) = (line for line in lines(run) if "reward" in line)
     assert (line["flat_groups"], line["all_wrong"], line["grad_norm"]) == (1, 1, 0)
-    assert weights(run, 1)[0] == weights(sft_run, 6)[0]
+    assert weights(run, 1)["model.safetensors"] == weights(sft_run, 6)["model.safetensors"]
 
 
 def test_every_step_has_new_problems_and_new_samples(train, sft_run):
@@ -273,6 +275,7 @@ SFT_KEYS = [
     ("optim.beta2=0.5",),
     ("optim.eps=0.01",),
     ("optim.max_norm=0.01",),
+    ("optim.state_dtype=bfloat16",),
     ("sft.batch_size=4",),
     ("sft.aggregation=sequence",),
     ("sft.dft=true",),
@@ -289,25 +292,59 @@ SFT_KEYS = [
     ("prompt.few_shot=[{question = '1+1?', solution = '2'}]",),
     ("prompt.chat=false",),
 ]
-TWICE = ("grpo.epochs=2", "optim.lr=0.03")  # or the ratio stays at 1 and nothing is clipped
+TWICE = ("algorithm.epochs=2", "optim.lr=0.03")  # or the ratio stays at 1 and nothing is clipped
+TRUNCATED = ("sampling.top_k=3", "algorithm.kl_coef=0")
+VALUE = ("algorithm.baseline=value", "algorithm.scale=off")
 GRPO_KEYS = [
     ("run.seed=1",),
     ("grpo.prompts=2",),
     ("grpo.group_size=3",),
-    ("grpo.advantage_std=batch",),
-    ("grpo.advantage_std=none",),
-    ("grpo.aggregation=token", "sampling.stop=[e]"),
-    ("grpo.aggregation=constant", "sampling.stop=[e]"),
-    ("grpo.epochs=2",),
+    ("algorithm.scale=batch",),
+    ("algorithm.scale=off",),
+    ("algorithm.aggregation=token", "sampling.stop=[e]"),
+    ("algorithm.aggregation=constant", "sampling.stop=[e]"),
+    ("algorithm.epochs=2",),
     TWICE,
-    ("grpo.clip_low=0", *TWICE),
-    ("grpo.clip_high=0", *TWICE),
-    ("grpo.minibatches=2",),
-    ("grpo.kl_coef=0",),
-    ("grpo.kl_coef=0.5",),
-    ("grpo.kl_estimator=k1",),
-    ("grpo.kl_estimator=k2",),
-    ("grpo.old_logprobs=sampler",),
+    ("algorithm.clip_low=0", *TWICE),
+    ("algorithm.clip_high=0", *TWICE),
+    ("algorithm.clip=off", *TWICE),
+    ("algorithm.clip=cispo", *TWICE),
+    ("algorithm.clip=dual", "algorithm.dual_clip=1.21", *TWICE),
+    ("algorithm.clip=dual", "algorithm.dual_clip=1.3", *TWICE),
+    ("algorithm.ratio=sequence", *TWICE),
+    ("algorithm.minibatches=2",),
+    ("algorithm.kl_coef=0",),
+    ("algorithm.kl_coef=0.5",),
+    ("algorithm.kl_estimator=k2",),
+    ("algorithm.kl_in=reward", "algorithm.kl_estimator=k1"),
+    ("algorithm.kl_correction=weight", *TWICE),
+    ("algorithm.kl_correction=ratio", *TWICE),
+    ("algorithm.old_logprobs=sampler",),
+    ("algorithm.sampler_correction=truncate", *TRUNCATED),
+    ("algorithm.sampler_correction=mask", *TRUNCATED),
+    ("algorithm.sampler_correction=mask", "algorithm.correction_low=0.1", *TRUNCATED),
+    ("algorithm.baseline=leave_one_out",),
+    ("algorithm.whiten=true",),
+    ("algorithm.components=apart", "reward.weights.cosine=1"),
+    *((f"algorithm.baseline={b}", "algorithm.scale=off") for b in ("leave_one_out", "off", "value")),
+    ("algorithm.baseline=off", "algorithm.scale=off", "algorithm.gamma=0.5"),
+    (*VALUE, "algorithm.lam=0.5"),
+    (*VALUE, "algorithm.gamma=0.5"),
+    (*VALUE, "algorithm.value_coef=2"),
+    (*VALUE, "algorithm.value_lr=0.1"),
+    (*VALUE, "algorithm.value_lr=0.1", "algorithm.epochs=2"),
+    (*VALUE, "algorithm.value_lr=0.1", "algorithm.epochs=2", "algorithm.value_clip=0.001"),
+    (*VALUE, "algorithm.value_trunk=shared"),
+    ("algorithm.overlong_filter=true", "sampling.stop=[e]"),
+    ("algorithm.keep_groups=mixed", "algorithm.refills=1"),
+    ("algorithm.keep_groups=mixed", "algorithm.refills=2"),
+    ("algorithm.covariance=clip",),
+    ("algorithm.covariance=clip", "algorithm.covariance_share=0.5"),
+    ("algorithm.covariance=kl", *TWICE),
+    ("algorithm.covariance=kl", "algorithm.covariance_coef=5", *TWICE),
+    ("algorithm.top_entropy=0.2",),
+    *((f"algorithm.method={method}",) for method in PRESETS if method not in ("grpo", "gdpo")),
+    ("algorithm.method=gdpo", "reward.weights.cosine=1"),  # it is for several rewards
     ("sampling.temperature=0.5",),
     ("sampling.top_k=3",),
     ("sampling.top_p=0.3",),
@@ -327,8 +364,26 @@ def test_no_key_is_ignored(train, sft_run, script, kinds):
     results = {}
     for number, words in enumerate([(), *kinds]):
         run = train(script, str(number), *SHORT, *start, *words)
-        results.setdefault((run / "checkpoints" / "step-2" / "model.safetensors").read_bytes(), []).append(words)
-    assert [same for same in results.values() if len(same) > 1] == []
+        results.setdefault(weights(run, 2)["model.safetensors"], []).append(words)
+    ignored = [same for same in results.values() if len(same) > 1]
+    assert not ignored, "\n".join(map(str, ignored))
+
+
+HARMLESS = [
+    ("model.sharded=true",),  # one rank has nothing to share
+    ("optim.device=cpu",),  # where the model is
+    ("model.gradient_checkpointing=true",),
+    ("algorithm.ratio=off", "algorithm.clip=off"),  # with one update per rollout it is the gradient of a ratio of 1
+    ("algorithm.keep_groups=uneven",),  # random rewards are
+]
+
+
+def test_what_changes_nothing(train, sft_run):
+    """To the last bit. What only changes anything elsewhere (k3+, correction_high) is in test_policy_step."""
+    start = (*SHORT, f"model.path={sft_run}")
+    plain = weights(train(train_grpo, "plain", *start), 2)
+    for number, words in enumerate(HARMLESS):
+        assert weights(train(train_grpo, str(number), *start, *words), 2) == plain, words
 
 
 @pytest.mark.parametrize("script", [train_sft, train_grpo], ids=["sft", "grpo"])
@@ -364,7 +419,7 @@ def test_rewards_are_made_as_the_config_says(sft_run, tmp_path, monkeypatch):
 def test_a_resumed_run_is_the_unbroken_one(train, sft_run, script, dtype):
     words = [f"model.dtype={dtype}", "run.eval_every=1", "heldout.limit=2", "evaluation.samples=1"]
     if script is train_grpo:
-        words += [f"model.path={sft_run}", "grpo.epochs=2", "grpo.minibatches=2"]
+        words += [f"model.path={sft_run}", "algorithm.epochs=2", "algorithm.minibatches=2"]
     else:
         words += ["sft.neftune_alpha=5"]
     whole = train(script, "whole", "run.steps=4", *words)
@@ -374,6 +429,42 @@ def test_a_resumed_run_is_the_unbroken_one(train, sft_run, script, dtype):
     assert lines(parts) == lines(whole)
     if script is train_grpo:
         assert lines(parts, "rollouts.jsonl") == lines(whole, "rollouts.jsonl")
+
+
+@pytest.mark.parametrize("method", PRESETS)
+def test_every_method_trains_and_resumes(train, sft_run, method):
+    """To the same bits: with its value model (ppo), with groups that were sampled again (dapo), within an epoch."""
+    half, steps = (2, 4) if method in ("dapo", "gspo", "ppo") else (1, 2)
+    words = [f"model.path={sft_run}", f"algorithm.method={method}", "heldout.limit=1", "evaluation.samples=1"]
+    words += ["sampling.max_new_tokens=6", "sampling.stop=[e]", f"run.eval_every={half}"]
+    whole = train(train_grpo, "whole", f"run.steps={steps}", *words)
+    train(train_grpo, "parts", f"run.steps={half}", *words)
+    parts = train(train_grpo, "parts", f"run.steps={steps}", "--resume", *words)
+    assert weights(parts, steps) == weights(whole, steps) and lines(parts) == lines(whole)
+    assert lines(parts, "rollouts.jsonl") == lines(whole, "rollouts.jsonl")
+    metrics = [line for line in lines(whole) if "reward" in line]
+    assert all(math.isfinite(value) for line in metrics for value in line.values())
+    assert all(line["grad_norm"] > 0 for line in metrics)
+    assert ("explained_variance" in metrics[0]) == (method == "ppo")
+    if method == "dapo":  # nothing is ever right: all refills are drawn
+        assert all((line["groups"], line["groups_sampled"]) == (3, 12) for line in metrics)
+
+
+def test_refills_bring_other_problems_and_no_sample_twice(train, sft_run):
+    """The rollouts of step s and refill k are number 3 s + k of one sequence; what was left out is sampled no more."""
+    words = ("algorithm.keep_groups=mixed", "algorithm.refills=2", "heldout.limit=1", "run.steps=2", "optim.lr=1e-12")
+    run = train(train_grpo, "refilled", f"model.path={sft_run}", "grpo.logged_groups=3", *words)
+    plain = train(
+        train_grpo, "plain", f"model.path={sft_run}", "grpo.logged_groups=3", "run.steps=6", *words[2:3], *words[4:]
+    )
+    drawn = {step: [] for step in range(1, 7)}
+    for record in lines(plain, "rollouts.jsonl"):
+        drawn[record["step"]].append((record["problem"], record["tokens"]))
+    kept = {step: [] for step in (1, 2)}
+    for record in lines(run, "rollouts.jsonl"):
+        kept[record["step"]].append((record["problem"], record["tokens"]))
+    assert (kept[1], kept[2]) == (drawn[3], drawn[6])  # the last refill's, as none was worth keeping
+    assert len({problem for groups in drawn.values() for problem, _ in groups}) == 18
 
 
 def test_resuming_forgets_what_was_logged_after_the_checkpoint(train, sft_run, tmp_path):
@@ -418,7 +509,7 @@ def test_a_damaged_checkpoint_is_named(sft_run, tmp_path, capsys, damage):
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_what_was_saved(tmp_path, capsys):
-    words = (*SFT, f"run.directory={tmp_path}", "optim.lr=1e30", "run.steps=9", "run.save_every=1", "heldout.limit=1")
+    words = (*SFT, f"run.directory={tmp_path}", "optim.lr=1e15", "run.steps=9", "run.save_every=1", "heldout.limit=1")
     with pytest.raises(SystemExit) as exited:
         run_main(train_sft.main, list(words))
     error = capsys.readouterr().err.splitlines()[-1]

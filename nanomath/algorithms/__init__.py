@@ -2,23 +2,59 @@
 
 Nothing here knows of models, text or files. Rows are sequences, columns are response tokens: B sequences (N prompts
 times G samples), T tokens. A loss is always  sum(weights * per-token loss)  with weights from `loss_weights`.
+
+Each axis is a table from names to functions (BASELINES, SCALES, RATIOS, CLIPS, AGGREGATIONS, KL_ESTIMATORS,
+SAMPLER_CORRECTIONS), a method is a row of PRESETS; README.md beside this file shows how to add to them.
 """
 
-from .advantages import group_advantages, process_advantages
-from .aggregation import loss_weights, response_mask
-from .kl import kl_estimate
-from .policy import policy_loss
+from .advantages import (
+    BASELINES,
+    SCALES,
+    decoupled_advantages,
+    group_advantages,
+    process_advantages,
+    token_rewards,
+    whiten,
+)
+from .aggregation import AGGREGATIONS, loss_weights, response_mask
+from .kl import KL_CORRECTIONS, KL_ESTIMATORS, kl_estimate, kl_loss
+from .policy import CLIPS, policy_loss
+from .presets import PRESETS, check, has_group_baseline, updates_once
+from .ratio import RATIOS, SAMPLER_CORRECTIONS, sampler_correction
+from .selection import overlong_filter, top_covariance, top_entropy
 from .sft import neftune_noise, sft_loss
-from .value import gae
+from .value import explained_variance, gae, value_loss
 
 __all__ = [
+    "AGGREGATIONS",
+    "BASELINES",
+    "CLIPS",
+    "SAMPLER_CORRECTIONS",
+    "KL_CORRECTIONS",
+    "KL_ESTIMATORS",
+    "PRESETS",
+    "RATIOS",
+    "SCALES",
+    "check",
+    "decoupled_advantages",
+    "explained_variance",
     "gae",
     "group_advantages",
+    "has_group_baseline",
     "kl_estimate",
+    "kl_loss",
     "loss_weights",
     "neftune_noise",
+    "overlong_filter",
     "policy_loss",
     "process_advantages",
     "response_mask",
+    "sampler_correction",
     "sft_loss",
+    "token_rewards",
+    "top_covariance",
+    "top_entropy",
+    "updates_once",
+    "value_loss",
+    "whiten",
 ]

@@ -6,13 +6,32 @@ python -m nanomath config > docs/config.md
 from __future__ import annotations
 
 from nanomath import settings
-from nanomath.config import reference
+from nanomath.algorithms import PRESETS
+from nanomath.config import reference, to_toml_value
 
 PAGE = """# Every config key
 
 Made by `python -m nanomath config`. A config is a TOML file; any key can be set on the command line, after the file, as
 `section.key=value`. `--help` of a script or a command lists its own keys in the terminal.
 """
+
+
+METHODS = """## The methods
+
+What `algorithm.method` sets otherwise than GRPO; [nanomath/algorithms/README.md](../nanomath/algorithms/README.md)
+explains the axes.
+
+| method | keys of `[algorithm]` |
+|---|---|"""
+
+
+def methods() -> str:
+    """PRESETS as a Markdown table."""
+    rows = [METHODS]
+    for name, changes in PRESETS.items():
+        keys = ", ".join(f"`{key} = {to_toml_value(value)}`" for key, value in changes.items())
+        rows.append(f"| `{name}` | {keys or 'the defaults below'} |")
+    return "\n".join(rows) + "\n"
 
 
 def main(argv: list[str]) -> int:
@@ -28,5 +47,6 @@ def main(argv: list[str]) -> int:
         "python -m nanomath sample": settings.SampleConfig,
     }
     print(PAGE)
+    print(methods())
     print(reference(classes))
     return 0

@@ -6,6 +6,8 @@ import os
 import sys
 from collections.abc import Callable
 
+from nanomath.training.runlog import RunFailed
+
 
 def run_main(main: Callable[[list[str]], int | None], argv: list[str] | None = None) -> None:
     """Call main(argv) and exit with its code; NANOMATH_TRACEBACK=1 shows where an error comes from.
@@ -14,13 +16,25 @@ def run_main(main: Callable[[list[str]], int | None], argv: list[str] | None = N
     """
     try:
         code = main(sys.argv[1:] if argv is None else argv) or 0
-    except FloatingPointError as error:
+        if "RANK" in os.environ:  # one of torchrun's processes
+            from nanomath.training import ranks
+
+            ranks.finish()
+    except (RunFailed, FloatingPointError) as error:
         code = _complain(error, 1)
     except BrokenPipeError:  # the reader of our output has seen enough
         sys.stdout = None
         code = 0
     except (ValueError, OSError, ImportError) as error:
         code = _complain(error, 2)
+    except (MemoryError, RuntimeError) as error:
+        from nanomath.training import ranks  # only here: it imports torch, which --help can do without
+        from nanomath.training.loop import out_of_memory
+
+        lost = ranks.lost(error)
+        if not (lost or out_of_memory(error)):
+            raise
+        code = _complain(lost or error, 1)
     except KeyboardInterrupt:
         code = _complain("interrupted", 1)
     sys.exit(code)
@@ -29,5 +43,6 @@ def run_main(main: Callable[[list[str]], int | None], argv: list[str] | None = N
 def _complain(error: BaseException | str, code: int) -> int:
     if isinstance(error, BaseException) and os.environ.get("NANOMATH_TRACEBACK"):
         raise error
-    print("error:", *str(error).split("\n"), file=sys.stderr)
+    lines = [str(error)] if isinstance(error, RunFailed) else str(error).split("\n")  # its lines were meant as such
+    print("error:", *lines, file=sys.stderr)
     return code

@@ -2,46 +2,90 @@
 
 from __future__ import annotations
 
+import json
+import os
+import resource
 import sys
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from nanomath import settings
-from nanomath.commands.build import build_model
+from nanomath.commands.build import build_model, choose_device
 from nanomath.config import load, to_toml
 from nanomath.models import resolve_model_dir
+from nanomath.models.checkpoint import remove_scratch
+from nanomath.training import ranks
+from nanomath.training.loop import Loop, Metrics, out_of_memory, say
 from nanomath.training.optimizer import Optimizer, learning_rate
-from nanomath.training.runlog import RunLog, read_jsonl
-from nanomath.training.state import checkpoint_steps, load_checkpoint, prune_checkpoints, save_checkpoint
+from nanomath.training.runlog import RunFailed, RunLog
+from nanomath.training.sharding import shard
+from nanomath.training.state import checkpoint_steps, link_best, load_checkpoint, prune_checkpoints, save_checkpoint
 
 RUN_FLAGS = {"--resume": "go on from the newest checkpoint of the run"}
+Config = settings.SFTConfig | settings.GRPOConfig
+
+# What saves memory, in the order in which to try it: none of the first four changes a gradient.
+MEMORY_KNOBS = {
+    "sft.token_budget": "smaller micro-batches",
+    "grpo.token_budget": "smaller micro-batches",
+    "model.gradient_checkpointing": "true recomputes activations",
+    "sampling.slots": "fewer sequences decoded side by side",
+    "optim.device": "cpu moves Adam's state off the GPU",
+    "optim.state_dtype": "bfloat16 halves Adam's state",
+    "model.dtype": "bfloat16 halves weights and activations",
+}
 
 
 class Trainee:
     """Started anew, or put where the newest checkpoint of the run left it when `resume` is asked for."""
 
-    def __init__(self, config: settings.SFTConfig | settings.GRPOConfig, resume: bool) -> None:
+    def __init__(self, config: Config, resume: bool) -> None:
         if config.model.dtype == "float16":
             raise ValueError("model.dtype is float16, whose small gradients become 0: train in bfloat16 or float32")
         if config.run.threads:
             torch.set_num_threads(config.run.threads)
-        self.config, self.log = config, RunLog(Path(config.run.directory) / config.run.name, resume)
+        make_deterministic(config.run.deterministic, config.model.device)
+        self.device = str(ranks.start(choose_device(config.model.device)))
+        self.config, self.beside = config, {}
+        self.log = RunLog(Path(config.run.directory) / config.run.name, resume, writes=ranks.is_main())
         if resume:  # "the newest checkpoint of a run" may have become another one since
             config.model.path = load(type(config), self.log.directory / "config.toml").model.path
         elif config.model.path:
             config.model.path = str(resolve_model_dir(config.model.path))
-        self.start, checkpoint = max(checkpoint_steps(self.log.checkpoints).items(), default=(0, None))
-        self.model, self.tokenizer = build_model(config.model, config.run.seed, str(checkpoint or ""))
-        o = config.optim
-        self.optimizer = Optimizer(self.model, o.weight_decay, (o.beta1, o.beta2), o.eps, o.max_norm)
-        if checkpoint:
-            load_checkpoint(checkpoint, self.optimizer)
+        steps = checkpoint_steps(self.log.checkpoints)
+        self.start, self.checkpoint = max(steps.items(), default=(0, None))
+        here = replace(config.model, device=self.device)
+        self.model, self.tokenizer = build_model(here, config.run.seed, str(self.checkpoint or ""))
+        if config.model.sharded:
+            shard(self.model, self.model.dtype)
+        self.optimizer = self._optimizer(self.model)
+        facts = load_checkpoint(self.checkpoint, self.optimizer) if self.checkpoint else {}
+        best = facts.get("best", {})  # {"step": ..., "score": ...}, of a run that keeps it
+        self.best = best if best.get("step") in steps else {}
         if self.start >= config.run.steps:
             raise ValueError(f"{self.log.directory} has done its {self.start} steps: a larger run.steps goes on")
 
+    def _optimizer(self, module: nn.Module, keep_weights: bool = False) -> Optimizer:
+        o = self.config.optim
+        betas, state_dtype = (o.beta1, o.beta2), getattr(torch, o.state_dtype)
+        return Optimizer(module, o.weight_decay, betas, o.eps, o.max_norm, state_dtype, o.device, keep_weights)
+
+    def train_beside(self, name: str, module: nn.Module) -> Optimizer:
+        """The optimizer of another module in training; checkpoints hold both under `name`, and give them back."""
+        optimizer = self.beside[name] = self._optimizer(module, keep_weights=True)
+        if self.checkpoint:
+            load_checkpoint(self.checkpoint, optimizer, name)
+        return optimizer
+
     def begin(self) -> None:
         """Open the run directory for writing, once everything else is known to be in order."""
+        ranks.any(False)  # no rank may look for a run in the directory after another has begun one there
+        if ranks.is_main():
+            remove_scratch(self.log.checkpoints)
         self.log.begin(to_toml(self.config), self.start)
 
     def learning_rate(self, step: int) -> float:
@@ -49,29 +93,84 @@ class Trainee:
         o = self.config.optim
         return learning_rate(step, self.config.run.steps, o.lr, o.schedule, o.warmup, o.final)
 
+    def train(self, step: Callable[[int], Metrics], evaluate: Callable[[], Metrics], show: dict[str, str]) -> int:
+        """Do the steps that are left (see `Loop`) and say how that ended; returns the exit code.
+
+        RunFailed says what went wrong, which checkpoint there is, and what to do about memory if it was that.
+        """
+        run = self.config.run
+        self.begin()
+        loop = Loop(
+            self.log,
+            run.steps,
+            step,
+            self.save,
+            evaluate,
+            run.eval_every,
+            run.save_every,
+            show,
+            keep=self.keeps if run.keep_best else None,
+            minutes=run.minutes,
+            stop_on_collapse=run.on_collapse == "stop",
+        )
+        try:
+            return self.conclude(finished=loop.run(self.start))
+        except KeyboardInterrupt:
+            say(f"interrupted; {self._intact()}")
+            return 1
+        except RunFailed as failure:
+            advice = self._memory_advice() if out_of_memory(failure.__cause__) else ""
+            raise RunFailed(f"{failure}; {self._intact()}{advice}") from failure.__cause__
+
     def save(self, step: int) -> None:
         """Write checkpoint `step` and drop those that are too old to keep."""
-        save_checkpoint(self.log.checkpoints, step, self.model, self.tokenizer, self.optimizer)
-        prune_checkpoints(self.log.checkpoints, self.config.run.keep_last)
+        self.log.sync()
+        best = {"best": self.best} if self.best else {}
+        save_checkpoint(self.log.checkpoints, step, self.model, self.tokenizer, self.optimizer, self.beside, **best)
+        if ranks.is_main():
+            if self.best:
+                link_best(self.log.checkpoints, self.best["step"])
+            prune_checkpoints(self.log.checkpoints, self.config.run.keep_last, self.best.get("step"))
+
+    def keeps(self, step: int, measured: Metrics) -> bool:
+        """Whether the model after `step` updates is the best so far on held-out problems; remembered if so."""
+        score = measured["heldout/pass@1"]
+        if self.best and score <= self.best["score"]:
+            return False
+        self.best = {"step": step, "score": score}
+        return True
+
+    def _intact(self) -> str:
+        """What is there to go on from."""
+        steps = checkpoint_steps(self.log.checkpoints)
+        if not steps:
+            return "no checkpoint had been written yet, the same command with --resume starts again"
+        return f"the checkpoints written before it are intact, --resume goes on from step-{max(steps)}"
+
+    def _memory_advice(self) -> str:
+        return f"\n{memory_use(self.model.device)}; what to turn down or on:\n" + memory_knobs(self.config)
 
     def conclude(self, finished: bool) -> int:
         """Say how the run ended and what can be done next; returns the exit code."""
-        if finished:
+        if not finished:
+            step = max(checkpoint_steps(self.log.checkpoints))
+            say(f"stopped after step {step}, which is saved: the same command with --resume goes on")
+        elif ranks.is_main():
             print(self.summary())
-            return 0
-        step = max(checkpoint_steps(self.log.checkpoints))
-        print(f"stopped after step {step}, which is saved: the same command with --resume goes on", file=sys.stderr)
-        return 1
+        return 0 if finished else 1
 
     def summary(self) -> str:
-        """The held-out pass@1 before and after, as the log has it, and where to look next."""
-        measured = [line for line in read_jsonl(self.log.directory / "metrics.jsonl") if "heldout/pass@1" in line]
+        """The held-out pass@1 before, after and at its best, as the log has it, and where to look next."""
+        measured = [line for line in self.log.read("metrics.jsonl") if "heldout/pass@1" in line]
         lines = [
             f"{when} {100 * line['heldout/pass@1']:5.1f}%  (95% interval {100 * line['heldout/pass@1_low']:.1f} to "
             f"{100 * line['heldout/pass@1_high']:.1f})"
             for when, line in (("before", measured[0]), ("after ", measured[-1]))
         ]
         place = self.log.directory
+        if self.best:
+            best = f"best   {100 * self.best['score']:5.1f}%  after step {self.best['step']}: {place}/checkpoints/best"
+            lines.append(best)
         return "\n".join(
             [
                 f"{place}: held-out pass@1 at temperature {self.config.sampling.temperature:g}",
@@ -81,3 +180,32 @@ class Trainee:
                 f"  measure it: python -m nanomath eval {place} {self.config.heldout.source}",
             ]
         )
+
+
+def make_deterministic(mode: str, device: str) -> None:
+    """Have torch take only algorithms that give the same bits every time: "true", "false", or "auto" on a CPU only."""
+    if mode == "true":  # cuBLAS reads this when it is first used
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.utils.deterministic.fill_uninitialized_memory = False  # a debugging aid that writes all memory twice
+    torch.use_deterministic_algorithms(mode == "true" or (mode == "auto" and choose_device(device).type == "cpu"))
+
+
+def memory_use(device: torch.device) -> str:
+    """The most memory used so far and all there is: of the GPU, or of this process and its machine."""
+    if device.type == "cuda":
+        peak, total = torch.cuda.max_memory_allocated(device), torch.cuda.get_device_properties(device).total_memory
+    else:
+        unit = 1 if sys.platform == "darwin" else 1024
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+        total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return f"used at most {peak / 2**30:.2f} GiB of {total / 2**30:.2f} GiB on {device}"
+
+
+def memory_knobs(config: Config) -> str:
+    """A line for each key of the config that saves memory, with its present value."""
+    lines = []
+    for key, effect in MEMORY_KNOBS.items():
+        part, name = key.split(".")
+        if hasattr(section := getattr(config, part, None), name):
+            lines.append(f"  {key} = {json.dumps(getattr(section, name))}: {effect}")
+    return "\n".join(lines)

@@ -2,9 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
 from functools import lru_cache
 
 import torch
+
+
+def generator_of(*numbers: int) -> torch.Generator:
+    """A generator for what is drawn as a function of these numbers, such as seed and step.
+
+    Hashed, because torch looks at the lowest 32 bits of a seed only: of seed << 20 + step those are soon the same.
+    """
+    digest = hashlib.blake2b(repr(numbers).encode(), digest_size=4).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest, "little"))
 
 
 def step_indices(total: int, batch_size: int, step: int, seed: int) -> list[int]:
@@ -19,5 +29,4 @@ def step_indices(total: int, batch_size: int, step: int, seed: int) -> list[int]
 
 @lru_cache(maxsize=4)
 def _permutation(total: int, epoch: int, seed: int) -> list[int]:
-    generator = torch.Generator().manual_seed((seed << 20) + epoch)
-    return torch.randperm(total, generator=generator).tolist()
+    return torch.randperm(total, generator=generator_of(seed, epoch)).tolist()

@@ -137,21 +137,45 @@ def read_json(file: Path) -> dict[str, Any]:
 
 @contextmanager
 def replace_directory(target: Path) -> Iterator[Path]:
-    """A scratch directory beside `target` that takes its place when the block ends, and vanishes when it fails."""
+    """A scratch directory beside `target` that takes its place when the block ends, and vanishes when it fails.
+
+    Its files are on the disk itself before it is renamed: a crash of the machine cannot leave empty ones. What
+    safetensors says of a disk that is full becomes an OSError.
+    """
     scratch = target.with_name(f".{target.name}.{os.getpid()}.new")
     former = target.with_name(f".{target.name}.{os.getpid()}.old")
     shutil.rmtree(scratch, ignore_errors=True)  # left by a process that was killed and had the same number
     scratch.mkdir(parents=True)
     try:
         yield scratch
+        for path in (*scratch.rglob("*"), scratch):
+            _sync(path)
         if target.exists():
             shutil.rmtree(former, ignore_errors=True)
             target.rename(former)
         scratch.rename(target)
-    except BaseException:
+    except BaseException as error:
         shutil.rmtree(scratch, ignore_errors=True)
+        if isinstance(error, SafetensorError):
+            raise OSError(f"{target}: {error}") from error
         raise
+    _sync(target.parent)
     shutil.rmtree(former, ignore_errors=True)
+
+
+def _sync(path: Path) -> None:
+    """Wait until a file, or the entries of a directory, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def remove_scratch(directory: Path) -> None:
+    """Delete what `replace_directory` left beside its targets in `directory` when its process was killed."""
+    for path in (*directory.glob(".*.new"), *directory.glob(".*.old")):
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def _read_config(directory: Path) -> ModelConfig:

@@ -221,7 +221,7 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.dtype == torch.float32:
+        if x.dtype.itemsize >= 4:
             return F.rms_norm(x, (x.shape[-1],), self.weight, self.eps)
         normalised = F.rms_norm(x.float(), (x.shape[-1],), None, self.eps)
         return self.weight * normalised.to(x.dtype)

@@ -1,6 +1,15 @@
 """Generation: the sampler, its KV cache, and episodes."""
 
-from .episodes import Episode, episode_metrics, sample_episodes
+from .episodes import KEEP_GROUPS, Episode, collect_groups, episode_metrics, in_groups, sample_episodes
 from .sampler import Completion, Sampler
 
-__all__ = ["Completion", "Episode", "Sampler", "episode_metrics", "sample_episodes"]
+__all__ = [
+    "KEEP_GROUPS",
+    "Completion",
+    "Episode",
+    "Sampler",
+    "collect_groups",
+    "episode_metrics",
+    "in_groups",
+    "sample_episodes",
+]

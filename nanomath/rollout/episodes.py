@@ -1,9 +1,14 @@
-"""Episodes: the completions of a group of samples, with their rewards and advantages."""
+"""Episodes: the completions of a group of samples, with their rewards and advantages.
+
+Dynamic sampling (DAPO, arXiv 2503.14476, section 3.2) keeps the groups that teach something and samples others in place
+of the rest, here at most so many times: a model that solves everything, or nothing, must not sample for ever.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from nanomath.rollout.sampler import Completion, Progress, Sampler
@@ -14,13 +19,15 @@ RewardFunction = Callable[[Any, Sequence[Completion]], list[dict[str, float]]]
 
 @dataclass
 class Episode:
-    """One rewarded sample. `rewards` has every component and "total"; `advantage` is set by the policy step."""
+    """One rewarded sample. `rewards` has every component and "total"; `advantages`, one a token, are set by the policy
+    step.
+    """
 
     problem: Any
     prompt: list[int]
     completion: Completion
     rewards: dict[str, float]
-    advantage: float = 0.0
+    advantages: list[float] = field(default_factory=list)
 
     def record(self) -> dict[str, Any]:
         """What rollouts.jsonl keeps of it."""
@@ -31,7 +38,7 @@ class Episode:
             "text": self.completion.text,
             "finish_reason": self.completion.finish_reason,
             "rewards": self.rewards,
-            "advantage": self.advantage,
+            "advantages": [round(advantage, 6) for advantage in self.advantages],
             "prompt_tokens": self.prompt,
             "tokens": self.completion.tokens,
             "logprobs": [round(logprob, 6) for logprob in self.completion.logprobs],
@@ -47,14 +54,61 @@ def sample_episodes(
     progress: Progress | None = None,
     **sampling: Any,
 ) -> list[Episode]:
-    """`group_size` rewarded episodes of every problem, in prompt-major order; `sampling` as in `Sampler.generate`."""
+    """`group_size` rewarded episodes of every problem, in prompt-major order; `sampling` as in `Sampler.generate`.
+
+    FloatingPointError names the problem and the component of a reward that is not finite.
+    """
     completions = sampler.generate(prompts, n=group_size, progress=progress, **sampling)
     episodes = []
     for index, (problem, prompt) in enumerate(zip(problems, prompts, strict=True)):
         group = completions[index * group_size : (index + 1) * group_size]
         rewards = reward(problem, group)
+        _check_finite(rewards, problem)
         episodes += [Episode(problem, prompt, c, r) for c, r in zip(group, rewards, strict=True)]
     return episodes
+
+
+def _check_finite(rewards: list[dict[str, float]], problem: Any) -> None:
+    for number, row in enumerate(rewards):
+        for name, value in row.items():
+            if not math.isfinite(value):
+                raise FloatingPointError(f"the reward {name!r} of sample {number} of problem {problem.id} is {value}")
+
+
+def is_mixed(group: Sequence[Episode]) -> bool:
+    """Some answers of the group are right and some are wrong."""
+    return len({bool(e.rewards["accuracy"]) for e in group}) > 1
+
+
+def is_uneven(group: Sequence[Episode]) -> bool:
+    """The rewards of the group are not all equal, so that its advantages are not all zero."""
+    return len({e.rewards["total"] for e in group}) > 1
+
+
+KEEP_GROUPS: dict[str, Callable[[Sequence[Episode]], bool]] = {
+    "all": lambda group: True,
+    "mixed": is_mixed,
+    "uneven": is_uneven,
+}
+
+
+def collect_groups(
+    sample: Callable[[int], list[list[Episode]]], wanted: int, keep: str, refills: int
+) -> tuple[list[list[Episode]], list[list[Episode]]]:
+    """Up to `wanted` groups worth keeping, and all that were sampled to find them.
+
+    sample(k) draws the groups of refill k: 0, then 1 to `refills` while some are missing. keep: a key of KEEP_GROUPS.
+    When none is worth keeping, those of the last refill are returned as they are: they are measured, and teach nothing.
+    """
+    kept: list[list[Episode]] = []
+    sampled: list[list[Episode]] = []
+    for refill in range(refills + 1):
+        groups = sample(refill)
+        sampled += groups
+        kept += [group for group in groups if KEEP_GROUPS[keep](group)]
+        if len(kept) >= wanted:
+            break
+    return kept[:wanted] or groups, sampled
 
 
 def episode_metrics(episodes: Sequence[Episode], group_size: int) -> dict[str, float]:
@@ -63,25 +117,37 @@ def episode_metrics(episodes: Sequence[Episode], group_size: int) -> dict[str, f
     A group is flat when its total rewards are all equal: its advantages are zero. Lengths are in tokens; those of
     right, wrong and truncated completions are left out where there are none.
     """
-    groups = [episodes[i : i + group_size] for i in range(0, len(episodes), group_size)]
+    groups = in_groups(episodes, group_size)
     right = [[bool(e.rewards["accuracy"]) for e in group] for group in groups]
-    totals = [{e.rewards["total"] for e in group} for group in groups]
     lengths = {
         "length": [e.completion.length for e in episodes],
         "length/right": [e.completion.length for e in episodes if e.rewards["accuracy"]],
         "length/wrong": [e.completion.length for e in episodes if not e.rewards["accuracy"]],
+        "length/truncated": [e.completion.length for e in episodes if not e.completion.finished],
     }
     components = [name for name in episodes[0].rewards if name != "total"]
     return {
         "reward": _mean(e.rewards["total"] for e in episodes),
         "pass@1": _mean(ok for group in right for ok in group),
         **{f"reward/{name}": _mean(e.rewards[name] for e in episodes) for name in components},
-        "flat_groups": _mean(len(total) == 1 for total in totals),
+        "flat_groups": _mean(not is_uneven(group) for group in groups),
         "all_right": _mean(all(group) for group in right),
         "all_wrong": _mean(not any(group) for group in right),
         **{name: _mean(values) for name, values in lengths.items() if values},
         "truncated": _mean(not e.completion.finished for e in episodes),
+        "repetition": _mean(repeated_share(e.completion.tokens) for e in episodes),
     }
+
+
+def in_groups(episodes: Sequence[Episode], group_size: int) -> list[list[Episode]]:
+    """Episodes in prompt-major order as one list a problem."""
+    return [list(episodes[i : i + group_size]) for i in range(0, len(episodes), group_size)]
+
+
+def repeated_share(tokens: Sequence[int], n: int = 4) -> float:
+    """Share of the n-grams of tokens that have stood before: near 1 when a completion goes in circles."""
+    ngrams = [tuple(tokens[i : i + n]) for i in range(len(tokens) - n + 1)]
+    return 1 - len(set(ngrams)) / len(ngrams) if ngrams else 0.0
 
 
 def _mean(values: Iterable[float]) -> float:

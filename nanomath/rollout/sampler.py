@@ -8,7 +8,7 @@ cost nothing.
 
 Noise is keyed by (seed, prompt, sample, position) with a counter-based generator: a sample is the same whatever the
 number of slots and the order of the prompts. (When one prompt is given twice, its second copy continues the sample
-numbers of the first.)
+numbers of the first; ranks that share prompts out are told where each continues.)
 
 Everything per token stays on the model's device. The host looks at the done flags every `check_every` steps, because
 each look makes it wait for the device.
@@ -85,14 +85,18 @@ class Sampler:
         stop: Sequence[str] = (),
         seed: int = 0,
         progress: Progress | None = None,
+        first: Sequence[int] | None = None,
     ) -> list[Completion]:
         """`n` completions of every prompt, in prompt-major order. ValueError for a prompt that does not fit.
 
         A completion ends with an eos, with a stop string, after `max_new_tokens`, or where the model's context ends.
+        `first`: which of its samples each prompt begins with, for prompts that are part of a longer list; by default
+        `first_samples` of these.
         """
         params = SamplingParams(temperature, top_k, top_p, min_p)
         self._check(prompts, n, max_new_tokens, stop)
-        run = _Run(self, prompts, n, max_new_tokens, params, tuple(stop), seed)
+        first = first_samples(prompts, n) if first is None else first
+        run = _Run(self, prompts, n, max_new_tokens, params, tuple(stop), seed, first)
         for finished, drawn in run.steps():
             if progress is not None:
                 progress(finished, drawn)
@@ -104,7 +108,7 @@ class Sampler:
     ) -> Iterator[str]:
         """The text of one completion, piece by piece as it is drawn; arguments as in `generate`."""
         self._check([prompt], 1, max_new_tokens, stop)
-        run = _Run(self, [prompt], 1, max_new_tokens, SamplingParams(**sampling), tuple(stop), seed)
+        run = _Run(self, [prompt], 1, max_new_tokens, SamplingParams(**sampling), tuple(stop), seed, [0])
         held_back = max(map(len, stop), default=1) - 1  # may turn out to begin a stop string
         shown = 0
         for _ in run.steps():
@@ -150,6 +154,7 @@ class _Run:
         params: SamplingParams,
         stop: tuple[str, ...],
         seed: int,
+        first: Sequence[int],
     ) -> None:
         self.model, self.tokenizer, self.check_every = sampler.model, sampler.tokenizer, sampler.check_every
         self.prompts, self.n, self.params, self.stop, self.seed = prompts, n, params, stop, seed
@@ -160,7 +165,7 @@ class _Run:
         self.limit = self._tensor(limits)
         self.prompt_length = self._tensor([len(prompt) for prompt in prompts for _ in range(n)])
         self.last_token = self._tensor([prompt[-1] for prompt in prompts for _ in range(n)])
-        self.noise_key = self._tensor(noise_keys(prompts, n))  # [samples, 3]
+        self.noise_key = self._tensor(noise_keys(prompts, n, first))  # [samples, 3]
         self.eos = self._tensor(sampler.tokenizer.eos_ids)
 
         self.slots = min(sampler.slots, self.samples)
@@ -313,15 +318,23 @@ class _Run:
         ]
 
 
-def noise_keys(prompts: Sequence[list[int]], n: int) -> list[list[int]]:
+def first_samples(prompts: Sequence[list[int]], n: int) -> list[int]:
+    """The number of each prompt's first sample: 0, and n more for every time that the same prompt came before."""
+    seen: Counter[tuple[int, ...]] = Counter()
+    first = []
+    for prompt in map(tuple, prompts):
+        first.append(seen[prompt])
+        seen[prompt] += n
+    return first
+
+
+def noise_keys(prompts: Sequence[list[int]], n: int, first: Sequence[int]) -> list[list[int]]:
     """For every sample the counter words that key its noise: its number among its prompt's samples, and the prompt's
     64-bit hash in two halves.
     """
-    seen: Counter[bytes] = Counter()
     keys = []
-    for prompt in prompts:
+    for prompt, start in zip(prompts, first, strict=True):
         digest = hashlib.blake2b(repr(list(prompt)).encode(), digest_size=8).digest()
         low, high = int.from_bytes(digest[:4], "little"), int.from_bytes(digest[4:], "little")
-        keys += [[number, low, high] for number in range(seen[digest], seen[digest] + n)]
-        seen[digest] += n
+        keys += [[number, low, high] for number in range(start, start + n)]
     return keys

@@ -6,19 +6,35 @@ measured before the first is line 0.
 
 from __future__ import annotations
 
+import math
+import re
 import signal
 import sys
 import time
+import traceback
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from tqdm import tqdm
 
-from nanomath.training.runlog import RunLog
+from nanomath.training import ranks
+from nanomath.training.alarms import new_alarms
+from nanomath.training.runlog import RunFailed, RunLog
 
 Metrics = dict[str, float]
-BAR = {"disable": None, "dynamic_ncols": True, "bar_format": "{l_bar}{bar:10}{r_bar}"}  # None: on terminals only
+BAR = {"dynamic_ncols": True, "bar_format": "{l_bar}{bar:10}{r_bar}"}
+
+# What a step was doing when it failed, by the module of the innermost frame that has a name here.
+PHASES = {
+    "nanomath.rollout": "sampling",
+    "nanomath.rewards": "rewarding",
+    "nanomath.training.logprobs": "forward pass",
+    "nanomath.training.sft_step": "forward and backward pass",
+    "nanomath.training.policy_step": "forward and backward pass",
+    "nanomath.training.optimizer": "weight update",
+}
 
 
 @dataclass
@@ -26,8 +42,11 @@ class Loop:
     """`run(start)` makes updates start+1 ... steps.
 
     step(i) makes update i+1 and returns its metrics; evaluate() measures the model as it is (None: never); save(n)
-    writes checkpoint step-n. Both happen every so many steps (0: never) and at the end. `show` names the metrics worth
-    a place on the progress bar, each with the text it is shown as.
+    writes checkpoint step-n. Both happen every so many steps (0: never) and at the end. keep(n, measured) says whether
+    what was measured after n updates is worth a checkpoint of its own. `show` names the metrics worth a place on the
+    progress bar, each with the text it is shown as. The run ends, saved, before `minutes` have passed (0: no limit) by
+    the `clock` (in seconds), and with `stop_on_collapse` when that alarm sounds. All ranks go through the same steps
+    and end at the same one; `log` and `save` know which of them writes.
     """
 
     log: RunLog
@@ -38,40 +57,100 @@ class Loop:
     eval_every: int = 0
     save_every: int = 0
     show: dict[str, str] | None = None
+    keep: Callable[[int, Metrics], bool] | None = None
+    minutes: float = 0.0
+    stop_on_collapse: bool = False
+    clock: Callable[[], float] = time.perf_counter
 
     def run(self, start: int = 0) -> bool:
-        """True when all steps are done, False when a signal stopped it; either way the last step is saved."""
-        latest: Metrics = self._evaluate(0) if start == 0 else {}
-        with asked_to_stop() as stop, tqdm(total=self.steps, initial=start, **BAR) as bar:
+        """True when all steps are done, False when it stopped before; either way the last step is saved.
+
+        RunFailed when something went wrong, with nothing saved since; KeyboardInterrupt when asked twice to stop, or
+        once before there is anything to save.
+        """
+        self._budget = TimeBudget(self.minutes, self.clock)
+        self._history = self.log.read("metrics.jsonl")
+        self._said = {line["alarm"]: line["step"] for line in self.log.read("alarms.jsonl")}
+        hidden = None if ranks.is_main() else True  # None: but on a terminal
+        with asked_to_stop() as stop, tqdm(total=self.steps, initial=start, disable=hidden, **BAR) as bar:
+            latest = self._before_the_first(stop) if start == 0 else {}
             for done in range(start + 1, self.steps + 1):
                 latest |= self._update(done)
-                if _due(self.eval_every, done) or done == self.steps:
-                    latest |= self._evaluate(done)
-                last = done == self.steps or stop.asked  # asked once: a signal from here on is for the next step
-                if _due(self.save_every, done) or last:
-                    self.save(done)
+                measured = self._measure(done) if self._measures(done) else {}
+                latest |= measured
+                keep = self._keeps(done, measured)
+                last = self._ends(done, stop)  # asked once: a signal from here on is for the next step
+                if last or keep or self._saves(done):
+                    self._save(done)
                 self._display(bar, done, latest)
                 if last:
                     return done == self.steps
         return True
 
+    def _before_the_first(self, stop: Stop) -> Metrics:
+        """Measure what the run starts from. There is nothing to save yet: whoever asks to stop need not wait."""
+        stop.at_once = True
+        measured = self._measure(0)
+        if self._keeps(0, measured):
+            self._save(0)
+        stop.at_once = False
+        return measured
+
     def _update(self, done: int) -> Metrics:
-        began = time.perf_counter()
-        try:
+        began = self.clock()
+        with failing(f"step {done}"), self._budget.timed("step"):
             metrics = self.step(done - 1)
-        except FloatingPointError as error:
-            raise FloatingPointError(f"step {done}: {error}; the checkpoints written before it are intact") from None
-        except ValueError as error:  # no mistake of the user's by now, but of the code: show where
-            raise RuntimeError(f"step {done} failed: {error}") from error
-        self.log.metrics(done, **metrics, seconds=round(time.perf_counter() - began, 3))
+            check_finite(metrics)
+            self.log.metrics(done, **metrics, seconds=round(self.clock() - began, 3))
+        self._history.append({"step": done, **metrics})
         return metrics
 
-    def _evaluate(self, done: int) -> Metrics:
+    def _measure(self, done: int) -> Metrics:
         if self.evaluate is None:
             return {}
-        metrics = self.evaluate()
-        self.log.metrics(done, **metrics)
+        with failing(f"measuring after step {done}"), self._budget.timed("measurement"):
+            metrics = self.evaluate()
+            check_finite(metrics)
+            self.log.metrics(done, **metrics)
         return metrics
+
+    def _save(self, done: int) -> None:
+        with failing(f"checkpoint step-{done} could not be written"), self._budget.timed("save"):
+            self.save(done)
+
+    def _measures(self, done: int) -> bool:
+        return self.evaluate is not None and (_due(self.eval_every, done) or done == self.steps)
+
+    def _saves(self, done: int) -> bool:
+        return _due(self.save_every, done)
+
+    def _keeps(self, done: int, measured: Metrics) -> bool:
+        return bool(measured) and self.keep is not None and self.keep(done, measured)
+
+    def _ends(self, done: int, stop: Stop) -> bool:
+        """Whether the run ends with this step: the one place where that is decided, for all ranks together."""
+        collapsed = self._sound_alarms(done)
+        with failing(f"after step {done}"):
+            return done == self.steps or ranks.any(stop.asked or collapsed or self._out_of_time(done))
+
+    def _sound_alarms(self, done: int) -> bool:
+        """Say and log the alarms that begin with this step; whether one of them ends the run."""
+        with failing(f"step {done}"):
+            if texts := new_alarms(self._history, self._said) if ranks.is_main() else {}:
+                self.log.alarms(done, texts)
+        self._said |= dict.fromkeys(texts, done)
+        ends = self.stop_on_collapse and "collapse" in texts
+        for name, text in texts.items():
+            say(f"step {done}: {text}" + "; run.on_collapse = stop" * (ends and name == "collapse"))
+        return ends
+
+    def _out_of_time(self, done: int) -> bool:
+        """Whether the next step, what follows it and the saves around it might not end in time."""
+        ahead = ["step", "save", *["save"] * self._saves(done), *["measurement"] * self._measures(done + 1)]
+        if self._budget.allows(ahead):
+            return False
+        say(f"step {done}: another one might not end within run.minutes = {self.minutes:g}")
+        return True
 
     def _display(self, bar: tqdm, done: int, metrics: Metrics) -> None:
         """The bar on a terminal; elsewhere a line every tenth of the way."""
@@ -79,7 +158,7 @@ class Loop:
         if not bar.disable:
             bar.set_postfix_str(shown, refresh=False)
             bar.update()
-        elif done % max(1, self.steps // 10) == 0 or done == self.steps:
+        elif ranks.is_main() and (done % max(1, self.steps // 10) == 0 or done == self.steps):
             print(f"step {done}/{self.steps}  {shown}", file=sys.stderr, flush=True)
 
 
@@ -87,11 +166,94 @@ def _due(every: int, done: int) -> bool:
     return every > 0 and done % every == 0
 
 
+def say(text: str) -> None:
+    """A line above the progress bar, from one of the ranks."""
+    if ranks.is_main():
+        tqdm.write(text, file=sys.stderr)
+
+
+# --- how it fails ----------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def failing(place: str) -> Iterator[None]:
+    """What goes wrong inside becomes a RunFailed of one line: the place, the phase of a step, and the reason."""
+    try:
+        yield
+    except (ArithmeticError, MemoryError, OSError, RuntimeError, ValueError) as error:
+        phase = phase_of(error)
+        why = ranks.lost(error) or reason(error)
+        raise RunFailed(f"{place}{phase and f' ({phase})'}: {why}") from error
+
+
+def phase_of(error: BaseException) -> str:
+    """What was being done where the error was raised, "" if PHASES does not know."""
+    modules = [frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(error.__traceback__)]
+    known = [PHASES[name] for module in modules for name in PHASES if module == name or module.startswith(f"{name}.")]
+    return known[-1] if known else ""
+
+
+def reason(error: BaseException) -> str:
+    """One line about an error. Errors that nobody foresaw have their type as well, and a way to see more."""
+    text = str(error).strip().partition("\n")[0]
+    if memory := out_of_memory(error):
+        return memory
+    if isinstance(error, OSError | FloatingPointError):
+        return text
+    return f"{type(error).__name__}: {text} (NANOMATH_TRACEBACK=1 shows where)"
+
+
+def out_of_memory(error: BaseException | None) -> str:
+    """What Python's, the CPU's or CUDA's allocator says of memory that it does not have, "" for other errors."""
+    text = str(error)
+    if not isinstance(error, MemoryError) and not re.search("out of memory|can't allocate memory|ALLOC_FAILED", text):
+        return ""
+    asked = re.search(r"ried to allocate ([\d.]+) (bytes|[KMG]iB)", text)
+    if not asked:
+        return "out of memory"
+    number, unit = float(asked[1]), asked[2]
+    return "out of memory: " + (f"{number / 2**30:.2f} GiB" if unit == "bytes" else f"{number:g} {unit}") + " asked for"
+
+
+def check_finite(metrics: Metrics) -> None:
+    """FloatingPointError names the first number that is NaN or infinite."""
+    for name, value in metrics.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise FloatingPointError(f"{name} is {value}")
+
+
+# --- how it is stopped -----------------------------------------------------------------------------------------------
+
+
+@dataclass
+class TimeBudget:
+    """How long the parts of a step took at most, and whether more of them fit into what is left of `minutes`."""
+
+    minutes: float
+    clock: Callable[[], float]
+    longest: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
+
+    def __post_init__(self) -> None:
+        self.began = self.clock()
+
+    @contextmanager
+    def timed(self, part: str) -> Iterator[None]:
+        began = self.clock()
+        yield
+        self.longest[part] = max(self.longest[part], self.clock() - began)
+
+    def allows(self, parts: list[str]) -> bool:
+        """Whether these would end in time if each took the longest it ever did."""
+        needed = sum(self.longest[part] for part in parts)
+        return not self.minutes or self.clock() - self.began + needed <= 60 * self.minutes
+
+
 @dataclass
 class Stop:
-    """Whether a signal has asked the run to stop."""
+    """Whether a signal has asked the run to stop, and whether it need not wait for the step to end."""
 
     asked: bool = False
+    at_once: bool = False
 
 
 @contextmanager
@@ -100,7 +262,7 @@ def asked_to_stop() -> Iterator[Stop]:
     stop = Stop()
 
     def note(number: int, frame: object) -> None:
-        if stop.asked:
+        if stop.asked or stop.at_once:
             raise KeyboardInterrupt
         stop.asked = True
         print(f"\n{signal.Signals(number).name}: stopping after this step; once more to stop at once", file=sys.stderr)

@@ -1,17 +1,29 @@
 """AdamW (arXiv 1711.05101) on float32 weights, whatever the model computes in, and the learning-rate schedule.
 
+    m <- b1 m + (1 - b1) g        v <- b2 v + (1 - b2) g^2        g: the gradient, summed over ranks, clipped
+    w <- w - lr [ m / (1 - b1^t) / (sqrt(v / (1 - b2^t)) + eps) + decay w ]
+
 At a learning rate of 1e-6 an update is far below the resolution of a bfloat16 weight and would vanish. So when a model
 computes in bfloat16 the optimizer keeps float32 masters: gradients of all micro-batches are summed in float32, the
-masters are updated, and their rounded values are written into the model's own tensors, in place.
+masters are updated, and their rounded values are written into the model's own tensors, in place. Masters and moments
+may live on the CPU while the model does not.
+
+The moments m and v may be kept in bfloat16 between the steps. Its resolution is 1/256, and an average that moves by
+less, as v does with b2 = 0.999, would be stuck if it were rounded to the nearest. It is rounded up or down by chance
+instead (arXiv 1502.02551), up with the probability of the part that is cut off, which is right on average.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.optim.adamw import adamw
+
+from nanomath.training import ranks
+from nanomath.training.sharding import assemble, computes_in, drop_copies, is_slice, local, slice_of
 
 SCHEDULES = ("constant", "linear", "cosine")
 
@@ -30,87 +42,234 @@ def learning_rate(step: int, steps: int, peak: float, schedule: str, warmup: int
     raise ValueError(f"unknown schedule {schedule!r}: choose one of {', '.join(SCHEDULES)}")
 
 
+@dataclass
+class Weight:
+    """A trainable parameter with its Adam state: tensors of the parameter's shape, or of this rank's slice of it.
+
+    `copy` is the float32 master of a parameter that is rounded or lies elsewhere; any other is its own master.
+    """
+
+    parameter: nn.Parameter
+    copy: Tensor | None
+    exp_avg: Tensor
+    exp_avg_sq: Tensor
+    updates: int = 0
+
+    @property
+    def master(self) -> Tensor:
+        return local(self.parameter.detach()) if self.copy is None else self.copy
+
+    @property
+    def gradient(self) -> Tensor | None:
+        if self.copy is not None and self.parameter.collector[1] is not self.copy:
+            raise RuntimeError(
+                "another Optimizer of this model has been made since, and has its gradients: use that one"
+            )
+        gradient = self.parameter.grad if self.copy is None else self.copy.grad
+        return None if gradient is None else local(gradient)
+
+    @property
+    def rounded(self) -> bool:
+        """Whether the model computes with less than the master, which a checkpoint must therefore hold as well."""
+        return computes_in(self.parameter).itemsize < self.master.dtype.itemsize
+
+
 class Optimizer:
-    """AdamW over a model's trainable parameters. Matrices decay, vectors (norms, biases) do not."""
+    """AdamW over a model's trainable parameters. Matrices decay, vectors (norms, biases) do not.
+
+    `state_dtype` is what the moments are kept in, float32 or bfloat16; `device` where they and the masters are, by
+    default beside the weights. With `keep_weights` its state has all weights, for a module that no other file of a
+    checkpoint holds. Among several ranks each makes the same update, or that of its slices of the weights.
+    """
 
     def __init__(
-        self, model: nn.Module, weight_decay: float, betas: tuple[float, float], eps: float, max_norm: float
+        self,
+        model: nn.Module,
+        weight_decay: float,
+        betas: tuple[float, float],
+        eps: float,
+        max_norm: float,
+        state_dtype: torch.dtype = torch.float32,
+        device: str = "",
+        keep_weights: bool = False,
     ) -> None:
-        self.parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
-        self.masters = {name: p if p.dtype == torch.float32 else _master_of(p) for name, p in self.parameters.items()}
-        self.max_norm = max_norm
-        groups = [
-            {"params": [m for m in self.masters.values() if m.dim() >= 2], "weight_decay": weight_decay},
-            {"params": [m for m in self.masters.values() if m.dim() < 2], "weight_decay": 0.0},
-        ]
-        self.adamw = torch.optim.AdamW(groups, lr=0.0, betas=betas, eps=eps, fused=True)
-        for m in self.masters.values():  # as AdamW itself would at the first step, which a checkpoint may precede
-            zeros = {"exp_avg": torch.zeros_like(m), "exp_avg_sq": torch.zeros_like(m)}
-            self.adamw.state[m] = {"step": torch.zeros((), device=m.device), **zeros}
+        self.model, self.weight_decay, self.betas, self.eps, self.max_norm = model, weight_decay, betas, eps, max_norm
+        self.state_dtype, self.keep_weights = state_dtype, keep_weights
+        trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        self.weights = {name: self._weight(p, torch.device(device or p.device)) for name, p in trainable.items()}
 
-    def step(self, lr: float) -> float:
-        """Update the weights from the gradients summed so far and clear them; returns the norm before clipping.
-
-        FloatingPointError, the weights untouched, when a gradient is not finite.
-        """
-        masters = self.masters.values()
-        norm = nn.utils.get_total_norm([m.grad for m in masters if m.grad is not None])
-        if not norm.isfinite():  # asked before clipping, which would spread a NaN to all gradients
-            raise FloatingPointError(f"the gradient norm is {norm}; first bad gradient: {self._first_bad_gradient()}")
-        nn.utils.clip_grads_with_norm_(masters, self.max_norm, norm)
-        for group in self.adamw.param_groups:
-            group["lr"] = lr
-        self.adamw.step()
-        self.adamw.zero_grad()
-        self._write_back()
-        return float(norm)
+    def _weight(self, parameter: nn.Parameter, device: torch.device) -> Weight:
+        own = parameter.dtype.itemsize >= 4 and parameter.device.type == device.type
+        copy = None if own else local(parameter.detach()).to(device, torch.float32, copy=True)
+        if copy is not None:
+            collect_gradients(parameter, copy)
+        like = local(parameter.detach()) if copy is None else copy
+        dtype = torch.bfloat16 if self.state_dtype == torch.bfloat16 else like.dtype
+        return Weight(parameter, copy, *(torch.zeros_like(like, dtype=dtype) for _ in range(2)))
 
     @torch.no_grad()
+    def step(self, lr: float) -> dict[str, float]:
+        """Update the weights from the gradients summed so far and clear them.
+
+        Returns the norm of the gradient before clipping and ||update|| / ||weights||. FloatingPointError names the
+        parameter whose gradient is not finite, the weights then being untouched, or which is not finite itself after
+        the update. Parameters without a gradient stay as they are.
+        """
+        gradients = self._gradients()
+        norms = self._norms(gradients)
+        if not math.isfinite(norm := math.hypot(*norms.values())):
+            bad = next(name for name, value in norms.items() if not math.isfinite(value))
+            raise FloatingPointError(f"the gradient norm is {norm}; first bad gradient: {bad}")
+        scale = min(1.0, self.max_norm / (norm + 1e-6))
+        moved = {}
+        for index, (name, weight) in enumerate(self.weights.items()):
+            if name in gradients:
+                moved[name] = self._update(weight, gradients[name].mul_(scale), lr, index)
+        self._clear_gradients()
+        self._write_back()
+        sizes = self._norms({name: weight.master for name, weight in self.weights.items()})
+        if bad := [name for name, size in sizes.items() if not math.isfinite(size)]:
+            raise FloatingPointError(f"the weights are not finite after the update: {bad[0]} has norm {sizes[bad[0]]}")
+        change = math.hypot(*self._over_slices(moved).values()) / (math.hypot(*sizes.values()) or 1.0)
+        return {"grad_norm": norm, "update_ratio": change}
+
+    def _gradients(self) -> dict[str, Tensor]:
+        """The gradients of the global step, of the parameters that have one on any rank."""
+        gradients = {name: weight.gradient for name, weight in self.weights.items()}
+        present = torch.tensor([gradient is not None for gradient in gradients.values()], dtype=torch.int32)
+        ranks.sum_([present])
+        known = {
+            name: torch.zeros_like(self.weights[name].master) if gradient is None else gradient
+            for (name, gradient), somewhere in zip(gradients.items(), present.tolist(), strict=True)
+            if somewhere
+        }
+        # The backward pass has summed those of slices.
+        ranks.sum_([gradient for name, gradient in known.items() if not is_slice(self.weights[name].parameter)])
+        return known
+
+    def _norms(self, tensors: dict[str, Tensor]) -> dict[str, float]:
+        return self._over_slices({name: torch.linalg.vector_norm(tensor) for name, tensor in tensors.items()})
+
+    def _over_slices(self, norms: dict[str, Tensor]) -> dict[str, float]:
+        """The norms of whole tensors from those of this rank's slices; the values come to the host together."""
+        if not norms:
+            return {}
+        values = torch.stack(list(norms.values())).cpu().double()
+        cut = torch.tensor([is_slice(self.weights[name].parameter) for name in norms])
+        if cut.any():
+            squares = torch.where(cut | ranks.is_main(), values.square(), 0.0)  # what is not cut counts once
+            ranks.sum_([squares])
+            values = squares.sqrt()
+        return dict(zip(norms, values.tolist(), strict=True))
+
+    def _update(self, weight: Weight, gradient: Tensor, lr: float, index: int) -> Tensor:
+        """AdamW's update of one parameter; returns the norm of what it changed."""
+        master = weight.master
+        before = master.clone()
+        moments = [weight.exp_avg.to(master.dtype), weight.exp_avg_sq.to(master.dtype)]  # themselves, if not rounded
+        adamw(
+            [master],
+            [gradient],
+            *([moment] for moment in moments),
+            max_exp_avg_sqs=[],
+            state_steps=[torch.tensor(float(weight.updates), device=master.device)],
+            fused=True,
+            amsgrad=False,
+            beta1=self.betas[0],
+            beta2=self.betas[1],
+            lr=lr,
+            weight_decay=self.weight_decay if weight.parameter.dim() >= 2 else 0.0,
+            eps=self.eps,
+            maximize=False,
+        )
+        weight.updates += 1
+        if self.state_dtype == torch.bfloat16:
+            self._round_moments(weight, *moments, seed=weight.updates * len(self.weights) + index)
+        return torch.linalg.vector_norm(before.sub_(master))
+
+    def _round_moments(self, weight: Weight, exp_avg: Tensor, exp_avg_sq: Tensor, seed: int) -> None:
+        """Keep the moments in bfloat16, rounded by noise that depends on the step and the parameter alone."""
+        generator = torch.Generator(exp_avg.device).manual_seed(seed)
+        # Drawn for the whole parameter: a slice is rounded as it would be without being cut.
+        noise = torch.empty(weight.parameter.shape, dtype=torch.int32, device=exp_avg.device)
+        noise = slice_of(noise.random_(-(2**31), 2**31, generator=generator), like=weight.parameter)
+        noise = noise.to(exp_avg.device)
+        weight.exp_avg.copy_(round_by_chance(exp_avg, noise & 0xFFFF))
+        weight.exp_avg_sq.copy_(round_by_chance(exp_avg_sq, (noise >> 16) & 0xFFFF))
+
+    def _clear_gradients(self) -> None:
+        for weight in self.weights.values():
+            weight.parameter.grad = None
+            if weight.copy is not None:
+                weight.copy.grad = None
+
     def _write_back(self) -> None:
-        for name, parameter in self.parameters.items():
-            if self.masters[name] is not parameter:
-                parameter.copy_(self.masters[name])
+        """Let the model see the masters."""
+        for weight in self.weights.values():
+            if weight.copy is not None:
+                local(weight.parameter.detach()).copy_(weight.copy)
+        drop_copies(self.model)
 
-    def _first_bad_gradient(self) -> str:
-        bad = (n for n, m in self.masters.items() if m.grad is not None and not m.grad.isfinite().all())
-        return next(bad, "none alone (their sum overflows)")
-
+    @torch.no_grad()
     def state(self) -> dict[str, Tensor]:
-        """What a checkpoint must hold besides the model: Adam's moments and step counts, and the masters there are."""
+        """What a checkpoint must hold besides the model: moments, step counts, and the masters of rounded weights.
+
+        All ranks must call it together; the tensors, whole whether or not the weights are cut, go to the main one.
+        """
         tensors = {}
-        for name, master in self.masters.items():
-            tensors |= {f"{key}.{name}": value for key, value in self.adamw.state[master].items()}
-            if master is not self.parameters[name]:
-                tensors[f"master.{name}"] = master.detach()
+        for name, weight in self.weights.items():
+            parts = {"exp_avg": weight.exp_avg, "exp_avg_sq": weight.exp_avg_sq}
+            if weight.rounded or self.keep_weights:
+                parts["master"] = weight.master
+            whole = {f"{key}.{name}": assemble(part, like=weight.parameter).cpu() for key, part in parts.items()}
+            if ranks.is_main():
+                tensors |= {f"step.{name}": torch.tensor(float(weight.updates)), **whole}
         return tensors
 
     @torch.no_grad()
     def load_state(self, tensors: dict[str, Tensor]) -> None:
-        """Continue from `state()`. ValueError names what is missing."""
-        for name, master in self.masters.items():
-            keys = ["step", "exp_avg", "exp_avg_sq"]
-            copied = master is not self.parameters[name]
-            missing = [key for key in [*keys, *["master"] * copied] if f"{key}.{name}" not in tensors]
-            if missing:
-                raise ValueError(f"the checkpoint's optimizer state lacks {missing[0]}.{name}: it is of another model")
-            if copied:
-                master.copy_(tensors[f"master.{name}"])
-            # The step count too: the fused update keeps it beside the weights.
-            self.adamw.state[master] = {key: tensors[f"{key}.{name}"].to(master.device) for key in keys}
+        """Continue from `state()`. ValueError names what is missing or of another shape, and changes nothing."""
+        for name, weight in self.weights.items():
+            _check_state(name, weight, tensors, weight.rounded or self.keep_weights)
+        for name, weight in self.weights.items():
+            weight.updates = int(tensors[f"step.{name}"])
+            parts = {"exp_avg": weight.exp_avg, "exp_avg_sq": weight.exp_avg_sq}
+            if f"master.{name}" in tensors:  # more exact than the model's own file, needed or not
+                parts["master"] = weight.master
+            for key, part in parts.items():
+                part.copy_(slice_of(tensors[f"{key}.{name}"], like=weight.parameter))
         self._write_back()
 
 
-def _master_of(parameter: nn.Parameter) -> Tensor:
-    """A float32 copy that collects the parameter's gradients in float32 as backward produces them."""
-    master = parameter.detach().float().clone()
-    parameter.register_post_accumulate_grad_hook(_collect_into(master))
-    return master
+def _check_state(name: str, weight: Weight, tensors: dict[str, Tensor], master: bool) -> None:
+    """ValueError if the tensors do not hold the state of this weight."""
+    for key in ("step", "exp_avg", "exp_avg_sq", *["master"] * master):
+        if f"{key}.{name}" not in tensors:
+            raise ValueError(f"the checkpoint's optimizer state lacks {key}.{name}: it is of another model or dtype")
+        found, expected = tensors[f"{key}.{name}"].shape, weight.parameter.shape if key != "step" else torch.Size()
+        if found != expected:
+            raise ValueError(
+                f"the checkpoint's optimizer state is of another model: {key}.{name} has shape {list(found)}, "
+                f"expected {list(expected)}"
+            )
 
 
-def _collect_into(master: Tensor) -> Callable[[Tensor], None]:
+def collect_gradients(parameter: nn.Parameter, master: Tensor) -> None:
+    """Add the parameter's gradients to the master's, in its type and on its device, as backward produces them.
+
+    A master that did so before no longer does.
+    """
+
     def collect(parameter: Tensor) -> None:
-        gradient = parameter.grad.float()
-        master.grad = gradient if master.grad is None else master.grad + gradient
+        gradient = local(parameter.grad).to(master.device, master.dtype)
+        master.grad = gradient if master.grad is None else master.grad.add_(gradient)
         parameter.grad = None
 
-    return collect
+    if hasattr(parameter, "collector"):
+        parameter.collector[0].remove()
+    parameter.collector = (parameter.register_post_accumulate_grad_hook(collect), master)
+
+
+def round_by_chance(values: Tensor, noise: Tensor) -> Tensor:
+    """float32 values in bfloat16, rounded away from zero where noise, int32 in [0, 2^16), carries over the cut."""
+    return ((values.float().view(torch.int32) + noise) & -(2**16)).view(torch.float32).bfloat16()

@@ -1,4 +1,4 @@
-"""A run's directory: runs/NAME/ with config.toml, metrics.jsonl, rollouts.jsonl and checkpoints/step-N/.
+"""A run's directory: runs/NAME/ with config.toml, metrics.jsonl, rollouts.jsonl, alarms.jsonl and checkpoints/step-N/.
 
 Every line is flushed as it is written, so nothing computed is lost when a run dies. On resuming, the lines of steps
 after the checkpoint are dropped (they will be computed again), as is a last line that was cut short.
@@ -9,8 +9,13 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+
+class RunFailed(RuntimeError):
+    """A run could not go on; the message says where, why, and what is intact. The commands exit with 1."""
 
 
 def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
@@ -28,11 +33,14 @@ def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
 
 
 class RunLog:
-    """The directory of one run, open for writing."""
+    """The directory of one run, open for writing. An OSError names the file that could not be written.
 
-    def __init__(self, directory: str | Path, resume: bool) -> None:
+    Of several processes that compute the same run only one `writes`; for the others all methods but `read` do nothing.
+    """
+
+    def __init__(self, directory: str | Path, resume: bool, writes: bool = True) -> None:
         """Nothing is written yet. FileExistsError if the directory holds another run and `resume` is not asked for."""
-        self.directory = Path(directory)
+        self.directory, self.writes = Path(directory), writes
         held = (self.directory / "config.toml").exists()
         if held and not resume:
             raise FileExistsError(
@@ -46,6 +54,8 @@ class RunLog:
 
         At step 0 all is forgotten: what is measured before the first update is measured again.
         """
+        if not self.writes:
+            return
         self.directory.mkdir(parents=True, exist_ok=True)
         write_atomically(self.directory / "config.toml", config)
         for path in self.directory.glob("*.jsonl"):
@@ -56,6 +66,11 @@ class RunLog:
     def checkpoints(self) -> Path:
         return self.directory / "checkpoints"
 
+    def read(self, name: str) -> list[dict[str, Any]]:
+        """What has been logged under a file's name so far, nothing if that file is not there."""
+        path = self.directory / name
+        return list(read_jsonl(path)) if path.exists() else []
+
     def metrics(self, step: int, **values: Any) -> None:
         """Add one line about `step` to metrics.jsonl."""
         self._append("metrics.jsonl", [{"step": step, **values}])
@@ -64,13 +79,41 @@ class RunLog:
         """Add the episodes of `step` to rollouts.jsonl."""
         self._append("rollouts.jsonl", [{"step": step, **record} for record in records])
 
+    def alarms(self, step: int, texts: dict[str, str]) -> None:
+        """Add the alarms that began at `step` to alarms.jsonl."""
+        self._append("alarms.jsonl", [{"step": step, "alarm": name, "text": text} for name, text in texts.items()])
+
+    def sync(self) -> None:
+        """Have the log on the disk itself: a checkpoint must not survive a crash of the machine without its lines."""
+        for path in self.directory.glob("*.jsonl") if self.writes else ():
+            with _named(path), open(path, "rb") as file:
+                os.fsync(file.fileno())
+
     def _append(self, name: str, records: list[dict[str, Any]]) -> None:
-        with open(self.directory / name, "a", encoding="utf-8") as file:
+        if not self.writes:
+            return
+        path = self.directory / name
+        with _named(path), open(path, "a", encoding="utf-8") as file:
             file.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
 
 
 def write_atomically(path: Path, text: str) -> None:
     """Replace a file's content in one go: a reader, or a crash, sees the old text or the new one."""
     beside = path.with_name(path.name + ".tmp")
-    beside.write_text(text, encoding="utf-8")
-    os.replace(beside, path)
+    try:
+        with _named(path), open(beside, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(beside, path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """An OSError of a write knows no file name of its own: say which file it was."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(f"{path} could not be written: {error.strerror}") from error

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from nanomath.algorithms import loss_weights, neftune_noise, response_mask, sft_loss
+from nanomath.data.order import generator_of
 from nanomath.data.packing import Batch, Example, make_batch, micro_batches
 from nanomath.models.transformer import Transformer
+from nanomath.training import ranks
 from nanomath.training.logprobs import response_logprobs, score
 from nanomath.training.optimizer import Optimizer
+from nanomath.training.sharding import is_sharded, whole
 
 
 @dataclass
@@ -33,28 +37,33 @@ class SFTStep:
     seed: int = 0
 
     def step(self, examples: list[Example], number: int, lr: float) -> dict[str, float]:
-        """Metrics of step `number`: the loss that was descended, the mean NLL and entropy per token, the norm."""
+        """Metrics of step `number`: the loss that was descended, the mean NLL and entropy per token, the optimizer's.
+
+        FloatingPointError, before anything is updated, names the example whose NLL or entropy is not finite.
+        """
         lengths = torch.tensor([len(example.response) for example in examples])
         weights = loss_weights(response_mask(lengths), self.aggregation)
         noise = self._noise(examples, number)
-        loss, nll, entropy = 0.0, 0.0, 0.0
-        for micro in self._cut(examples):
+        loss, nll, entropy = totals = torch.zeros(3, len(examples), dtype=torch.float64)  # by example
+        for micro, counts in ranks.cut([len(e) for e in examples], self._cut, is_sharded(self.model)):
             batch = make_batch([examples[i] for i in micro], self.row_length).to(self.model.device)
             added = lay_out([noise[i] for i in micro], batch) if noise else None
             logprobs, entropies = response_logprobs(self.model, batch, embedding_noise=added)
-            part = weights[torch.tensor(micro), : logprobs.shape[1]].to(logprobs.device)
-            micro_loss = sft_loss(logprobs, part, self.dft)
+            part = weights[torch.tensor(micro), : logprobs.shape[1]].to(logprobs)
+            micro_loss = sft_loss(logprobs, part * counts, self.dft)
             micro_loss.backward()
-            loss += float(micro_loss.detach())
-            nll -= float(logprobs.detach().sum())
-            entropy += float(entropies.sum())
+            if counts:
+                loss[micro[0]] = float(micro_loss.detach())  # a sum over the micro-batch; only the total is of interest
+                nll[micro] = -logprobs.detach().sum(1).double().cpu()
+                entropy[micro] = entropies.sum(1).double().cpu()
+        ranks.sum_([totals])
+        check_finite(nll=nll, entropy=entropy)
         tokens = int(lengths.sum())
-        norm = self.optimizer.step(lr)
-        return {"loss": loss, "nll": nll / tokens, "entropy": entropy / tokens, "grad_norm": norm, "tokens": tokens}
+        means = {"nll": float(nll.sum()) / max(1, tokens), "entropy": float(entropy.sum()) / max(1, tokens)}
+        return {"loss": float(loss.sum()), **means, "tokens": tokens, **self.optimizer.step(lr)}
 
-    def _cut(self, examples: list[Example]) -> list[list[int]]:
+    def _cut(self, lengths: list[int]) -> list[list[int]]:
         """Micro-batches. Packed rows have no padding to speak of, so their budget is filled in the given order."""
-        lengths = [len(example) for example in examples]
         if not self.row_length:
             return micro_batches(lengths, self.token_budget)
         cuts: list[list[int]] = []
@@ -71,7 +80,7 @@ class SFTStep:
         """NEFTune's noise [T, D] of every example, drawn before the batch is cut; empty when it is off."""
         if not self.neftune_alpha:
             return []
-        generator = torch.Generator().manual_seed((self.seed << 20) + number)
+        generator = generator_of(self.seed, number)
         dim, alpha = self.model.config.hidden_size, self.neftune_alpha
         lengths = [len(example) for example in examples]
         return [neftune_noise(torch.tensor([n]), n, dim, alpha, generator)[0] for n in lengths]
@@ -87,7 +96,19 @@ def lay_out(noise: list[Tensor], batch: Batch) -> Tensor:
     return placed.to(batch.tokens.device)
 
 
+def check_finite(**sums: Tensor) -> None:
+    """FloatingPointError names the first of the sums [S] by example that is not finite, and the example."""
+    for name, values in sums.items():
+        for i, value in enumerate(values.tolist()):
+            if not math.isfinite(value):
+                raise FloatingPointError(f"the {name} of example {i + 1} of {len(values)} in the batch is {value}")
+
+
 def heldout_loss(model: Transformer, examples: list[Example], token_budget: int) -> float:
-    """Mean negative logprob per response token."""
-    total = -float(score(model, examples, token_budget).sum())
-    return total / sum(len(example.response) for example in examples)
+    """Mean negative logprob per response token. FloatingPointError when one is not finite."""
+    mine = ranks.share(examples)
+    with whole(model):
+        sums = score(model, mine, token_budget)[0].double().sum(1).tolist() if mine else []
+    nll = -torch.tensor(ranks.gather(sums), dtype=torch.float64)
+    check_finite(nll=nll)
+    return float(nll.sum()) / sum(len(example.response) for example in examples)

@@ -2,14 +2,17 @@
 
 checkpoints/step-N/ is the model after N optimizer steps in Hugging Face layout, with trainer.safetensors (Adam's
 moments, float32 masters) and trainer.json beside it. It is written under another name and renamed when complete.
-Nothing else has to be saved: every random draw of a run is a function of its seed and the step.
+Nothing else has to be saved: every random draw of a run is a function of its seed and the step. checkpoints/best is a
+link to the best of them, for runs that keep it.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,26 +22,48 @@ from safetensors.torch import load_file, save_file
 from nanomath.models.checkpoint import replace_directory, save_model
 from nanomath.models.tokenizer import Tokenizer
 from nanomath.models.transformer import Transformer
+from nanomath.training import ranks
 from nanomath.training.optimizer import Optimizer
+from nanomath.training.sharding import whole
 
 
 def save_checkpoint(
-    directory: Path, step: int, model: Transformer, tokenizer: Tokenizer, optimizer: Optimizer, **facts: Any
+    directory: Path,
+    step: int,
+    model: Transformer,
+    tokenizer: Tokenizer,
+    optimizer: Optimizer,
+    beside: Mapping[str, Optimizer] | None = None,
+    **facts: Any,
 ) -> Path:
-    """Write step-`step` into `directory`; `facts` are kept in trainer.json. Returns its path."""
-    target = directory / f"step-{step}"
-    with replace_directory(target) as scratch:
-        save_model(model, tokenizer, scratch)
-        save_file({name: t.contiguous() for name, t in optimizer.state().items()}, scratch / "trainer.safetensors")
-        (scratch / "trainer.json").write_text(json.dumps({"step": step, **facts}, indent=2) + "\n", encoding="utf-8")
+    """Write step-`step` into `directory`; `facts` are kept in trainer.json. Returns its path.
+
+    beside: by name, the optimizers of other modules in training, made to keep their weights. All ranks must come here
+    together, to put sharded weights together; one of them writes.
+    """
+    target, tensors = directory / f"step-{step}", optimizer.state()
+    for name, other in (beside or {}).items():
+        tensors |= {f"{name}/{key}": tensor for key, tensor in other.state().items()}
+    with whole(model):
+        if ranks.is_main():
+            with replace_directory(target) as scratch:
+                save_model(model, tokenizer, scratch)
+                save_file({name: t.contiguous() for name, t in tensors.items()}, scratch / "trainer.safetensors")
+                text = json.dumps({"step": step, **facts}, indent=2) + "\n"
+                (scratch / "trainer.json").write_text(text, encoding="utf-8")
     return target
 
 
-def load_checkpoint(directory: Path, optimizer: Optimizer) -> dict[str, Any]:
-    """Put the optimizer where the checkpoint left it; returns trainer.json. ValueError when a file is damaged."""
+def load_checkpoint(directory: Path, optimizer: Optimizer, name: str = "") -> dict[str, Any]:
+    """Put the optimizer, or the one saved beside it as `name`, where the checkpoint left it; returns trainer.json.
+
+    ValueError when a file is damaged or the state of another model.
+    """
+    prefix = f"{name}/" if name else ""
     try:
         facts = json.loads((directory / "trainer.json").read_text(encoding="utf-8"))
-        optimizer.load_state(load_file(directory / "trainer.safetensors"))
+        tensors = load_file(directory / "trainer.safetensors")
+        optimizer.load_state({key.removeprefix(prefix): t for key, t in tensors.items() if key.startswith(prefix)})
     except (SafetensorError, json.JSONDecodeError) as error:
         raise ValueError(f"{directory}: damaged trainer state: {error}") from None
     return facts
@@ -51,8 +76,17 @@ def checkpoint_steps(directory: Path) -> dict[int, Path]:
     return dict(sorted(steps.items()))
 
 
-def prune_checkpoints(directory: Path, keep_last: int) -> None:
-    """Delete all but the newest `keep_last` checkpoints; 0 keeps them all."""
-    if keep_last > 0:
-        for path in list(checkpoint_steps(directory).values())[:-keep_last]:
-            shutil.rmtree(path)
+def prune_checkpoints(directory: Path, keep_last: int, best: int | None = None) -> None:
+    """Delete all but the newest `keep_last` checkpoints and step-`best`; 0 keeps them all."""
+    steps = checkpoint_steps(directory)
+    for step in list(steps)[:-keep_last] if keep_last > 0 else ():
+        if step != best:  # renamed first: half a checkpoint must not look like one if we are killed meanwhile
+            shutil.rmtree(steps[step].rename(directory / f".step-{step}.{os.getpid()}.old"), ignore_errors=True)
+
+
+def link_best(directory: Path, step: int) -> None:
+    """Have `directory`/best lead to step-`step`, from one moment to the next."""
+    beside = directory / ".best.new"
+    beside.unlink(missing_ok=True)
+    beside.symlink_to(f"step-{step}")
+    beside.replace(directory / "best")

@@ -1,88 +1,119 @@
-"""KL estimators, in value and in gradient, by exact enumeration of a small softmax."""
+"""KL estimators and the KL loss against their formulas, in value and by finite differences, and far off.
+
+What their expected gradients are is shown in test_enumeration.py.
+"""
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from oracles import LENGTHS, each_token, kl_of, new_batch, randoms, sum_and_slopes, weight_of
 
-from nanomath.algorithms import kl_estimate
+from nanomath.algorithms import KL_CORRECTIONS, kl_estimate, kl_loss, loss_weights
 
-logits = st.lists(st.floats(-5, 5), min_size=2, max_size=7)
-
-
-def distributions(values: list[float]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Logits that ask for a gradient, their logprobs, and other logprobs for a reference."""
-    theta = torch.tensor(values, dtype=torch.float64, requires_grad=True)
-    reference = torch.tensor([math.sin(3 * i + v) for i, v in enumerate(values)], dtype=torch.float64)
-    return theta, theta.log_softmax(-1), reference.log_softmax(-1)
+ESTIMATORS, CORRECTIONS = ("k1", "k2", "k3", "k3+"), ("off", "weight", "ratio")
 
 
-def expected_gradient(theta, logprobs, reference, kind) -> torch.Tensor:
-    """E over tokens drawn from the policy of the gradient of the estimate as a loss (the draw itself held fixed)."""
-    mean = (logprobs.detach().exp() * kl_estimate(logprobs, reference, kind)).sum()
-    return torch.autograd.grad(mean, theta, retain_graph=True)[0]
+@pytest.mark.parametrize("kind", ESTIMATORS)
+def test_values(kind):
+    b = new_batch(0)
+    found = kl_estimate(b.new, b.ref, kind)
+    for i, t in each_token(LENGTHS):
+        assert float(found[i, t]) == pytest.approx(kl_of(kind, float(b.new[i, t] - b.ref[i, t])), abs=1e-12)
 
 
-@settings(max_examples=50, deadline=None)
-@given(logits)
-def test_values(values):
-    _, logprobs, reference = distributions(values)
-    logprobs = logprobs.detach()
-    p, kl = logprobs.exp(), (logprobs.exp() * (logprobs - reference)).sum()
-    for kind in ("k1", "k3"):
-        assert float((p * kl_estimate(logprobs, reference, kind)).sum()) == pytest.approx(float(kl), abs=1e-10)
-    assert (kl_estimate(logprobs, reference, "k3") >= 0).all()
-    for a, b, k1, k2, k3 in zip(
-        logprobs.tolist(),
-        reference.tolist(),
-        *(kl_estimate(logprobs, reference, k) for k in ("k1", "k2", "k3")),
-        strict=True,
-    ):
-        x = a - b
-        assert [float(k1), float(k2), float(k3)] == pytest.approx([x, x * x / 2, math.exp(-x) - 1 + x], abs=1e-10)
-
-
-@settings(max_examples=50, deadline=None)
-@given(logits)
-def test_gradients_as_a_loss(values):
-    theta, logprobs, reference = distributions(values)
-    reverse = (logprobs.exp() * (logprobs - reference)).sum()
-    forward = (reference.exp() * (reference - logprobs)).sum()
-    expected = {
-        "k1": torch.zeros_like(theta),
-        "k2": torch.autograd.grad(reverse, theta, retain_graph=True)[0],
-        "k3": torch.autograd.grad(forward, theta, retain_graph=True)[0],
-    }
-    for kind, gradient in expected.items():
-        found = expected_gradient(theta, logprobs, reference, kind)
-        torch.testing.assert_close(found, gradient, rtol=0, atol=1e-10)
+def test_the_default_is_k3_without_correction():
+    b = new_batch(0)
+    assert torch.equal(kl_estimate(b.new, b.ref), kl_estimate(b.new, b.ref, "k3"))
+    assert torch.equal(kl_loss(b.new, b.ref, b.old, b.weights), kl_loss(b.new, b.ref, b.old, b.weights, "k3", "off"))
 
 
 @pytest.mark.parametrize("kind", ["k1", "k2", "k3"])
-def test_gradient_is_the_derivative(kind):
-    generator = torch.Generator().manual_seed(0)
-    new, ref = (torch.randn(3, 4, generator=generator, dtype=torch.float64, requires_grad=True) for _ in range(2))
-    before = new.detach().clone(), ref.detach().clone()
+def test_the_gradient_is_the_derivative(kind):
+    new, ref = (x.requires_grad_() for x in randoms(0, (3, 4), (3, 4)))
     assert torch.autograd.gradcheck(lambda a, b: kl_estimate(a, b, kind), (new, ref))
-    assert torch.equal(new, before[0]) and torch.equal(ref, before[1])
 
 
-@pytest.mark.parametrize("kind", ["k1", "k2", "k3"])
+@pytest.mark.parametrize(("kind", "correction"), list(itertools.product(ESTIMATORS, CORRECTIONS)))
+@pytest.mark.parametrize("aggregation", ["token", "sequence", "constant"])
+def test_kl_loss_is_its_formula(kind, correction, aggregation):
+    """k3+ is k3 in value, k2 in slope; "weight" freezes the ratio, "ratio" does not."""
+    b = new_batch(seed=1)
+
+    def value(i: int, t: int, x: float, slope: bool) -> float:
+        at = float(b.new[i, t])
+        rho = {"off": 1.0, "weight": math.exp(at - float(b.old[i, t])), "ratio": math.exp(x - float(b.old[i, t]))}
+        gap = x - float(b.ref[i, t])
+        kl = kl_of(kind, gap)
+        if slope and kind == "k3+":
+            kl = kl_of("k2", gap) + kl_of("k3", at - float(b.ref[i, t])) - kl_of("k2", at - float(b.ref[i, t]))
+        return weight_of(aggregation, LENGTHS, i, 9) * rho[correction] * kl
+
+    total, _ = sum_and_slopes(lambda i, t, x: value(i, t, x, slope=False), b.new, LENGTHS)
+    _, slopes = sum_and_slopes(lambda i, t, x: value(i, t, x, slope=True), b.new, LENGTHS)
+    new = b.new.clone().requires_grad_()
+    loss = kl_loss(new, b.ref, b.old, loss_weights(b.mask, aggregation, 9), kind, correction)
+    loss.backward()
+    assert loss.item() == pytest.approx(total, abs=1e-10)
+    torch.testing.assert_close(new.grad, slopes, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("kind", ESTIMATORS)
 def test_the_same_policy_has_no_divergence(kind):
     same = torch.tensor([-1e-8, -3.0, -700.0])
     assert torch.equal(kl_estimate(same, same, kind), torch.zeros(3))
 
 
-def test_k3_keeps_its_digits_near_zero():
+@pytest.mark.parametrize("kind", ["k3", "k3+"])
+def test_k3_keeps_its_digits_near_zero(kind):
     """exp(-x) - 1 + x cancels all digits of float32 at x = 1e-4; the true value is x^2/2 to one part in 3e4."""
     x = torch.tensor([1e-3, 1e-2])
-    assert kl_estimate(x, torch.zeros(2)).tolist() == pytest.approx((x.double() ** 2 / 2).tolist(), rel=0.01)
+    assert kl_estimate(x, torch.zeros(2), kind).tolist() == pytest.approx((x.double() ** 2 / 2).tolist(), rel=0.01)
 
 
-def test_unknown_estimator_names_the_choices():
-    with pytest.raises(ValueError, match="k1, k2, k3"):
-        kl_estimate(torch.zeros(1), torch.zeros(1), "k4")
+@pytest.mark.parametrize("kind", ["k2", "k3", "k3+"])
+@pytest.mark.parametrize("gap", [-1000.0, -89.0, -30.0, -21.0, 21.0, 89.0, 1000.0])
+def test_far_from_the_reference_the_gradient_still_pulls_back(kind, gap):
+    """Float32's exp overflows at 88: a token the reference likes and the policy has dropped must be brought back."""
+    x = torch.tensor([gap], requires_grad=True)
+    loss = kl_estimate(x, torch.zeros(1), kind)
+    loss.backward()
+    assert loss.isfinite() and loss > 0 and x.grad.isfinite()
+    assert x.grad * gap > 0
+
+
+def test_k3_goes_on_as_a_straight_line_where_exp_would_overflow():
+    x = torch.tensor([-20.0, -20.5, -1000.0], dtype=torch.float64, requires_grad=True)
+    found = kl_estimate(x, torch.zeros(3), "k3")
+    slope = 1 - math.exp(20)
+    at_20 = math.exp(20) - 1 - 20
+    assert found.tolist() == pytest.approx([at_20, at_20 - 0.5 * slope, at_20 - 980 * slope], rel=1e-12)
+    found.sum().backward()
+    assert x.grad.tolist() == pytest.approx([slope] * 3, rel=1e-12)
+
+
+def test_up_to_the_line_k3_is_exact():
+    x = torch.tensor([-19.9], dtype=torch.float64, requires_grad=True)
+    kl_estimate(x, torch.zeros(1), "k3").backward()
+    assert x.grad.item() == pytest.approx(1 - math.exp(19.9), rel=1e-12)
+
+
+@pytest.mark.parametrize("correction", ["weight", "ratio"])
+@pytest.mark.parametrize("gap", [-1000.0, 1000.0])
+def test_a_huge_ratio_leaves_the_kl_finite(correction, gap):
+    new = torch.tensor([[gap]], requires_grad=True)
+    loss = kl_loss(new, torch.ones(1, 1), torch.zeros(1, 1), torch.ones(1, 1), "k3", correction)
+    loss.backward()
+    assert loss.isfinite() and new.grad.isfinite().all()
+
+
+def test_unknown_names_tell_the_choices():
+    one = torch.zeros(1, 1)
+    with pytest.raises(ValueError, match=r"unknown KL estimator 'k4': choose one of k1, k2, k3, k3\+"):
+        kl_estimate(one, one, "k4")
+    with pytest.raises(ValueError, match="unknown KL correction 'on': choose one of off, weight, ratio"):
+        kl_loss(one, one, one, one, "k3", "on")
+    assert KL_CORRECTIONS == CORRECTIONS

@@ -35,6 +35,7 @@ FILES = {
     "misspelt.toml": "[optim]\nlr = 1e-3\nweigth_decay = 0.1\n",
     "mistyped.toml": '[run]\nname = "x"\n\n[optim]\nlr = "fast"\n',
     "torn.toml": "[optim\nlr = 1\n",
+    "contrary.toml": '[algorithm]\nmethod = "dapo"\nkeep_groups = "all"\n',
 }
 
 
@@ -79,7 +80,7 @@ def refuse(call, place: Path, command, *words: object) -> str:
 
 
 COMMANDS = [
-    (["evla"], "unknown command 'evla': expected one of eval, sample, config"),
+    (["evla"], "unknown command 'evla': expected one of eval, sample, "),
     (["--resume"], "unknown command '--resume'"),
     (["eval"], "eval needs a model and a problem set: python -m nanomath eval MODEL DATA"),
     (["eval", "models/good"], "eval needs a model and a problem set"),
@@ -173,12 +174,22 @@ SCRIPTS = [
     (
         train_grpo,
         ["model.path=models/good", "grpo.group_size=0"],
-        "grpo.group_size: expected a number at least 2, got 0",
+        "grpo.group_size: expected a number at least 1, got 0",
     ),
     (
         train_grpo,
         ["model.path=models/good", "grpo.group_size=1"],
-        "grpo.group_size: expected a number at least 2, got 1",
+        "grpo.group_size = 1, but algorithm.baseline = 'group' compares the samples of a problem",
+    ),
+    (
+        train_grpo,
+        ["model.path=models/good", "grpo.group_size=1", "algorithm.method=rloo"],
+        "grpo.group_size = 1, but algorithm.baseline = 'leave_one_out' compares the samples of a problem",
+    ),
+    (
+        train_grpo,
+        ["contrary.toml", "model.path=models/good"],
+        'contrary.toml and command line: [algorithm] refills replace dropped groups, but keep_groups = "all"',
     ),
     (
         train_grpo,
@@ -191,7 +202,11 @@ SCRIPTS = [
         "unknown parameter of the reward 'cosine'",
     ),
     (train_grpo, ["model.path=models/good", "grpo.reference_device=cuda:99"], "device 'cuda:99' is not to be had here"),
-    (train_grpo, ["model.path=models/good", "grpo.old_logprobs=both"], "expected one of trainer, sampler, got 'both'"),
+    (
+        train_grpo,
+        ["model.path=models/good", "algorithm.old_logprobs=both"],
+        "algorithm.old_logprobs: expected one of trainer, sampler, got 'both'",
+    ),
     (train_grpo, ["model.path=models/good", "heldout.source=no/such/file.json"], "problem set not found"),
     (train_grpo, ["model.path=models/good", "evaluation.k=4"], "pass@4 needs at least 4 samples"),
 ]
@@ -201,6 +216,52 @@ SCRIPTS = [
 def test_scripts(call, place, script, words, said):
     files, words = [w for w in words if w.endswith(".toml")], [w for w in words if not w.endswith(".toml")]
     assert said in refuse(call, place, script.main, *files, *TINY, *words)
+
+
+CONTRADICTIONS = [
+    (["baseline=off"], "scale = 'group' divides by the spread of group rewards, but baseline = 'off'"),
+    (["baseline=value", "scale=off", "components=apart"], "normalises each reward within the group, but baseline ="),
+    (["method=ppo", "keep_groups=mixed"], "keep_groups = 'mixed' drops groups without spread, but with baseline ="),
+    (["refills=2"], 'refills replace dropped groups, but keep_groups = "all" drops none'),
+    (["method=gspo", "minibatches=1"], 'ratio = "sequence" with one update per rollout is always 1'),
+    (["method=rloo", "epochs=2"], 'ratio = "off" takes no account of how far the policy has moved'),
+    (["ratio=off"], "clip = 'ppo' bounds a ratio, but ratio = \"off\" has none"),
+    (["clip=dual", "dual_clip=1.1"], "dual_clip = 1.1 must be above 1 + clip_high = 1.2"),
+    (["sampler_correction=mask", "old_logprobs=sampler"], "sampler_correction would count them twice"),
+    (["sampler_correction=truncate", "correction_high=0.5"], "must have 1 between them"),
+    (["kl_estimator=k1"], 'kl_estimator = "k1" in the loss has an expected gradient of zero'),
+    (["kl_estimator=k2", "kl_correction=ratio"], "kl_estimator = 'k2' has the right gradient by itself"),
+    (["kl_in=reward"], "kl_estimator = 'k3' in the reward does not give the gradient of the KL"),
+    (["method=rloo", "kl_correction=weight"], "kl_correction = 'weight' is for the KL in the loss"),
+    (["components=apart", "kl_in=reward", "kl_estimator=k1"], "the KL in the reward is none of them"),
+    (["method=ppo", "value_coef=0"], 'baseline = "value" needs a value model that learns'),
+]
+
+
+@pytest.mark.parametrize(("choices", "reason"), CONTRADICTIONS, ids=spelt)
+def test_choices_that_contradict_one_another(call, tmp_path, choices, reason):
+    words = [f"algorithm.{choice}" for choice in choices]
+    error = refuse(call, tmp_path, train_grpo.main, "model.path=no/such/model", *words)
+    assert error.startswith("error: command line: [algorithm] ") and reason in error
+
+
+@pytest.mark.parametrize(
+    ("choices", "said"),
+    [
+        (["method=grop"], "algorithm.method: expected one of grpo, dr_grpo, dapo, gspo, "),
+        (["method="], "algorithm.method: expected one of grpo, dr_grpo, dapo, gspo, "),
+        (["baseline=mean"], "algorithm.baseline: expected one of group, leave_one_out, off, value, got 'mean'"),
+        (["clip=hard"], "algorithm.clip: expected one of ppo, dual, cispo, off, got 'hard'"),
+        (["kl_estimator=k4"], "algorithm.kl_estimator: expected one of k1, k2, k3, k3+, got 'k4'"),
+        (["top_entropy=0"], "algorithm.top_entropy: expected a number above 0 and at most 1, got 0.0"),
+        (["minibatches=0"], "algorithm.minibatches: expected a number at least 1, got 0"),
+        (["PRESET=grpo"], "algorithm.PRESET: unknown key"),
+    ],
+    ids=spelt,
+)
+def test_choices_that_there_are_not(call, tmp_path, choices, said):
+    words = [f"algorithm.{choice}" for choice in choices]
+    assert f"error: command line: {said}" in refuse(call, tmp_path, train_grpo.main, *words)
 
 
 @pytest.mark.parametrize(

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 import train_grpo
 import train_sft
 from nanomath import settings
 from nanomath.__main__ import COMMANDS, main
+from nanomath.commands import trainee
 from nanomath.commands.main import run_main
+from nanomath.commands.trainee import make_deterministic, memory_knobs, memory_use
+from nanomath.training.runlog import RunFailed
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = {
@@ -72,10 +77,10 @@ def test_help_wins_over_what_else_is_wrong(call):
 
 def test_the_page_has_every_key_of_every_config(call):
     page = call(main, "config").out
-    headings = ["train_sft.py", "train_grpo.py", "python -m nanomath eval", "python -m nanomath sample"]
+    headings = ["The methods", "train_sft.py", "train_grpo.py", "python -m nanomath eval", "python -m nanomath sample"]
     parts = page.split("\n## ")[1:]
     assert [part.partition("\n")[0] for part in parts] == headings
-    for part, cls in zip(parts, CONFIGS.values(), strict=True):
+    for part, cls in zip(parts[1:], CONFIGS.values(), strict=True):
         assert [key for key in keys(cls) if f"| `{key}` |" not in part] == []
 
 
@@ -102,7 +107,10 @@ def test_the_page_takes_no_arguments(call):
         (FileNotFoundError("no such file"), 2),
         (FileExistsError("it is there"), 2),
         (ModuleNotFoundError("pip install it"), 2),
-        (FloatingPointError("step 3: the loss is nan"), 1),
+        (FloatingPointError("the logits of sample 3 are nan"), 1),
+        (RunFailed("step 3: the loss is nan"), 1),
+        (MemoryError("out of memory"), 1),
+        (RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB"), 1),
         (KeyboardInterrupt(), 1),
     ],
 )
@@ -114,6 +122,15 @@ def test_errors_end_in_one_line(call, error, code):
     assert outcome.code == code and outcome.out == ""
     said = " ".join(str(error).split()) or "interrupted"
     assert outcome.err == f"error: {said}\n"
+
+
+def test_a_failed_run_may_say_more_than_one_line(call):
+    def fail(argv: list[str]) -> int:
+        raise RunFailed("step 3: out of memory\n  grpo.token_budget = 0: smaller micro-batches")
+
+    outcome = call(fail)
+    assert outcome.code == 1
+    assert outcome.err == "error: step 3: out of memory\n  grpo.token_budget = 0: smaller micro-batches\n"
 
 
 def test_a_bug_keeps_its_traceback():
@@ -133,6 +150,49 @@ def test_the_traceback_of_a_mistake_is_there_for_the_asking(monkeypatch):
         run_main(fail, [])
 
 
+# --- what both training scripts share --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("config", [settings.SFTConfig(), settings.GRPOConfig()], ids=["sft", "grpo"])
+def test_advice_about_memory_names_keys_that_exist_with_their_values(config):
+    """A line each, in the form in which the key is set."""
+    config.sampling.slots, config.model.gradient_checkpointing = 96, True
+    lines = memory_knobs(config).splitlines()
+    assert "  sampling.slots = 96: fewer sequences decoded side by side" in lines
+    assert "  model.gradient_checkpointing = true: true recomputes activations" in lines
+    named = [line.split(" = ")[0].strip() for line in lines]
+    assert set(named) <= set(keys(type(config))) and len(set(named)) == len(named)
+    assert sum(name.endswith(".token_budget") for name in named) == 1
+
+
+def test_memory_in_use_is_a_number_below_what_there_is():
+    found = re.fullmatch(r"used at most ([\d.]+) GiB of ([\d.]+) GiB on cpu", memory_use(torch.device("cpu")))
+    assert 0.05 < float(found[1]) < float(found[2])
+
+
+@pytest.mark.parametrize(
+    ("mode", "device", "expected"),
+    [
+        ("auto", "cpu", True),
+        ("true", "cpu", True),
+        ("false", "cpu", False),
+        ("auto", "cuda", False),
+        ("true", "cuda", True),
+    ],
+)
+def test_deterministic_algorithms(monkeypatch, mode, device, expected):
+    monkeypatch.setattr(trainee, "choose_device", torch.device)
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", "")  # so that it is as before when the test is over
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG")
+    before = torch.are_deterministic_algorithms_enabled()
+    try:
+        make_deterministic(mode, device)
+        assert torch.are_deterministic_algorithms_enabled() is expected
+        assert os.environ.get("CUBLAS_WORKSPACE_CONFIG") == (":4096:8" if mode == "true" else None)
+    finally:
+        torch.use_deterministic_algorithms(before)
+
+
 @pytest.mark.parametrize(("returned", "code"), [(None, 0), (0, 0), (1, 1)])
 def test_the_code_a_command_returns(call, returned, code):
     assert call(lambda argv: returned).code == code
@@ -141,7 +201,7 @@ def test_the_code_a_command_returns(call, returned, code):
 def test_from_the_shell():
     done = shell("-m", "nanomath", "evla", "model", "world")
     assert done.returncode == 2 and done.stdout == ""
-    assert done.stderr == "error: unknown command 'evla': expected one of eval, sample, config\n"
+    assert done.stderr == f"error: unknown command 'evla': expected one of {', '.join(COMMANDS)}\n"
     done = shell("-m", "nanomath")
     assert done.returncode == 2 and done.stdout.startswith("usage: ") and done.stderr == ""
     done = shell(str(ROOT / "train_sft.py"), "optim.lr=fast")

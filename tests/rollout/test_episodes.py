@@ -1,13 +1,26 @@
-"""Episodes: groups stay together, and the means of their metrics."""
+"""Episodes: groups stay together, the means of their metrics, and which groups are kept."""
 
 from __future__ import annotations
 
 import json
+import math
+from collections.abc import Callable
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from nanomath.data.problem import Problem
-from nanomath.rollout import Completion, Episode, Sampler, episode_metrics, sample_episodes
+from nanomath.rollout import (
+    KEEP_GROUPS,
+    Completion,
+    Episode,
+    Sampler,
+    collect_groups,
+    episode_metrics,
+    sample_episodes,
+)
+from nanomath.rollout.episodes import repeated_share
 
 PROBLEMS = [Problem(f"p{i}", f"question {i}", str(i)) for i in range(3)]
 
@@ -47,7 +60,80 @@ def test_metrics_are_means():
             "length": 5.25,
             "length/right": 4.0,
             "length/wrong": 9.0,
+            "length/truncated": 9.0,
             "truncated": 0.25,
+            "repetition": (0 + 0 + 2 / 3 + 5 / 6) / 4,  # of its n-grams of four tokens
         }
     )
-    assert "length/wrong" not in episode_metrics(episodes[:2], 2)
+    assert not {"length/wrong", "length/truncated"} & episode_metrics(episodes[:2], 2).keys()
+
+
+def test_a_truncated_answer_may_be_right():
+    metrics = episode_metrics([episode(1, 1, 3, "length"), episode(0, 0, 5), episode(0, 0, 7, "length")], 3)
+    assert (metrics["length/right"], metrics["length/truncated"], metrics["truncated"]) == (3, 5, 2 / 3)
+
+
+@given(st.lists(st.integers(0, 2), max_size=12), st.integers(1, 4))
+def test_repetition_is_the_share_of_ngrams_seen_before(tokens, n):
+    starts = range(len(tokens) - n + 1)
+    again = [any(tokens[i : i + n] == tokens[j : j + n] for j in range(i)) for i in starts]
+    assert repeated_share(tokens, n) == pytest.approx(sum(again) / len(again) if again else 0)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_reward_that_is_no_number_is_named(new_model, tokenizer, bad):
+    def reward(problem, completions):
+        return [{"accuracy": 0.0, "form": bad if (problem.id, i) == ("p1", 1) else 1.0} for i in range(2)]
+
+    with pytest.raises(FloatingPointError, match=f"^the reward 'form' of sample 1 of problem p1 is {bad}$"):
+        sample_episodes(Sampler(new_model(), tokenizer), PROBLEMS, [[4], [5], [6]], reward, 2, max_new_tokens=2)
+
+
+# --- dynamic sampling ------------------------------------------------------------------------------------------------
+
+MIXED = [episode(1, 1, 2), episode(0, 0, 3)]
+RIGHT = [episode(1, 1, 2), episode(1, 0.5, 3)]  # the same answer, but not the same reward
+FLAT = [episode(0, 0.5, 2), episode(0, 0.5, 3)]
+
+
+def new_sample(*refills: list) -> tuple[Callable, list[int]]:
+    """A function that gives the groups of each refill, and the list of those that were asked for."""
+    asked: list[int] = []
+
+    def sample(refill: int) -> list:
+        asked.append(refill)
+        return refills[refill]
+
+    return sample, asked
+
+
+@pytest.mark.parametrize(
+    ("keep", "kept"), [("all", [MIXED, RIGHT, FLAT]), ("mixed", [MIXED]), ("uneven", [MIXED, RIGHT])]
+)
+def test_what_is_worth_keeping(keep, kept):
+    groups = [MIXED, RIGHT, FLAT]
+    sample, _ = new_sample(groups)
+    assert collect_groups(sample, 3, keep, 0) == (kept, groups)
+    assert set(KEEP_GROUPS) == {"all", "mixed", "uneven"}
+
+
+def test_sampling_ends_with_enough_groups():
+    sample, asked = new_sample([FLAT, MIXED], [RIGHT, MIXED], [MIXED, MIXED])
+    kept, sampled = collect_groups(sample, 2, "mixed", 5)
+    assert kept == [MIXED, MIXED] and asked == [0, 1]
+    assert sampled == [FLAT, MIXED, RIGHT, MIXED]  # what was thrown away is counted as well
+
+    sample, asked = new_sample([MIXED, RIGHT, MIXED], [])
+    kept, sampled = collect_groups(sample, 2, "uneven", 1)
+    assert kept == [MIXED, RIGHT] and asked == [0] and len(sampled) == 3  # and no more than enough is trained on
+
+
+@pytest.mark.parametrize("refills", [0, 1, 3])
+def test_sampling_ends_with_the_refills(refills):
+    """Whatever there is then; the groups of the last refill, as they are, if there is nothing."""
+    sample, asked = new_sample(*[[FLAT, MIXED]] + [[FLAT]] * 3)
+    assert collect_groups(sample, 2, "mixed", refills)[0] == [MIXED] and asked == list(range(refills + 1))
+    sample, asked = new_sample([FLAT], *[[RIGHT, FLAT]] * 3)
+    kept, sampled = collect_groups(sample, 2, "mixed", refills)
+    assert kept == ([FLAT] if refills == 0 else [RIGHT, FLAT]) and asked == list(range(refills + 1))
+    assert len(sampled) == 1 + 2 * refills

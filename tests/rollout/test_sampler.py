@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from nanomath.rollout import Completion, Sampler
+from nanomath.rollout.sampler import first_samples
 
 PROMPTS = [[5], [7, 300, 12, 44], [9] * 11, [700, 3, 3], [1, 2, 3, 4, 5, 6]]
 EOS = range(0, 1000, 25)  # 4% of the vocabulary, so that random models end at all kinds of lengths
@@ -57,6 +58,19 @@ def test_samples_seeds_and_copies_of_a_prompt_differ(sampler, drawn):
     assert [tuple(c.tokens) for c in twice] == group  # the second copy goes on where the first one ended
     other = sampler.generate([PROMPTS[1]], n=4, max_new_tokens=30, seed=2)
     assert not {tuple(c.tokens) for c in other} & set(group)
+
+
+def test_part_of_a_list_can_be_sampled_as_part_of_the_list(sampler):
+    """As ranks do that share prompts out: copies of a prompt in other hands keep their numbers."""
+    prompts = [PROMPTS[1], PROMPTS[0], PROMPTS[1], PROMPTS[1]]
+    first = first_samples(prompts, 2)
+    assert first == [0, 0, 2, 4]
+    options = {"n": 2, "max_new_tokens": 12, "seed": 1}
+    whole = [c.tokens for c in sampler.generate(prompts, **options)]
+    for part in ([0, 2], [3, 1], [2]):
+        found = sampler.generate([prompts[i] for i in part], first=[first[i] for i in part], **options)
+        assert [c.tokens for c in found] == [tokens for i in part for tokens in whole[2 * i : 2 * i + 2]]
+        assert [c.sample_index for c in found] == [0, 1] * len(part)
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.6])

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 
 import pytest
 
-from nanomath.training.runlog import RunLog, read_jsonl
+from nanomath.training import runlog
+from nanomath.training.runlog import RunLog, read_jsonl, write_atomically
 
 
 @pytest.fixture
@@ -77,3 +79,52 @@ def test_line_separators_inside_strings_are_no_line_ends(tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_text(json.dumps({"text": "a\u2028b\u0085c\n"}, ensure_ascii=False) + "\n", encoding="utf-8")
     assert list(read_jsonl(path)) == [{"text": "a\u2028b\u0085c\n"}]
+
+
+def test_alarms_are_resumed_like_the_rest(log):
+    log.alarms(2, {"flat": "too easy", "kl": "jumped"})
+    log.alarms(4, {"collapse": "fell"})
+    assert log.read("alarms.jsonl")[0] == {"step": 2, "alarm": "flat", "text": "too easy"}
+    RunLog(log.directory, resume=True).begin("", 3)
+    assert [line["alarm"] for line in log.read("alarms.jsonl")] == ["flat", "kl"] and log.read("absent.jsonl") == []
+
+
+def test_of_several_processes_one_writes(log, tmp_path):
+    before = {path: path.read_bytes() for path in log.directory.iterdir()}
+    other = RunLog(log.directory, resume=True, writes=False)
+    other.begin("lr = 3\n", 1)
+    other.metrics(9, loss=1.0)
+    other.rollouts(9, [{"text": "x"}])
+    other.sync()
+    assert {path: path.read_bytes() for path in log.directory.iterdir()} == before
+    assert other.read("metrics.jsonl") == log.read("metrics.jsonl")
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "rollouts.jsonl"])
+def test_a_file_that_cannot_be_written_is_named(log, name):
+    (log.directory / name).unlink()
+    (log.directory / name).mkdir()
+    with pytest.raises(OSError, match=rf"{log.directory}/{name} could not be written: Is a directory$"):
+        getattr(log, name.removesuffix(".jsonl"))(5, **({"loss": 1} if name[0] == "m" else {"records": [{}]}))
+
+
+def test_a_file_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
+    path = tmp_path / "config.toml"
+    write_atomically(path, "old")
+
+    def fail(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(runlog.os, "fsync", fail)
+    with pytest.raises(OSError, match=r"config\.toml could not be written: No space left on device"):
+        write_atomically(path, "new")
+    assert path.read_text() == "old" and os.listdir(tmp_path) == ["config.toml"]
+
+
+def test_the_log_can_be_put_on_the_disk(log, monkeypatch):
+    synced = []
+    monkeypatch.setattr(
+        runlog.os, "fsync", lambda descriptor: synced.append(os.readlink(f"/proc/self/fd/{descriptor}"))
+    )
+    log.sync()
+    assert sorted(synced) == [str(log.directory / name) for name in ("metrics.jsonl", "rollouts.jsonl")]

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from nanomath.data.packing import Example
 from nanomath.training.optimizer import Optimizer
-from nanomath.training.sft_step import SFTStep, heldout_loss
+from nanomath.training.sft_step import SFTStep, check_finite, heldout_loss
 
+TOKENS = st.lists(st.integers(0, 50), min_size=1, max_size=8)
 EOS = 0  # make_batch pads with 0 as well: the eos must get its gradient all the same
 EXAMPLES = [
     Example([5, 6, 7], [8, 9, EOS]),
@@ -37,10 +40,9 @@ def brute_force(model, weight_of, dft: bool = False) -> tuple[float, dict[str, t
 
 def weight_of(aggregation: str):
     lengths = [len(example.response) for example in EXAMPLES]
-    # as float32 numbers, which is what the weights are
     return {
-        "token": lambda i: float(torch.tensor(1.0) / sum(lengths)),
-        "sequence": lambda i: float(torch.tensor(1.0) / lengths[i] / len(lengths)),
+        "token": lambda i: 1 / sum(lengths),
+        "sequence": lambda i: 1 / lengths[i] / len(lengths),
     }[aggregation]
 
 
@@ -62,7 +64,7 @@ def test_gradient(new_model, recorder, aggregation, dft, token_budget, row_lengt
     optimizer = recorder(model)
     metrics = SFTStep(model, optimizer, aggregation, token_budget, row_length, dft).step(EXAMPLES, 0, 1e-3)
     assert_same(optimizer.gradients[0], expected)
-    assert metrics["loss"] == pytest.approx(expected_loss, rel=1e-6)
+    assert metrics["loss"] == pytest.approx(expected_loss, rel=1e-10)
     assert metrics["tokens"] == 17 and optimizer.rates == [1e-3]
 
 
@@ -118,6 +120,53 @@ def test_neftune_noise_does_not_depend_on_the_cut(new_model, recorder, layout):
     SFTStep(model, whole, neftune_alpha=5.0).step(EXAMPLES, 0, 1.0)
     SFTStep(model, cut, neftune_alpha=5.0, **layout).step(EXAMPLES, 0, 1.0)
     assert_same(cut.gradients[0], whole.gradients[0])
+
+
+@given(
+    examples=st.lists(st.tuples(TOKENS, st.lists(st.integers(0, 50), max_size=8)), min_size=1, max_size=6),
+    order=st.randoms(use_true_random=False),
+    token_budget=st.integers(0, 40),
+    row_length=st.sampled_from([0, 16, 30]),
+    aggregation=st.sampled_from(["token", "sequence"]),
+    dft=st.booleans(),
+)
+@settings(deadline=None, max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_the_gradient_depends_on_no_layout_and_no_order(
+    new_model, recorder, examples, order, token_budget, row_length, aggregation, dft
+):
+    plain = [Example(prompt, response) for prompt, response in examples]
+    shuffled = order.sample(plain, len(plain))
+    for dtype, tolerance in ((torch.float64, 1e-10), (torch.float32, 1e-5)):
+        model = new_model(dtype=dtype, vocab_size=51, num_layers=1)
+        whole, cut = recorder(model), recorder(model)
+        first = SFTStep(model, whole, aggregation, dft=dft).step(plain, 0, 1.0)
+        second = SFTStep(model, cut, aggregation, token_budget, row_length, dft).step(shuffled, 0, 1.0)
+        assert_same(cut.gradients[0], whole.gradients[0], tolerance)
+        assert second == pytest.approx(first, rel=tolerance, abs=tolerance)
+
+
+def test_a_number_that_is_none_is_named_with_its_example(new_model):
+    model = new_model()
+    optimizer = Optimizer(model, 0.0, (0.9, 0.99), 1e-8, 1.0)
+    with torch.no_grad():
+        model.model.embed_tokens.weight[24] = float("nan")  # tied: every logprob of the vocabulary is then NaN as well
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    with pytest.raises(FloatingPointError, match="the nll of example 1 of 5 in the batch is nan"):
+        SFTStep(model, optimizer, token_budget=12).step(EXAMPLES, 0, 1.0)
+    with pytest.raises(FloatingPointError, match="the nll of example 1 of 5 in the batch is nan"):
+        heldout_loss(model, EXAMPLES, 12)
+    assert all(torch.equal(p.nan_to_num(), before[name].nan_to_num()) for name, p in model.named_parameters())
+    untied = new_model(tie_embeddings=False)
+    with torch.no_grad():
+        untied.model.embed_tokens.weight[24] = float("inf")
+    with pytest.raises(FloatingPointError, match="the nll of example 4 of 5 in the batch is nan"):
+        SFTStep(untied, optimizer, token_budget=12).step(EXAMPLES, 0, 1.0)
+
+
+def test_finite_sums_pass():
+    check_finite(nll=torch.tensor([0.0, 1e300], dtype=torch.float64), entropy=torch.ones(2))
+    with pytest.raises(FloatingPointError, match="the entropy of example 2 of 2 in the batch is -inf"):
+        check_finite(nll=torch.zeros(2), entropy=torch.tensor([1.0, -float("inf")]))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

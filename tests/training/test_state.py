@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
+from pathlib import Path
 
 import pytest
 import torch
+from safetensors import SafetensorError
 
 from nanomath.data.packing import Example
 from nanomath.models import load_model, load_tokenizer
+from nanomath.models.checkpoint import remove_scratch
 from nanomath.training import state
 from nanomath.training.optimizer import Optimizer
 from nanomath.training.sft_step import SFTStep
-from nanomath.training.state import checkpoint_steps, load_checkpoint, prune_checkpoints, save_checkpoint
+from nanomath.training.state import checkpoint_steps, link_best, load_checkpoint, prune_checkpoints, save_checkpoint
 
 EXAMPLES = [Example([5, 6, 7], [8, 9, 0]), Example([11], [12, 0])]
 
@@ -51,8 +56,13 @@ def test_a_checkpoint_before_the_first_update_can_be_resumed(new_model, tokenize
     load_checkpoint(saved, new_optimizer(load_model(saved)))
 
 
+FULL = OSError(errno.ENOSPC, "No space left on device")
+FULLER = SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+
 @pytest.mark.parametrize("step", [1, 2])
-def test_a_save_that_fails_leaves_what_was_there(new_model, tokenizer, tmp_path, monkeypatch, step):
+@pytest.mark.parametrize("error", [FULL, FULLER])
+def test_a_save_that_fails_leaves_what_was_there(new_model, tokenizer, tmp_path, monkeypatch, step, error):
     model = new_model()
     optimizer = new_optimizer(model)
     train(model, optimizer, range(1))
@@ -60,13 +70,30 @@ def test_a_save_that_fails_leaves_what_was_there(new_model, tokenizer, tmp_path,
     before = {path.name: path.read_bytes() for path in saved.iterdir()}
 
     def full_disk(*args: object) -> None:
-        raise OSError("no space left on device")
+        raise error
 
     monkeypatch.setattr(state, "save_file", full_disk)
-    with pytest.raises(OSError, match="no space left"):
+    with pytest.raises(OSError, match="No space left"):
         save_checkpoint(tmp_path, step, model, tokenizer, optimizer)
     assert {path.name: path.read_bytes() for path in saved.iterdir()} == before
     assert [path.name for path in tmp_path.iterdir()] == ["step-1"]
+
+
+def test_all_is_on_the_disk_before_it_has_its_name(new_model, tokenizer, tmp_path, monkeypatch):
+    events = []
+
+    def fsync(descriptor: int) -> None:
+        events.append(os.readlink(f"/proc/self/fd/{descriptor}"))
+
+    rename = Path.rename
+    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(Path, "rename", lambda path, target: (events.append(target), rename(path, target))[1])
+    model = new_model()
+    saved = save_checkpoint(tmp_path, 1, model, tokenizer, new_optimizer(model))
+    at = len(events) - 1 - events[::-1].index(saved)
+    synced = {Path(event).name for event in events[:at] if isinstance(event, str) and "step-1" in event}
+    assert {path.name for path in saved.iterdir()} <= synced
+    assert events[at + 1 :] == [str(tmp_path)]  # the name itself
 
 
 def make(directory, name: str, complete: bool = True) -> None:
@@ -89,6 +116,49 @@ def test_pruning_keeps_the_newest(tmp_path, keep, left):
         make(tmp_path, f"step-{step}")
     prune_checkpoints(tmp_path, keep)
     assert list(checkpoint_steps(tmp_path)) == left
+
+
+@pytest.mark.parametrize(("best", "left"), [(None, [3, 20]), (1, [1, 3, 20]), (20, [3, 20])])
+def test_pruning_keeps_the_best(tmp_path, best, left):
+    for step in (20, 1, 3, 2):
+        make(tmp_path, f"step-{step}")
+    prune_checkpoints(tmp_path, 2, best)
+    assert list(checkpoint_steps(tmp_path)) == left
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(f"step-{step}" for step in left)
+
+
+def test_a_deletion_cut_short_leaves_no_half_checkpoint(tmp_path, monkeypatch):
+    for step in (1, 2, 3):
+        make(tmp_path, f"step-{step}")
+
+    def killed(path: Path, ignore_errors: bool) -> None:
+        (path / "trainer.json").unlink()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(state.shutil, "rmtree", killed)
+    with pytest.raises(KeyboardInterrupt):
+        prune_checkpoints(tmp_path, 2)
+    monkeypatch.undo()
+    assert sorted(path.name for path in tmp_path.glob("step-*")) == ["step-2", "step-3"]
+    remove_scratch(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-2", "step-3"]
+
+
+def test_the_link_to_the_best_moves(tmp_path):
+    for step in (4, 8):
+        make(tmp_path, f"step-{step}")
+        link_best(tmp_path, step)
+        assert os.readlink(tmp_path / "best") == f"step-{step}" and (tmp_path / "best" / "trainer.json").is_file()
+    assert list(checkpoint_steps(tmp_path)) == [4, 8]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["best", "step-4", "step-8"]
+
+
+def test_scratch_of_the_dead_is_removed(tmp_path):
+    for name in (".step-3.77.new", "..step-3.77.new.77.new", ".step-1.77.old", "step-2", "step-4.new"):
+        make(tmp_path, name)
+    remove_scratch(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-2", "step-4.new"]
+    remove_scratch(tmp_path / "absent")
 
 
 def test_damage_is_named(new_model, tokenizer, tmp_path):

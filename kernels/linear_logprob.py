@@ -1,0 +1,120 @@
+"""Logprobs and entropies of tokens from hidden states and the lm_head weight, a chunk of the logits at a time.
+
+    z = W h / temperature,   log pi(y) = z_y - logsumexp z,   H = logsumexp z - sum_v softmax(z)_v z_v
+
+With a vocabulary of 150,000 the float32 logits of a batch are larger than the model, and differentiating them takes
+several times their size. Here they exist for `chunk` tokens at a time. The forward pass keeps one number a token, its
+logsumexp; the backward pass computes the logits again, and from them, with g the gradient of log pi(y),
+
+    dz = g (onehot(y) - softmax(z)) / temperature,   dh = dz W,   dW = sum over chunks of dz^T h
+
+One matrix product in four is thus spent on computing something twice. On a CPU it is won back by writing less memory.
+Tokens that make a single chunk keep their softmax instead: it would be as large again in the backward pass.
+The idea: Cut Cross-Entropy (arXiv 2411.09009), Liger Kernel (arXiv 2410.10989).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.autograd.function import FunctionCtx, once_differentiable
+
+CHUNK_LOGITS = 40_000_000  # logits held at once, 160 MB of float32; the matrix products run no faster on more of them
+CHUNK_ROWS = 64  # but a tenth slower on a number of rows that is no multiple of this
+
+
+def linear_logprob(
+    hidden: Tensor, weight: Tensor, target: Tensor, temperature: float = 1.0, chunk: int = 0
+) -> tuple[Tensor, Tensor]:
+    """Logprobs and (without gradient) entropies [n] of int64 target [n], from hidden [n, D] and weight [V, D].
+
+    Float32, or float64 where the weight is; the matrix products run in the weight's own dtype. chunk: tokens at a time,
+    0: as many as make about CHUNK_LOGITS logits. Tokens whose logprob gets a gradient of exactly 0 cost nothing in the
+    backward pass. ValueError when the shapes do not fit or the temperature is not positive.
+    """
+    n, (vocabulary, dim) = len(target), weight.shape
+    if target.shape != (n,) or hidden.shape != (n, dim):
+        shapes = ", ".join(str(list(tensor.shape)) for tensor in (hidden, weight, target))
+        raise ValueError(f"hidden, weight and target have the shapes {shapes}: expected [n, D], [V, D], [n]")
+    if not temperature > 0:
+        raise ValueError(f"the temperature is {temperature}: logprobs need one above 0")
+    chunk = chunk or CHUNK_ROWS * max(1, CHUNK_LOGITS // (CHUNK_ROWS * vocabulary))
+    return _LinearLogprob.apply(hidden, weight, target, temperature, max(1, min(chunk, n)))
+
+
+class _LinearLogprob(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: FunctionCtx, hidden: Tensor, weight: Tensor, target: Tensor, temperature: float, chunk: int
+    ) -> tuple[Tensor, Tensor]:
+        room, softmax = _room(chunk, weight), _room(chunk, weight)
+        parts = [
+            _statistics(_logits(h, weight, temperature, room), y, softmax)
+            for h, y in zip(hidden.split(chunk), target.split(chunk), strict=True)
+        ]
+        logprobs, entropy, logsumexp = (torch.cat(part) for part in zip(*parts, strict=True))
+        kept = softmax if len(parts) == 1 else None
+        ctx.save_for_backward(hidden, weight, target, logsumexp, kept)
+        ctx.temperature, ctx.chunk = temperature, chunk
+        ctx.mark_non_differentiable(entropy)
+        return logprobs, entropy
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: FunctionCtx, gradient: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        hidden, weight, target, logsumexp, kept = ctx.saved_tensors
+        d_hidden = torch.zeros_like(hidden) if ctx.needs_input_grad[0] else None
+        d_weight = torch.zeros_like(weight, dtype=_precise(weight)) if ctx.needs_input_grad[1] else None
+        room = _room(ctx.chunk, weight) if kept is None else None
+        for rows in gradient.nonzero()[:, 0].split(ctx.chunk):  # without clipped tokens and advantages of zero
+            h, g = hidden[rows], gradient[rows, None] / ctx.temperature
+            if kept is None:
+                softmax = _logits(h, weight, ctx.temperature, room).sub_(logsumexp[rows, None]).exp_()
+            else:
+                softmax = kept if len(rows) == len(kept) else kept[rows]
+            dz = softmax.mul_(-g).scatter_add_(1, target[rows, None], g).to(weight.dtype)
+            if d_hidden is not None:
+                d_hidden[rows] = dz @ weight
+            if d_weight is not None:
+                _add_product(d_weight, dz, h)
+        return d_hidden, None if d_weight is None else d_weight.to(weight.dtype), None, None, None
+
+
+def _precise(weight: Tensor) -> torch.dtype:
+    """What everything but the matrix products is computed in: float32 at least."""
+    return torch.promote_types(weight.dtype, torch.float32)
+
+
+def _room(chunk: int, weight: Tensor) -> Tensor:
+    """Memory for the logits of any chunk: on a CPU touching fresh pages for each would cost more than the softmax."""
+    return weight.new_empty(chunk, weight.shape[0], dtype=_precise(weight))
+
+
+def _logits(hidden: Tensor, weight: Tensor, temperature: float, room: Tensor) -> Tensor:
+    """z [c, V] of states [c, D], in the first rows of `room`, rounded exactly as the model's own logits are."""
+    z = room[: len(hidden)]
+    if weight.dtype == z.dtype:
+        torch.mm(hidden, weight.T, out=z)
+    else:
+        z.copy_(hidden @ weight.T)
+    return z if temperature == 1 else z.div_(temperature)
+
+
+def _statistics(z: Tensor, target: Tensor, room: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Logprobs, entropies and logsumexps [c] of logits z [c, V]; z is overwritten, softmax(z) is left in `room`."""
+    top = z.amax(-1, keepdim=True)
+    z.sub_(top)
+    chosen = z.gather(-1, target[:, None])[:, 0]
+    softmax = torch.exp(z, out=room[: len(z)])
+    total = softmax.sum(-1, keepdim=True)
+    softmax.div_(total)
+    mean, log_total = z.mul_(softmax).sum(-1), total[:, 0].log()
+    return chosen - log_total, log_total - mean, log_total + top[:, 0]
+
+
+def _add_product(d_weight: Tensor, dz: Tensor, h: Tensor) -> None:
+    """d_weight += dz^T h, summed over chunks in the precision of d_weight."""
+    if d_weight.dtype == dz.dtype:
+        d_weight.addmm_(dz.T, h)
+    else:
+        d_weight += dz.T @ h

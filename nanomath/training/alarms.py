@@ -1,0 +1,111 @@
+"""Alarms: what an attentive reader would see in the curves of a run, said in words when it begins.
+
+    collapse  the accuracy of the rollouts is far below its best, and the KL to the starting model or the repetition of
+              the completions far above what it was then (the policy no longer solves problems: it exploits something)
+    flat      hardly any group has spread, so that hardly any teaches: the problems are too easy or too hard
+    format    no completion matches the format that is rewarded
+    kl        the KL to the starting model has jumped
+
+The rules and thresholds are ours: papers show such curves and leave the judgement to the eye.
+Everything is a pure function of the lines of metrics.jsonl, so a resumed run says what an unbroken one says.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from statistics import median
+from typing import Any
+
+import numpy as np
+
+History = Sequence[Mapping[str, Any]]  # lines of metrics.jsonl in the order of their steps
+
+WINDOW = 10  # steps an average is taken over: sampling noise shrinks to a third, and a collapse lasts far longer
+QUIET = 50  # steps before an alarm that has ended may begin again: a curve at the edge of a threshold crosses it often
+DROP = 2 / 3  # collapse: accuracy is below this share of its best; a plateau wavers less, a collapse goes on falling
+NOISE = 5.0  # collapse: and the drop is this many standard errors: one noisy plateau of 200 steps in 400 has such a one
+RISE = 2.0  # collapse: what rises has doubled since the best; in a healthy run it rises while accuracy does too
+FLOORS = {"kl": 0.01, "repetition": 0.05}  # collapse: nats a token, share of n-grams; below these it explains nothing
+FLAT = 0.9  # flat: with nine groups of ten idle, a step costs ten times what it teaches
+JUMP, JUMP_STEPS = 8.0, 5  # kl: so many times in so many steps; a steady drift needs dozens of steps for that
+JUMP_FLOOR = 0.05  # kl: nats a token; the first steps of any run multiply the KL too, but far below this
+
+
+def new_alarms(history: History, said: Mapping[str, int]) -> dict[str, str]:
+    """The alarms that begin with the newest line, each with its text; `said` has the step each was last said at."""
+    if not history:
+        return {}
+    before, step = sounding(history[:-1]), history[-1]["step"]
+    return {
+        name: text
+        for name, text in sounding(history).items()
+        if name not in before and step - said.get(name, -QUIET) >= QUIET
+    }
+
+
+def sounding(history: History) -> dict[str, str]:
+    """The alarms that hold at the newest line."""
+    rules = {"collapse": collapse, "flat": flat_groups, "format": no_format, "kl": kl_jump}
+    return {name: text for name, rule in rules.items() if (text := rule(history))}
+
+
+def collapse(history: History) -> str:
+    """Accuracy far below its best while KL or repetition is far above what it was then; "" if all is well."""
+    lines = [line for line in history if "pass@1" in line]
+    if len(lines) < 2 * WINDOW:
+        return ""
+    accuracy = np.array([line["pass@1"] for line in lines])
+    averages = _moving_average(accuracy)
+    now, best = averages[-1], int(averages[:-WINDOW].argmax())  # of windows that share no step with the newest
+    error = np.sqrt((np.diff(accuracy) ** 2).mean() / WINDOW)  # standard error of the difference of two averages
+    if now >= DROP * averages[best] or averages[best] - now < NOISE * error:
+        return ""
+    then, newest = lines[best : best + WINDOW], lines[-WINDOW:]
+    changes = {name: (_mean(then, name), _mean(newest, name)) for name in FLOORS if all(name in line for line in lines)}
+    risen = [
+        f"{name} rose from {old:.3f} to {new:.3f}"
+        for name, (old, new) in changes.items()
+        if new > max(FLOORS[name], RISE * old)
+    ]
+    fall = f"collapse: accuracy fell from {averages[best]:.1%} (best, step {then[-1]['step']}) to {now:.1%}"
+    return f"{fall} while {' and '.join(risen)}" if risen else ""
+
+
+def flat_groups(history: History) -> str:
+    """Hardly any group of the last steps has rewards that differ; "" if all is well."""
+    lines = [line for line in history if "flat_groups" in line][-WINDOW:]
+    if len(lines) < WINDOW or (flat := _mean(lines, "flat_groups")) < FLAT:
+        return ""
+    right, wrong = _mean(lines, "all_right"), _mean(lines, "all_wrong")
+    why = f"too easy ({right:.0%} all right)" if right > wrong else f"too hard ({wrong:.0%} all wrong)"
+    return f"{flat:.0%} of the groups of {WINDOW} steps have no spread: {why}"
+
+
+def no_format(history: History) -> str:
+    """The format that is rewarded was never matched in the last steps; "" if all is well."""
+    values = [line["reward/format"] for line in history if "reward/format" in line][-WINDOW:]
+    never = len(values) == WINDOW and not any(values)
+    return f"the format matched in no completion of {WINDOW} steps" if never else ""
+
+
+def kl_jump(history: History) -> str:
+    """The KL is many times what it was a few steps ago; "" if all is well.
+
+    Medians of three, because a single unlikely token can make the k3 estimate of one step arbitrarily large.
+    """
+    values = [line["kl"] for line in history if "kl" in line]
+    if len(values) < JUMP_STEPS + 3:
+        return ""
+    now, then = median(values[-3:]), median(values[-3 - JUMP_STEPS : -JUMP_STEPS])
+    if now < JUMP_FLOOR or now < JUMP * then:
+        return ""
+    return f"KL jumped {now / max(then, 1e-6):.0f}x in {JUMP_STEPS} steps, from {then:.4f} to {now:.4f}"
+
+
+def _moving_average(values: np.ndarray) -> np.ndarray:
+    """Means of WINDOW values in a row."""
+    return np.convolve(values, np.full(WINDOW, 1 / WINDOW), mode="valid")
+
+
+def _mean(lines: History, name: str) -> float:
+    return sum(line[name] for line in lines) / len(lines)

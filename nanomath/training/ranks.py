@@ -1,0 +1,159 @@
+"""Several processes that compute what one would: `torchrun --nproc_per_node N train_sft.py ...`.
+
+    grad L = sum_i w_i grad l_i = sum over ranks of  sum over the rank's items i of  w_i grad l_i
+
+Whatever is a statistic of the whole batch (loss weights w, advantages, metrics) every rank computes alike, from the
+whole batch; only forward and backward passes and sampling are shared out. So gradients are summed over ranks, never
+averaged, and N ranks follow the path of one. Without torchrun there is one rank and everything here is the identity.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+T = TypeVar("T")
+BUCKET = 2**25  # numbers summed in one call: few calls, and a copy of 128 MB at most
+
+
+def count() -> int:
+    """How many ranks there are."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def number() -> int:
+    """Which of them this is, from 0."""
+    return dist.get_rank() if count() > 1 else 0
+
+
+def is_main() -> bool:
+    """Whether this is the rank that writes logs and checkpoints and talks to the user."""
+    return number() == 0
+
+
+def start(device: torch.device) -> torch.device:
+    """Meet the other ranks that torchrun started, and return this rank's own device of the given kind.
+
+    ValueError when there are more ranks than GPUs on a machine.
+    """
+    if "RANK" not in os.environ or dist.is_initialized():
+        return _own(device)
+    device = _own(device)
+    dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
+    return device
+
+
+def _own(device: torch.device) -> torch.device:
+    if device.type != "cuda" or "LOCAL_RANK" not in os.environ:
+        return device
+    local, gpus = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
+    if local >= gpus:
+        raise ValueError(f"rank {local} of this machine finds {gpus} GPUs: set --nproc_per_node to {gpus} at most")
+    torch.cuda.set_device(local)
+    return torch.device("cuda", local)
+
+
+def finish() -> None:
+    """Part from the other ranks, at the end of a run that went well."""
+    if dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def lost(error: BaseException) -> str:
+    """The line to print when `error` came of another rank's death; empty when it is this rank's own."""
+    if count() == 1 or not (isinstance(error, dist.DistError) or "gloo" in str(error)):  # gloo's are RuntimeErrors
+        return ""
+    return f"rank {number()} of {count()}: another rank died and this one cannot go on; its own message says why"
+
+
+def any(flag: bool) -> bool:
+    """True on all ranks if it is true on one."""
+    if count() == 1:
+        return flag
+    flags = torch.tensor([flag], dtype=torch.int32)
+    dist.all_reduce(flags, dist.ReduceOp.MAX)
+    return bool(flags)
+
+
+def from_main(value: T) -> T:
+    """The main rank's value, on all ranks."""
+    if count() == 1:
+        return value
+    values = [value]
+    dist.broadcast_object_list(values, src=0)
+    return values[0]
+
+
+def sum_(tensors: Sequence[Tensor]) -> None:
+    """Add up each tensor over the ranks, in place; to the same bits on all of them."""
+    if count() == 1:
+        return
+    for bucket in _buckets(tensors):
+        flat = torch.cat([tensor.reshape(-1) for tensor in bucket])
+        dist.all_reduce(flat)
+        for tensor, values in zip(bucket, flat.split([tensor.numel() for tensor in bucket]), strict=True):
+            tensor.copy_(values.view_as(tensor))
+
+
+def _buckets(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
+    """Neighbours of one type and device, together at most BUCKET numbers (or a single larger tensor)."""
+    bucket: list[Tensor] = []
+    for tensor in tensors:
+        alike = not bucket or (tensor.dtype, tensor.device) == (bucket[0].dtype, bucket[0].device)
+        if bucket and not (alike and sum(t.numel() for t in bucket) + tensor.numel() <= BUCKET):
+            yield bucket
+            bucket = []
+        bucket.append(tensor)
+    if bucket:
+        yield bucket
+
+
+def share(items: Sequence[T]) -> Sequence[T]:
+    """This rank's part of items that all ranks have: every count()-th."""
+    return items[number() :: count()]
+
+
+def gather(part: Sequence[T]) -> list[T]:
+    """Everyone's parts as one list in the order that `share` cut; `part` may be made of anything that pickles."""
+    if count() == 1:
+        return list(part)
+    parts: list[Any] = [None] * count()
+    dist.all_gather_object(parts, list(part))
+    whole: list[Any] = [None] * sum(map(len, parts))
+    for rank, values in enumerate(parts):
+        whole[rank :: count()] = values
+    return whole
+
+
+def cut(
+    lengths: Sequence[int], cut_one: Callable[[list[int]], list[list[int]]], equal: bool
+) -> list[tuple[list[int], bool]]:
+    """This rank's micro-batches of an optimizer step over items of the given lengths, each with whether it counts.
+
+    The items are dealt out by length; `cut_one` cuts a rank's (from their lengths into groups of their places). With
+    `equal`, for a model whose weights are sharded, all ranks get the same number, because they meet in every forward
+    and backward pass: those with fewer go through the shortest item once more, which must then have weight 0.
+    """
+    cuts = []
+    for items in _deal(lengths, count()):
+        cuts.append([[items[place] for place in group] for group in cut_one([lengths[i] for i in items])])
+    mine = [(micro, True) for micro in cuts[number()]]
+    if equal and (missing := max(map(len, cuts)) - len(mine)):
+        mine += [([lengths.index(min(lengths))], False)] * missing
+    return mine
+
+
+def _deal(lengths: Sequence[int], parts: int) -> list[list[int]]:
+    """Items by part: from the longest down, each goes where there is least so far."""
+    shares: list[list[int]] = [[] for _ in range(parts)]
+    loads = [0] * parts
+    for item in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        least = loads.index(min(loads))
+        shares[least].append(item)
+        loads[least] += lengths[item]
+    return [sorted(items) for items in shares]

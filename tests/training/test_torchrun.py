@@ -1,0 +1,79 @@
+"""`torchrun --nproc_per_node 2` trains what one process trains: metrics, rollouts, checkpoints; and resumes it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+ROOT = Path(__file__).parents[2]
+TINY = "model.layers=2 model.hidden_size=64 model.intermediate_size=96 train.limit=60 heldout.limit=6 run.steps=3"
+SFT = f"train_sft.py configs/tiny/sft.toml {TINY} sft.batch_size=7 sampling.max_new_tokens=8 optim.schedule=constant"
+GRPO = (
+    f"train_grpo.py configs/tiny/grpo.toml {TINY} model.path=DIRECTORY/one sampling.max_new_tokens=8 grpo.prompts=3 "
+    "grpo.group_size=4 grpo.token_budget=300 optim.schedule=constant reward.weights={repetition=1.0,random=0.5}"
+)
+
+
+def train(directory: Path, command: str, name: str, processes: int) -> Path:
+    """Run a training script to its end and return its run directory."""
+    words = [*command.replace("DIRECTORY", str(directory)).split(), f"run.directory={directory}", f"run.name={name}"]
+    torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"] * (processes > 1)
+    done = subprocess.run(
+        [sys.executable, *torchrun, *words],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    return directory / name
+
+
+def assert_same_run(found: Path, expected: Path, tolerance: float = 1e-4) -> None:
+    for name in ("metrics.jsonl", "rollouts.jsonl"):
+        if (expected / name).exists():
+            pairs = zip(*((path / name).read_text().splitlines() for path in (found, expected)), strict=True)
+            for a, b in pairs:
+                assert_same(json.loads(a), json.loads(b), tolerance)
+    for name in ("model.safetensors", "trainer.safetensors"):
+        tensors = [load_file(path / "checkpoints" / "step-3" / name) for path in (found, expected)]
+        assert tensors[0].keys() == tensors[1].keys()
+        for key, tensor in tensors[1].items():
+            scale = float(tensor.abs().max())
+            torch.testing.assert_close(tensors[0][key], tensor, rtol=0, atol=tolerance * scale)
+
+
+def assert_same(found: dict, expected: dict, tolerance: float) -> None:
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        numbers = isinstance(value, float) or (isinstance(value, list) and all(isinstance(x, float) for x in value))
+        if "second" not in name:  # times differ, and tokens per second
+            assert found[name] == (pytest.approx(value, abs=tolerance) if numbers else value), name
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("torchrun")
+    train(directory, SFT, "one", 1)
+    return directory
+
+
+def test_sft_begun_sharded_by_two_and_ended_by_one(directory):
+    train(directory, f"{SFT} run.steps=2 model.sharded=true", "two", 2)
+    found = train(directory, f"{SFT} --resume", "two", 1)
+    kept = [line for line in (found / "metrics.jsonl").read_text().splitlines() if '"step": 2, "heldout' not in line]
+    (found / "metrics.jsonl").write_text("\n".join(kept))  # but for what was measured at the end of the first half
+    assert_same_run(found, directory / "one")
+
+
+def test_grpo(directory):
+    expected = train(directory, GRPO, "grpo-one", 1)
+    assert_same_run(train(directory, GRPO, "grpo-two", 2), expected)

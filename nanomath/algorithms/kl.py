@@ -5,7 +5,7 @@ With x = log pi - log pi_ref:   k1 = x     k2 = x^2 / 2     k3 = exp(-x) - 1 + x
 k1 and k3 are unbiased in value, and k3 is never negative. Where an estimate stands decides what it does (arXiv
 2510.01555, 2512.21852; tests/algorithms shows all of this by enumeration):
 
-    in the reward   k1 gives the gradient of the KL; the others do not
+    in the reward   k1 gives the gradient of the KL (if advantages are not divided by a spread); the others do not
     in the loss     k2 and k3+ give it token by token; k3 gives the gradient of the *forward* KL(pi_ref || pi), k1 none
 
 Tokens drawn from an older pi_old are carried over to pi by the ratio rho = pi / pi_old, either as a weight ("weight")
@@ -36,7 +36,7 @@ def k2(x: Tensor) -> Tensor:
 def k3(x: Tensor) -> Tensor:
     """exp(-x) - 1 + x, continued as a straight line below -LIMIT, where exp would overflow."""
     y = (-x).clamp(max=LIMIT)
-    return y.expm1() + y.exp().detach() * (-x - y) + x
+    return y.expm1() + y.exp() * (-x - y) + x
 
 
 def k3_plus(x: Tensor) -> Tensor:

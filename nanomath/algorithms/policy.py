@@ -60,14 +60,15 @@ def policy_loss(
     range in the direction in which their advantage pushes (with "ppo" these have no gradient).
 
     logprobs, old_logprobs, weights: [B, T]; advantages: [B] or [B, T]; mask: the response tokens, where it differs from
-    weights != 0 (a sequence's ratio is a mean over all of them). Tokens of weight 0 never count, whatever they hold.
+    weights != 0 (a sequence's ratio is a mean over all of them). What is outside the mask never counts, whatever it
+    holds; tokens of weight 0 inside it only through the ratio of their sequence.
     """
     for axis, name, known in (("ratio", ratio, RATIOS), ("clip", clip, CLIPS)):
         if name not in known:
             raise unknown(axis, name, known)
     counted = weights != 0
     mask = counted if mask is None else mask
-    advantages = (advantages[:, None] if advantages.dim() == 1 else advantages).expand_as(logprobs)
+    advantages = advantages[:, None] if advantages.dim() == 1 else advantages
     logprobs, advantages = torch.where(mask, logprobs, 0.0), torch.where(counted, advantages, 0.0)
     rho = RATIOS[ratio](logprobs, old_logprobs, mask).exp()
     gain = CLIPS[clip](rho, logprobs, advantages, clip_low, clip_high, dual_clip)

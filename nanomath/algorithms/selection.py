@@ -40,7 +40,7 @@ def _top(values: Tensor, mask: Tensor, share: float) -> Tensor:
     The first tokens of one prompt's samples have one entropy: were some of them chosen and others not, rounding, and so
     the way a batch is cut, would decide. Hence equal up to rounding.
     """
-    masked = values.detach()[mask]
+    masked = values[mask]
     if not len(masked) or share <= 0:
         return torch.zeros_like(mask)
     last = masked.topk(max(1, round(share * len(masked)))).values[-1]

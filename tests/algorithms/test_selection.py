@@ -60,6 +60,18 @@ def test_tokens_that_are_equal_up_to_rounding_are_chosen_together():
     assert found.tolist() == [[True, False, False], [True, False, False], [True, False, False]]
 
 
+@pytest.mark.parametrize("size", [1e-3, 1.0, 1e3])
+def test_what_is_rounding_depends_on_the_size_of_the_values(size):
+    values = size * torch.tensor([[3.0, 2.0 + 1e-6, 2.0 - 1e-6, 1.999]], dtype=torch.float64)
+    found = top_entropy(values, torch.ones(1, 4, dtype=torch.bool), 0.5)
+    assert found.tolist() == [[True, True, True, False]]
+
+
+def test_entropies_of_zero_are_equal_too():
+    mask = torch.ones(1, 4, dtype=torch.bool)
+    assert top_entropy(torch.zeros(1, 4), mask, 0.5).all()
+
+
 def test_without_spread_no_token_has_a_high_covariance():
     logprobs, mask = torch.tensor([[-0.1, -5.0, -2.5]]), torch.ones(1, 3, dtype=torch.bool)
     assert not top_covariance(logprobs, torch.full((1, 3), 0.7), mask, 0.5).any()

@@ -29,7 +29,7 @@ def run_main(main: Callable[[list[str]], int | None], argv: list[str] | None = N
         code = _complain(error, 2)
     except (MemoryError, RuntimeError) as error:
         from nanomath.training import ranks  # only here: it imports torch, which --help can do without
-        from nanomath.training.loop import out_of_memory
+        from nanomath.training.failure import out_of_memory
 
         lost = ranks.lost(error)
         if not (lost or out_of_memory(error)):

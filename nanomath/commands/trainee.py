@@ -19,7 +19,8 @@ from nanomath.config import load, to_toml
 from nanomath.models import resolve_model_dir
 from nanomath.models.checkpoint import remove_scratch
 from nanomath.training import ranks
-from nanomath.training.loop import Loop, Metrics, out_of_memory, say
+from nanomath.training.failure import out_of_memory
+from nanomath.training.loop import Loop, Metrics, say
 from nanomath.training.optimizer import Optimizer, learning_rate
 from nanomath.training.runlog import RunFailed, RunLog
 from nanomath.training.sharding import shard

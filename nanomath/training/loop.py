@@ -6,12 +6,9 @@ measured before the first is line 0.
 
 from __future__ import annotations
 
-import math
-import re
 import signal
 import sys
 import time
-import traceback
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,20 +18,11 @@ from tqdm import tqdm
 
 from nanomath.training import ranks
 from nanomath.training.alarms import new_alarms
-from nanomath.training.runlog import RunFailed, RunLog
+from nanomath.training.failure import check_finite, failing
+from nanomath.training.runlog import RunLog
 
 Metrics = dict[str, float]
 BAR = {"dynamic_ncols": True, "bar_format": "{l_bar}{bar:10}{r_bar}"}
-
-# What a step was doing when it failed, by the module of the innermost frame that has a name here.
-PHASES = {
-    "nanomath.rollout": "sampling",
-    "nanomath.rewards": "rewarding",
-    "nanomath.training.logprobs": "forward pass",
-    "nanomath.training.sft_step": "forward and backward pass",
-    "nanomath.training.policy_step": "forward and backward pass",
-    "nanomath.training.optimizer": "weight update",
-}
 
 
 @dataclass
@@ -172,59 +160,6 @@ def say(text: str) -> None:
         tqdm.write(text, file=sys.stderr)
 
 
-# --- how it fails ----------------------------------------------------------------------------------------------------
-
-
-@contextmanager
-def failing(place: str) -> Iterator[None]:
-    """What goes wrong inside becomes a RunFailed of one line: the place, the phase of a step, and the reason."""
-    try:
-        yield
-    except (ArithmeticError, MemoryError, OSError, RuntimeError, ValueError) as error:
-        phase = phase_of(error)
-        why = ranks.lost(error) or reason(error)
-        raise RunFailed(f"{place}{phase and f' ({phase})'}: {why}") from error
-
-
-def phase_of(error: BaseException) -> str:
-    """What was being done where the error was raised, "" if PHASES does not know."""
-    modules = [frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(error.__traceback__)]
-    known = [PHASES[name] for module in modules for name in PHASES if module == name or module.startswith(f"{name}.")]
-    return known[-1] if known else ""
-
-
-def reason(error: BaseException) -> str:
-    """One line about an error. Errors that nobody foresaw have their type as well, and a way to see more."""
-    text = str(error).strip().partition("\n")[0]
-    if memory := out_of_memory(error):
-        return memory
-    if isinstance(error, OSError | FloatingPointError):
-        return text
-    return f"{type(error).__name__}: {text} (NANOMATH_TRACEBACK=1 shows where)"
-
-
-def out_of_memory(error: BaseException | None) -> str:
-    """What Python's, the CPU's or CUDA's allocator says of memory that it does not have, "" for other errors."""
-    text = str(error)
-    if not isinstance(error, MemoryError) and not re.search("out of memory|can't allocate memory|ALLOC_FAILED", text):
-        return ""
-    asked = re.search(r"ried to allocate ([\d.]+) (bytes|[KMG]iB)", text)
-    if not asked:
-        return "out of memory"
-    number, unit = float(asked[1]), asked[2]
-    return "out of memory: " + (f"{number / 2**30:.2f} GiB" if unit == "bytes" else f"{number:g} {unit}") + " asked for"
-
-
-def check_finite(metrics: Metrics) -> None:
-    """FloatingPointError names the first number that is NaN or infinite."""
-    for name, value in metrics.items():
-        if isinstance(value, float) and not math.isfinite(value):
-            raise FloatingPointError(f"{name} is {value}")
-
-
-# --- how it is stopped -----------------------------------------------------------------------------------------------
-
-
 @dataclass
 class TimeBudget:
     """How long the parts of a step took at most, and whether more of them fit into what is left of `minutes`."""
@@ -258,14 +193,20 @@ class Stop:
 
 @contextmanager
 def asked_to_stop() -> Iterator[Stop]:
-    """Turn the first Ctrl-C or SIGTERM into a request to stop after the current step; the second one interrupts."""
-    stop = Stop()
+    """Turn the first Ctrl-C or SIGTERM into a request to stop after the current step; a second of its kind interrupts.
+
+    One of the other kind does not: torchrun answers a Ctrl-C, which its processes have seen as well, with a SIGTERM.
+    """
+    stop, seen = Stop(), set()
 
     def note(number: int, frame: object) -> None:
-        if stop.asked or stop.at_once:
+        if number in seen or stop.at_once:
             raise KeyboardInterrupt
+        seen.add(number)
+        if not stop.asked:
+            name = signal.Signals(number).name
+            print(f"\n{name}: stopping after this step; once more to stop at once", file=sys.stderr)
         stop.asked = True
-        print(f"\n{signal.Signals(number).name}: stopping after this step; once more to stop at once", file=sys.stderr)
 
     before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nanomath.training import ranks
-from nanomath.training.loop import Loop, TimeBudget, out_of_memory
+from nanomath.training.failure import out_of_memory
+from nanomath.training.loop import Loop, TimeBudget
 from nanomath.training.runlog import RunFailed, RunLog, read_jsonl
 
 
@@ -115,6 +116,16 @@ def test_the_second_signal_interrupts(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         run.loop.run()
     assert signal.getsignal(signal.SIGINT) is before and not any("save" in event for event in run.events)
+
+
+def test_torchruns_sigterm_after_a_ctrl_c_is_the_same_request(tmp_path, capsys):
+    def both() -> None:
+        send(signal.SIGINT)()
+        send(signal.SIGTERM)()
+
+    run = Run(tmp_path, 9, at={"step 1": both})
+    assert run.loop.run() is False
+    assert run.events[-1] == "save 2" and capsys.readouterr().err.count("stopping after this step") == 1
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -292,6 +292,7 @@ SFT_KEYS = [
     ("prompt.few_shot=[{question = '1+1?', solution = '2'}]",),
     ("prompt.chat=false",),
 ]
+FAR = ("algorithm.epochs=3", "optim.lr=0.1")  # far enough for a ratio to double
 TWICE = ("algorithm.epochs=2", "optim.lr=0.03")  # or the ratio stays at 1 and nothing is clipped
 TRUNCATED = ("sampling.top_k=3", "algorithm.kl_coef=0")
 VALUE = ("algorithm.baseline=value", "algorithm.scale=off")
@@ -309,8 +310,8 @@ GRPO_KEYS = [
     ("algorithm.clip_high=0", *TWICE),
     ("algorithm.clip=off", *TWICE),
     ("algorithm.clip=cispo", *TWICE),
-    ("algorithm.clip=dual", "algorithm.dual_clip=1.21", *TWICE),
-    ("algorithm.clip=dual", "algorithm.dual_clip=1.3", *TWICE),
+    ("algorithm.clip=dual", "algorithm.dual_clip=1.21", *FAR),
+    ("algorithm.clip=dual", "algorithm.dual_clip=1.3", *FAR),
     ("algorithm.ratio=sequence", *TWICE),
     ("algorithm.minibatches=2",),
     ("algorithm.kl_coef=0",),

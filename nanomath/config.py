@@ -286,7 +286,7 @@ def _choices(metadata: Mapping[str, Any], default: Collection[Any] = ()) -> Coll
 def _range(metadata: Mapping[str, Any]) -> str:
     """`above 0 and at most 1`, `one of a, b`, or nothing."""
     if "choices" in metadata:
-        return f"one of {', '.join(map(str, _choices(metadata)))}"
+        return f"one of {', '.join(str(choice) or 'nothing' for choice in _choices(metadata))}"
     return " and ".join(f"{words} {metadata[name]}" for name, (words, _) in _LIMITS.items() if name in metadata)
 
 

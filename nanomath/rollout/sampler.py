@@ -87,7 +87,8 @@ class Sampler:
         progress: Progress | None = None,
         first: Sequence[int] | None = None,
     ) -> list[Completion]:
-        """`n` completions of every prompt, in prompt-major order. ValueError for a prompt that does not fit.
+        """`n` completions of every prompt, in prompt-major order. ValueError for a prompt that does not fit,
+        FloatingPointError when the model gives logits that are not numbers.
 
         A completion ends with an eos, with a stop string, after `max_new_tokens`, or where the model's context ends.
         `first`: which of its samples each prompt begins with, for prompts that are part of a longer list; by default
@@ -312,10 +313,20 @@ class _Run:
         """All samples in prompt-major order."""
         counts = self.count.tolist()
         columns = [matrix.cpu() for matrix in (self.tokens, self.logprobs, self.sampling_logprobs)]
+        self.check_finite(columns[1])
         return [
             self.completion(sample, *(column[sample, :count].tolist() for column in columns))
             for sample, count in enumerate(counts)
         ]
+
+    def check_finite(self, logprobs: Tensor) -> None:
+        """FloatingPointError for the first sample that was drawn from logits that are not numbers."""
+        bad = (~logprobs[:, : self.width].isfinite()).nonzero()
+        if len(bad):
+            (prompt, number), token = divmod(int(bad[0, 0]), self.n), int(bad[0, 1])
+            raise FloatingPointError(
+                f"the logprob of token {token} of sample {number} of prompt {prompt} is {logprobs[*bad[0]].item()}"
+            )
 
 
 def first_samples(prompts: Sequence[list[int]], n: int) -> list[int]:

@@ -80,4 +80,5 @@ def _invert(weights: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
     total = running[:, -1]
     # Rounding may lift u * total to the total itself; one step below it still lands on a token of positive weight.
     level = torch.minimum(u * total, torch.nextafter(total, torch.zeros_like(total)))
-    return torch.searchsorted(running, level[:, None], right=True)[:, 0], total
+    place = torch.searchsorted(running, level[:, None], right=True)[:, 0]
+    return place.clamp(max=weights.shape[1] - 1), total  # beyond the end only where weights are NaN

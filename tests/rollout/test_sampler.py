@@ -262,3 +262,12 @@ def test_stops_that_would_end_everything_are_refused(sampler, stop):
     """An empty string is in every text, and one string in place of several would be taken letter by letter."""
     with pytest.raises((ValueError, TypeError), match="stop"):
         sampler.generate([[1]], stop=stop)
+
+
+@pytest.mark.parametrize("options", [{}, {"temperature": 0.0}, {"top_k": 3}], ids=str)
+def test_logits_that_are_not_numbers_are_named(new_model, tokenizer, options):
+    model = new_model()
+    with torch.no_grad():
+        model.model.norm.weight.fill_(float("nan"))
+    with pytest.raises(FloatingPointError, match="^the logprob of token 0 of sample 0 of prompt 0 is nan$"):
+        Sampler(model, tokenizer).generate([[5, 6], [7]], n=2, max_new_tokens=3, **options)

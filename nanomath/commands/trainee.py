@@ -132,6 +132,7 @@ class Trainee:
             if self.best:
                 link_best(self.log.checkpoints, self.best["step"])
             prune_checkpoints(self.log.checkpoints, self.config.run.keep_last, self.best.get("step"))
+        ranks.any(False)  # no rank goes on, or ends, before it is written
 
     def keeps(self, step: int, measured: Metrics) -> bool:
         """Whether the model after `step` updates is the best so far on held-out problems; remembered if so."""
@@ -153,11 +154,11 @@ class Trainee:
 
     def conclude(self, finished: bool) -> int:
         """Say how the run ended and what can be done next; returns the exit code."""
-        if not finished:
+        if finished and ranks.is_main():
+            print(self.summary())
+        elif not finished:
             step = max(checkpoint_steps(self.log.checkpoints))
             say(f"stopped after step {step}, which is saved: the same command with --resume goes on")
-        elif ranks.is_main():
-            print(self.summary())
         return 0 if finished else 1
 
     def summary(self) -> str:

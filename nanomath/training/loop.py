@@ -193,20 +193,16 @@ class Stop:
 
 @contextmanager
 def asked_to_stop() -> Iterator[Stop]:
-    """Turn the first Ctrl-C or SIGTERM into a request to stop after the current step; a second of its kind interrupts.
-
-    One of the other kind does not: torchrun answers a Ctrl-C, which its processes have seen as well, with a SIGTERM.
-    """
-    stop, seen = Stop(), set()
+    """Turn the first Ctrl-C or SIGTERM into a request to stop after the current step; the second one interrupts."""
+    stop = Stop()
 
     def note(number: int, frame: object) -> None:
-        if number in seen or stop.at_once:
+        if stop.asked or stop.at_once:
             raise KeyboardInterrupt
-        seen.add(number)
-        if not stop.asked:
+        stop.asked = True
+        if ranks.is_main():
             name = signal.Signals(number).name
             print(f"\n{name}: stopping after this step; once more to stop at once", file=sys.stderr)
-        stop.asked = True
 
     before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

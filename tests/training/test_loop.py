@@ -118,16 +118,6 @@ def test_the_second_signal_interrupts(tmp_path):
     assert signal.getsignal(signal.SIGINT) is before and not any("save" in event for event in run.events)
 
 
-def test_torchruns_sigterm_after_a_ctrl_c_is_the_same_request(tmp_path, capsys):
-    def both() -> None:
-        send(signal.SIGINT)()
-        send(signal.SIGTERM)()
-
-    run = Run(tmp_path, 9, at={"step 1": both})
-    assert run.loop.run() is False
-    assert run.events[-1] == "save 2" and capsys.readouterr().err.count("stopping after this step") == 1
-
-
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_before_the_first_step_a_signal_interrupts_at_once(tmp_path, number):
     before = signal.getsignal(number)

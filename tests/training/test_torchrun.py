@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -21,19 +23,25 @@ GRPO = (
 )
 
 
-def train(directory: Path, command: str, name: str, processes: int) -> Path:
-    """Run a training script to its end and return its run directory."""
+def start(directory: Path, command: str, name: str, processes: int) -> subprocess.Popen[str]:
+    """A training script in as many processes."""
     words = [*command.replace("DIRECTORY", str(directory)).split(), f"run.directory={directory}", f"run.name={name}"]
     torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"] * (processes > 1)
-    done = subprocess.run(
+    return subprocess.Popen(
         [sys.executable, *torchrun, *words],
         cwd=ROOT,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
-        timeout=300,
     )
-    assert done.returncode == 0, done.stderr
+
+
+def train(directory: Path, command: str, name: str, processes: int) -> Path:
+    """Run a training script to its end and return its run directory."""
+    process = start(directory, command, name, processes)
+    _, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors
     return directory / name
 
 
@@ -77,3 +85,18 @@ def test_sft_begun_sharded_by_two_and_ended_by_one(directory):
 def test_grpo(directory):
     expected = train(directory, GRPO, "grpo-one", 1)
     assert_same_run(train(directory, GRPO, "grpo-two", 2), expected)
+
+
+def test_ctrl_c_saves_once_and_says_so_once(directory):
+    """torchrun passes the signal on to every rank; all end at one step, and none before it is written."""
+    process = start(directory, f"{SFT} run.steps=100000", "stopped", 2)
+    metrics = directory / "stopped" / "metrics.jsonl"
+    deadline = time.monotonic() + 120
+    while not (metrics.exists() and len(metrics.read_text().splitlines()) > 3):
+        assert process.poll() is None and time.monotonic() < deadline, "no step was made"
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=120)
+    (checkpoint,) = (directory / "stopped" / "checkpoints").iterdir()
+    said = f"stopped after step {checkpoint.name.removeprefix('step-')}, which is saved"
+    assert errors.count(said) == errors.count("stopping after this step") == 1 and "error:" not in errors

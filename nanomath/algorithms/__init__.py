@@ -19,7 +19,7 @@ from .advantages import (
 from .aggregation import AGGREGATIONS, loss_weights, response_mask
 from .kl import KL_CORRECTIONS, KL_ESTIMATORS, kl_estimate, kl_loss
 from .policy import CLIPS, policy_loss
-from .presets import PRESETS, check, has_group_baseline, updates_once
+from .presets import PRESETS, check, has_group_baseline, penalises_kl, updates_once
 from .ratio import RATIOS, SAMPLER_CORRECTIONS, sampler_correction
 from .selection import overlong_filter, top_covariance, top_entropy
 from .sft import neftune_noise, sft_loss
@@ -46,6 +46,7 @@ __all__ = [
     "loss_weights",
     "neftune_noise",
     "overlong_filter",
+    "penalises_kl",
     "policy_loss",
     "process_advantages",
     "response_mask",

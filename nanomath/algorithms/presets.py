@@ -77,9 +77,14 @@ def updates_once(a: Choices) -> bool:
     return a.epochs == a.minibatches == 1 and a.old_logprobs == "trainer"
 
 
+def penalises_kl(a: Choices, place: str) -> bool:
+    """Whether the KL to the reference is penalised in the "loss" or in the "reward"."""
+    return a.kl_coef > 0 and a.kl_in == place
+
+
 def _contradictions(a: Choices) -> list[tuple[bool, str]]:
     grouped, once = has_group_baseline(a), updates_once(a)
-    kl_loss, kl_reward = (a.kl_coef > 0 and a.kl_in == place for place in ("loss", "reward"))
+    kl_loss, kl_reward = penalises_kl(a, "loss"), penalises_kl(a, "reward")
     return [
         (
             not grouped and a.scale != "off",

@@ -18,6 +18,7 @@ import numpy as np
 
 from nanomath.data.problem import Problem
 from nanomath.rewards import extract_answer, is_correct
+from nanomath.rollout.episodes import in_groups
 from nanomath.rollout.sampler import Completion, Sampler
 
 SUBSETS = 500  # of k samples, taken to estimate maj@k where there are more
@@ -100,9 +101,8 @@ def evaluate(
     """Draw `samples` completions of each problem's prompt, grade them, and score pass@k and maj@k for every k."""
     check_measurement(problems, samples, k, by)
     completions = sampler.generate(prompts, n=samples, seed=seed, progress=progress, **sampling)
-    graded = [
-        grade(problem, completions[i * samples : (i + 1) * samples], lenient) for i, problem in enumerate(problems)
-    ]
+    groups = in_groups(completions, samples)
+    graded = [grade(problem, group, lenient) for problem, group in zip(problems, groups, strict=True)]
     scores = {"pass@1": score([pass_at_k(samples, sum(g.right), 1) for g in graded], seed)}
     for size in sorted(set(k)):
         scores[f"pass@{size}"] = score([pass_at_k(samples, sum(g.right), size) for g in graded], seed)

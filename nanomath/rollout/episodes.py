@@ -9,9 +9,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from nanomath.rollout.sampler import Completion, Progress, Sampler
+
+T = TypeVar("T")
 
 # The rewards of one prompt's group: (problem, completions) -> for each the named components and their "total".
 RewardFunction = Callable[[Any, Sequence[Completion]], list[dict[str, float]]]
@@ -58,10 +60,9 @@ def sample_episodes(
 
     FloatingPointError names the problem and the component of a reward that is not finite.
     """
-    completions = sampler.generate(prompts, n=group_size, progress=progress, **sampling)
+    groups = in_groups(sampler.generate(prompts, n=group_size, progress=progress, **sampling), group_size)
     episodes = []
-    for index, (problem, prompt) in enumerate(zip(problems, prompts, strict=True)):
-        group = completions[index * group_size : (index + 1) * group_size]
+    for problem, prompt, group in zip(problems, prompts, groups, strict=True):
         rewards = reward(problem, group)
         _check_finite(rewards, problem)
         episodes += [Episode(problem, prompt, c, r) for c, r in zip(group, rewards, strict=True)]
@@ -139,9 +140,9 @@ def episode_metrics(episodes: Sequence[Episode], group_size: int) -> dict[str, f
     }
 
 
-def in_groups(episodes: Sequence[Episode], group_size: int) -> list[list[Episode]]:
-    """Episodes in prompt-major order as one list a problem."""
-    return [list(episodes[i : i + group_size]) for i in range(0, len(episodes), group_size)]
+def in_groups(samples: Sequence[T], group_size: int) -> list[list[T]]:
+    """Completions or episodes in prompt-major order as one list a problem."""
+    return [list(samples[i : i + group_size]) for i in range(0, len(samples), group_size)]
 
 
 def repeated_share(tokens: Sequence[int], n: int = 4) -> float:

@@ -97,7 +97,7 @@ class Loop:
         if self.evaluate is None:
             return {}
         with failing(f"measuring after step {done}"), self._budget.timed("measurement"):
-            metrics = self.evaluate()
+            metrics = ranks.from_main(self.evaluate())  # a grader's timeout must not tell ranks apart
             check_finite(metrics)
             self.log.metrics(done, **metrics)
         return metrics

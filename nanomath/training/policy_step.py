@@ -128,11 +128,11 @@ class PolicyStep:
 
     @property
     def _kl_in_reward(self) -> bool:
-        return self.algorithm.kl_in == "reward" and self.algorithm.kl_coef > 0
+        return algorithms.penalises_kl(self.algorithm, "reward")
 
     @property
     def _kl_in_loss(self) -> bool:
-        return self.algorithm.kl_in == "loss" and self.algorithm.kl_coef > 0
+        return algorithms.penalises_kl(self.algorithm, "loss")
 
     def _logprobs_of(self, model: Transformer) -> Callable[[Batch], tuple[Tensor, ...]]:
         return lambda batch: states_logprobs(model, response_states(model, batch), batch, self.temperature)

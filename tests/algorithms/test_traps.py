@@ -96,7 +96,7 @@ OTHERS: dict[str, Call] = {
     "decoupled_advantages": lambda b: decoupled_advantages(b.components, b.component_weights, "leave_one_out", "batch"),
     "response_mask": lambda b: response_mask(b.mask.sum(1)),
 }
-NOT_OF_A_BATCH = {"check", "has_group_baseline", "updates_once", "neftune_noise"}
+NOT_OF_A_BATCH = {"check", "has_group_baseline", "penalises_kl", "updates_once", "neftune_noise"}
 EVERYTHING = {**LOSSES, **MATRICES, **OTHERS}
 
 

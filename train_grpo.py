@@ -23,17 +23,19 @@ from nanomath.analysis.evaluation import check_measurement, evaluate
 from nanomath.commands.build import (
     build_model,
     build_problems,
+    build_sampler,
     build_template,
     encode_prompts,
     sampling_options,
 )
 from nanomath.commands.main import run_main
+from nanomath.commands.meter import meter
 from nanomath.commands.trainee import RUN_FLAGS, Trainee
 from nanomath.config import parse_arguments
 from nanomath.data.order import step_indices
 from nanomath.models import Transformer
 from nanomath.rewards import RewardSet
-from nanomath.rollout import Episode, Sampler, collect_groups, episode_metrics, in_groups
+from nanomath.rollout import Episode, collect_groups, episode_metrics, in_groups
 from nanomath.training.critic import Critic
 from nanomath.training.loop import Metrics
 from nanomath.training.policy_step import PolicyStep
@@ -65,7 +67,7 @@ def main(argv: list[str]) -> int:
     prompts, heldout_prompts = (encode_prompts(p, template, tokenizer, context) for p in (problems, heldout))
     check_measurement(heldout, config.evaluation.samples, config.evaluation.k, config.evaluation.by)
     reward = RewardSet(config.reward.weights, config.reward.params, config.reward.lenient)
-    sampler = SharedSampler(Sampler(model, tokenizer, config.sampling.slots))
+    sampler = SharedSampler(build_sampler(config.sampling, model, tokenizer))
     options, grpo, algorithm, seed = sampling_options(config.sampling), config.grpo, config.algorithm, config.run.seed
     reference, critic = build_beside(config, trainee.device)
     policy = PolicyStep(
@@ -87,14 +89,16 @@ def main(argv: list[str]) -> int:
     def sample(number: int) -> list[list[Episode]]:
         """The groups of rollout `number`."""
         chosen = step_indices(len(problems), grpo.prompts, number, seed)
-        episodes = sampler.episodes(
-            [problems[i] for i in chosen],
-            [prompts[i] for i in chosen],
-            reward,
-            grpo.group_size,
-            seed=(seed << 32) + number,
-            **options,
-        )
+        with meter(sampler.sampler, len(chosen) * grpo.group_size) as progress:
+            episodes = sampler.episodes(
+                [problems[i] for i in chosen],
+                [prompts[i] for i in chosen],
+                reward,
+                grpo.group_size,
+                seed=(seed << 32) + number,
+                progress=progress,
+                **options,
+            )
         return in_groups(episodes, grpo.group_size)
 
     def step(done: int) -> Metrics:

@@ -13,6 +13,7 @@ from nanomath import settings
 from nanomath.analysis.evaluation import check_measurement, evaluate
 from nanomath.commands.build import (
     build_problems,
+    build_sampler,
     build_template,
     encode_examples,
     encode_prompts,
@@ -22,7 +23,6 @@ from nanomath.commands.main import run_main
 from nanomath.commands.trainee import RUN_FLAGS, Trainee
 from nanomath.config import parse_arguments
 from nanomath.data.order import step_indices
-from nanomath.rollout import Sampler
 from nanomath.training.loop import Metrics
 from nanomath.training.sft_step import SFTStep, heldout_loss
 from nanomath.training.shared_sampler import SharedSampler
@@ -49,7 +49,7 @@ def main(argv: list[str]) -> int:
     heldout_prompts = encode_prompts(heldout, template, tokenizer, context)
     heldout_examples = encode_examples([p for p in heldout if p.solution], template, tokenizer, context)
     check_measurement(heldout, config.evaluation.samples, config.evaluation.k, config.evaluation.by)
-    sampler = SharedSampler(Sampler(model, tokenizer, config.sampling.slots))
+    sampler = SharedSampler(build_sampler(config.sampling, model, tokenizer))
     sft, seed = config.sft, config.run.seed
     step_of = SFTStep(
         model,

@@ -10,6 +10,11 @@ logsumexp; the backward pass computes the logits again, and from them, with g th
 
 One matrix product in four is thus spent on computing something twice. On a CPU it is won back by writing less memory.
 Tokens that make a single chunk keep their softmax instead: it would be as large again in the backward pass.
+
+The Triton form never holds the logits, nor any softmax: the forward pass is kernels/lm_head.py's, so its logprobs are
+bit for bit those of the sampler, and a kernel that cuts the products in the same way writes dz, in the weight's dtype,
+for `chunk` tokens at a time. dz W and dz^T h are left to cuBLAS, which adds the chunks up in float32. Choosing the
+tokens that have a gradient makes the host wait for the device once; the products saved are worth far more.
 The idea: Cut Cross-Entropy (arXiv 2411.09009), Liger Kernel (arXiv 2410.10989).
 """
 
@@ -19,18 +24,25 @@ import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
+from kernels import lm_head
+from kernels.backend import INTERPRETED, jit, runs_triton, tl
+from kernels.lm_head import block_sums, logits_tile
+from kernels.packed import packed_rows
+
 CHUNK_LOGITS = 40_000_000  # logits held at once, 160 MB of float32; the matrix products run no faster on more of them
 CHUNK_ROWS = 64  # but a tenth slower on a number of rows that is no multiple of this
+CHUNK_GRADIENT = 1 << 29  # numbers of dz that the Triton form holds at once, 1 GiB of bfloat16: W is read once for each
 
 
 def linear_logprob(
-    hidden: Tensor, weight: Tensor, target: Tensor, temperature: float = 1.0, chunk: int = 0
+    hidden: Tensor, weight: Tensor, target: Tensor, temperature: float = 1.0, chunk: int = 0, exact: bool = False
 ) -> tuple[Tensor, Tensor]:
     """Logprobs and (without gradient) entropies [n] of int64 target [n], from hidden [n, D] and weight [V, D].
 
     Float32, or float64 where the weight is; the matrix products run in the weight's own dtype. chunk: tokens at a time,
-    0: as many as make about CHUNK_LOGITS logits. Tokens whose logprob gets a gradient of exactly 0 cost nothing in the
-    backward pass. ValueError when the shapes do not fit or the temperature is not positive.
+    0: as many as make about CHUNK_LOGITS logits. exact: logprobs bit for bit the exact sampler's. Tokens whose logprob
+    gets a gradient of exactly 0 cost nothing in the backward pass. ValueError when the shapes do not fit or the
+    temperature is not positive.
     """
     n, (vocabulary, dim) = len(target), weight.shape
     if target.shape != (n,) or hidden.shape != (n, dim):
@@ -38,18 +50,20 @@ def linear_logprob(
         raise ValueError(f"hidden, weight and target have the shapes {shapes}: expected [n, D], [V, D], [n]")
     if not temperature > 0:
         raise ValueError(f"the temperature is {temperature}: logprobs need one above 0")
+    if runs_triton(weight) and weight.dtype in lm_head.DTYPES:
+        return linear_logprob_triton(hidden, weight, target, temperature, chunk)
     chunk = chunk or CHUNK_ROWS * max(1, CHUNK_LOGITS // (CHUNK_ROWS * vocabulary))
-    return _LinearLogprob.apply(hidden, weight, target, temperature, max(1, min(chunk, n)))
+    return _LinearLogprob.apply(hidden, weight, target, temperature, max(1, min(chunk, n)), exact)
 
 
 class _LinearLogprob(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: FunctionCtx, hidden: Tensor, weight: Tensor, target: Tensor, temperature: float, chunk: int
+        ctx: FunctionCtx, hidden: Tensor, weight: Tensor, target: Tensor, temperature: float, chunk: int, exact: bool
     ) -> tuple[Tensor, Tensor]:
         room, softmax = _room(chunk, weight), _room(chunk, weight)
         parts = [
-            _statistics(_logits(h, weight, temperature, room), y, softmax)
+            _statistics(_logits(h, weight, temperature, room, exact), y, softmax)
             for h, y in zip(hidden.split(chunk), target.split(chunk), strict=True)
         ]
         logprobs, entropy, logsumexp = (torch.cat(part) for part in zip(*parts, strict=True))
@@ -77,7 +91,7 @@ class _LinearLogprob(torch.autograd.Function):
                 d_hidden[rows] = dz @ weight
             if d_weight is not None:
                 _add_product(d_weight, dz, h)
-        return d_hidden, None if d_weight is None else d_weight.to(weight.dtype), None, None, None
+        return d_hidden, None if d_weight is None else d_weight.to(weight.dtype), None, None, None, None
 
 
 def _precise(weight: Tensor) -> torch.dtype:
@@ -90,10 +104,12 @@ def _room(chunk: int, weight: Tensor) -> Tensor:
     return weight.new_empty(chunk, weight.shape[0], dtype=_precise(weight))
 
 
-def _logits(hidden: Tensor, weight: Tensor, temperature: float, room: Tensor) -> Tensor:
+def _logits(hidden: Tensor, weight: Tensor, temperature: float, room: Tensor, exact: bool = False) -> Tensor:
     """z [c, V] of states [c, D], in the first rows of `room`, rounded exactly as the model's own logits are."""
     z = room[: len(hidden)]
-    if weight.dtype == z.dtype:
+    if exact:
+        z.copy_(packed_rows(hidden, weight))
+    elif weight.dtype == z.dtype:
         torch.mm(hidden, weight.T, out=z)
     else:
         z.copy_(hidden @ weight.T)
@@ -106,7 +122,7 @@ def _statistics(z: Tensor, target: Tensor, room: Tensor) -> tuple[Tensor, Tensor
     z.sub_(top)
     chosen = z.gather(-1, target[:, None])[:, 0]
     softmax = torch.exp(z, out=room[: len(z)])
-    total = softmax.sum(-1, keepdim=True)
+    total = block_sums(softmax).sum(-1, keepdim=True)  # in the sampler's order
     softmax.div_(total)
     mean, log_total = z.mul_(softmax).sum(-1), total[:, 0].log()
     return chosen - log_total, log_total - mean, log_total + top[:, 0]
@@ -116,5 +132,84 @@ def _add_product(d_weight: Tensor, dz: Tensor, h: Tensor) -> None:
     """d_weight += dz^T h, summed over chunks in the precision of d_weight."""
     if d_weight.dtype == dz.dtype:
         d_weight.addmm_(dz.T, h)
+    elif dz.is_cuda:  # without rounding the product, nor holding it
+        torch.addmm(d_weight, dz.T, h, out_dtype=d_weight.dtype, out=d_weight)
     else:
         d_weight += dz.T @ h
+
+
+# --- Triton ----------------------------------------------------------------------------------------------------------
+
+
+def linear_logprob_triton(
+    hidden: Tensor, weight: Tensor, target: Tensor, temperature: float = 1.0, chunk: int = 0
+) -> tuple[Tensor, Tensor]:
+    """`linear_logprob` without its checks; chunk: tokens of dz at a time, 0: as many as make about CHUNK_GRADIENT."""
+    tile = lm_head.tile(weight)["ROWS"]
+    chunk = chunk or tile * max(1, CHUNK_GRADIENT // (tile * weight.shape[0]))
+    return _LinearLogprobTriton.apply(hidden, weight, target, temperature, chunk)
+
+
+class _LinearLogprobTriton(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: FunctionCtx, hidden: Tensor, weight: Tensor, target: Tensor, temperature: float, chunk: int
+    ) -> tuple[Tensor, Tensor]:
+        logprobs, entropy, logsumexp = lm_head.logprobs_triton(hidden, weight, target, temperature)
+        ctx.save_for_backward(hidden, weight, target, logsumexp)
+        ctx.temperature, ctx.chunk = temperature, chunk
+        ctx.mark_non_differentiable(entropy)
+        return logprobs, entropy
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: FunctionCtx, gradient: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        hidden, weight, _, _ = ctx.saved_tensors
+        d_hidden = torch.zeros_like(hidden) if ctx.needs_input_grad[0] else None
+        d_weight = torch.zeros_like(weight, dtype=_precise(weight)) if ctx.needs_input_grad[1] else None
+        _add_gradients(ctx, gradient, d_hidden, d_weight)  # its memory is free again for the copy of d_weight
+        return d_hidden, None if d_weight is None else d_weight.to(weight.dtype), None, None, None
+
+
+def _add_gradients(ctx: FunctionCtx, gradient: Tensor, d_hidden: Tensor | None, d_weight: Tensor | None) -> None:
+    """Write d_hidden and add to d_weight, a chunk of the tokens that have a gradient at a time."""
+    hidden, weight, target, logsumexp = ctx.saved_tensors
+    places = gradient.nonzero()[:, 0]
+    room = weight.new_empty(min(ctx.chunk, len(places)), weight.shape[0])
+    for rows in places.split(ctx.chunk):
+        h, dz = hidden[rows], room[: len(rows)]
+        _logit_gradients(h, weight, target[rows], logsumexp[rows], gradient[rows], ctx.temperature, dz)
+        if d_hidden is not None:
+            d_hidden[rows] = dz @ weight
+        if d_weight is not None:
+            _add_product(d_weight, dz, h)
+
+
+def _logit_gradients(
+    h: Tensor, weight: Tensor, target: Tensor, logsumexp: Tensor, gradient: Tensor, temperature: float, dz: Tensor
+) -> None:
+    """dz [c, V] = gradient (onehot(target) - softmax(z)) / temperature of states h [c, D]."""
+    (vocabulary, dim), cut = weight.shape, lm_head.tile(weight)
+    if len(h):
+        _gradient_kernel[lm_head.grid(len(h), vocabulary, cut)](
+            h, weight.contiguous(), target, logsumexp, gradient.float(), dz, len(h), vocabulary, 1 / temperature,
+            dim, UPCAST=INTERPRETED, enable_fp_fusion=True, **cut
+        )  # fmt: skip
+
+
+@jit
+def _gradient_kernel(
+    hidden, weight, target, logsumexp, gradient, dz, n, vocabulary, inverse,
+    D: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, INNER: tl.constexpr, UPCAST: tl.constexpr,
+):  # fmt: skip
+    rows, columns, z = logits_tile(hidden, weight, n, vocabulary, D, ROWS, COLUMNS, INNER, UPCAST)
+    here = rows < n
+    g = tl.load(gradient + rows, mask=here, other=0.0).to(tl.float32) * inverse
+    y = tl.load(target + rows, mask=here, other=-1)
+    p = tl.exp(z * inverse - tl.load(logsumexp + rows, mask=here, other=0.0)[:, None])
+    out = g[:, None] * (tl.where(columns[None, :] == y[:, None], 1.0, 0.0) - p)
+    tiles = tl.cdiv(n, ROWS)
+    row, column = tl.program_id(0) % tiles * ROWS, tl.program_id(0) // tiles * COLUMNS
+    inside = tl.arange(0, ROWS)[:, None] * vocabulary + tl.arange(0, COLUMNS)[None, :]  # 32 bits are enough for these
+    place = dz + row.to(tl.int64) * vocabulary + column + inside
+    tl.store(place, out.to(dz.dtype.element_ty), mask=here[:, None] & (columns < vocabulary)[None, :])

@@ -2,13 +2,16 @@
 
 A number is a pure function of (seed, counter), so a sample's noise does not depend on the batch, the slot or the order
 in which it was drawn. Ten rounds of two 32x32 -> 64-bit multiplications, the key bumped between rounds; int64 tensors
-hold the unsigned 32-bit words. The same integers and floats as `triton.language`'s `philox` and `rand`.
+hold the unsigned 32-bit words. The same integers and floats as `triton.language`'s `philox` and `rand`; the Triton form
+of `uniform_pair` calls the former, one pair a lane.
 """
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
+
+from kernels.backend import jit, runs_triton, tl, triton
 
 ROUND_A, ROUND_B = 0xD2511F53, 0xCD9E8D57
 KEY_A, KEY_B = 0x9E3779B9, 0xBB67AE85
@@ -36,8 +39,51 @@ def philox(seed: int, counters: tuple[Tensor, Tensor, Tensor, Tensor]) -> tuple[
 
 def uniform(seed: int, *counters: Tensor) -> Tensor:
     """Float32 numbers in [0, 1) from the first word; up to four int64 counters, each below 2^32."""
-    missing = [torch.zeros_like(counters[0])] * (4 - len(counters))
-    word = philox(seed, (*counters, *missing))[0]
+    return _to_unit(philox(seed, _four(counters))[0])
+
+
+def uniform_pair(seed: int, *counters: Tensor) -> Tensor:
+    """Two such numbers [..., 2], from the first two words."""
+    if runs_triton(counters[0]):
+        return uniform_pair_triton(seed, *counters)
+    return uniform_pair_reference(seed, *counters)
+
+
+def uniform_pair_reference(seed: int, *counters: Tensor) -> Tensor:
+    """`uniform_pair` in int64 arithmetic."""
+    return torch.stack([_to_unit(word) for word in philox(seed, _four(counters))[:2]], dim=-1)
+
+
+def _four(counters: tuple[Tensor, ...]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    return (*counters, *[torch.zeros_like(counters[0])] * (4 - len(counters)))
+
+
+def _to_unit(word: Tensor) -> Tensor:
     signed = torch.where(word >= 2**31, word - 2**32, word)
     folded = torch.where(signed < 0, -signed - 1, signed)
     return folded.float() * 4.6566127342e-10  # just under 2^-31: the largest word stays below 1
+
+
+def uniform_pair_triton(seed: int, *counters: Tensor) -> Tensor:
+    """`uniform_pair` in one launch."""
+    counters = [counter.contiguous() for counter in torch.broadcast_tensors(*counters)]
+    out = torch.empty(*counters[0].shape, 2, dtype=torch.float32, device=counters[0].device)
+    n = counters[0].numel()
+    if n:
+        missing = [None] * (4 - len(counters))
+        _pair_kernel[(triton.cdiv(n, 256),)](out, *counters, *missing, seed, n, SIZE=256, num_warps=4)
+    return out
+
+
+@jit
+def _pair_kernel(out, c0, c1, c2, c3, seed, n, SIZE: tl.constexpr):
+    place = tl.program_id(0) * SIZE + tl.arange(0, SIZE)
+    here = place < n
+    zero = tl.zeros((SIZE,), tl.uint32)
+    a = tl.load(c0 + place, mask=here, other=0).to(tl.uint32)
+    b = zero if c1 is None else tl.load(c1 + place, mask=here, other=0).to(tl.uint32)
+    c = zero if c2 is None else tl.load(c2 + place, mask=here, other=0).to(tl.uint32)
+    d = zero if c3 is None else tl.load(c3 + place, mask=here, other=0).to(tl.uint32)
+    first, second, _, _ = tl.philox(seed, a, b, c, d)
+    tl.store(out + 2 * place, tl.uint_to_uniform_float(first), mask=here)
+    tl.store(out + 2 * place + 1, tl.uint_to_uniform_float(second), mask=here)

@@ -137,6 +137,13 @@ class Sampling:
     max_new_tokens: int = option(256, "longest completion in tokens", minimum=1)
     stop: list[str] = option([], "strings that end a completion")
     slots: int = option(64, "sequences decoded side by side", minimum=1)
+    exact: bool = option(
+        False, "logprobs bit for bit those of the training pass, and completions that depend on no slots or order"
+    )
+    dtype: str = option(
+        "", "what the sampler computes in; empty: what the model does", choices=("", "float32", "bfloat16", "float16")
+    )
+    keep: bool = option(True, "on a GPU keep the cache between rollouts; false leaves its memory to training")
 
 
 @dataclass
@@ -272,6 +279,11 @@ class GRPOConfig:
             raise ValueError(
                 f"grpo.group_size = {self.grpo.group_size}, but algorithm.baseline = {self.algorithm.baseline!r} "
                 "compares the samples of a problem with one another: take at least 2"
+            )
+        if self.sampling.exact and self.sampling.dtype not in ("", self.model.dtype):
+            raise ValueError(
+                f"sampling.exact with sampling.dtype = {self.sampling.dtype!r} and model.dtype = {self.model.dtype!r}: "
+                "logprobs can only be equal in the same dtype"
             )
         if self.algorithm.minibatches > (episodes := self.grpo.prompts * self.grpo.group_size):
             raise ValueError(

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 
 import pytest
 import torch
+
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"  # before anything imports Triton: it then runs kernels on CPU tensors
 
 from nanomath.data.world import CHAT_TEMPLATE, world_tokenizer
 from nanomath.models import ModelConfig, Tokenizer, Transformer
@@ -26,6 +30,12 @@ class Float64Transformer(Transformer):
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         return self.lm_head(hidden)
+
+
+@pytest.fixture(scope="session")
+def kernel_device() -> str:
+    """Where the Triton form of a kernel runs: on the GPU, or interpreted on the CPU."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 @pytest.fixture(autouse=True)

@@ -66,7 +66,8 @@ def test_signatures():
     }
     assert parameters(nanomath.load_tokenizer) == {"path_or_hub_id": "required"}
     assert list(parameters(nanomath.save_model))[:3] == ["model", "tokenizer", "directory"]
-    assert parameters(nanomath.Sampler) == {"model": "required", "tokenizer": "required", "slots": 64}
+    options = {"slots": 64, "exact": False, "dtype": None, "share_prompts": True, "keep": True}
+    assert parameters(nanomath.Sampler) == {"model": "required", "tokenizer": "required", **options}
     generate = parameters(nanomath.Sampler.generate)
     assert (
         generate.items()

@@ -8,7 +8,7 @@ evenly; samples without an answer do not vote. Intervals resample the problems, 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import combinations, islice
 from math import comb
@@ -19,7 +19,7 @@ import numpy as np
 from nanomath.data.problem import Problem
 from nanomath.rewards import extract_answer, is_correct
 from nanomath.rollout.episodes import in_groups
-from nanomath.rollout.sampler import Completion, Sampler
+from nanomath.rollout.sampler import Completion, Progress, Sampler
 
 SUBSETS = 500  # of k samples, taken to estimate maj@k where there are more
 RESAMPLES = 2000
@@ -95,7 +95,7 @@ def evaluate(
     by: str = "",
     seed: int = 0,
     lenient: bool = False,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
     **sampling: Any,
 ) -> Report:
     """Draw `samples` completions of each problem's prompt, grade them, and score pass@k and maj@k for every k."""

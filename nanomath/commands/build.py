@@ -21,6 +21,7 @@ from nanomath.models import (
     load_model,
     load_tokenizer,
 )
+from nanomath.rollout import Sampler
 
 WORLD_PROBLEMS = 20000  # the world has no end; this many are drawn where no limit is set
 
@@ -134,5 +135,13 @@ def encode_examples(
 def sampling_options(section: settings.Sampling) -> dict[str, object]:
     """The keyword arguments of `Sampler.generate`."""
     options = asdict(section)
-    del options["slots"]
+    for of_the_sampler in ("slots", "exact", "dtype", "keep"):
+        del options[of_the_sampler]
     return options
+
+
+def build_sampler(section: settings.Sampling, model: Transformer, tokenizer: Tokenizer) -> Sampler:
+    """The sampler that the section describes. With `exact` the model's forward pass is made exact as well."""
+    model.exact = section.exact
+    dtype = getattr(torch, section.dtype) if section.dtype else None
+    return Sampler(model, tokenizer, section.slots, section.exact, dtype, keep=section.keep)

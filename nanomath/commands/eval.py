@@ -14,16 +14,20 @@ from __future__ import annotations
 
 import json
 import sys
-import time
 from pathlib import Path
-
-from tqdm import tqdm
 
 from nanomath import settings
 from nanomath.analysis.evaluation import Report, evaluate
-from nanomath.commands.build import build_model, build_problems, build_template, encode_prompts, sampling_options
+from nanomath.commands.build import (
+    build_model,
+    build_problems,
+    build_sampler,
+    build_template,
+    encode_prompts,
+    sampling_options,
+)
+from nanomath.commands.meter import meter
 from nanomath.config import parse_arguments
-from nanomath.rollout import Sampler
 
 
 def main(argv: list[str]) -> int:
@@ -43,15 +47,10 @@ def main(argv: list[str]) -> int:
     problems = build_problems(config.problems)
     model, tokenizer = build_model(config.model, measure.seed)
     prompts = encode_prompts(problems, build_template(config.prompt), tokenizer, model.config.max_positions)
-    total, began = len(problems) * measure.samples, time.perf_counter()
-    with tqdm(total=total, unit="completion", disable=None) as bar:
-
-        def progress(finished: int, drawn: int) -> None:
-            bar.set_postfix_str(f"{drawn / (time.perf_counter() - began):.0f} tokens/s", refresh=False)
-            bar.update(finished - bar.n)
-
+    sampler = build_sampler(config.sampling, model, tokenizer)
+    with meter(sampler, len(problems) * measure.samples) as progress:
         report = evaluate(
-            Sampler(model, tokenizer, config.sampling.slots),
+            sampler,
             problems,
             prompts,
             measure.samples,

@@ -12,10 +12,9 @@ prompt.chat=false.
 from __future__ import annotations
 
 from nanomath import settings
-from nanomath.commands.build import build_model, build_template, encode_prompts, sampling_options
+from nanomath.commands.build import build_model, build_sampler, build_template, encode_prompts, sampling_options
 from nanomath.config import parse_arguments
 from nanomath.data.problem import Problem
-from nanomath.rollout import Sampler
 
 
 def main(argv: list[str]) -> int:
@@ -30,9 +29,9 @@ def main(argv: list[str]) -> int:
     model, tokenizer = build_model(config.model, config.seed)
     question = Problem(id="question", question=argv[1], answer="")
     (prompt,) = encode_prompts([question], build_template(config.prompt), tokenizer, model.config.max_positions)
-    for piece in Sampler(model, tokenizer, slots=1).stream(
-        prompt, seed=config.seed, **sampling_options(config.sampling)
-    ):
+    config.sampling.slots = 1
+    sampler = build_sampler(config.sampling, model, tokenizer)
+    for piece in sampler.stream(prompt, seed=config.seed, **sampling_options(config.sampling)):
         print(piece, end="", flush=True)
     print()
     return 0

@@ -5,9 +5,10 @@ grouped-query attention (arXiv 2305.13245) and SwiGLU (arXiv 2002.05202). What d
 fields of `ModelConfig`: a bias on q, k, v (Qwen2), RMSNorm on the heads of q and k (Qwen3), a sliding window (Mistral),
 tied embeddings, and the scaling of the rotary frequencies (Llama 3).
 
-The transformer knows nothing of caches, packing or padding: it is given `attend(layer, q, k, v)`, which is
-`causal_attention` for plain training, `document_attention(...)` for packed rows, and a method of the KV cache when
-sampling. Shapes: B sequences, T tokens, D width, V vocabulary, H query heads, K key/value heads, E head dimension.
+The transformer knows nothing of packing or padding: it is given `attend(layer, q, k, v)`, which is `causal_attention`
+for plain training and `document_attention(...)` for packed rows. The sampler has its own form of the same arithmetic,
+nanomath/rollout/decoder.py; with `exact = True` the two agree to the last bit. Shapes: B sequences, T tokens, D width,
+V vocabulary, H query heads, K key/value heads, E head dimension.
 """
 
 from __future__ import annotations
@@ -21,6 +22,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
+
+from kernels.exact_attention import exact_attention
+from kernels.linear import invariant_linear
+from kernels.swiglu import swiglu_reference
 
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]  # layer, q [B,H,T,E], k and v [B,K,T,E] -> [B,H,T,E]
 
@@ -200,6 +205,11 @@ def causal_attention(window: int | None = None) -> Attend:
     return attend
 
 
+def exact_causal_attention(window: int | None = None) -> Attend:
+    """`causal_attention` whose result for a token depends on that token and those it sees alone, bit for bit."""
+    return lambda layer, q, k, v: exact_attention(q, k, v, window)
+
+
 def document_attention(documents: Tensor, window: int | None = None) -> Attend:
     """Tokens see earlier tokens of their own document only. documents [B, T] numbers the documents of packed rows."""
     place = torch.arange(documents.shape[1], device=documents.device)
@@ -227,6 +237,15 @@ class RMSNorm(nn.Module):
         return self.weight * normalised.to(x.dtype)
 
 
+class Linear(nn.Linear):
+    """y = x W^T + b. With `exact` a row of y is a function of that row of x alone, bit for bit."""
+
+    exact = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        return invariant_linear(x, self.weight, self.bias) if self.exact else super().forward(x)
+
+
 class Attention(nn.Module):
     """Grouped-query attention; q, k and v come from one matrix, so that decoding makes one call instead of three."""
 
@@ -234,8 +253,8 @@ class Attention(nn.Module):
         super().__init__()
         self.split = [config.num_heads * config.head_dim] + [config.num_kv_heads * config.head_dim] * 2
         self.head_dim = config.head_dim
-        self.qkv_proj = nn.Linear(config.hidden_size, sum(self.split), bias=config.qkv_bias)
-        self.o_proj = nn.Linear(self.split[0], config.hidden_size, bias=False)
+        self.qkv_proj = Linear(config.hidden_size, sum(self.split), bias=config.qkv_bias)
+        self.o_proj = Linear(self.split[0], config.hidden_size, bias=False)
         self.q_norm = RMSNorm(config.head_dim, config.norm_eps) if config.qk_norm else nn.Identity()
         self.k_norm = RMSNorm(config.head_dim, config.norm_eps) if config.qk_norm else nn.Identity()
 
@@ -247,15 +266,20 @@ class Attention(nn.Module):
 
 
 class SwiGLU(nn.Module):
-    """down(silu(gate(x)) * up(x)), with gate and up in one matrix."""
+    """down(silu(gate(x)) * up(x)), with gate and up in one matrix. `exact` as in `Linear`."""
+
+    exact = False
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.gate_up_proj = nn.Linear(config.hidden_size, 2 * config.intermediate_size, bias=False)
-        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+        self.gate_up_proj = Linear(config.hidden_size, 2 * config.intermediate_size, bias=False)
+        self.down_proj = Linear(config.intermediate_size, config.hidden_size, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        gate, up = self.gate_up_proj(x).chunk(2, dim=-1)
+        gate_up = self.gate_up_proj(x)
+        if self.exact:
+            return self.down_proj(swiglu_reference(gate_up))
+        gate, up = gate_up.chunk(2, dim=-1)
         return self.down_proj(F.silu(gate) * up)
 
 
@@ -282,15 +306,30 @@ class Transformer(nn.Module):
         super().__init__()
         self.config = config
         self.gradient_checkpointing = False
+        self._exact = False
         self.model = nn.Module()
         self.model.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.model.layers = nn.ModuleList(Layer(config, index) for index in range(config.num_layers))
         self.model.norm = RMSNorm(config.hidden_size, config.norm_eps)
-        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.lm_head = Linear(config.hidden_size, config.vocab_size, bias=False)
         if config.tie_embeddings:
             self.lm_head.weight = self.model.embed_tokens.weight
         # Not a buffer: .to(bfloat16) must not round the frequencies, nor may an empty allocation lose them.
         self.frequencies = rope_frequencies(config)
+
+    @property
+    def exact(self) -> bool:
+        """Whether the logits after a token depend, bit for bit, on that token and those before it alone: not on the
+        batch, its padding or the number of threads. Packed rows (`document_attention`) are not that exact.
+        """
+        return self._exact
+
+    @exact.setter
+    def exact(self, exact: bool) -> None:
+        self._exact = exact
+        for module in self.modules():
+            if isinstance(module, Linear | SwiGLU):
+                module.exact = exact
 
     @property
     def device(self) -> torch.device:
@@ -318,7 +357,8 @@ class Transformer(nn.Module):
         """
         if positions is None:
             positions = torch.arange(tokens.shape[1], device=tokens.device)
-        attend = attend or causal_attention(self.config.sliding_window)
+        window = self.config.sliding_window
+        attend = attend or (exact_causal_attention if self.exact else causal_attention)(window)
         x = self.model.embed_tokens(tokens)
         if embedding_noise is not None:
             x = x + embedding_noise.to(x.dtype)

@@ -1,38 +1,48 @@
 """The sampler: batched generation with a KV cache, fixed slots, and each prompt computed once for its group.
 
-The weights are the model's own tensors, so there is nothing to synchronise after an optimizer step. The samples form a
-known queue in prompt-major order. A prompt is prefilled (all of it but its last token) once for its n samples and
-copied into a slot as each of them starts; from then on one loop feeds the last token of every live slot and draws the
+The samples form a known queue in prompt-major order. A prompt is prefilled (all of it but its last token) once for its
+n samples, which share its keys and values; from then on one loop feeds the last token of every live slot and draws the
 next. A finished slot is refilled from the queue; when that is empty the live slots move together, so that finished rows
-cost nothing.
+cost nothing. All keys and values are dropped at the end: no prompt can be stale after an optimizer step.
 
 Noise is keyed by (seed, prompt, sample, position) with a counter-based generator: a sample is the same whatever the
-number of slots and the order of the prompts. (When one prompt is given twice, its second copy continues the sample
-numbers of the first; ranks that share prompts out are told where each continues.)
+number of slots and the order of the prompts, up to rounding of its logits, and with `exact` to the last bit. (When one
+prompt is given twice, its second copy continues the sample numbers of the first; ranks that share prompts out are told
+where each continues.)
 
-Everything per token stays on the model's device. The host looks at the done flags every `check_every` steps, because
-each look makes it wait for the device.
+The host looks at the done flags every `check_every` steps, because each look makes it wait for the device.
 """
 
 from __future__ import annotations
 
 import hashlib
+import os
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from kernels.philox import uniform
+from kernels.exact_attention import check_rows
+from kernels.packed import forget_packed
+from kernels.philox import uniform_pair
 from nanomath.models.tokenizer import Tokenizer
 from nanomath.models.transformer import Transformer
-from nanomath.rollout.cache import PromptCache, SlotCache
-from nanomath.rollout.sampling import SamplingParams, sample_tokens
+from nanomath.rollout.cache import GroupedCache
+from nanomath.rollout.decoder import Decoder
+from nanomath.rollout.engine import Engine, Slots
+from nanomath.rollout.paged_cache import PagedCache
+from nanomath.rollout.sampling import SamplingParams
+from nanomath.rollout.threads import Threads
 
 PREFILL_TOKENS = 8192  # padded prompt tokens computed in one forward pass, to bound its memory
+MEMORY_SHARE = 0.8  # of the free memory that keys and values may take
 
-Progress = Callable[[int, int], None]  # finished samples, tokens drawn so far
+# Called with the finished samples, the tokens drawn so far, the samples in flight, and the mean length of these.
+Progress = Callable[[int, int, int, float], None]
 
 
 @dataclass(frozen=True)
@@ -64,13 +74,82 @@ class Completion:
 
 
 class Sampler:
-    """Draws completions from a model. `slots` sequences are decoded side by side."""
+    """Draws completions from a model. `slots` sequences are decoded side by side, or as many as fit the free memory.
 
-    def __init__(self, model: Transformer, tokenizer: Tokenizer, slots: int = 64) -> None:
+    exact: logprobs are bit for bit those of the model's forward pass with `model.exact`, whatever the slots and the
+    order of the prompts. dtype: compute in this one instead of the model's own. share_prompts: on a GPU, whether the
+    samples of a prompt share its keys and values. keep: hold on to a GPU's cache and captured graphs between calls.
+    """
+
+    def __init__(
+        self,
+        model: Transformer,
+        tokenizer: Tokenizer,
+        slots: int = 64,
+        exact: bool = False,
+        dtype: torch.dtype | None = None,
+        share_prompts: bool = True,
+        keep: bool = True,
+    ) -> None:
         if slots < 1:
             raise ValueError(f"slots is {slots}: at least one sequence must fit")
         self.model, self.tokenizer, self.slots = model, tokenizer, slots
-        self.check_every = 1 if model.device.type == "cpu" else 8
+        self.exact, self.share_prompts, self.keep = exact, share_prompts, keep
+        self.decoder = Decoder(model, dtype or model.dtype, exact)
+        if exact and not self.decoder.on_gpu:
+            matrices = [p for p in model.model.layers[0].parameters() if p.dim() == 2]
+            check_rows(matrices, self.decoder.dtype, model.config.head_dim)
+        self.threads = Threads()
+        self.paged = self.decoder.on_gpu
+        self.check_every = 8 if self.decoder.on_gpu else 1
+        self._engine: Engine | None = None
+
+    def release(self) -> None:
+        """Give the memory that is kept between calls back: on a GPU the cache and the captured graphs."""
+        self._engine = None
+        if self.decoder.on_gpu:
+            torch.cuda.empty_cache()
+
+    def slots_that_fit(self, longest: int, width: int) -> int:
+        """`slots`, or fewer (with a warning) where the keys and values of so many would not fit into the free memory.
+        MemoryError where not even one does.
+        """
+        config, device = self.model.config, self.model.device
+        cache = PagedCache if self.paged else GroupedCache
+        each = cache.bytes_per_slot(config, longest + width, longest, self.decoder.dtype)
+        free = free_memory(device) + (self._engine.sizes[0] * each if self._engine else 0)
+        fit = int(MEMORY_SHARE * free) // each
+        if fit < 1:
+            raise MemoryError(
+                f"a sequence of {longest + width} tokens needs {each / 2**30:.2f} GiB of keys and values, and {device} "
+                f"has {free / 2**30:.2f} GiB free: take a lower max_new_tokens or shorter prompts"
+            )
+        if fit < self.slots:
+            warnings.warn(f"{fit} of {self.slots} slots fit into the memory that is free", stacklevel=2)
+        return min(fit, self.slots)
+
+    def engine(self, rows: int, width: int, longest: int, prompts: int) -> Engine:
+        """An engine for `rows` samples at a time of at most `width` tokens, and prompts of at most `longest`, of which
+        as many are held at a time as `prompts` says. On a GPU the last one is used again if it is large enough.
+        """
+        self.decoder.refresh()
+        wanted = rows, width, longest, prompts
+        if self._engine is not None and all(map(int.__ge__, self._engine.sizes, wanted)):
+            self._engine.clear()
+            return self._engine
+        self.release()
+        config, device, dtype = self.model.config, self.model.device, self.decoder.dtype
+        if self.paged:
+            cache = PagedCache(
+                config, rows, longest + width, longest - 1, prompts, dtype, device, self.share_prompts, self.exact
+            )
+        else:
+            cache = GroupedCache(config, rows, width, longest - 1, prompts, dtype, self.exact)
+        eos = torch.tensor(self.tokenizer.eos_ids, dtype=torch.int64, device=device)
+        slots = Slots(rows, width, device)
+        engine = Engine(self.decoder, cache, slots, eos, longest + width, self.threads, wanted)
+        self._engine = engine if self.paged else None
+        return engine
 
     @torch.no_grad()
     def generate(
@@ -98,9 +177,11 @@ class Sampler:
         self._check(prompts, n, max_new_tokens, stop)
         first = first_samples(prompts, n) if first is None else first
         run = _Run(self, prompts, n, max_new_tokens, params, tuple(stop), seed, first)
-        for finished, drawn in run.steps():
+        for now in run.steps():
             if progress is not None:
-                progress(finished, drawn)
+                progress(*now)
+        if not self.keep:
+            self.release()
         return run.completions()
 
     @torch.no_grad()
@@ -113,12 +194,12 @@ class Sampler:
         held_back = max(map(len, stop), default=1) - 1  # may turn out to begin a stop string
         shown = 0
         for _ in run.steps():
-            text = run.text(0)
+            text = run.completion(0, run.slots.tokens[0, : run.slots.count[0]].tolist()).text
             safe = len(text) - held_back
             if safe > shown and not text.endswith("\ufffd"):  # else the last character's bytes are not all there yet
                 yield text[shown:safe]
                 shown = safe
-        yield run.text(0)[shown:]
+        yield run.completions()[0].text[shown:]
 
     def _check(self, prompts: Sequence[list[int]], n: int, max_new_tokens: int, stop: Sequence[str]) -> None:
         """ValueError for arguments that cannot be sampled from."""
@@ -139,12 +220,7 @@ class Sampler:
 
 
 class _Run:
-    """One call of `generate`: the queue of samples, the slots, and the output buffers.
-
-    Slot tensors, of which the first `live` rows count: `sample` (which sample), `token` (its last token), `position`
-    (where that token stands). Output tensors have a row for every sample and a spare last column, into which slots
-    that are done write until the host next looks.
-    """
+    """One call of `generate`: the queue of samples, those in flight, and the results, a row for every sample."""
 
     def __init__(
         self,
@@ -167,63 +243,62 @@ class _Run:
         self.prompt_length = self._tensor([len(prompt) for prompt in prompts for _ in range(n)])
         self.last_token = self._tensor([prompt[-1] for prompt in prompts for _ in range(n)])
         self.noise_key = self._tensor(noise_keys(prompts, n, first))  # [samples, 3]
-        self.eos = self._tensor(sampler.tokenizer.eos_ids)
+        self.left = [n] * len(prompts)  # samples of each prompt that have not finished
+        self.live, self.next_sample, self.prefilled_to = 0, 0, 0  # of the queue
+        longest = max(map(len, prompts), default=1)
+        self.rows = min(sampler.slots_that_fit(longest, self.width), self.samples)
+        held = self.rows + -(-self.rows // n)  # prompts: of each sample in flight another, and the next ones
+        self.engine = sampler.engine(self.rows, self.width, longest, held)
+        self.slots = self.engine.slots
 
-        self.slots = min(sampler.slots, self.samples)
-        self.positions = max((len(prompt) for prompt in prompts), default=0) + self.width
-        self.cache = SlotCache(self.model.config, self.slots, self.positions, self.device, self.model.dtype)
-        self.live, self.next_sample = 0, 0
-        self.prefilled, self.prefilled_from, self.prefilled_to = PromptCache(None), 0, 0  # of the queue's samples
-        self.sample, self.token, self.position = (self._tensor([0] * self.slots) for _ in range(3))
-
-        self.tokens = torch.zeros(self.samples, self.width + 1, dtype=torch.int64, device=self.device)
-        self.logprobs = torch.zeros(self.samples, self.width + 1, device=self.device)
-        self.sampling_logprobs = torch.zeros_like(self.logprobs)
-        self.noise = torch.zeros_like(self.logprobs)
+        self.tokens = torch.zeros(self.samples, self.width, dtype=torch.int64, device=self.device)
+        self.logprobs, self.sampling_logprobs = torch.zeros(2, self.samples, self.width, device=self.device)
         self.count = torch.zeros(self.samples, dtype=torch.int64, device=self.device)
-        self.done = torch.zeros(self.samples, dtype=torch.bool, device=self.device)
         self.stopped: dict[int, str] = {}  # sample -> its text, for those that a stop string ended
 
     def _tensor(self, values: Sequence) -> Tensor:
         return torch.tensor(values, dtype=torch.int64, device=self.device)
 
-    # The loop: refill -> decode -> retire.
+    # The loop: refill -> step -> retire.
 
-    def steps(self) -> Iterator[tuple[int, int]]:
-        """Run to the end; after each look at the flags, yield the finished samples and the tokens drawn so far."""
-        self.live = self.refill(torch.arange(self.slots, device=self.device))
-        while self.live:
-            longest = int(self.position[: self.live].max()) + 1
-            for step in range(self.check_every):
-                self.decode(min(longest + step, self.positions))
-            self.retire()
-            yield int(self.done.sum()), int(self.count.sum())
+    def steps(self) -> Iterator[tuple[int, int, int, float]]:
+        """Run to the end; after each look at the flags, yield what `Progress` is called with."""
+        finished, drawn = 0, 0
+        self.live = self.refill(torch.arange(self.rows, device=self.device))
+        try:
+            while self.live:
+                self.engine.advance(self.live, self.check_every, self.params)
+                ended = self.retire()
+                finished, drawn = finished + len(ended), drawn + int(self.count[ended].sum())
+                s, live = self.slots, slice(self.live)
+                in_flight = int(s.count[live].sum()), float(s.position[live].double().mean()) if self.live else 0.0
+                yield finished, drawn + in_flight[0], self.live, in_flight[1]
+        finally:
+            forget_packed()
 
-    def decode(self, length: int) -> None:
-        """Draw the next token of every live slot; their last tokens all stand below `length`."""
-        sample, position = self.sample[: self.live], self.position[: self.live]
-        attend = self.cache.attend_at(position, length)
-        hidden = self.model.hidden(self.token[: self.live, None], position[:, None], attend)[:, 0]
-        count, was_done = self.count[sample], self.done[sample]
-        token, logprob, sampling = sample_tokens(self.model.logits(hidden), self.noise[sample, count], self.params)
-
-        column = torch.where(was_done, self.width, count)
-        self.tokens[sample, column] = token
-        self.logprobs[sample, column] = logprob
-        self.sampling_logprobs[sample, column] = sampling
-        self.count[sample] = count + ~was_done
-        self.done[sample] = was_done | torch.isin(token, self.eos) | (count + 1 >= self.limit[sample])
-        self.token[: self.live] = token
-        self.position[: self.live] = (position + 1).clamp(max=self.positions - 1)
-
-    def retire(self) -> None:
-        """Free the slots of finished samples; start the next ones there, or close the gaps if there are none."""
+    def retire(self) -> Tensor:
+        """Free the slots of finished samples; start the next ones there, or close the gaps if there are none. Returns
+        the samples that finished.
+        """
         if self.stop:
             self.find_stop_strings()
-        free = self.done[self.sample[: self.live]].nonzero()[:, 0]
+        free = self.slots.done[: self.live].nonzero()[:, 0]
+        ended = self.slots.sample[free]
         if len(free):
+            self.keep_results(free, ended)
             started = self.refill(free)
             self.close_gaps(free[started:])
+        return ended
+
+    def keep_results(self, rows: Tensor, samples: Tensor) -> None:
+        """Copy what finished slots hold to the results; forget prompts of which no sample is left."""
+        self.count[samples] = self.slots.count[rows]
+        for name in ("tokens", "logprobs", "sampling_logprobs"):
+            getattr(self, name)[samples] = getattr(self.slots, name)[rows, : self.width]
+        for prompt, number in Counter((samples // self.n).tolist()).items():
+            self.left[prompt] -= number
+            if not self.left[prompt]:
+                self.engine.cache.forget(prompt)
 
     def refill(self, rows: Tensor) -> int:
         """Start the next samples of the queue in free slots `rows`; returns how many there were."""
@@ -237,27 +312,23 @@ class _Run:
         return started
 
     def prefill(self) -> None:
-        """Compute the next prompts of the queue, as many as fill the slots, and draw their noise."""
+        """Compute the next prompts of the queue, as many as fill the slots."""
         first = self.next_sample // self.n
-        wanted = self.prompts[first : first + -(-self.slots // self.n)]
+        wanted = self.prompts[first : first + -(-self.rows // self.n)]
         while len(wanted) > 1 and len(wanted) * max(map(len, wanted)) > PREFILL_TOKENS:
             wanted = wanted[:-1]
-        self.prefilled = PromptCache(self.model.config.sliding_window)
-        padded = torch.nn.utils.rnn.pad_sequence([torch.tensor(p[:-1], dtype=torch.int64) for p in wanted], True)
-        if padded.shape[1]:  # a prompt of one token has nothing before its last
-            self.model.hidden(padded.to(self.device), attend=self.prefilled.attend)
-        self.prefilled_from, self.prefilled_to = self.next_sample, self.next_sample + len(wanted) * self.n
-        key = self.noise_key[self.prefilled_from : self.prefilled_to, :, None]
-        place = torch.arange(self.width + 1, device=self.device)
-        self.noise[self.prefilled_from : self.prefilled_to] = uniform(self.seed, place, *key.unbind(1))
+        self.engine.cache.prefill(self.engine.decoder, dict(enumerate(wanted, first)))
+        self.prefilled_to += len(wanted) * self.n
 
     def start(self, rows: Tensor) -> None:
         """Put the next len(rows) samples, whose prompts are prefilled, into slots `rows`."""
-        sample = torch.arange(self.next_sample, self.next_sample + len(rows), device=self.device)
-        self.cache.fill(rows, self.prefilled, (sample - self.prefilled_from) // self.n)
-        self.sample[rows] = sample
-        self.token[rows] = self.last_token[sample]
-        self.position[rows] = self.prompt_length[sample] - 1
+        s, sample = self.slots, torch.arange(self.next_sample, self.next_sample + len(rows), device=self.device)
+        self.engine.cache.begin(rows, (sample // self.n).tolist(), self.prompt_length[sample])
+        s.sample[rows], s.limit[rows] = sample, self.limit[sample]
+        s.token[rows], s.position[rows] = self.last_token[sample], self.prompt_length[sample] - 1
+        s.count[rows], s.done[rows] = 0, False
+        place = torch.arange(s.width + 1, device=self.device)
+        s.noise[rows] = uniform_pair(self.seed, place, *self.noise_key[sample][:, :, None].unbind(1))
         self.next_sample += len(rows)
 
     def close_gaps(self, free: Tensor) -> None:
@@ -267,21 +338,22 @@ class _Run:
         self.live -= len(free)
         target, source = free[free < self.live], taken[self.live :].nonzero()[:, 0] + self.live
         if len(target):
-            self.cache.move(source, target, int(self.position[source].max()))
-        for state in (self.sample, self.token, self.position):
-            state[target] = state[source]
+            self.engine.cache.move(source, target, self.slots.position[source])
+            self.slots.move(source, target)
+        self.slots.clear(slice(self.live, self.live + len(free)))
 
     # Stop strings, on the host.
 
     def find_stop_strings(self) -> None:
         """End the live samples whose newest tokens completed a stop string, and cut tokens and logprobs there."""
-        for sample in self.sample[: self.live].tolist():
-            count = int(self.count[sample])
+        s = self.slots
+        states = (state[: self.live].tolist() for state in (s.sample, s.count))
+        for row, (sample, count) in enumerate(zip(*states, strict=True)):
             for kept in range(max(1, count - self.check_every + 1), count + 1):
-                text = self.text_before_stop(self.tokens[sample, :kept].tolist())
+                text = self.text_before_stop(s.tokens[row, :kept].tolist())
                 if text is not None:
                     self.stopped[sample] = text
-                    self.count[sample], self.done[sample] = kept, True
+                    s.count[row], s.done[row] = kept, True
                     break
 
     def text_before_stop(self, tokens: list[int]) -> str | None:
@@ -294,10 +366,6 @@ class _Run:
         return text[: min(ends)] if ends else None
 
     # The results.
-
-    def text(self, sample: int) -> str:
-        """The text of a sample so far."""
-        return self.completion(sample, self.tokens[sample, : int(self.count[sample])].tolist()).text
 
     def completion(self, sample: int, tokens: list[int], logprobs=(), sampling_logprobs=()) -> Completion:
         """The record of one sample."""
@@ -321,12 +389,24 @@ class _Run:
 
     def check_finite(self, logprobs: Tensor) -> None:
         """FloatingPointError for the first sample that was drawn from logits that are not numbers."""
-        bad = (~logprobs[:, : self.width].isfinite()).nonzero()
+        bad = (~logprobs.isfinite()).nonzero()
         if len(bad):
             (prompt, number), token = divmod(int(bad[0, 0]), self.n), int(bad[0, 1])
             raise FloatingPointError(
                 f"the logprob of token {token} of sample {number} of prompt {prompt} is {logprobs[*bad[0]].item()}"
             )
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that could be allocated now."""
+    if device.type == "cuda":
+        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + kept
+    meminfo = Path("/proc/meminfo")
+    if meminfo.is_file():  # what the operating system would give up its caches for
+        lines = meminfo.read_text(encoding="utf-8").splitlines()
+        return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def first_samples(prompts: Sequence[list[int]], n: int) -> list[int]:

@@ -1,8 +1,7 @@
 """Choosing the next token: temperature, top-k, top-p, min-p, greedy.
 
-The choice is the inverse of the cumulative distribution at one uniform number u per token: the smallest v with
-sum_{w <= v} p_w > u. One number a token (not one a vocabulary entry) keeps the noise cheap to key by (seed, sample,
-position). n rows, V vocabulary.
+The choice is the inverse of the cumulative distribution at two uniform numbers a token (kernels/lm_head.py), which are
+cheap to key by (seed, sample, position). n rows, V vocabulary.
 """
 
 from __future__ import annotations
@@ -11,6 +10,10 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from kernels import lm_head
+from kernels.truncation import truncated_sample
+from nanomath.rollout.decoder import Decoder
 
 
 @dataclass(frozen=True)
@@ -38,47 +41,31 @@ class SamplingParams:
         return self.top_k > 0 or self.top_p < 1 or self.min_p > 0
 
 
-def sample_tokens(logits: Tensor, u: Tensor, params: SamplingParams) -> tuple[Tensor, Tensor, Tensor]:
+def next_tokens(decoder: Decoder, states: Tensor, u: Tensor, params: SamplingParams) -> tuple[Tensor, Tensor, Tensor]:
     """Next tokens [n], their logprobs [n] under the full distribution and [n] under the one sampled from.
 
-    logits [n, V] float32; u [n] in [0, 1). The full distribution is softmax(logits / temperature), at temperature 1
-    when greedy; the one sampled from has what top-k, top-p and min-p cut off removed and is renormalised.
+    states [n, D]; u [n, 2] in [0, 1). The full distribution is softmax(logits / temperature), at temperature 1 when
+    greedy; the one sampled from has what top-k, top-p and min-p cut off removed and is renormalised.
     """
-    if params.temperature == 0:
-        logprobs = logits.log_softmax(-1)
-        token = logprobs.argmax(-1)
-        return token, logprobs.gather(-1, token[:, None])[:, 0], torch.zeros_like(u)
-    logprobs = (logits / params.temperature).log_softmax(-1)
-    if not params.truncates:
-        token, _ = _invert(logprobs.exp(), u)
-        picked = logprobs.gather(-1, token[:, None])[:, 0]
-        return token, picked, picked
-    descending, ids = logprobs.sort(dim=-1, descending=True, stable=True)
-    place, kept_mass = _invert(truncate(descending.exp(), params), u)
-    picked = descending.gather(-1, place[:, None])[:, 0]
-    return ids.gather(-1, place[:, None])[:, 0], picked, picked - kept_mass.log()
+    if decoder.on_gpu and not (params.truncates and params.temperature):
+        token, logprob, _ = lm_head.sample(states, decoder.lm_head, u, params.temperature)
+        return token, logprob, _under_sampling(logprob, params)
+    token, logprob, sampling = sample_tokens(decoder.logits(states), u, params)
+    if decoder.on_gpu and decoder.exact:  # by the kernel that the trainer's logprobs come from
+        kept = sampling - logprob
+        logprob = lm_head.logprobs_triton(states, decoder.lm_head, token, params.temperature)[0]
+        sampling = logprob + kept
+    return token, logprob, sampling
 
 
-def truncate(probabilities: Tensor, params: SamplingParams) -> Tensor:
-    """Zero what top-k, then top-p (of what top-k left), then min-p cut off; probabilities [n, V] are descending.
-
-    The likeliest token always stays.
-    """
-    kept = probabilities.clone()
-    if params.top_k:
-        kept[:, params.top_k :] = 0
-    if params.top_p < 1:
-        before = kept.cumsum(-1) - kept
-        kept[before >= params.top_p * kept.sum(-1, keepdim=True)] = 0
-    kept[kept < params.min_p * kept[:, :1]] = 0
-    return kept
+def sample_tokens(logits: Tensor, u: Tensor, params: SamplingParams) -> tuple[Tensor, Tensor, Tensor]:
+    """`next_tokens` from logits [n, V]."""
+    if params.truncates and params.temperature:
+        options = params.top_k, params.top_p, params.min_p
+        return truncated_sample(logits, u, params.temperature, *options)[:3]
+    token, logprob, _ = lm_head.sample_logits(logits, u, params.temperature)
+    return token, logprob, _under_sampling(logprob, params)
 
 
-def _invert(weights: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
-    """The index [n] where the running sum of weights [n, V] first exceeds u times their total, and the total [n]."""
-    running = weights.cumsum(-1)
-    total = running[:, -1]
-    # Rounding may lift u * total to the total itself; one step below it still lands on a token of positive weight.
-    level = torch.minimum(u * total, torch.nextafter(total, torch.zeros_like(total)))
-    place = torch.searchsorted(running, level[:, None], right=True)[:, 0]
-    return place.clamp(max=weights.shape[1] - 1), total  # beyond the end only where weights are NaN
+def _under_sampling(logprob: Tensor, params: SamplingParams) -> Tensor:
+    return logprob if params.temperature else torch.zeros_like(logprob)

@@ -29,7 +29,7 @@ def states_logprobs(
     model: Transformer, states: Tensor, batch: Batch, temperature: float = 1.0
 ) -> tuple[Tensor, Tensor]:
     """Logprobs and (without gradient) entropies [S, R] of a batch's response tokens, zero where there is none."""
-    logprobs, entropy = linear_logprob(states, model.lm_head.weight, batch.target, temperature)
+    logprobs, entropy = linear_logprob(states, model.lm_head.weight, batch.target, temperature, exact=model.exact)
     return batch.matrix(logprobs), batch.matrix(entropy)
 
 

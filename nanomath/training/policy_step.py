@@ -93,10 +93,14 @@ class PolicyStep:
         return rollout
 
     def _old_policy(self, rollout: Rollout) -> tuple[Tensor | None, Tensor | None]:
-        """pi_old's logprobs and entropies, None where nothing needs them before the first update."""
-        a, logprobs, entropy = self.algorithm, None, None
+        """pi_old's logprobs and entropies, None where nothing needs them before the first update. With an exact model
+        the sampler's logprobs are pi_old's, and need no pass over the rollout.
+        """
+        a, entropy = self.algorithm, None
+        logprobs = rollout.sampled if self.model.exact else None
         early = self._kl_in_reward or a.sampler_correction != "off" or a.covariance != "off"
-        if a.top_entropy < 1 or (a.old_logprobs == "trainer" and (early or not algorithms.updates_once(a))):
+        wanted = a.old_logprobs == "trainer" and (early or not algorithms.updates_once(a))
+        if a.top_entropy < 1 or (wanted and logprobs is None):
             logprobs, entropy = self._score(rollout, "the policy", self._logprobs_of(self.model), 2)
         return (rollout.sampled if a.old_logprobs == "sampler" else logprobs), entropy
 

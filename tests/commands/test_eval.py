@@ -29,11 +29,11 @@ def questions(tmp_path):
 class Knowing:
     """A sampler that answers 2 to everything with its even samples, and nothing with the odd ones."""
 
-    def __init__(self, model, tokenizer, slots) -> None:
-        self.slots = slots
+    def __init__(self, section, model, tokenizer) -> None:
+        pass
 
     def generate(self, prompts, n, seed, progress, **sampling) -> list[Completion]:
-        progress(n * len(prompts), 7)
+        progress(n * len(prompts), 7, 0, 0.0)
         texts = [r"\boxed{2}" if s % 2 == 0 else "" for s in range(n)]
         return [
             Completion(p, s, [3] * 5, [-1.0] * 5, [-1.0] * 5, text, "eos" if text else "length")
@@ -52,7 +52,7 @@ def test_the_world(call, model_directory):
 
 
 def test_known_completions_of_a_file(call, model_directory, questions, monkeypatch):
-    monkeypatch.setattr(command, "Sampler", Knowing)
+    monkeypatch.setattr(command, "build_sampler", Knowing)
     outcome = call(main, "eval", model_directory, questions, "evaluation.k=4", "evaluation.by=subject")
     assert outcome.code == 0 and outcome.err == ""
     assert re.sub(r" \(.*\)", "", outcome.out).splitlines()[1:] == [
@@ -66,7 +66,7 @@ def test_known_completions_of_a_file(call, model_directory, questions, monkeypat
 
 
 def test_every_completion_is_saved(call, model_directory, questions, tmp_path, monkeypatch):
-    monkeypatch.setattr(command, "Sampler", Knowing)
+    monkeypatch.setattr(command, "build_sampler", Knowing)
     assert call(main, "eval", model_directory, questions, "save=completions.jsonl").code == 0
     records = [json.loads(line) for line in (tmp_path / "completions.jsonl").read_text(encoding="utf-8").splitlines()]
     assert [(r["problem"], r["sample"], r["right"]) for r in records] == [
@@ -76,7 +76,7 @@ def test_every_completion_is_saved(call, model_directory, questions, tmp_path, m
 
 
 def test_a_file_that_cannot_be_saved_is_refused_before_the_sampling(call, model_directory, questions, monkeypatch):
-    monkeypatch.setattr(command, "Sampler", None)
+    monkeypatch.setattr(command, "build_sampler", None)
     outcome = call(main, "eval", model_directory, questions, "save=nowhere/completions.jsonl")
     assert outcome.code == 2 and outcome.err == (
         "error: save: there is no directory to write nowhere/completions.jsonl to\n"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -11,7 +13,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from kernels.linear_logprob import CHUNK_LOGITS, linear_logprob
+import kernels.linear_logprob as linear_logprob_module
+from kernels.linear_logprob import CHUNK_LOGITS, linear_logprob, linear_logprob_triton
 
 
 def materialised(hidden: Tensor, weight: Tensor, target: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
@@ -150,7 +153,7 @@ def test_entropy_has_no_gradient():
 
 
 def test_no_tensor_is_larger_than_a_chunk_of_logits():
-    n, dim, vocabulary, chunk = 64, 4, 500, 8
+    n, dim, vocabulary, chunk = 64, 4, 512, 8
     hidden, weight, target, upstream = problem(7, n, dim, vocabulary)
     with Sizes() as sizes:
         gradients(linear_logprob(hidden, weight, target, 0.9, chunk)[0], upstream, hidden, weight)
@@ -212,3 +215,69 @@ def test_shapes_and_temperatures_that_make_no_sense():
     for temperature in (0.0, -1.0, float("nan")):
         with pytest.raises(ValueError, match="temperature"):
             linear_logprob(hidden, weight, target, temperature)
+
+
+# --- Triton ----------------------------------------------------------------------------------------------------------
+
+needs_triton = pytest.mark.skipif(find_spec("triton") is None, reason="triton is not installed")
+quiet = pytest.mark.filterwarnings("ignore:.*encountered.*:RuntimeWarning")  # the interpreter, about padding
+
+
+@pytest.fixture
+def poisoned() -> None:
+    """In this mode PyTorch fills what is allocated with NaN, so that what a kernel never writes shows."""
+    torch.use_deterministic_algorithms(True, warn_only=True)
+
+
+@quiet
+@needs_triton
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.bfloat16, 8e-3), (torch.float16, 1e-3)])
+@pytest.mark.parametrize(("n", "dim", "vocabulary", "chunk"), [(1, 1, 1, 0), (5, 40, 300, 2), (200, 33, 290, 130)])
+def test_the_triton_form(kernel_device, poisoned, dtype, tolerance, n, dim, vocabulary, chunk):
+    """Logprobs and entropies to float32; gradients to the rounding of dz and of the result, in every chunk."""
+    hidden, weight, target, upstream = problem(13, n, dim, vocabulary, dtype)
+    if n > 1:
+        target[:2] = torch.tensor([0, vocabulary - 1])
+    exact_inputs = [tensor.detach().double().requires_grad_() for tensor in (hidden, weight)]
+    exact = linear_logprob(*exact_inputs, target, 0.7)
+    inputs = [tensor.detach().to(kernel_device).requires_grad_() for tensor in (hidden, weight)]
+    found = linear_logprob_triton(*inputs, target.to(kernel_device), 0.7, chunk)
+    for mine, plain in zip(found, exact, strict=True):
+        assert mine.dtype == torch.float32
+        assert float((mine.cpu() - plain).detach().norm()) <= 1e-5 * max(1, float(plain.detach().norm()))
+    mine = gradients(found[0], upstream.to(kernel_device), *inputs)
+    for a, b in zip(mine, gradients(exact[0], upstream, *exact_inputs), strict=True):
+        assert a.dtype == dtype and float((a.cpu().double() - b).norm()) <= tolerance * float(b.norm())
+
+
+@quiet
+@needs_triton
+@pytest.mark.parametrize("wanted", [0, 1])
+def test_the_triton_form_with_one_of_the_two_frozen(kernel_device, wanted):
+    *inputs, target, upstream = problem(14, 9, 5, 17, torch.float32)
+    (expected,) = gradients(linear_logprob(*inputs, target)[0], upstream, inputs[wanted])
+    inputs = [tensor.detach().to(kernel_device) for tensor in inputs]
+    inputs[wanted].requires_grad_()
+    found, entropy = linear_logprob_triton(*inputs, target.to(kernel_device), chunk=4)
+    (mine,) = gradients(found, upstream.to(kernel_device), inputs[wanted])
+    torch.testing.assert_close(mine.cpu(), expected, rtol=1e-5, atol=1e-5)
+    assert not entropy.requires_grad
+
+
+@quiet
+@needs_triton
+def test_the_triton_form_spends_nothing_on_tokens_without_gradient(kernel_device, monkeypatch):
+    computed = []
+    kernel = linear_logprob_module._logit_gradients
+    monkeypatch.setattr(
+        linear_logprob_module, "_logit_gradients", lambda h, *rest: (computed.append(len(h)), kernel(h, *rest))
+    )
+    hidden, weight, target, _ = problem(15, 20, 4, 50, torch.float32)
+    inputs = [tensor.detach().to(kernel_device).requires_grad_() for tensor in (hidden, weight)]
+    for wanted in ([], [3, 7, 19]):
+        upstream = torch.zeros(20, device=kernel_device)
+        upstream[wanted] = 1.0
+        logprobs, _ = linear_logprob_triton(*inputs, target.to(kernel_device), chunk=2)
+        d_hidden, d_weight = gradients(logprobs, upstream, *inputs)
+        assert d_hidden.any(1).nonzero()[:, 0].tolist() == wanted and bool(d_weight.any()) == bool(wanted)
+    assert computed == [2, 1] or computed == [0, 2, 1]

@@ -186,7 +186,10 @@ def test_stream_is_the_text_of_generate(sampler):
 def test_progress_counts_up_to_everything(sampler):
     seen = []
     found = sampler.generate(PROMPTS, n=2, max_new_tokens=6, progress=lambda *now: seen.append(now))
-    assert seen == sorted(seen) and seen[-1] == (10, sum(c.length for c in found))
+    finished, drawn, live, length = zip(*seen, strict=True)
+    assert list(finished) == sorted(finished) and list(drawn) == sorted(drawn)
+    assert live[0] == 4 and length[0] == 1 + (0 + 0 + 3 + 3) / 4
+    assert seen[-1] == (10, sum(c.length for c in found), 0, 0.0)
 
 
 def test_no_prompts_no_completions(sampler):

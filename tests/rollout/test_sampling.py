@@ -1,4 +1,4 @@
-"""Choosing tokens: exact frequencies over a grid of u, truncation against a loop, and the ends of the unit interval."""
+"""Choosing tokens: exact frequencies over a grid of u against a loop, and the ends of the unit interval."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from nanomath.rollout.sampling import SamplingParams, sample_tokens, truncate
+from nanomath.rollout.sampling import SamplingParams, sample_tokens
 
 GRID = 4000
 some_logits = st.lists(st.floats(-8, 8, width=32), min_size=1, max_size=12)
@@ -49,8 +49,8 @@ def is_close_call(p: list[float], params: SamplingParams) -> bool:
 
 
 def draw_grid(logits: list[float], params: SamplingParams) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Tokens and logprobs at GRID evenly spaced u."""
-    u = (torch.arange(GRID) + 0.5) / GRID
+    """Tokens and logprobs of few logits, all in one block, at GRID evenly spaced second numbers."""
+    u = torch.stack((torch.full((GRID,), 0.7), (torch.arange(GRID) + 0.5) / GRID), dim=1)
     return sample_tokens(torch.tensor([logits]).expand(GRID, -1), u, params)
 
 
@@ -72,40 +72,50 @@ def test_frequencies_and_logprobs(logits, params):
 
 
 @pytest.mark.parametrize(
-    ("params", "expected"),
+    ("params", "kept"),
     [
-        ({"top_k": 2}, [0.25, 0.25, 0, 0]),  # ties: the first ones stay
-        ({"top_p": 0.5}, [0.25, 0.25, 0, 0]),  # half is reached by two
-        ({"top_p": 0.51}, [0.25, 0.25, 0.25, 0]),
-        ({"min_p": 1.0}, [0.25, 0.25, 0.25, 0.25]),
-        ({"top_k": 9}, [0.25, 0.25, 0.25, 0.25]),
-        ({"top_k": 3, "top_p": 0.5}, [0.25, 0.25, 0, 0]),  # half of the three that top-k left
+        ({"top_k": 2}, [0, 1, 2, 3]),  # all that are as likely as the second stay
+        ({"top_k": 1}, [0]),
+        ({"top_p": 0.4}, [0]),
+        ({"top_p": 0.41}, [0, 1, 2, 3]),
+        ({"top_p": 0.95}, [0, 1, 2, 3, 4]),
+        ({"min_p": 0.5}, [0]),
+        ({"min_p": 0.4}, [0, 1, 2, 3]),
+        ({"top_k": 9}, [0, 1, 2, 3, 4]),
+        ({"top_k": 4, "top_p": 0.43}, [0, 1, 2, 3]),  # 0.43 of the 0.94 that top-k left is more than the first has
     ],
 )
-def test_ties(params, expected):
-    assert truncate(torch.full((1, 4), 0.25), SamplingParams(**params)).tolist() == [expected]
+def test_what_ties_with_the_last_one_kept_stays(params, kept):
+    token, _, sampling = draw_grid([math.log(p) for p in (0.4, 0.18, 0.18, 0.18, 0.06)], SamplingParams(**params))
+    assert sorted(set(token.tolist())) == kept
+    assert float(sampling[token == 0].exp()[0]) == pytest.approx(
+        0.4 / sum((0.4, 0.18, 0.18, 0.18, 0.06)[v] for v in kept)
+    )
 
 
-@settings(max_examples=60, deadline=None)
-@given(st.lists(st.floats(1e-6, 1.0), min_size=1, max_size=9), some_params)
-def test_truncation_is_a_loop_down_the_likeliest(weights, params):
-    p = sorted((w / sum(weights) for w in weights), reverse=True)
-    assume(not is_close_call(p, params))
-    before = torch.tensor([p], dtype=torch.float64)
-    given_ = before.clone()
-    kept = set(kept_tokens(p, params))
-    assert truncate(given_, params).tolist() == [[v if i in kept else 0.0 for i, v in enumerate(p)]]
-    assert torch.equal(given_, before)
+@pytest.mark.parametrize("params", [SamplingParams(), SamplingParams(top_k=150), SamplingParams(top_p=0.9)])
+def test_frequencies_over_several_blocks_of_the_vocabulary(params):
+    """A grid over both uniform numbers: the first chooses among three blocks, the second inside one."""
+    logits = torch.randn(1, 300, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    side = (torch.arange(400) + 0.5) / 400
+    u = torch.cartesian_prod(side, side)
+    token, _, _ = sample_tokens(logits.float().expand(len(u), -1), u, params)
+    p = logits.softmax(-1)[0]
+    kept = kept_tokens(p.tolist(), params)
+    expected = torch.zeros(300, dtype=torch.float64).index_copy(0, torch.tensor(kept), p[kept] / p[kept].sum())
+    found = torch.bincount(token, minlength=300).double() / len(u)
+    block = torch.cat([part.sum().expand(len(part)) for part in expected.split(128)])
+    assert ((found - expected).abs() <= (expected / block + block) / 400 + 1e-6).all()  # a step of each grid
 
 
 ends = st.sampled_from([0.0, 1e-45, 0.5, 1 - 2**-24, 1 - 2**-23])
 
 
 @settings(max_examples=150, deadline=None)
-@given(st.lists(st.floats(-300, 300, width=32), min_size=1, max_size=12), ends, some_params)
-def test_no_impossible_token_at_the_ends_of_the_interval(logits, u, params):
+@given(st.lists(st.floats(-300, 300, width=32), min_size=1, max_size=12), ends, ends, some_params)
+def test_no_impossible_token_at_the_ends_of_the_interval(logits, first, second, params):
     row = torch.tensor([logits])
-    token, logprob, sampling = sample_tokens(row, torch.tensor([u]), params)
+    token, logprob, sampling = sample_tokens(row, torch.tensor([[first, second]]), params)
     p = (row / params.temperature).softmax(-1)[0]
     assert 0 <= int(token) < len(logits) and p[token] > 0
     assert logprob.isfinite().all() and sampling.isfinite().all()
@@ -119,14 +129,14 @@ def test_a_large_vocabulary_of_which_half_is_impossible(params):
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(1, 50_000, generator=generator) * 3
     logits[:, ::2] = -math.inf  # the first one too
-    u = torch.cat((torch.rand(60, generator=generator), torch.tensor([0.0, 1 - 2**-24])))
+    u = torch.cat((torch.rand(60, 2, generator=generator), torch.tensor([[0.0, 1 - 2**-24], [1 - 2**-24, 0.0]])))
     token, logprob, sampling = sample_tokens(logits.expand(len(u), -1), u, params)
     assert (token % 2 == 1).all() and logprob.isfinite().all() and (sampling >= logprob - 1e-5).all()
 
 
 def test_greedy_takes_the_likeliest_and_reports_temperature_one():
     logits = torch.tensor([[0.0, 3.0, 3.0], [5.0, -1.0, 0.0]])
-    token, logprob, sampling = sample_tokens(logits, torch.tensor([0.9, 0.9]), SamplingParams(temperature=0, top_k=2))
+    token, logprob, sampling = sample_tokens(logits, torch.full((2, 2), 0.9), SamplingParams(temperature=0, top_k=2))
     assert token.tolist() == [1, 0] and sampling.tolist() == [0.0, 0.0]
     torch.testing.assert_close(logprob, logits.log_softmax(-1)[torch.arange(2), token])
 
@@ -139,7 +149,7 @@ def test_without_truncation_both_logprobs_are_the_same_numbers():
 def test_logits_are_left_alone():
     logits = torch.randn(3, 7, generator=torch.Generator().manual_seed(0))
     before = logits.clone()
-    sample_tokens(logits, torch.tensor([0.1, 0.5, 0.9]), SamplingParams(0.5, 3, 0.8, 0.1))
+    sample_tokens(logits, torch.full((3, 2), 0.5), SamplingParams(0.5, 3, 0.8, 0.1))
     assert torch.equal(logits, before)
 
 

@@ -124,7 +124,7 @@ def flags(run: Path) -> list[str]:
 
 # --- killed ----------------------------------------------------------------------------------------------------------
 
-LONG = ("run.steps=24", "run.save_every=1", "run.eval_every=5", "run.keep_best=true", "run.keep_last=2")
+LONG = ("run.seed=2", "run.steps=24", "run.save_every=1", "run.eval_every=5", "run.keep_best=true", "run.keep_last=2")
 
 
 @pytest.fixture(scope="module")

@@ -1,57 +1,39 @@
-"""Measure time and memory on this machine.
+"""Time and memory of training steps, the logits in chunks against all of them at once.
 
-    python -m nanomath bench TARGET [CONFIG.toml] [key=value ...]
+    python -m nanomath bench training [CONFIG.toml] [key=value ...]
 
     python -m nanomath bench training                            every case, minutes
     python -m nanomath bench training cases=logprob threads=1 save=bench.json
     python -m nanomath bench training cases=smollm2-sft,smollm2-grpo gradient_checkpointing=true
 
-Targets:
-
-  training    SFT and GRPO steps with the logits in chunks (kernels/linear_logprob.py) against all of them at once
-
 Each number comes from a process of its own, and the two sides of a ratio from processes that took turns. A step is
 forward and backward passes and the optimizer, in GRPO also the reference model's pass. Memory is what is needed at the
-peak beyond weights and optimizer state. Further keys: python -m nanomath bench TARGET --help
+peak beyond weights and optimizer state.
 """
 
 from __future__ import annotations
 
-import json
-import os
-import platform
-import resource
-import shlex
-import sys
 import time
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from dataclasses import asdict, dataclass
-from multiprocessing import get_context
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-import nanomath
+from nanomath.commands.bench.machine import SHAPES, by_turns, new_report, peak_memory, place, save_report, use_threads
 from nanomath.commands.build import choose_device
 from nanomath.config import option, parse_arguments
 from nanomath.data.packing import Example
 from nanomath.data.problem import Problem
-from nanomath.models import ModelConfig, Transformer
+from nanomath.models import Transformer
 from nanomath.rollout import Completion, Episode
 from nanomath.training import logprobs
 from nanomath.training.optimizer import Optimizer
 from nanomath.training.policy_step import PolicyStep
 from nanomath.training.sft_step import SFTStep
 
-SHAPES = {  # of configs/tiny and of SmolLM2-135M; time and memory do not depend on the values of the weights
-    "tiny": ModelConfig(1024, 128, 3, 4, 2, 32, 352, 512),
-    "smollm2": ModelConfig(49152, 576, 30, 9, 3, 64, 1536, 8192),
-}
 CASES = ("tiny-sft", "tiny-grpo", "smollm2-sft", "smollm2-grpo", "logprob")
 CALLS = {"tiny": 5, "smollm2": 2, "logprob": 1}  # in one process; the first may be slow, the fastest counts
 VARIANTS = ("chunks", "at once")
@@ -79,34 +61,17 @@ class TrainingBench:
 
 
 def main(argv: list[str]) -> int:
-    if argv and argv[0] in ("-h", "--help"):
-        print(__doc__.strip())
-        return 0
-    if not argv or argv[0] not in TARGETS:
-        found = f"unknown target {argv[0]!r}" if argv else "bench needs a target"
-        raise ValueError(f"{found}: expected one of {', '.join(TARGETS)}")
-    return TARGETS[argv[0]](argv[1:])
-
-
-def bench_training(argv: list[str]) -> int:
     """Measure every case, print a table, and save it after each row."""
     config, _ = parse_arguments(TrainingBench, argv, __doc__)
-    if config.save and not Path(config.save).absolute().parent.is_dir():
-        raise FileNotFoundError(f"save: there is no directory to write {config.save} to")
     config.device = str(choose_device(config.device))
-    command = shlex.join(["python", "-m", "nanomath", "bench", "training", *argv])
-    report = {"command": command, **machine(config), "config": asdict(config), "rows": []}
+    report = new_report("training", argv, config)
     print(table_head(report))
     with tqdm(total=len(config.cases) * config.repeats * 2, unit="process", disable=None, leave=False) as bar:
         for case in config.cases:
             report["rows"].append(compare(case, config, bar))
             bar.write(table_row(report["rows"][-1]))
-            if config.save:
-                Path(config.save).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+            save_report(report, config.save)
     return 0
-
-
-TARGETS: dict[str, Callable[[list[str]], int]] = {"training": bench_training}
 
 
 # --- one row ---------------------------------------------------------------------------------------------------------
@@ -114,30 +79,17 @@ TARGETS: dict[str, Callable[[list[str]], int]] = {"training": bench_training}
 
 def compare(case: str, config: TrainingBench, bar: tqdm) -> dict[str, Any]:
     """Seconds and bytes of a case with the logits in chunks and at once, by turns; None where memory ran out."""
-    found: dict[str, list[tuple[float, int]]] = {variant: [] for variant in VARIANTS}
-    for _ in range(config.repeats):
-        for variant in VARIANTS:
-            found[variant] += in_new_process(case, variant, config)
-            bar.update()
+    found = by_turns({variant: [(measure, case, variant, config)] * config.repeats for variant in VARIANTS}, bar)
     best = {variant: [min(column) for column in zip(*runs, strict=True)] for variant, runs in found.items()}
     seconds, peaks = ({variant: (best[variant] or (None, None))[i] for variant in VARIANTS} for i in (0, 1))
     return {"case": case, "seconds": seconds, "bytes": peaks}
 
 
-def in_new_process(case: str, variant: str, config: TrainingBench) -> list[tuple[float, int]]:
-    """What `measure` returns, as a list that is empty where it ran out of memory."""
-    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
-        try:
-            return [pool.submit(measure, case, variant, config).result()]
-        except (BrokenProcessPool, torch.OutOfMemoryError):  # the operating system killed it, or CUDA refused
-            return []
-
-
 def table_head(report: dict[str, Any]) -> str:
     """What was measured where, and the names of the columns."""
     config = report["config"]
-    where = f"{report['processor']}, {report['threads']} threads, torch {report['torch']}, {config['dtype']}"
     names = "".join(f"{name:>10}" for name in (*VARIANTS, "ratio") * 2)
+    where = f"{place(report)}, {config['dtype']}"
     return f"{where}; best of {config['repeats']}\n{'':14}{'seconds':>30}{'MB at the peak':>30}\n{'':14}{names}"
 
 
@@ -151,31 +103,12 @@ def table_row(row: dict[str, Any]) -> str:
     return "".join(cells).rstrip()
 
 
-def machine(config: TrainingBench) -> dict[str, Any]:
-    """What the numbers were measured on and with."""
-    processor = platform.processor() or platform.machine()
-    if Path("/proc/cpuinfo").is_file():
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        processor = next((line.partition(": ")[2] for line in lines if line.startswith("model name")), processor)
-    if config.device.startswith("cuda"):
-        processor = torch.cuda.get_device_name(config.device)
-    return {
-        "processor": processor,
-        "threads": config.threads or torch.get_num_threads(),
-        "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "nanomath": nanomath.__version__,
-    }
-
-
 # --- in the measured process -----------------------------------------------------------------------------------------
 
 
 def measure(case: str, variant: str, config: TrainingBench) -> tuple[float, int]:
     """Seconds of the fastest call, and bytes at the peak of all calls beyond what there was before the first."""
-    if config.threads:
-        torch.set_num_threads(config.threads)
+    use_threads(config.threads)
     if variant == "at once":
         logprobs.linear_logprob = materialised_logprob
     device, (shape, _, step) = torch.device(config.device), case.partition("-")
@@ -192,29 +125,14 @@ def measure(case: str, variant: str, config: TrainingBench) -> tuple[float, int]
 
 
 def materialised_logprob(
-    hidden: Tensor, weight: Tensor, target: Tensor, temperature: float = 1.0
+    hidden: Tensor, weight: Tensor, target: Tensor, temperature: float = 1.0, exact: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """The same numbers as `linear_logprob`, from all logits [n, V] at once."""
+    """The same numbers as `linear_logprob`, but for the bits of `exact`, from all logits [n, V] at once."""
     logits = (hidden @ weight.T).float()
     logs = (logits if temperature == 1 else logits / temperature).log_softmax(-1)
     with torch.no_grad():
         entropy = -(logs.exp() * logs).sum(-1)
     return logs.gather(-1, target[:, None])[:, 0], entropy
-
-
-def peak_memory(device: torch.device, restart: bool = False) -> int:
-    """Most bytes in use at a time, on the GPU or resident in this process; counted from now on with `restart`."""
-    if device.type == "cuda":
-        if restart:
-            torch.cuda.reset_peak_memory_stats(device)
-        return torch.cuda.max_memory_allocated(device)
-    status = Path("/proc/self/status")
-    if not status.is_file():  # no Linux, and no way to restart: what was there before is the most so far
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    if restart:
-        Path("/proc/self/clear_refs").write_text("5")
-    lines = status.read_text(encoding="utf-8").splitlines()
-    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
 
 
 # --- what is measured ------------------------------------------------------------------------------------------------

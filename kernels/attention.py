@@ -1,0 +1,277 @@
+"""Attention of single query tokens over a paged KV cache: decoding, prefill, and any mixture of the two.
+
+    o_m = sum_t softmax_t(q_m . k_t / sqrt(E)) v_t   over positions max(0, length_m - window) <= t < length_m
+
+Split-KV as in Flash-Decoding (Dao et al., 2023), with online softmax (arXiv 1805.02867) inside a split. Program (tile
+of rows, KV head, page) computes the normalised o and the log2-sum-exp over that page in float32, and a second kernel
+merges a row's pages in their order. A split is always a page, so a row's result is bit for bit the same whatever else
+is in the launch; pages outside a row's reach exit at once. The R = H / K query heads of a KV head are the rows of one
+matrix product, padded to 16, the least a tensor core takes. The cache is [pages, K, PAGE, E]: what a program reads of
+it is one contiguous piece.
+
+Rows that have their first pages in common (samples of one prompt; neighbouring tokens of a prompt being prefilled) may
+be named as a tile: those pages are then read once a tile (the cascade of Hydragen, arXiv 2402.05099), the others once
+a row, and merged as before.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from kernels.backend import INTERPRETED, jit, runs_triton, tl, triton
+
+PAGE = 256  # keys in a page and in a split
+WIDEST_TILE = 64  # rows of the largest matrix product: more would need more registers than there are
+MERGE = 8  # partial results that the merge loads at once
+LOG2_E = 1.4426950408889634  # exponentials are powers of 2: that is what the hardware has
+WORKSPACE = 256 << 20  # bytes of partial results that a launch may take
+
+
+def rows_per_tile(heads: int, kv_heads: int) -> int:
+    """The most query tokens that a tile may name."""
+    return WIDEST_TILE // (heads // kv_heads)
+
+
+def paged_attention(
+    q: Tensor,
+    key_pages: Tensor,
+    value_pages: Tensor,
+    page_table: Tensor,
+    slot: Tensor,
+    length: Tensor,
+    window: int | None = None,
+    tiles: Tensor | None = None,
+    shared: Tensor | None = None,
+) -> Tensor:
+    """[M, H, E] from q [M, H, E]: row m sees the first length[m] keys of slot[m], or the last `window` of these.
+
+    key_pages, value_pages [pages, K, PAGE, E]; page_table int32 [slots, P]: where a slot's pages are, no wider than the
+    contexts need, for the cost grows with P; slot, length int32 [M]; length 0 is an idle row and gives zeros.
+    tiles int32 [n, ROWS], ROWS <= rows_per_tile, filled up with -1: rows whose first shared[t] pages (int32 [n]) are
+    the same. Together they must name every row that is not idle once. They change the result by rounding only.
+    """
+    if runs_triton(q):
+        return paged_attention_triton(q, key_pages, value_pages, page_table, slot, length, window, tiles, shared)
+    return paged_attention_reference(q, key_pages, value_pages, page_table, slot, length, window)
+
+
+def paged_attention_reference(q, key_pages, value_pages, page_table, slot, length, window=None) -> Tensor:
+    """`paged_attention` one row at a time, in float32 or wider."""
+    out, groups = torch.zeros_like(q), q.shape[1] // key_pages.shape[1]
+    wide = torch.promote_types(q.dtype, torch.float32)
+    for row, (place, end) in enumerate(zip(slot.tolist(), length.tolist(), strict=True)):
+        start = 0 if window is None else max(0, end - window)
+        pages = page_table[place, : -(-end // PAGE)].long()
+        keys, values = (
+            cache[pages].transpose(0, 1).flatten(1, 2)[:, start:end].repeat_interleave(groups, 0).to(wide)
+            for cache in (key_pages, value_pages)
+        )  # [H, t, E]
+        scores = torch.einsum("he,hte->ht", q[row].to(wide), keys) * q.shape[-1] ** -0.5
+        out[row] = torch.einsum("ht,hte->he", scores.softmax(-1), values)
+    return out
+
+
+def paged_attention_triton(
+    q, key_pages, value_pages, page_table, slot, length, window=None, tiles=None, shared=None
+) -> Tensor:
+    """Two launches, with tiles three. The partial results take 4 (E + 1) bytes a row, query head and page of the table,
+    135 MB for 64 rows of 32 heads over 32k keys of 128: rows are worked off so many at a time that they stay within
+    WORKSPACE. A launch with tiles is not cut: its caller chooses the rows.
+    """
+    (rows, heads, dim), kv_heads, pages = q.shape, key_pages.shape[1], page_table.shape[1]
+    if dim % 16 or dim > 128:
+        raise ValueError(f"head dimension {dim}: the Triton kernel has multiples of 16 up to 128")
+    if key_pages.shape[1:] != (kv_heads, PAGE, dim) or heads % kv_heads or value_pages.shape != key_pages.shape:
+        shapes = f"q {list(q.shape)}, keys {list(key_pages.shape)}, values {list(value_pages.shape)}"
+        raise ValueError(f"{shapes}: expected [M, H, E] and twice [pages, K, {PAGE}, E], H a multiple of K")
+    if not (key_pages.is_contiguous() and value_pages.is_contiguous()):
+        raise ValueError("key_pages and value_pages must be contiguous: a copy of the cache would take too long")
+    if tiles is not None and tiles.shape[1] > rows_per_tile(heads, kv_heads):
+        raise ValueError(f"a tile of {tiles.shape[1]} rows: at most {rows_per_tile(heads, kv_heads)} fit")
+    if tiles is not None and (tiles.shape[1] == 1 or q.element_size() == 4):
+        tiles = None  # float32 has no tensor cores to fill, and larger products need more registers than there are
+    q, page_table, slot, length = (tensor.contiguous() for tensor in (q, page_table, slot, length))
+    out = torch.empty_like(q)
+    step = rows if tiles is not None else max(1, WORKSPACE // (4 * heads * pages * (dim + 1)))
+    for first in range(0, rows, step):
+        some = slice(first, min(first + step, rows))
+        caches = (key_pages, value_pages, page_table)
+        _launch(q[some], *caches, slot[some], length[some], window or 0, tiles, shared, out[some])
+    return out
+
+
+def split_config(block_m: int, dim: int, itemsize: int) -> dict[str, int]:
+    """The tile of keys and the options of a split, such that five or more small splits fit on a multiprocessor at once,
+    with some 150 KB of loads in flight. Float32 takes twice the registers and has no tensor cores."""
+    if itemsize == 4:
+        return {"BLOCK_N": 16, "num_warps": 4, "num_stages": 2}
+    if block_m == 64:
+        return {"BLOCK_N": 64, "num_warps": 8, "num_stages": 2}
+    return {"BLOCK_N": 64, "num_warps": 4, "num_stages": 3 if dim <= 64 else 2}
+
+
+def _launch(q, key_pages, value_pages, page_table, slot, length, window, tiles, shared, out) -> None:
+    (rows, heads, dim), pages, kv_heads = q.shape, page_table.shape[1], key_pages.shape[1]
+    groups, block_e = heads // kv_heads, triton.next_power_of_2(dim)
+    partial = torch.empty(rows, heads, pages, dim, dtype=torch.float32, device=q.device)
+    lse = torch.empty(rows, heads, pages, dtype=torch.float32, device=q.device)
+    named, width = (rows, 1) if tiles is None else (tiles.numel(), tiles.shape[1])
+    if tiles is not None:
+        tiles, shared = tiles.contiguous(), shared.contiguous()
+    for rows_each in sorted({width, 1}, reverse=True):  # first the pages that a tile shares, then each row's own
+        block_m = max(16, triton.next_power_of_2(rows_each * groups))
+        _split_kernel[(named // rows_each, kv_heads, pages)](
+            *(q, key_pages, value_pages, page_table, slot, length, tiles, shared, partial, lse),
+            *(dim**-0.5 * LOG2_E, window, pages),
+            KV_HEADS=kv_heads,
+            GROUPS=groups,
+            E=dim,
+            BLOCK_E=block_e,
+            ROWS=rows_each,
+            WIDTH=width,
+            PAGE=PAGE,
+            BLOCK_M=block_m,
+            UPCAST=INTERPRETED,
+            enable_fp_fusion=True,
+            **split_config(block_m, block_e, q.element_size()),
+        )
+    _merge_kernel[(rows, heads)](
+        *(partial, lse, length, out, window),
+        PAGES=pages,
+        HEADS=heads,
+        E=dim,
+        BLOCK_E=block_e,
+        PAGE=PAGE,
+        STEP=MERGE,
+        num_warps=2,
+        enable_fp_fusion=True,
+    )
+
+
+@jit
+def _split_kernel(
+    q,
+    key_pages,
+    value_pages,
+    page_table,
+    slot,
+    length,
+    tiles,
+    shared,
+    partial,
+    lse,
+    scale,
+    window,
+    pages,
+    KV_HEADS: tl.constexpr,
+    GROUPS: tl.constexpr,
+    E: tl.constexpr,
+    BLOCK_E: tl.constexpr,
+    ROWS: tl.constexpr,
+    WIDTH: tl.constexpr,
+    PAGE: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    UPCAST: tl.constexpr,
+):
+    """ROWS query tokens x GROUPS heads against one page of a KV head. Neighbouring programs take neighbouring rows, not
+    pages: samples of one prompt then read its pages at the same time, once from memory and then from the L2 cache."""
+    program, kv_head, page = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    i = tl.arange(0, BLOCK_M)
+    head = kv_head * GROUPS + i % GROUPS
+    if tiles is None:
+        row = tl.where(i < GROUPS, program, -1)
+    else:
+        common = tl.load(shared + program * ROWS // WIDTH)
+        if ROWS > 1:
+            if page >= common:
+                return
+        elif page < common:
+            return
+        inside = i < ROWS * GROUPS
+        row = tl.load(tiles + program * ROWS + i // GROUPS, mask=inside, other=-1)
+    row = row.to(tl.int64)
+    end = tl.load(length + row, mask=row >= 0, other=0)
+    start = tl.where(window > 0, tl.maximum(end - window, 0), 0)
+    lowest, highest = tl.min(tl.where(end > 0, start, 1 << 30)), tl.max(end)
+    if (page * PAGE >= highest) | ((page + 1) * PAGE <= lowest):
+        return
+
+    some_row = tl.max(tl.where(end > page * PAGE, row, -1))  # any that reaches it: they have this page in common
+    block = tl.load(page_table + tl.load(slot + some_row).to(tl.int64) * pages + page).to(tl.int64)
+    e = tl.arange(0, BLOCK_E)
+    real = (row >= 0)[:, None] & (e < E)[None, :]
+    query = tl.load(q + (row * (KV_HEADS * GROUPS) + head)[:, None] * E + e[None, :], mask=real, other=0.0)
+    if UPCAST:
+        query = query.to(tl.float32)
+    base = (block * KV_HEADS + kv_head) * PAGE * E
+    top = tl.full([BLOCK_M], float("-inf"), tl.float32)
+    total = tl.zeros([BLOCK_M], tl.float32)
+    o = tl.zeros([BLOCK_M, BLOCK_E], tl.float32)
+    for offset in range(0, PAGE, BLOCK_N):
+        n = offset + tl.arange(0, BLOCK_N)
+        t = page * PAGE + n
+        wanted = (t >= lowest) & (t < highest)  # nothing else is read, so that what was never written cannot be NaN
+        mask = wanted[:, None] if E == BLOCK_E else wanted[:, None] & (e < E)[None, :]
+        place = base + n[:, None] * E + e[None, :]
+        keys = tl.load(key_pages + place, mask=mask, other=0.0)
+        values = tl.load(value_pages + place, mask=mask, other=0.0)
+        if UPCAST:
+            keys, values = keys.to(tl.float32), values.to(tl.float32)
+        scores = tl.dot(query, tl.trans(keys), input_precision="ieee") * scale
+        seen = (t[None, :] >= start[:, None]) & (t[None, :] < end[:, None])
+        scores = tl.where(seen, scores, float("-inf"))
+        new_top = tl.maximum(top, tl.max(scores, 1))
+        safe_top = tl.where(new_top == float("-inf"), 0.0, new_top)  # a row that has seen nothing yet: no -inf - -inf
+        weights = tl.math.exp2(scores - safe_top[:, None])
+        shrink = tl.math.exp2(top - safe_top)
+        total = total * shrink + tl.sum(weights, 1)
+        o = tl.dot(weights.to(values.dtype), values, o * shrink[:, None], input_precision="ieee")
+        top = new_top
+    total = tl.where(total > 0, total, 1.0)  # of a row that sees nothing of this page, o is 0 and top is -inf
+    at = (row * (KV_HEADS * GROUPS) + head) * pages + page
+    tl.store(partial + at[:, None] * E + e[None, :], o / total[:, None], mask=real)
+    tl.store(lse + at, top + tl.math.log2(total), mask=row >= 0)
+
+
+@jit
+def _merge_kernel(
+    partial,
+    lse,
+    length,
+    out,
+    window,
+    PAGES: tl.constexpr,
+    HEADS: tl.constexpr,
+    E: tl.constexpr,
+    BLOCK_E: tl.constexpr,
+    PAGE: tl.constexpr,
+    STEP: tl.constexpr,
+):
+    """o = sum_p 2^(lse_p - max) o_p / sum_p 2^(lse_p - max), pages in order, STEP at a time whatever PAGES is."""
+    row, head = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    end = tl.load(length + row)
+    first = tl.where(window > 0, tl.maximum(end - window, 0), 0) // PAGE
+    last = (end + PAGE - 1) // PAGE
+    e = tl.arange(0, BLOCK_E)
+    step = tl.arange(0, STEP)
+    base = (row * HEADS + head) * PAGES
+    top = float("-inf")
+    total = 0.0
+    o = tl.zeros([BLOCK_E], tl.float32)
+    for chunk in range(0, PAGES, STEP):
+        if (chunk < last) & (chunk + STEP > first):
+            page = chunk + step
+            there = (page >= first) & (page < last)
+            masses = tl.load(lse + base + page, mask=there, other=float("-inf"))
+            place = (base + page)[:, None] * E + e[None, :]
+            parts = tl.load(partial + place, mask=there[:, None] & (e < E)[None, :], other=0.0)
+            new_top = tl.maximum(top, tl.max(masses))
+            weights = tl.math.exp2(masses - new_top)
+            shrink = tl.math.exp2(top - new_top)
+            total = total * shrink + tl.sum(weights)
+            o = o * shrink + tl.sum(weights[:, None] * parts, 0)
+            top = new_top
+    o = o / tl.where(end > 0, total, 1.0)
+    tl.store(out + (row * HEADS + head) * E + e, o.to(out.dtype.element_ty), mask=e < E)

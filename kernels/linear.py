@@ -1,0 +1,116 @@
+"""A matrix product whose rows do not feel each other: row i is a function of row i of x and of the weight, bit for bit.
+
+    y = x W^T + b
+
+Libraries choose their tiles, and whether to split the sum over D, by the number of rows; the sampler's few rows and the
+trainer's many then differ in the last bits. Here the tiles depend on the weight alone: every element is one float32 sum
+over D in steps of BLOCK_K, never split, so the bits are the same in every batch. The price is a tile that is the best
+for neither few rows nor many (the case for it: He et al., "Defeating Nondeterminism in LLM Inference", 2025).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.autograd.function import FunctionCtx, once_differentiable
+
+from kernels.backend import INTERPRETED, jit, runs_triton, tl, triton
+from kernels.packed import packed_rows
+
+GROUP = 16  # row tiles that go through the weight together: the weight's tile is then read once from memory for them
+
+
+def invariant_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """[..., N] from x [..., D], weight [N, D] and bias [N], differentiable; the gradients are plain matrix products."""
+    return _InvariantLinear.apply(x, weight, bias)
+
+
+class _InvariantLinear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: FunctionCtx, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        run = invariant_linear_triton if runs_triton(x) else packed_rows
+        return run(x.reshape(-1, x.shape[-1]), weight, bias).unflatten(0, x.shape[:-1])
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: FunctionCtx, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        x, weight = ctx.saved_tensors
+        rows = gradient.reshape(-1, gradient.shape[-1])
+        needs_x, needs_weight, needs_bias = ctx.needs_input_grad
+        return (
+            gradient @ weight if needs_x else None,
+            rows.T @ x.reshape(-1, x.shape[-1]) if needs_weight else None,
+            rows.sum(0) if needs_bias else None,
+        )
+
+
+def tile_config(features: int, itemsize: int) -> dict[str, int]:
+    """Tile and options by the weight's N and the bytes of an element: narrow weights need small tiles to fill a GPU
+    with few rows. Everything fits in the 99 KB of shared memory that also small GPUs have."""
+    if itemsize == 4:
+        return {"BLOCK_M": 64, "BLOCK_N": 64, "BLOCK_K": 16, "num_warps": 8, "num_stages": 2}
+    if features < 8192:
+        return {"BLOCK_M": 64, "BLOCK_N": 64, "BLOCK_K": 64, "num_warps": 4, "num_stages": 5}
+    return {"BLOCK_M": 128, "BLOCK_N": 128, "BLOCK_K": 64, "num_warps": 8, "num_stages": 3}
+
+
+def invariant_linear_triton(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """[M, N] from x [M, D]. One launch."""
+    (rows, dim), features = x.shape, len(weight)
+    if weight.shape != (features, dim) or weight.dtype != x.dtype or (bias is not None and bias.shape != (features,)):
+        shapes = f"x {list(x.shape)} {x.dtype}, weight {list(weight.shape)} {weight.dtype}"
+        raise ValueError(f"{shapes}: expected [M, D] and [N, D] of one dtype, and a bias [N] or none")
+    out = torch.empty(rows, features, dtype=x.dtype, device=x.device)
+    config = tile_config(features, x.element_size())
+    tiles = triton.cdiv(rows, config["BLOCK_M"]) * triton.cdiv(features, config["BLOCK_N"])
+    if tiles:
+        _linear_kernel[(tiles,)](
+            *(x.contiguous(), weight.contiguous(), bias, out, rows),
+            N=features,
+            D=dim,
+            GROUP=GROUP,
+            UPCAST=INTERPRETED,
+            enable_fp_fusion=True,
+            **config,
+        )
+    return out
+
+
+@jit
+def _linear_kernel(
+    x,
+    weight,
+    bias,
+    out,
+    rows,
+    N: tl.constexpr,
+    D: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    GROUP: tl.constexpr,
+    UPCAST: tl.constexpr,
+):
+    """One tile of the result. Programs walk down GROUP row tiles, then on to the next columns."""
+    down, across = tl.cdiv(rows, BLOCK_M), tl.cdiv(N, BLOCK_N)
+    group = tl.program_id(0) // (GROUP * across)
+    inside = tl.program_id(0) % (GROUP * across)
+    height = tl.minimum(down - group * GROUP, GROUP)
+    m = (group * GROUP + inside % height) * BLOCK_M + tl.arange(0, BLOCK_M).to(tl.int64)
+    n = (inside // height) * BLOCK_N + tl.arange(0, BLOCK_N).to(tl.int64)
+    k = tl.arange(0, BLOCK_K)
+    left, right = x + m[:, None] * D + k[None, :], weight + n[None, :] * D + k[:, None]
+    total = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+    for start in range(0, D, BLOCK_K):
+        a_mask, b_mask = (m < rows)[:, None], (n < N)[None, :]
+        if D % BLOCK_K:
+            a_mask, b_mask = a_mask & (start + k < D)[None, :], b_mask & (start + k < D)[:, None]
+        a, b = tl.load(left + start, mask=a_mask, other=0.0), tl.load(right + start, mask=b_mask, other=0.0)
+        if UPCAST:
+            a, b = a.to(tl.float32), b.to(tl.float32)
+        total = tl.dot(a, b, total, input_precision="ieee")
+    if bias is not None:
+        total += tl.load(bias + n, mask=n < N, other=0.0).to(tl.float32)[None, :]
+    place = out + m[:, None] * N + n[None, :]
+    tl.store(place, total.to(out.dtype.element_ty), mask=(m < rows)[:, None] & (n < N)[None, :])

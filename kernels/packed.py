@@ -1,0 +1,59 @@
+"""Matrix products on a CPU with weights laid out for it once: y = x W^T + b.
+
+oneDNN reorders a weight into the blocks its inner loop reads (torch's compiler does the same when it freezes a model).
+Against the plain product that is 1.3 to 1.6 times as fast in float32 on an AVX-512 machine, and a tenth in bfloat16.
+It also has a property that the exact mode needs: with at least INVARIANT_ROWS rows, a row of the result depends on that
+row of x alone, bit for bit, and not on the number of rows or threads. The plain product of other CPUs does not promise
+this, but keeps it when every call has the same number of rows.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
+
+INVARIANT_ROWS = 16
+PACKS = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_reorder_linear_weight")
+PACKED_TYPES = [torch.float32] if PACKS else []
+if PACKS and torch.ops.mkldnn._is_mkldnn_bf16_supported():
+    PACKED_TYPES.append(torch.bfloat16)
+
+_packed: WeakTensorKeyDictionary = WeakTensorKeyDictionary()  # weight -> (what it was packed from, its packed form)
+
+
+def packed_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """[M, D] x [N, D] -> [M, N] in the dtype of x, to which weight and bias are rounded. Without gradient.
+
+    A weight is packed when it is first used, and again when it was changed in place.
+    """
+    if x.dtype not in PACKED_TYPES:
+        return F.linear(x, weight.to(x.dtype), None if bias is None else bias.to(x.dtype))
+    bias = None if bias is None else bias.detach().to(x.dtype)
+    return torch.ops.mkldnn._linear_pointwise(x, _pack(weight, x.dtype), bias, "none", [], "")
+
+
+def packed_rows(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """`packed_linear`, each row of which is a function of that row of x alone."""
+    rows = len(x)
+    if x.dtype in PACKED_TYPES:
+        padded = F.pad(x, (0, 0, 0, max(0, INVARIANT_ROWS - rows)))
+        return packed_linear(padded, weight, bias)[:rows]
+    tiles = [F.pad(tile, (0, 0, 0, 64 - len(tile))) for tile in x.split(64)]
+    return torch.cat([packed_linear(tile, weight, bias) for tile in tiles] or [x.new_zeros(0, len(weight))])[:rows]
+
+
+def forget_packed() -> None:
+    """Give the memory of all packed weights back."""
+    _packed.clear()
+
+
+@torch.no_grad()
+def _pack(weight: Tensor, dtype: torch.dtype) -> Tensor:
+    state = (weight._version, weight.data_ptr(), dtype)
+    known = _packed.get(weight)
+    if known is None or known[0] != state:
+        known = state, torch.ops.mkldnn._reorder_linear_weight(weight.detach().to(dtype).contiguous())
+        _packed[weight] = known
+    return known[1]

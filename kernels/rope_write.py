@@ -1,0 +1,180 @@
+"""From the fused projection to attention: norm of the heads, rotary positions, new keys and values into the cache.
+
+    q' = rope(norm(q), position),   cache[slot, position] = rope(norm(k), position), v
+
+Rotary positions (arXiv 2104.09864) in the half-split layout, (x_i, x_{i+E/2}) being a pair; the norm is Qwen3's RMSNorm
+on each head of q and k. One program takes BLOCK heads of a row, whatever they are, a half of each head to a tile. Every
+product and sum is rounded to the model's dtype where PyTorch rounds it, so the result is that of the model's own code.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from kernels.backend import jit, runs_triton, tl, triton
+
+BLOCK = 8  # heads a program
+
+
+def rope_write(
+    qkv: Tensor,
+    position: Tensor,
+    slot: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    key_pages: Tensor,
+    value_pages: Tensor,
+    page_table: Tensor,
+    q_weight: Tensor | None = None,
+    k_weight: Tensor | None = None,
+    eps: float = 1e-6,
+) -> Tensor:
+    """Rotated queries [M, H, E] from qkv [M, (H + 2 K) E]; writes keys and values into pages [pages, K, PAGE, E].
+
+    Row m stands at position[m] (int32) of slot[m] (int32), whose pages are page_table[slot[m]] (int32 [slots, P]). An
+    idle row has position -1: it writes nothing and gives zeros. cos, sin [M, E] of the rows as from `Transformer.rope`,
+    in the model's dtype, both halves alike; q_weight, k_weight [E] are the heads' norms, or both None.
+    """
+    run = rope_write_triton if runs_triton(qkv) else rope_write_reference
+    return run(qkv, position, slot, cos, sin, key_pages, value_pages, page_table, q_weight, k_weight, eps)
+
+
+def rope_write_reference(
+    qkv, position, slot, cos, sin, key_pages, value_pages, page_table, q_weight=None, k_weight=None, eps=1e-6
+):
+    """`rope_write` with the model's operations."""
+    _, kv_heads, size, dim = key_pages.shape
+    live = position >= 0
+    at, rows = position[live].long(), slot[live].long()
+    heads = qkv[live].unflatten(-1, (-1, dim))
+    q, k, v = heads.split([heads.shape[1] - 2 * kv_heads, kv_heads, kv_heads], dim=1)
+    q, k = _norm(q, q_weight, eps), _norm(k, k_weight, eps)
+    page = page_table[rows, at // size].long()
+    cos, sin = cos[live, None], sin[live, None]
+    key_pages[page, :, at % size] = _rotate(k, cos, sin)
+    value_pages[page, :, at % size] = v
+    out = qkv.new_zeros(len(qkv), *q.shape[1:])
+    out[live] = _rotate(q, cos, sin)
+    return out
+
+
+def _norm(x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
+    if weight is None:
+        return x
+    if x.dtype.itemsize >= 4:
+        return F.rms_norm(x, (x.shape[-1],), weight, eps)
+    return weight * F.rms_norm(x.float(), (x.shape[-1],), None, eps).to(x.dtype)
+
+
+def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    first, second = x.chunk(2, dim=-1)
+    return x * cos + torch.cat((-second, first), dim=-1) * sin
+
+
+def rope_write_triton(
+    qkv, position, slot, cos, sin, key_pages, value_pages, page_table, q_weight=None, k_weight=None, eps=1e-6
+):
+    """One launch."""
+    rows, (_, kv_heads, size, dim) = len(qkv), key_pages.shape
+    heads = qkv.shape[1] // dim - 2 * kv_heads
+    if heads < 1 or qkv.shape[1] != (heads + 2 * kv_heads) * dim or value_pages.shape != key_pages.shape:
+        shapes = f"qkv {list(qkv.shape)}, keys {list(key_pages.shape)}, values {list(value_pages.shape)}"
+        raise ValueError(f"{shapes}: expected [M, (H + 2 K) E] and twice [pages, K, PAGE, E]")
+    if (q_weight is None) != (k_weight is None):
+        raise ValueError("only one of q_weight and k_weight is given: a model norms both q and k, or neither")
+    if not all(pages.is_contiguous() for pages in (key_pages, value_pages)):
+        raise ValueError("key_pages and value_pages must be contiguous: they are written in place")
+    q = torch.empty(rows, heads, dim, dtype=qkv.dtype, device=qkv.device)
+    if not rows:
+        return q
+    _rope_write_kernel[(rows, triton.cdiv(heads + 2 * kv_heads, BLOCK))](
+        *(qkv.contiguous(), position.contiguous(), slot.contiguous(), cos.contiguous(), sin.contiguous()),
+        *(q_weight, k_weight, q, key_pages, value_pages, page_table.contiguous()),
+        *(eps, page_table.shape[1]),
+        HEADS=heads,
+        KV_HEADS=kv_heads,
+        E=dim,
+        HALF=triton.next_power_of_2(dim // 2),
+        PAGE=size,
+        BLOCK=BLOCK,
+        num_warps=2,
+        enable_fp_fusion=False,
+    )
+    return q
+
+
+@jit
+def _rounded(x, DTYPE: tl.constexpr):
+    return x.to(DTYPE).to(tl.float32)
+
+
+@jit
+def _rope_write_kernel(
+    qkv,
+    position,
+    slot,
+    cos,
+    sin,
+    q_weight,
+    k_weight,
+    q,
+    key_pages,
+    value_pages,
+    page_table,
+    eps,
+    pages,
+    HEADS: tl.constexpr,
+    KV_HEADS: tl.constexpr,
+    E: tl.constexpr,
+    HALF: tl.constexpr,
+    PAGE: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """BLOCK of the HEADS + 2 KV_HEADS heads of one row. An idle row computes with zeros, and stores only its q."""
+    DTYPE: tl.constexpr = qkv.dtype.element_ty
+    row = tl.program_id(0).to(tl.int64)
+    head = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    i = tl.arange(0, HALF)
+    at = tl.load(position + row)
+    live = at + tl.zeros([BLOCK], tl.int32) >= 0
+    at = tl.maximum(at, 0)
+    half = (i < E // 2)[None, :]
+    place = head[:, None] * E + i[None, :]
+    source = qkv + row * (HEADS + 2 * KV_HEADS) * E + place
+    real = (live & (head < HEADS + 2 * KV_HEADS))[:, None] & half
+    first = tl.load(source, mask=real, other=0.0).to(tl.float32)
+    second = tl.load(source + E // 2, mask=real, other=0.0).to(tl.float32)
+    a, b = first, second
+    if q_weight is not None:
+        square = tl.sum(first * first, 1) + tl.sum(second * second, 1)
+        scale = tl.math.rsqrt(square / E + eps)[:, None]
+        of_q, of_k = half & (head < HEADS)[:, None], half & (head >= HEADS)[:, None]
+        weight = i[None, :] + tl.zeros([BLOCK, HALF], tl.int32)
+        wa = tl.load(q_weight + weight, mask=of_q, other=0.0).to(tl.float32)
+        wa += tl.load(k_weight + weight, mask=of_k, other=0.0).to(tl.float32)
+        wb = tl.load(q_weight + weight + E // 2, mask=of_q, other=0.0).to(tl.float32)
+        wb += tl.load(k_weight + weight + E // 2, mask=of_k, other=0.0).to(tl.float32)
+        a = _rounded(_rounded(first * scale, DTYPE) * wa, DTYPE)
+        b = _rounded(_rounded(second * scale, DTYPE) * wb, DTYPE)
+    angle = row * E + i
+    c = tl.load(cos + angle, mask=i < E // 2, other=0.0).to(tl.float32)[None, :]
+    s = tl.load(sin + angle, mask=i < E // 2, other=0.0).to(tl.float32)[None, :]
+    rotated_a = _rounded(a * c, DTYPE) - _rounded(b * s, DTYPE)
+    rotated_b = _rounded(b * c, DTYPE) + _rounded(a * s, DTYPE)
+
+    of_q = half & (head < HEADS)[:, None]
+    tl.store(q + row * HEADS * E + place, rotated_a.to(DTYPE), mask=of_q)
+    tl.store(q + row * HEADS * E + place + E // 2, rotated_b.to(DTYPE), mask=of_q)
+
+    of_k = real & ((head >= HEADS) & (head < HEADS + KV_HEADS))[:, None]
+    of_v = real & (head >= HEADS + KV_HEADS)[:, None]
+    entry = tl.maximum(tl.load(slot + row), 0).to(tl.int64) * pages + at // PAGE
+    page = tl.load(page_table + entry).to(tl.int64)
+    kv_head = tl.where(head < HEADS + KV_HEADS, head - HEADS, head - HEADS - KV_HEADS)
+    target = ((page * KV_HEADS + kv_head) * PAGE + at % PAGE)[:, None] * E + i[None, :]
+    tl.store(key_pages + target, rotated_a.to(DTYPE), mask=of_k)
+    tl.store(key_pages + target + E // 2, rotated_b.to(DTYPE), mask=of_k)
+    tl.store(value_pages + target, first.to(DTYPE), mask=of_v)
+    tl.store(value_pages + target + E // 2, second.to(DTYPE), mask=of_v)

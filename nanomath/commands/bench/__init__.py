@@ -1,0 +1,41 @@
+"""Measure time and memory on this machine.
+
+    python -m nanomath bench TARGET [key=value ...]
+
+    python -m nanomath bench training cases=smollm2-sft,smollm2-grpo gradient_checkpointing=true
+    python -m nanomath bench rollout qwen2.5-0.5b rows=64,256 prompt=960 against=transformers save=rollout.json
+    python -m nanomath bench kernels --check
+    python -m nanomath bench all out=runs/bench
+
+Targets:
+
+  training    SFT and GRPO steps with the logits in chunks (kernels/linear_logprob.py) against all of them at once
+  rollout     the sampler against what the machine allows, against the trainer's logprobs, against transformers
+  kernels     every kernel against its floor and its PyTorch reference; --check: their tests
+  all         everything above in one go, as one JSON file and one Markdown table
+
+Keys of a target: python -m nanomath bench TARGET --help
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from nanomath.commands.bench import everything, kernels, rollout, training
+
+TARGETS: dict[str, Callable[[list[str]], int]] = {
+    "training": training.main,
+    "rollout": rollout.main,
+    "kernels": kernels.main,
+    "all": everything.main,
+}
+
+
+def main(argv: list[str]) -> int:
+    if argv and argv[0] in ("-h", "--help"):
+        print(__doc__.strip())
+        return 0
+    if not argv or argv[0] not in TARGETS:
+        found = f"unknown target {argv[0]!r}" if argv else "bench needs a target"
+        raise ValueError(f"{found}: expected one of {', '.join(TARGETS)}")
+    return TARGETS[argv[0]](argv[1:])

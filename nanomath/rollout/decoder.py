@@ -1,0 +1,149 @@
+"""The transformer as the sampler runs it: no gradient, rows of tokens [M] instead of sequences, fused kernels.
+
+    x += o(attention(rope(qkv(norm(x)))));  x += down(swiglu(gate_up(norm(x))))
+
+The same arithmetic as `nanomath.models.transformer`, layer by layer; tests hold the two together. On a GPU the steps
+between the matrix products are Triton kernels; on a CPU the products read weights that were packed for it once. The
+weights are the model's own tensors, so there is nothing to synchronise after an optimizer step, or one copy of them in
+another dtype, which `refresh` writes in place.
+
+The rows' attention is a method of the cache, `attend(layer, heads)`: it remembers keys and values, and attends.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from kernels.linear import invariant_linear
+from kernels.packed import forget_packed, packed_linear
+from kernels.rms_norm import add_rms_norm
+from kernels.swiglu import swiglu
+from nanomath.models.transformer import Transformer, apply_rope
+
+Rope = tuple[Tensor, Tensor]  # cos and sin, each [.., E]
+
+
+@dataclass(frozen=True)
+class Heads:
+    """What attention starts from: qkv [M, (H + 2 K) E] of rows at `positions` [M], and how q and k are made of it."""
+
+    qkv: Tensor
+    positions: Tensor
+    rope: Rope  # of the rows, [M, E]
+    q_norm: Tensor | None  # Qwen3's weights of the norms of heads, and their epsilon
+    k_norm: Tensor | None
+    eps: float
+
+    def rotated(self, query_heads: int, head_dim: int) -> tuple[Tensor, Tensor, Tensor]:
+        """q [M, H, E], k and v [M, K, E]."""
+        heads = self.qkv.unflatten(-1, (-1, head_dim))
+        both = query_heads + (heads.shape[1] - query_heads) // 2
+        qk, v = heads[:, :both], heads[:, both:]
+        if self.q_norm is not None:
+            q, k = qk[:, :query_heads].contiguous(), qk[:, query_heads:].contiguous()
+            normed = add_rms_norm(q, None, self.q_norm, self.eps)[1], add_rms_norm(k, None, self.k_norm, self.eps)[1]
+            qk = torch.cat(normed, dim=1)
+        qk = apply_rope(qk, *(table[:, None] for table in self.rope))
+        return qk[:, :query_heads], qk[:, query_heads:], v
+
+
+Attend = Callable[[int, Heads], Tensor]  # layer, heads -> [M, H E]
+
+
+@dataclass(frozen=True)
+class LayerWeights:
+    """One layer's tensors."""
+
+    input_norm: Tensor
+    qkv: Tensor
+    qkv_bias: Tensor | None
+    q_norm: Tensor | None
+    k_norm: Tensor | None
+    o: Tensor
+    post_norm: Tensor
+    gate_up: Tensor
+    down: Tensor
+
+
+class Decoder:
+    """`states(tokens, positions, attend)` and `logits(states)` of a model, computed in `dtype`.
+
+    exact: every row's result is a function of that row alone, as in the trainer with `model.exact`.
+    """
+
+    def __init__(self, model: Transformer, dtype: torch.dtype, exact: bool = False) -> None:
+        self.model, self.dtype, self.exact = model, dtype, exact
+        self.on_gpu = model.device.type == "cuda"
+        self.linear = invariant_linear if exact else F.linear if self.on_gpu else packed_linear
+        self.shadow: dict[str, Tensor] = {}
+        self.layers: list[LayerWeights] = []
+        self._rope: Rope | None = None
+
+    @torch.no_grad()
+    def refresh(self) -> None:
+        """Look up the weights as they are now. A copy in another dtype keeps its place in memory."""
+        modules = self.model.model
+        forget_packed()  # what a weight was packed from may have changed unseen
+        self.eps = self.model.config.norm_eps
+        self.layers = []
+        for i, layer in enumerate(modules.layers):
+            attention, mlp = layer.self_attn, layer.mlp
+            named = {
+                "input_norm": layer.input_layernorm.weight,
+                "qkv": attention.qkv_proj.weight,
+                "qkv_bias": attention.qkv_proj.bias,
+                "q_norm": getattr(attention.q_norm, "weight", None),
+                "k_norm": getattr(attention.k_norm, "weight", None),
+                "o": attention.o_proj.weight,
+                "post_norm": layer.post_attention_layernorm.weight,
+                "gate_up": mlp.gate_up_proj.weight,
+                "down": mlp.down_proj.weight,
+            }
+            self.layers.append(LayerWeights(**{name: self._in_dtype(f"{i}.{name}", w) for name, w in named.items()}))
+        self.norm = self._in_dtype("norm", modules.norm.weight)
+        self.lm_head = self._in_dtype("lm_head", self.model.lm_head.weight)
+        tied = self.model.lm_head.weight is modules.embed_tokens.weight
+        self.embedding = self.lm_head if tied else self._in_dtype("embedding", modules.embed_tokens.weight)
+
+    def addresses(self) -> tuple[int, ...]:
+        """Where the weights lie."""
+        tensors = [w for layer in self.layers for w in vars(layer).values() if w is not None]
+        return tuple(w.data_ptr() for w in (*tensors, self.norm, self.lm_head, self.embedding))
+
+    def _in_dtype(self, name: str, weight: Tensor | None) -> Tensor | None:
+        """The weight itself, or its copy; on a CPU matrices are rounded when they are packed, or looked up."""
+        if weight is None or weight.dtype == self.dtype or (weight.dim() == 2 and not self.on_gpu):
+            return weight
+        if name not in self.shadow:
+            self.shadow[name] = torch.empty_like(weight, dtype=self.dtype, requires_grad=False)
+        return self.shadow[name].copy_(weight)
+
+    def rope(self, positions: int) -> Rope:
+        """cos and sin [P, E] of at least so many positions."""
+        if self._rope is None or len(self._rope[0]) < positions:
+            place = torch.arange(positions, device=self.model.device)
+            self._rope = tuple(table[0, 0].contiguous() for table in self.model.rope(place, self.dtype))
+        return self._rope
+
+    def states(self, tokens: Tensor, positions: Tensor, attend: Attend, longest: int) -> Tensor:
+        """The last layer's normalised states [M, D] of tokens [M] at positions [M], all below `longest`."""
+        rope = tuple(table[positions] for table in self.rope(longest))
+        x, delta = F.embedding(tokens, self.embedding).to(self.dtype), None
+        for i, w in enumerate(self.layers):
+            x, h = add_rms_norm(x, delta, w.input_norm, self.eps)
+            qkv = self.linear(h, w.qkv, w.qkv_bias)
+            out = attend(i, Heads(qkv, positions, rope, w.q_norm, w.k_norm, self.eps))
+            x, h = add_rms_norm(x, self.linear(out, w.o), w.post_norm, self.eps)
+            delta = self.linear(swiglu(self.linear(h, w.gate_up)), w.down)
+        return add_rms_norm(x, delta, self.norm, self.eps)[1]
+
+    def logits(self, states: Tensor) -> Tensor:
+        """[M, V], on a GPU in float32, as the trainer's logits are there, else in the decoder's dtype."""
+        if self.on_gpu and states.dtype.itemsize < 4:
+            return torch.mm(states, self.lm_head.T, out_dtype=torch.float32)
+        return self.linear(states, self.lm_head)

@@ -1,0 +1,131 @@
+"""One decoding step for all live slots, and the state it works on.
+
+    states = decoder(last tokens);  next tokens ~ softmax(states W^T / temperature);  done if eos or at the limit
+
+Everything per token stays on the model's device, in tensors that never move. On a GPU the whole step is one CUDA graph
+for each number of rows: it is captured once, stays valid when an optimizer step changes the weights in place, and the
+host only looks at the done flags now and then.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from nanomath.rollout.cache import GroupedCache
+from nanomath.rollout.decoder import Decoder
+from nanomath.rollout.paged_cache import PagedCache
+from nanomath.rollout.sampling import SamplingParams, next_tokens
+from nanomath.rollout.threads import Threads
+
+
+class Slots:
+    """The samples in flight, a row each. Tensors with `width` + 1 columns have a spare last one, into which slots that
+    are done write until the host next looks. An empty slot is done, and stands at position -1.
+    """
+
+    def __init__(self, slots: int, width: int, device: torch.device) -> None:
+        def integers(*shape: int) -> Tensor:
+            return torch.zeros(shape, dtype=torch.int64, device=device)
+
+        self.width = width
+        self.sample, self.count, self.limit = integers(slots), integers(slots), integers(slots)
+        self.token, self.position = integers(slots), integers(slots) - 1  # the last token, and where it stands
+        self.done = torch.ones(slots, dtype=torch.bool, device=device)
+        self.noise = torch.zeros(slots, width + 1, 2, device=device)
+        self.tokens = integers(slots, width + 1)
+        self.logprobs, self.sampling_logprobs = torch.zeros(2, slots, width + 1, device=device)
+
+    def tensors(self) -> list[Tensor]:
+        """All that a step changes, and the rest of a sample's state."""
+        return [state for state in vars(self).values() if isinstance(state, Tensor)]
+
+    def move(self, source: Tensor, target: Tensor) -> None:
+        """Slots `target` take over what is in slots `source`."""
+        for state in self.tensors():
+            state[target] = state[source]
+
+    def clear(self, rows: slice) -> None:
+        """Empty slots."""
+        self.done[rows], self.position[rows] = True, -1
+
+
+@dataclass
+class Engine:
+    """A decoder, a cache and slots; `advance(live, steps)` draws the next tokens of the first `live` slots."""
+
+    decoder: Decoder
+    cache: GroupedCache | PagedCache
+    slots: Slots
+    eos: Tensor
+    positions: int  # of the longest sample
+    threads: Threads
+    sizes: tuple[int, ...]  # what it was made for
+    graphs: dict[tuple, torch.cuda.CUDAGraph] = field(default_factory=dict)
+    weights: tuple[int, ...] = ()  # the addresses that the graphs read
+
+    def clear(self) -> None:
+        """Forget all samples and prompts; keep the graphs if the weights are still where they were."""
+        self.slots.clear(slice(None))
+        self.cache.clear()
+        if self.weights != (now := self.decoder.addresses()):
+            self.graphs, self.weights = {}, now
+
+    def advance(self, live: int, steps: int, params: SamplingParams) -> None:
+        """Draw up to `steps` tokens; slots that are done earlier idle."""
+        shape = live, self.cache.arrange(live)
+        if isinstance(self.cache, PagedCache):
+            shape = tuple(bucket(number, len(self.slots.token)) for number in shape)
+        if not self.decoder.on_gpu:
+            for _ in range(steps):
+                self.threads.run(live, lambda: self.step(*shape, params))
+            return
+        key = *shape, params
+        if key not in self.graphs:
+            self.graphs[key] = self._capture(*key)
+        for _ in range(steps):
+            self.graphs[key].replay()
+
+    def step(self, rows: int, tiles: int, params: SamplingParams) -> None:
+        """Advance the first `rows` slots by one token."""
+        s, token, position = self.slots, self.slots.token[:rows], self.slots.position[:rows]
+        self.cache.prepare(position, tiles)
+        states = self.decoder.states(token, position, self.cache.attend, self.positions)
+        count, was_done = s.count[:rows], s.done[:rows]
+        place = count[:, None, None].expand(-1, 1, 2)
+        new, *logprobs = next_tokens(self.decoder, states, s.noise[:rows].gather(1, place)[:, 0], params)
+
+        column = torch.where(was_done, s.width, count)[:, None]
+        for written, values in zip((s.tokens, s.logprobs, s.sampling_logprobs), (new, *logprobs), strict=True):
+            written[:rows].scatter_(1, column, values[:, None])
+        count += ~was_done
+        s.done[:rows] = was_done | torch.isin(new, self.eos) | (count >= s.limit[:rows])
+        token.copy_(new)
+        position.copy_(torch.where(position < 0, position, (position + 1).clamp(max=self.positions - 1)))
+
+    def _capture(self, rows: int, tiles: int, params: SamplingParams) -> torch.cuda.CUDAGraph:
+        """The graph of a step. A first step outside of it compiles what there is to compile, and is taken back: what it
+        wrote into the cache is what the step will write there again.
+        """
+        before = [state.clone() for state in self.slots.tensors()]
+        aside = torch.cuda.Stream()
+        aside.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(aside):
+            self.step(rows, tiles, params)
+        torch.cuda.current_stream().wait_stream(aside)
+        for state, value in zip(self.slots.tensors(), before, strict=True):
+            state.copy_(value)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=next((g.pool() for g in self.graphs.values()), None)):
+            self.step(rows, tiles, params)
+        return graph
+
+
+def bucket(number: int, most: int) -> int:
+    """The least of 0, 1, 2, 3, 4, 6, 8, 12, 16, 24, ... that is not below `number`, at most `most`."""
+    if number < 2:
+        return number
+    power = 1 << (number - 1).bit_length()
+    return min(power if number > power * 3 // 4 else power * 3 // 4, most)

@@ -1,0 +1,80 @@
+"""Realistic launches of the kernels of a layer, for the compile gate."""
+
+from __future__ import annotations
+
+import torch
+from gate import Case
+
+from kernels.attention import PAGE, paged_attention_triton, rows_per_tile
+from kernels.linear import invariant_linear_triton
+from kernels.rms_norm import add_rms_norm_triton
+from kernels.rope_write import rope_write_triton
+from kernels.swiglu import swiglu_triton
+
+BF16, F16, F32, I32 = torch.bfloat16, torch.float16, torch.float32, torch.int32
+TENSOR_CORES = ("mma", "mma", "mma")
+WIDE = ("mma", "wgmma", "tcgen05")
+BOTH = ("mma", "mma|wgmma", "mma|tcgen05")
+
+
+def meta(*shape: int, dtype: torch.dtype = BF16) -> torch.Tensor:
+    return torch.empty(shape, dtype=dtype, device="meta")
+
+
+def attention(heads: int, kv_heads: int, dim: int, dtype: torch.dtype = BF16, width: int = 0, pages: int = 8) -> Case:
+    """width: rows of a tile, 0 for the plain form; pages: those of a slot."""
+
+    def launch() -> None:
+        cache, row = meta(4096, kv_heads, PAGE, dim, dtype=dtype), meta(256, dtype=I32)
+        tiles = (meta(32, width, dtype=I32), meta(32, dtype=I32)) if width else ()
+        q, table = meta(256, heads, dim, dtype=dtype), meta(256, pages, dtype=I32)
+        paged_attention_triton(q, cache, cache, table, row, row, 1 if pages == 1 else None, *tiles)
+
+    classes = {} if dtype == F32 else {"_split_kernel": BOTH if width * heads // kv_heads > 32 else TENSOR_CORES}
+    return Case(f"attention {heads}/{kv_heads} x {dim} {str(dtype)[6:]} tiles of {width}", launch, classes)
+
+
+def rope(heads: int, kv_heads: int, dim: int, norm: bool, dtype: torch.dtype) -> Case:
+    def launch() -> None:
+        pages, row = meta(4096, kv_heads, PAGE, dim, dtype=dtype), meta(256, dtype=I32)
+        angles, weight = meta(256, dim, dtype=dtype), meta(dim, dtype=dtype) if norm else None
+        qkv, table = meta(256, (heads + 2 * kv_heads) * dim, dtype=dtype), meta(256, 8, dtype=I32)
+        rope_write_triton(qkv, row, row, angles, angles, pages, pages, table, weight, weight)
+
+    return Case(f"rope {heads}/{kv_heads} x {dim} {str(dtype)[6:]}", launch)
+
+
+def norm(dim: int, dtype: torch.dtype, delta: bool) -> Case:
+    x, weight = meta(256, dim, dtype=dtype), meta(dim, dtype=dtype)
+    name = f"norm {dim} {str(dtype)[6:]}{' with delta' if delta else ''}"
+    return Case(name, lambda: add_rms_norm_triton(x, x if delta else None, weight, 1e-6))
+
+
+def linear(rows: int, features: int, dim: int, dtype: torch.dtype, bias: bool) -> Case:
+    x, weight = meta(rows, dim, dtype=dtype), meta(features, dim, dtype=dtype)
+    name = f"linear {dim} -> {features} {str(dtype)[6:]}"
+    launch = lambda: invariant_linear_triton(x, weight, meta(features, dtype=dtype) if bias else None)  # noqa: E731
+    return Case(name, launch, {} if dtype == F32 else {"_linear_kernel": WIDE})
+
+
+CASES = [
+    attention(14, 2, 64),  # Qwen2.5-0.5B
+    attention(12, 2, 128),  # Qwen2.5-1.5B
+    attention(8, 8, 80, F16),
+    attention(8, 4, 32, pages=1),  # Triton compiles an integer argument of 1 into the kernel
+    attention(12, 2, 128, F32),
+    attention(14, 2, 64, width=rows_per_tile(14, 2)),
+    attention(12, 2, 128, width=rows_per_tile(12, 2)),
+    attention(12, 2, 128, width=4),
+    rope(12, 2, 128, False, BF16),
+    rope(16, 8, 128, True, BF16),  # Qwen3-0.6B
+    rope(8, 4, 80, True, F32),
+    norm(1536, BF16, True),
+    norm(896, F16, False),
+    norm(8192, F32, True),
+    Case("swiglu 8960 bfloat16", lambda: swiglu_triton(meta(256, 17920))),
+    linear(300, 2048, 1536, BF16, True),
+    linear(300, 17920, 1536, BF16, False),
+    linear(1, 1000, 100, F16, True),
+    linear(300, 2048, 1536, F32, True),
+]

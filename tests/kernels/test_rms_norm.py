@@ -1,0 +1,110 @@
+"""The residual sum and its norm, against float64 and the model's RMSNorm."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kernels.rms_norm import add_rms_norm, add_rms_norm_reference, add_rms_norm_triton
+from nanomath.models.transformer import RMSNorm
+
+needs_triton = pytest.mark.skipif(find_spec("triton") is None, reason="triton is not installed")
+TOLERANCE = {torch.float32: 1e-6, torch.bfloat16: 2e-2, torch.float16: 1e-3, torch.float64: 1e-14}
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+EPS = 1e-2  # one that shows
+
+
+@pytest.fixture(autouse=True)
+def poisoned():
+    """In this mode PyTorch fills what torch.empty returns with NaN, so that what a kernel never writes shows."""
+    torch.use_deterministic_algorithms(True, warn_only=True)
+
+
+def inputs(rows, dim, dtype, device, seed=0):
+    """x, delta and a weight; rows of very different sizes."""
+    random = torch.Generator().manual_seed(seed)
+    x, delta = (
+        torch.randn(2, rows, dim, generator=random, dtype=torch.float64) * 10.0 ** torch.arange(-2, rows - 2)[:, None]
+    )
+    weight = 1 + torch.randn(dim, generator=random, dtype=torch.float64) / 2
+    return [tensor.to(dtype).to(device) for tensor in (x, delta, weight)]
+
+
+def assert_right(function, x, delta, weight):
+    residual, y = function(x, delta, weight, EPS)
+    total = x.double() if delta is None else (x.double() + delta.double()).to(x.dtype).double()
+    expected = weight.double() * total / (total.square().mean(-1, keepdim=True) + EPS).sqrt()
+    tolerance = TOLERANCE[x.dtype]
+    assert residual.dtype == y.dtype == x.dtype
+    assert ((residual.double() - total).norm(dim=1) <= tolerance * total.norm(dim=1)).all()
+    assert ((y.double() - expected).norm(dim=1) <= tolerance * expected.norm(dim=1)).all()
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    rows=st.integers(1, 4),
+    dim=st.integers(1, 70) | st.sampled_from([128, 896, 1000, 1024, 4097]),
+    dtype=st.sampled_from(DTYPES),
+    with_delta=st.booleans(),
+    seed=st.integers(0, 99),
+)
+@needs_triton
+def test_any_shape(kernel_device, rows, dim, dtype, with_delta, seed):
+    x, delta, weight = inputs(rows, dim, dtype, kernel_device, seed)
+    assert_right(add_rms_norm_triton, x, delta if with_delta else None, weight)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, *DTYPES])
+@pytest.mark.parametrize("with_delta", [False, True])
+def test_the_reference(dtype, with_delta):
+    x, delta, weight = inputs(3, 100, dtype, "cpu")
+    delta = delta if with_delta else None
+    assert_right(add_rms_norm_reference, x, delta, weight)
+    assert_right(add_rms_norm, x, delta, weight)
+    norm = RMSNorm(100, EPS).to(dtype)
+    norm.weight.data = weight
+    residual, y = add_rms_norm(x, delta, weight, EPS)
+    assert torch.equal(y, norm(residual)) and torch.equal(residual, x if delta is None else x + delta)
+
+
+@needs_triton
+def test_the_rounded_sum_is_normalised_and_the_quotient_rounded_before_the_weight(kernel_device):
+    """Integer arithmetic in float16, where every rounding can be predicted."""
+    x = torch.tensor([[2048.0, -2048.0]], dtype=torch.float16, device=kernel_device)
+    delta = torch.tensor([[1.0, 1.0]], dtype=torch.float16, device=kernel_device)  # 2049 rounds to 2048
+    weight = torch.tensor([1001 / 1024, 1001 / 1024], dtype=torch.float16, device=kernel_device)
+    residual, y = add_rms_norm_triton(x, delta, weight, 0.0)
+    assert residual.tolist() == [[2048, -2047]]
+    quotient = (torch.tensor([2048.0, -2047.0]) / (2048**2 / 2 + 2047**2 / 2) ** 0.5).half()
+    assert torch.equal(y.cpu()[0], quotient * weight.cpu())
+
+
+@needs_triton
+def test_bits_of_the_model_and_of_every_batch(kernel_device):
+    """In float16 few of the quotients lie so near a rounding boundary that the order of the mean's sum decides."""
+    x, delta, weight = inputs(4, 300, torch.float16, kernel_device)
+    residual, y = add_rms_norm_triton(x, delta, weight, EPS)
+    expected_residual, expected = add_rms_norm_reference(x, delta, weight, EPS)
+    assert torch.equal(residual, expected_residual)
+    assert (y != expected).sum() <= 6
+    for m in range(4):
+        alone = add_rms_norm_triton(x[m : m + 1], delta[m : m + 1], weight, EPS)
+        assert torch.equal(alone[0][0], residual[m]) and torch.equal(alone[1][0], y[m])
+
+
+@needs_triton
+def test_inputs_are_left_alone_and_refused_when_they_do_not_fit(kernel_device):
+    x, delta, weight = inputs(2, 8, torch.float32, kernel_device)
+    before = x.clone()
+    residual, _ = add_rms_norm_triton(x, delta, weight, EPS)
+    assert torch.equal(x, before) and residual.data_ptr() != x.data_ptr()
+    assert add_rms_norm_triton(x, None, weight, EPS)[0].data_ptr() == x.data_ptr()
+    with pytest.raises(ValueError, match=r"expected \[M, D\]"):
+        add_rms_norm_triton(x, delta[:, :4], weight, EPS)
+    with pytest.raises(ValueError, match=r"expected \[M, D\]"):
+        add_rms_norm_triton(x, None, weight[:4], EPS)
+    assert add_rms_norm_triton(x[:0], delta[:0], weight, EPS)[1].shape == (0, 8)

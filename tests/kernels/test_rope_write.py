@@ -1,0 +1,193 @@
+"""Rotation, norm of the heads and the writing of the cache, against complex numbers in float64 and the model's code."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from importlib.util import find_spec
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from kernels.rope_write import rope_write, rope_write_reference, rope_write_triton
+from nanomath.models.transformer import RMSNorm, apply_rope
+
+needs_triton = pytest.mark.skipif(find_spec("triton") is None, reason="triton is not installed")
+TOLERANCE = {torch.float32: 1e-6, torch.bfloat16: 2e-2, torch.float16: 2e-3, torch.float64: 1e-13}
+EPS, PAGE, POSITIONS = 1e-2, 16, 48  # an eps that shows; pages as small as they may be here
+
+
+@pytest.fixture(autouse=True)
+def poisoned():
+    """In this mode PyTorch fills what torch.empty returns with NaN, so that what a kernel never writes shows."""
+    torch.use_deterministic_algorithms(True, warn_only=True)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """The arguments of a call; `pages` before it are the keys' and the values', all distinct numbers."""
+
+    qkv: Tensor
+    position: Tensor
+    slot: Tensor
+    cos: Tensor
+    sin: Tensor
+    pages: Tensor
+    table: Tensor
+    weights: tuple[Tensor, Tensor] | tuple[None, None]
+
+    def run(self, function) -> tuple[Tensor, Tensor]:
+        """q, and the pages afterwards."""
+        pages = self.pages.clone()
+        return function(*self.arguments(), pages[0], pages[1], self.table, *self.weights, EPS), pages
+
+    def arguments(self) -> tuple[Tensor, ...]:
+        return self.qkv, self.position, self.slot, self.cos, self.sin
+
+
+def problem(
+    rows: list[tuple[int, int]],
+    heads: int,
+    kv_heads: int,
+    dim: int,
+    norm: bool,
+    dtype: torch.dtype,
+    device: str,
+    seed=0,
+) -> Problem:
+    """rows: (slot, position)."""
+    random = torch.Generator().manual_seed(seed)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=random, dtype=torch.float64).to(dtype).to(device)
+
+    angles = torch.rand(POSITIONS, dim // 2, generator=random, dtype=torch.float64) * 6.3
+    cos, sin = (torch.cat((part, part), -1).to(dtype).to(device) for part in (angles.cos(), angles.sin()))
+    slots = max(s for s, _ in rows) + 1
+    table = torch.randperm(slots * POSITIONS // PAGE, generator=random).int().reshape(slots, -1)
+    slot, position = torch.tensor(rows, dtype=torch.int32, device=device).T
+    return Problem(
+        qkv=normal(len(rows), (heads + 2 * kv_heads) * dim),
+        position=position,
+        slot=slot,
+        cos=cos[position.long()],
+        sin=sin[position.long()],
+        pages=normal(2, table.numel(), kv_heads, PAGE, dim),
+        table=table.to(device),
+        weights=(1 + normal(dim) / 2, 1 + normal(dim) / 2) if norm else (None, None),
+    )
+
+
+def brute_force(p: Problem) -> tuple[Tensor, Tensor]:
+    """Rotation as a product of complex numbers, in float64."""
+    (_, _, kv_heads, _, dim), pages = p.pages.shape, p.pages.cpu().double().clone()
+    heads = p.qkv.shape[1] // dim - 2 * kv_heads
+    q = torch.zeros(len(p.qkv), heads, dim, dtype=torch.float64)
+    for m, (s, at) in enumerate(zip(p.slot.tolist(), p.position.tolist(), strict=True)):
+        if at < 0:
+            continue
+        turn = torch.complex(p.cos[m].cpu().double(), p.sin[m].cpu().double())[: dim // 2]
+        for h, x in enumerate(p.qkv[m].cpu().double().split(dim)):
+            weight = p.weights[0] if h < heads else p.weights[1]
+            if h < heads + kv_heads:
+                if weight is not None:
+                    x = weight.cpu().double() * x / (x.square().mean() + EPS).sqrt()
+                turned = torch.complex(*x.chunk(2)) * turn
+                x = torch.cat((turned.real, turned.imag))
+            if h < heads:
+                q[m, h] = x
+            else:
+                pages[(h - heads) // kv_heads, p.table[s, at // PAGE], (h - heads) % kv_heads, at % PAGE] = x
+    return q, pages
+
+
+def assert_right(p: Problem, function) -> None:
+    q, pages = p.run(function)
+    expected_q, expected_pages = brute_force(p)
+    tolerance = TOLERANCE[p.qkv.dtype]
+    assert q.dtype == p.qkv.dtype and (q[p.position < 0] == 0).all()
+    assert (q.cpu().double() - expected_q).norm() <= tolerance * expected_q.norm()
+    assert (pages.cpu().double() - expected_pages).norm() <= tolerance * expected_pages.norm()
+    kept = expected_pages == p.pages.cpu().double()
+    assert torch.equal(pages.cpu()[kept], p.pages.cpu()[kept])
+
+
+places = st.dictionaries(
+    st.integers(0, 2), st.sampled_from([-1, 0, 1, PAGE - 1, PAGE, 2 * PAGE - 1, 2 * PAGE, POSITIONS - 1]), min_size=1
+).map(lambda chosen: list(chosen.items()))
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    rows=places,
+    heads=st.integers(1, 3),
+    kv_heads=st.integers(1, 5),
+    dim=st.sampled_from([2, 20, 32, 64, 80, 96, 128]),
+    norm=st.booleans(),
+    dtype=st.sampled_from([torch.float32, torch.bfloat16, torch.float16]),
+    seed=st.integers(0, 99),
+)
+@needs_triton
+def test_any_rows(kernel_device, rows, heads, kv_heads, dim, norm, dtype, seed):
+    assert_right(problem(rows, heads * kv_heads, kv_heads, dim, norm, dtype, kernel_device, seed), rope_write_triton)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("norm", [False, True])
+def test_the_reference(dtype, norm):
+    p = problem([(2, 5), (0, -1), (1, 47), (2, 6)], 6, 2, 20, norm, dtype, "cpu")
+    assert_right(p, rope_write_reference)
+    assert_right(p, rope_write)
+
+
+@needs_triton
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_rotates_with_the_bits_of_the_model(kernel_device, dtype):
+    """Rounded product by product, as apply_rope is: where the interpreter rounds as a GPU does, nothing differs."""
+    if dtype == torch.bfloat16 and kernel_device == "cpu":
+        pytest.skip("the interpreter truncates to bfloat16")
+    p = problem([(0, 5), (1, 47), (2, 20), (0, 6)], 8, 2, 64, False, dtype, kernel_device)
+    q, pages = p.run(rope_write_triton)
+    expected_q, expected_pages = p.run(rope_write_reference)
+    assert torch.equal(q, expected_q) and torch.equal(pages, expected_pages)
+    heads = p.qkv.unflatten(1, (-1, 64))[:, :8].transpose(0, 1)[None]
+    cos, sin = p.cos[None, None], p.sin[None, None]
+    assert torch.equal(q, apply_rope(heads, cos, sin)[0].transpose(0, 1))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_reference_norms_as_the_model_does(dtype):
+    p = problem([(0, 5), (1, 47)], 4, 2, 64, True, dtype, "cpu")
+    q, _ = p.run(rope_write_reference)
+    norm = RMSNorm(64, EPS).to(dtype)
+    norm.weight.data = p.weights[0]
+    heads = norm(p.qkv.unflatten(1, (-1, 64))[:, :4]).transpose(0, 1)[None]
+    cos, sin = p.cos[None, None], p.sin[None, None]
+    assert torch.equal(q, apply_rope(heads, cos, sin)[0].transpose(0, 1))
+
+
+@needs_triton
+def test_a_row_has_the_same_bits_in_every_launch(kernel_device):
+    p = problem([(0, 5), (1, -1), (2, 20), (1, 6)], 9, 3, 32, True, torch.float32, kernel_device)
+    together, _ = p.run(rope_write_triton)
+    for m in range(4):
+        part = slice(m, m + 1)
+        alone = {name: getattr(p, name)[part] for name in ("qkv", "position", "slot", "cos", "sin")}
+        assert torch.equal(replace(p, **alone).run(rope_write_triton)[0][0], together[m])
+
+
+@needs_triton
+def test_what_is_refused(kernel_device):
+    p = problem([(0, 5)], 4, 2, 32, True, torch.float32, kernel_device)
+    with pytest.raises(ValueError, match="neither"):
+        replace(p, weights=(p.weights[0], None)).run(rope_write_triton)
+    with pytest.raises(ValueError, match=r"\(H \+ 2 K\) E"):
+        replace(p, qkv=p.qkv[:, 1:]).run(rope_write_triton)
+    with pytest.raises(ValueError, match="contiguous"):
+        replace(p, pages=p.pages.transpose(2, 3).contiguous().transpose(2, 3)).run(
+            lambda *a: rope_write_triton(*a[:5], p.pages[0][..., ::2], p.pages[1][..., ::2], *a[7:])
+        )
+    none = replace(p, qkv=p.qkv[:0], position=p.position[:0], slot=p.slot[:0])
+    assert none.run(rope_write_triton)[0].shape == (0, 4, 32)

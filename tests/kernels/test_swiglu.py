@@ -1,0 +1,86 @@
+"""silu(gate) * up against float64 and the model's operations."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kernels.swiglu import swiglu, swiglu_reference, swiglu_triton
+
+needs_triton = pytest.mark.skipif(find_spec("triton") is None, reason="triton is not installed")
+TOLERANCE = {torch.float32: 1e-6, torch.bfloat16: 1.6e-2, torch.float16: 1e-3, torch.float64: 1e-14}
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+
+
+@pytest.fixture(autouse=True)
+def poisoned():
+    """In this mode PyTorch fills what torch.empty returns with NaN, so that what a kernel never writes shows."""
+    torch.use_deterministic_algorithms(True, warn_only=True)
+
+
+def gate_up(rows, width, dtype, device, seed=0):
+    random = torch.Generator().manual_seed(seed)
+    return (3 * torch.randn(rows, 2 * width, generator=random, dtype=torch.float64)).to(dtype).to(device)
+
+
+def assert_right(function, x):
+    gate, up = x.double().chunk(2, dim=-1)
+    expected, y = gate * torch.sigmoid(gate) * up, function(x)
+    assert y.dtype == x.dtype and y.shape == expected.shape
+    assert (y.double() - expected).norm() <= TOLERANCE[x.dtype] * expected.norm()
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    rows=st.integers(1, 4),
+    width=st.integers(1, 70) | st.sampled_from([1023, 1024, 1025, 2048, 2500]),
+    dtype=st.sampled_from(DTYPES),
+    seed=st.integers(0, 99),
+)
+@needs_triton
+def test_any_shape(kernel_device, rows, width, dtype, seed):
+    assert_right(swiglu_triton, gate_up(rows, width, dtype, kernel_device, seed))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, *DTYPES])
+def test_the_reference(dtype):
+    x = gate_up(3, 50, dtype, "cpu")
+    assert_right(swiglu_reference, x)
+    assert_right(swiglu, x)
+
+
+@needs_triton
+def test_silu_is_rounded_before_the_product(kernel_device):
+    """In float16 a product that was rounded once would differ in about a third of the elements."""
+    x = gate_up(4, 1000, torch.float16, kernel_device)
+    assert (swiglu_triton(x) != swiglu_reference(x)).sum() <= 20
+
+
+@needs_triton
+def test_extremes_and_refusals(kernel_device):
+    x = torch.tensor([[-1e4, 1e4, -100.0, 0.0, 1.0, 1.0, 2.0, 3.0]], device=kernel_device)
+    assert swiglu_triton(x).tolist() == [[0.0, 1e4, pytest.approx(0.0, abs=1e-40), 0.0]]
+    with pytest.raises(ValueError, match=r"expected \[M, 2 F\]"):
+        swiglu_triton(x[:, 1:])
+    assert swiglu_triton(x[:0]).shape == (0, 4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("width", [352, 20])
+def test_neither_rows_nor_threads_change_a_bit_of_the_reference(dtype, width):
+    """143 rows of 352 are cut between two threads in the middle of a row."""
+    x, before = gate_up(300, width, dtype, "cpu", 0), torch.get_num_threads()
+    whole = swiglu_reference(x)
+    for threads in (1, 2, 3):
+        torch.set_num_threads(threads)
+        assert all(torch.equal(swiglu_reference(x[:rows]), whole[:rows]) for rows in (1, 2, 95, 143, 200, 299))
+    torch.set_num_threads(before)
+
+
+def test_the_gradient_of_the_reference():
+    x = torch.randn(5, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).mul_(40).requires_grad_()
+    assert torch.autograd.gradcheck(swiglu_reference, (x,))

@@ -1,0 +1,123 @@
+"""Exact mode: the sampler's logprobs are the trainer's to the last bit, and samples depend on nothing around them."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+import torch
+
+from nanomath.data.packing import Example
+from nanomath.rollout import Completion, Sampler
+from nanomath.training.logprobs import score
+
+EOS = range(0, 1000, 25)
+WIDTH, LONGEST = 40, 100  # of completions and prompts: some need one block of keys, some three
+
+
+@pytest.fixture
+def threads():
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+def prompts(seed: int, count: int) -> list[list[int]]:
+    draw = random.Random(seed)
+    return [
+        [draw.randrange(1, 1000) for _ in range(draw.choice((1, 2, 30, 63, 64, 65, LONGEST)))] for _ in range(count)
+    ]
+
+
+def trainer_logprobs(
+    model, asked: list[list[int]], found: list[Completion], budget: int, t: float
+) -> list[list[float]]:
+    """In the trainer's own batches, which mix lengths and depend on the budget."""
+    examples = [Example(asked[c.prompt_index], c.tokens) for c in found]
+    logprobs, _ = score(model, examples, budget, t)
+    return [row[: c.length].tolist() for row, c in zip(logprobs, found, strict=True)]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_the_gap_is_zero(new_model, new_tokenizer, family_shape, dtype, temperature):
+    model, asked = new_model(1, dtype, max_positions=256, **family_shape), prompts(0, 5)
+    model.exact = True
+    found = Sampler(model, new_tokenizer(EOS), 7, exact=True).generate(
+        asked, n=3, max_new_tokens=WIDTH, temperature=temperature, seed=2
+    )
+    for budget in (0, 300):
+        expected = trainer_logprobs(model, asked, found, budget, temperature)
+        assert [c.logprobs for c in found] == expected
+
+
+def test_the_gap_is_zero_under_truncation_and_when_greedy(new_model, new_tokenizer):
+    model, asked = new_model(1, max_positions=256), prompts(1, 4)
+    model.exact = True
+    sampler = Sampler(model, new_tokenizer(EOS), 7, exact=True)
+    for options in ({"top_k": 20}, {"top_p": 0.8, "temperature": 1.3}, {"min_p": 0.1}, {"temperature": 0.0}):
+        found = sampler.generate(asked, n=2, max_new_tokens=WIDTH, **options)
+        expected = trainer_logprobs(model, asked, found, 0, options.get("temperature") or 1.0)
+        assert [c.logprobs for c in found] == expected, options
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_samples_depend_on_nothing_around_them(new_model, new_tokenizer, dtype, threads):
+    model, asked = new_model(2, dtype, max_positions=256), prompts(2, 12)
+    expected = None
+    for slots, used in ((1, 1), (5, 1), (64, 2), (17, 2)):
+        threads(used)
+        order = random.Random(slots).sample(range(len(asked)), len(asked))
+        sampler = Sampler(model, new_tokenizer(EOS), slots, exact=True)
+        found = sampler.generate([asked[i] for i in order], n=4, max_new_tokens=WIDTH, seed=3)
+        known = {(order[c.prompt_index], c.sample_index): (c.tokens, c.logprobs) for c in found}
+        assert known == (expected or known)
+        expected = known
+
+
+@pytest.mark.parametrize("exact", [True, False])
+def test_long_samples_move_with_all_their_keys(new_model, new_tokenizer, exact):
+    """Few ends, so that samples of several blocks are there when others end and slots are given up."""
+    model, asked = new_model(6, max_positions=400), prompts(5, 6)
+    model.exact = exact
+    found = Sampler(model, new_tokenizer(range(0, 1000, 90)), 9, exact=exact).generate(asked, n=4, max_new_tokens=260)
+    assert len({c.length // 64 for c in found}) == 5
+    expected = trainer_logprobs(model, asked, found, 0, 1.0)
+    gaps = [abs(a - b) for c, row in zip(found, expected, strict=True) for a, b in zip(c.logprobs, row, strict=True)]
+    assert max(gaps) == 0 if exact else 0 < max(gaps) < 1e-4
+
+
+def test_the_fast_mode_is_not_that_exact(new_model, new_tokenizer):
+    """Else the tests above would show nothing."""
+    model, asked = new_model(1, max_positions=256), prompts(0, 5)
+    found = Sampler(model, new_tokenizer(EOS), 7).generate(asked, n=3, max_new_tokens=WIDTH, seed=2)
+    expected = trainer_logprobs(model, asked, found, 0, 1.0)
+    gaps = [abs(a - b) for c, row in zip(found, expected, strict=True) for a, b in zip(c.logprobs, row, strict=True)]
+    assert 0 < max(gaps) < 1e-4
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_the_number_of_threads_changes_no_bit_of_the_fast_mode_either(new_model, new_tokenizer, dtype, threads):
+    """The sampler tries out how many are best: a run must not depend on what it found."""
+    model, asked = new_model(3, dtype, max_positions=256), prompts(4, 6)
+    runs = []
+    for used in (1, 2):
+        threads(used)
+        runs.append(Sampler(model, new_tokenizer(EOS), 9).generate(asked, n=4, max_new_tokens=WIDTH, seed=3))
+    assert runs[0] == runs[1]
+
+
+def test_the_exact_model_is_the_same_function(new_model, family_shape):
+    """In value and gradient, up to rounding."""
+    tokens = torch.randint(0, 1000, (2, 150), generator=torch.Generator().manual_seed(0))
+    model = new_model(4, torch.float64, max_positions=256, **family_shape)
+    results = []
+    for exact in (False, True):
+        model.exact = exact
+        logprobs = model(tokens).log_softmax(-1)
+        model.zero_grad()
+        logprobs[:, :, 7].sum().backward()
+        results.append([logprobs.detach(), *(p.grad.clone() for p in model.parameters())])
+    assert model.exact
+    for plain, exact in zip(*results, strict=True):
+        torch.testing.assert_close(exact, plain, rtol=1e-9, atol=1e-9)

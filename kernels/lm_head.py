@@ -56,16 +56,22 @@ def sample_logits(logits: Tensor, u: Tensor, temperature: float) -> tuple[Tensor
 
 
 def _sample_rows(z: Tensor, u: Tensor, temperature: float) -> tuple[Tensor, Tensor, Tensor]:
-    if temperature not in (0, 1):
-        z = z / temperature
-    z = z - z.amax(-1, keepdim=True)
-    weights = z.exp()
-    blocks = block_sums(weights)
+    z, weights, blocks, total = normalised(z, temperature or 1.0)
     token = z.argmax(-1) if temperature == 0 else draw(weights, blocks, u)
-    total = blocks.sum(-1)
     log_total = total.log()
     mean = torch.linalg.vecdot(weights, z) / total
     return token, z.gather(-1, token[:, None])[:, 0] - log_total, log_total - mean
+
+
+def normalised(z: Tensor, temperature: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """z / temperature - its max [n, V], the exponentials of that, their sums by blocks, and in all [n]: always in this
+    order of operations, which logprobs are bit-equal by.
+    """
+    z = z if temperature == 1 else z / temperature
+    z = z - z.amax(-1, keepdim=True)
+    weights = z.exp()
+    blocks = block_sums(weights)
+    return z, weights, blocks, blocks.sum(-1)
 
 
 def block_sums(weights: Tensor) -> Tensor:

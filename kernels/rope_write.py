@@ -10,10 +10,10 @@ product and sum is rounded to the model's dtype where PyTorch rounds it, so the 
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from kernels.backend import jit, runs_triton, tl, triton
+from kernels.rms_norm import add_rms_norm_reference
 
 BLOCK = 8  # heads a program
 
@@ -50,25 +50,19 @@ def rope_write_reference(
     at, rows = position[live].long(), slot[live].long()
     heads = qkv[live].unflatten(-1, (-1, dim))
     q, k, v = heads.split([heads.shape[1] - 2 * kv_heads, kv_heads, kv_heads], dim=1)
-    q, k = _norm(q, q_weight, eps), _norm(k, k_weight, eps)
+    if q_weight is not None:
+        q, k = (add_rms_norm_reference(x, None, w, eps)[1] for x, w in ((q, q_weight), (k, k_weight)))
     page = page_table[rows, at // size].long()
     cos, sin = cos[live, None], sin[live, None]
-    key_pages[page, :, at % size] = _rotate(k, cos, sin)
+    key_pages[page, :, at % size] = apply_rope(k, cos, sin)
     value_pages[page, :, at % size] = v
     out = qkv.new_zeros(len(qkv), *q.shape[1:])
-    out[live] = _rotate(q, cos, sin)
+    out[live] = apply_rope(q, cos, sin)
     return out
 
 
-def _norm(x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
-    if weight is None:
-        return x
-    if x.dtype.itemsize >= 4:
-        return F.rms_norm(x, (x.shape[-1],), weight, eps)
-    return weight * F.rms_norm(x.float(), (x.shape[-1],), None, eps).to(x.dtype)
-
-
-def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+def apply_rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotate the half-split pairs (x_i, x_{i+E/2}) of x [.., E]; cos and sin broadcast to it, both halves alike."""
     first, second = x.chunk(2, dim=-1)
     return x * cos + torch.cat((-second, first), dim=-1) * sin
 

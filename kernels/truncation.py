@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from kernels.backend import jit, runs_triton, tl, triton
-from kernels.lm_head import BLOCK, CHUNK_LOGITS, block_sums, draw, first_above
+from kernels.lm_head import BLOCK, CHUNK_LOGITS, block_sums, draw, first_above, normalised
 
 SHORTLIST = 256  # likeliest tokens that the reference looks at first; a sort takes 20 times as long
 LOW_BITS = {torch.float32: 0, torch.float16: 12, torch.bfloat16: 16}  # of a float32, even in number, that are always 0
@@ -59,10 +59,9 @@ def truncated_sample_reference(
 
 
 def _sample_rows(z: Tensor, u: Tensor, temperature: float, top_k: int, top_p: float, min_p: float) -> Sampled:
-    scaled = z / temperature  # and so on in the order of lm_head.sample_logits
-    scaled.sub_(scaled.amax(-1, keepdim=True)).clamp_(min=torch.finfo(z.dtype).min)  # 0 * -inf would spoil the entropy
-    weights = scaled.exp()
-    log_total = block_sums(weights).sum(-1).log()
+    scaled, weights, _, total = normalised(z, temperature)
+    scaled.clamp_(min=torch.finfo(z.dtype).min)  # 0 * -inf would spoil the entropy
+    log_total = total.log()
     entropy = log_total - torch.linalg.vecdot(weights, scaled) / log_total.exp()
     if top_k or top_p < 1:
         likeliest = z.topk(min(z.shape[1], max(top_k, SHORTLIST if top_p < 1 else 0))).values

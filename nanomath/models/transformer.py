@@ -25,6 +25,8 @@ from torch.utils.checkpoint import checkpoint
 
 from kernels.exact_attention import exact_attention
 from kernels.linear import invariant_linear
+from kernels.rms_norm import add_rms_norm_reference
+from kernels.rope_write import apply_rope
 from kernels.swiglu import swiglu_reference
 
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]  # layer, q [B,H,T,E], k and v [B,K,T,E] -> [B,H,T,E]
@@ -179,12 +181,6 @@ def rope_frequencies(config: ModelConfig) -> Tensor:
     return blend * frequencies + (1 - blend) * frequencies / scaling["factor"]
 
 
-def apply_rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate the half-split pairs (x_i, x_{i+E/2}) of x [B, heads, T, E]; cos and sin are [B or 1, 1, T, E]."""
-    first, second = x.chunk(2, dim=-1)
-    return x * cos + torch.cat((-second, first), dim=-1) * sin
-
-
 def window_mask(queries: Tensor, keys: Tensor, window: int | None) -> Tensor:
     """True where a key position may be seen from a query position; broadcasts the two position tensors."""
     visible = keys <= queries
@@ -231,10 +227,7 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.dtype.itemsize >= 4:
-            return F.rms_norm(x, (x.shape[-1],), self.weight, self.eps)
-        normalised = F.rms_norm(x.float(), (x.shape[-1],), None, self.eps)
-        return self.weight * normalised.to(x.dtype)
+        return add_rms_norm_reference(x, None, self.weight, self.eps)[1]
 
 
 class Linear(nn.Linear):

@@ -25,14 +25,14 @@ from nanomath.rollout.decoder import Decoder, Heads
 Keep = Callable[[int, Tensor, Tensor], None]  # layer, k and v [P, K, T, E]
 
 
-def prefill(decoder: Decoder, prompts: Sequence[Sequence[int]], keep: Keep) -> Tensor:
+def prefill(decoder: Decoder, prompts: Sequence[Sequence[int]], keep: Keep) -> None:
     """Run all but the last token of each prompt through the decoder; `keep` gets each layer's keys and values, padded
-    at the end to the longest. Returns how many there are of each, [P].
+    at the end to the longest.
     """
     config, device = decoder.model.config, decoder.model.device
     lengths = torch.tensor([len(prompt) - 1 for prompt in prompts], device=device)
     if not (longest := max(map(len, prompts)) - 1):
-        return lengths
+        return
     place = torch.arange(longest, device=device)
     filled = place < lengths[:, None]  # [P, T]: only real tokens go through the matrix products
     grid = (filled.flatten().cumsum(0) - 1).clamp(min=0).view(filled.shape)
@@ -45,7 +45,6 @@ def prefill(decoder: Decoder, prompts: Sequence[Sequence[int]], keep: Keep) -> T
 
     tokens = torch.tensor([token for prompt in prompts for token in prompt[:-1]], device=device)
     decoder.states(tokens, place.expand(filled.shape)[filled], attend, longest)
-    return lengths
 
 
 class GroupedCache:

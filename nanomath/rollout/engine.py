@@ -64,7 +64,9 @@ class Engine:
     threads: Threads
     sizes: tuple[int, ...]  # what it was made for
     graphs: dict[tuple, torch.cuda.CUDAGraph] = field(default_factory=dict)
-    weights: tuple[int, ...] = ()  # the addresses that the graphs read
+
+    def __post_init__(self) -> None:
+        self.weights = self.decoder.addresses()  # that the graphs read
 
     def clear(self) -> None:
         """Forget all samples and prompts; keep the graphs if the weights are still where they were."""

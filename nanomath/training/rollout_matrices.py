@@ -96,8 +96,11 @@ class Rollout:
         sample size (sum w)^2 / (n sum w^2) of w = trainer / sampler probability, as a share of the n tokens.
         """
         mask = self.mask[rows]
-        trainer = self.measured["logprob"][rows][mask]
-        gap = (trainer - self.sampled[rows][mask]).abs()
-        weights = (trainer - self.drawn_from[rows][mask]).exp()
-        size = weights.sum().square() / (len(weights) * weights.square().sum())
-        return {"gap_mean": float(gap.mean()), "gap_max": float(gap.max()), "effective_samples": float(size)}
+        return sampler_gap(*(m[rows][mask] for m in (self.measured["logprob"], self.sampled, self.drawn_from)))
+
+
+def sampler_gap(trainer: Tensor, sampled: Tensor, drawn_from: Tensor) -> dict[str, float]:
+    """`Rollout.gap` of the logprobs [n] of n tokens: the trainer's, the sampler's, those under what it drew from."""
+    gap, weights = (trainer - sampled).abs(), (trainer - drawn_from).exp()
+    size = weights.sum().square() / (len(weights) * weights.square().sum())
+    return {"gap_mean": float(gap.mean()), "gap_max": float(gap.max()), "effective_samples": float(size)}

@@ -223,12 +223,6 @@ needs_triton = pytest.mark.skipif(find_spec("triton") is None, reason="triton is
 quiet = pytest.mark.filterwarnings("ignore:.*encountered.*:RuntimeWarning")  # the interpreter, about padding
 
 
-@pytest.fixture
-def poisoned() -> None:
-    """In this mode PyTorch fills what is allocated with NaN, so that what a kernel never writes shows."""
-    torch.use_deterministic_algorithms(True, warn_only=True)
-
-
 @quiet
 @needs_triton
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.bfloat16, 8e-3), (torch.float16, 1e-3)])

@@ -10,12 +10,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from walk import token_at
 
 from kernels import lm_head
-from kernels.lm_head import BLOCK, logprobs_triton, sample_reference, sample_triton
+from kernels.lm_head import logprobs_triton, sample_reference, sample_triton
 
 needs_triton = pytest.mark.skipif(find_spec("triton") is None, reason="triton is not installed")
-pytestmark = pytest.mark.filterwarnings("ignore:.*encountered.*:RuntimeWarning")  # of the interpreter, about padding
+pytestmark = [
+    pytest.mark.usefixtures("poisoned"),
+    pytest.mark.filterwarnings("ignore:.*encountered.*:RuntimeWarning"),  # of the interpreter, about padding
+]
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 TILES = [lm_head.WIDE, lm_head.NARROW, lm_head.FLOAT32]
 
@@ -35,23 +39,6 @@ def softmax64(hidden: Tensor, weight: Tensor, temperature: float) -> tuple[Tenso
     return logprobs, -(logprobs.exp() * logprobs).sum(-1), z.logsumexp(-1)
 
 
-def drawn(p: list[float], u: list[float]) -> tuple[int, bool]:
-    """The token at u, by walking the blocks and then the tokens of one; and whether rounding could decide otherwise."""
-
-    def walk(weights: list[float], u: float) -> tuple[int, bool]:
-        level, running, close = u * sum(weights), 0.0, False
-        for place, weight in enumerate(weights):
-            running += weight
-            close |= abs(running - level) < 1e-5 * sum(weights)
-            if running > level:
-                return place, close
-        return len(weights) - 1, True
-
-    block, close = walk([sum(p[i : i + BLOCK]) for i in range(0, len(p), BLOCK)], u[0])
-    inside, close_too = walk(p[block * BLOCK : (block + 1) * BLOCK], u[1])
-    return block * BLOCK + inside, close or close_too
-
-
 def check_sample(found: tuple[Tensor, ...], hidden: Tensor, weight: Tensor, u: Tensor, temperature: float) -> None:
     token, logprob, entropy = (tensor.cpu() for tensor in found)
     logprobs, expected_entropy, _ = softmax64(hidden, weight, temperature)
@@ -60,17 +47,11 @@ def check_sample(found: tuple[Tensor, ...], hidden: Tensor, weight: Tensor, u: T
         assert torch.equal(token, logprobs.argmax(-1))
     else:
         for row, (p, v) in enumerate(zip(logprobs.exp().tolist(), u.tolist(), strict=True)):
-            expected, close = drawn(p, v)
+            expected, close = token_at(p, v)
             assert close or int(token[row]) == expected
     expected = logprobs.gather(-1, token[:, None])[:, 0]
     assert float((logprob - expected).norm()) <= 1e-5 * max(float(expected.norm()), 1)
     assert float((entropy - expected_entropy).norm()) <= 1e-5 * max(float(expected_entropy.norm()), 1)
-
-
-@pytest.fixture(autouse=True)
-def poisoned() -> None:
-    """In this mode PyTorch fills what is allocated with NaN, so that what a kernel never writes shows."""
-    torch.use_deterministic_algorithms(True, warn_only=True)
 
 
 shapes = {

@@ -10,9 +10,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from walk import token_at
 
 from kernels import truncation
-from kernels.lm_head import BLOCK
 from kernels.truncation import truncated_sample, truncated_sample_reference, truncated_sample_triton
 
 FORMS = [
@@ -21,14 +21,11 @@ FORMS = [
         truncated_sample_triton, marks=pytest.mark.skipif(find_spec("triton") is None, reason="triton is not installed")
     ),
 ]
-pytestmark = pytest.mark.filterwarnings("ignore:.*encountered.*:RuntimeWarning")  # of the interpreter, about padding
+pytestmark = [
+    pytest.mark.usefixtures("poisoned"),
+    pytest.mark.filterwarnings("ignore:.*encountered.*:RuntimeWarning"),  # of the interpreter, about padding
+]
 INFINITY = float("inf")
-
-
-@pytest.fixture(autouse=True)
-def poisoned() -> None:
-    """In this mode PyTorch fills what is allocated with NaN, so that what a kernel never writes shows."""
-    torch.use_deterministic_algorithms(True, warn_only=True)
 
 
 def kept_tokens(z: list[float], temperature: float, top_k: int, top_p: float, min_p: float) -> tuple[list[int], bool]:
@@ -50,23 +47,6 @@ def kept_tokens(z: list[float], temperature: float, top_k: int, top_p: float, mi
         close |= any(min_p != 1 and abs(weight[v] - min_p) < 1e-5 * min_p for v in order)
         order = [v for v in order if weight[v] >= min_p]
     return sorted(order), close
-
-
-def token_at(weights: list[float], u: list[float]) -> tuple[int, bool]:
-    """The token at u, by walking the blocks and then the tokens of one; and whether rounding could decide otherwise."""
-
-    def walk(weights: list[float], u: float) -> tuple[int, bool]:
-        level, running, close = u * sum(weights), 0.0, False
-        for place, weight in enumerate(weights):
-            running += weight
-            close |= abs(running - level) < 1e-5 * sum(weights)
-            if running > level:
-                return place, close
-        return len(weights) - 1, True
-
-    block, close = walk([sum(weights[i : i + BLOCK]) for i in range(0, len(weights), BLOCK)], u[0])
-    inside, close_too = walk(weights[block * BLOCK : (block + 1) * BLOCK], u[1])
-    return block * BLOCK + inside, close or close_too
 
 
 def check(form, logits: Tensor, u: Tensor, temperature: float, top_k: int, top_p: float, min_p: float) -> None:

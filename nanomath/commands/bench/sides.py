@@ -18,11 +18,10 @@ from nanomath.data.packing import Example
 from nanomath.models import Tokenizer, Transformer, load_model, load_tokenizer, save_model
 from nanomath.rollout import Completion, Sampler
 from nanomath.training.logprobs import score
+from nanomath.training.rollout_matrices import sampler_gap
 
 SCORED_TOKENS = 4096  # padded tokens that the trainer's logprobs are computed for at once
-WARM_UP = (
-    12  # tokens on a CPU: the first steps find the best number of threads; a GPU captures its graphs in a whole run
-)
+WARM_UP = 12  # tokens on a CPU: the first steps find the best number of threads; a GPU captures graphs in a whole run
 Look = tuple[float, int, int, int, float]  # when, and what `Progress` is called with
 
 
@@ -143,18 +142,15 @@ def step_time(looks: list[Look]) -> dict[str, float]:
 
 
 def gap(model: Transformer, point: Point, completions: list[Completion]) -> dict[str, float]:
-    """Sampler against trainer: |Δlogprob| of the tokens, mean and largest, and the effective sample size
-    (sum w)^2 / (n sum w^2) of w = trainer / sampler probability, as a share of the n tokens.
-    """
+    """Sampler against trainer, as in a training run's log."""
     if not completions:
         return {}
     examples = [Example(list(point.prompts[c.prompt_index]), c.tokens) for c in completions]
     scored, _ = score(model, examples, SCORED_TOKENS)
     trainer = torch.cat([row[: c.length] for row, c in zip(scored, completions, strict=True)]).double()
-    change = trainer - torch.tensor([x for c in completions for x in c.logprobs], dtype=torch.float64)
-    weights = change.exp()
-    size = weights.sum().square() / (len(weights) * weights.square().sum())
-    return {"mean": float(change.abs().mean()), "max": float(change.abs().max()), "effective_samples": float(size)}
+    sampled = torch.tensor([x for c in completions for x in c.logprobs], dtype=torch.float64)
+    found = sampler_gap(trainer, sampled, sampled)
+    return {name.removeprefix("gap_"): value for name, value in found.items()}
 
 
 # --- transformers ----------------------------------------------------------------------------------------------------

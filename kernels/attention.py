@@ -12,20 +12,40 @@ it is one contiguous piece.
 Rows that have their first pages in common (samples of one prompt; neighbouring tokens of a prompt being prefilled) may
 be named as a tile: those pages are then read once a tile (the cascade of Hydragen, arXiv 2402.05099), the others once
 a row, and merged as before.
+
+On a CPU pages are smaller, so that prompts share most of theirs, and the keys of a page lie side by side, [E, PAGE]: a
+vector register then holds the same entry of each of them.
 """
 
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from kernels.backend import INTERPRETED, jit, runs_triton, tl, triton
+from kernels import compiled
+from kernels.backend import INTERPRETED, form, jit, tl, triton
 
-PAGE = 256  # keys in a page and in a split
+PAGE = 256  # keys in a page and in a split, on a GPU
 WIDEST_TILE = 64  # rows of the largest matrix product: more would need more registers than there are
 MERGE = 8  # partial results that the merge loads at once
 LOG2_E = 1.4426950408889634  # exponentials are powers of 2: that is what the hardware has
 WORKSPACE = 256 << 20  # bytes of partial results that a launch may take
+
+
+def page_size(device: torch.device) -> int:
+    """Keys in a page."""
+    return compiled.PAGE if device.type == "cpu" else PAGE
+
+
+def new_pages(
+    shape: tuple[int, ...], kv_heads: int, head_dim: int, dtype: torch.dtype, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Room for keys and for values: [*shape, K, PAGE, E] each, what they hold is undefined."""
+    shape, room = (*shape, kv_heads, page_size(device), head_dim), {"dtype": dtype, "device": device}
+    if device.type == "cpu":
+        return torch.empty(*shape[:-2], *shape[:-3:-1], **room).mT, torch.empty(shape, **room)
+    return torch.empty(shape, **room), torch.empty(shape, **room)
 
 
 def rows_per_tile(heads: int, kv_heads: int) -> int:
@@ -51,24 +71,47 @@ def paged_attention(
     tiles int32 [n, ROWS], ROWS <= rows_per_tile, filled up with -1: rows whose first shared[t] pages (int32 [n]) are
     the same. Together they must name every row that is not idle once. They change the result by rounding only.
     """
-    if runs_triton(q):
-        return paged_attention_triton(q, key_pages, value_pages, page_table, slot, length, window, tiles, shared)
-    return paged_attention_reference(q, key_pages, value_pages, page_table, slot, length, window)
+    run = form(q, paged_attention_reference, paged_attention_triton, paged_attention_cpu)
+    return run(q, key_pages, value_pages, page_table, slot, length, window, tiles, shared)
 
 
-def paged_attention_reference(q, key_pages, value_pages, page_table, slot, length, window=None) -> Tensor:
-    """`paged_attention` one row at a time, in float32 or wider."""
-    out, groups = torch.zeros_like(q), q.shape[1] // key_pages.shape[1]
-    wide = torch.promote_types(q.dtype, torch.float32)
-    for row, (place, end) in enumerate(zip(slot.tolist(), length.tolist(), strict=True)):
-        start = 0 if window is None else max(0, end - window)
-        pages = page_table[place, : -(-end // PAGE)].long()
+def paged_attention_reference(
+    q, key_pages, value_pages, page_table, slot, length, window=None, tiles=None, shared=None
+) -> Tensor:
+    """`paged_attention` in PyTorch, in float32 or wider; keys and values are copied for each row that sees them."""
+    size, (_, heads, dim) = key_pages.shape[2], q.shape
+    pages = -(-int(length.max()) // size) if len(q) else 0
+    place = torch.arange(pages * size, device=q.device)
+    wide, out = torch.promote_types(q.dtype, torch.float32), torch.zeros_like(q)
+    step = max(1, WORKSPACE // max(1, 8 * heads * pages * size * dim))
+    for rows in length.nonzero()[:, 0].split(step):
+        end = length[rows, None]
+        seen = (place < end) & (place >= end - (window or pages * size))  # [M, T]
+        used = page_table[slot[rows].long(), :pages].long().masked_fill(place[::size] >= end, 0)
         keys, values = (
-            cache[pages].transpose(0, 1).flatten(1, 2)[:, start:end].repeat_interleave(groups, 0).to(wide)
+            cache[used].transpose(1, 2).flatten(2, 3).to(wide).masked_fill(~seen[:, None, :, None], 0)
             for cache in (key_pages, value_pages)
-        )  # [H, t, E]
-        scores = torch.einsum("he,hte->ht", q[row].to(wide), keys) * q.shape[-1] ** -0.5
-        out[row] = torch.einsum("ht,hte->he", scores.softmax(-1), values)
+        )  # [M, K, T, E]
+        mask = seen[:, None, None]
+        o = F.scaled_dot_product_attention(q[rows, :, None].to(wide), keys, values, mask, enable_gqa=True)
+        out[rows] = o[:, :, 0].to(q.dtype)
+    return out
+
+
+def paged_attention_cpu(
+    q, key_pages, value_pages, page_table, slot, length, window=None, tiles=None, shared=None
+) -> Tensor:
+    """One pass over the keys of each row and one over its values."""
+    (rows, heads, dim), (_, kv_heads, size, _) = q.shape, key_pages.shape
+    if size != compiled.PAGE or key_pages.shape != value_pages.shape or key_pages.shape[3] != dim or heads % kv_heads:
+        shapes = f"q {list(q.shape)}, keys {list(key_pages.shape)}, values {list(value_pages.shape)}"
+        raise ValueError(f"{shapes}: expected [M, H, E] and twice [pages, K, {compiled.PAGE}, E], H a multiple of K")
+    out = torch.empty(rows, heads, dim, dtype=q.dtype)
+    q, page_table, slot, length = (tensor.contiguous() for tensor in (q, page_table, slot, length))
+    compiled.call(
+        *("attend", q.dtype, q, key_pages.mT, value_pages, page_table, slot, length, out),
+        *(window or 0, rows, heads, kv_heads, dim, page_table.shape[1]),
+    )
     return out
 
 

@@ -26,7 +26,7 @@ from torch.autograd.function import FunctionCtx, once_differentiable
 
 from kernels import lm_head
 from kernels.backend import INTERPRETED, jit, runs_triton, tl
-from kernels.lm_head import block_sums, logits_tile
+from kernels.lm_head import logits_tile
 from kernels.packed import packed_rows
 
 CHUNK_LOGITS = 40_000_000  # logits held at once, 160 MB of float32; the matrix products run no faster on more of them
@@ -61,13 +61,12 @@ class _LinearLogprob(torch.autograd.Function):
     def forward(
         ctx: FunctionCtx, hidden: Tensor, weight: Tensor, target: Tensor, temperature: float, chunk: int, exact: bool
     ) -> tuple[Tensor, Tensor]:
-        room, softmax = _room(chunk, weight), _room(chunk, weight)
-        parts = [
-            _statistics(_logits(h, weight, temperature, room, exact), y, softmax)
-            for h, y in zip(hidden.split(chunk), target.split(chunk), strict=True)
-        ]
+        room, parts = _room(chunk, weight), []
+        kept = room if len(target) <= chunk and any(ctx.needs_input_grad) else None
+        for h, y in zip(hidden.split(chunk), target.split(chunk), strict=True):
+            z = _logits(h, weight, temperature, room, exact)
+            parts.append(lm_head.statistics(z, y, softmax=None if kept is None else z))
         logprobs, entropy, logsumexp = (torch.cat(part) for part in zip(*parts, strict=True))
-        kept = softmax if len(parts) == 1 else None
         ctx.save_for_backward(hidden, weight, target, logsumexp, kept)
         ctx.temperature, ctx.chunk = temperature, chunk
         ctx.mark_non_differentiable(entropy)
@@ -114,18 +113,6 @@ def _logits(hidden: Tensor, weight: Tensor, temperature: float, room: Tensor, ex
     else:
         z.copy_(hidden @ weight.T)
     return z if temperature == 1 else z.div_(temperature)
-
-
-def _statistics(z: Tensor, target: Tensor, room: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Logprobs, entropies and logsumexps [c] of logits z [c, V]; z is overwritten, softmax(z) is left in `room`."""
-    top = z.amax(-1, keepdim=True)
-    z.sub_(top)
-    chosen = z.gather(-1, target[:, None])[:, 0]
-    softmax = torch.exp(z, out=room[: len(z)])
-    total = block_sums(softmax).sum(-1, keepdim=True)  # in the sampler's order
-    softmax.div_(total)
-    mean, log_total = z.mul_(softmax).sum(-1), total[:, 0].log()
-    return chosen - log_total, log_total - mean, log_total + top[:, 0]
 
 
 def _add_product(d_weight: Tensor, dz: Tensor, h: Tensor) -> None:

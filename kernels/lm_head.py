@@ -21,6 +21,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from kernels import compiled
 from kernels.backend import INTERPRETED, jit, runs_triton, tl, triton
 
 BLOCK = 128
@@ -40,16 +41,23 @@ def sample(hidden: Tensor, weight: Tensor, u: Tensor, temperature: float = 1.0) 
     """
     if runs_triton(weight) and weight.dtype in DTYPES:
         return sample_triton(hidden, weight, u, temperature)
-    return sample_reference(hidden, weight, u, temperature)
+    return sample_logits(hidden @ weight.T, u, temperature)
 
 
 def sample_reference(hidden: Tensor, weight: Tensor, u: Tensor, temperature: float) -> tuple[Tensor, Tensor, Tensor]:
     """`sample` on all logits at once, computed in the weight's dtype and finished in float32."""
-    return sample_logits(hidden @ weight.T, u, temperature)
+    return _sample_logits_reference(hidden @ weight.T, u, temperature)
 
 
 def sample_logits(logits: Tensor, u: Tensor, temperature: float) -> tuple[Tensor, Tensor, Tensor]:
     """`sample` from logits [n, V] of any dtype."""
+    if not compiled.runs_compiled(logits):
+        return _sample_logits_reference(logits, u, temperature)
+    token = torch.empty(len(logits), dtype=torch.int64)
+    return token, *_rows_cpu(logits, token, temperature or 1.0, DRAW if temperature else GREEDY, u)[:2]
+
+
+def _sample_logits_reference(logits: Tensor, u: Tensor, temperature: float) -> tuple[Tensor, Tensor, Tensor]:
     rows = max(1, CHUNK_LOGITS // logits.shape[1])
     parts = [_sample_rows(z.float(), v, temperature) for z, v in zip(logits.split(rows), u.split(rows), strict=True)]
     return tuple(torch.cat(part) for part in zip(*parts, strict=True))
@@ -63,10 +71,42 @@ def _sample_rows(z: Tensor, u: Tensor, temperature: float) -> tuple[Tensor, Tens
     return token, z.gather(-1, token[:, None])[:, 0] - log_total, log_total - mean
 
 
-def normalised(z: Tensor, temperature: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """z / temperature - its max [n, V], the exponentials of that, their sums by blocks, and in all [n]: always in this
-    order of operations, which logprobs are bit-equal by.
+def statistics(
+    logits: Tensor, target: Tensor, temperature: float = 1.0, softmax: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Logprobs of int64 target [n], entropies and logsumexps [n] of logits [n, V]. On a CPU the logprobs of tokens that
+    `sample_logits` chose are the same bits, and NaN outside of the vocabulary. softmax [n, V], of the logits' dtype,
+    takes the probabilities; it may be the logits.
     """
+    if compiled.runs_compiled(logits):
+        return _rows_cpu(logits, target, temperature, TARGET, None, softmax)
+    top = logits.amax(-1) / temperature
+    z, weights, _, total = normalised(logits, temperature)
+    if softmax is not None:
+        torch.div(weights, total[:, None], out=softmax)
+    log_total, chosen = total.log(), z.gather(-1, target[:, None])[:, 0]
+    mean = torch.linalg.vecdot(weights, z.clamp(min=torch.finfo(z.dtype).min)) / total  # 0 * -inf would spoil it
+    return chosen - log_total, log_total - mean, log_total + top
+
+
+def _rows_cpu(
+    logits: Tensor, token: Tensor, temperature: float, mode: int, u: Tensor | None, softmax: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Logprobs, entropies and logsumexps [n]; the tokens are given, or written to `token`."""
+    given = softmax is None or (softmax.shape == logits.shape and softmax.dtype == torch.float32)
+    if not given or token.shape != logits.shape[:1] or token.dtype != torch.int64:
+        raise ValueError(f"token {token.dtype} {list(token.shape)} or softmax do not fit logits {list(logits.shape)}")
+    found = torch.empty(3, len(logits))
+    u = None if u is None else u.float().contiguous()
+    compiled.call(
+        *("lm_head", logits.dtype, logits.contiguous(), u, token.contiguous(), *found, softmax),
+        *(temperature, mode, *logits.shape),
+    )
+    return tuple(found)
+
+
+def normalised(z: Tensor, temperature: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """z / temperature - its max [n, V], the exponentials of that, their sums by blocks, and in all [n]."""
     z = z if temperature == 1 else z / temperature
     z = z - z.amax(-1, keepdim=True)
     weights = z.exp()

@@ -9,10 +9,11 @@ this, but keeps it when every call has the same number of rows.
 
 from __future__ import annotations
 
+from weakref import ref
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.weak import WeakTensorKeyDictionary
 
 INVARIANT_ROWS = 16
 PACKS = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_reorder_linear_weight")
@@ -20,7 +21,7 @@ PACKED_TYPES = [torch.float32] if PACKS else []
 if PACKS and torch.ops.mkldnn._is_mkldnn_bf16_supported():
     PACKED_TYPES.append(torch.bfloat16)
 
-_packed: WeakTensorKeyDictionary = WeakTensorKeyDictionary()  # weight -> (what it was packed from, its packed form)
+_packed: dict[int, tuple[ref[Tensor], tuple, Tensor]] = {}  # id of a weight -> it, what it was then, its packed form
 
 
 def packed_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -49,11 +50,11 @@ def forget_packed() -> None:
     _packed.clear()
 
 
-@torch.no_grad()
 def _pack(weight: Tensor, dtype: torch.dtype) -> Tensor:
-    state = (weight._version, weight.data_ptr(), dtype)
-    known = _packed.get(weight)
-    if known is None or known[0] != state:
-        known = state, torch.ops.mkldnn._reorder_linear_weight(weight.detach().to(dtype).contiguous())
-        _packed[weight] = known
-    return known[1]
+    key, state = id(weight), (weight._version, weight.data_ptr(), dtype)
+    known = _packed.get(key)
+    if known is None or known[0]() is not weight or known[1] != state:
+        with torch.no_grad():
+            packed = torch.ops.mkldnn._reorder_linear_weight(weight.detach().to(dtype).contiguous())
+        known = _packed[key] = ref(weight, lambda _: _packed.pop(key, None)), state, packed
+    return known[2]

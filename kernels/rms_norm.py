@@ -12,12 +12,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kernels.backend import jit, runs_triton, tl, triton
+from kernels import compiled
+from kernels.backend import form, jit, tl, triton
 
 
 def add_rms_norm(x: Tensor, delta: Tensor | None, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """x + delta and its norm, both [M, D]; without delta x itself is the sum."""
-    return (add_rms_norm_triton if runs_triton(x) else add_rms_norm_reference)(x, delta, weight, eps)
+    run = form(x, add_rms_norm_reference, add_rms_norm_triton, add_rms_norm_cpu)
+    return run(x, delta, weight, eps)
 
 
 def add_rms_norm_reference(x: Tensor, delta: Tensor | None, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
@@ -28,12 +30,26 @@ def add_rms_norm_reference(x: Tensor, delta: Tensor | None, weight: Tensor, eps:
     return residual, weight * F.rms_norm(residual.float(), (x.shape[-1],), None, eps).to(x.dtype)
 
 
+def add_rms_norm_cpu(x: Tensor, delta: Tensor | None, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """One pass."""
+    _check(x, delta, weight)
+    x, out = x.contiguous(), torch.empty_like(x, memory_format=torch.contiguous_format)
+    residual = x if delta is None else torch.empty_like(out)
+    delta = None if delta is None else delta.contiguous()
+    compiled.call("add_rms_norm", x.dtype, x, delta, weight, residual, out, eps, *x.shape)
+    return residual, out
+
+
+def _check(x: Tensor, delta: Tensor | None, weight: Tensor) -> None:
+    if weight.shape != x.shape[1:] or (delta is not None and delta.shape != x.shape):
+        shapes = f"x {list(x.shape)}, delta {delta is not None and list(delta.shape)}, weight {list(weight.shape)}"
+        raise ValueError(f"{shapes}: expected [M, D], [M, D] or none, and [D]")
+
+
 def add_rms_norm_triton(x: Tensor, delta: Tensor | None, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """One launch."""
     rows, dim = x.shape
-    if weight.shape != (dim,) or (delta is not None and delta.shape != x.shape):
-        shapes = f"x {list(x.shape)}, delta {delta is not None and list(delta.shape)}, weight {list(weight.shape)}"
-        raise ValueError(f"{shapes}: expected [M, D], [M, D] or none, and [D]")
+    _check(x, delta, weight)
     x, block = x.contiguous(), triton.next_power_of_2(dim)
     out = torch.empty_like(x)
     residual = x if delta is None else torch.empty_like(x)

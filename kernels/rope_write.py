@@ -12,7 +12,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from kernels.backend import jit, runs_triton, tl, triton
+from kernels import compiled
+from kernels.backend import form, jit, tl, triton
 from kernels.rms_norm import add_rms_norm_reference
 
 BLOCK = 8  # heads a program
@@ -34,10 +35,11 @@ def rope_write(
     """Rotated queries [M, H, E] from qkv [M, (H + 2 K) E]; writes keys and values into pages [pages, K, PAGE, E].
 
     Row m stands at position[m] (int32) of slot[m] (int32), whose pages are page_table[slot[m]] (int32 [slots, P]). An
-    idle row has position -1: it writes nothing and gives zeros. cos, sin [M, E] of the rows as from `Transformer.rope`,
-    in the model's dtype, both halves alike; q_weight, k_weight [E] are the heads' norms, or both None.
+    idle row has position -1: it writes nothing and gives zeros. cos, sin [positions, E] as from `Transformer.rope`, in
+    the model's dtype, both halves alike; q_weight, k_weight [E] are the heads' norms, or both None. Pages are as
+    kernels/attention.py makes them.
     """
-    run = rope_write_triton if runs_triton(qkv) else rope_write_reference
+    run = form(qkv, rope_write_reference, rope_write_triton, rope_write_cpu)
     return run(qkv, position, slot, cos, sin, key_pages, value_pages, page_table, q_weight, k_weight, eps)
 
 
@@ -53,7 +55,7 @@ def rope_write_reference(
     if q_weight is not None:
         q, k = (add_rms_norm_reference(x, None, w, eps)[1] for x, w in ((q, q_weight), (k, k_weight)))
     page = page_table[rows, at // size].long()
-    cos, sin = cos[live, None], sin[live, None]
+    cos, sin = cos[at, None], sin[at, None]
     key_pages[page, :, at % size] = apply_rope(k, cos, sin)
     value_pages[page, :, at % size] = v
     out = qkv.new_zeros(len(qkv), *q.shape[1:])
@@ -67,20 +69,39 @@ def apply_rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return x * cos + torch.cat((-second, first), dim=-1) * sin
 
 
-def rope_write_triton(
+def rope_write_cpu(
     qkv, position, slot, cos, sin, key_pages, value_pages, page_table, q_weight=None, k_weight=None, eps=1e-6
 ):
-    """One launch."""
-    rows, (_, kv_heads, size, dim) = len(qkv), key_pages.shape
+    """One pass."""
+    q = _room(qkv, key_pages, value_pages, q_weight, k_weight)
+    read = (tensor.contiguous() for tensor in (qkv, position, slot, cos, sin))
+    compiled.call(
+        *("rope_write", qkv.dtype, *read, q_weight, k_weight, q, key_pages.mT, value_pages, page_table.contiguous()),
+        *(eps, *q.shape[:2], key_pages.shape[1], q.shape[2], page_table.shape[1]),
+    )
+    return q
+
+
+def _room(qkv, key_pages, value_pages, q_weight, k_weight) -> Tensor:
+    """For the rotated queries."""
+    rows, (_, kv_heads, _, dim) = len(qkv), key_pages.shape
     heads = qkv.shape[1] // dim - 2 * kv_heads
     if heads < 1 or qkv.shape[1] != (heads + 2 * kv_heads) * dim or value_pages.shape != key_pages.shape:
         shapes = f"qkv {list(qkv.shape)}, keys {list(key_pages.shape)}, values {list(value_pages.shape)}"
         raise ValueError(f"{shapes}: expected [M, (H + 2 K) E] and twice [pages, K, PAGE, E]")
     if (q_weight is None) != (k_weight is None):
         raise ValueError("only one of q_weight and k_weight is given: a model norms both q and k, or neither")
+    return torch.empty(rows, heads, dim, dtype=qkv.dtype, device=qkv.device)
+
+
+def rope_write_triton(
+    qkv, position, slot, cos, sin, key_pages, value_pages, page_table, q_weight=None, k_weight=None, eps=1e-6
+):
+    """One launch."""
+    q = _room(qkv, key_pages, value_pages, q_weight, k_weight)
+    (rows, heads, dim), (_, kv_heads, size, _) = q.shape, key_pages.shape
     if not all(pages.is_contiguous() for pages in (key_pages, value_pages)):
         raise ValueError("key_pages and value_pages must be contiguous: they are written in place")
-    q = torch.empty(rows, heads, dim, dtype=qkv.dtype, device=qkv.device)
     if not rows:
         return q
     _rope_write_kernel[(rows, triton.cdiv(heads + 2 * kv_heads, BLOCK))](
@@ -152,7 +173,7 @@ def _rope_write_kernel(
         wb += tl.load(k_weight + weight + E // 2, mask=of_k, other=0.0).to(tl.float32)
         a = _rounded(_rounded(first * scale, DTYPE) * wa, DTYPE)
         b = _rounded(_rounded(second * scale, DTYPE) * wb, DTYPE)
-    angle = row * E + i
+    angle = at * E + i
     c = tl.load(cos + angle, mask=i < E // 2, other=0.0).to(tl.float32)[None, :]
     s = tl.load(sin + angle, mask=i < E // 2, other=0.0).to(tl.float32)[None, :]
     rotated_a = _rounded(a * c, DTYPE) - _rounded(b * s, DTYPE)

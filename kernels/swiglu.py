@@ -9,34 +9,46 @@ as in the model's own code. One program a row and BLOCK columns.
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from kernels.backend import jit, runs_triton, tl, triton
+from kernels import compiled
+from kernels.backend import form, jit, tl, triton
 
 BLOCK = 1024
-LEAST = -87.0  # exp(87) is still a float32 number
 
 
 def swiglu(gate_up: Tensor) -> Tensor:
     """[M, F] from gate_up [M, 2 F]."""
-    return swiglu_triton(gate_up) if runs_triton(gate_up) else swiglu_reference(gate_up)
+    return form(gate_up, swiglu_reference, swiglu_triton, swiglu_cpu)(gate_up)
 
 
 def swiglu_reference(gate_up: Tensor) -> Tensor:
-    """`swiglu` in PyTorch, differentiable. On a CPU F.silu rounds the elements at the end of a thread's share
-    differently, so its bits depend on the number of rows and threads; exp and division do not. Below LEAST silu is 0.
+    """`swiglu` in PyTorch, of [.., 2 F]. On a CPU F.silu rounds the elements at the end of a thread's share otherwise
+    than the rest, so its bits depend on the number of rows and threads; those of the other forms do not.
     """
     gate, up = gate_up.chunk(2, dim=-1)
-    z = gate.to(torch.promote_types(gate.dtype, torch.float32))
-    return (z / (1 + z.clamp(min=LEAST).neg_().exp_())).to(gate.dtype) * up
+    return F.silu(gate) * up
+
+
+def swiglu_cpu(gate_up: Tensor) -> Tensor:
+    """One pass."""
+    out = _room(gate_up)
+    compiled.call("swiglu", out.dtype, gate_up.contiguous(), out, *out.shape)
+    return out
+
+
+def _room(gate_up: Tensor) -> Tensor:
+    rows, width = gate_up.shape
+    if width % 2:
+        raise ValueError(f"gate_up {list(gate_up.shape)}: expected [M, 2 F]")
+    return torch.empty(rows, width // 2, dtype=gate_up.dtype, device=gate_up.device)
 
 
 def swiglu_triton(gate_up: Tensor) -> Tensor:
     """One launch."""
+    out = _room(gate_up)
     rows, width = gate_up.shape
-    if width % 2:
-        raise ValueError(f"gate_up {list(gate_up.shape)}: expected [M, 2 F]")
-    out = torch.empty(rows, width // 2, dtype=gate_up.dtype, device=gate_up.device)
     if out.numel():
         grid = (rows, triton.cdiv(width // 2, BLOCK))
         _swiglu_kernel[grid](gate_up.contiguous(), out, F=width // 2, BLOCK=BLOCK, num_warps=4, enable_fp_fusion=False)

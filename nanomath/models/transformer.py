@@ -23,11 +23,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from kernels.exact_attention import exact_attention
+from kernels.backend import differentiable
+from kernels.exact_attention import exact_attention, library_attention
 from kernels.linear import invariant_linear
-from kernels.rms_norm import add_rms_norm_reference
+from kernels.rms_norm import add_rms_norm, add_rms_norm_reference
 from kernels.rope_write import apply_rope
-from kernels.swiglu import swiglu_reference
+from kernels.swiglu import swiglu, swiglu_reference
 
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]  # layer, q [B,H,T,E], k and v [B,K,T,E] -> [B,H,T,E]
 
@@ -189,16 +190,7 @@ def window_mask(queries: Tensor, keys: Tensor, window: int | None) -> Tensor:
 
 def causal_attention(window: int | None = None) -> Attend:
     """Every token sees itself and what came before (at most `window` tokens). Right for rows padded at the end."""
-
-    def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        tokens = q.shape[2]
-        if window is None or tokens <= window:
-            return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
-        place = torch.arange(tokens, device=q.device)
-        mask = window_mask(place[:, None], place[None, :], window)
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=True)
-
-    return attend
+    return lambda layer, q, k, v: library_attention(q, k, v, window)
 
 
 def exact_causal_attention(window: int | None = None) -> Attend:
@@ -219,7 +211,9 @@ def document_attention(documents: Tensor, window: int | None = None) -> Attend:
 
 
 class RMSNorm(nn.Module):
-    """y = w * x / sqrt(mean(x^2) + eps), the mean taken in float32 (arXiv 1910.07467)."""
+    """y = w * x / sqrt(mean(x^2) + eps), the mean taken in float32 (arXiv 1910.07467). `exact` as in `Linear`."""
+
+    exact = False
 
     def __init__(self, size: int, eps: float) -> None:
         super().__init__()
@@ -227,7 +221,16 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        return add_rms_norm_reference(x, None, self.weight, self.eps)[1]
+        if not self.exact:
+            return self._reference(x, self.weight)
+        rows = x.reshape(-1, x.shape[-1])
+        return differentiable(self._kernel, self._reference, rows, self.weight).view(x.shape)
+
+    def _reference(self, x: Tensor, weight: Tensor) -> Tensor:
+        return add_rms_norm_reference(x, None, weight, self.eps)[1]
+
+    def _kernel(self, x: Tensor, weight: Tensor) -> Tensor:
+        return add_rms_norm(x, None, weight, self.eps)[1]
 
 
 class Linear(nn.Linear):
@@ -270,10 +273,10 @@ class SwiGLU(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         gate_up = self.gate_up_proj(x)
-        if self.exact:
+        if not self.exact:
             return self.down_proj(swiglu_reference(gate_up))
-        gate, up = gate_up.chunk(2, dim=-1)
-        return self.down_proj(F.silu(gate) * up)
+        out = differentiable(swiglu, swiglu_reference, gate_up.flatten(0, -2))
+        return self.down_proj(out.view(*gate_up.shape[:-1], -1))
 
 
 class Layer(nn.Module):
@@ -321,7 +324,7 @@ class Transformer(nn.Module):
     def exact(self, exact: bool) -> None:
         self._exact = exact
         for module in self.modules():
-            if isinstance(module, Linear | SwiGLU):
+            if isinstance(module, Linear | RMSNorm | SwiGLU):
                 module.exact = exact
 
     @property

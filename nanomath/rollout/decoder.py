@@ -2,12 +2,13 @@
 
     x += o(attention(rope(qkv(norm(x)))));  x += down(swiglu(gate_up(norm(x))))
 
-The same arithmetic as `nanomath.models.transformer`, layer by layer; tests hold the two together. On a GPU the steps
-between the matrix products are Triton kernels; on a CPU the products read weights that were packed for it once. The
-weights are the model's own tensors, so there is nothing to synchronise after an optimizer step, or one copy of them in
-another dtype, which `refresh` writes in place.
+The same arithmetic as `nanomath.models.transformer`, layer by layer; tests hold the two together. The steps between the
+matrix products are kernels; on a CPU the products read weights that were packed for it once. The weights are the
+model's own tensors, so there is nothing to synchronise after an optimizer step, or one copy of them in another dtype,
+which `refresh` writes in place.
 
-The rows' attention is a method of the cache, `attend(layer, heads)`: it remembers keys and values, and attends.
+The rows' attention is a method of the cache, `attend`: it rotates queries and keys, remembers keys and values, and
+attends.
 """
 
 from __future__ import annotations
@@ -23,36 +24,11 @@ from kernels.linear import invariant_linear
 from kernels.packed import forget_packed, packed_linear
 from kernels.rms_norm import add_rms_norm
 from kernels.swiglu import swiglu
-from nanomath.models.transformer import Transformer, apply_rope
+from nanomath.models.transformer import Transformer
 
-Rope = tuple[Tensor, Tensor]  # cos and sin, each [.., E]
-
-
-@dataclass(frozen=True)
-class Heads:
-    """What attention starts from: qkv [M, (H + 2 K) E] of rows at `positions` [M], and how q and k are made of it."""
-
-    qkv: Tensor
-    positions: Tensor
-    rope: Rope  # of the rows, [M, E]
-    q_norm: Tensor | None  # Qwen3's weights of the norms of heads, and their epsilon
-    k_norm: Tensor | None
-    eps: float
-
-    def rotated(self, query_heads: int, head_dim: int) -> tuple[Tensor, Tensor, Tensor]:
-        """q [M, H, E], k and v [M, K, E]."""
-        heads = self.qkv.unflatten(-1, (-1, head_dim))
-        both = query_heads + (heads.shape[1] - query_heads) // 2
-        qk, v = heads[:, :both], heads[:, both:]
-        if self.q_norm is not None:
-            q, k = qk[:, :query_heads].contiguous(), qk[:, query_heads:].contiguous()
-            normed = add_rms_norm(q, None, self.q_norm, self.eps)[1], add_rms_norm(k, None, self.k_norm, self.eps)[1]
-            qk = torch.cat(normed, dim=1)
-        qk = apply_rope(qk, *(table[:, None] for table in self.rope))
-        return qk[:, :query_heads], qk[:, query_heads:], v
-
-
-Attend = Callable[[int, Heads], Tensor]  # layer, heads -> [M, H E]
+Rope = tuple[Tensor, Tensor]  # cos and sin of all positions, each [positions, E]
+Norms = tuple[Tensor | None, Tensor | None]  # Qwen3's weights of the norms of the heads of q and k
+Attend = Callable[[int, Tensor, Rope, Norms, float], Tensor]  # layer, qkv [M, (H + 2 K) E], .., eps -> [M, H E]
 
 
 @dataclass(frozen=True)
@@ -130,14 +106,14 @@ class Decoder:
             self._rope = tuple(table[0, 0].contiguous() for table in self.model.rope(place, self.dtype))
         return self._rope
 
-    def states(self, tokens: Tensor, positions: Tensor, attend: Attend, longest: int) -> Tensor:
-        """The last layer's normalised states [M, D] of tokens [M] at positions [M], all below `longest`."""
-        rope = tuple(table[positions] for table in self.rope(longest))
+    def states(self, tokens: Tensor, attend: Attend, longest: int) -> Tensor:
+        """The last layer's normalised states [M, D] of tokens [M]; `attend` knows where they stand, below `longest`."""
+        rope = self.rope(longest)
         x, delta = F.embedding(tokens, self.embedding).to(self.dtype), None
         for i, w in enumerate(self.layers):
             x, h = add_rms_norm(x, delta, w.input_norm, self.eps)
             qkv = self.linear(h, w.qkv, w.qkv_bias)
-            out = attend(i, Heads(qkv, positions, rope, w.q_norm, w.k_norm, self.eps))
+            out = attend(i, qkv, rope, (w.q_norm, w.k_norm), self.eps)
             x, h = add_rms_norm(x, self.linear(out, w.o), w.post_norm, self.eps)
             delta = self.linear(swiglu(self.linear(h, w.gate_up)), w.down)
         return add_rms_norm(x, delta, self.norm, self.eps)[1]

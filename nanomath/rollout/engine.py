@@ -14,9 +14,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from nanomath.rollout.cache import GroupedCache
+from nanomath.rollout.cache import Cache
 from nanomath.rollout.decoder import Decoder
-from nanomath.rollout.paged_cache import PagedCache
 from nanomath.rollout.sampling import SamplingParams, next_tokens
 from nanomath.rollout.threads import Threads
 
@@ -57,7 +56,7 @@ class Engine:
     """A decoder, a cache and slots; `advance(live, steps)` draws the next tokens of the first `live` slots."""
 
     decoder: Decoder
-    cache: GroupedCache | PagedCache
+    cache: Cache
     slots: Slots
     eos: Tensor
     positions: int  # of the longest sample
@@ -77,14 +76,12 @@ class Engine:
 
     def advance(self, live: int, steps: int, params: SamplingParams) -> None:
         """Draw up to `steps` tokens; slots that are done earlier idle."""
-        shape = live, self.cache.arrange(live)
-        if isinstance(self.cache, PagedCache):
-            shape = tuple(bucket(number, len(self.slots.token)) for number in shape)
+        tiles = self.cache.arrange(live)
         if not self.decoder.on_gpu:
             for _ in range(steps):
-                self.threads.run(live, lambda: self.step(*shape, params))
+                self.threads.run(live, lambda: self.step(live, tiles, params))
             return
-        key = *shape, params
+        key = *(bucket(number, len(self.slots.token)) for number in (live, tiles)), params
         if key not in self.graphs:
             self.graphs[key] = self._capture(*key)
         for _ in range(steps):
@@ -94,7 +91,7 @@ class Engine:
         """Advance the first `rows` slots by one token."""
         s, token, position = self.slots, self.slots.token[:rows], self.slots.position[:rows]
         self.cache.prepare(position, tiles)
-        states = self.decoder.states(token, position, self.cache.attend, self.positions)
+        states = self.decoder.states(token, self.cache.attend, self.positions)
         count, was_done = s.count[:rows], s.done[:rows]
         place = count[:, None, None].expand(-1, 1, 2)
         new, *logprobs = next_tokens(self.decoder, states, s.noise[:rows].gather(1, place)[:, 0], params)

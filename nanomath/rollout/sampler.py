@@ -31,10 +31,9 @@ from kernels.packed import forget_packed
 from kernels.philox import uniform_pair
 from nanomath.models.tokenizer import Tokenizer
 from nanomath.models.transformer import Transformer
-from nanomath.rollout.cache import GroupedCache
+from nanomath.rollout.cache import Cache
 from nanomath.rollout.decoder import Decoder
 from nanomath.rollout.engine import Engine, Slots
-from nanomath.rollout.paged_cache import PagedCache
 from nanomath.rollout.sampling import SamplingParams
 from nanomath.rollout.threads import Threads
 
@@ -77,8 +76,8 @@ class Sampler:
     """Draws completions from a model. `slots` sequences are decoded side by side, or as many as fit the free memory.
 
     exact: logprobs are bit for bit those of the model's forward pass with `model.exact`, whatever the slots and the
-    order of the prompts. dtype: compute in this one instead of the model's own. share_prompts: on a GPU, whether the
-    samples of a prompt share its keys and values. keep: hold on to a GPU's cache and captured graphs between calls.
+    order of the prompts. dtype: compute in this one instead of the model's own. share_prompts: whether the samples of a
+    prompt share its keys and values. keep: hold on to a GPU's cache and captured graphs between calls.
     """
 
     def __init__(
@@ -94,13 +93,13 @@ class Sampler:
         if slots < 1:
             raise ValueError(f"slots is {slots}: at least one sequence must fit")
         self.model, self.tokenizer, self.slots = model, tokenizer, slots
-        self.exact, self.share_prompts, self.keep = exact, share_prompts, keep
+        self.exact, self.share_prompts = exact, share_prompts
         self.decoder = Decoder(model, dtype or model.dtype, exact)
+        self.keep = keep and self.decoder.on_gpu
         if exact and not self.decoder.on_gpu:
             matrices = [p for p in model.model.layers[0].parameters() if p.dim() == 2]
-            check_rows(matrices, self.decoder.dtype, model.config.head_dim)
+            check_rows(matrices, self.decoder.dtype)
         self.threads = Threads()
-        self.paged = self.decoder.on_gpu
         self.check_every = 8 if self.decoder.on_gpu else 1
         self._engine: Engine | None = None
 
@@ -115,8 +114,7 @@ class Sampler:
         MemoryError where not even one does.
         """
         config, device = self.model.config, self.model.device
-        cache = PagedCache if self.paged else GroupedCache
-        each = cache.bytes_per_slot(config, longest + width, longest, self.decoder.dtype)
+        each = Cache.bytes_per_slot(config, longest + width, longest, self.decoder.dtype, device)
         free = free_memory(device) + (self._engine.sizes[0] * each if self._engine else 0)
         fit = int(MEMORY_SHARE * free) // each
         if fit < 1:
@@ -139,17 +137,13 @@ class Sampler:
             return self._engine
         self.release()
         config, device, dtype = self.model.config, self.model.device, self.decoder.dtype
-        if self.paged:
-            cache = PagedCache(
-                config, rows, longest + width, longest - 1, prompts, dtype, device, self.share_prompts, self.exact
-            )
-        else:
-            cache = GroupedCache(config, rows, width, longest - 1, prompts, dtype, self.exact)
+        cache = Cache(
+            config, rows, longest + width, longest - 1, prompts, dtype, device, self.share_prompts, self.exact
+        )
         eos = torch.tensor(self.tokenizer.eos_ids, dtype=torch.int64, device=device)
         slots = Slots(rows, width, device)
-        engine = Engine(self.decoder, cache, slots, eos, longest + width, self.threads, wanted)
-        self._engine = engine if self.paged else None
-        return engine
+        self._engine = Engine(self.decoder, cache, slots, eos, longest + width, self.threads, wanted)
+        return self._engine
 
     @torch.no_grad()
     def generate(
@@ -199,6 +193,8 @@ class Sampler:
             if safe > shown and not text.endswith("\ufffd"):  # else the last character's bytes are not all there yet
                 yield text[shown:safe]
                 shown = safe
+        if not self.keep:
+            self.release()
         yield run.completions()[0].text[shown:]
 
     def _check(self, prompts: Sequence[list[int]], n: int, max_new_tokens: int, stop: Sequence[str]) -> None:

@@ -50,10 +50,14 @@ def next_tokens(decoder: Decoder, states: Tensor, u: Tensor, params: SamplingPar
     if decoder.on_gpu and not (params.truncates and params.temperature):
         token, logprob, _ = lm_head.sample(states, decoder.lm_head, u, params.temperature)
         return token, logprob, _under_sampling(logprob, params)
-    token, logprob, sampling = sample_tokens(decoder.logits(states), u, params)
-    if decoder.on_gpu and decoder.exact:  # by the kernel that the trainer's logprobs come from
+    logits = decoder.logits(states)
+    token, logprob, sampling = sample_tokens(logits, u, params)
+    if decoder.exact and params.truncates and params.temperature:  # by the kernel that the trainer's logprobs come from
         kept = sampling - logprob
-        logprob = lm_head.logprobs_triton(states, decoder.lm_head, token, params.temperature)[0]
+        if decoder.on_gpu:
+            logprob = lm_head.logprobs_triton(states, decoder.lm_head, token, params.temperature)[0]
+        else:
+            logprob = lm_head.statistics(logits, token, params.temperature)[0]
         sampling = logprob + kept
     return token, logprob, sampling
 

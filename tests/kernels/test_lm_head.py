@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 from walk import token_at
 
-from kernels import lm_head
-from kernels.lm_head import logprobs_triton, sample_reference, sample_triton
+from kernels import compiled, lm_head
+from kernels.lm_head import logprobs_triton, sample, sample_logits, sample_triton, statistics
 
 needs_triton = pytest.mark.skipif(find_spec("triton") is None, reason="triton is not installed")
 pytestmark = [
@@ -63,19 +63,78 @@ shapes = {
 }
 
 
-@settings(max_examples=60, deadline=None)
-@given(**shapes)
-def test_reference(seed, n, dim, vocabulary, temperature):
-    hidden, weight, u = problem(seed, n, dim, vocabulary, torch.float32, "cpu")
-    check_sample(sample_reference(hidden, weight, u, temperature), hidden, weight, u, temperature)
+@pytest.fixture(params=["cpu", "reference"])
+def form(request, monkeypatch) -> str:
+    """Runs the test with the CPU form, and without."""
+    if request.param == "reference":
+        monkeypatch.setattr(compiled, "library", lambda: None)
+    return request.param
+
+
+def test_any_shape(form):
+    @settings(max_examples=60, deadline=None)
+    @given(**shapes)
+    def check(seed, n, dim, vocabulary, temperature):
+        hidden, weight, u = problem(seed, n, dim, vocabulary, torch.float32, "cpu")
+        check_sample(sample(hidden, weight, u, temperature), hidden, weight, u, temperature)
+
+    check()
 
 
 @pytest.mark.parametrize("vocabulary", [100, 128, 300])
-def test_reference_of_states_that_are_no_numbers(vocabulary):
+@pytest.mark.parametrize("temperature", [1.0, 0.0])
+def test_states_that_are_no_numbers(form, vocabulary, temperature):
     hidden, weight, u = problem(0, 3, 8, vocabulary, torch.float32, "cpu")
     hidden[1] = float("nan")
-    token, logprob, _ = sample_reference(hidden, weight, u, 1.0)
-    assert logprob.isnan().tolist() == [False, True, False] and int(token.max()) < vocabulary
+    token, logprob, _ = sample(hidden, weight, u, temperature)
+    assert logprob.isnan().tolist() == [False, True, False] and 0 <= int(token.min()) <= int(token.max()) < vocabulary
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.6])
+@pytest.mark.parametrize("vocabulary", [5, 128, 300])
+def test_statistics(form, temperature, vocabulary):
+    generator = torch.Generator().manual_seed(0)
+    z = 3 * torch.randn(40, vocabulary, generator=generator)
+    z[0, 1:], z[1, 0] = -torch.inf, -torch.inf
+    target = torch.randint(vocabulary, (40,), generator=generator)
+    target[0], target[1] = 0, 1
+    logprobs = (z.double() / temperature).log_softmax(-1)
+    expected = (
+        logprobs.gather(-1, target[:, None])[:, 0],
+        -(logprobs.exp() * logprobs.clamp(min=-1e9)).sum(-1),
+        (z.double() / temperature).logsumexp(-1),
+    )
+    softmax = torch.full_like(z, torch.nan)
+    for mine, exact in zip(statistics(z, target, temperature, softmax), expected, strict=True):
+        assert mine.dtype == torch.float32 and float((mine - exact).norm() / exact.norm()) < 1e-6
+    assert float((softmax - logprobs.exp()).abs().max()) < 1e-6
+    again = z.clone()
+    assert torch.equal(statistics(again, target, temperature, again)[0], statistics(z, target, temperature)[0])
+    assert torch.equal(again, softmax)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_the_cpu_form_gives_sampler_and_trainer_the_same_bits(dtype):
+    """With any number of rows and threads; the trainer's logits are float32 that were rounded to the dtype."""
+    generator, before = torch.Generator().manual_seed(0), torch.get_num_threads()
+    z = (3 * torch.randn(50, 1000, generator=generator)).to(dtype)
+    u = torch.rand(50, 2, generator=generator)
+    for temperature in (1.0, 0.7, 0.0):
+        token, logprob, _ = sample_logits(z, u, temperature)
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            assert torch.equal(statistics(z.float(), token, temperature or 1.0)[0], logprob)
+            alone = [sample_logits(z[i : i + 1], u[i : i + 1], temperature) for i in range(50)]
+            assert torch.equal(torch.cat([t for t, _, _ in alone]), token)
+            assert torch.equal(torch.cat([p for _, p, _ in alone]), logprob)
+    torch.set_num_threads(before)
+
+
+def test_targets_outside_of_the_vocabulary_have_no_logprob_in_the_cpu_form():
+    logprobs, entropies, _ = statistics(torch.zeros(3, 9), torch.tensor([-1, 8, 9]))
+    assert logprobs.isnan().tolist() == [True, False, True] and not entropies.isnan().any()
+    with pytest.raises(ValueError, match="do not fit logits"):
+        statistics(torch.zeros(3, 9), torch.tensor([1, 2]))
 
 
 # --- Triton ----------------------------------------------------------------------------------------------------------
@@ -164,7 +223,7 @@ def test_the_ends_of_the_unit_interval_never_draw_what_has_no_weight(kernel_devi
 @needs_triton
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 @pytest.mark.parametrize("temperature", [1.0, 0.0])
-def test_states_that_are_no_numbers(kernel_device, bad, temperature):
+def test_states_that_are_no_numbers_in_triton(kernel_device, bad, temperature):
     hidden, weight, u = problem(6, 5, 8, 300, torch.float32, kernel_device)
     expected = sample_triton(hidden, weight, u, temperature)
     hidden[2] = bad

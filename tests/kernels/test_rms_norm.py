@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kernels.rms_norm import add_rms_norm, add_rms_norm_reference, add_rms_norm_triton
+from kernels.rms_norm import add_rms_norm, add_rms_norm_cpu, add_rms_norm_reference, add_rms_norm_triton
 from nanomath.models.transformer import RMSNorm
 
 pytestmark = pytest.mark.usefixtures("poisoned")
@@ -59,11 +59,50 @@ def test_the_reference(dtype, with_delta):
     x, delta, weight = inputs(3, 100, dtype, "cpu")
     delta = delta if with_delta else None
     assert_right(add_rms_norm_reference, x, delta, weight)
-    assert_right(add_rms_norm, x, delta, weight)
     norm = RMSNorm(100, EPS).to(dtype)
     norm.weight.data = weight
-    residual, y = add_rms_norm(x, delta, weight, EPS)
-    assert torch.equal(y, norm(residual)) and torch.equal(residual, x if delta is None else x + delta)
+    for exact, function in ((False, add_rms_norm_reference), (True, add_rms_norm)):
+        norm.exact = exact
+        residual, y = function(x, delta, weight, EPS)
+        assert torch.equal(y, norm(residual)) and torch.equal(residual, x if delta is None else x + delta)
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    rows=st.integers(1, 4),
+    dim=st.integers(1, 70) | st.sampled_from([128, 576, 1000, 4097]),
+    dtype=st.sampled_from([torch.float32, torch.bfloat16]),
+    with_delta=st.booleans(),
+    seed=st.integers(0, 99),
+)
+def test_the_cpu_form(rows, dim, dtype, with_delta, seed):
+    x, delta, weight = inputs(rows, dim, dtype, "cpu", seed)
+    delta = delta if with_delta else None
+    assert_right(add_rms_norm_cpu, x, delta, weight)
+    residual, y = add_rms_norm_cpu(x, delta, weight, EPS)
+    assert torch.equal(residual, add_rms_norm_reference(x, delta, weight, EPS)[0])
+    for m in range(rows):
+        alone = add_rms_norm_cpu(x[m : m + 1], None if delta is None else delta[m : m + 1], weight, EPS)
+        assert torch.equal(alone[0][0], residual[m]) and torch.equal(alone[1][0], y[m])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_threads_change_no_bit_of_the_cpu_form(dtype):
+    random, before = torch.Generator().manual_seed(0), torch.get_num_threads()
+    x, delta = torch.randn(2, 301, 100, generator=random).to(dtype)
+    results = []
+    for threads in (1, 2, 3):
+        torch.set_num_threads(threads)
+        results.append(add_rms_norm_cpu(x, delta, x[0], EPS))
+    torch.set_num_threads(before)
+    assert all(torch.equal(a, b) for found in results for a, b in zip(found, results[0], strict=True))
+
+
+def test_what_the_cpu_form_refuses():
+    x, delta, weight = inputs(2, 8, torch.float32, "cpu")
+    with pytest.raises(ValueError, match=r"expected \[M, D\]"):
+        add_rms_norm_cpu(x, delta[:, :4], weight, EPS)
+    assert add_rms_norm_cpu(x[:0], delta[:0], weight, EPS)[1].shape == (0, 8)
 
 
 @needs_triton

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from kernels.rope_write import rope_write, rope_write_reference, rope_write_triton
+from kernels.rope_write import rope_write, rope_write_cpu, rope_write_reference, rope_write_triton
 from nanomath.models.transformer import RMSNorm, apply_rope
 
 pytestmark = pytest.mark.usefixtures("poisoned")
@@ -32,11 +32,14 @@ class Problem:
     pages: Tensor
     table: Tensor
     weights: tuple[Tensor, Tensor] | tuple[None, None]
+    keys_side_by_side: bool = False  # in memory, as on a CPU
 
     def run(self, function) -> tuple[Tensor, Tensor]:
         """q, and the pages afterwards."""
-        pages = self.pages.clone()
-        return function(*self.arguments(), pages[0], pages[1], self.table, *self.weights, EPS), pages
+        keys, values = self.pages.clone()
+        keys = keys.mT.contiguous().mT if self.keys_side_by_side else keys
+        q = function(*self.arguments(), keys, values, self.table, *self.weights, EPS)
+        return q, torch.stack((keys, values))
 
     def arguments(self) -> tuple[Tensor, ...]:
         return self.qkv, self.position, self.slot, self.cos, self.sin
@@ -67,8 +70,8 @@ def problem(
         qkv=normal(len(rows), (heads + 2 * kv_heads) * dim),
         position=position,
         slot=slot,
-        cos=cos[position.long()],
-        sin=sin[position.long()],
+        cos=cos,
+        sin=sin,
         pages=normal(2, table.numel(), kv_heads, PAGE, dim),
         table=table.to(device),
         weights=(1 + normal(dim) / 2, 1 + normal(dim) / 2) if norm else (None, None),
@@ -83,7 +86,7 @@ def brute_force(p: Problem) -> tuple[Tensor, Tensor]:
     for m, (s, at) in enumerate(zip(p.slot.tolist(), p.position.tolist(), strict=True)):
         if at < 0:
             continue
-        turn = torch.complex(p.cos[m].cpu().double(), p.sin[m].cpu().double())[: dim // 2]
+        turn = torch.complex(p.cos[at].cpu().double(), p.sin[at].cpu().double())[: dim // 2]
         for h, x in enumerate(p.qkv[m].cpu().double().split(dim)):
             weight = p.weights[0] if h < heads else p.weights[1]
             if h < heads + kv_heads:
@@ -134,7 +137,31 @@ def test_any_rows(kernel_device, rows, heads, kv_heads, dim, norm, dtype, seed):
 def test_the_reference(dtype, norm):
     p = problem([(2, 5), (0, -1), (1, 47), (2, 6)], 6, 2, 20, norm, dtype, "cpu")
     assert_right(p, rope_write_reference)
+
+
+def for_cpu(p: Problem) -> Problem:
+    """With the keys of a page side by side."""
+    return replace(p, keys_side_by_side=True)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    rows=places,
+    heads=st.integers(1, 3),
+    kv_heads=st.integers(1, 5),
+    dim=st.sampled_from([2, 20, 32, 64, 80, 96, 128]),
+    norm=st.booleans(),
+    dtype=st.sampled_from([torch.float32, torch.bfloat16]),
+    seed=st.integers(0, 99),
+)
+def test_the_cpu_form(rows, heads, kv_heads, dim, norm, dtype, seed):
+    p = for_cpu(problem(rows, heads * kv_heads, kv_heads, dim, norm, dtype, "cpu", seed))
+    assert_right(p, rope_write_cpu)
     assert_right(p, rope_write)
+    if not norm:  # the model's own bits
+        q, pages = p.run(rope_write_cpu)
+        expected_q, expected_pages = p.run(rope_write_reference)
+        assert torch.equal(q, expected_q) and torch.equal(pages, expected_pages)
 
 
 @needs_triton
@@ -148,7 +175,7 @@ def test_rotates_with_the_bits_of_the_model(kernel_device, dtype):
     expected_q, expected_pages = p.run(rope_write_reference)
     assert torch.equal(q, expected_q) and torch.equal(pages, expected_pages)
     heads = p.qkv.unflatten(1, (-1, 64))[:, :8].transpose(0, 1)[None]
-    cos, sin = p.cos[None, None], p.sin[None, None]
+    cos, sin = (table[p.position.long()][None, None] for table in (p.cos, p.sin))
     assert torch.equal(q, apply_rope(heads, cos, sin)[0].transpose(0, 1))
 
 
@@ -159,7 +186,7 @@ def test_the_reference_norms_as_the_model_does(dtype):
     norm = RMSNorm(64, EPS).to(dtype)
     norm.weight.data = p.weights[0]
     heads = norm(p.qkv.unflatten(1, (-1, 64))[:, :4]).transpose(0, 1)[None]
-    cos, sin = p.cos[None, None], p.sin[None, None]
+    cos, sin = (table[p.position.long()][None, None] for table in (p.cos, p.sin))
     assert torch.equal(q, apply_rope(heads, cos, sin)[0].transpose(0, 1))
 
 
@@ -169,7 +196,7 @@ def test_a_row_has_the_same_bits_in_every_launch(kernel_device):
     together, _ = p.run(rope_write_triton)
     for m in range(4):
         part = slice(m, m + 1)
-        alone = {name: getattr(p, name)[part] for name in ("qkv", "position", "slot", "cos", "sin")}
+        alone = {name: getattr(p, name)[part] for name in ("qkv", "position", "slot")}
         assert torch.equal(replace(p, **alone).run(rope_write_triton)[0][0], together[m])
 
 

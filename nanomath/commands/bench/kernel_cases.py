@@ -1,4 +1,4 @@
-"""The calls of `bench kernels`: both forms of each kernel on random arguments, and what they must move and multiply."""
+"""The calls of `bench kernels`: each kernel and its reference, and what it must move and multiply."""
 
 from __future__ import annotations
 
@@ -41,9 +41,11 @@ class Setting:
 
 @dataclass(frozen=True)
 class Case:
-    """Both forms of a kernel, bytes that must be read or written, and FLOPs of matrix products."""
+    """A kernel in the form for the device, its PyTorch reference, bytes that must be read or written, and FLOPs of
+    matrix products.
+    """
 
-    triton: Callable[[], object]
+    kernel: Callable[[], object]
     reference: Callable[[], object]
     moved: float
     flops: float = 0
@@ -53,20 +55,23 @@ class Case:
 def add_rms_norm_case(s: Setting) -> Case:
     x, delta = s.random(2, s.rows, s.config.hidden_size)
     arguments = x, delta, s.random(s.config.hidden_size), s.config.norm_eps
-    forms = (partial(form, *arguments) for form in (rms_norm.add_rms_norm_triton, rms_norm.add_rms_norm_reference))
+    forms = (partial(form, *arguments) for form in (rms_norm.add_rms_norm, rms_norm.add_rms_norm_reference))
     return Case(*forms, moved=4 * x.nbytes)
 
 
 def swiglu_case(s: Setting) -> Case:
     gate_up = s.random(s.rows, 2 * s.config.intermediate_size)
-    forms = (partial(form, gate_up) for form in (swiglu.swiglu_triton, swiglu.swiglu_reference))
+    forms = (partial(form, gate_up) for form in (swiglu.swiglu, swiglu.swiglu_reference))
     return Case(*forms, moved=1.5 * gate_up.nbytes)
 
 
 def cache(s: Setting) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Key and value pages of the context of every row, the table of pages, and the rows' slots."""
-    pages = -(-s.context // attention.PAGE)
-    keys, values = s.random(2, s.rows * pages, s.config.num_kv_heads, attention.PAGE, s.config.head_dim)
+    device, c = torch.device(s.device), s.config
+    pages = -(-s.context // attention.page_size(device))
+    keys, values = attention.new_pages((s.rows * pages,), c.num_kv_heads, c.head_dim, s.dtype, device)
+    keys.normal_()
+    values.normal_()
     table = torch.randperm(s.rows * pages, device=s.device).view(s.rows, pages).int()
     return keys, values, table, torch.arange(s.rows, device=s.device, dtype=torch.int32)
 
@@ -74,9 +79,9 @@ def cache(s: Setting) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 def rope_write_case(s: Setting) -> Case:
     keys, values, table, slot = cache(s)
     qkv = s.random(s.rows, (s.config.num_heads + 2 * s.config.num_kv_heads) * s.config.head_dim)
-    angles = s.random(2, s.rows, s.config.head_dim // 2).repeat(1, 1, 2)  # as cos and sin: both halves are alike
+    angles = s.random(2, s.context, s.config.head_dim // 2).repeat(1, 1, 2)  # as cos and sin: both halves are alike
     arguments = qkv, s.integers(s.context, s.rows), slot, *angles, keys, values, table
-    forms = (partial(form, *arguments) for form in (rope_write.rope_write_triton, rope_write.rope_write_reference))
+    forms = (partial(form, *arguments) for form in (rope_write.rope_write, rope_write.rope_write_reference))
     return Case(*forms, moved=2 * qkv.nbytes)
 
 
@@ -92,9 +97,10 @@ def attention_case(s: Setting, group: int = 1) -> Case:
         tiles = None, slot.view(-1, width), torch.full_like(slot[: s.rows // width], shared)
     q, length = s.random(s.rows, s.config.num_heads, s.config.head_dim), torch.full_like(slot, s.context)
     arguments = q, keys, values, table, slot, length
-    read = s.rows * (s.context - shared * attention.PAGE) + s.rows // group * shared * attention.PAGE
+    common = shared * keys.shape[2]
+    read = s.rows * (s.context - common) + s.rows // group * common
     return Case(
-        partial(attention.paged_attention_triton, *arguments, *tiles),
+        partial(attention.paged_attention, *arguments, *tiles),
         partial(attention.paged_attention_reference, *arguments),
         moved=2 * q.nbytes + 2 * read * s.config.num_kv_heads * s.config.head_dim * q.itemsize,
         flops=4 * s.rows * s.context * s.config.num_heads * s.config.head_dim,
@@ -105,7 +111,7 @@ def linear_case(s: Setting) -> Case:
     """gate_up; the reference is the library's product."""
     x, weight = s.random(s.rows, s.config.hidden_size), s.random(2 * s.config.intermediate_size, s.config.hidden_size)
     return Case(
-        partial(linear.invariant_linear_triton, x, weight),
+        partial(linear.invariant_linear, x, weight),
         partial(F.linear, x, weight),
         moved=x.nbytes + weight.nbytes + s.rows * len(weight) * x.itemsize,
         flops=2 * s.rows * weight.numel(),
@@ -115,13 +121,13 @@ def linear_case(s: Setting) -> Case:
 def sample_case(s: Setting) -> Case:
     hidden, weight = s.random(s.rows, s.config.hidden_size), s.random(s.config.vocab_size, s.config.hidden_size)
     arguments = hidden, weight, s.uniform(), 1.0
-    forms = (partial(form, *arguments) for form in (lm_head.sample_triton, lm_head.sample_reference))
+    forms = (partial(form, *arguments) for form in (lm_head.sample, lm_head.sample_reference))
     return Case(*forms, moved=weight.nbytes, flops=2 * s.rows * weight.numel())
 
 
 def truncation_case(s: Setting) -> Case:
     arguments = s.random(s.rows, s.config.vocab_size), s.uniform(), *TRUNCATION
-    names = truncation.truncated_sample_triton, truncation.truncated_sample_reference
+    names = truncation.truncated_sample, truncation.truncated_sample_reference
     return Case(*(partial(form, *arguments) for form in names), moved=arguments[0].nbytes)
 
 

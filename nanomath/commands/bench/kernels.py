@@ -8,8 +8,8 @@
 
 The floor is the time in which this machine, as measured just before, can read and write what the kernel must, or make
 its matrix products. On a GPU a call is replayed from a CUDA graph, the last cache emptied before each; the kernels of
-training run as they are. On a CPU only the reference forms can be timed. --check runs tests/kernels instead: on a GPU
-the Triton forms are tested there, else in Triton's interpreter. Its exit code is pytest's.
+training run as they are. On a CPU the CPU forms are timed, where a kernel has one. --check runs tests/kernels instead:
+on a GPU the Triton forms are tested there, else in Triton's interpreter. Its exit code is pytest's.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -81,7 +82,7 @@ def main(argv: list[str]) -> int:
             save_report(report, config.save)
             bar.update()
     if config.device == "cpu":
-        print(f"the Triton forms of {', '.join(config.kernels)} need a GPU: they were not measured")
+        print(f"the Triton forms of {', '.join(config.kernels)} need a GPU: the CPU forms were measured")
     return int(any("failed" in row for row in report["rows"]))
 
 
@@ -138,18 +139,19 @@ def settings(kernel: str, config: KernelBench) -> Iterator[tuple[Setting, dict[s
 
 
 def measure_case(case: Case, config: KernelBench, machine: Machine) -> dict[str, Any]:
-    """Seconds of both forms, None for one that cannot run here; the floor; peak bytes of the Triton form."""
+    """Seconds of both forms, the reference's None for want of memory; the floor; peak bytes of the kernel on a GPU."""
     device = torch.device(config.device)
-    found = {"floor_s": machine.seconds(case.moved, case.flops), "triton_s": None, "bytes": None}
-    if device.type == "cuda":
+    gpu, memory = device.type == "cuda", None
+    calls = config.calls if gpu else min(config.calls, 5)
+    if gpu:
         before = peak_memory(device, restart=True)
-        case.triton()
-        found["bytes"] = peak_memory(device) - before
-        found["triton_s"] = typical(in_graph(case.triton) if case.in_graph else case.triton, device, config.calls)
-    try:
-        found["reference_s"] = typical(case.reference, device, config.calls if device.type == "cuda" else 5)
-    except torch.OutOfMemoryError:
-        found["reference_s"] = None
+        case.kernel()
+        memory = peak_memory(device) - before
+    kernel = in_graph(case.kernel) if gpu and case.in_graph else case.kernel
+    found = {"floor_s": machine.seconds(case.moved, case.flops), "bytes": memory}
+    found["kernel_s"], found["reference_s"] = typical(kernel, device, calls), None
+    with suppress(torch.OutOfMemoryError):
+        found["reference_s"] = typical(case.reference, device, calls)
     return found
 
 
@@ -187,7 +189,7 @@ def no_memory(kernel: str) -> dict[str, Any]:
 def table_head(report: dict[str, Any]) -> str:
     """What was measured where, and the names of the columns."""
     names = "".join(
-        f"{name:>12}" for name in ("rows", "Triton, us", "floor, us", "of it", "PyTorch, us", "ratio", "MB")
+        f"{name:>12}" for name in ("rows", "kernel, us", "floor, us", "of it", "PyTorch, us", "ratio", "MB")
     )
     return f"{report['config']['dtype']}; {place(report)}; medians\n{'':19}{'':14}{names}"
 
@@ -197,13 +199,13 @@ def table_row(row: dict[str, Any]) -> str:
     named = f"{row['kernel']:19}{row['shape']:14}{row['rows']:12}"
     if "failed" in row:
         return f"{named}  {row['failed']}"
-    triton, floor, reference = row["triton_s"], row["floor_s"], row["reference_s"]
+    kernel, floor, reference = row["kernel_s"], row["floor_s"], row["reference_s"]
     cells = [
-        "-" if triton is None else f"{triton * 1e6:.1f}",
+        f"{kernel * 1e6:.1f}",
         f"{floor * 1e6:.1f}",
-        "-" if triton is None else f"{floor / triton:.0%}",
+        f"{floor / kernel:.0%}",
         "-" if reference is None else f"{reference * 1e6:.1f}",
-        "-" if None in (triton, reference) else f"{reference / triton:.2f}",
+        "-" if reference is None else f"{reference / kernel:.2f}",
         "-" if row["bytes"] is None else f"{row['bytes'] / 1e6:.0f}",
     ]
     return named + "".join(f"{cell:>12}" for cell in cells)

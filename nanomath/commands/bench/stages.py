@@ -16,14 +16,23 @@ STAGES = ("projections", "lm_head", "attention", "sampling", "elementwise", "oth
 Generate = Callable[[Callable[..., None]], object]  # given what to call with the progress
 Shapes = Sequence[Sequence[int]]  # of an operator's inputs
 
-# On a CPU an operator belongs to the first line that fits it. A layer works on matrices [rows, width], and only its
-# attention (with rotary positions and the cache) on heads, that is on tensors of three axes and more.
+# On a CPU an operator belongs to the first line that fits it. A layer works on matrices [rows, width]; tensors of three
+# axes and more are heads, of attention.
+CPU_KERNELS = {
+    "attend": "attention",
+    "rope_write": "attention",
+    "lm_head": "sampling",
+    "add_rms_norm": "elementwise",
+    "swiglu": "elementwise",
+}
 PRODUCTS = ("mm", "linear", "matmul")
 ELEMENTWISE = ("add", "mul", "div", "silu", "norm", "mean", "rsqrt", "pow", "embedding", "copy_", "cat", "index")
 
 
 def operator_stage(name: str, shapes: Shapes, vocabulary: int) -> str:
-    """The stage of an operator of a decoding step on a CPU."""
+    """The stage of an operator, or of a kernel of kernels/cpu.cpp, of a decoding step on a CPU."""
+    if name in CPU_KERNELS:
+        return CPU_KERNELS[name]
     product = any(word in name for word in PRODUCTS) and any(len(shape) == 2 for shape in shapes)
     if product:
         return "lm_head" if any(vocabulary in shape for shape in shapes) else "projections"

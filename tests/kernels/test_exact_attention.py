@@ -1,4 +1,4 @@
-"""Attention in blocks and the exact attention: against float64, and that a token depends on what it sees alone."""
+"""The exact attention: against float64, and that a token depends on what it sees alone."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kernels import block_attention, exact_attention
-from kernels.block_attention import ordered_attention
+from kernels import compiled, exact_attention
 from kernels.exact_attention import check_rows, in_pages
 
 
@@ -32,25 +31,21 @@ def brute_force(q: Tensor, k: Tensor, v: Tensor, window: int | None) -> Tensor:
 @pytest.mark.parametrize(
     ("batch", "heads", "kv_heads", "tokens", "size"), [(2, 6, 2, 1, 8), (1, 3, 3, 64, 12), (2, 7, 1, 150, 80)]
 )
-def test_attention(dtype, window, batch, heads, kv_heads, tokens, size, monkeypatch):
+def test_attention(dtype, window, batch, heads, kv_heads, tokens, size):
     given = qkv(batch, heads, kv_heads, tokens, size, dtype)
     expected = brute_force(*given, window)
-    for scores in (1, 1 << 26):  # sequences one by one, and together
-        monkeypatch.setattr(block_attention, "SCORES", scores)
-        found = ordered_attention(*given, window)
-        assert float((found - expected).norm() / expected.norm()) < 4 * torch.finfo(dtype).eps
     assert float((in_pages(*given, window) - expected).norm() / expected.norm()) < 4 * torch.finfo(dtype).eps
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("heads", [(9, 3, 64), (4, 2, 8), (7, 1, 80)], ids=str)
 def test_a_token_depends_on_what_it_sees_alone(dtype, heads):
     q, k, v = qkv(3, *heads[:2], 200, heads[2], dtype)
-    whole, before = ordered_attention(q, k, v), torch.get_num_threads()
+    whole, before = in_pages(q, k, v), torch.get_num_threads()
     for threads in (1, 2):
         torch.set_num_threads(threads)
         for batch, tokens in ((1, 1), (3, 63), (1, 64), (2, 65), (1, 199)):
-            part = ordered_attention(*(x[:batch, :, :tokens] for x in (q, k, v)))
+            part = in_pages(*(x[:batch, :, :tokens] for x in (q, k, v)))
             assert torch.equal(part, whole[:batch, :, :tokens])
     torch.set_num_threads(before)
 
@@ -63,18 +58,15 @@ def test_the_gradient(window):
 
 def test_a_machine_that_is_not_fit_is_refused(monkeypatch):
     weight = torch.randn(16, 24)
-    check_rows([weight], torch.float32, 8)
+    check_rows([weight], torch.float32)
+    with pytest.raises(ValueError, match="^exact: on a CPU .* float32 or bfloat16; the dtype is torch.float16"):
+        check_rows([weight], torch.float16)
+    with monkeypatch.context() as patch:
+        patch.setattr(compiled, "library", lambda: None)
+        with pytest.raises(ValueError, match="^exact: on a CPU this needs a C[+][+] compiler"):
+            check_rows([weight], torch.float32)
     monkeypatch.setattr(exact_attention, "packed_rows", lambda x, weight: F.linear(x, weight) + len(x))
     with pytest.raises(
         ValueError, match="^exact: on this CPU the rows of a matrix product depend on how many there are"
     ):
-        check_rows([weight], torch.float32, 8)
-
-
-def test_softmax_in_half_precision_matches_the_library():
-    q, k, v = qkv(2, 6, 2, 100, 64, torch.bfloat16)
-    exact, library = (
-        ordered_attention(q, k, v),
-        F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True),
-    )
-    assert float((exact - library).norm() / library.norm()) < 0.01
+        check_rows([weight], torch.float32)

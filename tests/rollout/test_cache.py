@@ -1,38 +1,45 @@
-"""The sampler on the GPU's cache, with the kernels' reference forms and pages of a few keys: the same samples."""
+"""The cache, whose pages samples share: the same samples whoever shares, and every page named rightly."""
 
 from __future__ import annotations
 
-import importlib
 import random
 
 import pytest
 import torch
 
+from kernels import compiled
 from nanomath.rollout import Sampler
+from nanomath.rollout.cache import Cache
 from nanomath.rollout.engine import bucket
 
 EOS = range(0, 1000, 25)
+library = compiled.library
 PROMPTS = [[5], [7, 300, 12, 44], [9] * 11, [700, 3, 3], [1, 2, 3, 4, 5, 6], [3] * 30, list(range(1, 26))]
 
 
-@pytest.fixture(autouse=True)
-def small_pages(monkeypatch):
-    for module in ("kernels.attention", "nanomath.rollout.paged_cache"):
-        monkeypatch.setattr(importlib.import_module(module), "PAGE", 8)
+@pytest.fixture(params=["cpu", "reference"])
+def form(request, monkeypatch) -> str:
+    """Runs the test with the CPU forms of the kernels, and with the references."""
+    if request.param == "reference":
+        monkeypatch.setattr(compiled, "library", lambda: None)
+    return request.param
 
 
-def paged(model, tokenizer, slots: int, **options) -> Sampler:
+def keeping(model, tokenizer, slots: int, **options) -> Sampler:
+    """A sampler that keeps its engine between calls, as on a GPU."""
     sampler = Sampler(model, tokenizer, slots, **options)
-    sampler.paged = True
+    sampler.keep = options.get("keep", True)
     return sampler
 
 
 @pytest.mark.parametrize("share_prompts", [True, False])
 @pytest.mark.parametrize(("slots", "check_every"), [(1, 1), (3, 5), (16, 1), (64, 8)])
-def test_the_same_samples(new_model, new_tokenizer, family_shape, slots, check_every, share_prompts):
+def test_the_same_samples(form, new_model, new_tokenizer, family_shape, slots, check_every, share_prompts):
     model, tokenizer, options = new_model(1, **family_shape), new_tokenizer(EOS), {"n": 4, "max_new_tokens": 30}
-    expected = Sampler(model, tokenizer, 4).generate(PROMPTS, seed=1, **options)
-    sampler = paged(model, tokenizer, slots, share_prompts=share_prompts)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(compiled, "library", library)
+        expected = Sampler(model, tokenizer, 4).generate(PROMPTS, seed=1, **options)
+    sampler = keeping(model, tokenizer, slots, share_prompts=share_prompts)
     sampler.check_every = check_every
     for _ in range(2):  # the second time in a cache that is not fresh
         found = sampler.generate(PROMPTS, seed=1, **options)
@@ -44,7 +51,7 @@ def test_the_same_samples(new_model, new_tokenizer, family_shape, slots, check_e
 def test_stale_keys_are_never_seen(new_model, new_tokenizer):
     """NaN in all that a new call finds in the cache."""
     model, tokenizer = new_model(1), new_tokenizer(EOS)
-    sampler = paged(model, tokenizer, 5)
+    sampler = keeping(model, tokenizer, 5)
     expected = sampler.generate(PROMPTS, n=3, max_new_tokens=20)
     cache = sampler._engine.cache
     cache.key_pages.fill_(torch.nan)
@@ -54,7 +61,7 @@ def test_stale_keys_are_never_seen(new_model, new_tokenizer):
 
 
 def test_an_engine_is_kept_while_it_is_large_enough(new_model, new_tokenizer):
-    sampler = paged(new_model(1), new_tokenizer(EOS), 4)
+    sampler = keeping(new_model(1), new_tokenizer(EOS), 4)
     sampler.generate(PROMPTS[:4], n=2, max_new_tokens=20)
     first = sampler._engine
     sampler.generate(PROMPTS[:2], n=2, max_new_tokens=10)
@@ -63,14 +70,14 @@ def test_an_engine_is_kept_while_it_is_large_enough(new_model, new_tokenizer):
     assert sampler._engine is not first
     sampler.release()
     assert sampler._engine is None
-    once = paged(new_model(1), new_tokenizer(EOS), 4, keep=False)
+    once = keeping(new_model(1), new_tokenizer(EOS), 4, keep=False)
     once.generate(PROMPTS[:4], n=2, max_new_tokens=20)
     assert once._engine is None
 
 
 def test_pages_are_shared_and_given_back(new_model, new_tokenizer, monkeypatch):
     """Each prompt is in the cache once, whatever its samples, and no page is named twice for writing."""
-    sampler = paged(new_model(1), new_tokenizer(EOS), 6)
+    sampler = keeping(new_model(1), new_tokenizer(EOS), 6)
     run = []
     original = type(sampler).engine
 
@@ -94,24 +101,23 @@ def test_pages_are_shared_and_given_back(new_model, new_tokenizer, monkeypatch):
     assert not run[0].cache.place and len(run[0].cache.free) == run[0].cache.places
 
 
-def test_groups_become_tiles(new_model, new_tokenizer):
-    sampler = paged(new_model(1), new_tokenizer(()), 6)
-    seen = []
+def test_groups_become_tiles(new_model, new_tokenizer, monkeypatch):
+    """On a GPU, where prompts have two full pages or more."""
+    original, tiles = Cache.arrange, []
 
-    def look(*now) -> None:
-        cache = sampler._engine.cache
-        tiles = cache.arrange(now[2])
-        rows = [row for row in cache.tiles[:tiles].flatten().tolist() if row >= 0]
-        seen.append(tiles)
-        if tiles:
-            assert sorted(rows) == list(range(now[2]))
-            for tile, shared in zip(cache.tiles[:tiles].tolist(), cache.shared[:tiles].tolist(), strict=True):
-                pages = {tuple(cache.table[row, :shared].tolist()) for row in tile if row >= 0}
-                assert len(pages) == 1
+    def arrange(cache: Cache, live: int) -> int:
+        cache.cascades, cache.grouped = True, 0
+        tiles.append(original(cache, live))
+        rows = [row for row in cache.tiles[: tiles[-1]].flatten().tolist() if row >= 0]
+        assert sorted(rows) == list(range(live))
+        for tile, shared in zip(cache.tiles[: tiles[-1]].tolist(), cache.shared.tolist(), strict=False):
+            assert len({tuple(cache.table[row, :shared].tolist()) for row in tile if row >= 0}) == 1
+        assert set(cache.shared[: tiles[-1]].tolist()) <= {2, 3}
+        return tiles[-1]
 
-    sampler.generate([PROMPTS[5], PROMPTS[6]], n=3, max_new_tokens=3)
-    sampler.generate([PROMPTS[5], PROMPTS[6]], n=3, max_new_tokens=3, progress=lambda *now: now[2] and look(*now))
-    assert 2 in seen
+    monkeypatch.setattr(Cache, "arrange", arrange)
+    Sampler(new_model(1), new_tokenizer(()), 6).generate([[3] * 40, [7] * 50], n=3, max_new_tokens=3)
+    assert tiles == [2, 2, 2]
 
 
 def test_buckets():
@@ -123,10 +129,8 @@ def test_buckets():
         assert n <= bucket(n, 8192) <= n * 1.5
 
 
-@pytest.mark.parametrize("is_paged", [False, True])
-def test_too_little_memory(new_model, new_tokenizer, monkeypatch, is_paged):
+def test_too_little_memory(new_model, new_tokenizer, monkeypatch):
     sampler = Sampler(new_model(1), new_tokenizer(EOS), 4)
-    sampler.paged = is_paged
     monkeypatch.setattr("nanomath.rollout.sampler.free_memory", lambda device: 100)
     with pytest.raises(
         MemoryError, match="^a sequence of 34 tokens needs 0.00 GiB of keys and values, and cpu has 0.00"

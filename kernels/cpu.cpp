@@ -1,0 +1,373 @@
+// The CPU forms of the kernels of a decoding step: what takes PyTorch many small operations and passes, in one.
+//
+// Each function computes what the PyTorch reference in the Python file of its name computes; kernels/compiled.py builds
+// and calls this file. Matrix products stay with oneDNN. T is float or bf16; arithmetic is float32, and results are
+// rounded to T where the model's own operations round. A row's result is a function of that row alone, in one order of
+// operations: the number of rows and threads changes no bit.
+//
+// M rows, D width, H query heads, K key/value heads, R = H / K, E head dimension, P pages in a slot's table, V vocabulary.
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <type_traits>
+#include <vector>
+
+namespace {
+
+using i64 = int64_t;
+constexpr i64 LANES = 16;    // numbers worked on side by side: a register of AVX-512, two of AVX2, four of NEON
+constexpr i64 PAGE = LANES;  // keys in a page of the cache
+constexpr i64 BLOCK = 128;   // of the vocabulary, as in kernels/lm_head.py
+constexpr i64 SMALL = 8192;  // numbers; on fewer a second thread costs more than it takes over
+enum { TARGET = 2, DRAW = 3, GREEDY = 4 };  // as in kernels/lm_head.py
+
+// --- Registers of LANES numbers ---------------------------------------------------------------------------------------
+
+using Vector = float __attribute__((vector_size(LANES * 4)));
+using Words = uint32_t __attribute__((vector_size(LANES * 4)));
+using Integers = int32_t __attribute__((vector_size(LANES * 4)));
+using Halves = uint16_t __attribute__((vector_size(LANES * 2)));
+
+struct bf16 { uint16_t bits; };
+
+inline Vector load(const float* x) {
+  Vector y;
+  std::memcpy(&y, x, sizeof y);
+  return y;
+}
+inline Vector load(const bf16* x) {
+  Halves y;
+  std::memcpy(&y, x, sizeof y);
+  return (Vector)(__builtin_convertvector(y, Words) << 16);
+}
+
+inline Halves narrow(Vector x) {  // to bfloat16: the nearest, ties to even
+  const Words bits = (Words)x, up = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+  return __builtin_convertvector(x == x ? up : Words{} + 0x7fc0, Halves);
+}
+inline void store(float* to, Vector x) { std::memcpy(to, &x, sizeof x); }
+inline void store(bf16* to, Vector x) {
+  const Halves y = narrow(x);
+  std::memcpy(to, &y, sizeof y);
+}
+
+// The first n of LANES numbers, for the end of a row; `rest` stands for the others.
+template <class T> inline Vector load(const T* x, i64 n, float rest) {
+  if (n >= LANES) return load(x);
+  T some[LANES];
+  std::memcpy(some, x, n * sizeof(T));
+  Vector y = load(some);
+  for (i64 l = n; l < LANES; ++l) y[l] = rest;
+  return y;
+}
+template <class T> inline void store(T* to, Vector x, i64 n) {
+  if (n >= LANES) return store(to, x);
+  T some[LANES];
+  store(some, x);
+  std::memcpy(to, some, n * sizeof(T));
+}
+
+// To T and back. The compiler may fuse a product with the sum it goes into, but not through this.
+template <class T> inline Vector rounded(Vector x) {
+  T y[LANES];
+  store(y, x);
+  asm("" : "+m"(y));
+  return load(y);
+}
+
+inline float total(Vector x) {
+  for (i64 half = LANES / 2; half; half /= 2)
+    for (i64 l = 0; l < half; ++l) x[l] += x[l + half];
+  return x[0];
+}
+inline float most(Vector x) {
+  float top = x[0];
+  for (i64 l = 1; l < LANES; ++l) top = std::max(top, x[l]);
+  return top;
+}
+
+// e^x by 2^n e^r with |r| <= ln 2 / 2, to 1 ulp (the polynomial is that of Cephes's expf); 0 below -87, no overflow.
+inline Vector exponential(Vector x) {
+  const Vector y = x < -87.0f ? Vector{} - 87.0f : x > 88.0f ? Vector{} + 88.0f : x;
+  const Vector n = y * 1.44269504f + 12582912.0f - 12582912.0f;
+  const Vector r = y - n * 0.693359375f + n * 2.12194440e-4f;  // the first product is exact
+  Vector p = Vector{} + 1.9875691500e-4f;
+  for (float coefficient : {1.3981999507e-3f, 8.3334519073e-3f, 4.1665795894e-2f, 1.6666665459e-1f, 5.0000001201e-1f})
+    p = p * r + coefficient;
+  p = p * (r * r) + r + 1.0f;
+  const Vector power = (Vector)((__builtin_convertvector(n, Integers) + 127) << 23);
+  return x < -87.0f ? Vector{} : p * power;
+}
+
+// --- Between the matrix products --------------------------------------------------------------------------------------
+
+// out = weight * round(x / sqrt(mean(x^2) + eps)) of one row
+template <class T> inline void norm(const T* x, const T* weight, T* out, float eps, i64 n) {
+  Vector sum = {};
+  for (i64 i = 0; i < n; i += LANES) {
+    const Vector y = load(x + i, n - i, 0.0f);
+    sum += y * y;
+  }
+  const float scale = 1.0f / std::sqrt(total(sum) / n + eps);
+  for (i64 i = 0; i < n; i += LANES)
+    store(out + i, load(weight + i, n - i, 0.0f) * rounded<T>(load(x + i, n - i, 0.0f) * scale), n - i);
+}
+
+template <class T>
+void add_rms_norm(const T* x, const T* delta, const T* weight, T* residual, T* out, float eps, i64 M, i64 D) {
+#pragma omp parallel for schedule(static) if (M * D > SMALL)
+  for (i64 m = 0; m < M; ++m) {
+    const T* row = x + m * D;
+    if (delta) {
+      for (i64 i = 0; i < D; i += LANES)
+        store(residual + m * D + i, load(row + i, D - i, 0.0f) + load(delta + m * D + i, D - i, 0.0f), D - i);
+      row = residual + m * D;
+    }
+    norm(row, weight, out + m * D, eps, D);
+  }
+}
+
+template <class T> void swiglu(const T* gate_up, T* out, i64 M, i64 F) {
+#pragma omp parallel for schedule(static) if (M * F > SMALL)
+  for (i64 m = 0; m < M; ++m) {
+    const T *gate = gate_up + 2 * m * F, *up = gate + F;
+    for (i64 i = 0; i < F; i += LANES) {
+      const Vector z = load(gate + i, F - i, 0.0f), silu = z / (1.0f + exponential(-z));
+      store(out + m * F + i, rounded<T>(silu) * load(up + i, F - i, 0.0f), F - i);
+    }
+  }
+}
+
+// --- The cache: keys [pages, K, E, PAGE], values [pages, K, PAGE, E], tables of pages [slots, P] ------------------------
+
+template <class T>
+void rope_write(const T* qkv, const int32_t* position, const int32_t* slot, const T* cos, const T* sin,
+                const T* q_weight, const T* k_weight, T* q, T* keys, T* values, const int32_t* table, float eps,
+                i64 M, i64 H, i64 K, i64 E, i64 P) {
+  const i64 half = E / 2;
+#pragma omp parallel if (M * (H + K) * E > SMALL)
+  {
+    std::vector<T> normed(E), rotated(E);
+#pragma omp for schedule(static)
+    for (i64 m = 0; m < M; ++m) {
+      if (position[m] < 0) {  // an idle row
+        std::fill_n(q + m * H * E, H * E, T{});
+        continue;
+      }
+      const T *c = cos + position[m] * E, *s = sin + position[m] * E;
+      const i64 page = table[slot[m] * P + position[m] / PAGE], t = position[m] % PAGE;
+      for (i64 h = 0; h < H + K; ++h) {
+        const T* x = qkv + (m * (H + 2 * K) + h) * E;
+        if (q_weight) {
+          norm(x, h < H ? q_weight : k_weight, normed.data(), eps, E);
+          x = normed.data();
+        }
+        T* to = h < H ? q + (m * H + h) * E : rotated.data();
+        for (i64 i = 0; i < half; i += LANES) {
+          const i64 n = half - i;
+          const Vector a = load(x + i, n, 0.0f), b = load(x + half + i, n, 0.0f);
+          const Vector u = load(c + i, n, 0.0f), v = load(s + i, n, 0.0f);  // both halves of them are alike
+          store(to + i, rounded<T>(a * u) - rounded<T>(b * v), n);
+          store(to + half + i, rounded<T>(b * u) + rounded<T>(a * v), n);
+        }
+        if (h < H) continue;
+        T* key = keys + (page * K + h - H) * PAGE * E + t;
+        for (i64 i = 0; i < E; ++i) key[i * PAGE] = to[i];
+      }
+      for (i64 k = 0; k < K; ++k)
+        std::copy_n(qkv + (m * (H + 2 * K) + H + K + k) * E, E, values + ((page * K + k) * PAGE + t) * E);
+    }
+  }
+}
+
+// score[n][t] = sum_e query[n][e] key[e][t] for N queries and the keys of a page
+template <i64 N, class T>
+inline void page_scores(const float* query, const T* key, float* score, i64 stride, i64 E) {
+  Vector even[N] = {}, odd[N] = {};
+  for (i64 e = 0; e < E; e += 2) {
+    const Vector a = load(key + e * PAGE), b = load(key + (e + 1) * PAGE);
+    for (i64 n = 0; n < N; ++n) {
+      even[n] += query[n * E + e] * a;
+      odd[n] += query[n * E + e + 1] * b;
+    }
+  }
+  for (i64 n = 0; n < N; ++n) store(score + n * stride, even[n] + odd[n]);
+}
+
+// sum[n][e] += sum_t weight[n][t] value[t][e] for N queries and `tokens` values of a page
+template <i64 N, class T>
+inline void page_values(const float* weight, const T* value, float* sum, i64 stride, i64 tokens, i64 E) {
+  i64 e = 0;
+  for (; e + 2 * LANES <= E; e += 2 * LANES) {
+    Vector left[N], right[N];
+    for (i64 n = 0; n < N; ++n) left[n] = load(sum + n * E + e), right[n] = load(sum + n * E + e + LANES);
+    for (i64 t = 0; t < tokens; ++t) {
+      const Vector a = load(value + t * E + e), b = load(value + t * E + e + LANES);
+      for (i64 n = 0; n < N; ++n) {
+        left[n] += weight[n * stride + t] * a;
+        right[n] += weight[n * stride + t] * b;
+      }
+    }
+    for (i64 n = 0; n < N; ++n) store(sum + n * E + e, left[n]), store(sum + n * E + e + LANES, right[n]);
+  }
+  for (; e < E; e += LANES)
+    for (i64 n = 0; n < N; ++n) {
+      Vector o = load(sum + n * E + e, E - e, 0.0f);
+      for (i64 t = 0; t < tokens; ++t) o += weight[n * stride + t] * load(value + t * E + e, E - e, 0.0f);
+      store(sum + n * E + e, o, E - e);
+    }
+}
+
+// work(r, N) for r = 0, 4, ..: N = 4 query heads at a time, and what is left over
+template <class Work> inline void in_fours(i64 R, Work work) {
+  i64 r = 0;
+  for (; r + 4 <= R; r += 4) work(r, std::integral_constant<i64, 4>());
+  if (R - r == 3) work(r, std::integral_constant<i64, 3>());
+  if (R - r == 2) work(r, std::integral_constant<i64, 2>());
+  if (R - r == 1) work(r, std::integral_constant<i64, 1>());
+}
+
+// s -> exp(s - max s) of n scores, a multiple of LANES; returns their sum
+inline float exponentials(float* s, i64 n) {
+  Vector tops = load(s), sum = {};
+  for (i64 t = LANES; t < n; t += LANES) tops = load(s + t) > tops ? load(s + t) : tops;
+  const float top = most(tops);
+  for (i64 t = 0; t < n; t += LANES) {
+    const Vector e = exponential(load(s + t) - top);
+    store(s + t, e);
+    sum += e;
+  }
+  return total(sum);
+}
+
+// The next page is fetched from memory while this one is worked on.
+template <class T> inline void prefetch(const T* page, i64 n) {
+  for (i64 i = 0; i < n; i += 64 / i64(sizeof(T))) __builtin_prefetch(page + i);
+}
+
+// Row m sees the first length[m] keys, or the last `window` of these. The query heads of a key head go through a page
+// together.
+template <class T>
+void attend(const T* q, const T* keys, const T* values, const int32_t* table, const int32_t* slot,
+            const int32_t* length, T* out, i64 window, i64 M, i64 H, i64 K, i64 E, i64 P) {
+  const i64 R = H / K, size = PAGE * E;
+  const float scale = 1.0f / std::sqrt(float(E));
+#pragma omp parallel if (M * K > 4)
+  {
+    std::vector<float> query(R * E), sum(R * E), mass(R), score;
+#pragma omp for schedule(dynamic, 4)
+    for (i64 item = 0; item < K * M; ++item) {  // neighbours read the same prompt's keys
+      const i64 k = item / M, m = item % M, end = length[m], first = window ? std::max<i64>(0, end - window) : 0;
+      const T* from = q + (m * H + k * R) * E;
+      T* to = out + (m * H + k * R) * E;
+      if (!end) {
+        std::fill_n(to, R * E, T{});
+        continue;
+      }
+      for (i64 i = 0; i < R * E; i += LANES) store(&query[i], load(from + i, R * E - i, 0.0f) * scale, R * E - i);
+
+      const i64 low = first / PAGE, high = (end + PAGE - 1) / PAGE, stride = (high - low) * PAGE;
+      const auto page = [&](const T* cache, i64 p) { return cache + (table[slot[m] * P + p] * K + k) * size; };
+      score.resize(R * stride);
+      for (i64 p = low; p < high; ++p) {
+        prefetch(p + 1 < high ? page(keys, p + 1) : page(values, low), size);
+        in_fours(R, [&](i64 r, auto n) {
+          page_scores<n()>(&query[r * E], page(keys, p), &score[r * stride + (p - low) * PAGE], stride, E);
+        });
+      }
+      for (i64 r = 0; r < R; ++r) {
+        float* s = &score[r * stride];
+        std::fill(s, s + first - low * PAGE, -INFINITY);
+        std::fill(s + end - low * PAGE, s + stride, -INFINITY);
+        mass[r] = exponentials(s, stride);
+      }
+      std::fill(sum.begin(), sum.end(), 0.0f);
+      for (i64 p = low; p < high; ++p) {
+        if (p + 1 < high) prefetch(page(values, p + 1), size);
+        const i64 start = std::max(first, p * PAGE), tokens = std::min(end, (p + 1) * PAGE) - start;
+        in_fours(R, [&](i64 r, auto n) {
+          const float* weight = &score[r * stride + start - low * PAGE];
+          page_values<n()>(weight, page(values, p) + start % PAGE * E, &sum[r * E], stride, tokens, E);
+        });
+      }
+      for (i64 r = 0; r < R; ++r)
+        for (i64 e = 0; e < E; e += LANES) store(to + r * E + e, load(&sum[r * E + e], E - e, 0.0f) / mass[r], E - e);
+    }
+  }
+}
+
+// --- From logits to tokens, logprobs and entropies --------------------------------------------------------------------
+
+// The first of n weights whose running sum exceeds the level, never one without weight.
+template <class W> inline i64 invert(const W* weight, i64 n, double level) {
+  double running = 0.0;
+  i64 last = n - 1;  // among NaN
+  for (i64 i = 0; i < n; ++i) {
+    running += weight[i];
+    if (weight[i] > 0) last = i;
+    if (weight[i] > 0 && running > level) break;
+  }
+  return last;
+}
+
+// token is read in mode TARGET and written in the others; softmax [M, V] may be null, or in mode TARGET the logits.
+template <class T>
+void lm_head(const T* logits, const float* u, i64* token, float* logprob, float* entropy, float* logsumexp,
+             float* softmax, float temperature, i64 mode, i64 M, i64 V) {
+  const i64 blocks = (V + BLOCK - 1) / BLOCK;
+#pragma omp parallel if (M * V > SMALL)
+  {
+    std::vector<float> room(softmax ? 0 : V);
+    std::vector<double> mass(blocks);
+#pragma omp for schedule(static)
+    for (i64 m = 0; m < M; ++m) {
+      float* w = softmax ? softmax + m * V : room.data();
+      Vector tops = Vector{} - INFINITY;
+      for (i64 v = 0; v < V; v += LANES) {
+        const Vector z = load(logits + m * V + v, V - v, -INFINITY) / temperature;
+        store(w + v, z, V - v);
+        tops = z > tops ? z : tops;
+      }
+      const float top = most(tops);
+      if (mode == GREEDY) token[m] = std::min<i64>(std::find(w, w + V, top) - w, V - 1);
+      const bool given = mode != DRAW && token[m] >= 0 && token[m] < V;
+      float chosen = given ? w[token[m]] : NAN;
+
+      double sum = 0.0, moment = 0.0;
+      for (i64 b = 0; b < blocks; ++b) {
+        Vector weights = {}, moments = {};
+        for (i64 v = b * BLOCK; v < std::min(V, (b + 1) * BLOCK); v += LANES) {
+          const Vector z = load(w + v, V - v, -INFINITY) - top, e = exponential(z);
+          store(w + v, e, V - v);
+          weights += e;
+          moments += e > 0.0f ? z * e : Vector{};
+        }
+        sum += mass[b] = total(weights);
+        moment += total(moments);
+      }
+      if (mode == DRAW) {
+        const i64 first = invert(mass.data(), blocks, u[2 * m] * sum) * BLOCK, n = std::min(BLOCK, V - first);
+        token[m] = first + invert(w + first, n, u[2 * m + 1] * mass[first / BLOCK]);
+        chosen = load(logits + m * V + token[m], 1, 0.0f)[0] / temperature;
+      }
+      const float log_total = float(std::log(sum));
+      logprob[m] = chosen - top - log_total;
+      entropy[m] = log_total - float(moment / sum);
+      logsumexp[m] = top + log_total;
+      const float scale = float(1.0 / sum);
+      if (softmax)
+        for (i64 v = 0; v < V; ++v) w[v] *= scale;
+    }
+  }
+}
+
+}  // namespace
+
+// What kernels/compiled.py calls, in the order of its signatures.
+template <class T>
+void* const forms[] = {(void*)add_rms_norm<T>, (void*)swiglu<T>, (void*)rope_write<T>, (void*)attend<T>, (void*)lm_head<T>};
+
+extern "C" void* const* float_forms() { return forms<float>; }
+extern "C" void* const* bf16_forms() { return forms<bf16>; }

@@ -33,6 +33,8 @@ SIGNATURES = {  # in the order of cpu.cpp
     "rope_write": "pppppppppppfiiiii",
     "attend": "pppppppiiiiii",
     "lm_head": "pppppppfiii",
+    "linear": "ppppiii",
+    "decode": "pppppppppppppppppffiiiiiiiiiiii",
 }
 TYPES = {torch.float32: "float_forms", torch.bfloat16: "bf16_forms"}
 

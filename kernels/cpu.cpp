@@ -13,12 +13,16 @@
 #include <cstring>
 #include <type_traits>
 #include <vector>
+#ifdef _OPENMP
+#include <omp.h>
+#endif
 
 namespace {
 
 using i64 = int64_t;
 constexpr i64 LANES = 16;    // numbers worked on side by side: a register of AVX-512, two of AVX2, four of NEON
 constexpr i64 PAGE = LANES;  // keys in a page of the cache
+constexpr i64 ROWS = 8;      // of a matrix that are multiplied together
 constexpr i64 BLOCK = 128;   // of the vocabulary, as in kernels/lm_head.py
 constexpr i64 SMALL = 8192;  // numbers; on fewer a second thread costs more than it takes over
 enum { TARGET = 2, DRAW = 3, GREEDY = 4 };  // as in kernels/lm_head.py
@@ -32,6 +36,13 @@ using Halves = uint16_t __attribute__((vector_size(LANES * 2)));
 
 struct bf16 { uint16_t bits; };
 
+inline float wide(float x) { return x; }
+inline float wide(bf16 x) {
+  const uint32_t bits = uint32_t(x.bits) << 16;
+  float y;
+  std::memcpy(&y, &bits, 4);
+  return y;
+}
 inline Vector load(const float* x) {
   Vector y;
   std::memcpy(&y, x, sizeof y);
@@ -101,6 +112,23 @@ inline Vector exponential(Vector x) {
   return x < -87.0f ? Vector{} : p * power;
 }
 
+// An equal share of the rows for every thread, in multiples of ROWS.
+inline i64 equal_share(i64 rows) {
+#ifdef _OPENMP
+  const i64 threads = omp_get_max_threads();
+#else
+  const i64 threads = 1;
+#endif
+  return (rows + threads * ROWS - 1) / (threads * ROWS) * ROWS;
+}
+
+// work(first, last) for all rows, `chunk` at a time; on one thread if there are few numbers to be computed.
+template <class Work> inline void share(i64 rows, i64 numbers, i64 chunk, Work work) {
+  if (numbers <= SMALL) return work(0, rows);
+#pragma omp parallel for schedule(dynamic)
+  for (i64 m = 0; m < rows; m += chunk) work(m, std::min(rows, m + chunk));
+}
+
 // --- Between the matrix products --------------------------------------------------------------------------------------
 
 // out = weight * round(x / sqrt(mean(x^2) + eps)) of one row
@@ -115,10 +143,11 @@ template <class T> inline void norm(const T* x, const T* weight, T* out, float e
     store(out + i, load(weight + i, n - i, 0.0f) * rounded<T>(load(x + i, n - i, 0.0f) * scale), n - i);
 }
 
+// Rows m to last of x + delta, which is kept in `residual`, normed.
 template <class T>
-void add_rms_norm(const T* x, const T* delta, const T* weight, T* residual, T* out, float eps, i64 M, i64 D) {
-#pragma omp parallel for schedule(static) if (M * D > SMALL)
-  for (i64 m = 0; m < M; ++m) {
+inline void add_and_norm(const T* x, const T* delta, const T* weight, T* residual, T* out, float eps, i64 m, i64 last,
+                         i64 D) {
+  for (; m < last; ++m) {
     const T* row = x + m * D;
     if (delta) {
       for (i64 i = 0; i < D; i += LANES)
@@ -129,9 +158,13 @@ void add_rms_norm(const T* x, const T* delta, const T* weight, T* residual, T* o
   }
 }
 
-template <class T> void swiglu(const T* gate_up, T* out, i64 M, i64 F) {
-#pragma omp parallel for schedule(static) if (M * F > SMALL)
-  for (i64 m = 0; m < M; ++m) {
+template <class T>
+void add_rms_norm(const T* x, const T* delta, const T* weight, T* residual, T* out, float eps, i64 M, i64 D) {
+  share(M, M * D, equal_share(M), [&](i64 m, i64 last) { add_and_norm(x, delta, weight, residual, out, eps, m, last, D); });
+}
+
+template <class T> inline void gate(const T* gate_up, T* out, i64 m, i64 last, i64 F) {
+  for (; m < last; ++m) {
     const T *gate = gate_up + 2 * m * F, *up = gate + F;
     for (i64 i = 0; i < F; i += LANES) {
       const Vector z = load(gate + i, F - i, 0.0f), silu = z / (1.0f + exponential(-z));
@@ -140,46 +173,65 @@ template <class T> void swiglu(const T* gate_up, T* out, i64 M, i64 F) {
   }
 }
 
+template <class T> void swiglu(const T* gate_up, T* out, i64 M, i64 F) {
+  share(M, M * F, equal_share(M), [&](i64 m, i64 last) { gate(gate_up, out, m, last, F); });
+}
+
 // --- The cache: keys [pages, K, E, PAGE], values [pages, K, PAGE, E], tables of pages [slots, P] ------------------------
+
+template <class T> struct Cache {
+  T *keys, *values;
+  const int32_t* table;
+  i64 K, E, P;
+
+  T* key_page(i64 slot, i64 p, i64 k) const { return keys + (table[slot * P + p] * K + k) * PAGE * E; }
+  T* value_page(i64 slot, i64 p, i64 k) const { return values + (table[slot * P + p] * K + k) * PAGE * E; }
+};
+
+template <class T>
+inline void rotate_and_write(const T* qkv, const int32_t* position, const int32_t* slot, const T* cos, const T* sin,
+                             const T* q_weight, const T* k_weight, T* q, const Cache<T>& cache, float eps, i64 m,
+                             i64 last, i64 H) {
+  const i64 K = cache.K, E = cache.E, half = E / 2;
+  std::vector<T> normed(E), rotated(E);
+  for (; m < last; ++m) {
+    if (position[m] < 0) {  // an idle row
+      std::fill_n(q + m * H * E, H * E, T{});
+      continue;
+    }
+    const T *c = cos + position[m] * E, *s = sin + position[m] * E;
+    const i64 page = position[m] / PAGE, t = position[m] % PAGE;
+    for (i64 h = 0; h < H + K; ++h) {
+      const T* x = qkv + (m * (H + 2 * K) + h) * E;
+      if (q_weight) {
+        norm(x, h < H ? q_weight : k_weight, normed.data(), eps, E);
+        x = normed.data();
+      }
+      T* to = h < H ? q + (m * H + h) * E : rotated.data();
+      for (i64 i = 0; i < half; i += LANES) {
+        const i64 n = half - i;
+        const Vector a = load(x + i, n, 0.0f), b = load(x + half + i, n, 0.0f);
+        const Vector u = load(c + i, n, 0.0f), v = load(s + i, n, 0.0f);  // both halves of them are alike
+        store(to + i, rounded<T>(a * u) - rounded<T>(b * v), n);
+        store(to + half + i, rounded<T>(b * u) + rounded<T>(a * v), n);
+      }
+      if (h < H) continue;
+      T* key = cache.key_page(slot[m], page, h - H) + t;
+      for (i64 i = 0; i < E; ++i) key[i * PAGE] = to[i];
+    }
+    for (i64 k = 0; k < K; ++k)
+      std::copy_n(qkv + (m * (H + 2 * K) + H + K + k) * E, E, cache.value_page(slot[m], page, k) + t * E);
+  }
+}
 
 template <class T>
 void rope_write(const T* qkv, const int32_t* position, const int32_t* slot, const T* cos, const T* sin,
                 const T* q_weight, const T* k_weight, T* q, T* keys, T* values, const int32_t* table, float eps,
                 i64 M, i64 H, i64 K, i64 E, i64 P) {
-  const i64 half = E / 2;
-#pragma omp parallel if (M * (H + K) * E > SMALL)
-  {
-    std::vector<T> normed(E), rotated(E);
-#pragma omp for schedule(static)
-    for (i64 m = 0; m < M; ++m) {
-      if (position[m] < 0) {  // an idle row
-        std::fill_n(q + m * H * E, H * E, T{});
-        continue;
-      }
-      const T *c = cos + position[m] * E, *s = sin + position[m] * E;
-      const i64 page = table[slot[m] * P + position[m] / PAGE], t = position[m] % PAGE;
-      for (i64 h = 0; h < H + K; ++h) {
-        const T* x = qkv + (m * (H + 2 * K) + h) * E;
-        if (q_weight) {
-          norm(x, h < H ? q_weight : k_weight, normed.data(), eps, E);
-          x = normed.data();
-        }
-        T* to = h < H ? q + (m * H + h) * E : rotated.data();
-        for (i64 i = 0; i < half; i += LANES) {
-          const i64 n = half - i;
-          const Vector a = load(x + i, n, 0.0f), b = load(x + half + i, n, 0.0f);
-          const Vector u = load(c + i, n, 0.0f), v = load(s + i, n, 0.0f);  // both halves of them are alike
-          store(to + i, rounded<T>(a * u) - rounded<T>(b * v), n);
-          store(to + half + i, rounded<T>(b * u) + rounded<T>(a * v), n);
-        }
-        if (h < H) continue;
-        T* key = keys + (page * K + h - H) * PAGE * E + t;
-        for (i64 i = 0; i < E; ++i) key[i * PAGE] = to[i];
-      }
-      for (i64 k = 0; k < K; ++k)
-        std::copy_n(qkv + (m * (H + 2 * K) + H + K + k) * E, E, values + ((page * K + k) * PAGE + t) * E);
-    }
-  }
+  const Cache<T> cache{keys, values, table, K, E, P};
+  share(M, M * (H + K) * E, equal_share(M), [&](i64 m, i64 last) {
+    rotate_and_write(qkv, position, slot, cos, sin, q_weight, k_weight, q, cache, eps, m, last, H);
+  });
 }
 
 // score[n][t] = sum_e query[n][e] key[e][t] for N queries and the keys of a page
@@ -248,33 +300,31 @@ template <class T> inline void prefetch(const T* page, i64 n) {
 }
 
 // Row m sees the first length[m] keys, or the last `window` of these. The query heads of a key head go through a page
-// together.
+// together, and neighbouring rows, which read the same prompt's keys, one after the other.
 template <class T>
-void attend(const T* q, const T* keys, const T* values, const int32_t* table, const int32_t* slot,
-            const int32_t* length, T* out, i64 window, i64 M, i64 H, i64 K, i64 E, i64 P) {
-  const i64 R = H / K, size = PAGE * E;
+inline void attend_rows(const T* q, const Cache<T>& cache, const int32_t* slot, const int32_t* length, T* out,
+                        i64 window, i64 first_row, i64 last_row, i64 H) {
+  const i64 K = cache.K, E = cache.E, R = H / K, size = PAGE * E;
   const float scale = 1.0f / std::sqrt(float(E));
-#pragma omp parallel if (M * K > 4)
-  {
-    std::vector<float> query(R * E), sum(R * E), mass(R), score;
-#pragma omp for schedule(dynamic, 4)
-    for (i64 item = 0; item < K * M; ++item) {  // neighbours read the same prompt's keys
-      const i64 k = item / M, m = item % M, end = length[m], first = window ? std::max<i64>(0, end - window) : 0;
+  std::vector<float> query(R * E), sum(R * E), mass(R), score;
+  for (i64 k = 0; k < K; ++k)
+    for (i64 m = first_row; m < last_row; ++m) {
+      const i64 end = length[m], first = window ? std::max<i64>(0, end - window) : 0;
       const T* from = q + (m * H + k * R) * E;
       T* to = out + (m * H + k * R) * E;
-      if (!end) {
+      if (!end) {  // an idle row
         std::fill_n(to, R * E, T{});
         continue;
       }
       for (i64 i = 0; i < R * E; i += LANES) store(&query[i], load(from + i, R * E - i, 0.0f) * scale, R * E - i);
 
       const i64 low = first / PAGE, high = (end + PAGE - 1) / PAGE, stride = (high - low) * PAGE;
-      const auto page = [&](const T* cache, i64 p) { return cache + (table[slot[m] * P + p] * K + k) * size; };
       score.resize(R * stride);
       for (i64 p = low; p < high; ++p) {
-        prefetch(p + 1 < high ? page(keys, p + 1) : page(values, low), size);
+        prefetch(p + 1 < high ? cache.key_page(slot[m], p + 1, k) : cache.value_page(slot[m], low, k), size);
         in_fours(R, [&](i64 r, auto n) {
-          page_scores<n()>(&query[r * E], page(keys, p), &score[r * stride + (p - low) * PAGE], stride, E);
+          float* to_page = &score[r * stride + (p - low) * PAGE];
+          page_scores<n()>(&query[r * E], cache.key_page(slot[m], p, k), to_page, stride, E);
         });
       }
       for (i64 r = 0; r < R; ++r) {
@@ -285,17 +335,26 @@ void attend(const T* q, const T* keys, const T* values, const int32_t* table, co
       }
       std::fill(sum.begin(), sum.end(), 0.0f);
       for (i64 p = low; p < high; ++p) {
-        if (p + 1 < high) prefetch(page(values, p + 1), size);
+        if (p + 1 < high) prefetch(cache.value_page(slot[m], p + 1, k), size);
         const i64 start = std::max(first, p * PAGE), tokens = std::min(end, (p + 1) * PAGE) - start;
         in_fours(R, [&](i64 r, auto n) {
           const float* weight = &score[r * stride + start - low * PAGE];
-          page_values<n()>(weight, page(values, p) + start % PAGE * E, &sum[r * E], stride, tokens, E);
+          const T* value = cache.value_page(slot[m], p, k) + start % PAGE * E;
+          page_values<n()>(weight, value, &sum[r * E], stride, tokens, E);
         });
       }
       for (i64 r = 0; r < R; ++r)
         for (i64 e = 0; e < E; e += LANES) store(to + r * E + e, load(&sum[r * E + e], E - e, 0.0f) / mass[r], E - e);
     }
-  }
+}
+
+template <class T>
+void attend(const T* q, T* keys, T* values, const int32_t* table, const int32_t* slot, const int32_t* length, T* out,
+            i64 window, i64 M, i64 H, i64 K, i64 E, i64 P) {
+  const Cache<T> cache{keys, values, table, K, E, P};
+  share(M, M * H * E * PAGE, 8, [&](i64 m, i64 last) {
+    attend_rows(q, cache, slot, length, out, window, m, last, H);
+  });
 }
 
 // --- From logits to tokens, logprobs and entropies --------------------------------------------------------------------
@@ -312,62 +371,148 @@ template <class W> inline i64 invert(const W* weight, i64 n, double level) {
   return last;
 }
 
-// token is read in mode TARGET and written in the others; softmax [M, V] may be null, or in mode TARGET the logits.
+// What is known of rows: token is read in mode TARGET, else written.
+struct Drawn {
+  i64* token;
+  float *logprob, *entropy, *logsumexp;
+};
+
+// softmax [M, V] may be null, or in mode TARGET the logits.
+template <class T>
+inline void draw(const T* logits, const float* u, const Drawn& drawn, float* softmax, float temperature, i64 mode, i64 m,
+                 i64 last, i64 V) {
+  const i64 blocks = (V + BLOCK - 1) / BLOCK;
+  std::vector<float> room(softmax ? 0 : V);
+  std::vector<double> mass(blocks);
+  for (; m < last; ++m) {
+    i64& token = drawn.token[m];
+    float* w = softmax ? softmax + m * V : room.data();
+    Vector tops = Vector{} - INFINITY;
+    for (i64 v = 0; v < V; v += LANES) {
+      const Vector z = load(logits + m * V + v, V - v, -INFINITY) / temperature;
+      store(w + v, z, V - v);
+      tops = z > tops ? z : tops;
+    }
+    const float top = most(tops);
+    if (mode == GREEDY) token = std::min<i64>(std::find(w, w + V, top) - w, V - 1);
+    const bool given = mode != DRAW && token >= 0 && token < V;
+    float chosen = given ? w[token] : NAN;
+
+    double sum = 0.0, moment = 0.0;
+    for (i64 b = 0; b < blocks; ++b) {
+      Vector weights = {}, moments = {};
+      for (i64 v = b * BLOCK; v < std::min(V, (b + 1) * BLOCK); v += LANES) {
+        const Vector z = load(w + v, V - v, -INFINITY) - top, e = exponential(z);
+        store(w + v, e, V - v);
+        weights += e;
+        moments += e > 0.0f ? z * e : Vector{};
+      }
+      sum += mass[b] = total(weights);
+      moment += total(moments);
+    }
+    if (mode == DRAW) {
+      const i64 first = invert(mass.data(), blocks, u[2 * m] * sum) * BLOCK, n = std::min(BLOCK, V - first);
+      token = first + invert(w + first, n, u[2 * m + 1] * mass[first / BLOCK]);
+      chosen = wide(logits[m * V + token]) / temperature;
+    }
+    const float log_total = float(std::log(sum));
+    drawn.logprob[m] = chosen - top - log_total;
+    drawn.entropy[m] = log_total - float(moment / sum);
+    drawn.logsumexp[m] = top + log_total;
+    const float scale = float(1.0 / sum);
+    if (softmax)
+      for (i64 v = 0; v < V; ++v) w[v] *= scale;
+  }
+}
+
 template <class T>
 void lm_head(const T* logits, const float* u, i64* token, float* logprob, float* entropy, float* logsumexp,
              float* softmax, float temperature, i64 mode, i64 M, i64 V) {
-  const i64 blocks = (V + BLOCK - 1) / BLOCK;
-#pragma omp parallel if (M * V > SMALL)
-  {
-    std::vector<float> room(softmax ? 0 : V);
-    std::vector<double> mass(blocks);
-#pragma omp for schedule(static)
-    for (i64 m = 0; m < M; ++m) {
-      float* w = softmax ? softmax + m * V : room.data();
-      Vector tops = Vector{} - INFINITY;
-      for (i64 v = 0; v < V; v += LANES) {
-        const Vector z = load(logits + m * V + v, V - v, -INFINITY) / temperature;
-        store(w + v, z, V - v);
-        tops = z > tops ? z : tops;
-      }
-      const float top = most(tops);
-      if (mode == GREEDY) token[m] = std::min<i64>(std::find(w, w + V, top) - w, V - 1);
-      const bool given = mode != DRAW && token[m] >= 0 && token[m] < V;
-      float chosen = given ? w[token[m]] : NAN;
+  const Drawn drawn{token, logprob, entropy, logsumexp};
+  share(M, M * V, equal_share(M), [&](i64 m, i64 last) { draw(logits, u, drawn, softmax, temperature, mode, m, last, V); });
+}
 
-      double sum = 0.0, moment = 0.0;
-      for (i64 b = 0; b < blocks; ++b) {
-        Vector weights = {}, moments = {};
-        for (i64 v = b * BLOCK; v < std::min(V, (b + 1) * BLOCK); v += LANES) {
-          const Vector z = load(w + v, V - v, -INFINITY) - top, e = exponential(z);
-          store(w + v, e, V - v);
-          weights += e;
-          moments += e > 0.0f ? z * e : Vector{};
+// --- Small products, and the whole step of a small model --------------------------------------------------------------
+
+// y = x W^T + b for rows first to last; W [N, D] lies in panels of LANES rows, [ceil(N / LANES), D, LANES]. An element is
+// one sum over D in order: ROWS rows are always worked on together, the last one standing in for those that lack.
+template <class T>
+inline void multiply(const T* x, const T* panels, const T* bias, T* y, i64 first, i64 last, i64 N, i64 D) {
+  for (i64 n = 0; n < N; n += 2 * LANES) {
+    const T *left = panels + n * D, *right = n + LANES < N ? left + LANES * D : left;
+    for (i64 m = first; m < last; m += ROWS) {
+      const T* row[ROWS];
+      for (i64 i = 0; i < ROWS; ++i) row[i] = x + std::min(m + i, last - 1) * D;
+      Vector a[ROWS] = {}, b[ROWS] = {};
+      for (i64 d = 0; d < D; ++d) {
+        const Vector v = load(left + d * LANES), w = load(right + d * LANES);
+        for (i64 i = 0; i < ROWS; ++i) {
+          const float z = wide(row[i][d]);
+          a[i] += z * v;
+          b[i] += z * w;
         }
-        sum += mass[b] = total(weights);
-        moment += total(moments);
       }
-      if (mode == DRAW) {
-        const i64 first = invert(mass.data(), blocks, u[2 * m] * sum) * BLOCK, n = std::min(BLOCK, V - first);
-        token[m] = first + invert(w + first, n, u[2 * m + 1] * mass[first / BLOCK]);
-        chosen = load(logits + m * V + token[m], 1, 0.0f)[0] / temperature;
+      for (i64 i = 0; i < std::min(ROWS, last - m); ++i) {
+        T* to = y + (m + i) * N + n;
+        const i64 more = N - n - LANES;
+        store(to, bias ? a[i] + load(bias + n, N - n, 0.0f) : a[i], N - n);
+        if (more > 0) store(to + LANES, bias ? b[i] + load(bias + n + LANES, more, 0.0f) : b[i], more);
       }
-      const float log_total = float(std::log(sum));
-      logprob[m] = chosen - top - log_total;
-      entropy[m] = log_total - float(moment / sum);
-      logsumexp[m] = top + log_total;
-      const float scale = float(1.0 / sum);
-      if (softmax)
-        for (i64 v = 0; v < V; ++v) w[v] *= scale;
     }
   }
+}
+
+template <class T> void linear(const T* x, const T* panels, const T* bias, T* y, i64 M, i64 N, i64 D) {
+  share(M, M * N, equal_share(M), [&](i64 m, i64 last) { multiply(x, panels, bias, y, m, last, N, D); });
+}
+
+// The tensors of a layer, matrices in panels, as kernels/small_model.py lists them.
+template <class T> struct Layer {
+  const T *input_norm, *qkv, *qkv_bias, *q_norm, *k_norm, *o, *post_norm, *gate_up, *down;
+};
+
+// The step of nanomath/rollout/decoder.py from the last tokens to the next ones, each thread with rows of its own.
+template <class T>
+void decode(const i64* last_token, const int32_t* position, const int32_t* slot, const T* cos, const T* sin,
+            const T* embedding, const Layer<T>* layers, const T* final_norm, const T* head, T* keys, T* values,
+            const int32_t* table, const float* u, i64* token, float* logprob, float* entropy, float* logsumexp,
+            float temperature, float eps, i64 mode, i64 window, i64 M, i64 D, i64 F, i64 H, i64 K, i64 E, i64 P, i64 V,
+            i64 L, i64 layer_size) {
+  const i64 q_size = H * E, qkv_size = (H + 2 * K) * E;
+  share(M, M * V, equal_share(M), [&](i64 from, i64 to) {
+    const i64 n = to - from;
+    std::vector<T> x(n * D), delta(n * D), h(n * D), qkv(n * qkv_size), q(n * q_size), out(n * q_size);
+    std::vector<T> gate_up(n * 2 * F), act(n * F), logits(n * V);
+    const int32_t *at = position + from, *place = slot + from;
+    std::vector<int32_t> length(n);
+    for (i64 m = 0; m < n; ++m) length[m] = at[m] + 1;
+    for (i64 m = 0; m < n; ++m) std::copy_n(embedding + last_token[from + m] * D, D, &x[m * D]);
+    for (i64 l = 0; l < L; ++l) {
+      const Layer<T>& w = layers[l];
+      const Cache<T> cache{keys + l * layer_size, values + l * layer_size, table, K, E, P};
+      add_and_norm(x.data(), l ? delta.data() : nullptr, w.input_norm, x.data(), h.data(), eps, 0, n, D);
+      multiply(h.data(), w.qkv, w.qkv_bias, qkv.data(), 0, n, qkv_size, D);
+      rotate_and_write(qkv.data(), at, place, cos, sin, w.q_norm, w.k_norm, q.data(), cache, eps, 0, n, H);
+      attend_rows(q.data(), cache, place, length.data(), out.data(), window, 0, n, H);
+      multiply(out.data(), w.o, (const T*)nullptr, delta.data(), 0, n, D, q_size);
+      add_and_norm(x.data(), delta.data(), w.post_norm, x.data(), h.data(), eps, 0, n, D);
+      multiply(h.data(), w.gate_up, (const T*)nullptr, gate_up.data(), 0, n, 2 * F, D);
+      gate(gate_up.data(), act.data(), 0, n, F);
+      multiply(act.data(), w.down, (const T*)nullptr, delta.data(), 0, n, D, F);
+    }
+    add_and_norm(x.data(), delta.data(), final_norm, x.data(), h.data(), eps, 0, n, D);
+    multiply(h.data(), head, (const T*)nullptr, logits.data(), 0, n, V, D);
+    const Drawn drawn{token + from, logprob + from, entropy + from, logsumexp + from};
+    draw(logits.data(), u + 2 * from, drawn, (float*)nullptr, temperature, mode, 0, n, V);
+  });
 }
 
 }  // namespace
 
 // What kernels/compiled.py calls, in the order of its signatures.
 template <class T>
-void* const forms[] = {(void*)add_rms_norm<T>, (void*)swiglu<T>, (void*)rope_write<T>, (void*)attend<T>, (void*)lm_head<T>};
+void* const forms[] = {(void*)add_rms_norm<T>, (void*)swiglu<T>,  (void*)rope_write<T>, (void*)attend<T>, (void*)lm_head<T>,
+                       (void*)linear<T>,       (void*)decode<T>};
 
 extern "C" void* const* float_forms() { return forms<float>; }
 extern "C" void* const* bf16_forms() { return forms<bf16>; }

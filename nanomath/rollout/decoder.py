@@ -21,8 +21,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kernels.linear import invariant_linear
-from kernels.packed import forget_packed, packed_linear
+from kernels.packed import forget_packed, is_small, packed, packed_linear
 from kernels.rms_norm import add_rms_norm
+from kernels.small_model import SmallModel
 from kernels.swiglu import swiglu
 from nanomath.models.transformer import Transformer
 
@@ -85,6 +86,22 @@ class Decoder:
         self.lm_head = self._in_dtype("lm_head", self.model.lm_head.weight)
         tied = self.model.lm_head.weight is modules.embed_tokens.weight
         self.embedding = self.lm_head if tied else self._in_dtype("embedding", modules.embed_tokens.weight)
+        self.small = self._small_model()
+
+    def _small_model(self) -> SmallModel | None:
+        """The step in one call, for a model that is small enough."""
+        matrices = [w for layer in self.layers for w in vars(layer).values() if w is not None and w.dim() == 2]
+        if self.on_gpu or not all(is_small(w, self.dtype) for w in (*matrices, self.lm_head)):
+            return None
+        layers = [
+            [w if w is None or w.dim() == 1 else packed(w, self.dtype) for w in vars(layer).values()]
+            for layer in self.layers
+        ]
+        config = self.model.config
+        shape = config.vocab_size, config.intermediate_size, self.eps, config.sliding_window
+        return SmallModel(
+            self.embedding.detach().to(self.dtype), layers, self.norm, packed(self.lm_head, self.dtype), *shape
+        )
 
     def addresses(self) -> tuple[int, ...]:
         """Where the weights lie."""

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from nanomath.rollout.cache import Cache
 from nanomath.rollout.decoder import Decoder
-from nanomath.rollout.sampling import SamplingParams, next_tokens
+from nanomath.rollout.sampling import SamplingParams, next_tokens, under_sampling
 from nanomath.rollout.threads import Threads
 
 
@@ -91,10 +91,9 @@ class Engine:
         """Advance the first `rows` slots by one token."""
         s, token, position = self.slots, self.slots.token[:rows], self.slots.position[:rows]
         self.cache.prepare(position, tiles)
-        states = self.decoder.states(token, self.cache.attend, self.positions)
         count, was_done = s.count[:rows], s.done[:rows]
         place = count[:, None, None].expand(-1, 1, 2)
-        new, *logprobs = next_tokens(self.decoder, states, s.noise[:rows].gather(1, place)[:, 0], params)
+        new, *logprobs = self.next_tokens(token, s.noise[:rows].gather(1, place)[:, 0], params)
 
         column = torch.where(was_done, s.width, count)[:, None]
         for written, values in zip((s.tokens, s.logprobs, s.sampling_logprobs), (new, *logprobs), strict=True):
@@ -103,6 +102,15 @@ class Engine:
         s.done[:rows] = was_done | torch.isin(new, self.eos) | (count >= s.limit[:rows])
         token.copy_(new)
         position.copy_(torch.where(position < 0, position, (position + 1).clamp(max=self.positions - 1)))
+
+    def next_tokens(self, token: Tensor, u: Tensor, params: SamplingParams) -> tuple[Tensor, Tensor, Tensor]:
+        """What follows `token` [rows] in the step that the cache was prepared for, as `sampling.next_tokens` says."""
+        decoder, cache = self.decoder, self.cache
+        if decoder.small is None or params.cuts:
+            return next_tokens(decoder, decoder.states(token, cache.attend, self.positions), u, params)
+        rope, pages = decoder.rope(self.positions), (cache.key_pages, cache.value_pages, cache.step_table)
+        new, logprob = decoder.small.step(token, cache.position, cache.step_slot, rope, *pages, u, params.temperature)
+        return new, logprob, under_sampling(logprob, params)
 
     def _capture(self, rows: int, tiles: int, params: SamplingParams) -> torch.cuda.CUDAGraph:
         """The graph of a step. A first step outside of it compiles what there is to compile, and is taken back: what it

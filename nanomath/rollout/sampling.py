@@ -36,9 +36,9 @@ class SamplingParams:
             raise ValueError(f"min_p is {self.min_p}: it must be between 0 (off) and 1")
 
     @property
-    def truncates(self) -> bool:
+    def cuts(self) -> bool:
         """Whether some of the probability mass is cut off before sampling."""
-        return self.top_k > 0 or self.top_p < 1 or self.min_p > 0
+        return self.temperature > 0 and (self.top_k > 0 or self.top_p < 1 or self.min_p > 0)
 
 
 def next_tokens(decoder: Decoder, states: Tensor, u: Tensor, params: SamplingParams) -> tuple[Tensor, Tensor, Tensor]:
@@ -47,12 +47,12 @@ def next_tokens(decoder: Decoder, states: Tensor, u: Tensor, params: SamplingPar
     states [n, D]; u [n, 2] in [0, 1). The full distribution is softmax(logits / temperature), at temperature 1 when
     greedy; the one sampled from has what top-k, top-p and min-p cut off removed and is renormalised.
     """
-    if decoder.on_gpu and not (params.truncates and params.temperature):
+    if decoder.on_gpu and not params.cuts:
         token, logprob, _ = lm_head.sample(states, decoder.lm_head, u, params.temperature)
-        return token, logprob, _under_sampling(logprob, params)
+        return token, logprob, under_sampling(logprob, params)
     logits = decoder.logits(states)
     token, logprob, sampling = sample_tokens(logits, u, params)
-    if decoder.exact and params.truncates and params.temperature:  # by the kernel that the trainer's logprobs come from
+    if decoder.exact and params.cuts:  # by the kernel that the trainer's logprobs come from
         kept = sampling - logprob
         if decoder.on_gpu:
             logprob = lm_head.logprobs_triton(states, decoder.lm_head, token, params.temperature)[0]
@@ -64,12 +64,13 @@ def next_tokens(decoder: Decoder, states: Tensor, u: Tensor, params: SamplingPar
 
 def sample_tokens(logits: Tensor, u: Tensor, params: SamplingParams) -> tuple[Tensor, Tensor, Tensor]:
     """`next_tokens` from logits [n, V]."""
-    if params.truncates and params.temperature:
+    if params.cuts:
         options = params.top_k, params.top_p, params.min_p
         return truncated_sample(logits, u, params.temperature, *options)[:3]
     token, logprob, _ = lm_head.sample_logits(logits, u, params.temperature)
-    return token, logprob, _under_sampling(logprob, params)
+    return token, logprob, under_sampling(logprob, params)
 
 
-def _under_sampling(logprob: Tensor, params: SamplingParams) -> Tensor:
+def under_sampling(logprob: Tensor, params: SamplingParams) -> Tensor:
+    """Logprobs under the distribution sampled from, where nothing is cut off: a greedy choice is certain."""
     return logprob if params.temperature else torch.zeros_like(logprob)

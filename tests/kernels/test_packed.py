@@ -5,9 +5,20 @@ from __future__ import annotations
 import pytest
 import torch
 
+from kernels import packed
 from kernels.packed import _packed, forget_packed, packed_linear, packed_rows
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
+
+
+@pytest.fixture(params=["small", "large"], autouse=True)
+def size(request, monkeypatch):
+    """Products with small matrices, and the same ones as if they were not."""
+    forget_packed()
+    if request.param == "large":
+        monkeypatch.setattr(packed, "SMALL", 0)
+    yield
+    forget_packed()
 
 
 def random(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -17,12 +28,13 @@ def random(*shape: int, seed: int = 0) -> torch.Tensor:
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("function", [packed_linear, packed_rows])
 @pytest.mark.parametrize("rows", [0, 1, 16, 70])
-def test_the_product(dtype, function, rows):
-    x, weight, bias = random(rows, 24), random(40, 24, seed=1), random(40, seed=2)
+@pytest.mark.parametrize("features", [1, 16, 17, 40, 64])
+def test_the_product(dtype, function, rows, features):
+    x, weight, bias = random(rows, 24), random(features, 24, seed=1), random(features, seed=2)
     for given in (None, bias.to(dtype)):
         found = function(x.to(dtype), weight.to(dtype), given)
         expected = x @ weight.T + (0 if given is None else bias)
-        assert found.shape == (rows, 40) and found.dtype == dtype
+        assert found.shape == (rows, features) and found.dtype == dtype
         assert float((found.double() - expected).abs().max() if rows else 0) < 60 * torch.finfo(dtype).eps
 
 

@@ -7,7 +7,7 @@ import random
 import pytest
 import torch
 
-from kernels import compiled
+from kernels import compiled, packed
 from nanomath.rollout import Sampler
 from nanomath.rollout.cache import Cache
 from nanomath.rollout.engine import bucket
@@ -17,9 +17,11 @@ library = compiled.library
 PROMPTS = [[5], [7, 300, 12, 44], [9] * 11, [700, 3, 3], [1, 2, 3, 4, 5, 6], [3] * 30, list(range(1, 26))]
 
 
-@pytest.fixture(params=["cpu", "reference"])
+@pytest.fixture(params=["small", "cpu", "reference"])
 def form(request, monkeypatch) -> str:
-    """Runs the test with the CPU forms of the kernels, and with the references."""
+    """Runs the test with the step of a small model, with the CPU forms of the kernels, and with the references."""
+    if request.param == "cpu":
+        monkeypatch.setattr(packed, "SMALL", 0)
     if request.param == "reference":
         monkeypatch.setattr(compiled, "library", lambda: None)
     return request.param

@@ -7,12 +7,20 @@ import random
 import pytest
 import torch
 
+from kernels import packed
 from nanomath.data.packing import Example
 from nanomath.rollout import Completion, Sampler
 from nanomath.training.logprobs import score
 
 EOS = range(0, 1000, 25)
 WIDTH, LONGEST = 40, 100  # of completions and prompts: some need one block of keys, some three
+
+
+@pytest.fixture(params=["small", "large"])
+def size(request, monkeypatch) -> None:
+    """A small model is stepped in one call: the tests' model, and as if it were not one."""
+    if request.param == "large":
+        monkeypatch.setattr(packed, "SMALL", 0)
 
 
 @pytest.fixture
@@ -40,7 +48,7 @@ def trainer_logprobs(
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
-def test_the_gap_is_zero(new_model, new_tokenizer, family_shape, dtype, temperature):
+def test_the_gap_is_zero(size, new_model, new_tokenizer, family_shape, dtype, temperature):
     model, asked = new_model(1, dtype, max_positions=256, **family_shape), prompts(0, 5)
     model.exact = True
     found = Sampler(model, new_tokenizer(EOS), 7, exact=True).generate(
@@ -51,7 +59,7 @@ def test_the_gap_is_zero(new_model, new_tokenizer, family_shape, dtype, temperat
         assert [c.logprobs for c in found] == expected
 
 
-def test_the_gap_is_zero_under_truncation_and_when_greedy(new_model, new_tokenizer):
+def test_the_gap_is_zero_under_truncation_and_when_greedy(size, new_model, new_tokenizer):
     model, asked = new_model(1, max_positions=256), prompts(1, 4)
     model.exact = True
     sampler = Sampler(model, new_tokenizer(EOS), 7, exact=True)
@@ -62,7 +70,7 @@ def test_the_gap_is_zero_under_truncation_and_when_greedy(new_model, new_tokeniz
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_samples_depend_on_nothing_around_them(new_model, new_tokenizer, dtype, threads):
+def test_samples_depend_on_nothing_around_them(size, new_model, new_tokenizer, dtype, threads):
     model, asked = new_model(2, dtype, max_positions=256), prompts(2, 12)
     expected = None
     for slots, used in ((1, 1), (5, 1), (64, 2), (17, 2)):
@@ -76,7 +84,7 @@ def test_samples_depend_on_nothing_around_them(new_model, new_tokenizer, dtype, 
 
 
 @pytest.mark.parametrize("exact", [True, False])
-def test_long_samples_move_with_all_their_keys(new_model, new_tokenizer, exact):
+def test_long_samples_move_with_all_their_keys(size, new_model, new_tokenizer, exact):
     """Few ends, so that samples of several blocks are there when others end and slots are given up."""
     model, asked = new_model(6, max_positions=400), prompts(5, 6)
     model.exact = exact
@@ -97,7 +105,7 @@ def test_the_fast_mode_is_not_that_exact(new_model, new_tokenizer):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_the_number_of_threads_changes_no_bit_of_the_fast_mode_either(new_model, new_tokenizer, dtype, threads):
+def test_the_number_of_threads_changes_no_bit_of_the_fast_mode_either(size, new_model, new_tokenizer, dtype, threads):
     """The sampler tries out how many are best: a run must not depend on what it found."""
     model, asked = new_model(3, dtype, max_positions=256), prompts(4, 6)
     runs = []

@@ -34,7 +34,7 @@ SIGNATURES = {  # in the order of cpu.cpp
     "attend": "pppppppiiiiii",
     "lm_head": "pppppppfiii",
     "linear": "ppppiii",
-    "decode": "pppppppppppppppppffiiiiiiiiiiii",
+    "decode": "pppppppppppppppppppffiiiiiiiiiiiiiiii",
 }
 TYPES = {torch.float32: "float_forms", torch.bfloat16: "bf16_forms"}
 

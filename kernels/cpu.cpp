@@ -471,39 +471,72 @@ template <class T> struct Layer {
   const T *input_norm, *qkv, *qkv_bias, *q_norm, *k_norm, *o, *post_norm, *gate_up, *down;
 };
 
-// The step of nanomath/rollout/decoder.py from the last tokens to the next ones, each thread with rows of its own.
+// The samples in flight, a row each: tensors of nanomath/rollout/engine.py's Slots. Those with `width` + 1 columns have a
+// spare last one, for what samples draw after their end.
+struct Slots {
+  i64 *token, *position, *count;
+  const i64* limit;
+  bool* done;
+  const float* noise;  // [slots, width + 1, 2]
+  i64* tokens;
+  float *logprobs, *sampling_logprobs;
+  i64 width, positions;
+
+  void record(i64 m, i64 drawn, float logprob, float sampling_logprob, const i64* eos, i64 ends) const {
+    const i64 place = m * (width + 1) + (done[m] ? width : count[m]);
+    tokens[place] = drawn, logprobs[place] = logprob, sampling_logprobs[place] = sampling_logprob;
+    count[m] += !done[m];
+    done[m] = done[m] || count[m] >= limit[m] || std::find(eos, eos + ends, drawn) != eos + ends;
+    token[m] = drawn;
+    if (position[m] >= 0) position[m] = std::min(position[m] + 1, positions - 1);
+  }
+};
+
+// Steps of nanomath/rollout/engine.py, with the layers of decoder.py; every thread takes rows of its own through them.
 template <class T>
-void decode(const i64* last_token, const int32_t* position, const int32_t* slot, const T* cos, const T* sin,
-            const T* embedding, const Layer<T>* layers, const T* final_norm, const T* head, T* keys, T* values,
-            const int32_t* table, const float* u, i64* token, float* logprob, float* entropy, float* logsumexp,
-            float temperature, float eps, i64 mode, i64 window, i64 M, i64 D, i64 F, i64 H, i64 K, i64 E, i64 P, i64 V,
-            i64 L, i64 layer_size) {
+void decode(i64* token, i64* position, i64* count, const i64* limit, bool* done, const float* noise, i64* tokens,
+            float* logprobs, float* sampling_logprobs, const i64* eos, const T* cos, const T* sin, const T* embedding,
+            const Layer<T>* layers, const T* final_norm, const T* head, T* keys, T* values, const int32_t* table,
+            float temperature, float eps, i64 mode, i64 steps, i64 ends, i64 width, i64 positions, i64 window, i64 M,
+            i64 D, i64 F, i64 H, i64 K, i64 E, i64 P, i64 V, i64 L, i64 layer_size) {
+  const Slots slots{token, position, count, limit, done, noise, tokens, logprobs, sampling_logprobs, width, positions};
   const i64 q_size = H * E, qkv_size = (H + 2 * K) * E;
+  const T* no_bias = nullptr;
   share(M, M * V, equal_share(M), [&](i64 from, i64 to) {
     const i64 n = to - from;
     std::vector<T> x(n * D), delta(n * D), h(n * D), qkv(n * qkv_size), q(n * q_size), out(n * q_size);
     std::vector<T> gate_up(n * 2 * F), act(n * F), logits(n * V);
-    const int32_t *at = position + from, *place = slot + from;
-    std::vector<int32_t> length(n);
-    for (i64 m = 0; m < n; ++m) length[m] = at[m] + 1;
-    for (i64 m = 0; m < n; ++m) std::copy_n(embedding + last_token[from + m] * D, D, &x[m * D]);
-    for (i64 l = 0; l < L; ++l) {
-      const Layer<T>& w = layers[l];
-      const Cache<T> cache{keys + l * layer_size, values + l * layer_size, table, K, E, P};
-      add_and_norm(x.data(), l ? delta.data() : nullptr, w.input_norm, x.data(), h.data(), eps, 0, n, D);
-      multiply(h.data(), w.qkv, w.qkv_bias, qkv.data(), 0, n, qkv_size, D);
-      rotate_and_write(qkv.data(), at, place, cos, sin, w.q_norm, w.k_norm, q.data(), cache, eps, 0, n, H);
-      attend_rows(q.data(), cache, place, length.data(), out.data(), window, 0, n, H);
-      multiply(out.data(), w.o, (const T*)nullptr, delta.data(), 0, n, D, q_size);
-      add_and_norm(x.data(), delta.data(), w.post_norm, x.data(), h.data(), eps, 0, n, D);
-      multiply(h.data(), w.gate_up, (const T*)nullptr, gate_up.data(), 0, n, 2 * F, D);
-      gate(gate_up.data(), act.data(), 0, n, F);
-      multiply(act.data(), w.down, (const T*)nullptr, delta.data(), 0, n, D, F);
+    std::vector<int32_t> at(n), length(n), slot(n);
+    std::vector<float> u(2 * n), logprob(n), entropy(n), logsumexp(n);
+    std::vector<i64> drawn(n);
+    for (i64 step = 0; step < steps && !std::all_of(done + from, done + to, [](bool end) { return end; }); ++step) {
+      for (i64 m = 0; m < n; ++m) {
+        const i64 row = from + m;
+        slot[m] = row, at[m] = position[row], length[m] = at[m] + 1;
+        std::copy_n(noise + 2 * (row * (width + 1) + count[row]), 2, &u[2 * m]);
+        std::copy_n(embedding + token[row] * D, D, &x[m * D]);
+      }
+      for (i64 l = 0; l < L; ++l) {
+        const Layer<T>& w = layers[l];
+        const Cache<T> cache{keys + l * layer_size, values + l * layer_size, table, K, E, P};
+        add_and_norm(x.data(), l ? delta.data() : nullptr, w.input_norm, x.data(), h.data(), eps, 0, n, D);
+        multiply(h.data(), w.qkv, w.qkv_bias, qkv.data(), 0, n, qkv_size, D);
+        rotate_and_write(qkv.data(), at.data(), slot.data(), cos, sin, w.q_norm, w.k_norm, q.data(), cache, eps, 0, n,
+                         H);
+        attend_rows(q.data(), cache, slot.data(), length.data(), out.data(), window, 0, n, H);
+        multiply(out.data(), w.o, no_bias, delta.data(), 0, n, D, q_size);
+        add_and_norm(x.data(), delta.data(), w.post_norm, x.data(), h.data(), eps, 0, n, D);
+        multiply(h.data(), w.gate_up, no_bias, gate_up.data(), 0, n, 2 * F, D);
+        gate(gate_up.data(), act.data(), 0, n, F);
+        multiply(act.data(), w.down, no_bias, delta.data(), 0, n, D, F);
+      }
+      add_and_norm(x.data(), delta.data(), final_norm, x.data(), h.data(), eps, 0, n, D);
+      multiply(h.data(), head, no_bias, logits.data(), 0, n, V, D);
+      const Drawn found{drawn.data(), logprob.data(), entropy.data(), logsumexp.data()};
+      draw(logits.data(), u.data(), found, (float*)nullptr, temperature, mode, 0, n, V);
+      for (i64 m = 0; m < n; ++m)
+        slots.record(from + m, drawn[m], logprob[m], mode == GREEDY ? 0.0f : logprob[m], eos, ends);
     }
-    add_and_norm(x.data(), delta.data(), final_norm, x.data(), h.data(), eps, 0, n, D);
-    multiply(h.data(), head, (const T*)nullptr, logits.data(), 0, n, V, D);
-    const Drawn drawn{token + from, logprob + from, entropy + from, logsumexp + from};
-    draw(logits.data(), u + 2 * from, drawn, (float*)nullptr, temperature, mode, 0, n, V);
   });
 }
 

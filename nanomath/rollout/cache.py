@@ -130,13 +130,13 @@ class Cache:
 
     def arrange(self, live: int) -> int:
         """Before steps of the first `live` slots: name groups that share pages. Returns the number of tiles."""
-        if self.grouped != live:
+        if self.cascades and self.grouped != live:
             groups: dict[int, list[int]] = {}
             for row, number in enumerate(self.prompt_of[:live]):
                 groups.setdefault(number, []).append(row)
             cut = [(n, rows[i : i + self.width]) for n, rows in groups.items() for i in range(0, len(rows), self.width)]
             self.tile_count = 0
-            if self.cascades and max(self.full[number] for number in groups) >= CASCADE:
+            if max(self.full[number] for number in groups) >= CASCADE:
                 rows = [rows + [-1] * (self.width - len(rows)) for _, rows in cut]
                 self.tiles.fill_(-1)
                 self.tiles[: len(cut)] = torch.tensor(rows, dtype=torch.int32)
@@ -157,6 +157,5 @@ class Cache:
         q = rope_write(qkv, self.position, slot, *rope, keys, values, table, *norms, eps)
         tiles = self.tiles_used
         groups = (self.tiles[:tiles], self.shared[:tiles]) if tiles else (None, None)
-        return paged_attention(q, keys, values, table, slot, self.length, self.config.sliding_window, *groups).flatten(
-            1
-        )
+        window = self.config.sliding_window
+        return paged_attention(q, keys, values, table, slot, self.length, window, *groups).flatten(1)

@@ -10,14 +10,17 @@ host only looks at the done flags now and then.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from nanomath.rollout.cache import Cache
 from nanomath.rollout.decoder import Decoder
-from nanomath.rollout.sampling import SamplingParams, next_tokens, under_sampling
+from nanomath.rollout.sampling import SamplingParams, next_tokens
 from nanomath.rollout.threads import Threads
+
+LOOK_EVERY = 8  # steps between two looks at the flags, where steps run without the host
 
 
 class Slots:
@@ -76,16 +79,36 @@ class Engine:
 
     def advance(self, live: int, steps: int, params: SamplingParams) -> None:
         """Draw up to `steps` tokens; slots that are done earlier idle."""
-        tiles = self.cache.arrange(live)
         if not self.decoder.on_gpu:
-            for _ in range(steps):
-                self.threads.run(live, lambda: self.step(live, tiles, params))
+            while steps:
+                at_once = steps if self.in_one_call(params) and not self.threads.trying(live) else 1
+                self.threads.run(live, partial(self._on_cpu, live, at_once, params))
+                steps -= at_once
             return
+        tiles = self.cache.arrange(live)
         key = *(bucket(number, len(self.slots.token)) for number in (live, tiles)), params
         if key not in self.graphs:
             self.graphs[key] = self._capture(*key)
         for _ in range(steps):
             self.graphs[key].replay()
+
+    def in_one_call(self, params: SamplingParams) -> bool:
+        """Whether kernels/small_model.py does the steps."""
+        return self.decoder.small is not None and not params.cuts
+
+    def look_every(self, params: SamplingParams) -> int:
+        """After how many steps to look at the flags: a look costs, and so do steps of what has ended."""
+        return LOOK_EVERY if self.decoder.on_gpu or self.in_one_call(params) else 1
+
+    def _on_cpu(self, rows: int, steps: int, params: SamplingParams) -> None:
+        """So many steps in one call, or one step."""
+        if not self.in_one_call(params):
+            return self.step(rows, self.cache.arrange(rows), params)
+        s, cache = self.slots, self.cache
+        state = s.token, s.position, s.count, s.limit, s.done, s.noise, s.tokens, s.logprobs, s.sampling_logprobs
+        pages = cache.key_pages, cache.value_pages, cache.table
+        rope = self.decoder.rope(self.positions)
+        self.decoder.small.advance(rows, steps, state, self.eos, rope, *pages, self.positions, params.temperature)
 
     def step(self, rows: int, tiles: int, params: SamplingParams) -> None:
         """Advance the first `rows` slots by one token."""
@@ -93,7 +116,8 @@ class Engine:
         self.cache.prepare(position, tiles)
         count, was_done = s.count[:rows], s.done[:rows]
         place = count[:, None, None].expand(-1, 1, 2)
-        new, *logprobs = self.next_tokens(token, s.noise[:rows].gather(1, place)[:, 0], params)
+        states = self.decoder.states(token, self.cache.attend, self.positions)
+        new, *logprobs = next_tokens(self.decoder, states, s.noise[:rows].gather(1, place)[:, 0], params)
 
         column = torch.where(was_done, s.width, count)[:, None]
         for written, values in zip((s.tokens, s.logprobs, s.sampling_logprobs), (new, *logprobs), strict=True):
@@ -102,15 +126,6 @@ class Engine:
         s.done[:rows] = was_done | torch.isin(new, self.eos) | (count >= s.limit[:rows])
         token.copy_(new)
         position.copy_(torch.where(position < 0, position, (position + 1).clamp(max=self.positions - 1)))
-
-    def next_tokens(self, token: Tensor, u: Tensor, params: SamplingParams) -> tuple[Tensor, Tensor, Tensor]:
-        """What follows `token` [rows] in the step that the cache was prepared for, as `sampling.next_tokens` says."""
-        decoder, cache = self.decoder, self.cache
-        if decoder.small is None or params.cuts:
-            return next_tokens(decoder, decoder.states(token, cache.attend, self.positions), u, params)
-        rope, pages = decoder.rope(self.positions), (cache.key_pages, cache.value_pages, cache.step_table)
-        new, logprob = decoder.small.step(token, cache.position, cache.step_slot, rope, *pages, u, params.temperature)
-        return new, logprob, under_sampling(logprob, params)
 
     def _capture(self, rows: int, tiles: int, params: SamplingParams) -> torch.cuda.CUDAGraph:
         """The graph of a step. A first step outside of it compiles what there is to compile, and is taken back: what it

@@ -10,7 +10,8 @@ number of slots and the order of the prompts, up to rounding of its logits, and 
 prompt is given twice, its second copy continues the sample numbers of the first; ranks that share prompts out are told
 where each continues.)
 
-The host looks at the done flags every `check_every` steps, because each look makes it wait for the device.
+The host looks at the done flags every `check_every` steps, because each look makes it wait for the device. A small
+model on a CPU does so many steps in one call.
 """
 
 from __future__ import annotations
@@ -100,7 +101,7 @@ class Sampler:
             matrices = [p for p in model.model.layers[0].parameters() if p.dim() == 2]
             check_rows(matrices, self.decoder.dtype)
         self.threads = Threads()
-        self.check_every = 8 if self.decoder.on_gpu else 1
+        self.check_every: int | None = None  # None: what suits the engine
         self._engine: Engine | None = None
 
     def release(self) -> None:
@@ -229,7 +230,7 @@ class _Run:
         seed: int,
         first: Sequence[int],
     ) -> None:
-        self.model, self.tokenizer, self.check_every = sampler.model, sampler.tokenizer, sampler.check_every
+        self.model, self.tokenizer = sampler.model, sampler.tokenizer
         self.prompts, self.n, self.params, self.stop, self.seed = prompts, n, params, stop, seed
         self.device, context = self.model.device, self.model.config.max_positions
         self.samples = len(prompts) * n
@@ -246,6 +247,7 @@ class _Run:
         held = self.rows + -(-self.rows // n)  # prompts: of each sample in flight another, and the next ones
         self.engine = sampler.engine(self.rows, self.width, longest, held)
         self.slots = self.engine.slots
+        self.check_every = sampler.check_every or self.engine.look_every(params)
 
         self.tokens = torch.zeros(self.samples, self.width, dtype=torch.int64, device=self.device)
         self.logprobs, self.sampling_logprobs = torch.zeros(2, self.samples, self.width, device=self.device)

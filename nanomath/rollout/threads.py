@@ -21,6 +21,11 @@ class Threads:
         self.most = 0
         self.seconds: dict[int, dict[int, list[float]]] = {}  # size of the step -> threads -> what trials took
 
+    def trying(self, rows: int) -> bool:
+        """Whether the next step of so many rows is a trial."""
+        trials = self.seconds.get(rows.bit_length(), {0: []})
+        return torch.get_num_threads() > 1 and any(len(took) < TRIALS for took in trials.values())
+
     def run(self, rows: int, step: Callable[[], None]) -> None:
         """step(), which works on so many rows."""
         if self.most != (most := torch.get_num_threads()):

@@ -119,18 +119,18 @@ def point(rows: int = 4, group: int = 2, response: int = 5, prompts: int = 2, le
 
 def test_real_processes_measure_the_sampler(call, tmp_path):
     save = tmp_path / "rollout.json"
-    words = ("tiny", "rows=2,4", "groups=2", "prompt=6", "response=5", "repeats=1", "threads=1", "device=cpu")
+    words = ("tiny", "rows=2,4", "groups=2", "prompt=6", "response=20", "repeats=1", "threads=1", "device=cpu")
     outcome = call(main, "bench", "rollout", *words, "against=unshared", f"save={save}")
     assert outcome.code == 0, outcome.err
     report = json.loads(save.read_text(encoding="utf-8"))
     assert report["command"].startswith("python -m nanomath bench rollout tiny rows=2,4")
     assert min(report["machine"].values()) > 1e8
     assert [(row["rows"], row["group"], row["prompt"], row["response"]) for row in report["rows"]] == [
-        *((2, 2, 6, 5), (4, 2, 6, 5))
+        *((2, 2, 6, 20), (4, 2, 6, 20))
     ]
     for row in report["rows"]:
         assert set(row["tokens_per_s"]) == {"nanomath", "unshared"} and min(row["tokens_per_s"].values()) > 0
-        assert row["context"] == 6 + (1 + 4) / 2  # from the first look to the one before the last token
+        assert row["context"] == 6 + (8 + 16) / 2  # from the first look to the last one before the end
         assert row["share"] == pytest.approx(sum(row["floor_ms"].values()) / row["step_ms"]["nanomath"])
         assert set(row["stages"]) == set(STAGES) and sum(row["stages"].values()) == pytest.approx(1)
         assert 0 < row["gap"]["max"] < 1e-5 and row["gap"]["effective_samples"] == pytest.approx(1, abs=1e-5)
@@ -143,7 +143,7 @@ def test_a_model_with_eos_is_measured_on_real_prompts(model_directory, tmp_path)
     questions.write_text("\n".join(lines), encoding="utf-8")
     config = rollout.RolloutBench(model=str(model_directory), problems=str(questions), refills=1, device="cpu")
     rollout.resolve(config)
-    asked = rollout.new_point(config, rollout.model_shape(config.model), 4, 5, 2, 0)
+    asked = rollout.new_point(config, rollout.model_shape(config.model), 4, 20, 2, 0)
     first, second, *again = asked.prompts
     assert len(first) < len(second) and again == [first, second]
     assert "What is 22 + 22?" in nanomath.load_tokenizer(model_directory).decode(second)
@@ -165,8 +165,6 @@ def test_speed_is_tokens_by_time(monkeypatch):
     clock = SimpleNamespace(now=0.0)
 
     class Slow:
-        check_every = 1
-
         def __init__(self, *arguments: object) -> None: ...
         def release(self) -> None: ...
         def generate(self, prompts, n, tokens, progress):
@@ -223,6 +221,8 @@ def test_the_gap_is_that_of_the_trainer():
         ("aten::silu", [[16, 352]], "elementwise"),
         ("aten::rms_norm", [[16, 128]], "elementwise"),
         ("aten::empty", [[]], "other"),
+        ("attend", [], "attention"),
+        ("decode", [], "all in one"),
     ],
 )
 def test_operators_belong_to_stages(name, shapes, stage):

@@ -118,7 +118,7 @@ def test_groups_become_tiles(new_model, new_tokenizer, monkeypatch):
         return tiles[-1]
 
     monkeypatch.setattr(Cache, "arrange", arrange)
-    Sampler(new_model(1), new_tokenizer(()), 6).generate([[3] * 40, [7] * 50], n=3, max_new_tokens=3)
+    Sampler(new_model(1, torch.bfloat16), new_tokenizer(()), 6).generate([[3] * 40, [7] * 50], n=3, max_new_tokens=3)
     assert tiles == [2, 2, 2]
 
 

@@ -12,8 +12,10 @@ EOS = range(0, 1000, 25)
 PROMPTS = [[5], [7, 300, 12, 44], [9] * 11, [3] * 30, list(range(1, 26)), [8] * 47]
 
 
-def samples(model, tokenizer, **options):
-    return Sampler(model, tokenizer, 7).generate(PROMPTS, n=3, max_new_tokens=30, seed=1, **options)
+def samples(model, tokenizer, check_every: int | None = None, **options):
+    sampler = Sampler(model, tokenizer, 7)
+    sampler.check_every = check_every
+    return sampler.generate(PROMPTS, n=3, max_new_tokens=30, seed=1, **options)
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.6, 0.0])
@@ -23,6 +25,7 @@ def test_the_same_samples_as_layer_by_layer(new_model, new_tokenizer, family_sha
     sampler.decoder.refresh()
     assert sampler.decoder.small is not None
     found = samples(model, tokenizer, temperature=temperature)
+    assert samples(model, tokenizer, check_every=1, temperature=temperature) == found
     monkeypatch.setattr(packed, "SMALL", 0)
     sampler.decoder.refresh()
     assert sampler.decoder.small is None

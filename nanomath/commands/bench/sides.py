@@ -17,6 +17,7 @@ from nanomath.commands.bench.stages import LOOKS, stage_shares
 from nanomath.data.packing import Example
 from nanomath.models import Tokenizer, Transformer, load_model, load_tokenizer, save_model
 from nanomath.rollout import Completion, Sampler
+from nanomath.rollout.engine import LOOK_EVERY
 from nanomath.training.logprobs import score
 from nanomath.training.rollout_matrices import sampler_gap
 
@@ -107,7 +108,7 @@ def measure_sampler(setup: Setup, point: Point, share_prompts: bool, details: bo
     found = {"tokens_per_s": sum(c.length for c in completions) / seconds, "bytes": peak}
     found |= step_time(looks)
     if details:
-        gpu, tokens = model.device.type == "cuda", min(point.response, (LOOKS + 2) * sampler.check_every)
+        gpu, tokens = model.device.type == "cuda", min(point.response, (LOOKS + 2) * LOOK_EVERY)
         found["stages"] = stage_shares(lambda tell: draw(sampler, full, tokens, tell), model.config.vocab_size, gpu)
         sampler.release()
         model.exact = setup.exact

@@ -12,7 +12,7 @@ from torch.profiler import ProfilerActivity, profile
 from kernels.lm_head import BLOCK
 
 LOOKS = 6  # reports of progress that are profiled; on a GPU there are several steps to one
-STAGES = ("projections", "lm_head", "attention", "sampling", "elementwise", "other")
+STAGES = ("projections", "lm_head", "attention", "sampling", "elementwise", "other", "all in one")
 Generate = Callable[[Callable[..., None]], object]  # given what to call with the progress
 Shapes = Sequence[Sequence[int]]  # of an operator's inputs
 
@@ -24,6 +24,8 @@ CPU_KERNELS = {
     "lm_head": "sampling",
     "add_rms_norm": "elementwise",
     "swiglu": "elementwise",
+    "linear": "projections",
+    "decode": "all in one",
 }
 PRODUCTS = ("mm", "linear", "matmul")
 ELEMENTWISE = ("add", "mul", "div", "silu", "norm", "mean", "rsqrt", "pow", "embedding", "copy_", "cat", "index")

@@ -185,6 +185,8 @@ def test_stream_is_the_text_of_generate(sampler):
 
 def test_progress_counts_up_to_everything(sampler):
     seen = []
+    sampler = Sampler(sampler.model, sampler.tokenizer, sampler.slots)
+    sampler.check_every = 1
     found = sampler.generate(PROMPTS, n=2, max_new_tokens=6, progress=lambda *now: seen.append(now))
     finished, drawn, live, length = zip(*seen, strict=True)
     assert list(finished) == sorted(finished) and list(drawn) == sorted(drawn)

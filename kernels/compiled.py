@@ -24,7 +24,8 @@ from torch import Tensor
 
 SOURCE = Path(__file__).with_name("cpu.cpp")
 # Sums are added in the order they are written; a product may be fused with one.
-OPTIONS = ["-std=c++17", "-O3", "-march=native", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math", "-fPIC"]
+OPTIONS = ["-std=c++17", "-O3", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math", "-fPIC"]
+ATTEMPTS = (["-march=native", "-fopenmp"], ["-march=native"], [])  # not every compiler knows these
 PAGE = 16  # keys in a page of the cache, as in cpu.cpp
 KINDS = {"p": ctypes.c_void_p, "i": ctypes.c_int64, "f": ctypes.c_float}
 SIGNATURES = {  # in the order of cpu.cpp
@@ -67,9 +68,9 @@ def call(name: str, dtype: torch.dtype, *arguments: Tensor | float | None) -> No
 def library() -> dict[torch.dtype, dict[str, ctypes._CFuncPtr]] | None:
     """The functions of cpu.cpp by dtype and name; None, after a warning, where they cannot be built."""
     # OpenMP's functions are found in the runtime that PyTorch has loaded: a second one would fight it for the cores.
-    for threads in (["-fopenmp"], []):
+    for options in ATTEMPTS:
         try:
-            loaded = ctypes.CDLL(str(build(threads)))
+            loaded = ctypes.CDLL(str(build(options)))
             return {dtype: _functions(getattr(loaded, table)) for dtype, table in TYPES.items()}
         except OSError as error:
             reason = error
@@ -85,9 +86,9 @@ def _functions(table: ctypes._CFuncPtr) -> dict[str, ctypes._CFuncPtr]:
     }
 
 
-def build(threads: list[str]) -> Path:
-    """The shared library of cpu.cpp for this processor, built unless it is there; OSError when that fails. threads: the
-    compiler's option for OpenMP.
+def build(options: list[str]) -> Path:
+    """The shared library of cpu.cpp for this processor, built unless it is there, with these options and OPTIONS;
+    OSError when that fails.
     """
     compiler = os.environ.get("CXX") or next(filter(shutil.which, ("c++", "g++", "clang++")), None)
     if compiler is None:
@@ -95,7 +96,7 @@ def build(threads: list[str]) -> Path:
     cpuinfo = Path("/proc/cpuinfo")
     cores = cpuinfo.read_text(encoding="utf-8").split("\n\n") if cpuinfo.is_file() else [platform.processor()]
     features = [line for line in cores[0].splitlines() if line.startswith(("flags", "Features", "model name"))]
-    state = repr((SOURCE.read_text(encoding="utf-8"), compiler, OPTIONS, threads, features, platform.machine()))
+    state = repr((SOURCE.read_text(encoding="utf-8"), compiler, OPTIONS, options, features, platform.machine()))
     name = f"cpu-{hashlib.sha256(state.encode()).hexdigest()[:16]}.so"
     home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "nanomath"
     if (home / name).is_file():
@@ -106,7 +107,7 @@ def build(threads: list[str]) -> Path:
     except OSError:  # it cannot be written: this process builds its own
         home = folder = Path(tempfile.mkdtemp())
     try:
-        _run(compiler, *OPTIONS, *threads, "-c", str(SOURCE), "-o", str(folder / "cpu.o"))
+        _run(compiler, *OPTIONS, *options, "-c", str(SOURCE), "-o", str(folder / "cpu.o"))
         _run(compiler, "-shared", str(folder / "cpu.o"), "-o", str(folder / name))
         (folder / name).replace(home / name)  # in one step: another process may be building it too
     finally:

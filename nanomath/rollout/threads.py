@@ -12,19 +12,21 @@ from collections.abc import Callable
 import torch
 
 TRIALS = 3  # steps with each number of threads; the fastest counts
+HOPELESS = 1.3  # times the best number's time: no further trial
+
+Trials = dict[int, list[float]]  # threads -> what steps with so many took
 
 
 class Threads:
-    """Runs steps with the best of one thread, half of torch's and all of them, found for each doubling of the rows."""
+    """Runs steps with the best of all of torch's threads, half of them and one, found for each doubling of the rows."""
 
     def __init__(self) -> None:
         self.most = 0
-        self.seconds: dict[int, dict[int, list[float]]] = {}  # size of the step -> threads -> what trials took
+        self.seconds: dict[int, Trials] = {}  # by the size of the step
 
     def trying(self, rows: int) -> bool:
         """Whether the next step of so many rows is a trial."""
-        trials = self.seconds.get(rows.bit_length(), {0: []})
-        return torch.get_num_threads() > 1 and any(len(took) < TRIALS for took in trials.values())
+        return torch.get_num_threads() > 1 and _to_try(self.seconds.get(rows.bit_length(), {1: []})) > 0
 
     def run(self, rows: int, step: Callable[[], None]) -> None:
         """step(), which works on so many rows."""
@@ -32,13 +34,22 @@ class Threads:
             self.most, self.seconds = most, {}
         if most == 1:
             return step()
-        trials = self.seconds.setdefault(rows.bit_length(), {n: [] for n in sorted({1, most // 2, most})})
-        threads = next((n for n, took in trials.items() if len(took) < TRIALS), 0)
-        began, trying = time.perf_counter(), threads > 0
-        torch.set_num_threads(threads or min(trials, key=lambda n: min(trials[n])))
+        trials = self.seconds.setdefault(rows.bit_length(), {n: [] for n in (most, most // 2, 1)})
+        threads = _to_try(trials)
+        began = time.perf_counter()
+        torch.set_num_threads(threads or min((n for n in trials if trials[n]), key=lambda n: min(trials[n])))
         try:
             step()
         finally:
             torch.set_num_threads(most)
-        if trying:
+        if threads:
             trials[threads].append(time.perf_counter() - began)
+
+
+def _to_try(trials: Trials) -> int:
+    """A number of threads that may still turn out to be the best, 0 when none may."""
+    best = min((min(took) for took in trials.values() if took), default=0.0)
+    for threads, took in trials.items():
+        if not took or (len(took) < TRIALS and min(took) <= HOPELESS * best):
+            return threads
+    return 0

@@ -2,7 +2,7 @@
 
 PyTorch would compute a decoding step in some forty small operations a layer, each of which passes over memory and, with
 several threads, meets at a barrier: on a small model they cost several times the matrix products. The file is built for
-the processor at hand when it is first needed, in about two seconds, and kept in the user's cache directory. It uses the
+the processor at hand when it is first needed, in a few seconds, and kept in the user's cache directory. It uses the
 OpenMP threads that PyTorch already has. Without a compiler the PyTorch references run, and a warning says so.
 """
 

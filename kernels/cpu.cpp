@@ -24,7 +24,7 @@ constexpr i64 LANES = 16;    // numbers worked on side by side: a register of AV
 constexpr i64 PAGE = LANES;  // keys in a page of the cache
 constexpr i64 ROWS = 8;      // of a matrix that are multiplied together
 constexpr i64 BLOCK = 128;   // of the vocabulary, as in kernels/lm_head.py
-constexpr i64 SMALL = 8192;  // numbers; on fewer a second thread costs more than it takes over
+constexpr i64 SMALL = 1 << 15;  // numbers; on fewer a second thread costs more than it takes over
 enum { TARGET = 2, DRAW = 3, GREEDY = 4 };  // as in kernels/lm_head.py
 
 // --- Registers of LANES numbers ---------------------------------------------------------------------------------------
@@ -463,7 +463,7 @@ inline void multiply(const T* x, const T* panels, const T* bias, T* y, i64 first
 }
 
 template <class T> void linear(const T* x, const T* panels, const T* bias, T* y, i64 M, i64 N, i64 D) {
-  share(M, M * N, equal_share(M), [&](i64 m, i64 last) { multiply(x, panels, bias, y, m, last, N, D); });
+  share(M, M * N * D / LANES, equal_share(M), [&](i64 m, i64 last) { multiply(x, panels, bias, y, m, last, N, D); });
 }
 
 // The tensors of a layer, matrices in panels, as kernels/small_model.py lists them.
@@ -502,7 +502,7 @@ void decode(i64* token, i64* position, i64* count, const i64* limit, bool* done,
   const Slots slots{token, position, count, limit, done, noise, tokens, logprobs, sampling_logprobs, width, positions};
   const i64 q_size = H * E, qkv_size = (H + 2 * K) * E;
   const T* no_bias = nullptr;
-  share(M, M * V, equal_share(M), [&](i64 from, i64 to) {
+  share(M, M * V * D / LANES, equal_share(M), [&](i64 from, i64 to) {
     const i64 n = to - from;
     std::vector<T> x(n * D), delta(n * D), h(n * D), qkv(n * qkv_size), q(n * q_size), out(n * q_size);
     std::vector<T> gate_up(n * 2 * F), act(n * F), logits(n * V);

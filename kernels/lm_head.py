@@ -14,6 +14,9 @@ number of rows, and no reduction crosses rows: a row's results depend neither on
 are. The sampler (`sample`) and the trainer (`logprobs_triton`) launch the same two compiled kernels, to which the kind
 of candidate is a run-time argument: their logprobs of a token are bit-equal. Logits are not rounded to the weight's
 dtype on the way, as PyTorch's matrix product does; in bfloat16 that moves a logprob by up to 2^-8 of the logit.
+
+The CPU form works on logits that are there, a row at a time in two passes; `statistics` and `sample_logits` are one
+function of kernels/cpu.cpp.
 """
 
 from __future__ import annotations

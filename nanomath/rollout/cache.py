@@ -86,13 +86,13 @@ class Cache:
         tokens = torch.tensor([token for prompt in prompts.values() for token in prompt[:-1]], device=device)
         if not len(tokens):
             return
-        lengths = torch.tensor([len(prompt) - 1 for prompt in prompts.values()], device=device)
+        lengths = [len(prompt) - 1 for prompt in prompts.values()]
         first = torch.tensor([self._prompt_page(number) for number in prompts], **integers)
-        self.step_table = first[:, None] + torch.arange(self._pages(int(lengths.max())), **integers)
-        self.step_slot = torch.arange(len(prompts), **integers).repeat_interleave(lengths)
-        self.position = torch.cat([torch.arange(length, **integers) for length in lengths.tolist()])
+        self.step_table = first[:, None] + torch.arange(self._pages(max(lengths)), **integers)
+        self.step_slot = torch.arange(len(prompts), **integers).repeat_interleave(torch.tensor(lengths, device=device))
+        self.position = torch.cat([torch.arange(length, **integers) for length in lengths])
         self.length, self.tiles_used = self.position + 1, 0
-        decoder.states(tokens, self.attend, int(lengths.max()))
+        decoder.states(tokens, self.attend, max(lengths))
 
     def _prompt_page(self, number: int) -> int:
         """The first page of a prompt."""

@@ -48,7 +48,7 @@ class LayerWeights:
 
 
 class Decoder:
-    """`states(tokens, positions, attend)` and `logits(states)` of a model, computed in `dtype`.
+    """`states(tokens, attend, longest)` and `logits(states)` of a model, computed in `dtype`.
 
     exact: every row's result is a function of that row alone, as in the trainer with `model.exact`.
     """

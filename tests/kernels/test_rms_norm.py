@@ -89,7 +89,7 @@ def test_the_cpu_form(rows, dim, dtype, with_delta, seed):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_threads_change_no_bit_of_the_cpu_form(dtype):
     random, before = torch.Generator().manual_seed(0), torch.get_num_threads()
-    x, delta = torch.randn(2, 301, 100, generator=random).to(dtype)
+    x, delta = torch.randn(2, 401, 100, generator=random).to(dtype)
     results = []
     for threads in (1, 2, 3):
         torch.set_num_threads(threads)

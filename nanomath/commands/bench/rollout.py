@@ -221,7 +221,8 @@ def table_row(row: dict[str, Any]) -> str:
     ratios = ["-" if None in (ours, other) else f"{ours / other:.2f}" for other in others]
     lines = ["".join(f"{cell:>10}" for cell in cells) + "".join(f"{ratio:>16}" for ratio in ratios)]
     if row.get("stages"):
-        lines.append("    stages: " + ", ".join(f"{stage} {share:.0%}" for stage, share in row["stages"].items() if share))
+        shares = [f"{stage} {share:.0%}" for stage, share in row["stages"].items() if share]
+        lines.append(f"    stages: {', '.join(shares)}")
     if gap := row.get("gap"):
         lines.append(
             f"    against the trainer: |dlogprob| {gap['mean']:.2g} in the mean, {gap['max']:.2g} at most; effective "

@@ -42,7 +42,7 @@ TYPES = {torch.float32: "float_forms", torch.bfloat16: "bf16_forms"}
 
 def runs_compiled(tensor: Tensor) -> bool:
     """Whether the CPU form is to be used for work on `tensor`."""
-    return not tensor.is_cuda and tensor.dtype in TYPES and library() is not None
+    return tensor.is_cpu and tensor.dtype in TYPES and library() is not None
 
 
 def call(name: str, dtype: torch.dtype, *arguments: Tensor | float | None) -> None:

@@ -32,8 +32,14 @@ def library_attention(q: Tensor, k: Tensor, v: Tensor, window: int | None = None
     if window is None or tokens <= window:
         return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
     place = torch.arange(tokens, device=q.device)
-    seen = (place[None, :] <= place[:, None]) & (place[None, :] > place[:, None] - window)
+    seen = window_mask(place[:, None], place[None, :], window)
     return F.scaled_dot_product_attention(q, k, v, seen, enable_gqa=True)
+
+
+def window_mask(queries: Tensor, keys: Tensor, window: int | None) -> Tensor:
+    """True where a key position may be seen from a query position; broadcasts the two position tensors."""
+    visible = keys <= queries
+    return visible if window is None else visible & (keys > queries - window)
 
 
 def in_pages(q: Tensor, k: Tensor, v: Tensor, window: int | None = None) -> Tensor:

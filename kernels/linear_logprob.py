@@ -20,6 +20,8 @@ The idea: Cut Cross-Entropy (arXiv 2411.09009), Liger Kernel (arXiv 2410.10989).
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
@@ -32,6 +34,9 @@ from kernels.packed import packed_rows
 CHUNK_LOGITS = 40_000_000  # logits held at once, 160 MB of float32; the matrix products run no faster on more of them
 CHUNK_ROWS = 64  # but a tenth slower on a number of rows that is no multiple of this
 CHUNK_GRADIENT = 1 << 29  # numbers of dz that the Triton form holds at once, 1 GiB of bfloat16: W is read once for each
+
+
+Chunks = Iterator[tuple[Tensor, Tensor, Tensor]]  # tokens [c] that have a gradient, their states [c, D] and dz [c, V]
 
 
 def linear_logprob(
@@ -75,22 +80,35 @@ class _LinearLogprob(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: FunctionCtx, gradient: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-        hidden, weight, target, logsumexp, kept = ctx.saved_tensors
-        d_hidden = torch.zeros_like(hidden) if ctx.needs_input_grad[0] else None
-        d_weight = torch.zeros_like(weight, dtype=_precise(weight)) if ctx.needs_input_grad[1] else None
-        room = _room(ctx.chunk, weight) if kept is None else None
-        for rows in gradient.nonzero()[:, 0].split(ctx.chunk):  # without clipped tokens and advantages of zero
-            h, g = hidden[rows], gradient[rows, None] / ctx.temperature
-            if kept is None:
-                softmax = _logits(h, weight, ctx.temperature, room).sub_(logsumexp[rows, None]).exp_()
-            else:
-                softmax = kept if len(rows) == len(kept) else kept[rows]
-            dz = softmax.mul_(-g).scatter_add_(1, target[rows, None], g).to(weight.dtype)
-            if d_hidden is not None:
-                d_hidden[rows] = dz @ weight
-            if d_weight is not None:
-                _add_product(d_weight, dz, h)
-        return d_hidden, None if d_weight is None else d_weight.to(weight.dtype), None, None, None, None
+        d_hidden, d_weight = _gradients(ctx, _chunks(ctx, gradient))
+        return d_hidden, d_weight, None, None, None, None
+
+
+def _gradients(ctx: FunctionCtx, chunks: Chunks) -> tuple[Tensor | None, Tensor | None]:
+    """dh = dz W and dW = sum over chunks of dz^T h, None for one that is not needed."""
+    hidden, weight = ctx.saved_tensors[:2]
+    d_hidden = torch.zeros_like(hidden) if ctx.needs_input_grad[0] else None
+    d_weight = torch.zeros_like(weight, dtype=_precise(weight)) if ctx.needs_input_grad[1] else None
+    for rows, h, dz in chunks:
+        if d_hidden is not None:
+            d_hidden[rows] = dz @ weight
+        if d_weight is not None:
+            _add_product(d_weight, dz, h)
+        del dz  # after the last one the memory of the chunks is free again for the copy of d_weight
+    return d_hidden, None if d_weight is None else d_weight.to(weight.dtype)
+
+
+def _chunks(ctx: FunctionCtx, gradient: Tensor) -> Chunks:
+    """dz from logits that are computed again, or from the softmax that was kept."""
+    hidden, weight, target, logsumexp, kept = ctx.saved_tensors
+    room = _room(ctx.chunk, weight) if kept is None else None
+    for rows in gradient.nonzero()[:, 0].split(ctx.chunk):  # without clipped tokens and advantages of zero
+        h, g = hidden[rows], gradient[rows, None] / ctx.temperature
+        if kept is None:
+            softmax = _logits(h, weight, ctx.temperature, room).sub_(logsumexp[rows, None]).exp_()
+        else:
+            softmax = kept if len(rows) == len(kept) else kept[rows]
+        yield rows, h, softmax.mul_(-g).scatter_add_(1, target[rows, None], g).to(weight.dtype)
 
 
 def _precise(weight: Tensor) -> torch.dtype:
@@ -151,25 +169,19 @@ class _LinearLogprobTriton(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: FunctionCtx, gradient: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-        hidden, weight, _, _ = ctx.saved_tensors
-        d_hidden = torch.zeros_like(hidden) if ctx.needs_input_grad[0] else None
-        d_weight = torch.zeros_like(weight, dtype=_precise(weight)) if ctx.needs_input_grad[1] else None
-        _add_gradients(ctx, gradient, d_hidden, d_weight)  # its memory is free again for the copy of d_weight
-        return d_hidden, None if d_weight is None else d_weight.to(weight.dtype), None, None, None
+        d_hidden, d_weight = _gradients(ctx, _chunks_triton(ctx, gradient))
+        return d_hidden, d_weight, None, None, None
 
 
-def _add_gradients(ctx: FunctionCtx, gradient: Tensor, d_hidden: Tensor | None, d_weight: Tensor | None) -> None:
-    """Write d_hidden and add to d_weight, a chunk of the tokens that have a gradient at a time."""
+def _chunks_triton(ctx: FunctionCtx, gradient: Tensor) -> Chunks:
+    """dz by a kernel that makes the logits again, and keeps them to itself."""
     hidden, weight, target, logsumexp = ctx.saved_tensors
     places = gradient.nonzero()[:, 0]
     room = weight.new_empty(min(ctx.chunk, len(places)), weight.shape[0])
     for rows in places.split(ctx.chunk):
         h, dz = hidden[rows], room[: len(rows)]
         _logit_gradients(h, weight, target[rows], logsumexp[rows], gradient[rows], ctx.temperature, dz)
-        if d_hidden is not None:
-            d_hidden[rows] = dz @ weight
-        if d_weight is not None:
-            _add_product(d_weight, dz, h)
+        yield rows, h, dz
 
 
 def _logit_gradients(

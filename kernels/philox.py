@@ -37,13 +37,8 @@ def philox(seed: int, counters: tuple[Tensor, Tensor, Tensor, Tensor]) -> tuple[
     return c0, c1, c2, c3
 
 
-def uniform(seed: int, *counters: Tensor) -> Tensor:
-    """Float32 numbers in [0, 1) from the first word; up to four int64 counters, each below 2^32."""
-    return _to_unit(philox(seed, _four(counters))[0])
-
-
 def uniform_pair(seed: int, *counters: Tensor) -> Tensor:
-    """Two such numbers [..., 2], from the first two words."""
+    """Two float32 numbers in [0, 1) [..., 2], from the first two words; up to four int64 counters, each below 2^32."""
     if runs_triton(counters[0]):
         return uniform_pair_triton(seed, *counters)
     return uniform_pair_reference(seed, *counters)

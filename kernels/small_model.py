@@ -32,6 +32,7 @@ class SmallModel:
     head: Tensor
     vocabulary: int
     intermediate: int
+    heads: int
     eps: float
     window: int | None
 
@@ -59,10 +60,9 @@ class SmallModel:
         `Decoder.rope`; positions: of the longest sample.
         """
         (layers, _, kv_heads, _, dim), width = key_pages.shape, self.embedding.shape[1]
-        heads = self.layers[0][5].shape[1] // dim  # of o in panels [.., H E, LANES]
         compiled.call(
             *("decode", self.embedding.dtype, *slots, eos, *rope, self.embedding, self.addresses, self.norm, self.head),
             *(key_pages.mT, value_pages, page_table, temperature or 1.0, self.eps, DRAW if temperature else GREEDY),
             *(steps, len(eos), slots[-1].shape[1] - 1, positions, self.window or 0, rows, width, self.intermediate),
-            *(heads, kv_heads, dim, page_table.shape[1], self.vocabulary, layers, value_pages[0].numel()),
+            *(self.heads, kv_heads, dim, page_table.shape[1], self.vocabulary, layers, value_pages[0].numel()),
         )

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from kernels.backend import differentiable
-from kernels.exact_attention import exact_attention, library_attention
+from kernels.exact_attention import exact_attention, library_attention, window_mask
 from kernels.linear import invariant_linear
 from kernels.rms_norm import add_rms_norm, add_rms_norm_reference
 from kernels.rope_write import apply_rope
@@ -182,20 +182,12 @@ def rope_frequencies(config: ModelConfig) -> Tensor:
     return blend * frequencies + (1 - blend) * frequencies / scaling["factor"]
 
 
-def window_mask(queries: Tensor, keys: Tensor, window: int | None) -> Tensor:
-    """True where a key position may be seen from a query position; broadcasts the two position tensors."""
-    visible = keys <= queries
-    return visible if window is None else visible & (keys > queries - window)
-
-
-def causal_attention(window: int | None = None) -> Attend:
-    """Every token sees itself and what came before (at most `window` tokens). Right for rows padded at the end."""
-    return lambda layer, q, k, v: library_attention(q, k, v, window)
-
-
-def exact_causal_attention(window: int | None = None) -> Attend:
-    """`causal_attention` whose result for a token depends on that token and those it sees alone, bit for bit."""
-    return lambda layer, q, k, v: exact_attention(q, k, v, window)
+def causal_attention(window: int | None = None, exact: bool = False) -> Attend:
+    """Every token sees itself and what came before (at most `window` tokens). Right for rows padded at the end. With
+    `exact` the result for a token depends on that token and those it sees alone, bit for bit.
+    """
+    attention = exact_attention if exact else library_attention
+    return lambda layer, q, k, v: attention(q, k, v, window)
 
 
 def document_attention(documents: Tensor, window: int | None = None) -> Attend:
@@ -353,8 +345,7 @@ class Transformer(nn.Module):
         """
         if positions is None:
             positions = torch.arange(tokens.shape[1], device=tokens.device)
-        window = self.config.sliding_window
-        attend = attend or (exact_causal_attention if self.exact else causal_attention)(window)
+        attend = attend or causal_attention(self.config.sliding_window, self.exact)
         x = self.model.embed_tokens(tokens)
         if embedding_noise is not None:
             x = x + embedding_noise.to(x.dtype)

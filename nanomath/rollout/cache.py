@@ -43,7 +43,7 @@ class Cache:
     ) -> None:
         self.config, self.share, self.page = config, share, page_size(device)
         self.cascades = share and not exact and device.type == "cuda"
-        self.pages, self.prompt_pages = self._pages(positions), self._pages(longest)
+        self.pages, self.prompt_pages = _pages(positions, self.page), _pages(longest, self.page)
         shape = config.num_layers, slots * self.pages + prompts * self.prompt_pages
         self.key_pages, self.value_pages = new_pages(shape, config.num_kv_heads, config.head_dim, dtype, device)
         integers = {"dtype": torch.int32, "device": device}
@@ -63,11 +63,7 @@ class Cache:
         """Memory of a slot and of the prompt that it may hold."""
         page = page_size(device)
         key = 2 * config.num_layers * config.num_kv_heads * config.head_dim * dtype.itemsize
-        return key * page * (-(-positions // page) + 2 * -(-longest // page))
-
-    def _pages(self, tokens: int) -> int:
-        """How many pages that many tokens fill."""
-        return -(-tokens // self.page)
+        return key * page * (_pages(positions, page) + 2 * _pages(longest, page))
 
     def clear(self) -> None:
         """Forget all samples and prompts."""
@@ -88,7 +84,7 @@ class Cache:
             return
         lengths = [len(prompt) - 1 for prompt in prompts.values()]
         first = torch.tensor([self._prompt_page(number) for number in prompts], **integers)
-        self.step_table = first[:, None] + torch.arange(self._pages(max(lengths)), **integers)
+        self.step_table = first[:, None] + torch.arange(_pages(max(lengths), self.page), **integers)
         self.step_slot = torch.arange(len(prompts), **integers).repeat_interleave(torch.tensor(lengths, device=device))
         self.position = torch.cat([torch.arange(length, **integers) for length in lengths])
         self.length, self.tiles_used = self.position + 1, 0
@@ -105,7 +101,7 @@ class Cache:
         for at, (row, number, length) in enumerate(zip(rows.tolist(), prompts, lengths.tolist(), strict=True)):
             first, shared = self._prompt_page(number), self.full[number] if self.share else 0
             table[at, :shared] = torch.arange(first, first + shared)
-            copied += [(first + j, at, j) for j in range(shared, self._pages(length - 1))]
+            copied += [(first + j, at, j) for j in range(shared, _pages(length - 1, self.page))]
             self.prompt_of[row] = number
         self.table[rows] = table.to(self.table.device)
         if copied:
@@ -115,7 +111,7 @@ class Cache:
                 kept[:, target] = kept[:, source]
         self.grouped = 0
 
-    def move(self, source: Tensor, target: Tensor, positions: Tensor) -> None:
+    def move(self, source: Tensor, target: Tensor) -> None:
         """Slots `target` take over the samples in slots `source`, with their pages."""
         self.table[target] = self.table[source]
         self.own[target], self.own[source] = self.own[source], self.own[target]
@@ -159,3 +155,8 @@ class Cache:
         groups = (self.tiles[:tiles], self.shared[:tiles]) if tiles else (None, None)
         window = self.config.sliding_window
         return paged_attention(q, keys, values, table, slot, self.length, window, *groups).flatten(1)
+
+
+def _pages(tokens: int, page: int) -> int:
+    """How many pages of that size so many tokens fill."""
+    return -(-tokens // page)

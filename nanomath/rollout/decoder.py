@@ -98,7 +98,7 @@ class Decoder:
             for layer in self.layers
         ]
         config = self.model.config
-        shape = config.vocab_size, config.intermediate_size, self.eps, config.sliding_window
+        shape = config.vocab_size, config.intermediate_size, config.num_heads, self.eps, config.sliding_window
         return SmallModel(
             self.embedding.detach().to(self.dtype), layers, self.norm, packed(self.lm_head, self.dtype), *shape
         )

@@ -94,7 +94,7 @@ class Sampler:
         if slots < 1:
             raise ValueError(f"slots is {slots}: at least one sequence must fit")
         self.model, self.tokenizer, self.slots = model, tokenizer, slots
-        self.exact, self.share_prompts = exact, share_prompts
+        self.share_prompts = share_prompts
         self.decoder = Decoder(model, dtype or model.dtype, exact)
         self.keep = keep and self.decoder.on_gpu
         if exact and not self.decoder.on_gpu:
@@ -139,7 +139,7 @@ class Sampler:
         self.release()
         config, device, dtype = self.model.config, self.model.device, self.decoder.dtype
         cache = Cache(
-            config, rows, longest + width, longest - 1, prompts, dtype, device, self.share_prompts, self.exact
+            config, rows, longest + width, longest - 1, prompts, dtype, device, self.share_prompts, self.decoder.exact
         )
         eos = torch.tensor(self.tokenizer.eos_ids, dtype=torch.int64, device=device)
         slots = Slots(rows, width, device)
@@ -336,7 +336,7 @@ class _Run:
         self.live -= len(free)
         target, source = free[free < self.live], taken[self.live :].nonzero()[:, 0] + self.live
         if len(target):
-            self.engine.cache.move(source, target, self.slots.position[source])
+            self.engine.cache.move(source, target)
             self.slots.move(source, target)
         self.slots.clear(slice(self.live, self.live + len(free)))
 

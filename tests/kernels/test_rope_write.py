@@ -115,18 +115,18 @@ def assert_right(p: Problem, function) -> None:
 places = st.dictionaries(
     st.integers(0, 2), st.sampled_from([-1, 0, 1, PAGE - 1, PAGE, 2 * PAGE - 1, 2 * PAGE, POSITIONS - 1]), min_size=1
 ).map(lambda chosen: list(chosen.items()))
+shapes = {
+    "rows": places,
+    "heads": st.integers(1, 3),
+    "kv_heads": st.integers(1, 5),
+    "dim": st.sampled_from([2, 20, 32, 64, 80, 96, 128]),
+    "norm": st.booleans(),
+    "seed": st.integers(0, 99),
+}
 
 
 @settings(max_examples=40, deadline=None)
-@given(
-    rows=places,
-    heads=st.integers(1, 3),
-    kv_heads=st.integers(1, 5),
-    dim=st.sampled_from([2, 20, 32, 64, 80, 96, 128]),
-    norm=st.booleans(),
-    dtype=st.sampled_from([torch.float32, torch.bfloat16, torch.float16]),
-    seed=st.integers(0, 99),
-)
+@given(**shapes, dtype=st.sampled_from([torch.float32, torch.bfloat16, torch.float16]))
 @needs_triton
 def test_any_rows(kernel_device, rows, heads, kv_heads, dim, norm, dtype, seed):
     assert_right(problem(rows, heads * kv_heads, kv_heads, dim, norm, dtype, kernel_device, seed), rope_write_triton)
@@ -145,15 +145,7 @@ def for_cpu(p: Problem) -> Problem:
 
 
 @settings(max_examples=150, deadline=None)
-@given(
-    rows=places,
-    heads=st.integers(1, 3),
-    kv_heads=st.integers(1, 5),
-    dim=st.sampled_from([2, 20, 32, 64, 80, 96, 128]),
-    norm=st.booleans(),
-    dtype=st.sampled_from([torch.float32, torch.bfloat16]),
-    seed=st.integers(0, 99),
-)
+@given(**shapes, dtype=st.sampled_from([torch.float32, torch.bfloat16]))
 def test_the_cpu_form(rows, heads, kv_heads, dim, norm, dtype, seed):
     p = for_cpu(problem(rows, heads * kv_heads, kv_heads, dim, norm, dtype, "cpu", seed))
     assert_right(p, rope_write_cpu)

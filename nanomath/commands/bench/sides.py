@@ -122,7 +122,7 @@ def draw(
     """The point's completions of at most `tokens` tokens, and what was there when the host looked at them."""
     looks: list[Look] = []
 
-    def progress(*now: int) -> None:
+    def progress(*now: float) -> None:
         looks.append((time.perf_counter(), *now))
         if tell is not None:
             tell(*now)

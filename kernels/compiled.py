@@ -35,7 +35,8 @@ SIGNATURES = {  # in the order of cpu.cpp
     "attend": "pppppppiiiiii",
     "lm_head": "pppppppfiii",
     "linear": "ppppiii",
-    "decode": "pppppppppppppppppppffiiiiiiiiiiiiiiii",
+    "prefill": "ppppfii",
+    "decode": "ppppppppppppffiiiiiii",
 }
 TYPES = {torch.float32: "float_forms", torch.bfloat16: "bf16_forms"}
 

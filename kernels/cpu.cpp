@@ -23,6 +23,7 @@ using i64 = int64_t;
 constexpr i64 LANES = 16;    // numbers worked on side by side: a register of AVX-512, two of AVX2, four of NEON
 constexpr i64 PAGE = LANES;  // keys in a page of the cache
 constexpr i64 ROWS = 8;      // of a matrix that are multiplied together
+constexpr i64 PREFILL = 64;  // tokens of a prompt that go through a small model together
 constexpr i64 BLOCK = 128;   // of the vocabulary, as in kernels/lm_head.py
 constexpr i64 SMALL = 1 << 15;  // numbers; on fewer a second thread costs more than it takes over
 enum { TARGET = 2, DRAW = 3, GREEDY = 4 };  // as in kernels/lm_head.py
@@ -88,20 +89,28 @@ template <class T> inline Vector rounded(Vector x) {
   return load(y);
 }
 
+// Both halves of a register, put together by `join`, down to four numbers, which are joined crosswise.
+template <class Join> inline float folded(Vector x, Join join) {
+  using Eight = float __attribute__((vector_size(32)));
+  using Four = float __attribute__((vector_size(16)));
+  Eight a[2];
+  Four b[2];
+  std::memcpy(a, &x, sizeof a);
+  a[0] = join(a[0], a[1]);
+  std::memcpy(b, a, sizeof b);
+  b[0] = join(b[0], b[1]);
+  return join(join(b[0][0], b[0][2]), join(b[0][1], b[0][3]));
+}
 inline float total(Vector x) {
-  for (i64 half = LANES / 2; half; half /= 2)
-    for (i64 l = 0; l < half; ++l) x[l] += x[l + half];
-  return x[0];
+  return folded(x, [](auto a, auto b) { return a + b; });
 }
 inline float most(Vector x) {
-  float top = x[0];
-  for (i64 l = 1; l < LANES; ++l) top = std::max(top, x[l]);
-  return top;
+  return folded(x, [](auto a, auto b) { return a > b ? a : b; });
 }
 
-// e^x by 2^n e^r with |r| <= ln 2 / 2, to 1 ulp (the polynomial is that of Cephes's expf); 0 below -87, no overflow.
+// e^x by 2^n e^r with |r| <= ln 2 / 2, to 1 ulp (the polynomial is that of Cephes's expf); 0 below -87; x at most 88.
 inline Vector exponential(Vector x) {
-  const Vector y = x < -87.0f ? Vector{} - 87.0f : x > 88.0f ? Vector{} + 88.0f : x;
+  const Vector y = x < -87.0f ? Vector{} - 87.0f : x;
   const Vector n = y * 1.44269504f + 12582912.0f - 12582912.0f;
   const Vector r = y - n * 0.693359375f + n * 2.12194440e-4f;  // the first product is exact
   Vector p = Vector{} + 1.9875691500e-4f;
@@ -167,7 +176,7 @@ template <class T> inline void gate(const T* gate_up, T* out, i64 m, i64 last, i
   for (; m < last; ++m) {
     const T *gate = gate_up + 2 * m * F, *up = gate + F;
     for (i64 i = 0; i < F; i += LANES) {
-      const Vector z = load(gate + i, F - i, 0.0f), silu = z / (1.0f + exponential(-z));
+      const Vector z = load(gate + i, F - i, 0.0f), silu = z / (1.0f + exponential(-z > 88.0f ? Vector{} + 88.0f : -z));
       store(out + m * F + i, rounded<T>(silu) * load(up + i, F - i, 0.0f), F - i);
     }
   }
@@ -234,28 +243,39 @@ void rope_write(const T* qkv, const int32_t* position, const int32_t* slot, cons
   });
 }
 
-// score[n][t] = sum_e query[n][e] key[e][t] for N queries and the keys of a page
-template <i64 N, class T>
-inline void page_scores(const float* query, const T* key, float* score, i64 stride, i64 E) {
-  Vector even[N] = {}, odd[N] = {};
-  for (i64 e = 0; e < E; e += 2) {
-    const Vector a = load(key + e * PAGE), b = load(key + (e + 1) * PAGE);
-    for (i64 n = 0; n < N; ++n) {
-      even[n] += query[n * E + e] * a;
-      odd[n] += query[n * E + e + 1] * b;
-    }
-  }
-  for (i64 n = 0; n < N; ++n) store(score + n * stride, even[n] + odd[n]);
+// Fetch two registers' worth of numbers into the cache.
+template <class T> inline void fetch_two(const T* x) {
+  __builtin_prefetch(x);
+  if (sizeof(T) * LANES == 64) __builtin_prefetch(x + LANES);
 }
 
-// sum[n][e] += sum_t weight[n][t] value[t][e] for N queries and `tokens` values of a page
+// score[n][t] = sum_e query[n][e] key[e][t] for N queries and the keys of `pages` pages; what `next` names is fetched
+// meanwhile
+template <i64 N, i64 pages, class T>
+inline void page_scores(const float* query, const T* const* key, const T* const* next, float* score, i64 stride, i64 E) {
+  Vector even[pages][N] = {}, odd[pages][N] = {};
+  for (i64 e = 0; e < E; e += 2)
+    for (i64 p = 0; p < pages; ++p) {
+      fetch_two(next[p] + e * PAGE);
+      const Vector a = load(key[p] + e * PAGE), b = load(key[p] + (e + 1) * PAGE);
+      for (i64 n = 0; n < N; ++n) {
+        even[p][n] += query[n * E + e] * a;
+        odd[p][n] += query[n * E + e + 1] * b;
+      }
+    }
+  for (i64 p = 0; p < pages; ++p)
+    for (i64 n = 0; n < N; ++n) store(score + n * stride + p * PAGE, even[p][n] + odd[p][n]);
+}
+
+// sum[n][e] += sum_t weight[n][t] value[t][e] for N queries and `tokens` values of a page; `next` as above
 template <i64 N, class T>
-inline void page_values(const float* weight, const T* value, float* sum, i64 stride, i64 tokens, i64 E) {
+inline void page_values(const float* weight, const T* value, const T* next, float* sum, i64 stride, i64 tokens, i64 E) {
   i64 e = 0;
   for (; e + 2 * LANES <= E; e += 2 * LANES) {
     Vector left[N], right[N];
     for (i64 n = 0; n < N; ++n) left[n] = load(sum + n * E + e), right[n] = load(sum + n * E + e + LANES);
     for (i64 t = 0; t < tokens; ++t) {
+      fetch_two(next + t * E + e);
       const Vector a = load(value + t * E + e), b = load(value + t * E + e + LANES);
       for (i64 n = 0; n < N; ++n) {
         left[n] += weight[n * stride + t] * a;
@@ -294,17 +314,12 @@ inline float exponentials(float* s, i64 n) {
   return total(sum);
 }
 
-// The next page is fetched from memory while this one is worked on.
-template <class T> inline void prefetch(const T* page, i64 n) {
-  for (i64 i = 0; i < n; i += 64 / i64(sizeof(T))) __builtin_prefetch(page + i);
-}
-
 // Row m sees the first length[m] keys, or the last `window` of these. The query heads of a key head go through a page
 // together, and neighbouring rows, which read the same prompt's keys, one after the other.
 template <class T>
 inline void attend_rows(const T* q, const Cache<T>& cache, const int32_t* slot, const int32_t* length, T* out,
                         i64 window, i64 first_row, i64 last_row, i64 H) {
-  const i64 K = cache.K, E = cache.E, R = H / K, size = PAGE * E;
+  const i64 K = cache.K, E = cache.E, R = H / K;
   const float scale = 1.0f / std::sqrt(float(E));
   std::vector<float> query(R * E), sum(R * E), mass(R), score;
   for (i64 k = 0; k < K; ++k)
@@ -320,11 +335,15 @@ inline void attend_rows(const T* q, const Cache<T>& cache, const int32_t* slot, 
 
       const i64 low = first / PAGE, high = (end + PAGE - 1) / PAGE, stride = (high - low) * PAGE;
       score.resize(R * stride);
-      for (i64 p = low; p < high; ++p) {
-        prefetch(p + 1 < high ? cache.key_page(slot[m], p + 1, k) : cache.value_page(slot[m], low, k), size);
+      const auto keys = [&](i64 p) { return p < high ? cache.key_page(slot[m], p, k) : cache.value_page(slot[m], low, k); };
+      for (i64 p = low; p < high; p += 2) {
+        const T *now[] = {keys(p), keys(p + 1)}, *next[] = {keys(p + 2), keys(p + 3)};
         in_fours(R, [&](i64 r, auto n) {
           float* to_page = &score[r * stride + (p - low) * PAGE];
-          page_scores<n()>(&query[r * E], cache.key_page(slot[m], p, k), to_page, stride, E);
+          if (p + 1 < high)
+            page_scores<n(), 2>(&query[r * E], now, next, to_page, stride, E);
+          else
+            page_scores<n(), 1>(&query[r * E], now, next, to_page, stride, E);
         });
       }
       for (i64 r = 0; r < R; ++r) {
@@ -335,12 +354,11 @@ inline void attend_rows(const T* q, const Cache<T>& cache, const int32_t* slot, 
       }
       std::fill(sum.begin(), sum.end(), 0.0f);
       for (i64 p = low; p < high; ++p) {
-        if (p + 1 < high) prefetch(cache.value_page(slot[m], p + 1, k), size);
+        const T *value = cache.value_page(slot[m], p, k), *next = cache.value_page(slot[m], std::min(p + 2, high - 1), k);
         const i64 start = std::max(first, p * PAGE), tokens = std::min(end, (p + 1) * PAGE) - start;
         in_fours(R, [&](i64 r, auto n) {
           const float* weight = &score[r * stride + start - low * PAGE];
-          const T* value = cache.value_page(slot[m], p, k) + start % PAGE * E;
-          page_values<n()>(weight, value, &sum[r * E], stride, tokens, E);
+          page_values<n()>(weight, value + start % PAGE * E, next, &sum[r * E], stride, tokens, E);
         });
       }
       for (i64 r = 0; r < R; ++r)
@@ -466,10 +484,72 @@ template <class T> void linear(const T* x, const T* panels, const T* bias, T* y,
   share(M, M * N * D / LANES, equal_share(M), [&](i64 m, i64 last) { multiply(x, panels, bias, y, m, last, N, D); });
 }
 
-// The tensors of a layer, matrices in panels, as kernels/small_model.py lists them.
+// The tensors of a layer, matrices in panels.
 template <class T> struct Layer {
   const T *input_norm, *qkv, *qkv_bias, *q_norm, *k_norm, *o, *post_norm, *gate_up, *down;
 };
+
+// A small model and the memory of its keys and values, as kernels/small_model.py lists them.
+template <class T> struct Model {
+  const T *embedding, *norm, *head, *cos, *sin;
+  const Layer<T>* layers;
+  T *keys, *values;
+  i64 layer_size, L, D, F, H, K, E, V, window;
+};
+
+// Up to `room` rows on their way through the layers.
+template <class T> struct Rows {
+  const Model<T>& c;
+  std::vector<int32_t> position, slot, length;
+  std::vector<T> x, delta, h, qkv, q, out, gate_up, act;
+
+  Rows(const Model<T>& c, i64 room)
+      : c(c), position(room), slot(room), length(room), x(room * c.D), delta(room * c.D), h(room * c.D),
+        qkv(room * (c.H + 2 * c.K) * c.E), q(room * c.H * c.E), out(room * c.H * c.E), gate_up(room * 2 * c.F),
+        act(room * c.F) {}
+
+  void begin(i64 m, i64 token, i64 place, i64 in_slot) {
+    position[m] = place, slot[m] = in_slot, length[m] = place + 1;
+    std::copy_n(c.embedding + token * c.D, c.D, &x[m * c.D]);
+  }
+
+  // The first n rows, to the normed states in h; or no further than to the last layer's keys and values.
+  void through_layers(const int32_t* table, i64 P, float eps, i64 n, bool keys_only) {
+    const T* no_bias = nullptr;
+    for (i64 l = 0; l < c.L; ++l) {
+      const Layer<T>& w = c.layers[l];
+      const Cache<T> cache{c.keys + l * c.layer_size, c.values + l * c.layer_size, table, c.K, c.E, P};
+      add_and_norm(x.data(), l ? delta.data() : nullptr, w.input_norm, x.data(), h.data(), eps, 0, n, c.D);
+      multiply(h.data(), w.qkv, w.qkv_bias, qkv.data(), 0, n, (c.H + 2 * c.K) * c.E, c.D);
+      rotate_and_write(qkv.data(), position.data(), slot.data(), c.cos, c.sin, w.q_norm, w.k_norm, q.data(), cache, eps,
+                       0, n, c.H);
+      if (keys_only && l == c.L - 1) return;
+      attend_rows(q.data(), cache, slot.data(), length.data(), out.data(), c.window, 0, n, c.H);
+      multiply(out.data(), w.o, no_bias, delta.data(), 0, n, c.D, c.H * c.E);
+      add_and_norm(x.data(), delta.data(), w.post_norm, x.data(), h.data(), eps, 0, n, c.D);
+      multiply(h.data(), w.gate_up, no_bias, gate_up.data(), 0, n, 2 * c.F, c.D);
+      gate(gate_up.data(), act.data(), 0, n, c.F);
+      multiply(act.data(), w.down, no_bias, delta.data(), 0, n, c.D, c.F);
+    }
+    add_and_norm(x.data(), delta.data(), c.norm, x.data(), h.data(), eps, 0, n, c.D);
+  }
+};
+
+// The keys and values of prompts: tokens first[b] to first[b + 1] stand in the pages of table[b]. A prompt is one
+// thread's, some rows at a time: what these see lies before them.
+template <class T>
+void prefill(const i64* tokens, const i64* first, const int32_t* table, const Model<T>* model, float eps, i64 prompts,
+             i64 P) {
+  share(prompts, first[prompts] * model->D * model->F / LANES, 1, [&](i64 b, i64 last) {
+    Rows<T> rows(*model, PREFILL);
+    for (; b < last; ++b)
+      for (i64 at = first[b]; at < first[b + 1]; at += PREFILL) {
+        const i64 n = std::min(PREFILL, first[b + 1] - at);
+        for (i64 m = 0; m < n; ++m) rows.begin(m, tokens[at + m], at + m - first[b], b);
+        rows.through_layers(table, P, eps, n, true);
+      }
+  });
+}
 
 // The samples in flight, a row each: tensors of nanomath/rollout/engine.py's Slots. Those with `width` + 1 columns have a
 // spare last one, for what samples draw after their end.
@@ -495,44 +575,25 @@ struct Slots {
 // Steps of nanomath/rollout/engine.py, with the layers of decoder.py; every thread takes rows of its own through them.
 template <class T>
 void decode(i64* token, i64* position, i64* count, const i64* limit, bool* done, const float* noise, i64* tokens,
-            float* logprobs, float* sampling_logprobs, const i64* eos, const T* cos, const T* sin, const T* embedding,
-            const Layer<T>* layers, const T* final_norm, const T* head, T* keys, T* values, const int32_t* table,
-            float temperature, float eps, i64 mode, i64 steps, i64 ends, i64 width, i64 positions, i64 window, i64 M,
-            i64 D, i64 F, i64 H, i64 K, i64 E, i64 P, i64 V, i64 L, i64 layer_size) {
+            float* logprobs, float* sampling_logprobs, const i64* eos, const int32_t* table, const Model<T>* model,
+            float temperature, float eps, i64 mode, i64 steps, i64 ends, i64 width, i64 positions, i64 M, i64 P) {
   const Slots slots{token, position, count, limit, done, noise, tokens, logprobs, sampling_logprobs, width, positions};
-  const i64 q_size = H * E, qkv_size = (H + 2 * K) * E;
-  const T* no_bias = nullptr;
+  const i64 V = model->V, D = model->D;
   share(M, M * V * D / LANES, equal_share(M), [&](i64 from, i64 to) {
     const i64 n = to - from;
-    std::vector<T> x(n * D), delta(n * D), h(n * D), qkv(n * qkv_size), q(n * q_size), out(n * q_size);
-    std::vector<T> gate_up(n * 2 * F), act(n * F), logits(n * V);
-    std::vector<int32_t> at(n), length(n), slot(n);
+    Rows<T> rows(*model, n);
+    std::vector<T> logits(n * V);
     std::vector<float> u(2 * n), logprob(n), entropy(n), logsumexp(n);
     std::vector<i64> drawn(n);
+    const Drawn found{drawn.data(), logprob.data(), entropy.data(), logsumexp.data()};
     for (i64 step = 0; step < steps && !std::all_of(done + from, done + to, [](bool end) { return end; }); ++step) {
       for (i64 m = 0; m < n; ++m) {
         const i64 row = from + m;
-        slot[m] = row, at[m] = position[row], length[m] = at[m] + 1;
+        rows.begin(m, token[row], position[row], row);
         std::copy_n(noise + 2 * (row * (width + 1) + count[row]), 2, &u[2 * m]);
-        std::copy_n(embedding + token[row] * D, D, &x[m * D]);
       }
-      for (i64 l = 0; l < L; ++l) {
-        const Layer<T>& w = layers[l];
-        const Cache<T> cache{keys + l * layer_size, values + l * layer_size, table, K, E, P};
-        add_and_norm(x.data(), l ? delta.data() : nullptr, w.input_norm, x.data(), h.data(), eps, 0, n, D);
-        multiply(h.data(), w.qkv, w.qkv_bias, qkv.data(), 0, n, qkv_size, D);
-        rotate_and_write(qkv.data(), at.data(), slot.data(), cos, sin, w.q_norm, w.k_norm, q.data(), cache, eps, 0, n,
-                         H);
-        attend_rows(q.data(), cache, slot.data(), length.data(), out.data(), window, 0, n, H);
-        multiply(out.data(), w.o, no_bias, delta.data(), 0, n, D, q_size);
-        add_and_norm(x.data(), delta.data(), w.post_norm, x.data(), h.data(), eps, 0, n, D);
-        multiply(h.data(), w.gate_up, no_bias, gate_up.data(), 0, n, 2 * F, D);
-        gate(gate_up.data(), act.data(), 0, n, F);
-        multiply(act.data(), w.down, no_bias, delta.data(), 0, n, D, F);
-      }
-      add_and_norm(x.data(), delta.data(), final_norm, x.data(), h.data(), eps, 0, n, D);
-      multiply(h.data(), head, no_bias, logits.data(), 0, n, V, D);
-      const Drawn found{drawn.data(), logprob.data(), entropy.data(), logsumexp.data()};
+      rows.through_layers(table, P, eps, n, false);
+      multiply(rows.h.data(), model->head, (const T*)nullptr, logits.data(), 0, n, V, D);
       draw(logits.data(), u.data(), found, (float*)nullptr, temperature, mode, 0, n, V);
       for (i64 m = 0; m < n; ++m)
         slots.record(from + m, drawn[m], logprob[m], mode == GREEDY ? 0.0f : logprob[m], eos, ends);
@@ -545,7 +606,7 @@ void decode(i64* token, i64* position, i64* count, const i64* limit, bool* done,
 // What kernels/compiled.py calls, in the order of its signatures.
 template <class T>
 void* const forms[] = {(void*)add_rms_norm<T>, (void*)swiglu<T>,  (void*)rope_write<T>, (void*)attend<T>, (void*)lm_head<T>,
-                       (void*)linear<T>,       (void*)decode<T>};
+                       (void*)linear<T>,       (void*)prefill<T>, (void*)decode<T>};
 
 extern "C" void* const* float_forms() { return forms<float>; }
 extern "C" void* const* bf16_forms() { return forms<bf16>; }

@@ -14,10 +14,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from kernels import compiled
 from kernels.lm_head import DRAW, GREEDY
+
+Rope = tuple[Tensor, Tensor]  # cos and sin of all positions, each [positions, E]
 
 
 @dataclass
@@ -40,29 +43,46 @@ class SmallModel:
         addresses = [[0 if w is None else w.data_ptr() for w in layer] for layer in self.layers]
         self.addresses = torch.tensor(addresses, dtype=torch.int64)
 
+    def prefill(
+        self, tokens: Tensor, lengths: Sequence[int], rope: Rope, key_pages: Tensor, value_pages: Tensor, table: Tensor
+    ) -> None:
+        """Write the keys and values of prompts of these lengths, whose tokens follow one another in `tokens`.
+
+        key_pages and value_pages [L, pages, K, PAGE, E]; table int32 [prompts, P]: the pages of each; rope as from
+        `Decoder.rope`.
+        """
+        first = F.pad(torch.tensor(lengths).cumsum(0), (1, 0))
+        model = self._model(rope, key_pages, value_pages)
+        shape = len(lengths), table.shape[1]
+        compiled.call("prefill", self.embedding.dtype, tokens, first, table, model, self.eps, *shape)
+
     def advance(
         self,
         rows: int,
         steps: int,
         slots: Sequence[Tensor],
         eos: Tensor,
-        rope: tuple[Tensor, Tensor],
+        rope: Rope,
         key_pages: Tensor,
         value_pages: Tensor,
-        page_table: Tensor,
+        table: Tensor,
         positions: int,
         temperature: float,
     ) -> None:
         """Draw up to `steps` tokens for each of the first `rows` slots, as `Engine.step` does.
 
-        slots: token, position, count, limit, done, noise, tokens, logprobs and sampling_logprobs of `Slots`; key_pages
-        and value_pages [L, pages, K, PAGE, E]; page_table int32 [slots, P]: the pages of each; rope as from
-        `Decoder.rope`; positions: of the longest sample.
+        slots: token, position, count, limit, done, noise, tokens, logprobs and sampling_logprobs of `Slots`; table of
+        the slots' pages, and the rest as in `prefill`; positions: of the longest sample.
         """
-        (layers, _, kv_heads, _, dim), width = key_pages.shape, self.embedding.shape[1]
         compiled.call(
-            *("decode", self.embedding.dtype, *slots, eos, *rope, self.embedding, self.addresses, self.norm, self.head),
-            *(key_pages.mT, value_pages, page_table, temperature or 1.0, self.eps, DRAW if temperature else GREEDY),
-            *(steps, len(eos), slots[-1].shape[1] - 1, positions, self.window or 0, rows, width, self.intermediate),
-            *(self.heads, kv_heads, dim, page_table.shape[1], self.vocabulary, layers, value_pages[0].numel()),
+            *("decode", self.embedding.dtype, *slots, eos, table, self._model(rope, key_pages, value_pages)),
+            *(temperature or 1.0, self.eps, DRAW if temperature else GREEDY, steps, len(eos), slots[-1].shape[1] - 1),
+            *(positions, rows, table.shape[1]),
         )
+
+    def _model(self, rope: Rope, key_pages: Tensor, value_pages: Tensor) -> Tensor:
+        """cpu.cpp's Model: addresses and numbers, eight bytes each."""
+        tensors = self.embedding, self.norm, self.head, *rope, self.addresses, key_pages, value_pages
+        (layers, _, kv_heads, _, dim), width = key_pages.shape, self.embedding.shape[1]
+        shape = layers, width, self.intermediate, self.heads, kv_heads, dim, self.vocabulary, self.window or 0
+        return torch.tensor([*(tensor.data_ptr() for tensor in tensors), value_pages[0].numel(), *shape])

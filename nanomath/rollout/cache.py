@@ -84,10 +84,14 @@ class Cache:
             return
         lengths = [len(prompt) - 1 for prompt in prompts.values()]
         first = torch.tensor([self._prompt_page(number) for number in prompts], **integers)
-        self.step_table = first[:, None] + torch.arange(_pages(max(lengths), self.page), **integers)
+        table = first[:, None] + torch.arange(_pages(max(lengths), self.page), **integers)
+        if decoder.small is not None:
+            rope = decoder.rope(max(lengths))
+            return decoder.small.prefill(tokens, lengths, rope, self.key_pages, self.value_pages, table)
+        self.step_table, self.tiles_used = table, 0
         self.step_slot = torch.arange(len(prompts), **integers).repeat_interleave(torch.tensor(lengths, device=device))
         self.position = torch.cat([torch.arange(length, **integers) for length in lengths])
-        self.length, self.tiles_used = self.position + 1, 0
+        self.length = self.position + 1
         decoder.states(tokens, self.attend, max(lengths))
 
     def _prompt_page(self, number: int) -> int:
@@ -96,19 +100,16 @@ class Cache:
 
     def begin(self, rows: Tensor, prompts: Sequence[int], lengths: Tensor) -> None:
         """Samples of the prompts with these numbers, of so many tokens, begin in slots `rows`."""
-        copied: list[tuple[int, int, int]] = []  # page of a prompt, slot, page of the slot
-        table = self.own[rows].cpu()
-        for at, (row, number, length) in enumerate(zip(rows.tolist(), prompts, lengths.tolist(), strict=True)):
-            first, shared = self._prompt_page(number), self.full[number] if self.share else 0
-            table[at, :shared] = torch.arange(first, first + shared)
-            copied += [(first + j, at, j) for j in range(shared, _pages(length - 1, self.page))]
+        for row, number in zip(rows.tolist(), prompts, strict=True):
             self.prompt_of[row] = number
-        self.table[rows] = table.to(self.table.device)
-        if copied:
-            source, at, page = torch.tensor(copied, device=rows.device).unbind(1)
-            target = self.own[rows[at], page].long()
-            for kept in (self.key_pages, self.value_pages):
-                kept[:, target] = kept[:, source]
+        integers = {"dtype": torch.int64, "device": rows.device}
+        first = torch.tensor([self._prompt_page(number) for number in prompts], **integers)[:, None]
+        shared = torch.tensor([self.full[number] if self.share else 0 for number in prompts], **integers)[:, None]
+        own, page = self.own[rows].long(), torch.arange(self.pages, device=rows.device)
+        self.table[rows] = torch.where(page < shared, first + page, own).int()
+        at = ((page >= shared) & (page * self.page < lengths[:, None] - 1)).nonzero(as_tuple=True)
+        for kept in (self.key_pages, self.value_pages):
+            kept[:, own[at]] = kept[:, (first + page)[at]]
         self.grouped = 0
 
     def move(self, source: Tensor, target: Tensor) -> None:

@@ -9,7 +9,7 @@ from kernels import packed
 from nanomath.rollout import Sampler
 
 EOS = range(0, 1000, 25)
-PROMPTS = [[5], [7, 300, 12, 44], [9] * 11, [3] * 30, list(range(1, 26)), [8] * 47]
+PROMPTS = [[5], [7, 300, 12, 44], [9] * 11, [3] * 30, list(range(1, 26)), [8] * 66, list(range(9, 105))]
 
 
 def samples(model, tokenizer, check_every: int | None = None, **options):

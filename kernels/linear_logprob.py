@@ -33,6 +33,7 @@ from kernels.packed import packed_rows
 
 CHUNK_LOGITS = 40_000_000  # logits held at once, 160 MB of float32; the matrix products run no faster on more of them
 CHUNK_ROWS = 64  # but a tenth slower on a number of rows that is no multiple of this
+ALIGNED = 16  # numbers; Triton knows a multiple of it when it sees one
 CHUNK_GRADIENT = 1 << 29  # numbers of dz that the Triton form holds at once, 1 GiB of bfloat16: W is read once for each
 
 
@@ -177,11 +178,19 @@ def _chunks_triton(ctx: FunctionCtx, gradient: Tensor) -> Chunks:
     """dz by a kernel that makes the logits again, and keeps them to itself."""
     hidden, weight, target, logsumexp = ctx.saved_tensors
     places = gradient.nonzero()[:, 0]
-    room = weight.new_empty(min(ctx.chunk, len(places)), weight.shape[0])
+    room = _aligned(min(ctx.chunk, len(places)), weight)
     for rows in places.split(ctx.chunk):
         h, dz = hidden[rows], room[: len(rows)]
         _logit_gradients(h, weight, target[rows], logsumexp[rows], gradient[rows], ctx.temperature, dz)
         yield rows, h, dz
+
+
+def _aligned(rows: int, weight: Tensor) -> Tensor:
+    """Memory for dz whose rows begin on multiples of ALIGNED numbers, whatever the vocabulary: they are then written
+    in wide stores, from fewer registers.
+    """
+    vocabulary = len(weight)
+    return weight.new_empty(rows, -(-vocabulary // ALIGNED) * ALIGNED)[:, :vocabulary]
 
 
 def _logit_gradients(
@@ -191,14 +200,14 @@ def _logit_gradients(
     (vocabulary, dim), cut = weight.shape, lm_head.tile(weight)
     if len(h):
         _gradient_kernel[lm_head.grid(len(h), vocabulary, cut)](
-            h, weight.contiguous(), target, logsumexp, gradient.float(), dz, len(h), vocabulary, 1 / temperature,
-            dim, UPCAST=INTERPRETED, enable_fp_fusion=True, **cut
+            h, weight.contiguous(), target, logsumexp, gradient.float(), dz, len(h), vocabulary, dz.stride(0),
+            1 / temperature, dim, UPCAST=INTERPRETED, enable_fp_fusion=True, **cut
         )  # fmt: skip
 
 
 @jit
 def _gradient_kernel(
-    hidden, weight, target, logsumexp, gradient, dz, n, vocabulary, inverse,
+    hidden, weight, target, logsumexp, gradient, dz, n, vocabulary, stride, inverse,
     D: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, INNER: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
     rows, columns, z = logits_tile(hidden, weight, n, vocabulary, D, ROWS, COLUMNS, INNER, UPCAST)
@@ -209,6 +218,6 @@ def _gradient_kernel(
     out = g[:, None] * (tl.where(columns[None, :] == y[:, None], 1.0, 0.0) - p)
     tiles = tl.cdiv(n, ROWS)
     row, column = tl.program_id(0) % tiles * ROWS, tl.program_id(0) // tiles * COLUMNS
-    inside = tl.arange(0, ROWS)[:, None] * vocabulary + tl.arange(0, COLUMNS)[None, :]  # 32 bits are enough for these
-    place = dz + row.to(tl.int64) * vocabulary + column + inside
+    inside = tl.arange(0, ROWS)[:, None] * stride + tl.arange(0, COLUMNS)[None, :]  # 32 bits are enough for these
+    place = dz + row.to(tl.int64) * stride + column + inside
     tl.store(place, out.to(dz.dtype.element_ty), mask=here[:, None] & (columns < vocabulary)[None, :])

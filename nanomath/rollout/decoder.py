@@ -128,11 +128,23 @@ class Decoder:
         x, delta = F.embedding(tokens, self.embedding).to(self.dtype), None
         for i, w in enumerate(self.layers):
             x, h = add_rms_norm(x, delta, w.input_norm, self.eps)
-            qkv = self.linear(h, w.qkv, w.qkv_bias)
-            out = attend(i, qkv, rope, (w.q_norm, w.k_norm), self.eps)
+            qkv, norms = self.linear(h, w.qkv, w.qkv_bias), (w.q_norm, w.k_norm)
+            if self.exact and self.on_gpu and w.q_norm is not None:
+                qkv, norms = self.with_normed_heads(qkv, w.q_norm, w.k_norm), (None, None)
+            out = attend(i, qkv, rope, norms, self.eps)
             x, h = add_rms_norm(x, self.linear(out, w.o), w.post_norm, self.eps)
             delta = self.linear(swiglu(self.linear(h, w.gate_up)), w.down)
         return add_rms_norm(x, delta, self.norm, self.eps)[1]
+
+    def with_normed_heads(self, qkv: Tensor, q_weight: Tensor, k_weight: Tensor) -> Tensor:
+        """The heads of q and k normed by the trainer's kernel; rope_write's own adds a head up in another order."""
+        config = self.model.config
+        heads = qkv.unflatten(1, (-1, config.head_dim))
+        q, k, v = heads.split([config.num_heads, config.num_kv_heads, config.num_kv_heads], dim=1)
+        normed = [
+            add_rms_norm(x.flatten(0, 1), None, w, self.eps)[1].view(x.shape) for x, w in ((q, q_weight), (k, k_weight))
+        ]
+        return torch.cat((*normed, v), dim=1).flatten(1)
 
     def logits(self, states: Tensor) -> Tensor:
         """[M, V], on a GPU in float32, as the trainer's logits are there, else in the decoder's dtype."""

@@ -24,7 +24,7 @@ def products(dim: int, vocabulary: int, cut: dict, dtype: torch.dtype = BF16) ->
 
     def launch() -> None:
         states, weight = meta(256, dim, dtype=dtype), meta(vocabulary, dim, dtype=dtype)
-        numbers, dz = meta(256, dtype=F32), meta(256, vocabulary, dtype=dtype)
+        numbers, dz = meta(256, dtype=F32), linear_logprob._aligned(256, weight)
         with mock.patch.object(lm_head, "tile", lambda _: cut):
             lm_head.sample_triton(states, weight, meta(256, 2, dtype=F32), 0.9)
             linear_logprob._logit_gradients(states, weight, meta(256, dtype=I64), numbers, numbers, 0.9, dz)

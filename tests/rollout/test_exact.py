@@ -8,8 +8,11 @@ import pytest
 import torch
 
 from kernels import packed
+from kernels.attention import new_pages
+from kernels.rope_write import rope_write
 from nanomath.data.packing import Example
 from nanomath.rollout import Completion, Sampler
+from nanomath.rollout.decoder import Decoder
 from nanomath.training.logprobs import score
 
 EOS = range(0, 1000, 25)
@@ -129,3 +132,23 @@ def test_the_exact_model_is_the_same_function(new_model, family_shape):
     assert model.exact
     for plain, exact in zip(*results, strict=True):
         torch.testing.assert_close(exact, plain, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_heads_normed_by_the_trainers_kernel(new_model, dtype):
+    """On a GPU the decoder norms them so, before rope_write, which then has no norm to do."""
+    model = new_model(5, dtype, model_type="qwen3", qk_norm=True, head_dim=12)
+    decoder, config = Decoder(model, dtype, exact=True), model.config
+    decoder.refresh()
+    weights, rope = decoder.layers[0], decoder.rope(20)
+    rows, kv_heads, dim = 9, config.num_kv_heads, config.head_dim
+    qkv = torch.randn(rows, (config.num_heads + 2 * kv_heads) * dim, generator=torch.Generator().manual_seed(1))
+    qkv, place, norms = qkv.to(dtype), torch.arange(rows, dtype=torch.int32), (weights.q_norm, weights.k_norm)
+    found = []
+    for given, by_kernel in ((qkv, norms), (decoder.with_normed_heads(qkv, *norms), (None, None))):
+        pages = [p.zero_() for p in new_pages((1,), kv_heads, dim, dtype, qkv.device)]
+        table = torch.zeros(1, 1, dtype=torch.int32)
+        q = rope_write(given, place, torch.zeros_like(place), *rope, *pages, table, *by_kernel, decoder.eps)
+        found.append([q, *pages])
+    assert not torch.equal(found[0][0].flatten(1), qkv[:, : found[0][0][0].numel()])
+    assert all(map(torch.equal, *found))

@@ -23,6 +23,13 @@ ALLOWED = {
     "nanomath.models": {"kernels"},
     "nanomath.rollout": {"kernels", "nanomath.models"},
     "nanomath.rewards": {"nanomath.data", "nanomath.models"},
+    "nanomath.process": {
+        "nanomath.rollout",
+        "nanomath.rewards",
+        "nanomath.models",
+        "nanomath.data",
+        "nanomath.algorithms",
+    },
     "nanomath.training": {
         *("kernels", "nanomath.rollout", "nanomath.models", "nanomath.algorithms", "nanomath.data"),
         *("nanomath.settings", "nanomath.config"),

@@ -12,11 +12,11 @@ from .advantages import (
     SCALES,
     decoupled_advantages,
     group_advantages,
-    process_advantages,
     token_rewards,
     whiten,
 )
 from .aggregation import AGGREGATIONS, loss_weights, response_mask
+from .credit import CREDITS, credit, on_tokens, process_advantages, to_go, token_baseline_advantages
 from .kl import KL_CORRECTIONS, KL_ESTIMATORS, kl_estimate, kl_loss
 from .policy import CLIPS, policy_loss
 from .presets import PRESETS, check, has_group_baseline, penalises_kl, updates_once
@@ -29,6 +29,7 @@ __all__ = [
     "AGGREGATIONS",
     "BASELINES",
     "CLIPS",
+    "CREDITS",
     "SAMPLER_CORRECTIONS",
     "KL_CORRECTIONS",
     "KL_ESTIMATORS",
@@ -36,6 +37,7 @@ __all__ = [
     "RATIOS",
     "SCALES",
     "check",
+    "credit",
     "decoupled_advantages",
     "explained_variance",
     "gae",
@@ -45,6 +47,7 @@ __all__ = [
     "kl_loss",
     "loss_weights",
     "neftune_noise",
+    "on_tokens",
     "overlong_filter",
     "penalises_kl",
     "policy_loss",
@@ -52,6 +55,8 @@ __all__ = [
     "response_mask",
     "sampler_correction",
     "sft_loss",
+    "to_go",
+    "token_baseline_advantages",
     "token_rewards",
     "top_covariance",
     "top_entropy",

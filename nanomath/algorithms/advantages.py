@@ -10,8 +10,8 @@ over the G completions of one prompt, then divided by
     off            1
 
 The standard deviation has G - 1 in its denominator, as in the public implementations (the papers do not say). Without a
-group (PPO, REINFORCE++) advantages come token by token from `token_rewards` and `gae`. N prompts, G samples of each,
-B = N G sequences, T tokens, K reward components.
+group (PPO, REINFORCE++) advantages come token by token from `token_rewards` and `gae`; those of steps are in credit.py.
+N prompts, G samples of each, B = N G sequences, T tokens, K reward components.
 """
 
 from __future__ import annotations
@@ -98,19 +98,3 @@ def whiten(advantages: Tensor, mask: Tensor, eps: float = 1e-8) -> Tensor:
     if values.numel() < 2 or (values == values[0]).all():
         return torch.zeros_like(advantages)
     return torch.where(mask, (advantages - values.mean()) / (values.std() + eps), 0.0)
-
-
-def process_advantages(step_rewards: Tensor, step_ends: Tensor, width: int, eps: float = 1e-4) -> Tensor:
-    """Advantages [G, T] of one group whose steps are rewarded one by one (GRPO's process supervision, 2402.03300).
-
-    step_rewards [G, S] and step_ends [G, S] give each step's reward and the index of the token that ends it; a
-    negative index marks an absent step. All step rewards of the group are pooled, r~ = (r - mean R) / (std R + eps),
-    and A_t = sum of r~ over the steps that end at or after t. It grows with the number of steps: log that number.
-    """
-    present = step_ends >= 0
-    pooled = step_rewards[present]
-    if pooled.numel() < 2 or (pooled == pooled[0]).all():
-        return torch.zeros(len(step_rewards), width, dtype=step_rewards.dtype, device=step_rewards.device)
-    normalised = torch.where(present, (step_rewards - pooled.mean()) / (pooled.std() + eps), 0.0)
-    still_to_end = torch.arange(width, device=step_ends.device) <= step_ends[:, :, None]  # [G, S, T]
-    return (normalised[:, :, None] * still_to_end).sum(dim=1)

@@ -21,6 +21,8 @@ from torch import Tensor
 
 from nanomath import algorithms
 from nanomath.algorithms import (
+    CREDITS,
+    credit,
     decoupled_advantages,
     explained_variance,
     gae,
@@ -28,12 +30,15 @@ from nanomath.algorithms import (
     kl_estimate,
     kl_loss,
     loss_weights,
+    on_tokens,
     overlong_filter,
     policy_loss,
     process_advantages,
     response_mask,
     sampler_correction,
     sft_loss,
+    to_go,
+    token_baseline_advantages,
     token_rewards,
     top_covariance,
     top_entropy,
@@ -76,6 +81,11 @@ MATRICES: dict[str, Call] = {
     "clipped_low": lambda b: policy_loss(b.new, b.old, b.advantages, b.weights)[1]["clipped_low"],
     "clipped_high": lambda b: policy_loss(b.new, b.old, b.advantages, b.weights)[1]["clipped_high"],
     "process_advantages": lambda b: process_advantages(b.step_rewards, b.step_ends, b.mask.shape[1]),
+    "token_baseline_advantages": lambda b: token_baseline_advantages(
+        b.step_rewards, b.step_ends, b.mask.sum(1), b.mask.shape[1]
+    ),
+    "on_tokens": lambda b: on_tokens(b.step_rewards, b.step_ends, b.mask.shape[1]),
+    "to_go": lambda b: to_go(torch.where(b.mask, b.rewards, 0.0)),
     "kl_estimate": lambda b: torch.where(b.mask, kl_estimate(b.new, b.ref), 0.0),
     **{
         f"sampler_correction {how}": partial(
@@ -95,6 +105,7 @@ OTHERS: dict[str, Call] = {
     "group_advantages": lambda b: group_advantages(b.group_rewards),
     "decoupled_advantages": lambda b: decoupled_advantages(b.components, b.component_weights, "leave_one_out", "batch"),
     "response_mask": lambda b: response_mask(b.mask.sum(1)),
+    **{f"credit {form}": partial(lambda form, b: credit(b.step_rewards, b.step_ends, form), form) for form in CREDITS},
 }
 NOT_OF_A_BATCH = {"check", "has_group_baseline", "penalises_kl", "updates_once", "neftune_noise"}
 EVERYTHING = {**LOSSES, **MATRICES, **OTHERS}

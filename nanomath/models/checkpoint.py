@@ -12,7 +12,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
@@ -22,7 +22,7 @@ import torch
 from huggingface_hub import snapshot_download
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from nanomath.models.transformer import ModelConfig, Transformer
 
@@ -39,10 +39,14 @@ STEP_DIRECTORY = re.compile(r"step-(\d+)")
 
 
 def load_model(
-    path_or_hub_id: str | PathLike[str], device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
+    path_or_hub_id: str | PathLike[str],
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.float32,
+    head: Callable[[ModelConfig], nn.Module] | None = None,
 ) -> Transformer:
     """The model in a Hugging Face directory, under a hub id, or in a run directory (its newest checkpoint).
 
+    head: makes the module that stands in place of the lm_head as `score`, as in classifiers and reward models.
     FileNotFoundError when a file is not there; ValueError when an architecture is not supported, a file is damaged, or
     its tensors are not those of its config.json.
     """
@@ -50,21 +54,34 @@ def load_model(
     config = _read_config(directory)
     with torch.device("meta"):
         model = Transformer(config)
+        if head is not None:
+            replace_head(model, head(config))
     model.to(dtype).to_empty(device=device)
-    if config.tie_embeddings:  # to_empty gives every module a parameter of its own
+    if config.tie_embeddings and head is None:  # to_empty gives every module a parameter of its own
         model.lm_head.weight = model.model.embed_tokens.weight
-    _copy_weights(directory, _hf_tensors(model), tied=config.tie_embeddings)
+    _copy_weights(directory, _hf_tensors(model), without_head=config.tie_embeddings or head is not None)
     return model
 
 
+def replace_head(model: Transformer, head: nn.Module) -> None:
+    """Put `head` in place of the lm_head, as `model.score`: the model predicts no token any more."""
+    del model.lm_head
+    model.score = head
+
+
 def save_model(
-    model: Transformer, tokenizer: Tokenizer | None, directory: str | PathLike[str], dtype: torch.dtype | None = None
+    model: Transformer,
+    tokenizer: Tokenizer | None,
+    directory: str | PathLike[str],
+    dtype: torch.dtype | None = None,
+    **config_keys: Any,
 ) -> None:
     """Write the model, and its tokenizer if one is given, as a Hugging Face directory that transformers can load.
 
     Everything is written beside `directory` and renamed at the end; a model that was there is replaced whole.
-    `dtype` defaults to the model's own, and then loading gives the same bits. FileExistsError when `directory` is
-    something other than a model.
+    `dtype` defaults to the model's own, and then loading gives the same bits. `config_keys` go into config.json as they
+    are: a model with another head has its own "architectures". FileExistsError when `directory` is something other
+    than a model.
     """
     target = Path(directory).resolve()
     if target.exists() and not (target / "config.json").is_file() and any(target.iterdir()):
@@ -75,7 +92,7 @@ def save_model(
         if tokenizer is not None:
             tokenizer.save(scratch)
             names = tokenizer.token_ids()
-        config = {**model.config.to_hf(), **names, "torch_dtype": str(dtype).removeprefix("torch.")}
+        config = {**model.config.to_hf(), **names, "torch_dtype": str(dtype).removeprefix("torch."), **config_keys}
         (scratch / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         _write_weights(_hf_tensors(model), dtype, scratch)
 
@@ -224,14 +241,14 @@ def _hf_tensors(model: Transformer) -> dict[str, Tensor]:
     return {hf_name: parameters[name].data[start:stop] for hf_name, name, start, stop in model.hf_slices()}
 
 
-def _copy_weights(directory: Path, tensors: dict[str, Tensor], tied: bool) -> None:
+def _copy_weights(directory: Path, tensors: dict[str, Tensor], without_head: bool) -> None:
     """Fill `tensors` from the files, one tensor at a time, after checking that the files hold just these."""
     files = _weight_files(directory)
     stored_names = set()
     for file in files:
         with _open_safetensors(file) as stored:
             stored_names |= set(stored.keys())
-    _check_names(stored_names, set(tensors), tied, directory)
+    _check_names(stored_names, set(tensors), without_head, directory)
     for file in files:
         with _open_safetensors(file) as stored:
             for name in (name for name in stored.offset_keys() if name in tensors):
@@ -241,10 +258,12 @@ def _copy_weights(directory: Path, tensors: dict[str, Tensor], tied: bool) -> No
                 tensors[name].copy_(stored.get_tensor(name))
 
 
-def _check_names(stored: set[str], expected: set[str], tied: bool, directory: Path) -> None:
-    """ValueError for tensors that are missing or unknown. Old files also store the rotary frequencies."""
+def _check_names(stored: set[str], expected: set[str], without_head: bool, directory: Path) -> None:
+    """ValueError for tensors that are missing or unknown. Old files also store the rotary frequencies; an lm_head that
+    is the embedding once more, or is not wanted, may be there.
+    """
     unknown = {name for name in stored - expected if not name.endswith("rotary_emb.inv_freq")}
-    if tied:
+    if without_head:
         unknown.discard("lm_head.weight")
     for fault, names in (("lack", expected - stored), ("hold unknown", unknown)):
         if names:

@@ -23,6 +23,7 @@ from nanomath.analysis.evaluation import check_measurement, evaluate
 from nanomath.commands.build import (
     build_model,
     build_problems,
+    build_process_reward,
     build_sampler,
     build_template,
     encode_prompts,
@@ -46,6 +47,7 @@ SHOW = {
     "heldout/pass@1": "held-out {:.1%}",
     "reward": "reward {:.3f}",
     "pass@1": "pass@1 {:.1%}",
+    "reward/prm": "PRM {:.3f}",
     "kl": "KL {:.4f}",
     "entropy": "entropy {:.3f}",
     "flat_groups": "flat groups {:.0%}",
@@ -66,6 +68,7 @@ def main(argv: list[str]) -> int:
     problems, heldout = build_problems(config.train), build_problems(config.heldout)
     prompts, heldout_prompts = (encode_prompts(p, template, tokenizer, context) for p in (problems, heldout))
     check_measurement(heldout, config.evaluation.samples, config.evaluation.k, config.evaluation.by)
+    process = build_process_reward(config, tokenizer, problems)
     reward = RewardSet(config.reward.weights, config.reward.params, config.reward.lenient)
     sampler = SharedSampler(build_sampler(config.sampling, model, tokenizer))
     options, grpo, algorithm, seed = sampling_options(config.sampling), config.grpo, config.algorithm, config.run.seed
@@ -97,6 +100,7 @@ def main(argv: list[str]) -> int:
                 grpo.group_size,
                 seed=(seed << 32) + number,
                 progress=progress,
+                score_steps=process,
                 **options,
             )
         return in_groups(episodes, grpo.group_size)
@@ -113,6 +117,7 @@ def main(argv: list[str]) -> int:
         tokens = sum(e.completion.length for e in episodes)
         return {
             **episode_metrics(episodes, grpo.group_size),
+            **(process.metrics(episodes) if process else {}),
             **metrics,
             "lr": lr,
             "groups": len(kept),

@@ -156,6 +156,21 @@ class Reward:
 
 
 @dataclass
+class Process:
+    """Rewards for the steps of a solution, which algorithm.credit turns into advantages."""
+
+    prm: str = option(
+        "", 'directory or hub id of a process reward model, or "oracle" (of the world), "random", "length"; empty: none'
+    )
+    weight: float = option(1.0, "weight of the steps' rewards beside those of [reward]", minimum=0)
+    steps: str = option("blank_line", "what ends a step", choices=("blank_line", "line", "step_k"))
+    least_tokens: int = option(1, "shorter steps are merged into the next", minimum=1)
+    most_steps: int = option(0, "what comes after so many steps is merged into the last of them, 0: any", minimum=0)
+    drop_repeats: bool = option(False, "a step that repeats an earlier one is merged into the one before")
+    token_budget: int = option(16384, "padded tokens that the model scores at once", minimum=0)
+
+
+@dataclass
 class Algorithm:
     """What is computed from a rollout: a method, or any choice of its own; formulas in nanomath/algorithms."""
 
@@ -167,6 +182,13 @@ class Algorithm:
         "advantages: a completion against its group or the others of it, rewards to go as they are, or a value model",
         choices=lambda: (*algorithms.BASELINES, "off", "value"),
     )
+    credit: str = option(
+        "off",
+        "rewards of steps: their scores, the lowest, the last, the product, clipped, or as differences",
+        choices=lambda: (*algorithms.CREDITS, "off"),
+    )
+    credit_temperature: float = option(0.1, "credit min: of the softmax that finds the lowest", above=0)
+    credit_eta: float = option(0.5, "credit clip, clip_delta: a step's reward is min(score - eta, 0)", minimum=0)
     components: str = option(
         "sum", "sum the rewards, or take advantages of each apart and sum those (GDPO)", choices=("sum", "apart")
     )
@@ -269,6 +291,7 @@ class GRPOConfig:
     prompt: Prompt = section(Prompt)
     sampling: Sampling = section(Sampling)
     reward: Reward = section(Reward)
+    process: Process = section(Process)
     algorithm: Algorithm = section(Algorithm)
     grpo: GRPO = section(GRPO)
     optim: Optim = section(Optim, lr=1e-6)
@@ -284,6 +307,11 @@ class GRPOConfig:
             raise ValueError(
                 f"sampling.exact with sampling.dtype = {self.sampling.dtype!r} and model.dtype = {self.model.dtype!r}: "
                 "logprobs can only be equal in the same dtype"
+            )
+        if self.algorithm.credit != "off" and not self.process.prm:
+            raise ValueError(
+                f"algorithm.credit = {self.algorithm.credit!r} rewards steps of solutions, but process.prm is empty: "
+                'name a process reward model, or "oracle", "random", "length"'
             )
         if self.algorithm.minibatches > (episodes := self.grpo.prompts * self.grpo.group_size):
             raise ValueError(

@@ -39,6 +39,13 @@ PRESETS: dict[str, dict[str, Any]] = {
         **{"baseline": "off", "scale": "off", "whiten": True, "aggregation": "token"},
         **{"kl_in": "reward", "kl_estimator": "k1", "kl_coef": 0.01},
     },
+    # process supervision of arXiv 2402.03300; reward.weights.accuracy = 0 leaves the steps' rewards alone
+    "process_grpo": {"credit": "sum"},
+    # arXiv 2504.15275, with the KL of its code; reward.weights.accuracy = 0.1 is its mix with verifiable rewards
+    "pure": {
+        **{"credit": "min", "baseline": "leave_one_out", "scale": "off"},
+        **{"kl_in": "reward", "kl_estimator": "k1", "kl_coef": 0.001},
+    },
     # arXiv 1707.06347 with 2203.02155's KL in the reward
     "ppo": {
         **{"baseline": "value", "scale": "off", "whiten": True, "clip": "dual", "aggregation": "token"},
@@ -99,6 +106,10 @@ def _contradictions(a: Choices) -> list[tuple[bool, str]]:
             not grouped and a.keep_groups != "all",
             f"keep_groups = {a.keep_groups!r} drops groups without spread, but with baseline = {a.baseline!r} they "
             "teach as well",
+        ),
+        (
+            a.credit != "off" and a.components == "apart",
+            f'components = "apart" takes advantages of whole completions, but credit = {a.credit!r} rewards steps',
         ),
         (
             a.keep_groups == "all" and a.refills > 0,

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import partial
 
 import torch
 
-from nanomath import settings
+from nanomath import algorithms, settings
 from nanomath.data.packing import Example
 from nanomath.data.problem import Problem
 from nanomath.data.problem_sets import Fields, load_problems
@@ -21,6 +22,8 @@ from nanomath.models import (
     load_model,
     load_tokenizer,
 )
+from nanomath.process.prm import LengthScores, Oracle, RandomScores, load_prm
+from nanomath.process.rewards import ProcessReward
 from nanomath.rollout import Sampler
 
 WORLD_PROBLEMS = 20000  # the world has no end; this many are drawn where no limit is set
@@ -145,3 +148,24 @@ def build_sampler(section: settings.Sampling, model: Transformer, tokenizer: Tok
     model.exact = section.exact
     dtype = getattr(torch, section.dtype) if section.dtype else None
     return Sampler(model, tokenizer, section.slots, section.exact, dtype, keep=section.keep)
+
+
+def build_process_reward(
+    config: settings.GRPOConfig, tokenizer: Tokenizer, problems: Sequence[Problem]
+) -> ProcessReward | None:
+    """What scores the steps of the policy's solutions, None where [process] names nothing; the oracle knows the
+    `problems`, a PRM computes where and in what dtype the policy does.
+    """
+    section, a, model = config.process, config.algorithm, config.model
+    if not section.prm:
+        return None
+    if section.prm == "oracle":
+        scorer = Oracle(problems)
+    elif section.prm in ("random", "length"):
+        scorer = RandomScores(config.run.seed) if section.prm == "random" else LengthScores()
+    else:
+        scorer = load_prm(section.prm, choose_device(model.device), getattr(torch, model.dtype))
+        scorer.token_budget = section.token_budget
+    split = section.steps, section.least_tokens, section.most_steps, section.drop_repeats
+    credit = partial(algorithms.credit, form=a.credit, temperature=a.credit_temperature, eta=a.credit_eta)
+    return ProcessReward(scorer, tokenizer, None if a.credit == "off" else credit, section.weight, *split)

@@ -22,7 +22,8 @@ RewardFunction = Callable[[Any, Sequence[Completion]], list[dict[str, float]]]
 @dataclass
 class Episode:
     """One rewarded sample. `rewards` has every component and "total"; `advantages`, one a token, are set by the policy
-    step.
+    step. Where steps are scored, `step_ends` has the tokens they end on; where they are rewarded, `step_rewards` has
+    what is earned there beside "total".
     """
 
     problem: Any
@@ -30,9 +31,13 @@ class Episode:
     completion: Completion
     rewards: dict[str, float]
     advantages: list[float] = field(default_factory=list)
+    step_ends: list[int] = field(default_factory=list)
+    step_scores: list[float] = field(default_factory=list)
+    step_rewards: list[float] = field(default_factory=list)
 
     def record(self) -> dict[str, Any]:
         """What rollouts.jsonl keeps of it."""
+        steps = {name: [round(x, 6) for x in getattr(self, name)] for name in ("step_scores", "step_rewards")}
         return {
             "problem": self.problem.id,
             "question": self.problem.question,
@@ -44,6 +49,7 @@ class Episode:
             "prompt_tokens": self.prompt,
             "tokens": self.completion.tokens,
             "logprobs": [round(logprob, 6) for logprob in self.completion.logprobs],
+            **({"step_ends": self.step_ends, **steps} if self.step_ends else {}),
         }
 
 
@@ -54,26 +60,33 @@ def sample_episodes(
     reward: RewardFunction,
     group_size: int,
     progress: Progress | None = None,
+    score_steps: Callable[[Sequence[Episode]], None] | None = None,
     **sampling: Any,
 ) -> list[Episode]:
     """`group_size` rewarded episodes of every problem, in prompt-major order; `sampling` as in `Sampler.generate`.
 
-    FloatingPointError names the problem and the component of a reward that is not finite.
+    score_steps: sets the steps of all these episodes, and what they are worth. FloatingPointError names the problem and
+    the component of a reward that is not finite.
     """
     groups = in_groups(sampler.generate(prompts, n=group_size, progress=progress, **sampling), group_size)
     episodes = []
     for problem, prompt, group in zip(problems, prompts, groups, strict=True):
         rewards = reward(problem, group)
-        _check_finite(rewards, problem)
         episodes += [Episode(problem, prompt, c, r) for c, r in zip(group, rewards, strict=True)]
+    if score_steps is not None:
+        score_steps(episodes)
+    for number, episode in enumerate(episodes):
+        _check_finite(episode, number % group_size)
     return episodes
 
 
-def _check_finite(rewards: list[dict[str, float]], problem: Any) -> None:
-    for number, row in enumerate(rewards):
-        for name, value in row.items():
-            if not math.isfinite(value):
-                raise FloatingPointError(f"the reward {name!r} of sample {number} of problem {problem.id} is {value}")
+def _check_finite(episode: Episode, number: int) -> None:
+    steps = {f"step {step}": score for step, score in enumerate(episode.step_scores)}
+    for name, value in {**episode.rewards, **steps}.items():
+        if not math.isfinite(value):
+            raise FloatingPointError(
+                f"the reward {name!r} of sample {number} of problem {episode.problem.id} is {value}"
+            )
 
 
 def is_mixed(group: Sequence[Episode]) -> bool:
@@ -82,8 +95,8 @@ def is_mixed(group: Sequence[Episode]) -> bool:
 
 
 def is_uneven(group: Sequence[Episode]) -> bool:
-    """The rewards of the group are not all equal, so that its advantages are not all zero."""
-    return len({e.rewards["total"] for e in group}) > 1
+    """The rewards of the group, or those of its steps, are not all equal, so that its advantages are not all zero."""
+    return len({(e.rewards["total"], *e.step_rewards) for e in group}) > 1
 
 
 KEEP_GROUPS: dict[str, Callable[[Sequence[Episode]], bool]] = {
@@ -115,7 +128,7 @@ def collect_groups(
 def episode_metrics(episodes: Sequence[Episode], group_size: int) -> dict[str, float]:
     """Means over the episodes of a rollout: rewards by component, pass@1, groups that teach nothing, lengths.
 
-    A group is flat when its total rewards are all equal: its advantages are zero. Lengths are in tokens; those of
+    A group is flat when its rewards are all equal: its advantages are zero. Lengths are in tokens; those of
     right, wrong and truncated completions are left out where there are none.
     """
     groups = in_groups(episodes, group_size)

@@ -5,6 +5,7 @@
     flat      hardly any group has spread, so that hardly any teaches: the problems are too easy or too hard
     format    no completion matches the format that is rewarded
     kl        the KL to the starting model has jumped
+    hacked    a process reward model scores solutions higher and higher, while fewer of them are right
 
 The rules and thresholds are ours: papers show such curves and leave the judgement to the eye.
 Everything is a pure function of the lines of metrics.jsonl, so a resumed run says what an unbroken one says.
@@ -27,6 +28,7 @@ NOISE = 5.0  # collapse: and the drop is this many standard errors: one noisy pl
 RISE = 2.0  # collapse: what rises has doubled since the best; in a healthy run it rises while accuracy does too
 FLOORS = {"kl": 0.01, "repetition": 0.05}  # collapse: nats a token, share of n-grams; below these it explains nothing
 FLAT = 0.9  # flat: with nine groups of ten idle, a step costs ten times what it teaches
+HACKED, FELL = 0.1, 0.05  # hacked: the score has risen by so much since accuracy was best, which has fallen by so much
 JUMP, JUMP_STEPS = 8.0, 5  # kl: so many times in so many steps; a steady drift needs dozens of steps for that
 JUMP_FLOOR = 0.05  # kl: nats a token; the first steps of any run multiply the KL too, but far below this
 
@@ -45,7 +47,7 @@ def new_alarms(history: History, said: Mapping[str, int]) -> dict[str, str]:
 
 def sounding(history: History) -> dict[str, str]:
     """The alarms that hold at the newest line."""
-    rules = {"collapse": collapse, "flat": flat_groups, "format": no_format, "kl": kl_jump}
+    rules = {"collapse": collapse, "flat": flat_groups, "format": no_format, "kl": kl_jump, "hacked": hacked}
     return {name: text for name, rule in rules.items() if (text := rule(history))}
 
 
@@ -54,21 +56,35 @@ def collapse(history: History) -> str:
     lines = [line for line in history if "pass@1" in line]
     if len(lines) < 2 * WINDOW:
         return ""
-    accuracy = np.array([line["pass@1"] for line in lines])
-    averages = _moving_average(accuracy)
-    now, best = averages[-1], int(averages[:-WINDOW].argmax())  # of windows that share no step with the newest
-    error = np.sqrt((np.diff(accuracy) ** 2).mean() / WINDOW)  # standard error of the difference of two averages
-    if now >= DROP * averages[best] or averages[best] - now < NOISE * error:
-        return ""
+    best, error = _best(lines)
     then, newest = lines[best : best + WINDOW], lines[-WINDOW:]
+    before, now = _mean(then, "pass@1"), _mean(newest, "pass@1")
+    if now >= DROP * before or before - now < NOISE * error:
+        return ""
     changes = {name: (_mean(then, name), _mean(newest, name)) for name in FLOORS if all(name in line for line in lines)}
     risen = [
         f"{name} rose from {old:.3f} to {new:.3f}"
         for name, (old, new) in changes.items()
         if new > max(FLOORS[name], RISE * old)
     ]
-    fall = f"collapse: accuracy fell from {averages[best]:.1%} (best, step {then[-1]['step']}) to {now:.1%}"
+    fall = f"collapse: accuracy fell from {before:.1%} (best, step {then[-1]['step']}) to {now:.1%}"
     return f"{fall} while {' and '.join(risen)}" if risen else ""
+
+
+def hacked(history: History) -> str:
+    """The lowest step's score has risen since accuracy was best, and accuracy has fallen since; "" if all is well."""
+    lines = [line for line in history if "pass@1" in line and "reward/prm" in line]
+    if len(lines) < 2 * WINDOW:
+        return ""
+    best, error = _best(lines)
+    then, newest = lines[best : best + WINDOW], lines[-WINDOW:]
+    accuracy, score = ((_mean(then, name), _mean(newest, name)) for name in ("pass@1", "reward/prm"))
+    if accuracy[0] - accuracy[1] < max(FELL, NOISE * error) or score[1] - score[0] < HACKED:
+        return ""
+    return (
+        f"PRM reward rises while accuracy falls: {score[0]:.3f} to {score[1]:.3f}, and {accuracy[0]:.1%} to "
+        f"{accuracy[1]:.1%} since step {then[-1]['step']}"
+    )
 
 
 def flat_groups(history: History) -> str:
@@ -102,9 +118,13 @@ def kl_jump(history: History) -> str:
     return f"KL jumped {now / max(then, 1e-6):.0f}x in {JUMP_STEPS} steps, from {then:.4f} to {now:.4f}"
 
 
-def _moving_average(values: np.ndarray) -> np.ndarray:
-    """Means of WINDOW values in a row."""
-    return np.convolve(values, np.full(WINDOW, 1 / WINDOW), mode="valid")
+def _best(lines: History) -> tuple[int, float]:
+    """Where the window of best accuracy begins that shares no step with the newest, and the standard error of the
+    difference of the two windows' means.
+    """
+    accuracy = np.array([line["pass@1"] for line in lines])
+    averages = np.convolve(accuracy, np.full(WINDOW, 1 / WINDOW), mode="valid")
+    return int(averages[:-WINDOW].argmax()), float(np.sqrt((np.diff(accuracy) ** 2).mean() / WINDOW))
 
 
 def _mean(lines: History, name: str) -> float:

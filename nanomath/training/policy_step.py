@@ -16,6 +16,7 @@ from functools import partial
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from nanomath import algorithms
 from nanomath.data.order import generator_of
@@ -105,7 +106,9 @@ class PolicyStep:
         return (rollout.sampled if a.old_logprobs == "sampler" else logprobs), entropy
 
     def _group_advantages(self, episodes: list[Episode], rollout: Rollout) -> Tensor:
-        """One advantage for each completion, from its reward (and its KL, where that is one) against its group's."""
+        """One advantage for each completion, from its reward (and its KL, where that is one) against its group's; and
+        for each token what the steps that are not over before it add.
+        """
         a = self.algorithm
         if a.components == "apart":
             columns = [[e.rewards[name] for e in episodes] for name in self.reward_weights]
@@ -115,11 +118,25 @@ class PolicyStep:
         else:
             rewards = self._token_rewards(episodes, rollout).sum(dim=1).view(-1, self.group_size)
             advantages = algorithms.group_advantages(rewards, a.baseline, a.scale)
-        return advantages.flatten()[:, None] * rollout.mask
+        advantages = advantages.flatten()[:, None] * rollout.mask
+        return advantages + self._step_advantages(episodes, rollout) if _has_steps(episodes) else advantages
+
+    def _step_advantages(self, episodes: list[Episode], rollout: Rollout) -> Tensor:
+        """What the rewards of steps are above those of the group's other steps, or of its other tokens."""
+        matrices = *_steps(episodes), rollout.mask.sum(dim=1)
+        width, found = rollout.mask.shape[1], []
+        for rewards, ends, lengths in zip(*(matrix.split(self.group_size) for matrix in matrices), strict=True):
+            if self.algorithm.baseline == "leave_one_out":
+                found.append(algorithms.token_baseline_advantages(rewards, ends, lengths, width))
+            else:
+                found.append(algorithms.process_advantages(rewards, ends, width))
+        return torch.cat(found)
 
     def _token_advantages(self, episodes: list[Episode], rollout: Rollout) -> Tensor:
         """One advantage for each token: from the value model, or the rewards to go. Sets the returns as well."""
         a, rewards = self.algorithm, self._token_rewards(episodes, rollout)
+        if _has_steps(episodes):
+            rewards = rewards + algorithms.on_tokens(*_steps(episodes), rewards.shape[1])
         values, lam = (torch.zeros_like(rewards), 1.0) if rollout.values is None else (rollout.values, a.lam)
         advantages, rollout.returns = algorithms.gae(rewards, values, rollout.mask, a.gamma, lam)
         return advantages
@@ -266,6 +283,18 @@ class PolicyStep:
         cut_one = partial(micro_batches, token_budget=self.token_budget)
         for micro, counts in ranks.cut(lengths, cut_one, is_sharded(self.model)):
             yield rows[micro], counts
+
+
+def _has_steps(episodes: Sequence[Episode]) -> bool:
+    """Whether steps are rewarded."""
+    return any(e.step_rewards for e in episodes)
+
+
+def _steps(episodes: Sequence[Episode]) -> tuple[Tensor, Tensor]:
+    """The rewards of steps, and the tokens they end on, -1 where there is no step: [B, S] each."""
+    rewards = [torch.tensor(e.step_rewards, dtype=torch.float64) for e in episodes]
+    ends = [torch.tensor(e.step_ends, dtype=torch.int64) for e in episodes]
+    return pad_sequence(rewards, batch_first=True), pad_sequence(ends, batch_first=True, padding_value=-1)
 
 
 def _note(matrices: list[Tensor], rows: Tensor, parts: Sequence[Tensor]) -> None:

@@ -18,7 +18,7 @@ LENGTHS = [3, 0, 1, 5]
 
 # The defaults of [algorithm]: GRPO as published.
 GRPO = {
-    **{"baseline": "group", "components": "sum", "scale": "group", "whiten": False},
+    **{"baseline": "group", "components": "sum", "scale": "group", "whiten": False, "credit": "off"},
     **{"ratio": "token", "clip": "ppo", "clip_low": 0.2, "clip_high": 0.2, "dual_clip": 3.0, "aggregation": "sequence"},
     **{"kl_coef": 0.04, "kl_estimator": "k3", "kl_in": "loss", "kl_correction": "off"},
     **{"old_logprobs": "trainer", "sampler_correction": "off", "correction_low": 0.5, "correction_high": 2.0},

@@ -9,14 +9,24 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nanomath.training.alarms import QUIET, WINDOW, collapse, flat_groups, kl_jump, new_alarms, no_format, sounding
+from nanomath.training.alarms import (
+    QUIET,
+    WINDOW,
+    collapse,
+    flat_groups,
+    hacked,
+    kl_jump,
+    new_alarms,
+    no_format,
+    sounding,
+)
 
 Curve = Callable[[int], float]
 
 
 def lines(steps: int, **curves: Curve) -> list[dict[str, float]]:
     """Metrics lines of steps 1, 2, ... from functions of the step; names are spelt as in the log."""
-    names = {"accuracy": "pass@1", "format": "reward/format"}
+    names = {"accuracy": "pass@1", "format": "reward/format", "prm": "reward/prm"}
     return [{"step": n, **{names.get(k, k): curve(n) for k, curve in curves.items()}} for n in range(1, steps + 1)]
 
 
@@ -97,6 +107,31 @@ def test_noise_is_no_collapse():
         history = lines(200, accuracy=accuracy, kl=noisy(rng, 0.3, lambda n: n / 500))
         alarms += any(collapse(history[:n]) for n in range(2 * WINDOW, 201, 3))
     assert alarms <= 1
+
+
+def test_a_scorer_that_is_hacked():
+    """The alarm of a score that rises while accuracy falls, at the step where noise can no longer explain it."""
+    fall, rise = ramp((30, 0.5), (60, 0.2)), ramp((1, 0.3), (60, 0.9))
+    history = lines(60, accuracy=fall, prm=rise)
+    ((step, name),) = (alarm for alarm in said(history) if alarm[1] == "hacked")
+    assert 30 < step <= 50
+    text = hacked(lines(60, accuracy=ramp((40, 0.5), (41, 0.1)), prm=ramp((40, 0.25), (41, 0.75))))
+    assert text == "PRM reward rises while accuracy falls: 0.250 to 0.750, and 50.0% to 10.0% since step 10"
+
+
+@pytest.mark.parametrize(
+    "curves",
+    [
+        {"accuracy": ramp((1, 0.2), (60, 0.6)), "prm": ramp((1, 0.2), (60, 0.6))},  # both rise
+        {"accuracy": ramp((30, 0.5), (60, 0.2)), "prm": ramp((30, 0.5), (60, 0.2))},  # both fall
+        {"accuracy": ramp((30, 0.5), (60, 0.2)), "prm": lambda n: 0.5},
+        {"accuracy": lambda n: 0.5, "prm": ramp((1, 0.2), (60, 0.9))},
+        {"accuracy": ramp((30, 0.5), (60, 0.2))},  # no scorer
+    ],
+)
+def test_no_hacking(curves):
+    history = lines(60, **curves)
+    assert not any(hacked(history[:n]) for n in range(61))
 
 
 # --- the others ------------------------------------------------------------------------------------------------------

@@ -1,0 +1,83 @@
+"""Process rewards of sampled solutions: split them into steps, score these, and keep an eye on the scorer.
+
+A policy finds out what a scorer pays for, whether that is right or not: steps without content, as many of them as fit,
+or none (arXiv 2410.15115, 2504.15275). So a solution without any text is one step of score 0, and beside its rewards
+every rollout reports how the scorer fares against the verifier, how long steps are, and what it gives for nonsense.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+
+import torch
+from torch import Tensor
+
+from nanomath.models.tokenizer import Tokenizer
+from nanomath.process.prm import Scorer
+from nanomath.process.steps import steps_of
+from nanomath.rollout.episodes import Episode
+
+PROBES = ("So,", "Thanks.", "Let us think step by step.")  # a PRM that has been hacked paid for such steps
+
+
+@dataclass
+class ProcessReward:
+    """`process_reward(episodes)` sets their step_ends, step_scores and step_rewards, and the reward "prm": the least of
+    a solution's scores.
+
+    credit: makes rewards of scores, as `algorithms.credit`; None where steps are only watched. weight: of the rewards.
+    The rest are the arguments of `steps_of`.
+    """
+
+    scorer: Scorer
+    tokenizer: Tokenizer
+    credit: Callable[[Tensor, Tensor], Tensor] | None = None
+    weight: float = 1.0
+    by: str = "blank_line"
+    least_tokens: int = 1
+    most_steps: int = 0
+    drop_repeats: bool = False
+
+    def __call__(self, episodes: Sequence[Episode]) -> None:
+        solutions, scored = [], []
+        for episode in episodes:
+            tokens = episode.completion.tokens
+            steps = steps_of(self.tokenizer, tokens, self.by, self.least_tokens, self.most_steps, self.drop_repeats)
+            episode.step_ends, episode.step_scores = [step.token for step in steps], []
+            if steps:
+                text = self.tokenizer.decode(tokens)
+                solutions.append((episode.problem.question, [text[step.start : step.end] for step in steps]))
+                scored.append(episode)
+            else:  # without a text: nothing to score, and nothing to be had for it
+                episode.step_ends, episode.step_scores = [len(tokens) - 1], [0.0]
+        for episode, scores in zip(scored, self.scorer.score_all(solutions), strict=True):
+            episode.step_scores = scores
+        for episode in episodes:
+            episode.rewards["prm"] = min(episode.step_scores)
+            if self.credit:
+                scores, ends = torch.tensor([episode.step_scores]).double(), torch.tensor([episode.step_ends])
+                episode.step_rewards = (self.weight * self.credit(scores, ends))[0].tolist()
+
+    def metrics(self, episodes: Sequence[Episode]) -> dict[str, float]:
+        """Of a rollout: the mean score of a step, steps of a completion and tokens of a step, the mean score of PROBES
+        as first steps, and how well the lowest score tells right from wrong answers (left out where all are alike).
+        """
+        steps = [len(e.step_scores) for e in episodes]
+        probes = self.scorer.score_all([(episodes[0].problem.question, [probe]) for probe in PROBES])
+        scores, right = [e.rewards["prm"] for e in episodes], [bool(e.rewards["accuracy"]) for e in episodes]
+        found = {
+            "prm/step": fmean(score for e in episodes for score in e.step_scores),
+            "prm/probes": fmean(score for (score,) in probes),
+            "steps": fmean(steps),
+            "step_length": sum(e.completion.length for e in episodes) / sum(steps),
+        }
+        return {**found, "prm/auc": auc(scores, right)} if len(set(right)) == 2 else found
+
+
+def auc(scores: Sequence[float], right: Sequence[bool]) -> float:
+    """P(a right one scores above a wrong one), ties counting half: 1 perfect, 1/2 no better than chance."""
+    scores, right = torch.tensor(scores, dtype=torch.float64), torch.tensor(right)
+    above = scores[right][:, None] - scores[~right][None, :]
+    return float((above.sign() + 1).mean() / 2)

@@ -63,6 +63,7 @@ def test_signatures():
         "path_or_hub_id": "required",
         "device": "cpu",
         "dtype": torch.float32,
+        "head": None,
     }
     assert parameters(nanomath.load_tokenizer) == {"path_or_hub_id": "required"}
     assert list(parameters(nanomath.save_model))[:3] == ["model", "tokenizer", "directory"]

@@ -83,7 +83,7 @@ def load_problems(
         raise ValueError(f"skip and limit must be at least 0, got {skip} and {limit}")
     name, paths = _find(source, split)
     problems, places = [], {}
-    records = enumerate(record for path in paths for record in _read(path, header))
+    records = enumerate(record for path in paths for record in read_records(path, header))
     for row, (place, record) in islice(records, skip, skip + limit if limit else None):
         problem = _problem(record, place, f"{name}-{row}", fields or Fields())
         if problem.id in places:
@@ -195,7 +195,8 @@ def _split_answer(text: str, place: str, marker: str | None) -> tuple[str, str]:
 # --- files to records ------------------------------------------------------------------------------------------------
 
 
-def _read(path: Path, header: bool) -> Iterator[Record]:
+def read_records(path: Path, header: bool = True) -> Iterator[Record]:
+    """(where it stands, record) of every row of a file."""
     name = path.name.removesuffix(".gz")
     if name.endswith(".jsonl"):
         return _jsonl(path)

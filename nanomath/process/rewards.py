@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from nanomath.models.tokenizer import Tokenizer
+from nanomath.process.measures import auc
 from nanomath.process.prm import Scorer
 from nanomath.process.steps import steps_of
 from nanomath.rollout.episodes import Episode
@@ -74,10 +75,3 @@ class ProcessReward:
             "step_length": sum(e.completion.length for e in episodes) / sum(steps),
         }
         return {**found, "prm/auc": auc(scores, right)} if len(set(right)) == 2 else found
-
-
-def auc(scores: Sequence[float], right: Sequence[bool]) -> float:
-    """P(a right one scores above a wrong one), ties counting half: 1 perfect, 1/2 no better than chance."""
-    scores, right = torch.tensor(scores, dtype=torch.float64), torch.tensor(right)
-    above = scores[right][:, None] - scores[~right][None, :]
-    return float((above.sign() + 1).mean() / 2)

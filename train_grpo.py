@@ -31,7 +31,7 @@ from nanomath.commands.build import (
 )
 from nanomath.commands.main import run_main
 from nanomath.commands.meter import meter
-from nanomath.commands.trainee import RUN_FLAGS, Trainee
+from nanomath.commands.trainee import RUN_FLAGS, Trainee, use_of_policy
 from nanomath.config import parse_arguments
 from nanomath.data.order import step_indices
 from nanomath.models import Transformer
@@ -61,7 +61,7 @@ def main(argv: list[str]) -> int:
         raise ValueError("model.path is empty: reinforcement needs a model to start from, such as runs/tiny-sft")
     if config.sampling.temperature == 0:
         raise ValueError("sampling.temperature is 0: greedy samples of one problem are all alike and teach nothing")
-    trainee = Trainee(config, resume="--resume" in flags)
+    trainee = Trainee(config, "--resume" in flags, use_of_policy(config.heldout.source))
     model, tokenizer = trainee.model, trainee.tokenizer
     template, context = build_template(config.prompt), model.config.max_positions
 

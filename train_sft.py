@@ -20,7 +20,7 @@ from nanomath.commands.build import (
     sampling_options,
 )
 from nanomath.commands.main import run_main
-from nanomath.commands.trainee import RUN_FLAGS, Trainee
+from nanomath.commands.trainee import RUN_FLAGS, Trainee, use_of_policy
 from nanomath.config import parse_arguments
 from nanomath.data.order import step_indices
 from nanomath.training.loop import Metrics
@@ -38,7 +38,7 @@ SHOW = {
 
 def main(argv: list[str]) -> int:
     config, flags = parse_arguments(settings.SFTConfig, argv, __doc__, RUN_FLAGS)
-    trainee = Trainee(config, resume="--resume" in flags)
+    trainee = Trainee(config, "--resume" in flags, use_of_policy(config.heldout.source))
     model, tokenizer = trainee.model, trainee.tokenizer
     template, context = build_template(config.prompt), model.config.max_positions
 

@@ -340,3 +340,73 @@ class SampleConfig:
     prompt: Prompt = section(Prompt)
     sampling: Sampling = section(Sampling, temperature=0.0)
     seed: int = option(0, "seed of the sample", minimum=0, maximum=MAX_SEED)
+
+
+@dataclass
+class Labelling:
+    """How solutions are drawn, and their steps labelled."""
+
+    by: str = option(
+        "oracle", "the world's oracle, or the share of continuations that are right", choices=("oracle", "monte_carlo")
+    )
+    save: str = option("", "JSONL file that labelled solutions are appended to; problems that it has are left out")
+    samples: int = option(4, "solutions of each problem; of equal ones one is kept", minimum=1)
+    rollouts: int = option(8, "monte_carlo: continuations of every step", minimum=1)
+    hard: bool = option(False, "monte_carlo: 1 where a continuation is right, else 0, instead of the share that is")
+    steps: str = option("blank_line", "what ends a step", choices=("blank_line", "line", "step_k"))
+    problems_at_once: int = option(64, "problems between two writes to the file", minimum=1)
+    seed: int = option(0, "seed of the samples", minimum=0, maximum=MAX_SEED)
+
+
+@dataclass
+class LabelConfig:
+    """Draw solutions from a model and label their steps."""
+
+    model: Model = section(Model)
+    problems: Problems = section(Problems)
+    prompt: Prompt = section(Prompt)
+    sampling: Sampling = section(Sampling)
+    label: Labelling = section(Labelling)
+
+
+@dataclass
+class PRM:
+    """A process reward model and what it learns from."""
+
+    format: str = option(
+        "token_classification", "what it is built as", choices=("token_classification", "qwen", "math_shepherd")
+    )
+    train: str = option("", "file of labelled solutions (trl, Math-Shepherd, PRM800K, ProcessBench)")
+    heldout: str = option("", "file of labelled solutions to measure on")
+    limit: int = option(0, "use at most so many held-out solutions, 0: all", minimum=0)
+    neutral: str = option("right", "what PRM800K's neutral rating counts as", choices=("right", "wrong", "skip"))
+    batch_size: int = option(32, "solutions a step", minimum=1)
+    token_budget: int = option(16384, "padded tokens computed at once; the gradient does not depend on it", minimum=0)
+    head_steps: int = option(0, "steps in which only the new head learns", minimum=0)
+    balance: bool = option(True, "right and wrong steps count for as much in all")
+
+    def __post_init__(self) -> None:
+        if self.head_steps and self.format == "math_shepherd":
+            raise ValueError("head_steps trains a new head first, but the format math_shepherd has none")
+
+
+@dataclass
+class PRMConfig:
+    """Train a process reward model on labelled solutions, from any causal language model."""
+
+    run: Run = section(Run, name="prm")
+    model: Model = section(Model)
+    prm: PRM = section(PRM)
+    optim: Optim = section(Optim)
+
+
+@dataclass
+class PRMEvalConfig:
+    """Measure a process reward model on labelled solutions."""
+
+    model: Model = section(Model)
+    neutral: str = option("right", "what PRM800K's neutral rating counts as", choices=("right", "wrong", "skip"))
+    limit: int = option(0, "use at most so many solutions, 0: all", minimum=0)
+    threshold: float = option(0.5, "a step is called wrong below this score", minimum=0, maximum=1)
+    token_budget: int = option(16384, "padded tokens computed at once", minimum=0)
+    save: str = option("", "write the scores of every solution to this JSONL file")

@@ -45,6 +45,9 @@ def main(argv: list[str]) -> int:
         "train_grpo.py": settings.GRPOConfig,
         "python -m nanomath eval": settings.EvalConfig,
         "python -m nanomath sample": settings.SampleConfig,
+        "python -m nanomath prm label": settings.LabelConfig,
+        "python -m nanomath prm train": settings.PRMConfig,
+        "python -m nanomath prm eval": settings.PRMEvalConfig,
     }
     print(PAGE)
     print(methods())

@@ -6,7 +6,7 @@ import json
 import os
 import resource
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from torch import nn
 from nanomath import settings
 from nanomath.commands.build import build_model, choose_device
 from nanomath.config import load, to_toml
-from nanomath.models import resolve_model_dir
+from nanomath.models import Tokenizer, Transformer, resolve_model_dir
 from nanomath.models.checkpoint import remove_scratch
 from nanomath.training import ranks
 from nanomath.training.failure import out_of_memory
@@ -27,7 +27,8 @@ from nanomath.training.sharding import shard
 from nanomath.training.state import checkpoint_steps, link_best, load_checkpoint, prune_checkpoints, save_checkpoint
 
 RUN_FLAGS = {"--resume": "go on from the newest checkpoint of the run"}
-Config = settings.SFTConfig | settings.GRPOConfig
+Config = settings.SFTConfig | settings.GRPOConfig | settings.PRMConfig
+Build = Callable[[settings.Model, int, str], tuple[Transformer, Tokenizer]]
 
 # What saves memory, in the order in which to try it: none of the first four changes a gradient.
 MEMORY_KNOBS = {
@@ -42,16 +43,27 @@ MEMORY_KNOBS = {
 
 
 class Trainee:
-    """Started anew, or put where the newest checkpoint of the run left it when `resume` is asked for."""
+    """Started anew, or put where the newest checkpoint of the run left it when `resume` is asked for.
 
-    def __init__(self, config: Config, resume: bool) -> None:
+    build: makes the model. score: what is measured of it that says how good it is; more is better. use: the commands
+    to go on with, `RUN` standing for the run's directory.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        resume: bool,
+        use: Sequence[str],
+        build: Build = build_model,
+        score: str = "heldout/pass@1",
+    ) -> None:
         if config.model.dtype == "float16":
             raise ValueError("model.dtype is float16, whose small gradients become 0: train in bfloat16 or float32")
         if config.run.threads:
             torch.set_num_threads(config.run.threads)
         make_deterministic(config.run.deterministic, config.model.device)
         self.device = str(ranks.start(choose_device(config.model.device)))
-        self.config, self.beside = config, {}
+        self.config, self.beside, self.score, self.use = config, {}, score, use
         self.log = RunLog(Path(config.run.directory) / config.run.name, resume, writes=ranks.is_main())
         if resume:  # "the newest checkpoint of a run" may have become another one since
             config.model.path = load(type(config), self.log.directory / "config.toml").model.path
@@ -60,7 +72,7 @@ class Trainee:
         steps = checkpoint_steps(self.log.checkpoints)
         self.start, self.checkpoint = max(steps.items(), default=(0, None))
         here = replace(config.model, device=self.device)
-        self.model, self.tokenizer = build_model(here, config.run.seed, str(self.checkpoint or ""))
+        self.model, self.tokenizer = build(here, config.run.seed, str(self.checkpoint or ""))
         if config.model.sharded:
             shard(self.model, self.model.dtype)
         self.optimizer = self._optimizer(self.model)
@@ -136,7 +148,7 @@ class Trainee:
 
     def keeps(self, step: int, measured: Metrics) -> bool:
         """Whether the model after `step` updates is the best so far on held-out problems; remembered if so."""
-        score = measured["heldout/pass@1"]
+        score = measured[self.score]
         if self.best and score <= self.best["score"]:
             return False
         self.best = {"step": step, "score": score}
@@ -162,26 +174,35 @@ class Trainee:
         return 0 if finished else 1
 
     def summary(self) -> str:
-        """The held-out pass@1 before, after and at its best, as the log has it, and where to look next."""
-        measured = [line for line in self.log.read("metrics.jsonl") if "heldout/pass@1" in line]
+        """The held-out score before, after and at its best, as the log has it, and where to look next."""
+        measured = [line for line in self.log.read("metrics.jsonl") if self.score in line]
+        low, high = f"{self.score}_low", f"{self.score}_high"
         lines = [
-            f"{when} {100 * line['heldout/pass@1']:5.1f}%  (95% interval {100 * line['heldout/pass@1_low']:.1f} to "
-            f"{100 * line['heldout/pass@1_high']:.1f})"
+            f"{when} {100 * line[self.score]:5.1f}%"
+            + (f"  (95% interval {100 * line[low]:.1f} to {100 * line[high]:.1f})" if low in line else "")
             for when, line in (("before", measured[0]), ("after ", measured[-1]))
         ]
-        place = self.log.directory
+        place, name = self.log.directory, self.score.removeprefix("heldout/")
+        sampling = getattr(self.config, "sampling", None)
         if self.best:
             best = f"best   {100 * self.best['score']:5.1f}%  after step {self.best['step']}: {place}/checkpoints/best"
             lines.append(best)
         return "\n".join(
             [
-                f"{place}: held-out pass@1 at temperature {self.config.sampling.temperature:g}",
+                f"{place}: held-out {name}" + (f" at temperature {sampling.temperature:g}" if sampling else ""),
                 *(f"  {line}" for line in lines),
                 f"  every step: {place}/metrics.jsonl   the model: {place}/checkpoints/step-{measured[-1]['step']}",
-                f'  ask it: python -m nanomath sample {place} "YOUR QUESTION"',
-                f"  measure it: python -m nanomath eval {place} {self.config.heldout.source}",
+                *(f"  {line.replace('RUN', str(place))}" for line in self.use),
             ]
         )
+
+
+def use_of_policy(source: str) -> tuple[str, ...]:
+    """What can be done with a policy that is measured on the problems of `source`."""
+    return (
+        'ask it: python -m nanomath sample RUN "YOUR QUESTION"',
+        f"measure it: python -m nanomath eval RUN {source}",
+    )
 
 
 def make_deterministic(mode: str, device: str) -> None:

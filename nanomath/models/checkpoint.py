@@ -70,18 +70,13 @@ def replace_head(model: Transformer, head: nn.Module) -> None:
 
 
 def save_model(
-    model: Transformer,
-    tokenizer: Tokenizer | None,
-    directory: str | PathLike[str],
-    dtype: torch.dtype | None = None,
-    **config_keys: Any,
+    model: Transformer, tokenizer: Tokenizer | None, directory: str | PathLike[str], dtype: torch.dtype | None = None
 ) -> None:
     """Write the model, and its tokenizer if one is given, as a Hugging Face directory that transformers can load.
 
     Everything is written beside `directory` and renamed at the end; a model that was there is replaced whole.
-    `dtype` defaults to the model's own, and then loading gives the same bits. `config_keys` go into config.json as they
-    are: a model with another head has its own "architectures". FileExistsError when `directory` is something other
-    than a model.
+    `dtype` defaults to the model's own, and then loading gives the same bits. FileExistsError when `directory` is
+    something other than a model.
     """
     target = Path(directory).resolve()
     if target.exists() and not (target / "config.json").is_file() and any(target.iterdir()):
@@ -92,7 +87,7 @@ def save_model(
         if tokenizer is not None:
             tokenizer.save(scratch)
             names = tokenizer.token_ids()
-        config = {**model.config.to_hf(), **names, "torch_dtype": str(dtype).removeprefix("torch."), **config_keys}
+        config = {**model.config.to_hf(), **names, "torch_dtype": str(dtype).removeprefix("torch."), **model.hf_keys}
         (scratch / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         _write_weights(_hf_tensors(model), dtype, scratch)
 

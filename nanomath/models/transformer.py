@@ -294,6 +294,7 @@ class Transformer(nn.Module):
         super().__init__()
         self.config = config
         self.gradient_checkpointing = False
+        self.hf_keys: dict[str, Any] = {}  # what config.json says beyond the family, of a model with another head
         self._exact = False
         self.model = nn.Module()
         self.model.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)

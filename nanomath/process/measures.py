@@ -2,7 +2,7 @@
 
     AUC                  P(a right step scores above a wrong one)
     accuracy             share of steps on the right side of 1/2
-    calibration error    sum over ten bins of scores of share of the steps * |mean score - mean label| (arXiv 1706.04599)
+    calibration error    sum over ten bins of scores of share of the steps * |mean score - mean label|, arXiv 1706.04599
     F1                   harmonic mean of two accuracies: of finding the first wrong step of a solution that has one,
                          and of finding none in one that has none  (ProcessBench, arXiv 2412.06559)
 

@@ -49,6 +49,8 @@ class PRM:
 
     def __post_init__(self) -> None:
         self.format.check(self.tokenizer)
+        architecture = self.model.config.to_hf()["architectures"][0].removesuffix("ForCausalLM")
+        self.model.hf_keys = self.format.config_keys(architecture)
 
     def score(self, question: str, steps: Sequence[str]) -> list[float]:
         """The steps of one solution."""
@@ -89,8 +91,20 @@ class PRM:
 
     def save(self, directory: str | PathLike[str]) -> None:
         """Write it as a Hugging Face directory that `load_prm` reads."""
-        architecture = self.model.config.to_hf()["architectures"][0].removesuffix("ForCausalLM")
-        save_model(self.model, self.tokenizer, directory, **self.format.config_keys(architecture))
+        save_model(self.model, self.tokenizer, directory)
+
+
+KINDS = {  # what the name of an architecture ends with
+    "ForCausalLM": "math_shepherd",
+    "ForProcessRewardModel": "qwen",
+    "ForTokenClassification": "token_classification",
+}
+
+
+def is_prm(path_or_hub_id: str | PathLike[str]) -> bool:
+    """Whether a model has a head for scores in place of one for tokens."""
+    architecture = _architecture(read_json(resolve_model_dir(path_or_hub_id) / "config.json"))
+    return architecture.endswith(tuple(set(KINDS) - {"ForCausalLM"}))
 
 
 def load_prm(
@@ -106,15 +120,17 @@ def load_prm(
 
 
 def _format_of(config: dict, where: str) -> Format:
-    kinds = {"ForCausalLM": "math_shepherd", "ForProcessRewardModel": "qwen"}
-    kinds["ForTokenClassification"] = "token_classification"
-    architecture = (config.get("architectures") or [""])[0]
-    name = next((kind for suffix, kind in kinds.items() if architecture.endswith(suffix)), None)
+    architecture = _architecture(config)
+    name = next((kind for suffix, kind in KINDS.items() if architecture.endswith(suffix)), None)
     if name is None:
-        raise ValueError(f"{where}: {architecture!r} is no PRM: one of {', '.join('..' + suffix for suffix in kinds)}")
+        raise ValueError(f"{where}: {architecture!r} is no PRM: one of {', '.join('..' + suffix for suffix in KINDS)}")
     if name != "math_shepherd" and (labels := len(config.get("id2label") or ()) or config.get("num_labels", 2)) != 2:
         raise ValueError(f"{where}: the head has {labels} labels, a PRM's has two: wrong and right")
     return TokenClassification(config.get("prm_separator", "\n")) if name == "token_classification" else FORMATS[name]()
+
+
+def _architecture(config: dict) -> str:
+    return (config.get("architectures") or [""])[0]
 
 
 def new_prm(model: Transformer, tokenizer: Tokenizer, format: Format, seed: int = 0) -> PRM:

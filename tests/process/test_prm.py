@@ -10,7 +10,7 @@ import tokenizers
 import torch
 
 from nanomath.data.world import generate
-from nanomath.models import Tokenizer
+from nanomath.models import Tokenizer, save_model
 from nanomath.process.formats import FORMATS, MathShepherd, Qwen, TokenClassification
 from nanomath.process.prm import PRM, LengthScores, Oracle, OutcomeOnly, RandomScores, load_prm, new_prm
 
@@ -177,10 +177,9 @@ def test_files_that_are_no_prm(build, tmp_path, changes, message):
 
 
 def test_a_prm_whose_head_is_missing(new_model, new_tokenizer, tmp_path):
-    from nanomath.models import save_model
-
-    keys = TokenClassification().config_keys("Llama")
-    save_model(new_model(), new_tokenizer(), tmp_path / "prm", **keys)
+    model = new_model()
+    model.hf_keys = TokenClassification().config_keys("Llama")
+    save_model(model, new_tokenizer(), tmp_path / "prm")
     with pytest.raises(ValueError, match="lack 2 tensors: score.bias, score.weight"):
         load_prm(tmp_path / "prm")
 

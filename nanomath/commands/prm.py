@@ -1,0 +1,273 @@
+"""Process reward models: label solutions, train a model on them, measure it.
+
+    python -m nanomath prm label [CONFIG.toml] [key=value ...]
+    python -m nanomath prm train [CONFIG.toml] [key=value ...]
+    python -m nanomath prm eval PRM DATA [key=value ...]
+
+    python -m nanomath prm label configs/tiny/prm-label.toml
+    python -m nanomath prm label configs/tiny/prm-label.toml label.by=monte_carlo label.save=runs/prm-monte-carlo.jsonl
+    python -m nanomath prm train configs/tiny/prm.toml
+    python -m nanomath prm eval runs/tiny-prm processbench/gsm8k.json
+
+`label` draws solutions and writes them with a label for each step: the embedded world's oracle says whether it is
+right, or continuations of it are drawn and counted (arXiv 2312.08935). It goes on where it was stopped. `train` makes a
+PRM of any causal language model. `eval` takes a PRM's directory, or the controls "random" and "length", and a file of
+labelled solutions in the format of trl, Math-Shepherd, PRM800K or ProcessBench.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from nanomath import settings
+from nanomath.commands.build import (
+    build_model,
+    build_problems,
+    build_sampler,
+    build_template,
+    choose_device,
+    encode_prompts,
+    sampling_options,
+)
+from nanomath.commands.trainee import RUN_FLAGS, Trainee
+from nanomath.config import parse_arguments
+from nanomath.data.order import step_indices
+from nanomath.data.problem import Problem
+from nanomath.models import Tokenizer, Transformer
+from nanomath.process.formats import FORMATS
+from nanomath.process.labelled import Labelled, load_labelled, write
+from nanomath.process.measures import measure_scores
+from nanomath.process.montecarlo import monte_carlo
+from nanomath.process.prm import PRM, LengthScores, Oracle, RandomScores, Scorer, is_prm, load_prm, new_prm
+from nanomath.process.steps import Step, steps_of
+from nanomath.rollout import Completion, Sampler, in_groups
+from nanomath.training import ranks
+from nanomath.training.loop import Metrics, say
+from nanomath.training.prm_step import PRMStep, balancing_weights
+
+SHOW = {
+    "heldout/auc": "held-out AUC {:.3f}",
+    "heldout/f1": "F1 {:.3f}",
+    "loss": "loss {:.3f}",
+    "grad_norm": "norm {:.2f}",
+    "lr": "lr {:.1e}",
+}
+
+
+def main(argv: list[str]) -> int:
+    commands = {"label": label, "train": train, "eval": evaluate}
+    if argv and argv[0] in ("-h", "--help"):
+        print(__doc__.strip())
+        return 0
+    if not argv or argv[0] not in commands:
+        raise ValueError(f"prm needs one of {', '.join(commands)}: python -m nanomath prm --help")
+    return commands[argv[0]](argv[1:])
+
+
+# --- label -----------------------------------------------------------------------------------------------------------
+
+
+def label(argv: list[str]) -> int:
+    config, _ = parse_arguments(settings.LabelConfig, argv, __doc__)
+    options = config.label
+    if not options.save:
+        raise ValueError("label.save is empty: name the JSONL file that labelled solutions are written to")
+    save = Path(options.save)
+    problems = build_problems(config.problems)
+    if options.by == "oracle" and any("family" not in problem.metadata for problem in problems):
+        raise ValueError(
+            'label.by = "oracle" knows the embedded world alone: take label.by=monte_carlo for other problems'
+        )
+    known = {s.question for s in load_labelled(save)} if save.is_file() and save.stat().st_size else set()
+    left = [problem for problem in problems if problem.question not in known]
+    if known:
+        say(f"{save} has solutions of {len(problems) - len(left)} of the {len(problems)} problems already")
+    model, tokenizer = build_model(config.model, options.seed)
+    prompts = encode_prompts(left, build_template(config.prompt), tokenizer, model.config.max_positions)
+    sampler = build_sampler(config.sampling, model, tokenizer)
+    save.parent.mkdir(parents=True, exist_ok=True)
+    agreement = Agreement(options.rollouts)
+    for first in tqdm(range(0, len(left), options.problems_at_once), disable=None, dynamic_ncols=True):
+        some = slice(first, first + options.problems_at_once)
+        labelled = label_some(config, sampler, tokenizer, left[some], prompts[some], agreement)
+        write(save, labelled)
+    everything = load_labelled(save)
+    labels, asked = [y for s in everything for y in s.labels], {s.question for s in everything}
+    print(f"{save}: {len(everything)} solutions of {len(asked)} problems")
+    print(f"  {len(labels)} steps, {sum(labels) / len(labels):.1%} right")
+    for line in agreement.lines():
+        print(f"  {line}")
+    return 0
+
+
+def label_some(
+    config: settings.LabelConfig,
+    sampler: Sampler,
+    tokenizer: Tokenizer,
+    problems: Sequence[Problem],
+    prompts: Sequence[list[int]],
+    agreement: Agreement,
+) -> list[Labelled]:
+    """Labelled solutions of some problems; those without a text are left out, and all but one of equal ones."""
+    options, sampling = config.label, sampling_options(config.sampling)
+    drawn = sampler.generate(prompts, n=options.samples, seed=options.seed, **sampling)
+    groups = [list({c.text.strip(): c for c in group}.values()) for group in in_groups(drawn, options.samples)]
+    steps = [[steps_of(tokenizer, c.tokens, options.steps) for c in group] for group in groups]
+    kept = [[(c, s) for c, s in zip(*pair, strict=True) if s] for pair in zip(groups, steps, strict=True)]
+    groups, steps = [[c for c, _ in group] for group in kept], [[s for _, s in group] for group in kept]
+    texts = [[_texts(tokenizer, c, s) for c, s in group] for group in kept]
+    solutions = [(problem.question, t) for problem, group in zip(problems, texts, strict=True) for t in group]
+    exact = Oracle(problems).score_all(solutions) if "family" in problems[0].metadata else None
+    if options.by == "oracle":
+        labels = exact
+    else:
+        found = monte_carlo(sampler, problems, prompts, groups, steps, options.rollouts, options.seed + 1, **sampling)
+        verdicts = [rows for group in found for rows in group]
+        shares = [[sum(row) / len(row) for row in rows] for rows in verdicts]
+        labels = [[float(share > 0) for share in row] for row in shares] if options.hard else shares
+        if exact is not None:
+            agreement.add(verdicts, exact)
+    return [Labelled(q, tuple(t), tuple(y)) for (q, t), y in zip(solutions, labels, strict=True)]
+
+
+def _texts(tokenizer: Tokenizer, completion: Completion, steps: Sequence[Step]) -> list[str]:
+    text = tokenizer.decode(completion.tokens)
+    return [text[step.start : step.end].strip() for step in steps]
+
+
+class Agreement:
+    """How often Monte-Carlo labels say what the oracle says, as their number grows: hard labels, and soft ones from
+    1/2 on; of all steps but the last of a solution, which has no continuation.
+    """
+
+    def __init__(self, rollouts: int) -> None:
+        self.counts = {n: [0, 0] for n in (2**i for i in range(rollouts.bit_length())) if n <= rollouts}
+        self.steps = 0
+
+    def add(self, verdicts: Sequence[Sequence[Sequence[bool]]], exact: Sequence[Sequence[float]]) -> None:
+        """Verdicts on the continuations of each step of some solutions, and the truth."""
+        for rows, truths in zip(verdicts, exact, strict=True):
+            for row, truth in zip(rows[:-1], truths[:-1], strict=True):
+                self.steps += 1
+                for n, counts in self.counts.items():
+                    counts[0] += any(row[:n]) == bool(truth)
+                    counts[1] += (2 * sum(row[:n]) >= n) == bool(truth)
+
+    def lines(self) -> list[str]:
+        """A line for each number of continuations."""
+        if not self.steps:
+            return []
+        return [
+            f"N = {n:2}: agrees with the oracle on {hard / self.steps:.1%} (hard), {soft / self.steps:.1%} (soft) of "
+            f"{self.steps} steps"
+            for n, (hard, soft) in self.counts.items()
+        ]
+
+
+# --- train -----------------------------------------------------------------------------------------------------------
+
+
+def train(argv: list[str]) -> int:
+    config, flags = parse_arguments(settings.PRMConfig, argv, __doc__, RUN_FLAGS)
+    section, seed = config.prm, config.run.seed
+    if not section.train or not section.heldout:
+        raise ValueError("prm.train and prm.heldout must name files of labelled solutions: see nanomath prm label")
+    if not config.model.path:
+        raise ValueError("model.path is empty: a PRM is made of a language model, such as runs/tiny-sft")
+    solutions = load_labelled(section.train, section.neutral)
+    heldout = load_labelled(section.heldout, section.neutral, section.limit)
+    weights = balancing_weights(solutions) if section.balance else (1.0, 1.0)
+
+    use = f"measure it: python -m nanomath prm eval RUN {section.heldout}", "use it: process.prm=RUN"
+    trainee = Trainee(config, "--resume" in flags, use, partial(build_prm, section.format), "heldout/auc")
+    prm = PRM(trainee.model, trainee.tokenizer, FORMATS[section.format](), section.token_budget)
+    check_lengths(prm, [*solutions, *heldout])
+    step_of = PRMStep(prm, trainee.optimizer, weights, section.head_steps, section.token_budget)
+
+    def step(done: int) -> Metrics:
+        chosen = [solutions[i] for i in step_indices(len(solutions), section.batch_size, done, seed)]
+        lr = trainee.learning_rate(done)
+        return {**step_of.step(chosen, done, lr), "lr": lr}
+
+    def measure() -> Metrics:
+        found = measure_scores(heldout, score(prm, heldout))
+        return {f"heldout/{name}": value for name, value in found.items()}
+
+    return trainee.train(step, measure, SHOW)
+
+
+def build_prm(format: str, section: settings.Model, seed: int, path: str = "") -> tuple[Transformer, Tokenizer]:
+    """The PRM at `path` (default: the section's), or a new one made of the language model that is there."""
+    if is_prm(place := path or section.path):
+        prm = load_prm(place, choose_device(section.device), getattr(torch, section.dtype))
+        if not isinstance(prm.format, FORMATS[format]):
+            raise ValueError(f"{place} is a PRM of the format {type(prm.format).__name__}, not prm.format = {format!r}")
+    else:
+        prm = new_prm(*build_model(section, seed, path), FORMATS[format](), seed)
+    prm.model.gradient_checkpointing = section.gradient_checkpointing
+    return prm.model, prm.tokenizer
+
+
+def check_lengths(prm: PRM, solutions: Sequence[Labelled]) -> None:
+    """ValueError for the first solution that does not fit: better before the training than in it."""
+    for s in solutions:
+        try:
+            prm.lay_out(0, s.question, s.steps)
+        except ValueError as error:
+            raise ValueError(f"{s.place}: {error}") from None
+
+
+# --- eval ------------------------------------------------------------------------------------------------------------
+
+
+def evaluate(argv: list[str]) -> int:
+    words = [word for word in argv if not word.startswith("-") and "=" not in word][:2]
+    if not {"-h", "--help"} & set(argv) and len(words) < 2:
+        raise ValueError("prm eval needs a PRM and a file: python -m nanomath prm eval PRM DATA [key=value ...]")
+    rest = [word for word in argv if word not in words]
+    config, _ = parse_arguments(settings.PRMEvalConfig, [f"model.path={words[0]}", *rest] if words else rest, __doc__)
+    if config.save and not Path(config.save).absolute().parent.is_dir():
+        raise FileNotFoundError(f"save: there is no directory to write {config.save} to")
+    solutions = load_labelled(words[1], config.neutral, config.limit)
+    scorer = load_scorer(config)
+    if isinstance(scorer, PRM):
+        check_lengths(scorer, solutions)
+    scores = score(scorer, solutions)
+    if config.save:
+        with open(config.save, "w", encoding="utf-8") as file:
+            for s, row in zip(solutions, scores, strict=True):
+                line = {"question": s.question, "steps": s.steps, "labels": s.labels, "scores": row}
+                file.write(json.dumps(line, ensure_ascii=False) + "\n")
+    print(f"{words[0]} on {words[1]}: {len(solutions)} solutions")
+    names = "auc", "accuracy", "calibration_error", "f1", "f1_wrong", "f1_right"
+    print(f"  {'':16}" + "".join(f"{name:>18}" for name in names))
+    rows = {"it": scores, "always right": [[1.0] * len(s.steps) for s in solutions]}
+    rows["random"] = score(RandomScores(), solutions)
+    for who, row in rows.items():
+        found = measure_scores(solutions, row, config.threshold)
+        print(f"  {who:16}" + "".join(f"{found[name]:18.3f}" if name in found else f"{'-':>18}" for name in names))
+    found = measure_scores(solutions, scores)
+    print(f"  {found['steps']} labelled steps, {found['right']:.1%} of them right")
+    return 0
+
+
+def load_scorer(config: settings.PRMEvalConfig) -> Scorer:
+    """The PRM at model.path, or a control."""
+    controls = {"random": RandomScores, "length": LengthScores}
+    if config.model.path in controls:
+        return controls[config.model.path]()
+    prm = load_prm(config.model.path, choose_device(config.model.device), getattr(torch, config.model.dtype))
+    prm.token_budget = config.token_budget
+    return prm
+
+
+def score(scorer: Scorer, solutions: Sequence[Labelled]) -> list[list[float]]:
+    """The scores of all steps; every rank scores its share."""
+    mine = scorer.score_all([(s.question, s.steps) for s in ranks.share(solutions)])
+    return ranks.gather(mine)

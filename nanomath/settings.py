@@ -328,6 +328,12 @@ class EvalConfig:
     prompt: Prompt = section(Prompt)
     sampling: Sampling = section(Sampling)
     evaluation: Evaluation = section(Evaluation)
+    process: Process = section(Process)
+    aggregate: str = option(
+        "min",
+        "process.prm: a completion's score for best@k and wmaj@k, from those of its steps",
+        choices=("min", "last", "product", "mean"),
+    )
     lenient: bool = option(False, "without a marked answer take the last number of the text")
     save: str = option("", "write every completion to this JSONL file")
 

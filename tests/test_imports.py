@@ -36,7 +36,7 @@ ALLOWED = {
     },
     "nanomath.analysis": {
         *("kernels", "nanomath.algorithms", "nanomath.data", "nanomath.config", "nanomath.settings"),
-        *("nanomath.models", "nanomath.rollout", "nanomath.rewards"),
+        *("nanomath.models", "nanomath.rollout", "nanomath.rewards", "nanomath.process"),
     },
 }
 TOP = {"nanomath.commands", "nanomath.__main__", "scripts"}  # these put the parts together

@@ -2,14 +2,16 @@
 
 With c of n samples right, the unbiased estimate of pass@k is  1 - C(n-c, k) / C(n, k)  (arXiv 2107.03374).
 maj@k is the chance that the answer most frequent among k of the samples is right (arXiv 2203.11171), ties shared out
-evenly; samples without an answer do not vote. Intervals resample the problems, the unit a benchmark draws from.
+evenly; samples without an answer do not vote. With a score for every sample, best@k is the chance that the one of
+highest score is right (arXiv 2305.20050), and wmaj@k that of the answer whose scores add up to most (arXiv 2206.02336).
+Intervals resample the problems, the unit a benchmark draws from.
 """
 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import combinations, islice
 from math import comb
 from typing import Any
@@ -39,12 +41,15 @@ class Score:
 
 @dataclass(frozen=True)
 class Graded:
-    """A problem with its n completions, the answer found in each (None: none), and whether it is right."""
+    """A problem with its n completions, the answer found in each (None: none), whether it is right, and the scores that
+    they were given, if any.
+    """
 
     problem: Problem
     completions: list[Completion]
     answers: list[str | None]
     right: list[bool]
+    scores: list[float] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -72,7 +77,9 @@ class Report:
     def records(self) -> Iterable[dict[str, Any]]:
         """One JSON object per completion."""
         for item in self.graded:
-            for completion, answer, right in zip(item.completions, item.answers, item.right, strict=True):
+            for number, (completion, answer, right) in enumerate(
+                zip(item.completions, item.answers, item.right, strict=True)
+            ):
                 yield {
                     "problem": item.problem.id,
                     "question": item.problem.question,
@@ -83,6 +90,7 @@ class Report:
                     "right": right,
                     "finish_reason": completion.finish_reason,
                     "tokens": completion.length,
+                    **({"score": item.scores[number]} if item.scores else {}),
                 }
 
 
@@ -96,18 +104,28 @@ def evaluate(
     seed: int = 0,
     lenient: bool = False,
     progress: Progress | None = None,
+    score_all: Callable[[Sequence[tuple[Problem, Completion]]], list[float]] | None = None,
     **sampling: Any,
 ) -> Report:
-    """Draw `samples` completions of each problem's prompt, grade them, and score pass@k and maj@k for every k."""
+    """Draw `samples` completions of each problem's prompt, grade them, and score pass@k and maj@k for every k; with
+    `score_all`, which gives each completion a score, best@k and wmaj@k as well.
+    """
     check_measurement(problems, samples, k, by)
     completions = sampler.generate(prompts, n=samples, seed=seed, progress=progress, **sampling)
     groups = in_groups(completions, samples)
     graded = [grade(problem, group, lenient) for problem, group in zip(problems, groups, strict=True)]
+    if score_all is not None:
+        given = score_all([(item.problem, c) for item in graded for c in item.completions])
+        graded = [replace(item, scores=row) for item, row in zip(graded, in_groups(given, samples), strict=True)]
     scores = {"pass@1": score([pass_at_k(samples, sum(g.right), 1) for g in graded], seed)}
     for size in sorted(set(k)):
         scores[f"pass@{size}"] = score([pass_at_k(samples, sum(g.right), size) for g in graded], seed)
         if size > 1:
             scores[f"maj@{size}"] = score([maj_at_k(g.answers, g.right, size, seed) for g in graded], seed)
+        if size > 1 and score_all is not None:
+            best = [best_at_k(g.scores, g.right, size) for g in graded]
+            weighted = [maj_at_k(g.answers, g.right, size, seed, g.scores) for g in graded]
+            scores |= {f"best@{size}": score(best, seed), f"wmaj@{size}": score(weighted, seed)}
     return Report(graded, scores, _breakdown(graded, by, seed) if by else {})
 
 
@@ -132,12 +150,34 @@ def pass_at_k(samples: int, right: int, k: int) -> float:
     return 1.0 - comb(samples - right, k) / comb(samples, k)
 
 
-def maj_at_k(answers: Sequence[str | None], right: Sequence[bool], k: int, seed: int = 0) -> float:
-    """Chance that the most frequent answer among k of the samples is right; all right answers are one answer."""
-    votes = [
+def best_at_k(scores: Sequence[float], right: Sequence[bool], k: int) -> float:
+    """Chance that the sample of highest score among k of these is right, ties shared out evenly: exactly, by counting
+    the subsets whose highest score each value is.
+    """
+    chance, below = 0.0, 0
+    for value in sorted(set(scores)):
+        hits = [ok for one, ok in zip(scores, right, strict=True) if one == value]
+        upto = below + len(hits)
+        chance += (comb(upto, k) - comb(below, k)) / comb(len(scores), k) * sum(hits) / len(hits)
+        below = upto
+    return chance
+
+
+def maj_at_k(
+    answers: Sequence[str | None],
+    right: Sequence[bool],
+    k: int,
+    seed: int = 0,
+    weights: Sequence[float] | None = None,
+) -> float:
+    """Chance that the most frequent answer among k of the samples is right; all right answers are one answer. A sample
+    has one vote, or `weights` of it.
+    """
+    names = [
         "right" if ok else None if answer is None else f"wrong: {answer}"
         for answer, ok in zip(answers, right, strict=True)
     ]
+    votes = list(zip(names, weights or [1.0] * len(names), strict=True))
     total = comb(len(votes), k)
     if total <= SUBSETS:
         subsets = combinations(votes, k)
@@ -147,9 +187,12 @@ def maj_at_k(answers: Sequence[str | None], right: Sequence[bool], k: int, seed:
     return float(np.mean([_share_of_right(subset) for subset in islice(subsets, SUBSETS)]))
 
 
-def _share_of_right(votes: Iterable[str | None]) -> float:
+def _share_of_right(votes: Iterable[tuple[str | None, float]]) -> float:
     """1 if "right" has the most votes, shared with those that have as many."""
-    counts = Counter(vote for vote in votes if vote is not None)
+    counts: Counter[str] = Counter()
+    for name, weight in votes:
+        if name is not None:
+            counts[name] += weight
     most = max(counts.values(), default=0)
     return 0.0 if most == 0 or counts["right"] < most else 1 / sum(count == most for count in counts.values())
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 
 import torch
@@ -156,16 +156,25 @@ def build_process_reward(
     """What scores the steps of the policy's solutions, None where [process] names nothing; the oracle knows the
     `problems`, a PRM computes where and in what dtype the policy does.
     """
-    section, a, model = config.process, config.algorithm, config.model
-    if not section.prm:
+    if not config.process.prm:
         return None
+    watching = build_watcher(config.process, tokenizer, problems, config.model, config.run.seed)
+    if (a := config.algorithm).credit == "off":
+        return watching
+    credit = partial(algorithms.credit, form=a.credit, temperature=a.credit_temperature, eta=a.credit_eta)
+    return replace(watching, credit=credit, weight=config.process.weight)
+
+
+def build_watcher(
+    section: settings.Process, tokenizer: Tokenizer, problems: Sequence[Problem], model: settings.Model, seed: int
+) -> ProcessReward:
+    """What scores steps, and rewards none."""
     if section.prm == "oracle":
         scorer = Oracle(problems)
     elif section.prm in ("random", "length"):
-        scorer = RandomScores(config.run.seed) if section.prm == "random" else LengthScores()
+        scorer = RandomScores(seed) if section.prm == "random" else LengthScores()
     else:
         scorer = load_prm(section.prm, choose_device(model.device), getattr(torch, model.dtype))
         scorer.token_budget = section.token_budget
     split = section.steps, section.least_tokens, section.most_steps, section.drop_repeats
-    credit = partial(algorithms.credit, form=a.credit, temperature=a.credit_temperature, eta=a.credit_eta)
-    return ProcessReward(scorer, tokenizer, None if a.credit == "off" else credit, section.weight, *split)
+    return ProcessReward(scorer, tokenizer, None, 1.0, *split)

@@ -1,9 +1,10 @@
-"""Measure a model on a problem set: pass@1, pass@k, maj@k, with 95% intervals.
+"""Measure a model on a problem set: pass@1, pass@k, maj@k, with 95% intervals; with a PRM also the best of k.
 
     python -m nanomath eval MODEL DATA [CONFIG.toml] [key=value ...]
 
     python -m nanomath eval runs/tiny-grpo world evaluation.by=difficulty
     python -m nanomath eval runs/tiny-grpo world evaluation.samples=16 evaluation.k=4,16 save=completions.jsonl
+    python -m nanomath eval runs/tiny-grpo world evaluation.samples=16 evaluation.k=4,16 process.prm=runs/tiny-prm
     python -m nanomath eval models/SmolLM2-135M-Instruct gsm8k/test.jsonl problems.limit=100 sampling.temperature=0
 
 MODEL is a Hugging Face directory, a run directory or a hub id; DATA is "world", a file or a hub dataset. A model that
@@ -14,6 +15,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from nanomath import settings
@@ -23,11 +25,16 @@ from nanomath.commands.build import (
     build_problems,
     build_sampler,
     build_template,
+    build_watcher,
     encode_prompts,
     sampling_options,
 )
 from nanomath.commands.meter import meter
 from nanomath.config import parse_arguments
+from nanomath.data.problem import Problem
+from nanomath.models import Tokenizer
+from nanomath.process.rewards import AGGREGATES
+from nanomath.rollout import Completion
 
 
 def main(argv: list[str]) -> int:
@@ -59,6 +66,7 @@ def main(argv: list[str]) -> int:
             measure.seed,
             config.lenient,
             progress,
+            score_completions(config, tokenizer, problems),
             **sampling_options(config.sampling),
         )
     if config.save:
@@ -66,6 +74,17 @@ def main(argv: list[str]) -> int:
             file.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in report.records())
     print_report(report, config)
     return 0
+
+
+def score_completions(
+    config: settings.EvalConfig, tokenizer: Tokenizer, problems: Sequence[Problem]
+) -> Callable[[Sequence[tuple[Problem, Completion]]], list[float]] | None:
+    """Gives completions the scores that process.prm means, None where it is empty."""
+    if not config.process.prm:
+        return None
+    watcher = build_watcher(config.process, tokenizer, problems, config.model, config.evaluation.seed)
+    one = AGGREGATES[config.aggregate]
+    return lambda pairs: [one(s) for _, s in watcher.score([(problem.question, c.tokens) for problem, c in pairs])]
 
 
 def print_report(report: Report, config: settings.EvalConfig) -> None:

@@ -7,6 +7,7 @@ every rollout reports how the scorer fares against the verifier, how long steps 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import fmean
@@ -20,6 +21,12 @@ from nanomath.process.prm import Scorer
 from nanomath.process.steps import steps_of
 from nanomath.rollout.episodes import Episode
 
+AGGREGATES: dict[str, Callable[[Sequence[float]], float]] = {  # a solution's score from those of its steps
+    "min": min,
+    "last": lambda scores: scores[-1],
+    "product": math.prod,
+    "mean": fmean,
+}
 PROBES = ("So,", "Thanks.", "Let us think step by step.")  # a PRM that has been hacked paid for such steps
 
 
@@ -42,24 +49,28 @@ class ProcessReward:
     drop_repeats: bool = False
 
     def __call__(self, episodes: Sequence[Episode]) -> None:
-        solutions, scored = [], []
-        for episode in episodes:
-            tokens = episode.completion.tokens
-            steps = steps_of(self.tokenizer, tokens, self.by, self.least_tokens, self.most_steps, self.drop_repeats)
-            episode.step_ends, episode.step_scores = [step.token for step in steps], []
-            if steps:
-                text = self.tokenizer.decode(tokens)
-                solutions.append((episode.problem.question, [text[step.start : step.end] for step in steps]))
-                scored.append(episode)
-            else:  # without a text: nothing to score, and nothing to be had for it
-                episode.step_ends, episode.step_scores = [len(tokens) - 1], [0.0]
-        for episode, scores in zip(scored, self.scorer.score_all(solutions), strict=True):
-            episode.step_scores = scores
-        for episode in episodes:
-            episode.rewards["prm"] = min(episode.step_scores)
+        found = self.score([(e.problem.question, e.completion.tokens) for e in episodes])
+        for episode, (ends, scores) in zip(episodes, found, strict=True):
+            episode.step_ends, episode.step_scores = ends, scores
+            episode.rewards["prm"] = min(scores)
             if self.credit:
-                scores, ends = torch.tensor([episode.step_scores]).double(), torch.tensor([episode.step_ends])
-                episode.step_rewards = (self.weight * self.credit(scores, ends))[0].tolist()
+                rewards = self.credit(torch.tensor([scores]).double(), torch.tensor([ends]))
+                episode.step_rewards = (self.weight * rewards)[0].tolist()
+
+    def score(self, completions: Sequence[tuple[str, Sequence[int]]]) -> list[tuple[list[int], list[float]]]:
+        """For each question and completion's tokens the tokens that its steps end on, and their scores."""
+        split = self.by, self.least_tokens, self.most_steps, self.drop_repeats
+        steps = [steps_of(self.tokenizer, tokens, *split) for _, tokens in completions]
+        solutions = []
+        for (question, tokens), parts in zip(completions, steps, strict=True):
+            if parts:
+                text = self.tokenizer.decode(tokens)
+                solutions.append((question, [text[step.start : step.end] for step in parts]))
+        scores = iter(self.scorer.score_all(solutions))
+        return [
+            ([step.token for step in parts], next(scores)) if parts else ([len(tokens) - 1], [0.0])
+            for (_, tokens), parts in zip(completions, steps, strict=True)
+        ]
 
     def metrics(self, episodes: Sequence[Episode]) -> dict[str, float]:
         """Of a rollout: the mean score of a step, steps of a completion and tokens of a step, the mean score of PROBES

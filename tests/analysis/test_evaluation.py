@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nanomath.analysis.evaluation import SUBSETS, evaluate, grade, maj_at_k, pass_at_k, score
+from nanomath.analysis.evaluation import SUBSETS, best_at_k, evaluate, grade, maj_at_k, pass_at_k, score
 from nanomath.data.problem import Problem
 from nanomath.rollout import Completion
 
@@ -210,3 +210,23 @@ def test_a_problem_without_a_gold_answer_is_an_error():
     completion = Completion(0, 0, [5], [0.0], [0.0], r"\boxed{}", "eos")
     with pytest.raises(ValueError, match="no gold answer"):
         grade(Problem("e", "?", " "), [completion])
+
+
+@given(st.lists(st.tuples(st.integers(0, 3), st.booleans()), min_size=1, max_size=7), st.data())
+def test_best_at_k_is_the_mean_over_all_subsets(samples, data):
+    k = data.draw(st.integers(1, len(samples)))
+    chances = []
+    for subset in combinations(samples, k):
+        top = max(value for value, _ in subset)
+        hits = [ok for value, ok in subset if value == top]
+        chances.append(sum(hits) / len(hits))
+    found = best_at_k([value for value, _ in samples], [ok for _, ok in samples], k)
+    assert found == pytest.approx(sum(chances) / len(chances), abs=1e-12)
+
+
+def test_votes_can_be_weighed():
+    answers, right = ["7", "3", "3"], [True, False, False]
+    assert maj_at_k(answers, right, 3) == 0
+    assert maj_at_k(answers, right, 3, 0, [0.9, 0.2, 0.3]) == 1
+    assert maj_at_k(answers, right, 3, 0, [0.5, 0.25, 0.25]) == 0.5
+    assert maj_at_k(answers, right, 3, 0, [0.0, 0.0, 0.0]) == 0

@@ -9,7 +9,9 @@ import pytest
 
 from nanomath.__main__ import main
 from nanomath.commands import eval as command
+from nanomath.process.rewards import AGGREGATES
 from nanomath.rollout import Completion
+from nanomath.settings import EvalConfig
 
 QUICK = ("problems.limit=6", "problems.difficulty=1,1", "sampling.max_new_tokens=8", "evaluation.samples=2")
 QUESTIONS = [
@@ -107,3 +109,20 @@ def test_a_config_file_and_keys_may_stand_anywhere(call, model_directory, questi
 def test_no_answer_at_all_brings_a_hint(call, model_directory, questions):
     outcome = call(main, "eval", model_directory, questions, "sampling.max_new_tokens=1")
     assert outcome.code == 0 and "lenient=true" in outcome.err
+
+
+@pytest.mark.parametrize("prm", ["oracle", "length"])
+def test_the_best_of_k(call, model_directory, prm, tmp_path):
+    words = (*QUICK, f"process.prm={prm}", "evaluation.samples=4", "evaluation.k=2,4", "save=all.jsonl")
+    outcome = call(main, "eval", model_directory, "world", *words)
+    assert outcome.code == 0, outcome.err
+    for name in ("best@2", "wmaj@2", "best@4", "wmaj@4"):
+        assert re.search(rf"^  {name} +\d+\.\d% ", outcome.out, re.MULTILINE), outcome.out
+    records = [json.loads(line) for line in (tmp_path / "all.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert len(records) == 24 and all(0 <= record["score"] <= 1 for record in records)
+
+
+def test_every_aggregate_can_be_asked_for():
+    for name in AGGREGATES:
+        EvalConfig(aggregate=name)
+    assert EvalConfig().aggregate in AGGREGATES

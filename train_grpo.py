@@ -21,6 +21,7 @@ from dataclasses import replace
 from nanomath import settings
 from nanomath.analysis.evaluation import check_measurement, evaluate
 from nanomath.commands.build import (
+    build_judge_reward,
     build_model,
     build_problems,
     build_process_reward,
@@ -68,7 +69,8 @@ def main(argv: list[str]) -> int:
     problems, heldout = build_problems(config.train), build_problems(config.heldout)
     prompts, heldout_prompts = (encode_prompts(p, template, tokenizer, context) for p in (problems, heldout))
     check_measurement(heldout, config.evaluation.samples, config.evaluation.k, config.evaluation.by)
-    process = build_process_reward(config, tokenizer, problems)
+    process, judge = build_process_reward(config, tokenizer, problems), build_judge_reward(config, problems)
+    beside = [part for part in (process, judge) if part]
     reward = RewardSet(config.reward.weights, config.reward.params, config.reward.lenient)
     sampler = SharedSampler(build_sampler(config.sampling, model, tokenizer))
     options, grpo, algorithm, seed = sampling_options(config.sampling), config.grpo, config.algorithm, config.run.seed
@@ -100,7 +102,7 @@ def main(argv: list[str]) -> int:
                 grpo.group_size,
                 seed=(seed << 32) + number,
                 progress=progress,
-                score_steps=process,
+                complete=beside,
                 **options,
             )
         return in_groups(episodes, grpo.group_size)
@@ -117,7 +119,7 @@ def main(argv: list[str]) -> int:
         tokens = sum(e.completion.length for e in episodes)
         return {
             **episode_metrics(episodes, grpo.group_size),
-            **(process.metrics(episodes) if process else {}),
+            **{name: value for part in beside for name, value in part.metrics(episodes).items()},
             **metrics,
             "lr": lr,
             "groups": len(kept),

@@ -171,6 +171,19 @@ class Process:
 
 
 @dataclass
+class Judge:
+    """AI feedback: a frozen language model that ranks right answers."""
+
+    path: str = option("", "HF directory, run directory or hub id of the judge; empty: none")
+    mode: str = option("pairwise", "compare samples of a problem, or mark each", choices=("pairwise", "pointwise"))
+    weight: float = option(0.3, "a right answer earns weight * (judge - 1/2) more", minimum=0, maximum=1)
+    opponents: int = option(4, "pairwise: samples that each is compared with, in both orders", minimum=1)
+    pointwise: str = option("", "the question, with {question} and {first}; empty: nanomath/rewards/judge.py's")
+    pairwise: str = option("", "the question, with {question}, {first} and {second}; empty: the same")
+    token_budget: int = option(16384, "padded tokens that the judge reads at once", minimum=0)
+
+
+@dataclass
 class Algorithm:
     """What is computed from a rollout: a method, or any choice of its own; formulas in nanomath/algorithms."""
 
@@ -292,6 +305,7 @@ class GRPOConfig:
     sampling: Sampling = section(Sampling)
     reward: Reward = section(Reward)
     process: Process = section(Process)
+    judge: Judge = section(Judge)
     algorithm: Algorithm = section(Algorithm)
     grpo: GRPO = section(GRPO)
     optim: Optim = section(Optim, lr=1e-6)

@@ -22,8 +22,10 @@ from nanomath.models import (
     load_model,
     load_tokenizer,
 )
+from nanomath.process.feedback import JudgeReward
 from nanomath.process.prm import LengthScores, Oracle, RandomScores, load_prm
 from nanomath.process.rewards import ProcessReward
+from nanomath.rewards.judge import PAIRWISE, POINTWISE, Judge
 from nanomath.rollout import Sampler
 
 WORLD_PROBLEMS = 20000  # the world has no end; this many are drawn where no limit is set
@@ -178,3 +180,20 @@ def build_watcher(
         scorer.token_budget = section.token_budget
     split = section.steps, section.least_tokens, section.most_steps, section.drop_repeats
     return ProcessReward(scorer, tokenizer, None, 1.0, *split)
+
+
+def build_judge_reward(config: settings.GRPOConfig, problems: Sequence[Problem]) -> JudgeReward | None:
+    """The judge of right answers, None where [judge] names none. ValueError for one that answers nonsense."""
+    section, model = config.judge, config.model
+    if not section.path:
+        return None
+    device, dtype = choose_device(model.device), getattr(torch, model.dtype)
+    frozen = load_model(section.path, device, dtype).requires_grad_(False)
+    asked = {"pointwise": section.pointwise or POINTWISE, "pairwise": section.pairwise or PAIRWISE}
+    for name, fields in (("pointwise", ("question", "first")), ("pairwise", ("question", "first", "second"))):
+        if lacking := [f"{{{key}}}" for key in fields if f"{{{key}}}" not in asked[name]]:
+            raise ValueError(f"judge.{name} lacks {', '.join(lacking)}")
+    judge = Judge(frozen, load_tokenizer(section.path), **asked, token_budget=section.token_budget)
+    judge.check(problems[0].question, problems[0].answer)
+    opponents = section.opponents if section.mode == "pairwise" else 0
+    return JudgeReward(judge, config.grpo.group_size, section.weight, opponents)

@@ -60,21 +60,21 @@ def sample_episodes(
     reward: RewardFunction,
     group_size: int,
     progress: Progress | None = None,
-    score_steps: Callable[[Sequence[Episode]], None] | None = None,
+    complete: Sequence[Callable[[Sequence[Episode]], None]] = (),
     **sampling: Any,
 ) -> list[Episode]:
     """`group_size` rewarded episodes of every problem, in prompt-major order; `sampling` as in `Sampler.generate`.
 
-    score_steps: sets the steps of all these episodes, and what they are worth. FloatingPointError names the problem and
-    the component of a reward that is not finite.
+    complete: what adds to the rewards of all these episodes, or to what they say of steps. FloatingPointError names the
+    problem and the component of a reward that is not finite.
     """
     groups = in_groups(sampler.generate(prompts, n=group_size, progress=progress, **sampling), group_size)
     episodes = []
     for problem, prompt, group in zip(problems, prompts, groups, strict=True):
         rewards = reward(problem, group)
         episodes += [Episode(problem, prompt, c, r) for c, r in zip(group, rewards, strict=True)]
-    if score_steps is not None:
-        score_steps(episodes)
+    for add_to in complete:
+        add_to(episodes)
     for number, episode in enumerate(episodes):
         _check_finite(episode, number % group_size)
     return episodes

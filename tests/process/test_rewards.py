@@ -91,7 +91,7 @@ def test_sampled_with_the_oracle(new_model, tokenizer):
     prompts = [tokenizer.encode(problem.question) for problem in problems]
     reward = lambda problem, group: [{"accuracy": 0.0, "total": 0.0} for _ in group]  # noqa: E731
     sampler = Sampler(new_model(0), tokenizer, slots=4)
-    episodes = sample_episodes(sampler, problems, prompts, reward, 2, score_steps=process, max_new_tokens=12)
+    episodes = sample_episodes(sampler, problems, prompts, reward, 2, complete=[process], max_new_tokens=12)
     assert len(calls) == 1 and calls[0] <= 6
     assert all(e.step_ends[-1] == e.completion.length - 1 for e in episodes)
     assert all(len(e.step_rewards) == len(e.step_scores) == len(e.step_ends) > 0 for e in episodes)
@@ -107,4 +107,4 @@ def test_a_score_that_is_no_number_is_named(new_model, tokenizer):
     sampler = Sampler(new_model(0), tokenizer, slots=4)
     with pytest.raises(FloatingPointError, match="the reward 'prm' of sample 0 of problem p7 is nan"):
         process = ProcessReward(Broken(), tokenizer)
-        sample_episodes(sampler, [problem], [[5]], reward, 2, score_steps=process, max_new_tokens=12)
+        sample_episodes(sampler, [problem], [[5]], reward, 2, complete=[process], max_new_tokens=12)

@@ -1,0 +1,152 @@
+"""AI feedback: a frozen language model judges solutions, by the probabilities of its next token, without decoding.
+
+    pointwise   s_i = (sum_k P(k) k - 1) / (K - 1),  k = 1 .. K        expected mark, arXiv 2309.00267
+    pairwise    s_i = mean over j of 1/2 [P("A" | i, j) + P("B" | j, i)]    share of wins, each pair in both orders
+
+P is over the possible answers alone. A judge likes what stands first, or what is long, and is often wrong: so it ranks
+right answers only,
+
+    total_i += weight * correct_i * (s_i - 1/2),
+
+and every rollout reports whether it says the same in both orders, whether it knows right from wrong, and how much its
+scores have to do with length. Q prompts.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+from nanomath.data.packing import Example, make_batch, micro_batches
+from nanomath.models.tokenizer import Tokenizer
+from nanomath.models.transformer import Transformer
+
+MARKS = ("1", "2", "3", "4", "5")
+POINTWISE = (
+    "Here is a problem and a solution.\n\nProblem: {question}\n\nSolution: {first}\n\n"
+    "How clear and well explained is the solution? Answer with a mark from 1 (worst) to 5 (best), and nothing else."
+)
+PAIRWISE = (
+    "Here is a problem with two solutions.\n\nProblem: {question}\n\nSolution A: {first}\n\nSolution B: {second}\n\n"
+    "Which solution is clearer and better explained? Answer with A or B, and nothing else."
+)
+LEAST_MASS = 0.01  # a judge whose possible answers have less of the probability does not answer the question
+
+
+@dataclass
+class Judge:
+    """A model with the questions that it is asked, templates with {question}, {first} and {second}. token_budget: padded
+    tokens computed at once. ValueError where the tokenizer cannot tell the answers apart.
+    """
+
+    model: Transformer
+    tokenizer: Tokenizer
+    pointwise: str = POINTWISE
+    pairwise: str = PAIRWISE
+    token_budget: int = 16384
+    masses: list[float] = field(default_factory=list)  # of the possible answers, since they were last asked for
+
+    def __post_init__(self) -> None:
+        for answers in (MARKS, ("A", "B")):
+            tokens = [token for answer in answers for token in self._tokens(answer)]
+            if len(tokens) != len(set(tokens)):
+                raise ValueError(f"the judge's tokenizer has no tokens of their own for {', '.join(answers)}")
+
+    def _tokens(self, answer: str) -> set[int]:
+        """With and without a space before it."""
+        return {self.tokenizer.encode(text)[-1] for text in (answer, f" {answer}")}
+
+    @torch.no_grad()
+    def probabilities(self, prompts: Sequence[str], answers: Sequence[str]) -> torch.Tensor:
+        """[Q, answers]: of each answer after each prompt, among these; float64, on the CPU."""
+        examples = [Example(self._encode(prompt), [0]) for prompt in prompts]
+        columns = [torch.tensor(sorted(self._tokens(answer)), device=self.model.device) for answer in answers]
+        found = torch.zeros(len(prompts), len(answers), dtype=torch.float64)
+        for rows in micro_batches([len(e) for e in examples], self.token_budget):
+            batch = make_batch([examples[i] for i in rows]).to(self.model.device)
+            states = self.model.hidden(batch.tokens)[batch.row, batch.column]
+            everything = self.model.logits(states).double().softmax(dim=1)
+            mine = torch.stack([everything[:, column].sum(dim=1) for column in columns], dim=1)
+            found[rows] = mine.cpu()
+        self.masses += found.sum(dim=1).tolist()
+        return found / found.sum(dim=1, keepdim=True).clamp(min=1e-300)
+
+    def _encode(self, prompt: str) -> list[int]:
+        if self.tokenizer.chat_template is None:
+            tokens = self.tokenizer.encode(prompt + "\n\nAnswer:", add_special_tokens=True)
+        else:
+            tokens = self.tokenizer.encode(self.tokenizer.apply_chat_template([{"role": "user", "content": prompt}]))
+        if len(tokens) >= (context := self.model.config.max_positions):
+            raise ValueError(f"what the judge is asked has {len(tokens)} tokens: its context holds {context}")
+        return tokens
+
+    def check(self, question: str, answer: str) -> None:
+        """ValueError for a judge that answers nonsense: hardly any of its probability is on a possible answer."""
+        self.probabilities([fill(self.pairwise, question, answer, answer)], ("A", "B"))
+        if (mass := self.masses.pop()) < LEAST_MASS:
+            raise ValueError(
+                f"the judge gives A and B {mass:.2%} of the probability: it does not answer the question; take a model "
+                "that follows instructions"
+            )
+
+    def mark(self, solutions: Sequence[tuple[str, str]]) -> list[float]:
+        """The expected mark of every (question, solution), from 0 to 1."""
+        prompts = [fill(self.pointwise, question, text) for question, text in solutions]
+        values = torch.arange(len(MARKS), dtype=torch.float64) / (len(MARKS) - 1)
+        return (self.probabilities(prompts, MARKS) @ values).tolist()
+
+    def compare(self, pairs: Sequence[tuple[str, str, str]]) -> list[tuple[float, float]]:
+        """For every (question, one, other) the probability that `one` is preferred: standing first, standing second."""
+        prompts = []
+        for question, one, other in pairs:
+            prompts.append(fill(self.pairwise, question, one, other))
+            prompts.append(fill(self.pairwise, question, other, one))
+        chances = self.probabilities(prompts, ("A", "B")).view(-1, 2, 2)
+        return list(zip(chances[:, 0, 0].tolist(), chances[:, 1, 1].tolist(), strict=True))
+
+
+def fill(template: str, question: str, first: str, second: str = "") -> str:
+    """The template with the three put in, in one pass: what a solution writes in braces stays as it is."""
+    fields = {"{question}": question, "{first}": first, "{second}": second}
+    return re.sub("|".join(map(re.escape, fields)), lambda match: fields[match[0]], template)
+
+
+@dataclass
+class Feedback:
+    """What a judge said of the samples of a rollout: their scores, and how often both orders of a pair named the same
+    winner (None: there were no pairs).
+    """
+
+    scores: list[float]
+    consistency: float | None = None
+
+
+def judge_pointwise(judge: Judge, groups: Sequence[tuple[str, Sequence[str]]]) -> Feedback:
+    """Of groups (question, solutions)."""
+    return Feedback(judge.mark([(question, text) for question, texts in groups for text in texts]))
+
+
+def judge_pairwise(judge: Judge, groups: Sequence[tuple[str, Sequence[str]]], opponents: int) -> Feedback:
+    """Each solution against `opponents` others of its group, those that follow it, in both orders; equal ones are not
+    compared, and a solution without an opponent has 1/2.
+    """
+    places, pairs, start = [], [], 0
+    for question, texts in groups:
+        for i, text in enumerate(texts):
+            for step in range(1, min(opponents, len(texts) - 1) + 1):
+                j = (i + step) % len(texts)
+                if texts[j] != text:
+                    places.append((start + i, start + j))
+                    pairs.append((question, text, texts[j]))
+        start += len(texts)
+    wins: list[list[float]] = [[] for _ in range(start)]
+    agreed = []
+    for (i, j), (first, second) in zip(places, judge.compare(pairs), strict=True):
+        wins[i].append((first + second) / 2)
+        wins[j].append(1 - (first + second) / 2)
+        agreed.append((first > 0.5) == (second > 0.5))
+    scores = [sum(won) / len(won) if won else 0.5 for won in wins]
+    return Feedback(scores, sum(agreed) / len(agreed) if agreed else None)

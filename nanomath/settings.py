@@ -29,7 +29,7 @@ class Run:
     minutes: float = option(0.0, "save and stop before so many minutes have passed, 0: no limit", minimum=0)
     on_collapse: str = option(
         "warn",
-        "when accuracy collapses while KL or repetition rises: say so, or save and stop",
+        "when accuracy collapses, or falls while a PRM's scores rise (see the alarms): say so, or save and stop",
         choices=("warn", "stop"),
     )
     threads: int = option(0, "CPU threads, 0: let torch decide", minimum=0)

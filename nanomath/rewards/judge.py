@@ -38,8 +38,8 @@ LEAST_MASS = 0.01  # a judge whose possible answers have less of the probability
 
 @dataclass
 class Judge:
-    """A model with the questions that it is asked, templates with {question}, {first} and {second}. token_budget: padded
-    tokens computed at once. ValueError where the tokenizer cannot tell the answers apart.
+    """A model with the questions that it is asked, templates with {question}, {first} and {second}. token_budget:
+    padded tokens computed at once. ValueError where the tokenizer cannot tell the answers apart.
     """
 
     model: Transformer

@@ -33,8 +33,8 @@ class Loop:
     writes checkpoint step-n. Both happen every so many steps (0: never) and at the end. keep(n, measured) says whether
     what was measured after n updates is worth a checkpoint of its own. `show` names the metrics worth a place on the
     progress bar, each with the text it is shown as. The run ends, saved, before `minutes` have passed (0: no limit) by
-    the `clock` (in seconds), and with `stop_on_collapse` when that alarm sounds. All ranks go through the same steps
-    and end at the same one; `log` and `save` know which of them writes.
+    the `clock` (in seconds), and with `stop_on_collapse` when the alarm of a collapse or of a hacked PRM sounds.
+    All ranks go through the same steps and end at the same one; `log` and `save` know which of them writes.
     """
 
     log: RunLog
@@ -127,10 +127,10 @@ class Loop:
             if texts := new_alarms(self._history, self._said) if ranks.is_main() else {}:
                 self.log.alarms(done, texts)
         self._said |= dict.fromkeys(texts, done)
-        ends = self.stop_on_collapse and "collapse" in texts
+        ending = {"collapse", "hacked"} & set(texts) if self.stop_on_collapse else set()
         for name, text in texts.items():
-            say(f"step {done}: {text}" + "; run.on_collapse = stop" * (ends and name == "collapse"))
-        return ends
+            say(f"step {done}: {text}" + "; run.on_collapse = stop" * (name in ending))
+        return bool(ending)
 
     def _out_of_time(self, done: int) -> bool:
         """Whether the next step, what follows it and the saves around it might not end in time."""

@@ -92,6 +92,17 @@ def test_a_policy_is_trained_with_it(call, model_directory, rows):
         assert "step_scores" in lines_of(f"runs/{method}/rollouts.jsonl")[0] and first["grad_norm"] > 0
 
 
+def test_a_judge_that_answers_nonsense(call, model_directory):
+    from train_grpo import main as grpo
+
+    words = (f"model.path={model_directory}", f"judge.path={model_directory}", "train.limit=8", "heldout.limit=2")
+    outcome = call(grpo, *words, "run.directory=runs", "judge.pairwise={question} {first}")
+    assert (outcome.code, outcome.err) == (2, "error: judge.pairwise lacks {second}\n")
+    outcome = call(grpo, *words, "run.directory=runs", "process.prm=oracle")
+    assert outcome.code == 2 and len(outcome.err.splitlines()) == 1
+    assert "the judge gives A and B" in outcome.err or "its context holds 192" in outcome.err
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

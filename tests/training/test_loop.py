@@ -332,6 +332,14 @@ def test_only_if_asked_a_collapse_ends_the_run(tmp_path, capsys, stop):
     assert run.events[-1] == (f"save {alarm['step']}" if stop else "save 60")
 
 
+def test_so_does_a_scorer_that_is_hacked(tmp_path, capsys):
+    run = Run(tmp_path, 60, stop_on_collapse=True)
+    run.loop.step = lambda i: {"pass@1": 0.5 + 0.01 * (i % 2) - 0.3 * (i >= 25), "reward/prm": 0.3 + 0.3 * (i >= 25)}
+    assert not run.loop.run()
+    assert "PRM reward rises while accuracy falls" in capsys.readouterr().err
+    assert run.events[-1].startswith("save ") and run.events[-1] != "save 60"
+
+
 @pytest.mark.parametrize("broken_at", [5, 27, 30, 45])
 def test_a_resumed_run_raises_the_same_alarms(tmp_path, broken_at):
     whole = collapsing(Run(tmp_path / "whole", 60), 25)

@@ -83,6 +83,7 @@ def main(argv: list[str]) -> int:
         algorithm=algorithm,
         temperature=config.sampling.temperature,
         reward_weights=config.reward.weights,
+        step_weight=config.process.weight,
         max_length=config.sampling.max_new_tokens,
         token_budget=grpo.token_budget,
         seed=seed,

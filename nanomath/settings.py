@@ -162,7 +162,7 @@ class Process:
     prm: str = option(
         "", 'directory or hub id of a process reward model, or "oracle" (of the world), "random", "length"; empty: none'
     )
-    weight: float = option(1.0, "weight of the steps' rewards beside those of [reward]", minimum=0)
+    weight: float = option(1.0, "weight of what steps are worth beside [reward]", minimum=0)
     steps: str = option("blank_line", "what ends a step", choices=("blank_line", "line", "step_k"))
     least_tokens: int = option(1, "shorter steps are merged into the next", minimum=1)
     most_steps: int = option(0, "what comes after so many steps is merged into the last of them, 0: any", minimum=0)

@@ -296,6 +296,8 @@ FAR = ("algorithm.epochs=3", "optim.lr=0.1")  # far enough for a ratio to double
 TWICE = ("algorithm.epochs=2", "optim.lr=0.03")  # or the ratio stays at 1 and nothing is clipped
 TRUNCATED = ("sampling.top_k=3", "algorithm.kl_coef=0")
 VALUE = ("algorithm.baseline=value", "algorithm.scale=off")
+SCORED = ("process.prm=random",)
+STEPS = {"process_grpo": SCORED, "pure": SCORED}
 GRPO_KEYS = [
     ("run.seed=1",),
     ("grpo.prompts=2",),
@@ -344,7 +346,14 @@ GRPO_KEYS = [
     ("algorithm.covariance=kl", *TWICE),
     ("algorithm.covariance=kl", "algorithm.covariance_coef=5", *TWICE),
     ("algorithm.top_entropy=0.2",),
-    *((f"algorithm.method={method}",) for method in PRESETS if method not in ("grpo", "gdpo")),
+    *((f"algorithm.method={method}", *STEPS.get(method, ())) for method in PRESETS if method not in ("grpo", "gdpo")),
+    ("algorithm.method=process_grpo", *SCORED, "process.weight=2"),
+    ("algorithm.method=process_grpo", *SCORED, "reward.weights.accuracy=0", "reward.weights.cosine=1"),
+    ("algorithm.credit=clip", *SCORED),
+    ("algorithm.credit=clip", "algorithm.credit_eta=0.8", *SCORED),
+    ("algorithm.credit=clip", "process.prm=length"),
+    (*VALUE, "algorithm.credit=sum", *SCORED),
+    (*VALUE, "algorithm.credit=sum", *SCORED, "process.weight=2"),
     ("algorithm.method=gdpo", "reward.weights.cosine=1"),  # it is for several rewards
     ("sampling.temperature=0.5",),
     ("sampling.top_k=3",),
@@ -376,6 +385,7 @@ HARMLESS = [
     ("model.gradient_checkpointing=true",),
     ("algorithm.ratio=off", "algorithm.clip=off"),  # with one update per rollout it is the gradient of a ratio of 1
     ("algorithm.keep_groups=uneven",),  # random rewards are
+    SCORED,  # without credit steps are only watched
 ]
 
 
@@ -437,6 +447,7 @@ def test_every_method_trains_and_resumes(train, sft_run, method):
     """To the same bits: with its value model (ppo), with groups that were sampled again (dapo), within an epoch."""
     half, steps = (2, 4) if method in ("dapo", "gspo", "ppo") else (1, 2)
     words = [f"model.path={sft_run}", f"algorithm.method={method}", "heldout.limit=1", "evaluation.samples=1"]
+    words += STEPS.get(method, ())
     words += ["sampling.max_new_tokens=6", "sampling.stop=[e]", f"run.eval_every={half}"]
     whole = train(train_grpo, "whole", f"run.steps={steps}", *words)
     train(train_grpo, "parts", f"run.steps={half}", *words)

@@ -164,7 +164,7 @@ def build_process_reward(
     if (a := config.algorithm).credit == "off":
         return watching
     credit = partial(algorithms.credit, form=a.credit, temperature=a.credit_temperature, eta=a.credit_eta)
-    return replace(watching, credit=credit, weight=config.process.weight)
+    return replace(watching, credit=credit)
 
 
 def build_watcher(
@@ -179,7 +179,7 @@ def build_watcher(
         scorer = load_prm(section.prm, choose_device(model.device), getattr(torch, model.dtype))
         scorer.token_budget = section.token_budget
     split = section.steps, section.least_tokens, section.most_steps, section.drop_repeats
-    return ProcessReward(scorer, tokenizer, None, 1.0, *split)
+    return ProcessReward(scorer, tokenizer, None, *split)
 
 
 def build_judge_reward(config: settings.GRPOConfig, problems: Sequence[Problem]) -> JudgeReward | None:

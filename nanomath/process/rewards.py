@@ -35,14 +35,13 @@ class ProcessReward:
     """`process_reward(episodes)` sets their step_ends, step_scores and step_rewards, and the reward "prm": the least of
     a solution's scores.
 
-    credit: makes rewards of scores, as `algorithms.credit`; None where steps are only watched. weight: of the rewards.
-    The rest are the arguments of `steps_of`.
+    credit: makes rewards of scores, as `algorithms.credit`; None where steps are only watched. The rest are the
+    arguments of `steps_of`.
     """
 
     scorer: Scorer
     tokenizer: Tokenizer
     credit: Callable[[Tensor, Tensor], Tensor] | None = None
-    weight: float = 1.0
     by: str = "blank_line"
     least_tokens: int = 1
     most_steps: int = 0
@@ -55,7 +54,7 @@ class ProcessReward:
             episode.rewards["prm"] = min(scores)
             if self.credit:
                 rewards = self.credit(torch.tensor([scores]).double(), torch.tensor([ends]))
-                episode.step_rewards = (self.weight * rewards)[0].tolist()
+                episode.step_rewards = rewards[0].tolist()
 
     def score(self, completions: Sequence[tuple[str, Sequence[int]]]) -> list[tuple[list[int], list[float]]]:
         """For each question and completion's tokens the tokens that its steps end on, and their scores."""

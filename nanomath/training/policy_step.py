@@ -36,10 +36,10 @@ from nanomath.training.sharding import is_sharded
 class PolicyStep:
     """`step(episodes, number, lr)` updates the model on one rollout and returns its metrics.
 
-    algorithm: what is computed. reward_weights: of the components, where each has advantages of its own. max_length:
-    L_max of the "constant" aggregation. token_budget: padded tokens of a micro-batch, 0 for all at once. critic: the
-    value model of baseline "value", with its optimizer in `critic_optimizer`; its learning rate is `critic_rate` times
-    the policy's.
+    algorithm: what is computed. reward_weights: of the components, where each has advantages of its own. step_weight:
+    of the advantages, or without a group of the rewards, of steps. max_length: L_max of the "constant" aggregation.
+    token_budget: padded tokens of a micro-batch, 0 for all at once. critic: the value model of baseline "value", with
+    its optimizer in `critic_optimizer`; its learning rate is `critic_rate` times the policy's.
     """
 
     model: Transformer
@@ -49,6 +49,7 @@ class PolicyStep:
     algorithm: Algorithm = field(default_factory=Algorithm)
     temperature: float = 1.0
     reward_weights: dict[str, float] = field(default_factory=dict)
+    step_weight: float = 1.0
     max_length: int = 0
     token_budget: int = 0
     seed: int = 0
@@ -130,13 +131,13 @@ class PolicyStep:
                 found.append(algorithms.token_baseline_advantages(rewards, ends, lengths, width))
             else:
                 found.append(algorithms.process_advantages(rewards, ends, width))
-        return torch.cat(found)
+        return self.step_weight * torch.cat(found)
 
     def _token_advantages(self, episodes: list[Episode], rollout: Rollout) -> Tensor:
         """One advantage for each token: from the value model, or the rewards to go. Sets the returns as well."""
         a, rewards = self.algorithm, self._token_rewards(episodes, rollout)
         if _has_steps(episodes):
-            rewards = rewards + algorithms.on_tokens(*_steps(episodes), rewards.shape[1])
+            rewards = rewards + self.step_weight * algorithms.on_tokens(*_steps(episodes), rewards.shape[1])
         values, lam = (torch.zeros_like(rewards), 1.0) if rollout.values is None else (rollout.values, a.lam)
         advantages, rollout.returns = algorithms.gae(rewards, values, rollout.mask, a.gamma, lam)
         return advantages

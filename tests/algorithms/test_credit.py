@@ -53,6 +53,10 @@ def test_credit_is_its_definition(form, rows):
         assert rewards == pytest.approx(expected + [0.0] * (scores.shape[1] - len(row)), abs=1e-12)
 
 
+def test_the_forms():
+    assert set(CREDITS) == {"sum", "min", "last", "product", "clip", "delta", "clip_delta"}
+
+
 def test_the_defaults_are_pure():
     scores, ends = matrices([[0.1, 0.9, 0.4]])
     assert torch.equal(credit(scores, ends), credit(scores, ends, "min", 0.1, 0.5))

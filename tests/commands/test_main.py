@@ -27,6 +27,9 @@ CONFIGS = {
     "train_grpo": settings.GRPOConfig,
     "eval": settings.EvalConfig,
     "sample": settings.SampleConfig,
+    "prm label": settings.LabelConfig,
+    "prm train": settings.PRMConfig,
+    "prm eval": settings.PRMEvalConfig,
 }
 
 
@@ -60,10 +63,10 @@ def test_without_a_command_it_says_which_there_are(call):
 @pytest.mark.parametrize("flag", ["--help", "-h"])
 def test_help_lists_every_key(call, command, flag):
     script = {"train_sft": train_sft.main, "train_grpo": train_grpo.main}.get(command)
-    outcome = call(script, flag) if script else call(main, command, flag)
+    outcome = call(script, flag) if script else call(main, *command.split(), flag)
     assert outcome.code == 0 and outcome.err == ""
     assert [key for key in keys(CONFIGS[command]) if f"  {key}=" not in outcome.out] == []
-    assert ("--resume" in outcome.out) == (script is not None)
+    assert ("--resume" in outcome.out) == (script is not None or command == "prm train")
 
 
 def test_help_wins_over_what_else_is_wrong(call):
@@ -77,7 +80,8 @@ def test_help_wins_over_what_else_is_wrong(call):
 
 def test_the_page_has_every_key_of_every_config(call):
     page = call(main, "config").out
-    headings = ["The methods", "train_sft.py", "train_grpo.py", "python -m nanomath eval", "python -m nanomath sample"]
+    commands = [f"python -m nanomath {name}" for name in ("eval", "sample", "prm label", "prm train", "prm eval")]
+    headings = ["The methods", "train_sft.py", "train_grpo.py", *commands]
     parts = page.split("\n## ")[1:]
     assert [part.partition("\n")[0] for part in parts] == headings
     for part, cls in zip(parts[1:], CONFIGS.values(), strict=True):

@@ -31,9 +31,9 @@ def episode(tokenizer):
 def test_scores_and_rewards_stand_on_the_ends_of_steps(tokenizer, episode):
     episodes = [episode("ab\n\nabcd"), episode("abcdefgh"), episode(" \n")]
     credit = partial(algorithms.credit, form="delta")
-    ProcessReward(LengthScores(8), tokenizer, credit, 0.5)(episodes)
+    ProcessReward(LengthScores(8), tokenizer, credit)(episodes)
     assert [e.step_scores for e in episodes] == [[0.25, 0.5], [1.0], [0.0]]
-    assert [e.step_rewards for e in episodes] == [[0.125, 0.0], [0.0], [0.0]]
+    assert [e.step_rewards for e in episodes] == [[0.25, 0.0], [0.0], [0.0]]
     assert [e.rewards["prm"] for e in episodes] == [0.25, 1.0, 0.0]
     assert [e.rewards["total"] for e in episodes] == [0.0] * 3
     for e in episodes:
@@ -50,7 +50,7 @@ def test_without_credit_steps_are_only_watched(tokenizer, episode):
 
 def test_the_guards_are_passed_on(tokenizer, episode):
     episodes = [episode("a\nb\nb\nc")]
-    ProcessReward(LengthScores(8), tokenizer, None, 1.0, "line", 1, 2, True)(episodes)
+    ProcessReward(LengthScores(8), tokenizer, None, "line", 1, 2, True)(episodes)
     assert len(episodes[0].step_ends) == 2
 
 

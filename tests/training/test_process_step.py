@@ -54,12 +54,12 @@ def plain(episodes, baseline: str, lam: float) -> list[list[float]]:
 @pytest.mark.parametrize(("baseline", "lam"), [("group", 1.0), ("leave_one_out", 1.0), ("off", 1.0), ("value", 0.9)])
 def test_what_steps_add(new_model, recorder, baseline, lam):
     model = new_model(1)
-    options = {"baseline": baseline, "lam": lam, "credit": "sum"}
+    options = {"baseline": baseline, "lam": lam, "credit": "sum", "step_weight": 0.5}
     episodes = with_steps(new_episodes(model))
     without = advantages(model, recorder, with_steps(new_episodes(model), rewarded=False), **options)
     added = advantages(model, recorder, episodes, **options) - without
     for row, expected in zip(added, plain(episodes, baseline, lam), strict=True):
-        assert row[: len(expected)].tolist() == pytest.approx(expected, abs=1e-9)
+        assert (2 * row[: len(expected)]).tolist() == pytest.approx(expected, abs=1e-9)
         assert not row[len(expected) :].any()
 
 

@@ -44,9 +44,9 @@ def matrices(rows: list[list[float]], gap: int = 2) -> tuple[torch.Tensor, torch
 
 @pytest.mark.parametrize("form", CREDITS)
 @quick
-@given(solutions)
-def test_credit_is_its_definition(form, rows):
-    scores, ends = matrices(rows)
+@given(solutions, st.integers(1, 2))
+def test_credit_is_its_definition(form, rows, gap):
+    scores, ends = matrices(rows, gap)
     found = credit(scores, ends, form, T, ETA)
     for row, rewards in zip(rows, found.tolist(), strict=True):
         expected = plain(form, row)
@@ -116,6 +116,12 @@ def test_a_mean_per_token_does_not_favour_few_steps():
     ends, lengths = torch.tensor([[7, -1, -1, -1], [1, 3, 5, 7]]), torch.tensor([8, 8])
     found = token_baseline_advantages(rewards, ends, lengths, 8)
     torch.testing.assert_close(found[:, 0], torch.zeros(2), rtol=0, atol=1e-7)
+
+
+def test_the_baseline_of_a_single_token():
+    rewards, ends = torch.tensor([[0.5], [0.2]]), torch.tensor([[0], [0]])
+    found = token_baseline_advantages(rewards, ends, torch.tensor([1, 1]), 1)
+    torch.testing.assert_close(found, torch.tensor([[0.3], [-0.3]]))
 
 
 def test_a_lone_solution_has_no_baseline():

@@ -29,6 +29,7 @@ class Biased(Judge):
         return found
 
 
+@torch.no_grad()
 def brute_force(judge: Judge, prompt: str, answers: tuple[str, ...]) -> list[float]:
     text = judge.tokenizer.apply_chat_template([{"role": "user", "content": prompt}])
     after = judge.model(torch.tensor([judge.tokenizer.encode(text)]))[0, -1].double().softmax(0)

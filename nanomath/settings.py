@@ -12,6 +12,7 @@ from nanomath import algorithms
 from nanomath.config import option, section
 
 MAX_SEED = 2**32 - 1
+STEP_ENDS = ("blank_line", "line", "step_k")  # the keys of SEPARATORS in nanomath/process/steps.py
 
 
 @dataclass
@@ -163,7 +164,7 @@ class Process:
         "", 'directory or hub id of a process reward model, or "oracle" (of the world), "random", "length"; empty: none'
     )
     weight: float = option(1.0, "weight of what steps are worth beside [reward]", minimum=0)
-    steps: str = option("blank_line", "what ends a step", choices=("blank_line", "line", "step_k"))
+    steps: str = option("blank_line", "what ends a step", choices=STEP_ENDS)
     least_tokens: int = option(1, "shorter steps are merged into the next", minimum=1)
     most_steps: int = option(0, "what comes after so many steps is merged into the last of them, 0: any", minimum=0)
     drop_repeats: bool = option(False, "a step that repeats an earlier one is merged into the one before")
@@ -373,7 +374,7 @@ class Labelling:
     samples: int = option(4, "solutions of each problem; of equal ones one is kept", minimum=1)
     rollouts: int = option(8, "monte_carlo: continuations of every step", minimum=1)
     hard: bool = option(False, "monte_carlo: 1 where a continuation is right, else 0, instead of the share that is")
-    steps: str = option("blank_line", "what ends a step", choices=("blank_line", "line", "step_k"))
+    steps: str = option("blank_line", "what ends a step", choices=STEP_ENDS)
     problems_at_once: int = option(64, "problems between two writes to the file", minimum=1)
     seed: int = option(0, "seed of the samples", minimum=0, maximum=MAX_SEED)
 

@@ -23,7 +23,7 @@ from nanomath.models import (
     load_tokenizer,
 )
 from nanomath.process.feedback import JudgeReward
-from nanomath.process.prm import LengthScores, Oracle, RandomScores, load_prm
+from nanomath.process.prm import LengthScores, Oracle, RandomScores, Scorer, load_prm
 from nanomath.process.rewards import ProcessReward
 from nanomath.rewards.judge import PAIRWISE, POINTWISE, Judge
 from nanomath.rollout import Sampler
@@ -171,15 +171,19 @@ def build_watcher(
     section: settings.Process, tokenizer: Tokenizer, problems: Sequence[Problem], model: settings.Model, seed: int
 ) -> ProcessReward:
     """What scores steps, and rewards none."""
-    if section.prm == "oracle":
-        scorer = Oracle(problems)
-    elif section.prm in ("random", "length"):
-        scorer = RandomScores(seed) if section.prm == "random" else LengthScores()
-    else:
-        scorer = load_prm(section.prm, choose_device(model.device), getattr(torch, model.dtype))
-        scorer.token_budget = section.token_budget
+    known = Oracle(problems) if section.prm == "oracle" else None
+    scorer = known or build_scorer(section.prm, model, section.token_budget, seed)
     split = section.steps, section.least_tokens, section.most_steps, section.drop_repeats
     return ProcessReward(scorer, tokenizer, None, *split)
+
+
+def build_scorer(name: str, section: settings.Model, token_budget: int, seed: int = 0) -> Scorer:
+    """The control of that name, "random" or "length", or the PRM that is there, on the section's device."""
+    if name in ("random", "length"):
+        return RandomScores(seed) if name == "random" else LengthScores()
+    prm = load_prm(name, choose_device(section.device), getattr(torch, section.dtype))
+    prm.token_budget = token_budget
+    return prm
 
 
 def build_judge_reward(config: settings.GRPOConfig, problems: Sequence[Problem]) -> JudgeReward | None:

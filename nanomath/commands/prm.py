@@ -30,6 +30,7 @@ from nanomath.commands.build import (
     build_model,
     build_problems,
     build_sampler,
+    build_scorer,
     build_template,
     choose_device,
     encode_prompts,
@@ -44,9 +45,9 @@ from nanomath.process.formats import FORMATS
 from nanomath.process.labelled import Labelled, load_labelled, write
 from nanomath.process.measures import measure_scores
 from nanomath.process.montecarlo import monte_carlo
-from nanomath.process.prm import PRM, LengthScores, Oracle, RandomScores, Scorer, is_prm, load_prm, new_prm
-from nanomath.process.steps import Step, steps_of
-from nanomath.rollout import Completion, Sampler, in_groups
+from nanomath.process.prm import PRM, Oracle, RandomScores, Scorer, is_prm, load_prm, new_prm
+from nanomath.process.steps import steps_of, texts_of
+from nanomath.rollout import Sampler, in_groups
 from nanomath.training import ranks
 from nanomath.training.loop import Metrics, say
 from nanomath.training.prm_step import PRMStep, balancing_weights
@@ -121,7 +122,7 @@ def label_some(
     steps = [[steps_of(tokenizer, c.tokens, options.steps) for c in group] for group in groups]
     kept = [[(c, s) for c, s in zip(*pair, strict=True) if s] for pair in zip(groups, steps, strict=True)]
     groups, steps = [[c for c, _ in group] for group in kept], [[s for _, s in group] for group in kept]
-    texts = [[_texts(tokenizer, c, s) for c, s in group] for group in kept]
+    texts = [[[text.strip() for text in texts_of(tokenizer, c.tokens, s)] for c, s in group] for group in kept]
     solutions = [(problem.question, t) for problem, group in zip(problems, texts, strict=True) for t in group]
     exact = Oracle(problems).score_all(solutions) if "family" in problems[0].metadata else None
     if options.by == "oracle":
@@ -134,11 +135,6 @@ def label_some(
         if exact is not None:
             agreement.add(verdicts, exact)
     return [Labelled(q, tuple(t), tuple(y)) for (q, t), y in zip(solutions, labels, strict=True)]
-
-
-def _texts(tokenizer: Tokenizer, completion: Completion, steps: Sequence[Step]) -> list[str]:
-    text = tokenizer.decode(completion.tokens)
-    return [text[step.start : step.end].strip() for step in steps]
 
 
 class Agreement:
@@ -235,7 +231,7 @@ def evaluate(argv: list[str]) -> int:
     if config.save and not Path(config.save).absolute().parent.is_dir():
         raise FileNotFoundError(f"save: there is no directory to write {config.save} to")
     solutions = load_labelled(words[1], config.neutral, config.limit)
-    scorer = load_scorer(config)
+    scorer = build_scorer(config.model.path, config.model, config.token_budget)
     if isinstance(scorer, PRM):
         check_lengths(scorer, solutions)
     scores = score(scorer, solutions)
@@ -252,19 +248,8 @@ def evaluate(argv: list[str]) -> int:
     for who, row in rows.items():
         found = measure_scores(solutions, row, config.threshold)
         print(f"  {who:16}" + "".join(f"{found[name]:18.3f}" if name in found else f"{'-':>18}" for name in names))
-    found = measure_scores(solutions, scores)
     print(f"  {found['steps']} labelled steps, {found['right']:.1%} of them right")
     return 0
-
-
-def load_scorer(config: settings.PRMEvalConfig) -> Scorer:
-    """The PRM at model.path, or a control."""
-    controls = {"random": RandomScores, "length": LengthScores}
-    if config.model.path in controls:
-        return controls[config.model.path]()
-    prm = load_prm(config.model.path, choose_device(config.model.device), getattr(torch, config.model.dtype))
-    prm.token_budget = config.token_budget
-    return prm
 
 
 def score(scorer: Scorer, solutions: Sequence[Labelled]) -> list[list[float]]:

@@ -18,7 +18,7 @@ from torch import Tensor
 from nanomath.models.tokenizer import Tokenizer
 from nanomath.process.measures import auc
 from nanomath.process.prm import Scorer
-from nanomath.process.steps import steps_of
+from nanomath.process.steps import steps_of, texts_of
 from nanomath.rollout.episodes import Episode
 
 AGGREGATES: dict[str, Callable[[Sequence[float]], float]] = {  # a solution's score from those of its steps
@@ -60,11 +60,11 @@ class ProcessReward:
         """For each question and completion's tokens the tokens that its steps end on, and their scores."""
         split = self.by, self.least_tokens, self.most_steps, self.drop_repeats
         steps = [steps_of(self.tokenizer, tokens, *split) for _, tokens in completions]
-        solutions = []
-        for (question, tokens), parts in zip(completions, steps, strict=True):
-            if parts:
-                text = self.tokenizer.decode(tokens)
-                solutions.append((question, [text[step.start : step.end] for step in parts]))
+        solutions = [
+            (question, texts_of(self.tokenizer, tokens, parts))
+            for (question, tokens), parts in zip(completions, steps, strict=True)
+            if parts
+        ]
         scores = iter(self.scorer.score_all(solutions))
         return [
             ([step.token for step in parts], next(scores)) if parts else ([len(tokens) - 1], [0.0])

@@ -93,6 +93,12 @@ def steps_of(
     return guarded(steps, text, least_tokens, most_steps, drop_repeats)
 
 
+def texts_of(tokenizer: Tokenizer, tokens: Sequence[int], steps: Sequence[Step]) -> list[str]:
+    """What the steps of a completion say, white space at their ends included."""
+    text = tokenizer.decode(tokens)
+    return [text[step.start : step.end] for step in steps]
+
+
 def guarded(
     steps: Sequence[Step], text: str, least_tokens: int = 1, most_steps: int = 0, drop_repeats: bool = False
 ) -> list[Step]:

@@ -20,7 +20,7 @@ ALLOWED = {
     "nanomath.data": set(),
     "nanomath.config": set(),
     "nanomath.settings": {"nanomath.config", "nanomath.algorithms"},
-    "nanomath.models": {"kernels"},
+    "nanomath.models": {"kernels", "nanomath.data"},
     "nanomath.rollout": {"kernels", "nanomath.models"},
     "nanomath.rewards": {"nanomath.data", "nanomath.models"},
     "nanomath.process": {

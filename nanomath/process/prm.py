@@ -3,7 +3,8 @@
     p_k = P(step k is right | question, steps 1 .. k)
 
 Steps go in as text, so the policy's tokenizer and the PRM's need not agree. All steps of a solution are scored in one
-forward pass, because a causal model's state after step k has seen nothing later; solutions are batched by length.
+forward pass, because a causal model's state after step k has seen nothing later; solutions are batched by length, and
+the question of several is computed once.
 
 A scorer is anything with `score_all(solutions)`, a list of scores for each (question, steps): a `PRM`, the exact oracle
 of the embedded world, or a control. A result that a control also gets says nothing about the PRM.
@@ -20,10 +21,10 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from nanomath.data.packing import micro_batches
 from nanomath.data.problem import Problem
 from nanomath.data.world import check_steps
 from nanomath.models.checkpoint import load_model, read_json, replace_head, resolve_model_dir, save_model
+from nanomath.models.shared_prefix import states_at
 from nanomath.models.tokenizer import Tokenizer, load_tokenizer
 from nanomath.models.transformer import Transformer
 from nanomath.process.formats import FORMATS, Format, MathShepherd, TokenClassification
@@ -61,8 +62,10 @@ class PRM:
         """All steps of all solutions. ValueError names a solution without steps, or one that is too long."""
         laid_out = [self.lay_out(number, *solution) for number, solution in enumerate(solutions)]
         scores: list[list[float]] = [[]] * len(laid_out)
-        for rows in micro_batches([len(tokens) for tokens, _ in laid_out], self.token_budget):
-            found = self.logits([laid_out[i] for i in rows]).softmax(dim=1)[:, 1].tolist()
+        tokens, places = [tokens for tokens, _ in laid_out], [places for _, places in laid_out]
+        questions = [question for question, _ in solutions]
+        for rows, states in states_at(self.model, tokens, places, questions, self.token_budget):
+            found = self.format.logits(self.model, self.tokenizer, states).softmax(dim=1)[:, 1].tolist()
             for i in rows:
                 count = len(laid_out[i][1])
                 scores[i], found = found[:count], found[count:]

@@ -72,8 +72,9 @@ class ProcessReward:
         ]
 
     def metrics(self, episodes: Sequence[Episode]) -> dict[str, float]:
-        """Of a rollout: the mean score of a step, steps of a completion and tokens of a step, the mean score of PROBES
-        as first steps, and how well the lowest score tells right from wrong answers (left out where all are alike).
+        """Of a rollout: the mean score of a step, what the steps of a completion earn in all, their number, tokens of a
+        step, the mean score of PROBES as first steps, and how well the lowest score tells right from wrong answers
+        (left out where all are alike).
         """
         steps = [len(e.step_scores) for e in episodes]
         probes = self.scorer.score_all([(episodes[0].problem.question, [probe]) for probe in PROBES])
@@ -84,4 +85,8 @@ class ProcessReward:
             "steps": fmean(steps),
             "step_length": sum(e.completion.length for e in episodes) / sum(steps),
         }
-        return {**found, "prm/auc": auc(scores, right)} if len(set(right)) == 2 else found
+        if self.credit:
+            found["prm/return"] = fmean(sum(e.step_rewards) for e in episodes)
+        if len(set(right)) == 2:
+            found["prm/auc"] = auc(scores, right)
+        return found

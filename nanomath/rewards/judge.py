@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from nanomath.data.packing import Example, make_batch, micro_batches
+from nanomath.models.shared_prefix import states_at
 from nanomath.models.tokenizer import Tokenizer
 from nanomath.models.transformer import Transformer
 
@@ -60,14 +60,15 @@ class Judge:
         return {self.tokenizer.encode(text)[-1] for text in (answer, f" {answer}")}
 
     @torch.no_grad()
-    def probabilities(self, prompts: Sequence[str], answers: Sequence[str]) -> torch.Tensor:
-        """[Q, answers]: of each answer after each prompt, among these; float64, on the CPU."""
-        examples = [Example(self._encode(prompt), [0]) for prompt in prompts]
+    def probabilities(self, prompts: Sequence[str], answers: Sequence[str], groups: Sequence[str]) -> torch.Tensor:
+        """[Q, answers]: of each answer after each prompt, among these; float64, on the CPU. What the prompts of a group
+        begin with is computed once.
+        """
+        tokens = [self._encode(prompt) for prompt in prompts]
+        ends = [[len(prompt) - 1] for prompt in tokens]
         columns = [torch.tensor(sorted(self._tokens(answer)), device=self.model.device) for answer in answers]
         found = torch.zeros(len(prompts), len(answers), dtype=torch.float64)
-        for rows in micro_batches([len(e) for e in examples], self.token_budget):
-            batch = make_batch([examples[i] for i in rows]).to(self.model.device)
-            states = self.model.hidden(batch.tokens)[batch.row, batch.column]
+        for rows, states in states_at(self.model, tokens, ends, groups, self.token_budget):
             everything = self.model.logits(states).double().softmax(dim=1)
             mine = torch.stack([everything[:, column].sum(dim=1) for column in columns], dim=1)
             found[rows] = mine.cpu()
@@ -85,7 +86,7 @@ class Judge:
 
     def check(self, question: str, answer: str) -> None:
         """ValueError for a judge that answers nonsense: hardly any of its probability is on a possible answer."""
-        self.probabilities([fill(self.pairwise, question, answer, answer)], ("A", "B"))
+        self.probabilities([fill(self.pairwise, question, answer, answer)], ("A", "B"), [question])
         if (mass := self.masses.pop()) < LEAST_MASS:
             raise ValueError(
                 f"the judge gives A and B {mass:.2%} of the probability: it does not answer the question; take a model "
@@ -96,15 +97,14 @@ class Judge:
         """The expected mark of every (question, solution), from 0 to 1."""
         prompts = [fill(self.pointwise, question, text) for question, text in solutions]
         values = torch.arange(len(MARKS), dtype=torch.float64) / (len(MARKS) - 1)
-        return (self.probabilities(prompts, MARKS) @ values).tolist()
+        questions = [question for question, _ in solutions]
+        return (self.probabilities(prompts, MARKS, questions) @ values).tolist()
 
     def compare(self, pairs: Sequence[tuple[str, str, str]]) -> list[tuple[float, float]]:
         """For every (question, one, other) the probability that `one` is preferred: standing first, standing second."""
-        prompts = []
-        for question, one, other in pairs:
-            prompts.append(fill(self.pairwise, question, one, other))
-            prompts.append(fill(self.pairwise, question, other, one))
-        chances = self.probabilities(prompts, ("A", "B")).view(-1, 2, 2)
+        orders = [(q, *order) for q, one, other in pairs for order in ((one, other), (other, one))]
+        prompts = [fill(self.pairwise, *order) for order in orders]
+        chances = self.probabilities(prompts, ("A", "B"), [question for question, *_ in orders]).view(-1, 2, 2)
         return list(zip(chances[:, 0, 0].tolist(), chances[:, 1, 1].tolist(), strict=True))
 
 

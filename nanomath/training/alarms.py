@@ -5,7 +5,7 @@
     flat      hardly any group has spread, so that hardly any teaches: the problems are too easy or too hard
     format    no completion matches the format that is rewarded
     kl        the KL to the starting model has jumped
-    hacked    a process reward model scores solutions higher and higher, while fewer of them are right
+    hacked    a process reward model pays more and more for solutions, while fewer of them are right
 
 The rules and thresholds are ours: papers show such curves and leave the judgement to the eye.
 Everything is a pure function of the lines of metrics.jsonl, so a resumed run says what an unbroken one says.
@@ -28,7 +28,7 @@ NOISE = 5.0  # collapse: and the drop is this many standard errors: one noisy pl
 RISE = 2.0  # collapse: what rises has doubled since the best; in a healthy run it rises while accuracy does too
 FLOORS = {"kl": 0.01, "repetition": 0.05}  # collapse: nats a token, share of n-grams; below these it explains nothing
 FLAT = 0.9  # flat: with nine groups of ten idle, a step costs ten times what it teaches
-HACKED, FELL = 0.1, 0.05  # hacked: the score has risen by so much since accuracy was best, which has fallen by so much
+HACKED, FELL = 0.1, 0.05  # hacked: what is paid has risen by so much since accuracy was best, which fell by so much
 JUMP, JUMP_STEPS = 8.0, 5  # kl: so many times in so many steps; a steady drift needs dozens of steps for that
 JUMP_FLOOR = 0.05  # kl: nats a token; the first steps of any run multiply the KL too, but far below this
 
@@ -72,13 +72,16 @@ def collapse(history: History) -> str:
 
 
 def hacked(history: History) -> str:
-    """The lowest step's score has risen since accuracy was best, and accuracy has fallen since; "" if all is well."""
-    lines = [line for line in history if "pass@1" in line and "reward/prm" in line]
+    """What a solution's steps earn, or where none is paid its lowest score, has risen since accuracy was best, and
+    accuracy has fallen since; "" if all is well.
+    """
+    paid = "prm/return" if history and "prm/return" in history[-1] else "reward/prm"
+    lines = [line for line in history if "pass@1" in line and paid in line]
     if len(lines) < 2 * WINDOW:
         return ""
     best, error = _best(lines)
     then, newest = lines[best : best + WINDOW], lines[-WINDOW:]
-    accuracy, score = ((_mean(then, name), _mean(newest, name)) for name in ("pass@1", "reward/prm"))
+    accuracy, score = ((_mean(then, name), _mean(newest, name)) for name in ("pass@1", paid))
     if accuracy[0] - accuracy[1] < max(FELL, NOISE * error) or score[1] - score[0] < HACKED:
         return ""
     return (

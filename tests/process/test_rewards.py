@@ -77,6 +77,15 @@ def test_metrics(tokenizer, episode):
     assert "prm/auc" not in process.metrics(episodes[1:2])
 
 
+@pytest.mark.parametrize(("form", "paid"), [("sum", [0.75, 1.0]), ("clip", [-0.25, 0.0]), ("last", [0.5, 1.0])])
+def test_what_solutions_earn_in_all_is_reported(tokenizer, episode, form, paid):
+    episodes = [episode("ab\n\nabcd"), episode("abcdefgh")]
+    process = ProcessReward(LengthScores(8), tokenizer, partial(algorithms.credit, form=form))
+    process(episodes)
+    assert [sum(e.step_rewards) for e in episodes] == paid
+    assert process.metrics(episodes)["prm/return"] == sum(paid) / 2
+
+
 def test_sampled_with_the_oracle(new_model, tokenizer):
     """From the sampler to rewards on steps, all of a rollout in one call of the scorer."""
     problems = list(generate("maths", "train", 3))

@@ -87,7 +87,7 @@ def test_braces_in_a_solution_stay():
 
 def test_errors(judge, new_model, monkeypatch):
     mass = {}
-    monkeypatch.setattr(judge, "probabilities", lambda prompts, answers: judge.masses.append(mass["now"]))
+    monkeypatch.setattr(judge, "probabilities", lambda *asked: judge.masses.append(mass["now"]))
     mass["now"] = 0.3
     judge.check("1 + 1?", "2")
     assert judge.masses == []

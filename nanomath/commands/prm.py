@@ -47,7 +47,7 @@ from nanomath.process.measures import measure_scores
 from nanomath.process.montecarlo import monte_carlo
 from nanomath.process.prm import PRM, Oracle, RandomScores, Scorer, is_prm, load_prm, new_prm
 from nanomath.process.steps import steps_of, texts_of
-from nanomath.rollout import Sampler, in_groups
+from nanomath.rollout import Sampler
 from nanomath.training import ranks
 from nanomath.training.loop import Metrics, say
 from nanomath.training.prm_step import PRMStep, balancing_weights
@@ -118,18 +118,18 @@ def label_some(
     """Labelled solutions of some problems; those without a text are left out, and all but one of equal ones."""
     options, sampling = config.label, sampling_options(config.sampling)
     drawn = sampler.generate(prompts, n=options.samples, seed=options.seed, **sampling)
-    groups = [list({c.text.strip(): c for c in group}.values()) for group in in_groups(drawn, options.samples)]
-    steps = [[steps_of(tokenizer, c.tokens, options.steps) for c in group] for group in groups]
-    kept = [[(c, s) for c, s in zip(*pair, strict=True) if s] for pair in zip(groups, steps, strict=True)]
-    groups, steps = [[c for c, _ in group] for group in kept], [[s for _, s in group] for group in kept]
-    texts = [[[text.strip() for text in texts_of(tokenizer, c.tokens, s)] for c, s in group] for group in kept]
-    solutions = [(problem.question, t) for problem, group in zip(problems, texts, strict=True) for t in group]
+    completions = list({(c.prompt_index, text): c for c in drawn if (text := c.text.strip())}.values())
+    steps = [steps_of(tokenizer, c.tokens, options.steps) for c in completions]
+    solutions = [
+        (problems[c.prompt_index].question, [text.strip() for text in texts_of(tokenizer, c.tokens, s)])
+        for c, s in zip(completions, steps, strict=True)
+    ]
     exact = Oracle(problems).score_all(solutions) if "family" in problems[0].metadata else None
     if options.by == "oracle":
         labels = exact
     else:
-        found = monte_carlo(sampler, problems, prompts, groups, steps, options.rollouts, options.seed + 1, **sampling)
-        verdicts = [rows for group in found for rows in group]
+        rollouts, seed = options.rollouts, options.seed + 1
+        verdicts = monte_carlo(sampler, problems, prompts, completions, steps, rollouts, seed, **sampling)
         shares = [[sum(row) / len(row) for row in rows] for rows in verdicts]
         labels = [[float(share > 0) for share in row] for row in shares] if options.hard else shares
         if exact is not None:

@@ -23,37 +23,32 @@ def monte_carlo(
     sampler: Sampler,
     problems: Sequence[Problem],
     prompts: Sequence[list[int]],
-    completions: Sequence[Sequence[Completion]],
-    steps: Sequence[Sequence[Sequence[Step]]],
+    completions: Sequence[Completion],
+    steps: Sequence[Sequence[Step]],
     rollouts: int,
     seed: int,
     lenient: bool = False,
     **sampling: Any,
-) -> list[list[list[list[bool]]]]:
-    """Whether each of `rollouts` continuations is right, for every step of every completion of every problem; of a last
-    step the one verdict on it, `rollouts` times.
+) -> list[list[list[bool]]]:
+    """Whether each of `rollouts` continuations is right, for every step of every completion; of a last step the one
+    verdict on it, `rollouts` times.
 
-    completions[i] and steps[i] are those of problem i; all prefixes are continued in one call of the sampler, which
-    computes each once. sampling: as in `Sampler.generate`. A prefix that fills the context is wrong.
+    A completion's `prompt_index` says which of the prompts and problems it answers; steps[i] are those of completion i.
+    All prefixes are continued in one call of the sampler, which computes each once. sampling: as in
+    `Sampler.generate`. A prefix that fills the context is wrong.
     """
-    context = sampler.model.config.max_positions
-    places, prefixes = [], []  # problem, completion, step
-    found: list[list[list[list[bool]]]] = []
-    for i, (problem, drawn) in enumerate(zip(problems, completions, strict=True)):
-        found.append([])
-        for j, completion in enumerate(drawn):
-            right = completion.finished and is_correct(problem, completion.text, lenient)
-            found[i].append([[right] * rollouts for _ in steps[i][j]])
-            for k, step in enumerate(steps[i][j][:-1]):
-                prefix = [*prompts[i], *completion.tokens[: step.token + 1]]
-                if len(prefix) < context:
-                    places.append((i, j, k))
-                    prefixes.append(prefix)
-                else:
-                    found[i][j][k] = [False] * rollouts
+    found, places, prefixes = [], [], []  # a place: completion and step
+    for i, completion in enumerate(completions):
+        right = completion.finished and is_correct(problems[completion.prompt_index], completion.text, lenient)
+        found.append([[False] * rollouts for _ in steps[i][:-1]] + [[right] * rollouts])
+        for k, step in enumerate(steps[i][:-1]):
+            prefix = [*prompts[completion.prompt_index], *completion.tokens[: step.token + 1]]
+            if len(prefix) < sampler.model.config.max_positions:
+                places.append((i, k))
+                prefixes.append(prefix)
     continued = in_groups(sampler.generate(prefixes, n=rollouts, seed=seed, **sampling), rollouts)
-    for (i, j, k), group in zip(places, continued, strict=True):
-        head = completions[i][j].tokens[: steps[i][j][k].token + 1]
+    for (i, k), group in zip(places, continued, strict=True):
+        problem, head = problems[completions[i].prompt_index], completions[i].tokens[: steps[i][k].token + 1]
         texts = [sampler.tokenizer.decode([*head, *c.tokens]) for c in group]
-        found[i][j][k] = [is_correct(problems[i], text, lenient) for text in texts]
+        found[i][k] = [is_correct(problem, text, lenient) for text in texts]
     return found

@@ -29,6 +29,7 @@ RISE = 2.0  # collapse: what rises has doubled since the best; in a healthy run 
 FLOORS = {"kl": 0.01, "repetition": 0.05}  # collapse: nats a token, share of n-grams; below these it explains nothing
 FLAT = 0.9  # flat: with nine groups of ten idle, a step costs ten times what it teaches
 HACKED, FELL = 0.1, 0.05  # hacked: what is paid has risen by so much since accuracy was best, which fell by so much
+PAID = ("prm/return", "prm/step", "reward/prm")  # hacked: in all, a step, the lowest step
 JUMP, JUMP_STEPS = 8.0, 5  # kl: so many times in so many steps; a steady drift needs dozens of steps for that
 JUMP_FLOOR = 0.05  # kl: nats a token; the first steps of any run multiply the KL too, but far below this
 
@@ -72,22 +73,21 @@ def collapse(history: History) -> str:
 
 
 def hacked(history: History) -> str:
-    """What a solution's steps earn, or where none is paid its lowest score, has risen since accuracy was best, and
-    accuracy has fallen since; "" if all is well.
+    """What solutions earn for their steps, or how these are scored, has risen since accuracy was best, and accuracy has
+    fallen since; "" if all is well.
     """
-    paid = "prm/return" if history and "prm/return" in history[-1] else "reward/prm"
-    lines = [line for line in history if "pass@1" in line and paid in line]
+    lines = [line for line in history if "pass@1" in line]
     if len(lines) < 2 * WINDOW:
         return ""
     best, error = _best(lines)
     then, newest = lines[best : best + WINDOW], lines[-WINDOW:]
-    accuracy, score = ((_mean(then, name), _mean(newest, name)) for name in ("pass@1", paid))
-    if accuracy[0] - accuracy[1] < max(FELL, NOISE * error) or score[1] - score[0] < HACKED:
+    before, now = _mean(then, "pass@1"), _mean(newest, "pass@1")
+    if before - now < max(FELL, NOISE * error):
         return ""
-    return (
-        f"PRM reward rises while accuracy falls: {score[0]:.3f} to {score[1]:.3f}, and {accuracy[0]:.1%} to "
-        f"{accuracy[1]:.1%} since step {then[-1]['step']}"
-    )
+    changes = {name: (_mean(then, name), _mean(newest, name)) for name in PAID if all(name in line for line in lines)}
+    risen = [f"{name} from {old:.3f} to {new:.3f}" for name, (old, new) in changes.items() if new - old >= HACKED]
+    fall = f"accuracy from {before:.1%} to {now:.1%} since step {then[-1]['step']}"
+    return f"PRM reward rises while accuracy falls: {' and '.join(risen)}, {fall}" if risen else ""
 
 
 def flat_groups(history: History) -> str:

@@ -26,7 +26,7 @@ Curve = Callable[[int], float]
 
 def lines(steps: int, **curves: Curve) -> list[dict[str, float]]:
     """Metrics lines of steps 1, 2, ... from functions of the step; names are spelt as in the log."""
-    names = {"accuracy": "pass@1", "format": "reward/format", "prm": "reward/prm", "paid": "prm/return"}
+    names = {"accuracy": "pass@1", "format": "reward/format", "prm": "reward/prm"}
     return [{"step": n, **{names.get(k, k): curve(n) for k, curve in curves.items()}} for n in range(1, steps + 1)]
 
 
@@ -116,14 +116,19 @@ def test_a_scorer_that_is_hacked():
     ((step, name),) = (alarm for alarm in said(history) if alarm[1] == "hacked")
     assert 30 < step <= 50
     text = hacked(lines(60, accuracy=ramp((40, 0.5), (41, 0.1)), prm=ramp((40, 0.25), (41, 0.75))))
-    assert text == "PRM reward rises while accuracy falls: 0.250 to 0.750, and 50.0% to 10.0% since step 10"
+    assert text == (
+        "PRM reward rises while accuracy falls: reward/prm from 0.250 to 0.750, accuracy from 50.0% to 10.0% since "
+        "step 10"
+    )
 
 
-def test_what_is_paid_counts_where_it_is_known():
+@pytest.mark.parametrize("paid", ["prm/return", "prm/step", "reward/prm"])
+def test_one_that_rises_is_enough(paid):
     """A sum of scores rises with the number of steps, while the lowest of them falls."""
     fall, rise = ramp((30, 0.5), (60, 0.2)), ramp((1, 0.3), (60, 0.9))
-    assert "PRM reward rises" in hacked(lines(60, accuracy=fall, prm=fall, paid=rise))
-    assert not hacked(lines(60, accuracy=fall, prm=rise, paid=fall))
+    falling = {"prm/return": fall, "prm/step": fall, "reward/prm": fall}
+    assert f"falls: {paid} from 0.346 to 0.854, accuracy" in hacked(lines(60, accuracy=fall, **{**falling, paid: rise}))
+    assert not hacked(lines(60, accuracy=fall, **falling))
 
 
 @pytest.mark.parametrize(

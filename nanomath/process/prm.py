@@ -13,6 +13,7 @@ of the embedded world, or a control. A result that a control also gets says noth
 from __future__ import annotations
 
 import hashlib
+import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from os import PathLike
@@ -59,30 +60,38 @@ class PRM:
 
     @torch.no_grad()
     def score_all(self, solutions: Sequence[Solution]) -> list[list[float]]:
-        """All steps of all solutions. ValueError names a solution without steps, or one that is too long."""
-        laid_out = [self.lay_out(number, *solution) for number, solution in enumerate(solutions)]
-        scores: list[list[float]] = [[]] * len(laid_out)
-        tokens, places = [tokens for tokens, _ in laid_out], [places for _, places in laid_out]
-        questions = [question for question, _ in solutions]
+        """All steps of all solutions, 0 for one that ends beyond the context. ValueError where there are no steps."""
+        laid_out = [self.lay_out(number, *solution, whole=False) for number, solution in enumerate(solutions)]
+        read = [i for i, (_, places) in enumerate(laid_out) if places]
+        tokens, places = [laid_out[i][0] for i in read], [laid_out[i][1] for i in read]
+        questions = [solutions[i][0] for i in read]
+        scores = [[0.0] * len(steps) for _, steps in solutions]
         for rows, states in states_at(self.model, tokens, places, questions, self.token_budget):
             found = self.format.logits(self.model, self.tokenizer, states).softmax(dim=1)[:, 1].tolist()
             for i in rows:
-                count = len(laid_out[i][1])
-                scores[i], found = found[:count], found[count:]
+                count = len(places[i])
+                scores[read[i]][:count], found = found[:count], found[count:]
         return scores
 
-    def lay_out(self, number: int, question: str, steps: Sequence[str]) -> tuple[list[int], list[int]]:
-        """Tokens and places of solution `number`."""
+    def lay_out(
+        self, number: int, question: str, steps: Sequence[str], whole: bool = True
+    ) -> tuple[list[int], list[int]]:
+        """Tokens and places of solution `number`; of one that is longer than the context, a ValueError, or if it need
+        not be `whole` what fits, and a warning.
+        """
         if not steps:
             raise ValueError(f"solution {number} of {question[:40]!r} is empty: there is no step to score")
         tokens, places = self.format.lay_out(self.tokenizer, question, steps)
         if len(places) != len(steps):
             raise ValueError(f"solution {number} of {question[:40]!r}: {len(steps)} steps gave {len(places)} scores")
-        if len(tokens) > (context := self.model.config.max_positions):
+        if len(tokens) <= (context := self.model.config.max_positions):
+            return tokens, places
+        if whole:
             raise ValueError(
                 f"solution {number} of {question[:40]!r} has {len(tokens)} tokens: the PRM's context holds {context}"
             )
-        return tokens, places
+        warnings.warn(f"steps that end beyond the {context} tokens of the PRM's context score 0", stacklevel=2)
+        return tokens[:context], [place for place in places if place < context]
 
     def logits(self, laid_out: Sequence[tuple[list[int], list[int]]]) -> Tensor:
         """[n, 2] of the n steps of some solutions in order, with gradient."""

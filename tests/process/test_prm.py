@@ -145,12 +145,24 @@ def test_a_new_prm_knows_nothing(new_model, new_tokenizer, name):
     assert prm.score(QUESTION, STEPS) == [0.5] * 3
 
 
+@pytest.mark.parametrize("name", FORMATS)
+def test_steps_beyond_the_context_score_0(build, name):
+    prm = build(name)
+    with pytest.warns(UserWarning, match="steps that end beyond the 256 tokens of the PRM's context score 0"):
+        long, short, unread = prm.score_all([(QUESTION, STEPS * 40), (QUESTION, STEPS), (QUESTION * 40, STEPS)])
+    assert long[:3] == pytest.approx(short, abs=1e-5) and all(short)
+    assert unread == [0.0] * 3 and len(long) == 120
+    fitting = 120 - long[::-1].index(next(score for score in long[::-1] if score))
+    assert 3 < fitting < 120 and all(long[:fitting])
+    assert long[:fitting] == pytest.approx(prm.score(QUESTION, (STEPS * 40)[:fitting]), abs=1e-5)
+
+
 def test_errors(build, new_model, new_tokenizer, tmp_path):
     prm = build("token_classification")
     with pytest.raises(ValueError, match="solution 1 of 'Mia has 12 apples.*is empty: there is no step to score"):
         prm.score_all([(QUESTION, STEPS), (QUESTION, [])])
     with pytest.raises(ValueError, match="solution 0 of .* tokens: the PRM's context holds 256"):
-        prm.score(QUESTION, STEPS * 40)
+        prm.lay_out(0, QUESTION, STEPS * 40)
     with pytest.raises(ValueError, match="has no token '<extra_0>'"):
         new_prm(new_model(), Tokenizer(new_tokenizer().backend), Qwen())
     with pytest.raises(ValueError, match=r"makes no token of the separator ''"):

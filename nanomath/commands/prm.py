@@ -51,6 +51,7 @@ from nanomath.rollout import Sampler
 from nanomath.training import ranks
 from nanomath.training.loop import Metrics, say
 from nanomath.training.prm_step import PRMStep, balancing_weights
+from nanomath.training.sharding import whole
 
 SHOW = {
     "heldout/auc": "held-out AUC {:.3f}",
@@ -192,7 +193,8 @@ def train(argv: list[str]) -> int:
         return {**step_of.step(chosen, done, lr), "lr": lr}
 
     def measure() -> Metrics:
-        found = measure_scores(heldout, score(prm, heldout))
+        with whole(prm.model):  # no rank has as many passes to make as another
+            found = measure_scores(heldout, score(prm, heldout))
         return {f"heldout/{name}": value for name, value in found.items()}
 
     return trainee.train(step, measure, SHOW)

@@ -46,7 +46,8 @@ class PRMStep:
     """`step(solutions, number, lr)` takes one optimizer step on the labelled steps of solutions.
 
     weights: (w_wrong, w_right). head_steps: for so many steps only the new head learns, `model.score`. token_budget:
-    padded tokens of a micro-batch, 0 for all at once; the gradient does not depend on it.
+    padded tokens of a micro-batch, 0 for all at once; the gradient does not depend on it. ValueError for head_steps of
+    a sharded model: FSDP2 sums no gradient where the layers before need none.
     """
 
     prm: StepScorer
@@ -54,6 +55,10 @@ class PRMStep:
     weights: tuple[float, float] = (1.0, 1.0)
     head_steps: int = 0
     token_budget: int = 0
+
+    def __post_init__(self) -> None:
+        if self.head_steps and is_sharded(self.prm.model):
+            raise ValueError("prm.head_steps freezes weights for a while, which sharded ones cannot be: set it to 0")
 
     def step(self, solutions: Sequence[Labelled], number: int, lr: float) -> dict[str, float]:
         """Metrics of step `number`: the loss, the mean score and the mean label of its steps, the optimizer's.

@@ -21,6 +21,8 @@ GRPO = (
     f"train_grpo.py configs/tiny/grpo.toml {TINY} model.path=DIRECTORY/one sampling.max_new_tokens=8 grpo.prompts=3 "
     "grpo.group_size=4 grpo.token_budget=300 optim.schedule=constant reward.weights={repetition=1.0,random=0.5}"
 )
+PRM = "-m nanomath prm train configs/tiny/prm.toml model.path=DIRECTORY/one prm.train=DIRECTORY/labelled.jsonl "
+PRM += "prm.heldout=DIRECTORY/labelled.jsonl run.steps=3 prm.batch_size=9 prm.token_budget=300 optim.schedule=constant"
 
 
 def start(directory: Path, command: str, name: str, processes: int) -> subprocess.Popen[str]:
@@ -85,6 +87,30 @@ def test_sft_begun_sharded_by_two_and_ended_by_one(directory):
 def test_grpo(directory):
     expected = train(directory, GRPO, "grpo-one", 1)
     assert_same_run(train(directory, GRPO, "grpo-two", 2), expected)
+
+
+def test_prm(directory):
+    """Copied, with a head that learns first; sharded, where that is refused; and in the rewards of a policy."""
+    rows = [
+        {
+            "prompt": f"{n} + 1?",
+            "completions": ["Well.", "So it is" + " so" * (n % 5), f"{n + 1}"],
+            "labels": [1, 0, n % 2],
+        }
+        for n in range(21)
+    ]
+    (directory / "labelled.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    expected = train(directory, f"{PRM} prm.head_steps=2", "prm-one", 1)
+    assert_same_run(train(directory, f"{PRM} prm.head_steps=2", "prm-two", 2), expected)
+    expected = train(directory, f"{PRM} prm.head_steps=0", "prm-whole", 1)
+    assert_same_run(train(directory, f"{PRM} prm.head_steps=0 model.sharded=true", "prm-sharded", 2), expected)
+    process = start(directory, f"{PRM} prm.head_steps=2 model.sharded=true", "prm-refused", 2)
+    assert "error: prm.head_steps freezes weights for a while" in process.communicate(timeout=300)[1]
+    assert process.returncode
+
+    command = f"{GRPO} process.prm=DIRECTORY/prm-whole algorithm.method=pure"
+    expected = train(directory, command, "pure-one", 1)
+    assert_same_run(train(directory, command, "pure-two", 2), expected)
 
 
 def test_ctrl_c_saves_once_and_says_so_once(directory):

@@ -24,6 +24,16 @@ explains the axes.
 | method | keys of `[algorithm]` |
 |---|---|"""
 
+SETTINGS = {  # what each command reads
+    "train_sft.py": settings.SFTConfig,
+    "train_grpo.py": settings.GRPOConfig,
+    "python -m nanomath eval": settings.EvalConfig,
+    "python -m nanomath sample": settings.SampleConfig,
+    "python -m nanomath prm label": settings.LabelConfig,
+    "python -m nanomath prm train": settings.PRMConfig,
+    "python -m nanomath prm eval": settings.PRMEvalConfig,
+}
+
 
 def methods() -> str:
     """PRESETS as a Markdown table."""
@@ -40,16 +50,7 @@ def main(argv: list[str]) -> int:
         return 0
     if argv:
         raise ValueError(f"config takes no arguments, got {argv[0]!r}")
-    classes = {
-        "train_sft.py": settings.SFTConfig,
-        "train_grpo.py": settings.GRPOConfig,
-        "python -m nanomath eval": settings.EvalConfig,
-        "python -m nanomath sample": settings.SampleConfig,
-        "python -m nanomath prm label": settings.LabelConfig,
-        "python -m nanomath prm train": settings.PRMConfig,
-        "python -m nanomath prm eval": settings.PRMEvalConfig,
-    }
     print(PAGE)
     print(methods())
-    print(reference(classes))
+    print(reference(SETTINGS))
     return 0

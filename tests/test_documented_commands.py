@@ -1,0 +1,52 @@
+"""Every command that a page or a config shows can be typed: its config is there, its keys and values are accepted."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from nanomath.commands.config import SETTINGS
+from nanomath.config import load
+
+ROOT = Path(__file__).parents[1]
+CONFIGS = sorted(ROOT.glob("configs/**/*.toml"))
+PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/**/*.md")), *CONFIGS]
+NAMES = "|".join(name.removeprefix("python ") for name in SETTINGS)
+COMMAND = re.compile(rf"python ({NAMES})((?: +[^\s`&#)]+)*)")
+
+
+def shown(page: Path) -> Iterator[tuple[str, list[str]]]:
+    """The commands of a page and their words; what stands after a wide space is a remark."""
+    text = re.sub(r"\s*\\\n\s*", " ", page.read_text(encoding="utf-8"))
+    for match in COMMAND.finditer(text):
+        name, words = match.groups()
+        key = name if name.startswith("train") else f"python {name}"
+        yield key, shlex.split(words.strip().split("   ")[0])
+
+
+EVERY = [(page, *command) for page in PAGES for command in shown(page)]
+
+
+@pytest.mark.parametrize(("page", "name", "words"), EVERY, ids=lambda value: str(value)[-60:])
+def test_it_can_be_typed(monkeypatch, page, name, words):
+    monkeypatch.chdir(ROOT)
+    files = [word for word in words if word.endswith(".toml")]
+    overrides = [word for word in words if "=" in word and not word.endswith("=METHOD")]
+    load(SETTINGS[name], files[0] if files else None, overrides)
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
+def test_a_config_shows_how_it_is_used(path):
+    name = str(path.relative_to(ROOT))
+    uses = [command for command, words in shown(path) if name in words]
+    assert uses
+    load(SETTINGS[uses[0]], path, [])
+
+
+def test_commands_are_found():
+    assert {name for _, name, _ in EVERY} == set(SETTINGS)
+    assert any(len(words) > 5 for _, _, words in EVERY)

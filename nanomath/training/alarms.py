@@ -13,7 +13,7 @@ Everything is a pure function of the lines of metrics.jsonl, so a resumed run sa
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from statistics import median
 from typing import Any
 
@@ -54,18 +54,13 @@ def sounding(history: History) -> dict[str, str]:
 
 def collapse(history: History) -> str:
     """Accuracy far below its best while KL or repetition is far above what it was then; "" if all is well."""
-    lines = [line for line in history if "pass@1" in line]
-    if len(lines) < 2 * WINDOW:
-        return ""
-    best, error = _best(lines)
-    then, newest = lines[best : best + WINDOW], lines[-WINDOW:]
+    then, newest, error = _since_best(history)
     before, now = _mean(then, "pass@1"), _mean(newest, "pass@1")
     if now >= DROP * before or before - now < NOISE * error:
         return ""
-    changes = {name: (_mean(then, name), _mean(newest, name)) for name in FLOORS if all(name in line for line in lines)}
     risen = [
         f"{name} rose from {old:.3f} to {new:.3f}"
-        for name, (old, new) in changes.items()
+        for name, old, new in _changes(FLOORS, then, newest)
         if new > max(FLOORS[name], RISE * old)
     ]
     fall = f"collapse: accuracy fell from {before:.1%} (best, step {then[-1]['step']}) to {now:.1%}"
@@ -76,16 +71,12 @@ def hacked(history: History) -> str:
     """What solutions earn for their steps, or how these are scored, has risen since accuracy was best, and accuracy has
     fallen since; "" if all is well.
     """
-    lines = [line for line in history if "pass@1" in line]
-    if len(lines) < 2 * WINDOW:
-        return ""
-    best, error = _best(lines)
-    then, newest = lines[best : best + WINDOW], lines[-WINDOW:]
+    then, newest, error = _since_best(history)
     before, now = _mean(then, "pass@1"), _mean(newest, "pass@1")
     if before - now < max(FELL, NOISE * error):
         return ""
-    changes = {name: (_mean(then, name), _mean(newest, name)) for name in PAID if all(name in line for line in lines)}
-    risen = [f"{name} from {old:.3f} to {new:.3f}" for name, (old, new) in changes.items() if new - old >= HACKED]
+    changes = _changes(PAID, then, newest)
+    risen = [f"{name} from {old:.3f} to {new:.3f}" for name, old, new in changes if new - old >= HACKED]
     fall = f"accuracy from {before:.1%} to {now:.1%} since step {then[-1]['step']}"
     return f"PRM reward rises while accuracy falls: {' and '.join(risen)}, {fall}" if risen else ""
 
@@ -121,14 +112,24 @@ def kl_jump(history: History) -> str:
     return f"KL jumped {now / max(then, 1e-6):.0f}x in {JUMP_STEPS} steps, from {then:.4f} to {now:.4f}"
 
 
-def _best(lines: History) -> tuple[int, float]:
-    """Where the window of best accuracy begins that shares no step with the newest, and the standard error of the
-    difference of the two windows' means.
+def _since_best(history: History) -> tuple[History, History, float]:
+    """The window of best accuracy among those that share no step with the newest, the newest, and the standard error of
+    the difference of their means; all lines twice while there are too few for two windows.
     """
+    lines = [line for line in history if "pass@1" in line]
+    if len(lines) < 2 * WINDOW:
+        return lines, lines, 0.0
     accuracy = np.array([line["pass@1"] for line in lines])
     averages = np.convolve(accuracy, np.full(WINDOW, 1 / WINDOW), mode="valid")
-    return int(averages[:-WINDOW].argmax()), float(np.sqrt((np.diff(accuracy) ** 2).mean() / WINDOW))
+    best = int(averages[:-WINDOW].argmax())
+    return lines[best : best + WINDOW], lines[-WINDOW:], float(np.sqrt((np.diff(accuracy) ** 2).mean() / WINDOW))
+
+
+def _changes(names: Iterable[str], then: History, newest: History) -> list[tuple[str, float, float]]:
+    """The means of both windows of what all of their lines have."""
+    known = [name for name in names if all(name in line for line in (*then, *newest))]
+    return [(name, _mean(then, name), _mean(newest, name)) for name in known]
 
 
 def _mean(lines: History, name: str) -> float:
-    return sum(line[name] for line in lines) / len(lines)
+    return sum(line[name] for line in lines) / max(1, len(lines))

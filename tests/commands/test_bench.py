@@ -43,19 +43,19 @@ def test_real_processes_measure_that_chunks_need_less_memory(call, tmp_path):
     (row,) = report["rows"]
     assert row["case"] == "logprob" and min(row["seconds"].values()) > 0
     logits = 2500 * 8000 * 4
-    assert logits < row["bytes"]["chunks"] < 3 * logits < row["bytes"]["at once"]  # a single chunk: z and its softmax
+    assert logits < row["bytes"]["ours"] < 3 * logits < row["bytes"]["plain"]  # a single chunk: z and its softmax
     assert training.table_row(row) == outcome.out.splitlines()[-1]
 
 
-@pytest.mark.parametrize("case", ["tiny-sft", "tiny-grpo"])
+@pytest.mark.parametrize("case", ["tiny-sft", "tiny-grpo", "tiny-score"])
 @pytest.mark.parametrize("variant", training.VARIANTS)
 def test_a_step_is_measured(case, variant, monkeypatch):
     """In this process: the numbers mean little, but the steps are made."""
-    monkeypatch.setattr(logprobs, "linear_logprob", linear_logprob)  # put back what "at once" puts in its place
+    monkeypatch.setattr(logprobs, "linear_logprob", linear_logprob)  # put back what "plain" puts in its place
     config = nanomath.config.load(training.TrainingBench, None, SMALL)
     seconds, peak = training.measure(case, variant, config)
     assert seconds > 0 and peak >= 0
-    assert (logprobs.linear_logprob is training.materialised_logprob) == (variant == "at once")
+    assert (logprobs.linear_logprob is training.materialised_logprob) == (variant == "plain")
 
 
 def test_both_sides_compute_the_same():
@@ -83,7 +83,7 @@ def test_sides_take_turns_and_running_out_of_memory_is_a_result(call, monkeypatc
             return self
 
         def result(self) -> tuple[float, int]:
-            if order[-1][1] == "at once":
+            if order[-1][1] == "plain":
                 raise BrokenProcessPool("killed")
             return 1.0 / len(order), 5_000_000 + len(order)
 

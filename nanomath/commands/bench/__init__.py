@@ -9,7 +9,7 @@
 
 Targets:
 
-  training    SFT and GRPO steps with the logits in chunks (kernels/linear_logprob.py) against all of them at once
+  training    SFT and GRPO steps and scoring: logits in chunks and questions computed once, against the plain way
   rollout     the sampler against what the machine allows, against the trainer's logprobs, against transformers
   kernels     every kernel against its floor and its PyTorch reference; --check: their tests
   all         everything above in one go, as one JSON file and one Markdown table

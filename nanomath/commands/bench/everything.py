@@ -69,7 +69,7 @@ PARTS = {
     ),
     "training": Part(
         "training dtype=bfloat16 cases=smollm2-sft,smollm2-grpo,logprob repeats=1",
-        "training cases=tiny-sft,tiny-grpo,logprob tokens=1024 vocabulary=49152 width=576 repeats=1",
+        "training cases=tiny-sft,tiny-grpo,tiny-score,logprob tokens=1024 vocabulary=49152 width=576 repeats=1",
     ),
 }
 

@@ -1,4 +1,4 @@
-"""Time and memory of training steps, the logits in chunks against all of them at once.
+"""Time and memory of training steps and of scoring, as nanomath does them against the plain way.
 
     python -m nanomath bench training [CONFIG.toml] [key=value ...]
 
@@ -6,9 +6,11 @@
     python -m nanomath bench training cases=logprob threads=1 save=bench.json
     python -m nanomath bench training cases=smollm2-sft,smollm2-grpo gradient_checkpointing=true
 
-Each number comes from a process of its own, and the two sides of a ratio from processes that took turns. A step is
-forward and backward passes and the optimizer, in GRPO also the reference model's pass. Memory is what is needed at the
-peak beyond weights and optimizer state.
+Ours makes the logits in chunks, and computes a question once for all of its solutions; the plain way makes all logits
+at once, and computes the question with every solution. Each number comes from a process of its own, and the two sides
+of a ratio from processes that took turns. A step is forward and backward passes and the optimizer, in GRPO also the
+reference model's pass; scoring is the states of one question's solutions. Memory is what is needed at the peak beyond
+weights and optimizer state.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -28,15 +31,16 @@ from nanomath.config import option, parse_arguments
 from nanomath.data.packing import Example
 from nanomath.data.problem import Problem
 from nanomath.models import Transformer
+from nanomath.models.shared_prefix import states_at
 from nanomath.rollout import Completion, Episode
 from nanomath.training import logprobs
 from nanomath.training.optimizer import Optimizer
 from nanomath.training.policy_step import PolicyStep
 from nanomath.training.sft_step import SFTStep
 
-CASES = ("tiny-sft", "tiny-grpo", "smollm2-sft", "smollm2-grpo", "logprob")
+CASES = ("tiny-sft", "tiny-grpo", "tiny-score", "smollm2-sft", "smollm2-grpo", "smollm2-score", "logprob")
 CALLS = {"tiny": 5, "smollm2": 2, "logprob": 1}  # in one process; the first may be slow, the fastest counts
-VARIANTS = ("chunks", "at once")
+VARIANTS = ("ours", "plain")
 
 
 @dataclass
@@ -78,7 +82,7 @@ def main(argv: list[str]) -> int:
 
 
 def compare(case: str, config: TrainingBench, bar: tqdm) -> dict[str, Any]:
-    """Seconds and bytes of a case with the logits in chunks and at once, by turns; None where memory ran out."""
+    """Seconds and bytes of a case our way and the plain way, by turns; None where memory ran out."""
     found = by_turns({variant: [(measure, case, variant, config)] * config.repeats for variant in VARIANTS}, bar)
     best = {variant: [min(column) for column in zip(*runs, strict=True)] for variant, runs in found.items()}
     seconds, peaks = ({variant: (best[variant] or (None, None))[i] for variant in VARIANTS} for i in (0, 1))
@@ -109,10 +113,11 @@ def table_row(row: dict[str, Any]) -> str:
 def measure(case: str, variant: str, config: TrainingBench) -> tuple[float, int]:
     """Seconds of the fastest call, and bytes at the peak of all calls beyond what there was before the first."""
     use_threads(config.threads)
-    if variant == "at once":
+    if variant == "plain":
         logprobs.linear_logprob = materialised_logprob
     device, (shape, _, step) = torch.device(config.device), case.partition("-")
-    run = {"sft": sft_step, "grpo": grpo_step, "": bare_logprob}[step](shape, config)
+    scored = partial(score_steps, shared=variant == "ours")
+    run = {"sft": sft_step, "grpo": grpo_step, "score": scored, "": bare_logprob}[step](shape, config)
     before = peak_memory(device, restart=True)
     seconds = []
     for _ in range(CALLS[shape]):
@@ -157,6 +162,15 @@ def grpo_step(shape: str, config: TrainingBench) -> Callable[[], object]:
         completion = Completion(0, i, response, sampled, sampled, "", "eos")
         episodes.append(Episode(Problem("0", "", ""), prompt, completion, {"accuracy": i % 2, "total": i % 2}))
     return lambda: step.step(episodes, 0, 1e-6)
+
+
+def score_steps(shape: str, config: TrainingBench, shared: bool) -> Callable[[], object]:
+    """The last states of the solutions of one question, which is computed once if it is `shared`."""
+    model, pairs = new_model(shape, config), token_pairs(shape, config)
+    sequences = [pairs[0][0] + response for _, response in pairs]
+    groups = [0 if shared else i for i in range(len(pairs))]
+    places = [[len(tokens) - 1] for tokens in sequences]
+    return lambda: list(states_at(model, sequences, places, groups, config.token_budget))
 
 
 def bare_logprob(shape: str, config: TrainingBench) -> Callable[[], object]:

@@ -79,7 +79,7 @@ def _keys_and_values(model: Transformer, prefixes: Sequence[list[int]]) -> list[
         kept.append((k, v))
         return causal(layer, q, k, v)
 
-    model.hidden(_padded(prefixes, model.device), attend=attend)
+    model.hidden(padded(prefixes, model.device), attend=attend)
     return kept
 
 
@@ -87,7 +87,7 @@ def _continue(
     model: Transformer, own: list[list[int]], first: list[int], owner: list[int], kept: list[tuple[Tensor, Tensor]]
 ) -> Tensor:
     """States [S, T, D] of what follows `first` shared tokens, those of prefix `owner`."""
-    tokens = _padded(own, model.device)
+    tokens = padded(own, model.device)
     width = max(first)
     if not width:
         return model.hidden(tokens)
@@ -111,8 +111,8 @@ def _after(kept: list[tuple[Tensor, Tensor]], prefix: Tensor, width: int, seen: 
     return attend
 
 
-def _padded(rows: Sequence[list[int]], device: torch.device) -> Tensor:
-    """One a row, int64, zeros at their ends."""
-    longest = max(1, max(map(len, rows)))
-    padded = nn.utils.rnn.pad_sequence([torch.tensor(row, dtype=torch.int64) for row in rows], batch_first=True)
-    return F.pad(padded, (0, longest - padded.shape[1])).to(device)
+def padded(rows: Sequence[list[int]], device: torch.device) -> Tensor:
+    """Tokens, one sequence a row, int64, with zeros at their ends."""
+    return nn.utils.rnn.pad_sequence([torch.tensor(row, dtype=torch.int64) for row in rows], batch_first=True).to(
+        device
+    )

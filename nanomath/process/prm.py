@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from nanomath.data.problem import Problem
 from nanomath.data.world import check_steps
 from nanomath.models.checkpoint import load_model, read_json, replace_head, resolve_model_dir, save_model
-from nanomath.models.shared_prefix import states_at
+from nanomath.models.shared_prefix import padded, states_at
 from nanomath.models.tokenizer import Tokenizer, load_tokenizer
 from nanomath.models.transformer import Transformer
 from nanomath.process.formats import FORMATS, Format, MathShepherd, TokenClassification
@@ -95,8 +95,7 @@ class PRM:
 
     def logits(self, laid_out: Sequence[tuple[list[int], list[int]]]) -> Tensor:
         """[n, 2] of the n steps of some solutions in order, with gradient."""
-        rows = [torch.tensor(tokens) for tokens, _ in laid_out]
-        tokens = nn.utils.rnn.pad_sequence(rows, batch_first=True).to(self.model.device)
+        tokens = padded([tokens for tokens, _ in laid_out], self.model.device)
         row = [i for i, (_, places) in enumerate(laid_out) for _ in places]
         column = [place for _, places in laid_out for place in places]
         return self.format.logits(self.model, self.tokenizer, self.model.hidden(tokens)[row, column])

@@ -123,7 +123,7 @@ class Engine:
         for written, values in zip((s.tokens, s.logprobs, s.sampling_logprobs), (new, *logprobs), strict=True):
             written[:rows].scatter_(1, column, values[:, None])
         count += ~was_done
-        s.done[:rows] = was_done | torch.isin(new, self.eos) | (count >= s.limit[:rows])
+        s.done[:rows] = was_done | new[:, None].eq(self.eos).any(1) | (count >= s.limit[:rows])
         token.copy_(new)
         position.copy_(torch.where(position < 0, position, (position + 1).clamp(max=self.positions - 1)))
 

@@ -157,7 +157,11 @@ class PolicyStep:
         return algorithms.penalises_kl(self.algorithm, "loss")
 
     def _logprobs_of(self, model: Transformer) -> Callable[[Batch], tuple[Tensor, ...]]:
-        return lambda batch: states_logprobs(model, response_states(model, batch), batch, self.temperature)
+        def logprobs(batch: Batch) -> tuple[Tensor, ...]:
+            batch = batch.to(model.device)  # the reference may be elsewhere
+            return states_logprobs(model, response_states(model, batch), batch, self.temperature)
+
+        return logprobs
 
     def _values(self, batch: Batch) -> tuple[Tensor, ...]:
         return (self.critic(self.model, batch),)

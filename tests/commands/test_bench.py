@@ -347,8 +347,8 @@ def test_check_runs_the_kernels_tests(call, monkeypatch):
     monkeypatch.setattr(kernels.subprocess, "run", pretend)
     assert call(main, "bench", "kernels", "--check").code == 1
     ((command, root),) = ran
-    assert command == ["-m", "pytest", "-p", "no:cacheprovider", "tests/kernels"]
-    assert (root / "tests" / "kernels" / "test_philox.py").is_file()
+    assert command == ["-m", "pytest", "-p", "no:cacheprovider", "tests/kernels", "tests/gpu"]
+    assert (root / "tests/kernels/test_philox.py").is_file() and (root / "tests/gpu/conftest.py").is_file()
 
 
 def test_check_says_what_is_missing(call, monkeypatch, tmp_path):
@@ -359,7 +359,7 @@ def test_check_says_what_is_missing(call, monkeypatch, tmp_path):
     monkeypatch.setattr(kernels.nanomath, "__file__", str(tmp_path / "nanomath" / "__init__.py"))
     outcome = call(main, "bench", "kernels", "--check")
     assert outcome.code == 2 and outcome.err == (
-        f"error: --check runs the repository's tests/kernels, and {tmp_path} has none\n"
+        f"error: --check runs the repository's tests/kernels and tests/gpu, and {tmp_path} has none\n"
     )
 
 

@@ -8,8 +8,9 @@
 
 The floor is the time in which this machine, as measured just before, can read and write what the kernel must, or make
 its matrix products. On a GPU a call is replayed from a CUDA graph, the last cache emptied before each; the kernels of
-training run as they are. On a CPU the CPU forms are timed, where a kernel has one. --check runs tests/kernels instead:
-on a GPU the Triton forms are tested there, else in Triton's interpreter. Its exit code is pytest's.
+training run as they are. On a CPU the CPU forms are timed, where a kernel has one. --check runs tests/kernels
+and tests/gpu instead: kernels, sampler and training on the GPU, or where there is none on a pretended one, by Triton's
+interpreter. Its exit code is pytest's.
 """
 
 from __future__ import annotations
@@ -43,6 +44,7 @@ from nanomath.commands.build import choose_device
 from nanomath.config import option, parse_arguments
 from nanomath.rollout.floor import Machine, seconds_of
 
+CHECKS = ("tests/kernels", "tests/gpu")  # what --check runs
 FLUSHED = 256 << 20  # bytes written to empty a GPU's last cache
 
 
@@ -87,13 +89,13 @@ def main(argv: list[str]) -> int:
 
 
 def check() -> int:
-    """pytest's exit code for tests/kernels. FileNotFoundError or ImportError where that cannot run."""
+    """pytest's exit code for CHECKS. FileNotFoundError or ImportError where that cannot run."""
     root = Path(nanomath.__file__).parents[1]
-    if not (root / "tests" / "kernels").is_dir():
-        raise FileNotFoundError(f"--check runs the repository's tests/kernels, and {root} has none")
+    if lacking := [tests for tests in CHECKS if not (root / tests).is_dir()]:
+        raise FileNotFoundError(f"--check runs the repository's {' and '.join(lacking)}, and {root} has none")
     if find_spec("pytest") is None:
         raise ImportError("--check needs pytest: pip install pytest hypothesis")
-    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "tests/kernels"]
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *CHECKS]
     return subprocess.run(command, cwd=root, check=False).returncode
 
 

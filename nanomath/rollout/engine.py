@@ -40,14 +40,11 @@ class Slots:
         self.tokens = integers(slots, width + 1)
         self.logprobs, self.sampling_logprobs = torch.zeros(2, slots, width + 1, device=device)
 
-    def tensors(self) -> list[Tensor]:
-        """All that a step changes, and the rest of a sample's state."""
-        return [state for state in vars(self).values() if isinstance(state, Tensor)]
-
     def move(self, source: Tensor, target: Tensor) -> None:
         """Slots `target` take over what is in slots `source`."""
-        for state in self.tensors():
-            state[target] = state[source]
+        for state in vars(self).values():
+            if isinstance(state, Tensor):
+                state[target] = state[source]
 
     def clear(self, rows: slice) -> None:
         """Empty slots."""
@@ -89,6 +86,7 @@ class Engine:
         key = *(bucket(number, len(self.slots.token)) for number in (live, tiles)), params
         if key not in self.graphs:
             self.graphs[key] = self._capture(*key)
+            steps -= 1
         for _ in range(steps):
             self.graphs[key].replay()
 
@@ -128,17 +126,12 @@ class Engine:
         position.copy_(torch.where(position < 0, position, (position + 1).clamp(max=self.positions - 1)))
 
     def _capture(self, rows: int, tiles: int, params: SamplingParams) -> torch.cuda.CUDAGraph:
-        """The graph of a step. A first step outside of it compiles what there is to compile, and is taken back: what it
-        wrote into the cache is what the step will write there again.
-        """
-        before = [state.clone() for state in self.slots.tensors()]
+        """Do a step, which compiles what there is to compile, and capture the graph of the following ones."""
         aside = torch.cuda.Stream()
         aside.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(aside):
             self.step(rows, tiles, params)
         torch.cuda.current_stream().wait_stream(aside)
-        for state, value in zip(self.slots.tensors(), before, strict=True):
-            state.copy_(value)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=next((g.pool() for g in self.graphs.values()), None)):
             self.step(rows, tiles, params)

@@ -33,14 +33,15 @@ def same(found, expected, atol: float = 1e-4) -> bool:
 
 @pytest.mark.parametrize(
     ("shape", "sampling"),
-    [(MISTRAL, {}), (QWEN3, {"temperature": 0.0}), ({}, {"top_k": 50, "top_p": 0.8, "stop": ["e"]})],
+    [(MISTRAL, {"n": 3}), (QWEN3, {"temperature": 0.0}), ({}, {"top_k": 50, "top_p": 0.8, "stop": ["e"]})],
     ids=["window", "greedy", "truncated"],
 )
 def test_the_samples_of_a_cpu(two_models, new_tokenizer, shape, sampling):
     cpu, gpu = two_models(**shape)
     options = {"n": 2, "max_new_tokens": 4, "seed": 1, **sampling}
     expected = Sampler(cpu, new_tokenizer(EOS), 3).generate(PROMPTS, **options)
-    assert same(Sampler(gpu, new_tokenizer(EOS), 3).generate(PROMPTS, **options), expected)
+    slots = 7 if options["n"] == 3 else 3  # of 5 rows there is no graph: they run as 6
+    assert same(Sampler(gpu, new_tokenizer(EOS), slots).generate(PROMPTS, **options), expected)
 
 
 @pytest.mark.parametrize("dtype", [None, torch.bfloat16], ids=["own", "bfloat16"])
@@ -87,20 +88,14 @@ def test_exact_logprobs_are_the_trainers(two_models, new_tokenizer, shape, dtype
 
 
 def test_groups_read_their_pages_together(two_models, new_tokenizer):
-    """A prompt of two full pages and a short one, in a dtype that the tiles are made for."""
-    cpu, gpu = two_models(dtype=torch.bfloat16)
-    prompts, options = [[i % 900 + 1 for i in range(130)], [7, 5]], {"n": 3, "max_new_tokens": 3, "seed": 1}
-    sampler = Sampler(gpu, new_tokenizer(), 5)
-    found, expected = (
-        sampler.generate(prompts, **options),
-        Sampler(cpu, new_tokenizer(), 5).generate(prompts, **options),
-    )
-    assert any(tiles for _, tiles, _ in sampler._engine.graphs)
-    for one, other in zip(found, expected, strict=True):
-        same = [a == b for a, b in zip(one.tokens, other.tokens, strict=True)]
-        until = [*same, False].index(False)  # rounding may choose another token, and then all that follows is another
-        assert one.logprobs[:until] == pytest.approx(other.logprobs[:until], abs=0.1)
-    assert sum(one.tokens == other.tokens for one, other in zip(found, expected, strict=True)) >= 4
+    """Two full pages are shared, in a dtype that the tiles are made for; then by other rows, in the same graphs."""
+    cpu, gpu = two_models(torch.float16)
+    long, sampler = [i % 900 + 1 for i in range(130)], Sampler(gpu, new_tokenizer(), 6)
+    for prompts, options in ([long, [7, 5]], {"n": 3}), ([[7, 5], long], {"n": 4}):
+        options |= {"max_new_tokens": 3, "seed": 1}
+        expected = Sampler(cpu, new_tokenizer(), 6).generate(prompts, **options)
+        assert same(sampler.generate(prompts, **options), expected, atol=0.01)
+        assert (6, 2) in [key[:2] for key in sampler._engine.graphs]
 
 
 def test_a_stream_is_the_text(two_models, new_tokenizer):

@@ -36,7 +36,7 @@ SIGNATURES = {  # in the order of cpu.cpp
     "lm_head": "pppppppfiii",
     "linear": "ppppiii",
     "prefill": "ppppfii",
-    "decode": "ppppppppppppffiiiiiii",
+    "decode": "ppppppppppppffiiiiii",
 }
 TYPES = {torch.float32: "float_forms", torch.bfloat16: "bf16_forms"}
 

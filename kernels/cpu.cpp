@@ -554,30 +554,32 @@ void prefill(const i64* tokens, const i64* first, const int32_t* table, const Mo
 // The samples in flight, a row each: tensors of nanomath/rollout/engine.py's Slots. Those with `width` + 1 columns have a
 // spare last one, for what samples draw after their end.
 struct Slots {
-  i64 *token, *position, *count;
+  i64* token;
+  int32_t* position;
+  i64* count;
   const i64* limit;
   bool* done;
   const float* noise;  // [slots, width + 1, 2]
   i64* tokens;
   float *logprobs, *sampling_logprobs;
-  i64 width, positions;
+  i64 width;
 
   void record(i64 m, i64 drawn, float logprob, float sampling_logprob, const i64* eos, i64 ends) const {
     const i64 place = m * (width + 1) + (done[m] ? width : count[m]);
     tokens[place] = drawn, logprobs[place] = logprob, sampling_logprobs[place] = sampling_logprob;
     count[m] += !done[m];
+    position[m] += !done[m];
     done[m] = done[m] || count[m] >= limit[m] || std::find(eos, eos + ends, drawn) != eos + ends;
     token[m] = drawn;
-    if (position[m] >= 0) position[m] = std::min(position[m] + 1, positions - 1);
   }
 };
 
 // Steps of nanomath/rollout/engine.py, with the layers of decoder.py; every thread takes rows of its own through them.
 template <class T>
-void decode(i64* token, i64* position, i64* count, const i64* limit, bool* done, const float* noise, i64* tokens,
+void decode(i64* token, int32_t* position, i64* count, const i64* limit, bool* done, const float* noise, i64* tokens,
             float* logprobs, float* sampling_logprobs, const i64* eos, const int32_t* table, const Model<T>* model,
-            float temperature, float eps, i64 mode, i64 steps, i64 ends, i64 width, i64 positions, i64 M, i64 P) {
-  const Slots slots{token, position, count, limit, done, noise, tokens, logprobs, sampling_logprobs, width, positions};
+            float temperature, float eps, i64 mode, i64 steps, i64 ends, i64 width, i64 M, i64 P) {
+  const Slots slots{token, position, count, limit, done, noise, tokens, logprobs, sampling_logprobs, width};
   const i64 V = model->V, D = model->D;
   share(M, M * V * D / LANES, equal_share(M), [&](i64 from, i64 to) {
     const i64 n = to - from;

@@ -66,18 +66,17 @@ class SmallModel:
         key_pages: Tensor,
         value_pages: Tensor,
         table: Tensor,
-        positions: int,
         temperature: float,
     ) -> None:
         """Draw up to `steps` tokens for each of the first `rows` slots, as `Engine.step` does.
 
         slots: token, position, count, limit, done, noise, tokens, logprobs and sampling_logprobs of `Slots`; table of
-        the slots' pages, and the rest as in `prefill`; positions: of the longest sample.
+        the slots' pages, and the rest as in `prefill`.
         """
         compiled.call(
             *("decode", self.embedding.dtype, *slots, eos, table, self._model(rope, key_pages, value_pages)),
             *(temperature or 1.0, self.eps, DRAW if temperature else GREEDY, steps, len(eos), slots[-1].shape[1] - 1),
-            *(positions, rows, table.shape[1]),
+            *(rows, table.shape[1]),
         )
 
     def _model(self, rope: Rope, key_pages: Tensor, value_pages: Tensor) -> Tensor:

@@ -145,7 +145,7 @@ class Cache:
     def prepare(self, positions: Tensor, tiles: int) -> None:
         """The next step feeds the tokens of the first len(positions) slots, which stand at `positions`, -1: none."""
         rows = len(positions)
-        self.position, self.step_slot, self.step_table = positions.int(), self.slot[:rows], self.table[:rows]
+        self.position, self.step_slot, self.step_table = positions, self.slot[:rows], self.table[:rows]
         self.length, self.tiles_used = self.position + 1, tiles
 
     def attend(self, layer: int, qkv: Tensor, rope: Rope, norms: Norms, eps: float) -> Tensor:

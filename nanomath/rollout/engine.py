@@ -15,6 +15,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from kernels.record import record
 from nanomath.rollout.cache import Cache
 from nanomath.rollout.decoder import Decoder
 from nanomath.rollout.sampling import SamplingParams, next_tokens
@@ -34,7 +35,8 @@ class Slots:
 
         self.width = width
         self.sample, self.count, self.limit = integers(slots), integers(slots), integers(slots)
-        self.token, self.position = integers(slots), integers(slots) - 1  # the last token, and where it stands
+        self.token = integers(slots)  # the last one
+        self.position = torch.full((slots,), -1, dtype=torch.int32, device=device)  # of it
         self.done = torch.ones(slots, dtype=torch.bool, device=device)
         self.noise = torch.zeros(slots, width + 1, 2, device=device)
         self.tokens = integers(slots, width + 1)
@@ -106,24 +108,17 @@ class Engine:
         state = s.token, s.position, s.count, s.limit, s.done, s.noise, s.tokens, s.logprobs, s.sampling_logprobs
         pages = cache.key_pages, cache.value_pages, cache.table
         rope = self.decoder.rope(self.positions)
-        self.decoder.small.advance(rows, steps, state, self.eos, rope, *pages, self.positions, params.temperature)
+        self.decoder.small.advance(rows, steps, state, self.eos, rope, *pages, params.temperature)
 
     def step(self, rows: int, tiles: int, params: SamplingParams) -> None:
         """Advance the first `rows` slots by one token."""
-        s, token, position = self.slots, self.slots.token[:rows], self.slots.position[:rows]
-        self.cache.prepare(position, tiles)
-        count, was_done = s.count[:rows], s.done[:rows]
-        place = count[:, None, None].expand(-1, 1, 2)
-        states = self.decoder.states(token, self.cache.attend, self.positions)
-        new, *logprobs = next_tokens(self.decoder, states, s.noise[:rows].gather(1, place)[:, 0], params)
-
-        column = torch.where(was_done, s.width, count)[:, None]
-        for written, values in zip((s.tokens, s.logprobs, s.sampling_logprobs), (new, *logprobs), strict=True):
-            written[:rows].scatter_(1, column, values[:, None])
-        count += ~was_done
-        s.done[:rows] = was_done | new[:, None].eq(self.eos).any(1) | (count >= s.limit[:rows])
-        token.copy_(new)
-        position.copy_(torch.where(position < 0, position, (position + 1).clamp(max=self.positions - 1)))
+        s = self.slots
+        self.cache.prepare(s.position[:rows], tiles)
+        states = self.decoder.states(s.token[:rows], self.cache.attend, self.positions)
+        place = s.count[:rows, None, None].expand(-1, 1, 2)
+        drawn = next_tokens(self.decoder, states, s.noise[:rows].gather(1, place)[:, 0], params)
+        state = s.token, s.position, s.count, s.limit, s.done, s.tokens, s.logprobs, s.sampling_logprobs
+        record(*drawn, *(tensor[:rows] for tensor in state), self.eos)
 
     def _capture(self, rows: int, tiles: int, params: SamplingParams) -> torch.cuda.CUDAGraph:
         """Do a step, which compiles what there is to compile, and capture the graph of the following ones."""

@@ -323,7 +323,7 @@ class _Run:
         s, sample = self.slots, torch.arange(self.next_sample, self.next_sample + len(rows), device=self.device)
         self.engine.cache.begin(rows, (sample // self.n).tolist(), self.prompt_length[sample])
         s.sample[rows], s.limit[rows] = sample, self.limit[sample]
-        s.token[rows], s.position[rows] = self.last_token[sample], self.prompt_length[sample] - 1
+        s.token[rows], s.position[rows] = self.last_token[sample], (self.prompt_length[sample] - 1).int()
         s.count[rows], s.done[rows] = 0, False
         place = torch.arange(s.width + 1, device=self.device)
         s.noise[rows] = uniform_pair(self.seed, place, *self.noise_key[sample][:, :, None].unbind(1))

@@ -86,7 +86,7 @@ class GpuTensor(Tensor):
 
 
 class Graph:
-    """Stands for torch.cuda.CUDAGraph: operations in the order in which they were captured."""
+    """Stands for torch.cuda.CUDAGraph: kernels in the order in which they were captured."""
 
     def __init__(self) -> None:
         self.operations: list[Callable[[], None]] = []
@@ -123,7 +123,8 @@ class Graph:
             for i, x in fresh.items():
                 x.copy_(found[i])
 
-        if fresh or function._schema.is_mutable:  # else it only names memory that is there
+        allocates = function.overloadpacket.__name__ in ALLOCATES
+        if function._schema.is_mutable or (fresh and not allocates):  # else it only names memory
             self.operations.append(again)
 
     def end(self) -> None:

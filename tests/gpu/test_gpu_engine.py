@@ -98,6 +98,17 @@ def test_groups_read_their_pages_together(two_models, new_tokenizer):
         assert (6, 2) in [key[:2] for key in sampler._engine.graphs]
 
 
+def test_a_step_has_few_kernels(gpu, two_models, new_tokenizer):
+    """In a small model the time between them counts."""
+    if gpu is None:
+        pytest.skip("a real graph does not tell")
+    for layers in 1, 2:
+        _, model = two_models(torch.bfloat16, num_layers=layers, model_type="qwen2", qkv_bias=True)
+        sampler = Sampler(model, new_tokenizer(), 2)
+        sampler.generate([[5]], n=2, max_new_tokens=2)
+        assert {len(graph.operations) for graph in sampler._engine.graphs.values()} == {7 + 10 * layers}
+
+
 def test_a_stream_is_the_text(two_models, new_tokenizer):
     _, model = two_models()
     sampler = Sampler(model, new_tokenizer(EOS), 1)

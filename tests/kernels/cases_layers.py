@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from gate import Case
 
 from kernels.attention import PAGE, paged_attention_triton, rows_per_tile
 from kernels.linear import invariant_linear_triton
+from kernels.record import record_triton
 from kernels.rms_norm import add_rms_norm_triton
 from kernels.rope_write import rope_write_triton
 from kernels.swiglu import swiglu_triton
 
-BF16, F16, F32, I32 = torch.bfloat16, torch.float16, torch.float32, torch.int32
+BF16, F16, F32, I32, I64 = torch.bfloat16, torch.float16, torch.float32, torch.int32, torch.int64
 TENSOR_CORES = ("mma", "mma", "mma")
 WIDE = ("mma", "wgmma", "tcgen05")
 BOTH = ("mma", "mma|wgmma", "mma|tcgen05")
@@ -19,6 +22,14 @@ BOTH = ("mma", "mma|wgmma", "mma|tcgen05")
 
 def meta(*shape: int, dtype: torch.dtype = BF16) -> torch.Tensor:
     return torch.empty(shape, dtype=dtype, device="meta")
+
+
+def record(rows: int, ends: int) -> Case:
+    row, matrix = partial(meta, rows), partial(meta, rows, 1025)
+    state = row(dtype=I64), row(dtype=I32), row(dtype=I64), row(dtype=I64), row(dtype=torch.bool)
+    written = matrix(dtype=I64), matrix(dtype=F32), matrix(dtype=F32)
+    drawn = row(dtype=I64), row(dtype=F32), row(dtype=F32)
+    return Case(f"record {rows}", lambda: record_triton(*drawn, *state, *written, meta(ends, dtype=I64)))
 
 
 def attention(heads: int, kv_heads: int, dim: int, dtype: torch.dtype = BF16, width: int = 0, pages: int = 8) -> Case:
@@ -73,6 +84,8 @@ CASES = [
     norm(896, F16, False),
     norm(8192, F32, True),
     Case("swiglu 8960 bfloat16", lambda: swiglu_triton(meta(256, 17920))),
+    record(256, 2),
+    record(3, 0),
     linear(300, 2048, 1536, BF16, True),
     linear(300, 17920, 1536, BF16, False),
     linear(1, 1000, 100, F16, True),

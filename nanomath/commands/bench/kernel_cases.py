@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kernels import attention, linear, linear_logprob, lm_head, rms_norm, rope_write, swiglu, truncation
+from kernels import attention, linear, linear_logprob, lm_head, record, rms_norm, rope_write, swiglu, truncation
 from nanomath.commands.bench.training import materialised_logprob
 from nanomath.models import ModelConfig
 
@@ -131,6 +131,20 @@ def truncation_case(s: Setting) -> Case:
     return Case(*(partial(form, *arguments) for form in names), moved=arguments[0].nbytes)
 
 
+def record_case(s: Setting) -> Case:
+    """Rows that are done, which could go on like this for ever."""
+    drawn = s.integers(9, s.rows, torch.int64), *torch.zeros(2, s.rows, device=s.device)
+    token, count, limit = torch.zeros(3, s.rows, dtype=torch.int64, device=s.device)
+    tokens = torch.zeros(s.rows, s.context + 1, dtype=torch.int64, device=s.device)
+    logprobs, sampling = torch.zeros(2, s.rows, s.context + 1, device=s.device)
+    state = token, count.int(), count, limit, limit == 0, tokens, logprobs, sampling
+    forms = (
+        partial(form, *drawn, *state, torch.tensor([9], device=s.device))
+        for form in (record.record, record.record_reference)
+    )
+    return Case(*forms, moved=s.rows * (16 + 17 + 25))  # read: what was drawn, the state; written
+
+
 def logprob_case(s: Setting) -> Case:
     """Forward and backward, in which four products must be made; the reference makes all logits at once."""
     hidden = s.random(s.tokens, s.config.hidden_size).requires_grad_()
@@ -158,6 +172,7 @@ CASES: dict[str, Callable[[Setting], Case]] = {
     "invariant_linear": linear_case,
     "sample": sample_case,
     "truncated_sample": truncation_case,
+    "record": record_case,
     "linear_logprob": logprob_case,
 }
 OF_TOKENS = ("linear_logprob",)  # takes the tokens of a training step instead of rows

@@ -41,7 +41,8 @@ from nanomath.rollout.threads import Threads
 PREFILL_TOKENS = 8192  # padded prompt tokens computed in one forward pass, to bound its memory
 MEMORY_SHARE = 0.8  # of the free memory that keys and values may take
 
-# Called with the finished samples, the tokens drawn so far, the samples in flight, and the mean length of these.
+# Called with the samples that finished, the tokens drawn so far, the samples in flight, and the mean length of those
+# that were in flight before.
 Progress = Callable[[int, int, int, float], None]
 
 
@@ -261,32 +262,28 @@ class _Run:
 
     def steps(self) -> Iterator[tuple[int, int, int, float]]:
         """Run to the end; after each look at the flags, yield what `Progress` is called with."""
-        finished, drawn = 0, 0
+        finished, drawn, s = 0, 0, self.slots  # drawn: tokens of samples that finished
         self.live = self.refill(torch.arange(self.rows, device=self.device))
         try:
             while self.live:
                 self.engine.advance(self.live, self.check_every, self.params)
-                ended = self.retire()
-                finished, drawn = finished + len(ended), drawn + int(self.count[ended].sum())
-                s, live = self.slots, slice(self.live)
-                in_flight = int(s.count[live].sum()), float(s.position[live].double().mean()) if self.live else 0.0
-                yield finished, drawn + in_flight[0], self.live, in_flight[1]
+                if self.stop:
+                    self.find_stop_strings()
+                look = torch.stack([state[: self.live].long() for state in (s.done, s.count, s.position)])
+                done, count, position = look.cpu()  # the one time that the host waits
+                so_far, length = drawn + int(count.sum()), float(position.double().mean())
+                finished, drawn = finished + int(done.sum()), drawn + int(count @ done)
+                if done.any():
+                    self.retire(done.nonzero()[:, 0].to(self.device))
+                yield finished, so_far, self.live, length
         finally:
             forget_packed()
 
-    def retire(self) -> Tensor:
-        """Free the slots of finished samples; start the next ones there, or close the gaps if there are none. Returns
-        the samples that finished.
-        """
-        if self.stop:
-            self.find_stop_strings()
-        free = self.slots.done[: self.live].nonzero()[:, 0]
-        ended = self.slots.sample[free]
-        if len(free):
-            self.keep_results(free, ended)
-            started = self.refill(free)
-            self.close_gaps(free[started:])
-        return ended
+    def retire(self, free: Tensor) -> None:
+        """Free the slots of finished samples; start the next ones there, or close the gaps if there are none."""
+        self.keep_results(free, self.slots.sample[free])
+        started = self.refill(free)
+        self.close_gaps(free[started:])
 
     def keep_results(self, rows: Tensor, samples: Tensor) -> None:
         """Copy what finished slots hold to the results; forget prompts of which no sample is left."""

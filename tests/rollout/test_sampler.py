@@ -191,7 +191,7 @@ def test_progress_counts_up_to_everything(sampler):
     finished, drawn, live, length = zip(*seen, strict=True)
     assert list(finished) == sorted(finished) and list(drawn) == sorted(drawn)
     assert live[0] == 4 and length[0] == 1 + (0 + 0 + 3 + 3) / 4
-    assert seen[-1] == (10, sum(c.length for c in found), 0, 0.0)
+    assert seen[-1] == (10, sum(c.length for c in found), 0, len(PROMPTS[-1]) - 1 + 6)
 
 
 def test_no_prompts_no_completions(sampler):

@@ -55,7 +55,7 @@ def _is_logits(shape: Sequence[int], vocabulary: int) -> bool:
 KERNELS = (
     ("attention", ("_split_kernel", "_merge_kernel", "_rope_write_kernel", "flash", "fmha")),
     ("lm_head", ("_blocks_kernel",)),
-    ("sampling", ("_choose_kernel", "_truncation_kernel", "softmax", "searchsorted", "scan")),
+    ("sampling", ("_choose_kernel", "_truncation_kernel", "_record_kernel", "softmax", "searchsorted", "scan")),
     ("elementwise", ("rms_norm", "swiglu", "elementwise", "embedding", "indexSelect")),
     ("projections", ("gemm", "gemv", "nvjet", "cutlass", "xmma", "splitKreduce", "_linear_kernel")),
 )

@@ -59,8 +59,9 @@ class GpuTensor(Tensor):
     def to(self, *args, **kwargs) -> Tensor:
         if args and isinstance(args[0], Tensor):
             args = args[0].device, args[0].dtype
-        device, dtype, *_ = torch._C._nn._parse_to(*args, **{k: v for k, v in kwargs.items() if k != "copy"})
-        here = self if dtype in (None, self.dtype) else Tensor.to(self, dtype)
+        copy = kwargs.pop("copy", False)
+        device, dtype, *_ = torch._C._nn._parse_to(*args, **kwargs)
+        here = Tensor.to(self, dtype or self.dtype, copy=copy)
         return here if device is None or device.type == "cuda" else aten._to_copy(here, device=device)
 
     def cpu(self) -> Tensor:
@@ -90,7 +91,6 @@ class Graph:
 
     def __init__(self) -> None:
         self.operations: list[Callable[[], None]] = []
-        self.replays = 0
         self.own: set[int] = set()  # storages that were allocated while it was captured
         self.before: dict[int, tuple[Tensor, Tensor]] = {}  # memory that is written meanwhile, and what was in it
         self.alive: list[Tensor] = []
@@ -99,7 +99,6 @@ class Graph:
         return id(self)
 
     def replay(self) -> None:
-        self.replays += 1
         for operation in self.operations:
             operation()
 
@@ -140,7 +139,6 @@ class PretendedGpu(TorchDispatchMode):
         super().__init__()
         self.capturing: Graph | None = None
         self.in_backward = False
-        self.launches = 0  # of Triton's kernels, without those of replays
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         kwargs, name = dict(kwargs or {}), function.overloadpacket.__name__
@@ -186,7 +184,6 @@ class PretendedGpu(TorchDispatchMode):
             if self.capturing:
                 self.capturing.will_write(tensor.inner)
         args, kwargs = tree_map_only(GpuTensor, lambda x: x.inner, (args, kwargs))
-        self.launches += 1
         run(kernel, *args, **kwargs)
         if self.capturing:
             self.capturing.operations.append(lambda: run(kernel, *args, **kwargs))

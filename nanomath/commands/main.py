@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import sys
 from collections.abc import Callable
+from typing import NoReturn
 
 from nanomath.training.runlog import RunFailed
 
@@ -20,6 +22,7 @@ def run_main(main: Callable[[list[str]], int | None], argv: list[str] | None = N
             from nanomath.training import ranks
 
             ranks.finish()
+            _leave(code)
     except (RunFailed, FloatingPointError) as error:
         code = _complain(error, 1)
     except BrokenPipeError:  # the reader of our output has seen enough
@@ -38,6 +41,16 @@ def run_main(main: Callable[[list[str]], int | None], argv: list[str] | None = N
     except KeyboardInterrupt:
         code = _complain("interrupted", 1)
     sys.exit(code)
+
+
+def _leave(code: int) -> NoReturn:
+    """End one of torchrun's processes, without the end of the interpreter: the groups of a sharded model have threads
+    that outlive them, and one that still gives a tensor back would then abort the process.
+    """
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def _complain(error: BaseException | str, code: int) -> int:

@@ -154,6 +154,27 @@ def test_the_traceback_of_a_mistake_is_there_for_the_asking(monkeypatch):
         run_main(fail, [])
 
 
+def test_a_rank_does_not_wait_for_threads_that_are_left():
+    """As gloo's are; what is to be closed at the end, and what was printed, are not lost."""
+    program = """
+import atexit, threading, time
+from nanomath.commands.main import run_main
+
+def main(argv):
+    threading.Thread(target=time.sleep, args=(600,)).start()
+    atexit.register(print, "closed")
+    print("done", end=" ")
+    return 3
+
+run_main(main, [])
+"""
+    environment = {**os.environ, "RANK": "0", "PYTHONPATH": str(ROOT)}
+    found = subprocess.run(
+        [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=False, timeout=120
+    )
+    assert (found.returncode, found.stdout, found.stderr) == (3, "done closed\n", "")
+
+
 # --- what both training scripts share --------------------------------------------------------------------------------
 
 

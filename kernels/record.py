@@ -3,8 +3,7 @@
     written_m[count_m] = drawn_m,   count_m += 1,   position_m += 1,   done_m = drawn_m in eos or count_m >= limit_m
 
 A row that was done before stays as it is, and writes into a spare last column. PyTorch takes a dozen small operations
-for this: in a CUDA graph the boundaries between them would cost a few percent of a small model's step. One launch,
-BLOCK rows a program.
+for this, which in a CUDA graph are as many kernels; here it is one launch, BLOCK rows a program.
 """
 
 from __future__ import annotations

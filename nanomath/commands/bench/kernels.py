@@ -8,8 +8,8 @@
 
 The floor is the time in which this machine, as measured just before, can read and write what the kernel must, or make
 its matrix products. On a GPU a call is replayed from a CUDA graph, the last cache emptied before each; the kernels of
-training run as they are. On a CPU the CPU forms are timed, where a kernel has one. --check runs tests/kernels
-and tests/gpu instead: kernels, sampler and training on the GPU, or where there is none on a pretended one, by Triton's
+training run as they are. On a CPU the CPU forms are timed, where a kernel has one. --check runs tests/kernels and
+tests/gpu instead: kernels, sampler and training on the GPU, or where there is none on a pretended one, by Triton's
 interpreter. Its exit code is pytest's.
 """
 

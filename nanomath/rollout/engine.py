@@ -35,8 +35,8 @@ class Slots:
 
         self.width = width
         self.sample, self.count, self.limit = integers(slots), integers(slots), integers(slots)
-        self.token = integers(slots)  # the last one
-        self.position = torch.full((slots,), -1, dtype=torch.int32, device=device)  # of it
+        self.token = integers(slots)  # the last token, and where it stands
+        self.position = torch.full((slots,), -1, dtype=torch.int32, device=device)
         self.done = torch.ones(slots, dtype=torch.bool, device=device)
         self.noise = torch.zeros(slots, width + 1, 2, device=device)
         self.tokens = integers(slots, width + 1)

@@ -270,7 +270,7 @@ class _Run:
                 if self.stop:
                     self.find_stop_strings()
                 look = torch.stack([state[: self.live].long() for state in (s.done, s.count, s.position)])
-                done, count, position = look.cpu()  # the one time that the host waits
+                done, count, position = look.cpu()  # all at once: the host waits for the device here
                 so_far, length = drawn + int(count.sum()), float(position.double().mean())
                 finished, drawn = finished + int(done.sum()), drawn + int(count @ done)
                 if done.any():

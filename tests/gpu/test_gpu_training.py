@@ -15,7 +15,7 @@ SHAPE = ("model.hidden_size=16", "model.layers=1", "model.heads=1", "model.kv_he
 DATA = ("train.limit=64", "heldout.limit=1", "train.difficulty=1,1", "heldout.difficulty=1,1", "evaluation.samples=2")
 QUICK = ("run.steps=2", "run.eval_every=0", "sampling.max_new_tokens=4", "optim.lr=0.003", "optim.schedule=constant")
 SFT = (*SHAPE, *DATA, *QUICK, "sft.batch_size=4")
-# A model this small is never right; what repeats itself is rewarded in its stead.
+# A model this small is never right; chance is rewarded in its stead.
 GRPO = (*DATA, *QUICK, "grpo.prompts=2", "grpo.group_size=2", "reward.weights.random=1")
 TIMES = {"seconds", "tokens_per_second", "sampling_seconds"}
 

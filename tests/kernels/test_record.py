@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from kernels.record import record, record_reference, record_triton
 
 needs_triton = pytest.mark.skipif(find_spec("triton") is None, reason="triton is not installed")
-NAMES = ("token", "position", "count", "limit", "done", "tokens", "logprobs", "sampling_logprobs")
 
 
 def new_case(rows: int, width: int, ends: int, seed: int):
@@ -93,12 +92,7 @@ def test_the_first_rows_of_more(kernel_device):
 
 @needs_triton
 def test_state_that_is_no_piece_of_memory(kernel_device):
-    drawn, state, eos = ([x.to(kernel_device) for x in part] for part in map(list, _lists(new_case(4, 3, 1, 0))))
-    state[-1] = state[-1].T.contiguous().T
+    drawn, state, eos = new_case(4, 3, 1, 0)
+    state["sampling_logprobs"] = state["sampling_logprobs"].T.contiguous().T
     with pytest.raises(ValueError, match="contiguous"):
-        record_triton(*drawn, *state, eos[0])
-
-
-def _lists(case):
-    drawn, state, eos = case
-    return drawn, state.values(), [eos]
+        record_triton(*(x.to(kernel_device) for x in (*drawn, *state.values(), eos)))

@@ -102,10 +102,8 @@ def paged_attention_cpu(
     q, key_pages, value_pages, page_table, slot, length, window=None, tiles=None, shared=None
 ) -> Tensor:
     """One pass over the keys of each row and one over its values."""
-    (rows, heads, dim), (_, kv_heads, size, _) = q.shape, key_pages.shape
-    if size != compiled.PAGE or key_pages.shape != value_pages.shape or key_pages.shape[3] != dim or heads % kv_heads:
-        shapes = f"q {list(q.shape)}, keys {list(key_pages.shape)}, values {list(value_pages.shape)}"
-        raise ValueError(f"{shapes}: expected [M, H, E] and twice [pages, K, {compiled.PAGE}, E], H a multiple of K")
+    (rows, heads, dim), kv_heads = q.shape, key_pages.shape[1]
+    _check(q, key_pages, value_pages, compiled.PAGE)
     out = torch.empty(rows, heads, dim, dtype=q.dtype)
     q, page_table, slot, length = (tensor.contiguous() for tensor in (q, page_table, slot, length))
     compiled.call(
@@ -113,6 +111,13 @@ def paged_attention_cpu(
         *(window or 0, rows, heads, kv_heads, dim, page_table.shape[1]),
     )
     return out
+
+
+def _check(q: Tensor, key_pages: Tensor, value_pages: Tensor, page: int) -> None:
+    (_, heads, dim), kv_heads = q.shape, key_pages.shape[1]
+    if key_pages.shape[1:] != (kv_heads, page, dim) or heads % kv_heads or value_pages.shape != key_pages.shape:
+        shapes = f"q {list(q.shape)}, keys {list(key_pages.shape)}, values {list(value_pages.shape)}"
+        raise ValueError(f"{shapes}: expected [M, H, E] and twice [pages, K, {page}, E], H a multiple of K")
 
 
 def paged_attention_triton(
@@ -125,9 +130,7 @@ def paged_attention_triton(
     (rows, heads, dim), kv_heads, pages = q.shape, key_pages.shape[1], page_table.shape[1]
     if dim % 16 or dim > 128:
         raise ValueError(f"head dimension {dim}: the Triton kernel has multiples of 16 up to 128")
-    if key_pages.shape[1:] != (kv_heads, PAGE, dim) or heads % kv_heads or value_pages.shape != key_pages.shape:
-        shapes = f"q {list(q.shape)}, keys {list(key_pages.shape)}, values {list(value_pages.shape)}"
-        raise ValueError(f"{shapes}: expected [M, H, E] and twice [pages, K, {PAGE}, E], H a multiple of K")
+    _check(q, key_pages, value_pages, PAGE)
     if not (key_pages.is_contiguous() and value_pages.is_contiguous()):
         raise ValueError("key_pages and value_pages must be contiguous: a copy of the cache would take too long")
     if tiles is not None and tiles.shape[1] > rows_per_tile(heads, kv_heads):
@@ -165,59 +168,23 @@ def _launch(q, key_pages, value_pages, page_table, slot, length, window, tiles, 
     for rows_each in sorted({width, 1}, reverse=True):  # first the pages that a tile shares, then each row's own
         block_m = max(16, triton.next_power_of_2(rows_each * groups))
         _split_kernel[(named // rows_each, kv_heads, pages)](
-            *(q, key_pages, value_pages, page_table, slot, length, tiles, shared, partial, lse),
-            *(dim**-0.5 * LOG2_E, window, pages),
-            KV_HEADS=kv_heads,
-            GROUPS=groups,
-            E=dim,
-            BLOCK_E=block_e,
-            ROWS=rows_each,
-            WIDTH=width,
-            PAGE=PAGE,
-            BLOCK_M=block_m,
-            UPCAST=INTERPRETED,
-            enable_fp_fusion=True,
-            **split_config(block_m, block_e, q.element_size()),
-        )
+            q, key_pages, value_pages, page_table, slot, length, tiles, shared, partial, lse,
+            dim**-0.5 * LOG2_E, window, pages, KV_HEADS=kv_heads, GROUPS=groups, E=dim, BLOCK_E=block_e,
+            ROWS=rows_each, WIDTH=width, PAGE=PAGE, BLOCK_M=block_m, UPCAST=INTERPRETED,
+            enable_fp_fusion=True, **split_config(block_m, block_e, q.element_size()),
+        )  # fmt: skip
     _merge_kernel[(rows, heads)](
-        *(partial, lse, length, out, window),
-        PAGES=pages,
-        HEADS=heads,
-        E=dim,
-        BLOCK_E=block_e,
-        PAGE=PAGE,
-        STEP=MERGE,
-        num_warps=2,
-        enable_fp_fusion=True,
-    )
+        partial, lse, length, out, window, PAGES=pages, HEADS=heads, E=dim, BLOCK_E=block_e, PAGE=PAGE, STEP=MERGE,
+        num_warps=2, enable_fp_fusion=True,
+    )  # fmt: skip
 
 
 @jit
 def _split_kernel(
-    q,
-    key_pages,
-    value_pages,
-    page_table,
-    slot,
-    length,
-    tiles,
-    shared,
-    partial,
-    lse,
-    scale,
-    window,
-    pages,
-    KV_HEADS: tl.constexpr,
-    GROUPS: tl.constexpr,
-    E: tl.constexpr,
-    BLOCK_E: tl.constexpr,
-    ROWS: tl.constexpr,
-    WIDTH: tl.constexpr,
-    PAGE: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    UPCAST: tl.constexpr,
-):
+    q, key_pages, value_pages, page_table, slot, length, tiles, shared, partial, lse, scale, window, pages,
+    KV_HEADS: tl.constexpr, GROUPS: tl.constexpr, E: tl.constexpr, BLOCK_E: tl.constexpr, ROWS: tl.constexpr,
+    WIDTH: tl.constexpr, PAGE: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, UPCAST: tl.constexpr,
+):  # fmt: skip
     """ROWS query tokens x GROUPS heads against one page of a KV head. Neighbouring programs take neighbouring rows, not
     pages: samples of one prompt then read its pages at the same time, once from memory and then from the L2 cache."""
     program, kv_head, page = tl.program_id(0), tl.program_id(1), tl.program_id(2)
@@ -280,18 +247,9 @@ def _split_kernel(
 
 @jit
 def _merge_kernel(
-    partial,
-    lse,
-    length,
-    out,
-    window,
-    PAGES: tl.constexpr,
-    HEADS: tl.constexpr,
-    E: tl.constexpr,
-    BLOCK_E: tl.constexpr,
-    PAGE: tl.constexpr,
-    STEP: tl.constexpr,
-):
+    partial, lse, length, out, window, PAGES: tl.constexpr, HEADS: tl.constexpr, E: tl.constexpr,
+    BLOCK_E: tl.constexpr, PAGE: tl.constexpr, STEP: tl.constexpr,
+):  # fmt: skip
     """o = sum_p 2^(lse_p - max) o_p / sum_p 2^(lse_p - max), pages in order, STEP at a time whatever PAGES is."""
     row, head = tl.program_id(0).to(tl.int64), tl.program_id(1)
     end = tl.load(length + row)

@@ -66,51 +66,49 @@ def invariant_linear_triton(x: Tensor, weight: Tensor, bias: Tensor | None = Non
     tiles = triton.cdiv(rows, config["BLOCK_M"]) * triton.cdiv(features, config["BLOCK_N"])
     if tiles:
         _linear_kernel[(tiles,)](
-            *(x.contiguous(), weight.contiguous(), bias, out, rows),
-            N=features,
-            D=dim,
-            GROUP=GROUP,
-            UPCAST=INTERPRETED,
-            enable_fp_fusion=True,
-            **config,
-        )
+            x.contiguous(), weight.contiguous(), bias, out, rows, N=features, D=dim, GROUP=GROUP, UPCAST=INTERPRETED,
+            enable_fp_fusion=True, **config,
+        )  # fmt: skip
     return out
 
 
 @jit
+def product_tile(
+    x, weight, m, n, rows, features, D: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, UPCAST: tl.constexpr,
+):  # fmt: skip
+    """Rows m [BLOCK_M] of x [rows, D] times rows n [BLOCK_N] of the weight [features, D], added up in float32."""
+    k = tl.arange(0, BLOCK_K)
+    # Beyond the ends the last row stands in: the caller keeps nothing of it, and no mask is needed.
+    left = x + tl.minimum(m, rows - 1).to(tl.int64)[:, None] * D + k[None, :]
+    right = weight + tl.minimum(n, features - 1).to(tl.int64)[:, None] * D + k[None, :]
+    total = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+    for start in range(0, D, BLOCK_K):
+        if D % BLOCK_K == 0:
+            a, b = tl.load(left + start), tl.load(right + start)
+        else:
+            inside = (k < D - start)[None, :]
+            a, b = tl.load(left + start, mask=inside, other=0.0), tl.load(right + start, mask=inside, other=0.0)
+        if UPCAST:
+            a, b = a.to(tl.float32), b.to(tl.float32)
+        total = tl.dot(a, tl.trans(b), total, input_precision="ieee")
+    return total
+
+
+@jit
 def _linear_kernel(
-    x,
-    weight,
-    bias,
-    out,
-    rows,
-    N: tl.constexpr,
-    D: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-    GROUP: tl.constexpr,
-    UPCAST: tl.constexpr,
-):
+    x, weight, bias, out, rows, N: tl.constexpr, D: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP: tl.constexpr, UPCAST: tl.constexpr,
+):  # fmt: skip
     """One tile of the result. Programs walk down GROUP row tiles, then on to the next columns."""
     down, across = tl.cdiv(rows, BLOCK_M), tl.cdiv(N, BLOCK_N)
     group = tl.program_id(0) // (GROUP * across)
     inside = tl.program_id(0) % (GROUP * across)
     height = tl.minimum(down - group * GROUP, GROUP)
-    m = (group * GROUP + inside % height) * BLOCK_M + tl.arange(0, BLOCK_M).to(tl.int64)
-    n = (inside // height) * BLOCK_N + tl.arange(0, BLOCK_N).to(tl.int64)
-    k = tl.arange(0, BLOCK_K)
-    left, right = x + m[:, None] * D + k[None, :], weight + n[None, :] * D + k[:, None]
-    total = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
-    for start in range(0, D, BLOCK_K):
-        a_mask, b_mask = (m < rows)[:, None], (n < N)[None, :]
-        if D % BLOCK_K:
-            a_mask, b_mask = a_mask & (start + k < D)[None, :], b_mask & (start + k < D)[:, None]
-        a, b = tl.load(left + start, mask=a_mask, other=0.0), tl.load(right + start, mask=b_mask, other=0.0)
-        if UPCAST:
-            a, b = a.to(tl.float32), b.to(tl.float32)
-        total = tl.dot(a, b, total, input_precision="ieee")
+    m = (group * GROUP + inside % height) * BLOCK_M + tl.arange(0, BLOCK_M)
+    n = (inside // height) * BLOCK_N + tl.arange(0, BLOCK_N)
+    total = product_tile(x, weight, m, n, rows, N, D, BLOCK_M, BLOCK_N, BLOCK_K, UPCAST)
     if bias is not None:
         total += tl.load(bias + n, mask=n < N, other=0.0).to(tl.float32)[None, :]
-    place = out + m[:, None] * N + n[None, :]
+    place = out + m.to(tl.int64)[:, None] * N + n[None, :]
     tl.store(place, total.to(out.dtype.element_ty), mask=(m < rows)[:, None] & (n < N)[None, :])

@@ -59,44 +59,41 @@ def linear_logprob(
     if runs_triton(weight) and weight.dtype in lm_head.DTYPES:
         return linear_logprob_triton(hidden, weight, target, temperature, chunk)
     chunk = chunk or CHUNK_ROWS * max(1, CHUNK_LOGITS // (CHUNK_ROWS * vocabulary))
-    return _LinearLogprob.apply(hidden, weight, target, temperature, max(1, min(chunk, n)), exact)
+    return _LinearLogprob.apply(hidden, weight, target, temperature, max(1, min(chunk, n)), exact, False)
 
 
 class _LinearLogprob(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: FunctionCtx, hidden: Tensor, weight: Tensor, target: Tensor, temperature: float, chunk: int, exact: bool
-    ) -> tuple[Tensor, Tensor]:
-        room, parts = _room(chunk, weight), []
-        kept = room if len(target) <= chunk and any(ctx.needs_input_grad) else None
-        for h, y in zip(hidden.split(chunk), target.split(chunk), strict=True):
-            z = _logits(h, weight, temperature, room, exact)
-            parts.append(lm_head.statistics(z, y, softmax=None if kept is None else z))
-        logprobs, entropy, logsumexp = (torch.cat(part) for part in zip(*parts, strict=True))
+    def forward(ctx, hidden, weight, target, temperature, chunk, exact, fused) -> tuple[Tensor, Tensor]:
+        kept = None
+        if fused:
+            logprobs, entropy, logsumexp = lm_head.logprobs_triton(hidden, weight, target, temperature)
+        else:
+            room, parts = _room(chunk, weight), []
+            kept = room if len(target) <= chunk and any(ctx.needs_input_grad) else None
+            for h, y in zip(hidden.split(chunk), target.split(chunk), strict=True):
+                z = _logits(h, weight, temperature, room, exact)
+                parts.append(lm_head.statistics(z, y, softmax=None if kept is None else z))
+            logprobs, entropy, logsumexp = (torch.cat(part) for part in zip(*parts, strict=True))
         ctx.save_for_backward(hidden, weight, target, logsumexp, kept)
-        ctx.temperature, ctx.chunk = temperature, chunk
+        ctx.temperature, ctx.chunk, ctx.fused = temperature, chunk, fused
         ctx.mark_non_differentiable(entropy)
         return logprobs, entropy
 
     @staticmethod
     @once_differentiable
     def backward(ctx: FunctionCtx, gradient: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-        d_hidden, d_weight = _gradients(ctx, _chunks(ctx, gradient))
-        return d_hidden, d_weight, None, None, None, None
-
-
-def _gradients(ctx: FunctionCtx, chunks: Chunks) -> tuple[Tensor | None, Tensor | None]:
-    """dh = dz W and dW = sum over chunks of dz^T h, None for one that is not needed."""
-    hidden, weight = ctx.saved_tensors[:2]
-    d_hidden = torch.zeros_like(hidden) if ctx.needs_input_grad[0] else None
-    d_weight = torch.zeros_like(weight, dtype=_precise(weight)) if ctx.needs_input_grad[1] else None
-    for rows, h, dz in chunks:
-        if d_hidden is not None:
-            d_hidden[rows] = dz @ weight
-        if d_weight is not None:
-            _add_product(d_weight, dz, h)
-        del dz  # after the last one the memory of the chunks is free again for the copy of d_weight
-    return d_hidden, None if d_weight is None else d_weight.to(weight.dtype)
+        """dh = dz W and dW = sum over chunks of dz^T h, None for one that is not needed."""
+        hidden, weight = ctx.saved_tensors[:2]
+        d_hidden = torch.zeros_like(hidden) if ctx.needs_input_grad[0] else None
+        d_weight = torch.zeros_like(weight, dtype=_precise(weight)) if ctx.needs_input_grad[1] else None
+        for rows, h, dz in _chunks_triton(ctx, gradient) if ctx.fused else _chunks(ctx, gradient):
+            if d_hidden is not None:
+                d_hidden[rows] = dz @ weight
+            if d_weight is not None:
+                _add_product(d_weight, dz, h)
+            del dz  # after the last one the memory of the chunks is free again for the copy of d_weight
+        return d_hidden, None if d_weight is None else d_weight.to(weight.dtype), None, None, None, None, None
 
 
 def _chunks(ctx: FunctionCtx, gradient: Tensor) -> Chunks:
@@ -153,30 +150,12 @@ def linear_logprob_triton(
     """`linear_logprob` without its checks; chunk: tokens of dz at a time, 0: as many as make about CHUNK_GRADIENT."""
     tile = lm_head.tile(weight)["ROWS"]
     chunk = chunk or tile * max(1, CHUNK_GRADIENT // (tile * weight.shape[0]))
-    return _LinearLogprobTriton.apply(hidden, weight, target, temperature, chunk)
-
-
-class _LinearLogprobTriton(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: FunctionCtx, hidden: Tensor, weight: Tensor, target: Tensor, temperature: float, chunk: int
-    ) -> tuple[Tensor, Tensor]:
-        logprobs, entropy, logsumexp = lm_head.logprobs_triton(hidden, weight, target, temperature)
-        ctx.save_for_backward(hidden, weight, target, logsumexp)
-        ctx.temperature, ctx.chunk = temperature, chunk
-        ctx.mark_non_differentiable(entropy)
-        return logprobs, entropy
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: FunctionCtx, gradient: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-        d_hidden, d_weight = _gradients(ctx, _chunks_triton(ctx, gradient))
-        return d_hidden, d_weight, None, None, None
+    return _LinearLogprob.apply(hidden, weight, target, temperature, chunk, False, True)
 
 
 def _chunks_triton(ctx: FunctionCtx, gradient: Tensor) -> Chunks:
     """dz by a kernel that makes the logits again, and keeps them to itself."""
-    hidden, weight, target, logsumexp = ctx.saved_tensors
+    hidden, weight, target, logsumexp, _ = ctx.saved_tensors
     places = gradient.nonzero()[:, 0]
     room = _aligned(min(ctx.chunk, len(places)), weight)
     for rows in places.split(ctx.chunk):

@@ -26,6 +26,7 @@ from torch import Tensor
 
 from kernels import compiled
 from kernels.backend import INTERPRETED, jit, runs_triton, tl, triton
+from kernels.linear import product_tile
 
 BLOCK = 128
 CHUNK_LOGITS = 1 << 20  # rows are finished so many logits at a time, which stay in a CPU's cache from pass to pass
@@ -69,9 +70,14 @@ def _sample_logits_reference(logits: Tensor, u: Tensor, temperature: float) -> t
 def _sample_rows(z: Tensor, u: Tensor, temperature: float) -> tuple[Tensor, Tensor, Tensor]:
     z, weights, blocks, total = normalised(z, temperature or 1.0)
     token = z.argmax(-1) if temperature == 0 else draw(weights, blocks, u)
+    return token, *_logprob_and_entropy(z, weights, total, token)
+
+
+def _logprob_and_entropy(z: Tensor, weights: Tensor, total: Tensor, token: Tensor) -> tuple[Tensor, Tensor]:
+    """Of the tokens and the rows of what `normalised` returned."""
     log_total = total.log()
-    mean = torch.linalg.vecdot(weights, z) / total
-    return token, z.gather(-1, token[:, None])[:, 0] - log_total, log_total - mean
+    mean = torch.linalg.vecdot(weights, z.clamp(min=torch.finfo(z.dtype).min)) / total  # 0 * -inf would spoil it
+    return z.gather(-1, token[:, None])[:, 0] - log_total, log_total - mean
 
 
 def statistics(
@@ -87,9 +93,7 @@ def statistics(
     z, weights, _, total = normalised(logits, temperature)
     if softmax is not None:
         torch.div(weights, total[:, None], out=softmax)
-    log_total, chosen = total.log(), z.gather(-1, target[:, None])[:, 0]
-    mean = torch.linalg.vecdot(weights, z.clamp(min=torch.finfo(z.dtype).min)) / total  # 0 * -inf would spoil it
-    return chosen - log_total, log_total - mean, log_total + top
+    return *_logprob_and_entropy(z, weights, total, target), total.log() + top
 
 
 def _rows_cpu(
@@ -210,35 +214,14 @@ def _one_binary(function):
 
 @jit
 def logits_tile(
-    hidden,
-    weight,
-    n,
-    vocabulary,
-    D: tl.constexpr,
-    ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr,
-    INNER: tl.constexpr,
+    hidden, weight, n, vocabulary, D: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, INNER: tl.constexpr,
     UPCAST: tl.constexpr,
-):
+):  # fmt: skip
     """This program's rows, columns, and the products of hidden's rows with weight's, added up in float32."""
     tiles = tl.cdiv(n, ROWS)
     rows = tl.program_id(0) % tiles * ROWS + tl.arange(0, ROWS)  # neighbours read the same part of the weight
     columns = tl.program_id(0) // tiles * COLUMNS + tl.arange(0, COLUMNS)
-    inner = tl.arange(0, INNER)
-    # Beyond the ends the last row stands in: nothing of it is kept, and no mask is needed.
-    h = hidden + tl.minimum(rows, n - 1).to(tl.int64)[:, None] * D + inner[None, :]
-    w = weight + tl.minimum(columns, vocabulary - 1).to(tl.int64)[:, None] * D + inner[None, :]
-    z = tl.zeros((ROWS, COLUMNS), tl.float32)
-    for k in range(0, D, INNER):
-        if D % INNER == 0:
-            a, b = tl.load(h + k), tl.load(w + k)
-        else:
-            a = tl.load(h + k, mask=(inner < D - k)[None, :], other=0.0)
-            b = tl.load(w + k, mask=(inner < D - k)[None, :], other=0.0)
-        if UPCAST:
-            a, b = a.to(tl.float32), b.to(tl.float32)
-        z = tl.dot(a, tl.trans(b), z, input_precision="ieee")
-    return rows, columns, z
+    return rows, columns, product_tile(hidden, weight, rows, columns, n, vocabulary, D, ROWS, COLUMNS, INNER, UPCAST)
 
 
 @jit

@@ -105,18 +105,10 @@ def rope_write_triton(
     if not rows:
         return q
     _rope_write_kernel[(rows, triton.cdiv(heads + 2 * kv_heads, BLOCK))](
-        *(qkv.contiguous(), position.contiguous(), slot.contiguous(), cos.contiguous(), sin.contiguous()),
-        *(q_weight, k_weight, q, key_pages, value_pages, page_table.contiguous()),
-        *(eps, page_table.shape[1]),
-        HEADS=heads,
-        KV_HEADS=kv_heads,
-        E=dim,
-        HALF=triton.next_power_of_2(dim // 2),
-        PAGE=size,
-        BLOCK=BLOCK,
-        num_warps=2,
-        enable_fp_fusion=False,
-    )
+        *(tensor.contiguous() for tensor in (qkv, position, slot, cos, sin)), q_weight, k_weight, q,
+        key_pages, value_pages, page_table.contiguous(), eps, page_table.shape[1], HEADS=heads, KV_HEADS=kv_heads,
+        E=dim, HALF=triton.next_power_of_2(dim // 2), PAGE=size, BLOCK=BLOCK, num_warps=2, enable_fp_fusion=False,
+    )  # fmt: skip
     return q
 
 
@@ -127,26 +119,10 @@ def _rounded(x, DTYPE: tl.constexpr):
 
 @jit
 def _rope_write_kernel(
-    qkv,
-    position,
-    slot,
-    cos,
-    sin,
-    q_weight,
-    k_weight,
-    q,
-    key_pages,
-    value_pages,
-    page_table,
-    eps,
-    pages,
-    HEADS: tl.constexpr,
-    KV_HEADS: tl.constexpr,
-    E: tl.constexpr,
-    HALF: tl.constexpr,
-    PAGE: tl.constexpr,
+    qkv, position, slot, cos, sin, q_weight, k_weight, q, key_pages, value_pages, page_table, eps, pages,
+    HEADS: tl.constexpr, KV_HEADS: tl.constexpr, E: tl.constexpr, HALF: tl.constexpr, PAGE: tl.constexpr,
     BLOCK: tl.constexpr,
-):
+):  # fmt: skip
     """BLOCK of the HEADS + 2 KV_HEADS heads of one row. An idle row computes with zeros, and stores only its q."""
     DTYPE: tl.constexpr = qkv.dtype.element_ty
     row = tl.program_id(0).to(tl.int64)

@@ -19,6 +19,8 @@ vector register then holds the same entry of each of them.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -31,6 +33,14 @@ WIDEST_TILE = 64  # rows of the largest matrix product: more would need more reg
 MERGE = 8  # partial results that the merge loads at once
 LOG2_E = 1.4426950408889634  # exponentials are powers of 2: that is what the hardware has
 WORKSPACE = 256 << 20  # bytes of partial results that a launch may take
+
+
+class Pages(NamedTuple):
+    """A cache: keys and values [pages, K, PAGE, E], and where those of each slot are, table int32 [slots, P]."""
+
+    keys: Tensor
+    values: Tensor
+    table: Tensor
 
 
 def page_size(device: torch.device) -> int:
@@ -55,9 +65,7 @@ def rows_per_tile(heads: int, kv_heads: int) -> int:
 
 def paged_attention(
     q: Tensor,
-    key_pages: Tensor,
-    value_pages: Tensor,
-    page_table: Tensor,
+    pages: Pages,
     slot: Tensor,
     length: Tensor,
     window: int | None = None,
@@ -66,31 +74,29 @@ def paged_attention(
 ) -> Tensor:
     """[M, H, E] from q [M, H, E]: row m sees the first length[m] keys of slot[m], or the last `window` of these.
 
-    key_pages, value_pages [pages, K, PAGE, E]; page_table int32 [slots, P]: where a slot's pages are, no wider than the
-    contexts need, for the cost grows with P; slot, length int32 [M]; length 0 is an idle row and gives zeros.
+    slot, length int32 [M]; length 0 is an idle row and gives zeros. The table of pages should be no wider than the
+    contexts need, for the cost grows with P.
     tiles int32 [n, ROWS], ROWS <= rows_per_tile, filled up with -1: rows whose first shared[t] pages (int32 [n]) are
     the same. Together they must name every row that is not idle once. They change the result by rounding only.
     """
     run = form(q, paged_attention_reference, paged_attention_triton, paged_attention_cpu)
-    return run(q, key_pages, value_pages, page_table, slot, length, window, tiles, shared)
+    return run(q, pages, slot, length, window, tiles, shared)
 
 
-def paged_attention_reference(
-    q, key_pages, value_pages, page_table, slot, length, window=None, tiles=None, shared=None
-) -> Tensor:
+def paged_attention_reference(q, pages, slot, length, window=None, tiles=None, shared=None) -> Tensor:
     """`paged_attention` in PyTorch, in float32 or wider; keys and values are copied for each row that sees them."""
-    size, (_, heads, dim) = key_pages.shape[2], q.shape
-    pages = -(-int(length.max()) // size) if len(q) else 0
-    place = torch.arange(pages * size, device=q.device)
+    size, (_, heads, dim) = pages.keys.shape[2], q.shape
+    most = -(-int(length.max()) // size) if len(q) else 0
+    place = torch.arange(most * size, device=q.device)
     wide, out = torch.promote_types(q.dtype, torch.float32), torch.zeros_like(q)
-    step = max(1, WORKSPACE // max(1, 8 * heads * pages * size * dim))
+    step = max(1, WORKSPACE // max(1, 8 * heads * most * size * dim))
     for rows in length.nonzero()[:, 0].split(step):
         end = length[rows, None]
-        seen = (place < end) & (place >= end - (window or pages * size))  # [M, T]
-        used = page_table[slot[rows].long(), :pages].long().masked_fill(place[::size] >= end, 0)
+        seen = (place < end) & (place >= end - (window or most * size))  # [M, T]
+        used = pages.table[slot[rows].long(), :most].long().masked_fill(place[::size] >= end, 0)
         keys, values = (
             cache[used].transpose(1, 2).flatten(2, 3).to(wide).masked_fill(~seen[:, None, :, None], 0)
-            for cache in (key_pages, value_pages)
+            for cache in pages[:2]
         )  # [M, K, T, E]
         mask = seen[:, None, None]
         o = F.scaled_dot_product_attention(q[rows, :, None].to(wide), keys, values, mask, enable_gqa=True)
@@ -98,52 +104,48 @@ def paged_attention_reference(
     return out
 
 
-def paged_attention_cpu(
-    q, key_pages, value_pages, page_table, slot, length, window=None, tiles=None, shared=None
-) -> Tensor:
+def paged_attention_cpu(q, pages, slot, length, window=None, tiles=None, shared=None) -> Tensor:
     """One pass over the keys of each row and one over its values."""
-    (rows, heads, dim), kv_heads = q.shape, key_pages.shape[1]
-    _check(q, key_pages, value_pages, compiled.PAGE)
-    out = torch.empty(rows, heads, dim, dtype=q.dtype)
-    q, page_table, slot, length = (tensor.contiguous() for tensor in (q, page_table, slot, length))
+    _check(q, pages, compiled.PAGE)
+    q, table, slot, length = (tensor.contiguous() for tensor in (q, pages.table, slot, length))
+    out, (rows, heads, dim) = torch.empty_like(q), q.shape
     compiled.call(
-        *("attend", q.dtype, q, key_pages.mT, value_pages, page_table, slot, length, out),
-        *(window or 0, rows, heads, kv_heads, dim, page_table.shape[1]),
+        *("attend", q.dtype, q, pages.keys.mT, pages.values, table, slot, length, out),
+        *(window or 0, rows, heads, pages.keys.shape[1], dim, table.shape[1]),
     )
     return out
 
 
-def _check(q: Tensor, key_pages: Tensor, value_pages: Tensor, page: int) -> None:
-    (_, heads, dim), kv_heads = q.shape, key_pages.shape[1]
-    if key_pages.shape[1:] != (kv_heads, page, dim) or heads % kv_heads or value_pages.shape != key_pages.shape:
-        shapes = f"q {list(q.shape)}, keys {list(key_pages.shape)}, values {list(value_pages.shape)}"
+def _check(q: Tensor, pages: Pages, page: int) -> None:
+    (_, heads, dim), kv_heads = q.shape, pages.keys.shape[1]
+    if pages.keys.shape[1:] != (kv_heads, page, dim) or heads % kv_heads or pages.values.shape != pages.keys.shape:
+        shapes = f"q {list(q.shape)}, keys {list(pages.keys.shape)}, values {list(pages.values.shape)}"
         raise ValueError(f"{shapes}: expected [M, H, E] and twice [pages, K, {page}, E], H a multiple of K")
 
 
-def paged_attention_triton(
-    q, key_pages, value_pages, page_table, slot, length, window=None, tiles=None, shared=None
-) -> Tensor:
+def paged_attention_triton(q, pages, slot, length, window=None, tiles=None, shared=None) -> Tensor:
     """Two launches, with tiles three. The partial results take 4 (E + 1) bytes a row, query head and page of the table,
     135 MB for 64 rows of 32 heads over 32k keys of 128: rows are worked off so many at a time that they stay within
     WORKSPACE. A launch with tiles is not cut: its caller chooses the rows.
     """
-    (rows, heads, dim), kv_heads, pages = q.shape, key_pages.shape[1], page_table.shape[1]
+    (rows, heads, dim), kv_heads = q.shape, pages.keys.shape[1]
     if dim % 16 or dim > 128:
         raise ValueError(f"head dimension {dim}: the Triton kernel has multiples of 16 up to 128")
-    _check(q, key_pages, value_pages, PAGE)
-    if not (key_pages.is_contiguous() and value_pages.is_contiguous()):
-        raise ValueError("key_pages and value_pages must be contiguous: a copy of the cache would take too long")
+    _check(q, pages, PAGE)
+    if not (pages.keys.is_contiguous() and pages.values.is_contiguous()):
+        raise ValueError("keys and values must be contiguous: a copy of the cache would take too long")
     if tiles is not None and tiles.shape[1] > rows_per_tile(heads, kv_heads):
         raise ValueError(f"a tile of {tiles.shape[1]} rows: at most {rows_per_tile(heads, kv_heads)} fit")
     if tiles is not None and (tiles.shape[1] == 1 or q.element_size() == 4):
         tiles = None  # float32 has no tensor cores to fill, and larger products need more registers than there are
-    q, page_table, slot, length = (tensor.contiguous() for tensor in (q, page_table, slot, length))
+    pages = pages._replace(table=pages.table.contiguous())
+    q, slot, length = (tensor.contiguous() for tensor in (q, slot, length))
     out = torch.empty_like(q)
-    step = rows if tiles is not None else max(1, WORKSPACE // (4 * heads * pages * (dim + 1)))
-    for first in range(0, rows, step):
-        some = slice(first, min(first + step, rows))
-        caches = (key_pages, value_pages, page_table)
-        _launch(q[some], *caches, slot[some], length[some], window or 0, tiles, shared, out[some])
+    if not rows:
+        return out
+    step = rows if tiles is not None else max(1, WORKSPACE // (4 * heads * pages.table.shape[1] * (dim + 1)))
+    for some in zip(*(tensor.split(step) for tensor in (q, slot, length, out)), strict=True):
+        _launch(*some, pages, window or 0, tiles, shared)
     return out
 
 
@@ -157,8 +159,8 @@ def split_config(block_m: int, dim: int, itemsize: int) -> dict[str, int]:
     return {"BLOCK_N": 64, "num_warps": 4, "num_stages": 3 if dim <= 64 else 2}
 
 
-def _launch(q, key_pages, value_pages, page_table, slot, length, window, tiles, shared, out) -> None:
-    (rows, heads, dim), pages, kv_heads = q.shape, page_table.shape[1], key_pages.shape[1]
+def _launch(q, slot, length, out, cache: Pages, window: int, tiles, shared) -> None:
+    (rows, heads, dim), pages, kv_heads = q.shape, cache.table.shape[1], cache.keys.shape[1]
     groups, block_e = heads // kv_heads, triton.next_power_of_2(dim)
     partial = torch.empty(rows, heads, pages, dim, dtype=torch.float32, device=q.device)
     lse = torch.empty(rows, heads, pages, dtype=torch.float32, device=q.device)
@@ -168,7 +170,7 @@ def _launch(q, key_pages, value_pages, page_table, slot, length, window, tiles, 
     for rows_each in sorted({width, 1}, reverse=True):  # first the pages that a tile shares, then each row's own
         block_m = max(16, triton.next_power_of_2(rows_each * groups))
         _split_kernel[(named // rows_each, kv_heads, pages)](
-            q, key_pages, value_pages, page_table, slot, length, tiles, shared, partial, lse,
+            q, *cache, slot, length, tiles, shared, partial, lse,
             dim**-0.5 * LOG2_E, window, pages, KV_HEADS=kv_heads, GROUPS=groups, E=dim, BLOCK_E=block_e,
             ROWS=rows_each, WIDTH=width, PAGE=PAGE, BLOCK_M=block_m, UPCAST=INTERPRETED,
             enable_fp_fusion=True, **split_config(block_m, block_e, q.element_size()),

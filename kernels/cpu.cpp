@@ -559,7 +559,6 @@ struct Slots {
   i64* count;
   const i64* limit;
   bool* done;
-  const float* noise;  // [slots, width + 1, 2]
   i64* tokens;
   float *logprobs, *sampling_logprobs;
   i64 width;
@@ -576,10 +575,10 @@ struct Slots {
 
 // Steps of nanomath/rollout/engine.py, with the layers of decoder.py; every thread takes rows of its own through them.
 template <class T>
-void decode(i64* token, int32_t* position, i64* count, const i64* limit, bool* done, const float* noise, i64* tokens,
-            float* logprobs, float* sampling_logprobs, const i64* eos, const int32_t* table, const Model<T>* model,
+void decode(i64* token, int32_t* position, i64* count, const i64* limit, bool* done, i64* tokens, float* logprobs,
+            float* sampling_logprobs, const float* noise, const i64* eos, const int32_t* table, const Model<T>* model,
             float temperature, float eps, i64 mode, i64 steps, i64 ends, i64 width, i64 M, i64 P) {
-  const Slots slots{token, position, count, limit, done, noise, tokens, logprobs, sampling_logprobs, width};
+  const Slots slots{token, position, count, limit, done, tokens, logprobs, sampling_logprobs, width};
   const i64 V = model->V, D = model->D;
   share(M, M * V * D / LANES, equal_share(M), [&](i64 from, i64 to) {
     const i64 n = to - from;

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kernels import compiled
-from kernels.attention import new_pages, page_size, paged_attention
+from kernels.attention import Pages, new_pages, page_size, paged_attention
 from kernels.backend import differentiable
 from kernels.packed import packed_rows
 
@@ -45,16 +45,16 @@ def window_mask(queries: Tensor, keys: Tensor, window: int | None) -> Tensor:
 def in_pages(q: Tensor, k: Tensor, v: Tensor, window: int | None = None) -> Tensor:
     """The attention of whole sequences by the kernel for single tokens: every token is a row of its sequence's slot."""
     batch, heads, tokens, size = q.shape
-    key_pages, value_pages = new_pages((batch, -(-tokens // page_size(q.device))), k.shape[1], size, q.dtype, q.device)
-    pages, page = key_pages.shape[1], key_pages.shape[3]
-    for kept, new in (key_pages, k), (value_pages, v):
+    keys, values = new_pages((batch, -(-tokens // page_size(q.device))), k.shape[1], size, q.dtype, q.device)
+    pages, page = keys.shape[1], keys.shape[3]
+    for kept, new in (keys, k), (values, v):
         kept.copy_(F.pad(new, (0, 0, 0, pages * page - tokens)).unflatten(2, (pages, page)).transpose(1, 2))
     integers = {"dtype": torch.int32, "device": q.device}
     table = torch.arange(batch * pages, **integers).view(batch, pages)
     slot = torch.arange(batch, **integers).repeat_interleave(tokens)
     length = torch.arange(1, tokens + 1, **integers).repeat(batch)
     rows = q.transpose(1, 2).flatten(0, 1)
-    out = paged_attention(rows, key_pages.flatten(0, 1), value_pages.flatten(0, 1), table, slot, length, window)
+    out = paged_attention(rows, Pages(keys.flatten(0, 1), values.flatten(0, 1), table), slot, length, window)
     return out.unflatten(0, (batch, tokens)).transpose(1, 2)
 
 

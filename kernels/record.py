@@ -8,6 +8,8 @@ for this, which in a CUDA graph are as many kernels; here it is one launch, BLOC
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -15,56 +17,39 @@ from kernels.backend import jit, runs_triton, tl, triton
 
 BLOCK = 128
 
+Drawn = tuple[Tensor, Tensor, Tensor]
 
-def record(
-    drawn: Tensor,
-    logprob: Tensor,
-    sampling_logprob: Tensor,
-    token: Tensor,
-    position: Tensor,
-    count: Tensor,
-    limit: Tensor,
-    done: Tensor,
-    tokens: Tensor,
-    logprobs: Tensor,
-    sampling_logprobs: Tensor,
-    eos: Tensor,
-) -> None:
-    """Record tokens `drawn` int64 [n] and their float32 logprobs [n], all in place and contiguous.
 
-    token, count, limit int64 [n]; position int32 [n]; done bool [n]; tokens int64, logprobs and sampling_logprobs
-    float32, each [n, width + 1]; eos int64 [k].
+def record(drawn: Drawn, state: Sequence[Tensor], eos: Tensor) -> None:
+    """Record what was drawn: tokens int64 [n], their logprobs and sampling logprobs float32 [n]; all in place.
+
+    state, contiguous: the rows' last token int64, position int32, count and limit int64, done bool, each [n]; and what
+    is written, tokens int64, logprobs and sampling logprobs float32, each [n, width + 1]. eos int64 [k].
     """
-    run = record_triton if runs_triton(drawn) else record_reference
-    given = drawn, logprob, sampling_logprob
-    run(*given, token, position, count, limit, done, tokens, logprobs, sampling_logprobs, eos)
+    run = record_triton if runs_triton(eos) else record_reference
+    run(drawn, state, eos)
 
 
-def record_reference(
-    drawn, logprob, sampling_logprob, token, position, count, limit, done, tokens, logprobs, sampling_logprobs, eos
-) -> None:
+def record_reference(drawn: Drawn, state: Sequence[Tensor], eos: Tensor) -> None:
     """`record` in PyTorch."""
-    going, column = ~done, torch.where(done, tokens.shape[1] - 1, count)[:, None]
-    for written, values in (tokens, drawn), (logprobs, logprob), (sampling_logprobs, sampling_logprob):
-        written.scatter_(1, column, values[:, None])
+    token, position, count, limit, done, *written = state
+    going, column = ~done, torch.where(done, written[0].shape[1] - 1, count)[:, None]
+    for matrix, values in zip(written, drawn, strict=True):
+        matrix.scatter_(1, column, values[:, None])
     count += going
     position += going
-    done |= drawn[:, None].eq(eos).any(1) | (count >= limit)
-    token.copy_(drawn)
+    done |= drawn[0][:, None].eq(eos).any(1) | (count >= limit)
+    token.copy_(drawn[0])
 
 
-def record_triton(
-    drawn, logprob, sampling_logprob, token, position, count, limit, done, tokens, logprobs, sampling_logprobs, eos
-) -> None:
+def record_triton(drawn: Drawn, state: Sequence[Tensor], eos: Tensor) -> None:
     """`record` in one launch."""
-    given = drawn, logprob, sampling_logprob
-    state = token, position, count, limit, done, tokens, logprobs, sampling_logprobs
-    if not all(tensor.is_contiguous() for tensor in (*given, *state)):
+    if not all(tensor.is_contiguous() for tensor in (*drawn, *state)):
         raise ValueError("the rows' state must be contiguous: it is changed in place")
-    if rows := len(drawn):
-        _record_kernel[(triton.cdiv(rows, BLOCK),)](
-            *given, *state, eos, rows, tokens.shape[1], EOS=len(eos), BLOCK=BLOCK, num_warps=4
-        )
+    rows, columns = len(drawn[0]), state[-1].shape[1]
+    if rows:
+        grid = (triton.cdiv(rows, BLOCK),)
+        _record_kernel[grid](*drawn, *state, eos, rows, columns, EOS=len(eos), BLOCK=BLOCK, num_warps=4)
 
 
 @jit

@@ -13,51 +13,47 @@ import torch
 from torch import Tensor
 
 from kernels import compiled
+from kernels.attention import Pages
 from kernels.backend import form, jit, tl, triton
 from kernels.rms_norm import add_rms_norm_reference
 
 BLOCK = 8  # heads a program
+
+Rope = tuple[Tensor, Tensor]  # cos and sin of all positions, each [positions, E], the halves alike
+Norms = tuple[Tensor | None, Tensor | None]  # the weights [E] of the norms of the heads of q and k, or neither
 
 
 def rope_write(
     qkv: Tensor,
     position: Tensor,
     slot: Tensor,
-    cos: Tensor,
-    sin: Tensor,
-    key_pages: Tensor,
-    value_pages: Tensor,
-    page_table: Tensor,
-    q_weight: Tensor | None = None,
-    k_weight: Tensor | None = None,
+    rope: Rope,
+    pages: Pages,
+    norms: Norms = (None, None),
     eps: float = 1e-6,
 ) -> Tensor:
-    """Rotated queries [M, H, E] from qkv [M, (H + 2 K) E]; writes keys and values into pages [pages, K, PAGE, E].
+    """Rotated queries [M, H, E] from qkv [M, (H + 2 K) E]; keys and values are written into the pages.
 
-    Row m stands at position[m] (int32) of slot[m] (int32), whose pages are page_table[slot[m]] (int32 [slots, P]). An
-    idle row has position -1: it writes nothing and gives zeros. cos, sin [positions, E] as from `Transformer.rope`, in
-    the model's dtype, both halves alike; q_weight, k_weight [E] are the heads' norms, or both None. Pages are as
-    kernels/attention.py makes them.
+    Row m stands at position[m] (int32) of slot[m] (int32). An idle row has position -1: it writes nothing and gives
+    zeros. rope: cos and sin as from `Transformer.rope`, in the model's dtype; norms: the weights of the heads' norms.
     """
     run = form(qkv, rope_write_reference, rope_write_triton, rope_write_cpu)
-    return run(qkv, position, slot, cos, sin, key_pages, value_pages, page_table, q_weight, k_weight, eps)
+    return run(qkv, position, slot, rope, pages, norms, eps)
 
 
-def rope_write_reference(
-    qkv, position, slot, cos, sin, key_pages, value_pages, page_table, q_weight=None, k_weight=None, eps=1e-6
-):
+def rope_write_reference(qkv, position, slot, rope, pages, norms=(None, None), eps=1e-6) -> Tensor:
     """`rope_write` with the model's operations."""
-    _, kv_heads, size, dim = key_pages.shape
+    _, kv_heads, size, dim = pages.keys.shape
     live = position >= 0
     at, rows = position[live].long(), slot[live].long()
     heads = qkv[live].unflatten(-1, (-1, dim))
     q, k, v = heads.split([heads.shape[1] - 2 * kv_heads, kv_heads, kv_heads], dim=1)
-    if q_weight is not None:
-        q, k = (add_rms_norm_reference(x, None, w, eps)[1] for x, w in ((q, q_weight), (k, k_weight)))
-    page = page_table[rows, at // size].long()
-    cos, sin = cos[at, None], sin[at, None]
-    key_pages[page, :, at % size] = apply_rope(k, cos, sin)
-    value_pages[page, :, at % size] = v
+    if norms[0] is not None:
+        q, k = (add_rms_norm_reference(x, None, w, eps)[1] for x, w in zip((q, k), norms, strict=True))
+    page = pages.table[rows, at // size].long()
+    cos, sin = (table[at, None] for table in rope)
+    pages.keys[page, :, at % size] = apply_rope(k, cos, sin)
+    pages.values[page, :, at % size] = v
     out = qkv.new_zeros(len(qkv), *q.shape[1:])
     out[live] = apply_rope(q, cos, sin)
     return out
@@ -69,45 +65,41 @@ def apply_rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return x * cos + torch.cat((-second, first), dim=-1) * sin
 
 
-def rope_write_cpu(
-    qkv, position, slot, cos, sin, key_pages, value_pages, page_table, q_weight=None, k_weight=None, eps=1e-6
-):
+def rope_write_cpu(qkv, position, slot, rope, pages, norms=(None, None), eps=1e-6) -> Tensor:
     """One pass."""
-    q = _room(qkv, key_pages, value_pages, q_weight, k_weight)
-    read = (tensor.contiguous() for tensor in (qkv, position, slot, cos, sin))
+    q = _room(qkv, pages, norms)
+    read = (tensor.contiguous() for tensor in (qkv, position, slot, *rope))
     compiled.call(
-        *("rope_write", qkv.dtype, *read, q_weight, k_weight, q, key_pages.mT, value_pages, page_table.contiguous()),
-        *(eps, *q.shape[:2], key_pages.shape[1], q.shape[2], page_table.shape[1]),
+        *("rope_write", qkv.dtype, *read, *norms, q, pages.keys.mT, pages.values, pages.table.contiguous()),
+        *(eps, *q.shape[:2], pages.keys.shape[1], q.shape[2], pages.table.shape[1]),
     )
     return q
 
 
-def _room(qkv, key_pages, value_pages, q_weight, k_weight) -> Tensor:
+def _room(qkv: Tensor, pages: Pages, norms: Norms) -> Tensor:
     """For the rotated queries."""
-    rows, (_, kv_heads, _, dim) = len(qkv), key_pages.shape
+    rows, (_, kv_heads, _, dim) = len(qkv), pages.keys.shape
     heads = qkv.shape[1] // dim - 2 * kv_heads
-    if heads < 1 or qkv.shape[1] != (heads + 2 * kv_heads) * dim or value_pages.shape != key_pages.shape:
-        shapes = f"qkv {list(qkv.shape)}, keys {list(key_pages.shape)}, values {list(value_pages.shape)}"
+    if heads < 1 or qkv.shape[1] != (heads + 2 * kv_heads) * dim or pages.values.shape != pages.keys.shape:
+        shapes = f"qkv {list(qkv.shape)}, keys {list(pages.keys.shape)}, values {list(pages.values.shape)}"
         raise ValueError(f"{shapes}: expected [M, (H + 2 K) E] and twice [pages, K, PAGE, E]")
-    if (q_weight is None) != (k_weight is None):
-        raise ValueError("only one of q_weight and k_weight is given: a model norms both q and k, or neither")
+    if (norms[0] is None) != (norms[1] is None):
+        raise ValueError("only one of the norms is given: a model norms both q and k, or neither")
     return torch.empty(rows, heads, dim, dtype=qkv.dtype, device=qkv.device)
 
 
-def rope_write_triton(
-    qkv, position, slot, cos, sin, key_pages, value_pages, page_table, q_weight=None, k_weight=None, eps=1e-6
-):
+def rope_write_triton(qkv, position, slot, rope, pages, norms=(None, None), eps=1e-6) -> Tensor:
     """One launch."""
-    q = _room(qkv, key_pages, value_pages, q_weight, k_weight)
-    (rows, heads, dim), (_, kv_heads, size, _) = q.shape, key_pages.shape
-    if not all(pages.is_contiguous() for pages in (key_pages, value_pages)):
-        raise ValueError("key_pages and value_pages must be contiguous: they are written in place")
+    q = _room(qkv, pages, norms)
+    (rows, heads, dim), (_, kv_heads, size, _) = q.shape, pages.keys.shape
+    if not (pages.keys.is_contiguous() and pages.values.is_contiguous()):
+        raise ValueError("keys and values must be contiguous: they are written in place")
     if not rows:
         return q
     _rope_write_kernel[(rows, triton.cdiv(heads + 2 * kv_heads, BLOCK))](
-        *(tensor.contiguous() for tensor in (qkv, position, slot, cos, sin)), q_weight, k_weight, q,
-        key_pages, value_pages, page_table.contiguous(), eps, page_table.shape[1], HEADS=heads, KV_HEADS=kv_heads,
-        E=dim, HALF=triton.next_power_of_2(dim // 2), PAGE=size, BLOCK=BLOCK, num_warps=2, enable_fp_fusion=False,
+        *(tensor.contiguous() for tensor in (qkv, position, slot, *rope)), *norms, q, *pages[:2],
+        pages.table.contiguous(), eps, pages.table.shape[1], HEADS=heads, KV_HEADS=kv_heads, E=dim,
+        HALF=triton.next_power_of_2(dim // 2), PAGE=size, BLOCK=BLOCK, num_warps=2, enable_fp_fusion=False,
     )  # fmt: skip
     return q
 

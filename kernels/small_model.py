@@ -18,9 +18,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kernels import compiled
+from kernels.attention import Pages
 from kernels.lm_head import DRAW, GREEDY
-
-Rope = tuple[Tensor, Tensor]  # cos and sin of all positions, each [positions, E]
+from kernels.rope_write import Rope
 
 
 @dataclass
@@ -43,45 +43,37 @@ class SmallModel:
         addresses = [[0 if w is None else w.data_ptr() for w in layer] for layer in self.layers]
         self.addresses = torch.tensor(addresses, dtype=torch.int64)
 
-    def prefill(
-        self, tokens: Tensor, lengths: Sequence[int], rope: Rope, key_pages: Tensor, value_pages: Tensor, table: Tensor
-    ) -> None:
-        """Write the keys and values of prompts of these lengths, whose tokens follow one another in `tokens`.
-
-        key_pages and value_pages [L, pages, K, PAGE, E]; table int32 [prompts, P]: the pages of each; rope as from
-        `Decoder.rope`.
+    def prefill(self, tokens: Tensor, lengths: Sequence[int], rope: Rope, pages: Pages) -> None:
+        """Write the keys and values of prompts of these lengths, whose tokens follow one another in `tokens`, a prompt
+        to a slot of the pages. Keys and values are [L, pages, K, PAGE, E].
         """
         first = F.pad(torch.tensor(lengths).cumsum(0), (1, 0))
-        model = self._model(rope, key_pages, value_pages)
-        shape = len(lengths), table.shape[1]
-        compiled.call("prefill", self.embedding.dtype, tokens, first, table, model, self.eps, *shape)
+        shape = len(lengths), pages.table.shape[1]
+        model = self._model(rope, pages)
+        compiled.call("prefill", self.embedding.dtype, tokens, first, pages.table, model, self.eps, *shape)
 
     def advance(
         self,
-        rows: int,
         steps: int,
-        slots: Sequence[Tensor],
+        state: Sequence[Tensor],
+        noise: Tensor,
         eos: Tensor,
         rope: Rope,
-        key_pages: Tensor,
-        value_pages: Tensor,
-        table: Tensor,
+        pages: Pages,
         temperature: float,
     ) -> None:
-        """Draw up to `steps` tokens for each of the first `rows` slots, as `Engine.step` does.
-
-        slots: token, position, count, limit, done, noise, tokens, logprobs and sampling_logprobs of `Slots`; table of
-        the slots' pages, and the rest as in `prefill`.
+        """Draw up to `steps` tokens for each row, as `Engine.step` does; the rows' state as in kernels/record.py, their
+        noise [n, width + 1, 2], and pages as in `prefill`.
         """
+        (rows, columns), mode = state[-1].shape, DRAW if temperature else GREEDY
         compiled.call(
-            *("decode", self.embedding.dtype, *slots, eos, table, self._model(rope, key_pages, value_pages)),
-            *(temperature or 1.0, self.eps, DRAW if temperature else GREEDY, steps, len(eos), slots[-1].shape[1] - 1),
-            *(rows, table.shape[1]),
+            *("decode", self.embedding.dtype, *state, noise, eos, pages.table, self._model(rope, pages)),
+            *(temperature or 1.0, self.eps, mode, steps, len(eos), columns - 1, rows, pages.table.shape[1]),
         )
 
-    def _model(self, rope: Rope, key_pages: Tensor, value_pages: Tensor) -> Tensor:
+    def _model(self, rope: Rope, pages: Pages) -> Tensor:
         """cpu.cpp's Model: addresses and numbers, eight bytes each."""
-        tensors = self.embedding, self.norm, self.head, *rope, self.addresses, key_pages, value_pages
-        (layers, _, kv_heads, _, dim), width = key_pages.shape, self.embedding.shape[1]
+        tensors = self.embedding, self.norm, self.head, *rope, self.addresses, pages.keys, pages.values
+        (layers, _, kv_heads, _, dim), width = pages.keys.shape, self.embedding.shape[1]
         shape = layers, width, self.intermediate, self.heads, kv_heads, dim, self.vocabulary, self.window or 0
-        return torch.tensor([*(tensor.data_ptr() for tensor in tensors), value_pages[0].numel(), *shape])
+        return torch.tensor([*(tensor.data_ptr() for tensor in tensors), pages.values[0].numel(), *shape])

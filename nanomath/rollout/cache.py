@@ -16,10 +16,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from kernels.attention import new_pages, page_size, paged_attention, rows_per_tile
-from kernels.rope_write import rope_write
+from kernels.attention import Pages, new_pages, page_size, paged_attention, rows_per_tile
+from kernels.rope_write import Norms, Rope, rope_write
 from nanomath.models.transformer import ModelConfig
-from nanomath.rollout.decoder import Decoder, Norms, Rope
+from nanomath.rollout.decoder import Decoder
 
 CASCADE = 2  # shared pages from which reading them once for a group is worth another launch
 
@@ -43,12 +43,12 @@ class Cache:
     ) -> None:
         self.config, self.share, self.page = config, share, page_size(device)
         self.cascades = share and not exact and device.type == "cuda"
-        self.pages, self.prompt_pages = _pages(positions, self.page), _pages(longest, self.page)
-        shape = config.num_layers, slots * self.pages + prompts * self.prompt_pages
-        self.key_pages, self.value_pages = new_pages(shape, config.num_kv_heads, config.head_dim, dtype, device)
+        self.slot_pages, self.prompt_pages = _pages(positions, self.page), _pages(longest, self.page)
         integers = {"dtype": torch.int32, "device": device}
-        self.own = torch.arange(slots * self.pages, **integers).view(slots, self.pages)  # each slot's own pages
-        self.table = self.own.clone()
+        self.own = torch.arange(slots * self.slot_pages, **integers).view(slots, self.slot_pages)  # by slot
+        shape = config.num_layers, slots * self.slot_pages + prompts * self.prompt_pages
+        kept = new_pages(shape, config.num_kv_heads, config.head_dim, dtype, device)
+        self.pages = Pages(*kept, self.own.clone())  # of all layers
         self.slot = torch.arange(slots, **integers)
         self.width = rows_per_tile(config.num_heads, config.num_kv_heads)
         self.tiles = torch.full((slots, self.width), -1, **integers)
@@ -85,10 +85,9 @@ class Cache:
         lengths = [len(prompt) - 1 for prompt in prompts.values()]
         first = torch.tensor([self._prompt_page(number) for number in prompts], **integers)
         table = first[:, None] + torch.arange(_pages(max(lengths), self.page), **integers)
+        self.step_pages, self.tiles_used = self.pages._replace(table=table), 0
         if decoder.small is not None:
-            rope = decoder.rope(max(lengths))
-            return decoder.small.prefill(tokens, lengths, rope, self.key_pages, self.value_pages, table)
-        self.step_table, self.tiles_used = table, 0
+            return decoder.small.prefill(tokens, lengths, decoder.rope(max(lengths)), self.step_pages)
         self.step_slot = torch.arange(len(prompts), **integers).repeat_interleave(torch.tensor(lengths, device=device))
         self.position = torch.cat([torch.arange(length, **integers) for length in lengths])
         self.length = self.position + 1
@@ -105,16 +104,16 @@ class Cache:
         integers = {"dtype": torch.int64, "device": rows.device}
         first = torch.tensor([self._prompt_page(number) for number in prompts], **integers)[:, None]
         shared = torch.tensor([self.full[number] if self.share else 0 for number in prompts], **integers)[:, None]
-        own, page = self.own[rows].long(), torch.arange(self.pages, device=rows.device)
-        self.table[rows] = torch.where(page < shared, first + page, own).int()
+        own, page = self.own[rows].long(), torch.arange(self.slot_pages, device=rows.device)
+        self.pages.table[rows] = torch.where(page < shared, first + page, own).int()
         at = ((page >= shared) & (page * self.page < lengths[:, None] - 1)).nonzero(as_tuple=True)
-        for kept in (self.key_pages, self.value_pages):
+        for kept in self.pages[:2]:
             kept[:, own[at]] = kept[:, (first + page)[at]]
         self.grouped = 0
 
     def move(self, source: Tensor, target: Tensor) -> None:
         """Slots `target` take over the samples in slots `source`, with their pages."""
-        self.table[target] = self.table[source]
+        self.pages.table[target] = self.pages.table[source]
         self.own[target], self.own[source] = self.own[source], self.own[target]
         for s, t in zip(source.tolist(), target.tolist(), strict=True):
             self.prompt_of[t] = self.prompt_of[s]
@@ -145,17 +144,17 @@ class Cache:
     def prepare(self, positions: Tensor, tiles: int) -> None:
         """The next step feeds the tokens of the first len(positions) slots, which stand at `positions`, -1: none."""
         rows = len(positions)
-        self.position, self.step_slot, self.step_table = positions, self.slot[:rows], self.table[:rows]
-        self.length, self.tiles_used = self.position + 1, tiles
+        self.position, self.length, self.step_slot = positions, positions + 1, self.slot[:rows]
+        self.step_pages, self.tiles_used = self.pages._replace(table=self.pages.table[:rows]), tiles
 
     def attend(self, layer: int, qkv: Tensor, rope: Rope, norms: Norms, eps: float) -> Tensor:
         """[rows, H E]: remember the keys and values of the step's rows, and attend to all before them."""
-        keys, values, table, slot = self.key_pages[layer], self.value_pages[layer], self.step_table, self.step_slot
-        q = rope_write(qkv, self.position, slot, *rope, keys, values, table, *norms, eps)
-        tiles = self.tiles_used
-        groups = (self.tiles[:tiles], self.shared[:tiles]) if tiles else (None, None)
+        keys, values, table = self.step_pages
+        pages, tiles = Pages(keys[layer], values[layer], table), self.tiles_used
+        q = rope_write(qkv, self.position, self.step_slot, rope, pages, norms, eps)
+        groups = (self.tiles[:tiles], self.shared[:tiles]) if tiles else ()
         window = self.config.sliding_window
-        return paged_attention(q, keys, values, table, slot, self.length, window, *groups).flatten(1)
+        return paged_attention(q, pages, self.step_slot, self.length, window, *groups).flatten(1)
 
 
 def _pages(tokens: int, page: int) -> int:

@@ -23,11 +23,11 @@ from torch import Tensor
 from kernels.linear import invariant_linear
 from kernels.packed import forget_packed, is_small, packed, packed_linear
 from kernels.rms_norm import add_rms_norm
-from kernels.small_model import Rope, SmallModel
+from kernels.rope_write import Norms, Rope
+from kernels.small_model import SmallModel
 from kernels.swiglu import swiglu
 from nanomath.models.transformer import Transformer
 
-Norms = tuple[Tensor | None, Tensor | None]  # Qwen3's weights of the norms of the heads of q and k
 Attend = Callable[[int, Tensor, Rope, Norms, float], Tensor]  # layer, qkv [M, (H + 2 K) E], .., eps -> [M, H E]
 
 

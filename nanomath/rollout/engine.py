@@ -42,6 +42,11 @@ class Slots:
         self.tokens = integers(slots, width + 1)
         self.logprobs, self.sampling_logprobs = torch.zeros(2, slots, width + 1, device=device)
 
+    def state(self, rows: int) -> tuple[Tensor, ...]:
+        """What a step changes of the first `rows` slots, as `record` takes it."""
+        written = self.tokens, self.logprobs, self.sampling_logprobs
+        return tuple(x[:rows] for x in (self.token, self.position, self.count, self.limit, self.done, *written))
+
     def move(self, source: Tensor, target: Tensor) -> None:
         """Slots `target` take over what is in slots `source`."""
         for state in vars(self).values():
@@ -104,11 +109,8 @@ class Engine:
         """So many steps in one call, or one step."""
         if not self.in_one_call(params):
             return self.step(rows, self.cache.arrange(rows), params)
-        s, cache = self.slots, self.cache
-        state = s.token, s.position, s.count, s.limit, s.done, s.noise, s.tokens, s.logprobs, s.sampling_logprobs
-        pages = cache.key_pages, cache.value_pages, cache.table
-        rope = self.decoder.rope(self.positions)
-        self.decoder.small.advance(rows, steps, state, self.eos, rope, *pages, params.temperature)
+        state, noise, rope = self.slots.state(rows), self.slots.noise, self.decoder.rope(self.positions)
+        self.decoder.small.advance(steps, state, noise, self.eos, rope, self.cache.pages, params.temperature)
 
     def step(self, rows: int, tiles: int, params: SamplingParams) -> None:
         """Advance the first `rows` slots by one token."""
@@ -117,8 +119,7 @@ class Engine:
         states = self.decoder.states(s.token[:rows], self.cache.attend, self.positions)
         place = s.count[:rows, None, None].expand(-1, 1, 2)
         drawn = next_tokens(self.decoder, states, s.noise[:rows].gather(1, place)[:, 0], params)
-        state = s.token, s.position, s.count, s.limit, s.done, s.tokens, s.logprobs, s.sampling_logprobs
-        record(*drawn, *(tensor[:rows] for tensor in state), self.eos)
+        record(drawn, s.state(rows), self.eos)
 
     def _capture(self, rows: int, tiles: int, params: SamplingParams) -> torch.cuda.CUDAGraph:
         """Do a step, which compiles what there is to compile, and capture the graph of the following ones."""

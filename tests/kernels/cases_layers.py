@@ -7,7 +7,7 @@ from functools import partial
 import torch
 from gate import Case
 
-from kernels.attention import PAGE, paged_attention_triton, rows_per_tile
+from kernels.attention import PAGE, Pages, paged_attention_triton, rows_per_tile
 from kernels.linear import invariant_linear_triton
 from kernels.record import record_triton
 from kernels.rms_norm import add_rms_norm_triton
@@ -29,7 +29,7 @@ def record(rows: int, ends: int) -> Case:
     state = row(dtype=I64), row(dtype=I32), row(dtype=I64), row(dtype=I64), row(dtype=torch.bool)
     written = matrix(dtype=I64), matrix(dtype=F32), matrix(dtype=F32)
     drawn = row(dtype=I64), row(dtype=F32), row(dtype=F32)
-    return Case(f"record {rows}", lambda: record_triton(*drawn, *state, *written, meta(ends, dtype=I64)))
+    return Case(f"record {rows}", lambda: record_triton(drawn, (*state, *written), meta(ends, dtype=I64)))
 
 
 def attention(heads: int, kv_heads: int, dim: int, dtype: torch.dtype = BF16, width: int = 0, pages: int = 8) -> Case:
@@ -38,8 +38,8 @@ def attention(heads: int, kv_heads: int, dim: int, dtype: torch.dtype = BF16, wi
     def launch() -> None:
         cache, row = meta(4096, kv_heads, PAGE, dim, dtype=dtype), meta(256, dtype=I32)
         tiles = (meta(32, width, dtype=I32), meta(32, dtype=I32)) if width else ()
-        q, table = meta(256, heads, dim, dtype=dtype), meta(256, pages, dtype=I32)
-        paged_attention_triton(q, cache, cache, table, row, row, 1 if pages == 1 else None, *tiles)
+        q, held = meta(256, heads, dim, dtype=dtype), Pages(cache, cache, meta(256, pages, dtype=I32))
+        paged_attention_triton(q, held, row, row, 1 if pages == 1 else None, *tiles)
 
     classes = {} if dtype == F32 else {"_split_kernel": BOTH if width * heads // kv_heads > 32 else TENSOR_CORES}
     return Case(f"attention {heads}/{kv_heads} x {dim} {str(dtype)[6:]} tiles of {width}", launch, classes)
@@ -49,8 +49,8 @@ def rope(heads: int, kv_heads: int, dim: int, norm: bool, dtype: torch.dtype) ->
     def launch() -> None:
         pages, row = meta(4096, kv_heads, PAGE, dim, dtype=dtype), meta(256, dtype=I32)
         angles, weight = meta(256, dim, dtype=dtype), meta(dim, dtype=dtype) if norm else None
-        qkv, table = meta(256, (heads + 2 * kv_heads) * dim, dtype=dtype), meta(256, 8, dtype=I32)
-        rope_write_triton(qkv, row, row, angles, angles, pages, pages, table, weight, weight)
+        qkv, held = meta(256, (heads + 2 * kv_heads) * dim, dtype=dtype), Pages(pages, pages, meta(256, 8, dtype=I32))
+        rope_write_triton(qkv, row, row, (angles, angles), held, (weight, weight))
 
     return Case(f"rope {heads}/{kv_heads} x {dim} {str(dtype)[6:]}", launch)
 

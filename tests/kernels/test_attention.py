@@ -14,6 +14,7 @@ from torch import Tensor
 from kernels import attention, compiled
 from kernels.attention import (
     PAGE,
+    Pages,
     new_pages,
     paged_attention,
     paged_attention_cpu,
@@ -41,7 +42,11 @@ class Problem:
     window: int | None = None
 
     def arguments(self) -> tuple:
-        return self.q, self.key_pages, self.value_pages, self.page_table, self.slot, self.length, self.window
+        return self.q, self.pages, self.slot, self.length, self.window
+
+    @property
+    def pages(self) -> Pages:
+        return Pages(self.key_pages, self.value_pages, self.page_table)
 
 
 def problem(
@@ -83,7 +88,7 @@ def brute_force(p: Problem) -> Tensor:
     for m, (s, n) in enumerate(zip(p.slot.tolist(), p.length.tolist(), strict=True)):
         t = torch.arange(n) if p.window is None else torch.arange(max(0, n - p.window), n)
         for h in range(p.q.shape[1] if n else 0):
-            keys, values = (c.cpu().double()[table[s, t // page], h // groups, t % page] for c in p.arguments()[1:3])
+            keys, values = (c.cpu().double()[table[s, t // page], h // groups, t % page] for c in p.pages[:2])
             z = keys @ p.q[m, h].cpu().double() / p.q.shape[2] ** 0.5
             weights = (z - z.max()).exp()
             out[m, h] = weights @ values / weights.sum()

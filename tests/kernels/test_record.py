@@ -53,7 +53,7 @@ def by_hand(drawn, state, eos) -> dict[str, list]:
 
 def assert_right(function, device, drawn, state, eos):
     expected, there = by_hand(drawn, state, eos), {name: value.to(device) for name, value in state.items()}
-    assert function(*(x.to(device) for x in drawn), *there.values(), eos.to(device)) is None
+    assert function([x.to(device) for x in drawn], list(there.values()), eos.to(device)) is None
     assert {name: value.tolist() for name, value in there.items()} == expected
     assert [(value.dtype, value.shape) for value in there.values()] == [(v.dtype, v.shape) for v in state.values()]
 
@@ -86,7 +86,8 @@ def test_the_first_rows_of_more(kernel_device):
     drawn, state, eos = new_case(7, 4, 1, 0)
     expected = by_hand([x[:3] for x in drawn], state, eos)
     there = {name: value.to(kernel_device) for name, value in copy.deepcopy(state).items()}
-    record_triton(*(x[:3].to(kernel_device) for x in drawn), *(v[:3] for v in there.values()), eos.to(kernel_device))
+    three = [x[:3].to(kernel_device) for x in drawn], [value[:3] for value in there.values()]
+    record_triton(*three, eos.to(kernel_device))
     assert {name: value.tolist() for name, value in there.items()} == expected
 
 
@@ -95,4 +96,4 @@ def test_state_that_is_no_piece_of_memory(kernel_device):
     drawn, state, eos = new_case(4, 3, 1, 0)
     state["sampling_logprobs"] = state["sampling_logprobs"].T.contiguous().T
     with pytest.raises(ValueError, match="contiguous"):
-        record_triton(*(x.to(kernel_device) for x in (*drawn, *state.values(), eos)))
+        record_triton(*([x.to(kernel_device) for x in some] for some in (drawn, state.values())), eos.to(kernel_device))

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from kernels.attention import Pages
 from kernels.rope_write import rope_write, rope_write_cpu, rope_write_reference, rope_write_triton
 from nanomath.models.transformer import RMSNorm, apply_rope
 
@@ -38,11 +39,9 @@ class Problem:
         """q, and the pages afterwards."""
         keys, values = self.pages.clone()
         keys = keys.mT.contiguous().mT if self.keys_side_by_side else keys
-        q = function(*self.arguments(), keys, values, self.table, *self.weights, EPS)
+        pages, rope = Pages(keys, values, self.table), (self.cos, self.sin)
+        q = function(self.qkv, self.position, self.slot, rope, pages, self.weights, EPS)
         return q, torch.stack((keys, values))
-
-    def arguments(self) -> tuple[Tensor, ...]:
-        return self.qkv, self.position, self.slot, self.cos, self.sin
 
 
 def problem(
@@ -200,8 +199,6 @@ def test_what_is_refused(kernel_device):
     with pytest.raises(ValueError, match=r"\(H \+ 2 K\) E"):
         replace(p, qkv=p.qkv[:, 1:]).run(rope_write_triton)
     with pytest.raises(ValueError, match="contiguous"):
-        replace(p, pages=p.pages.transpose(2, 3).contiguous().transpose(2, 3)).run(
-            lambda *a: rope_write_triton(*a[:5], p.pages[0][..., ::2], p.pages[1][..., ::2], *a[7:])
-        )
+        replace(p, keys_side_by_side=True).run(rope_write_triton)
     none = replace(p, qkv=p.qkv[:0], position=p.position[:0], slot=p.slot[:0])
     assert none.run(rope_write_triton)[0].shape == (0, 4, 32)

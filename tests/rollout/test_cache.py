@@ -56,8 +56,8 @@ def test_stale_keys_are_never_seen(new_model, new_tokenizer):
     sampler = keeping(model, tokenizer, 5)
     expected = sampler.generate(PROMPTS, n=3, max_new_tokens=20)
     cache = sampler._engine.cache
-    cache.key_pages.fill_(torch.nan)
-    cache.value_pages.fill_(torch.nan)
+    for kept in cache.pages[:2]:
+        kept.fill_(torch.nan)
     assert sampler.generate(PROMPTS, n=3, max_new_tokens=20) == expected
     assert sampler._engine.cache is cache
 
@@ -92,11 +92,11 @@ def test_pages_are_shared_and_given_back(new_model, new_tokenizer, monkeypatch):
     def look(finished: int, drawn: int, live: int, context: float) -> None:
         cache, slots = run[0].cache, run[0].slots
         own = cache.own[:live].tolist()
-        assert len({page for pages in own for page in pages}) == live * cache.pages
+        assert len({page for pages in own for page in pages}) == live * cache.slot_pages
         for row, number in enumerate(cache.prompt_of[:live]):
             full = cache.full[number]
             first = cache._prompt_page(number)
-            assert cache.table[row].tolist() == [*range(first, first + full), *own[row][full:]]
+            assert cache.pages.table[row].tolist() == [*range(first, first + full), *own[row][full:]]
             assert slots.sample[row] // 3 == number
 
     sampler.generate(PROMPTS, n=3, max_new_tokens=20, progress=look)
@@ -113,7 +113,7 @@ def test_groups_become_tiles(new_model, new_tokenizer, monkeypatch):
         rows = [row for row in cache.tiles[: tiles[-1]].flatten().tolist() if row >= 0]
         assert sorted(rows) == list(range(live))
         for tile, shared in zip(cache.tiles[: tiles[-1]].tolist(), cache.shared.tolist(), strict=False):
-            assert len({tuple(cache.table[row, :shared].tolist()) for row in tile if row >= 0}) == 1
+            assert len({tuple(cache.pages.table[row, :shared].tolist()) for row in tile if row >= 0}) == 1
         assert set(cache.shared[: tiles[-1]].tolist()) <= {2, 3}
         return tiles[-1]
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from kernels import packed
-from kernels.attention import new_pages
+from kernels.attention import Pages, new_pages
 from kernels.rope_write import rope_write
 from nanomath.data.packing import Example
 from nanomath.rollout import Completion, Sampler
@@ -148,7 +148,7 @@ def test_heads_normed_by_the_trainers_kernel(new_model, dtype):
     for given, by_kernel in ((qkv, norms), (decoder.with_normed_heads(qkv, *norms), (None, None))):
         pages = [p.zero_() for p in new_pages((1,), kv_heads, dim, dtype, qkv.device)]
         table = torch.zeros(1, 1, dtype=torch.int32)
-        q = rope_write(given, place, torch.zeros_like(place), *rope, *pages, table, *by_kernel, decoder.eps)
+        q = rope_write(given, place, torch.zeros_like(place), rope, Pages(*pages, table), by_kernel, decoder.eps)
         found.append([q, *pages])
     assert not torch.equal(found[0][0].flatten(1), qkv[:, : found[0][0][0].numel()])
     assert all(map(torch.equal, *found))

@@ -65,39 +65,39 @@ def swiglu_case(s: Setting) -> Case:
     return Case(*forms, moved=1.5 * gate_up.nbytes)
 
 
-def cache(s: Setting) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Key and value pages of the context of every row, the table of pages, and the rows' slots."""
+def cache(s: Setting) -> tuple[attention.Pages, Tensor]:
+    """The pages of the context of every row, and the rows' slots."""
     device, c = torch.device(s.device), s.config
     pages = -(-s.context // attention.page_size(device))
     keys, values = attention.new_pages((s.rows * pages,), c.num_kv_heads, c.head_dim, s.dtype, device)
     keys.normal_()
     values.normal_()
     table = torch.randperm(s.rows * pages, device=s.device).view(s.rows, pages).int()
-    return keys, values, table, torch.arange(s.rows, device=s.device, dtype=torch.int32)
+    return attention.Pages(keys, values, table), torch.arange(s.rows, device=s.device, dtype=torch.int32)
 
 
 def rope_write_case(s: Setting) -> Case:
-    keys, values, table, slot = cache(s)
+    pages, slot = cache(s)
     qkv = s.random(s.rows, (s.config.num_heads + 2 * s.config.num_kv_heads) * s.config.head_dim)
     angles = s.random(2, s.context, s.config.head_dim // 2).repeat(1, 1, 2)  # as cos and sin: both halves are alike
-    arguments = qkv, s.integers(s.context, s.rows), slot, *angles, keys, values, table
+    arguments = qkv, s.integers(s.context, s.rows), slot, tuple(angles), pages
     forms = (partial(form, *arguments) for form in (rope_write.rope_write, rope_write.rope_write_reference))
     return Case(*forms, moved=2 * qkv.nbytes)
 
 
 def attention_case(s: Setting, group: int = 1) -> Case:
     """Decoding. In groups, all of the context but its last page is the prompt's."""
-    keys, values, table, slot = cache(s)
+    pages, slot = cache(s)
     shared, tiles = 0, ()
     if group > 1:
-        shared = table.shape[1] - 1
-        table[:, :shared] = table[::group, :shared].repeat_interleave(group, 0)
+        shared = pages.table.shape[1] - 1
+        pages.table[:, :shared] = pages.table[::group, :shared].repeat_interleave(group, 0)
         most = attention.rows_per_tile(s.config.num_heads, s.config.num_kv_heads)
         width = next(group // parts for parts in range(1, group + 1) if group % parts == 0 and group // parts <= most)
         tiles = None, slot.view(-1, width), torch.full_like(slot[: s.rows // width], shared)
     q, length = s.random(s.rows, s.config.num_heads, s.config.head_dim), torch.full_like(slot, s.context)
-    arguments = q, keys, values, table, slot, length
-    common = shared * keys.shape[2]
+    arguments = q, pages, slot, length
+    common = shared * pages.keys.shape[2]
     read = s.rows * (s.context - common) + s.rows // group * common
     return Case(
         partial(attention.paged_attention, *arguments, *tiles),
@@ -138,10 +138,8 @@ def record_case(s: Setting) -> Case:
     tokens = torch.zeros(s.rows, s.context + 1, dtype=torch.int64, device=s.device)
     logprobs, sampling = torch.zeros(2, s.rows, s.context + 1, device=s.device)
     state = token, count.int(), count, limit, limit == 0, tokens, logprobs, sampling
-    forms = (
-        partial(form, *drawn, *state, torch.tensor([9], device=s.device))
-        for form in (record.record, record.record_reference)
-    )
+    arguments = drawn, state, torch.tensor([9], device=s.device)
+    forms = (partial(form, *arguments) for form in (record.record, record.record_reference))
     return Case(*forms, moved=s.rows * (16 + 17 + 25))  # read: what was drawn, the state; written
 
 

@@ -84,6 +84,7 @@ def _functions(table: ctypes._CFuncPtr) -> dict[str, ctypes._CFuncPtr]:
     return {
         name: ctypes.CFUNCTYPE(None, *(KINDS[kind] for kind in kinds))(address)
         for (name, kinds), address in zip(SIGNATURES.items(), table(), strict=False)  # the table does not know its end
+        if address
     }
 
 

@@ -604,10 +604,12 @@ void decode(i64* token, int32_t* position, i64* count, const i64* limit, bool* d
 
 }  // namespace
 
-// What kernels/compiled.py calls, in the order of its signatures.
-template <class T>
-void* const forms[] = {(void*)add_rms_norm<T>, (void*)swiglu<T>,  (void*)rope_write<T>, (void*)attend<T>, (void*)lm_head<T>,
-                       (void*)linear<T>,       (void*)prefill<T>, (void*)decode<T>};
+// What kernels/compiled.py calls, in the order of its signatures. Products from panels, and what is made of them, are for
+// small float32 models (kernels/packed.py).
+#define FORMS(T) (void*)add_rms_norm<T>, (void*)swiglu<T>, (void*)rope_write<T>, (void*)attend<T>, (void*)lm_head<T>
 
-extern "C" void* const* float_forms() { return forms<float>; }
-extern "C" void* const* bf16_forms() { return forms<bf16>; }
+void* const float_table[] = {FORMS(float), (void*)linear<float>, (void*)prefill<float>, (void*)decode<float>};
+void* const bf16_table[] = {FORMS(bf16), nullptr, nullptr, nullptr};
+
+extern "C" void* const* float_forms() { return float_table; }
+extern "C" void* const* bf16_forms() { return bf16_table; }

@@ -72,6 +72,14 @@ def test_the_gap_is_zero_under_truncation_and_when_greedy(size, new_model, new_t
         assert [c.logprobs for c in found] == expected, options
 
 
+def test_both_logprobs_of_a_truncation_that_cuts_nothing_are_the_trainers(size, new_model, new_tokenizer):
+    """The truncated one is the trainer's logprob and the mass that is left, here all of it."""
+    found = Sampler(new_model(1, max_positions=256), new_tokenizer(EOS), 7, exact=True).generate(
+        prompts(1, 4), n=2, max_new_tokens=WIDTH, min_p=1e-30
+    )
+    assert [c.sampling_logprobs for c in found] == [c.logprobs for c in found]
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_samples_depend_on_nothing_around_them(size, new_model, new_tokenizer, dtype, threads):
     model, asked = new_model(2, dtype, max_positions=256), prompts(2, 12)

@@ -77,7 +77,10 @@ def product_tile(
     x, weight, m, n, rows, features, D: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
-    """Rows m [BLOCK_M] of x [rows, D] times rows n [BLOCK_N] of the weight [features, D], added up in float32."""
+    """Rows m [BLOCK_M] of x [rows, D] times rows n [BLOCK_N] of the weight [features, D], added up in float32.
+
+    kernels/lm_head.py makes its logits of the same tiles.
+    """
     k = tl.arange(0, BLOCK_K)
     # Beyond the ends the last row stands in: the caller keeps nothing of it, and no mask is needed.
     left = x + tl.minimum(m, rows - 1).to(tl.int64)[:, None] * D + k[None, :]

@@ -43,7 +43,7 @@ class Slots:
         self.logprobs, self.sampling_logprobs = torch.zeros(2, slots, width + 1, device=device)
 
     def state(self, rows: int) -> tuple[Tensor, ...]:
-        """What a step changes of the first `rows` slots, as `record` takes it."""
+        """What the end of a step needs of the first `rows` slots, as `record` takes it."""
         written = self.tokens, self.logprobs, self.sampling_logprobs
         return tuple(x[:rows] for x in (self.token, self.position, self.count, self.limit, self.done, *written))
 

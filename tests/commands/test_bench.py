@@ -318,6 +318,8 @@ def test_real_processes_measure_references_and_name_what_needs_a_gpu(call, tmp_p
     outcome = call(main, "bench", "kernels", *words)
     assert outcome.code == 0, outcome.err
     assert outcome.out.endswith("the Triton forms of swiglu need a GPU: the CPU forms were measured\n")
+    outcome = call(main, "bench", "kernels", "kernels=record", "rows=2", "context=4", "device=cpu", "calls=1")
+    assert outcome.out.endswith("record: no CPU form, PyTorch was measured twice\n")
     rows = json.loads(save.read_text(encoding="utf-8"))["rows"]
     assert [(row["kernel"], row["shape"], row["rows"]) for row in rows] == [
         *(("swiglu", "tiny", 16), ("swiglu", "tiny", 32))

@@ -174,3 +174,4 @@ CASES: dict[str, Callable[[Setting], Case]] = {
     "linear_logprob": logprob_case,
 }
 OF_TOKENS = ("linear_logprob",)  # takes the tokens of a training step instead of rows
+WITHOUT_CPU_FORM = ("truncated_sample", "record")  # on a CPU they are their PyTorch references

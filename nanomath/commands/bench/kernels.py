@@ -29,7 +29,7 @@ import torch
 from tqdm import tqdm
 
 import nanomath
-from nanomath.commands.bench.kernel_cases import CASES, GROUP, OF_TOKENS, Case, Setting
+from nanomath.commands.bench.kernel_cases import CASES, GROUP, OF_TOKENS, WITHOUT_CPU_FORM, Case, Setting
 from nanomath.commands.bench.machine import (
     SHAPES,
     in_new_process,
@@ -85,6 +85,8 @@ def main(argv: list[str]) -> int:
             bar.update()
     if config.device == "cpu":
         print(f"the Triton forms of {', '.join(config.kernels)} need a GPU: the CPU forms were measured")
+        if same := [kernel for kernel in config.kernels if kernel in WITHOUT_CPU_FORM]:
+            print(f"{' and '.join(same)}: no CPU form, PyTorch was measured twice")
     return int(any("failed" in row for row in report["rows"]))
 
 

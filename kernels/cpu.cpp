@@ -574,6 +574,7 @@ struct Slots {
 };
 
 // Steps of nanomath/rollout/engine.py, with the layers of decoder.py; every thread takes rows of its own through them.
+// noise [slots, width + 1, 2]: the uniform numbers of each token.
 template <class T>
 void decode(i64* token, int32_t* position, i64* count, const i64* limit, bool* done, i64* tokens, float* logprobs,
             float* sampling_logprobs, const float* noise, const i64* eos, const int32_t* table, const Model<T>* model,

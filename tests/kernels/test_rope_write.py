@@ -201,5 +201,8 @@ def test_what_is_refused(kernel_device):
         replace(p, qkv=p.qkv[:, 1:]).run(rope_write_triton)
     with pytest.raises(ValueError, match="contiguous"):
         replace(p, keys_side_by_side=True).run(rope_write_triton)
+    with pytest.raises(ValueError, match="contiguous"):
+        strided = Pages(p.pages[0], p.pages[1].mT.contiguous().mT, p.table)
+        rope_write_triton(p.qkv, p.position, p.slot, (p.cos, p.sin), strided, p.weights)
     none = replace(p, qkv=p.qkv[:0], position=p.position[:0], slot=p.slot[:0])
     assert none.run(rope_write_triton)[0].shape == (0, 4, 32)

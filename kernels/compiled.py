@@ -3,7 +3,8 @@
 PyTorch would compute a decoding step in some forty small operations a layer, each of which passes over memory and, with
 several threads, meets at a barrier: on a small model they cost several times the matrix products. The file is built for
 the processor at hand when it is first needed, in a few seconds, and kept in the user's cache directory. It uses the
-OpenMP threads that PyTorch already has. Without a compiler the PyTorch references run, and a warning says so.
+OpenMP threads that PyTorch already has. Without a compiler the PyTorch references run, and a warning says so. CXX and
+CXXFLAGS are heeded: CXXFLAGS=-march=x86-64-v3 shows how a processor without AVX-512 would do.
 """
 
 from __future__ import annotations
@@ -58,8 +59,9 @@ def call(name: str, dtype: torch.dtype, *arguments: Tensor | float | None) -> No
             argument = argument.data_ptr()
         values.append(argument)
     function = library()[dtype][name]
-    if torch.autograd.profiler._is_profiler_enabled:  # which would not see it otherwise
-        with torch.autograd.profiler.record_function(name):
+    if torch.autograd.profiler._is_profiler_enabled:  # which would not see it otherwise, nor its sizes
+        sizes = (str(argument) for argument in arguments if isinstance(argument, int))
+        with torch.autograd.profiler.record_function(" ".join((name, *sizes))):
             function(*values)
     else:
         function(*values)
@@ -89,16 +91,17 @@ def _functions(table: ctypes._CFuncPtr) -> dict[str, ctypes._CFuncPtr]:
 
 
 def build(options: list[str]) -> Path:
-    """The shared library of cpu.cpp for this processor, built unless it is there, with these options and OPTIONS;
-    OSError when that fails.
+    """The shared library of cpu.cpp for this processor, built unless it is there, with OPTIONS, these options and the
+    environment's CXXFLAGS; OSError when that fails.
     """
+    options = [*OPTIONS, *options, *os.environ.get("CXXFLAGS", "").split()]
     compiler = os.environ.get("CXX") or next(filter(shutil.which, ("c++", "g++", "clang++")), None)
     if compiler is None:
         raise OSError("no C++ compiler was found (install g++ or clang++, or set CXX)")
     cpuinfo = Path("/proc/cpuinfo")
     cores = cpuinfo.read_text(encoding="utf-8").split("\n\n") if cpuinfo.is_file() else [platform.processor()]
     features = [line for line in cores[0].splitlines() if line.startswith(("flags", "Features", "model name"))]
-    state = repr((SOURCE.read_text(encoding="utf-8"), compiler, OPTIONS, options, features, platform.machine()))
+    state = repr((SOURCE.read_text(encoding="utf-8"), compiler, options, features, platform.machine()))
     name = f"cpu-{hashlib.sha256(state.encode()).hexdigest()[:16]}.so"
     home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "nanomath"
     if (home / name).is_file():
@@ -109,7 +112,7 @@ def build(options: list[str]) -> Path:
     except OSError:  # it cannot be written: this process builds its own
         home = folder = Path(tempfile.mkdtemp())
     try:
-        _run(compiler, *OPTIONS, *options, "-c", str(SOURCE), "-o", str(folder / "cpu.o"))
+        _run(compiler, *options, "-c", str(SOURCE), "-o", str(folder / "cpu.o"))
         _run(compiler, "-shared", str(folder / "cpu.o"), "-o", str(folder / name))
         (folder / name).replace(home / name)  # in one step: another process may be building it too
     finally:

@@ -1,9 +1,10 @@
 // The CPU forms of the kernels of a decoding step: what takes PyTorch many small operations and passes, in one.
 //
 // Each function computes what the PyTorch reference in the Python file of its name computes; kernels/compiled.py builds
-// and calls this file. Matrix products stay with oneDNN. T is float or bf16; arithmetic is float32, and results are
-// rounded to T where the model's own operations round. A row's result is a function of that row alone, in one order of
-// operations: the number of rows and threads changes no bit.
+// and calls this file. T is float or bf16; arithmetic is float32, and results are rounded to T where the model's own
+// operations round. A row's result is a function of that row alone, in one order of operations: the number of rows and
+// threads changes no bit. A Vector is one register of the processor that the file is compiled for: compilers keep what
+// is wider in memory, not in several registers.
 //
 // M rows, D width, H query heads, K key/value heads, R = H / K, E head dimension, P pages in a slot's table, V vocabulary.
 
@@ -16,13 +17,25 @@
 #ifdef _OPENMP
 #include <omp.h>
 #endif
+#ifdef __AVX2__
+#include <immintrin.h>
+#endif
 
 namespace {
 
 using i64 = int64_t;
-constexpr i64 LANES = 16;    // numbers worked on side by side: a register of AVX-512, two of AVX2, four of NEON
-constexpr i64 PAGE = LANES;  // keys in a page of the cache
-constexpr i64 ROWS = 8;      // of a matrix that are multiplied together
+constexpr i64 PAGE = 16;     // keys in a page of the cache
+constexpr i64 PANEL = 16;    // rows of a matrix that are laid out together
+// Numbers in a register, and what all registers hold of a product (rows of x, columns) and of scores (pages of keys).
+#if defined __AVX512F__
+constexpr i64 LANES = 16, ROWS = 8, COLUMNS = 2 * PANEL, PAGES = 2;
+#elif defined __AVX__
+constexpr i64 LANES = 8, ROWS = 6, COLUMNS = PANEL, PAGES = 1;
+#else
+constexpr i64 LANES = 4, ROWS = 6, COLUMNS = PANEL, PAGES = 1;
+#endif
+constexpr i64 TALL = 128;    // rows that meet a part of a matrix before the next ones do
+constexpr i64 AHEAD = 8;     // pages between the one that is read and the one that is fetched from memory
 constexpr i64 PREFILL = 64;  // tokens of a prompt that go through a small model together
 constexpr i64 BLOCK = 128;   // of the vocabulary, as in kernels/lm_head.py
 constexpr i64 SMALL = 1 << 15;  // numbers; on fewer a second thread costs more than it takes over
@@ -49,15 +62,28 @@ inline Vector load(const float* x) {
   std::memcpy(&y, x, sizeof y);
   return y;
 }
+inline Vector widen(Halves x) {  // from bfloat16
+#if defined __AVX512F__  // two instructions, of which a compiler makes six
+  return (Vector)((Words)_mm512_cvtepu16_epi32((__m256i)x) << 16);
+#elif defined __AVX2__
+  return (Vector)((Words)_mm256_cvtepu16_epi32((__m128i)x) << 16);
+#else
+  return (Vector)(__builtin_convertvector(x, Words) << 16);
+#endif
+}
 inline Vector load(const bf16* x) {
   Halves y;
   std::memcpy(&y, x, sizeof y);
-  return (Vector)(__builtin_convertvector(y, Words) << 16);
+  return widen(y);
 }
 
 inline Halves narrow(Vector x) {  // to bfloat16: the nearest, ties to even
+#ifdef __AVX512BF16__
+  return (Halves)_mm512_cvtneps_pbh((__m512)x);
+#else
   const Words bits = (Words)x, up = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
   return __builtin_convertvector(x == x ? up : Words{} + 0x7fc0, Halves);
+#endif
 }
 inline void store(float* to, Vector x) { std::memcpy(to, &x, sizeof x); }
 inline void store(bf16* to, Vector x) {
@@ -83,23 +109,18 @@ template <class T> inline void store(T* to, Vector x, i64 n) {
 
 // To T and back. The compiler may fuse a product with the sum it goes into, but not through this.
 template <class T> inline Vector rounded(Vector x) {
-  T y[LANES];
-  store(y, x);
-  asm("" : "+m"(y));
-  return load(y);
+  if (std::is_same<T, bf16>()) return widen(narrow(x));
+  asm("" : "+m"(x));
+  return x;
 }
 
-// Both halves of a register, put together by `join`, down to four numbers, which are joined crosswise.
+// Both halves of a register, put together by `join`, and again, down to one number.
 template <class Join> inline float folded(Vector x, Join join) {
-  using Eight = float __attribute__((vector_size(32)));
-  using Four = float __attribute__((vector_size(16)));
-  Eight a[2];
-  Four b[2];
-  std::memcpy(a, &x, sizeof a);
-  a[0] = join(a[0], a[1]);
-  std::memcpy(b, a, sizeof b);
-  b[0] = join(b[0], b[1]);
-  return join(join(b[0][0], b[0][2]), join(b[0][1], b[0][3]));
+  float a[LANES];
+  store(a, x);
+  for (i64 half = LANES / 2; half; half /= 2)
+    for (i64 l = 0; l < half; ++l) a[l] = join(a[l], a[l + half]);
+  return a[0];
 }
 inline float total(Vector x) {
   return folded(x, [](auto a, auto b) { return a + b; });
@@ -121,14 +142,14 @@ inline Vector exponential(Vector x) {
   return x < -87.0f ? Vector{} : p * power;
 }
 
-// An equal share of the rows for every thread, in multiples of ROWS.
-inline i64 equal_share(i64 rows) {
+// An equal share of `all` for every thread, in multiples of `step`.
+inline i64 equal_share(i64 all, i64 step = ROWS) {
 #ifdef _OPENMP
   const i64 threads = omp_get_max_threads();
 #else
   const i64 threads = 1;
 #endif
-  return (rows + threads * ROWS - 1) / (threads * ROWS) * ROWS;
+  return (all + threads * step - 1) / (threads * step) * step;
 }
 
 // work(first, last) for all rows, `chunk` at a time; on one thread if there are few numbers to be computed.
@@ -243,28 +264,29 @@ void rope_write(const T* qkv, const int32_t* position, const int32_t* slot, cons
   });
 }
 
-// Fetch two registers' worth of numbers into the cache.
-template <class T> inline void fetch_two(const T* x) {
-  __builtin_prefetch(x);
-  if (sizeof(T) * LANES == 64) __builtin_prefetch(x + LANES);
+// Fetch n numbers into the cache.
+template <i64 n, class T> inline void fetch(const T* x) {
+  for (i64 i = 0; i < n; i += 64 / sizeof(T)) __builtin_prefetch(x + i);
 }
 
 // score[n][t] = sum_e query[n][e] key[e][t] for N queries and the keys of `pages` pages; what `next` names is fetched
 // meanwhile
 template <i64 N, i64 pages, class T>
 inline void page_scores(const float* query, const T* const* key, const T* const* next, float* score, i64 stride, i64 E) {
-  Vector even[pages][N] = {}, odd[pages][N] = {};
-  for (i64 e = 0; e < E; e += 2)
-    for (i64 p = 0; p < pages; ++p) {
-      fetch_two(next[p] + e * PAGE);
-      const Vector a = load(key[p] + e * PAGE), b = load(key[p] + (e + 1) * PAGE);
-      for (i64 n = 0; n < N; ++n) {
-        even[p][n] += query[n * E + e] * a;
-        odd[p][n] += query[n * E + e + 1] * b;
+  for (i64 t = 0; t < PAGE; t += LANES) {
+    Vector even[pages][N] = {}, odd[pages][N] = {};
+    for (i64 e = 0; e < E; e += 2)
+      for (i64 p = 0; p < pages; ++p) {
+        if (!t) fetch<2 * PAGE>(next[p] + e * PAGE);
+        const Vector a = load(key[p] + e * PAGE + t), b = load(key[p] + (e + 1) * PAGE + t);
+        for (i64 n = 0; n < N; ++n) {
+          even[p][n] += query[n * E + e] * a;
+          odd[p][n] += query[n * E + e + 1] * b;
+        }
       }
-    }
-  for (i64 p = 0; p < pages; ++p)
-    for (i64 n = 0; n < N; ++n) store(score + n * stride + p * PAGE, even[p][n] + odd[p][n]);
+    for (i64 p = 0; p < pages; ++p)
+      for (i64 n = 0; n < N; ++n) store(score + n * stride + p * PAGE + t, even[p][n] + odd[p][n]);
+  }
 }
 
 // sum[n][e] += sum_t weight[n][t] value[t][e] for N queries and `tokens` values of a page; `next` as above
@@ -275,7 +297,7 @@ inline void page_values(const float* weight, const T* value, const T* next, floa
     Vector left[N], right[N];
     for (i64 n = 0; n < N; ++n) left[n] = load(sum + n * E + e), right[n] = load(sum + n * E + e + LANES);
     for (i64 t = 0; t < tokens; ++t) {
-      fetch_two(next + t * E + e);
+      fetch<2 * LANES>(next + t * E + e);
       const Vector a = load(value + t * E + e), b = load(value + t * E + e + LANES);
       for (i64 n = 0; n < N; ++n) {
         left[n] += weight[n * stride + t] * a;
@@ -335,13 +357,21 @@ inline void attend_rows(const T* q, const Cache<T>& cache, const int32_t* slot, 
 
       const i64 low = first / PAGE, high = (end + PAGE - 1) / PAGE, stride = (high - low) * PAGE;
       score.resize(R * stride);
-      const auto keys = [&](i64 p) { return p < high ? cache.key_page(slot[m], p, k) : cache.value_page(slot[m], low, k); };
-      for (i64 p = low; p < high; p += 2) {
-        const T *now[] = {keys(p), keys(p + 1)}, *next[] = {keys(p + 2), keys(p + 3)};
+      const i64 follower = m + 1 < last_row && length[m + 1] ? m + 1 : m;
+      // What is read i pages after the row's first one: its keys, its values, the next row's keys.
+      const auto page = [&](i64 i) -> const T* {
+        const i64 pages = high - low;
+        if (i < pages) return cache.key_page(slot[m], low + i, k);
+        if (i < 2 * pages) return cache.value_page(slot[m], low + i - pages, k);
+        return cache.key_page(slot[follower], low + std::min(i - 2 * pages, pages - 1), k);
+      };
+      for (i64 p = low; p < high; p += PAGES) {
+        const i64 i = p - low;
+        const T *now[] = {page(i), page(i + 1)}, *next[] = {page(i + AHEAD), page(i + AHEAD + 1)};
         in_fours(R, [&](i64 r, auto n) {
           float* to_page = &score[r * stride + (p - low) * PAGE];
-          if (p + 1 < high)
-            page_scores<n(), 2>(&query[r * E], now, next, to_page, stride, E);
+          if (p + PAGES <= high)
+            page_scores<n(), PAGES>(&query[r * E], now, next, to_page, stride, E);
           else
             page_scores<n(), 1>(&query[r * E], now, next, to_page, stride, E);
         });
@@ -354,7 +384,7 @@ inline void attend_rows(const T* q, const Cache<T>& cache, const int32_t* slot, 
       }
       std::fill(sum.begin(), sum.end(), 0.0f);
       for (i64 p = low; p < high; ++p) {
-        const T *value = cache.value_page(slot[m], p, k), *next = cache.value_page(slot[m], std::min(p + 2, high - 1), k);
+        const T *value = cache.value_page(slot[m], p, k), *next = page(high - low + p - low + AHEAD);
         const i64 start = std::max(first, p * PAGE), tokens = std::min(end, (p + 1) * PAGE) - start;
         in_fours(R, [&](i64 r, auto n) {
           const float* weight = &score[r * stride + start - low * PAGE];
@@ -450,38 +480,65 @@ void lm_head(const T* logits, const float* u, i64* token, float* logprob, float*
   share(M, M * V, equal_share(M), [&](i64 m, i64 last) { draw(logits, u, drawn, softmax, temperature, mode, m, last, V); });
 }
 
-// --- Small products, and the whole step of a small model --------------------------------------------------------------
+// --- Matrix products --------------------------------------------------------------------------------------------------
 
-// y = x W^T + b for rows first to last; W [N, D] lies in panels of LANES rows, [ceil(N / LANES), D, LANES]. An element is
-// one sum over D in order: ROWS rows are always worked on together, the last one standing in for those that lack.
+// What a product takes at a time: of a row of x one float32 or two bfloat16 numbers, of W what they meet in LANES
+// of its rows.
+inline float entries(const float* x) { return *x; }
+inline Vector column(const float* w) { return load(w); }
+inline Vector add_product(Vector sum, float x, Vector w) { return sum + x * w; }
+#ifdef __AVX512BF16__
+inline __m512bh entries(const bf16* x) {
+  int32_t two;
+  std::memcpy(&two, x, 4);
+  return (__m512bh)_mm512_set1_epi32(two);
+}
+inline __m512bh column(const bf16* w) { return (__m512bh)_mm512_loadu_si512(w); }
+inline Vector add_product(Vector sum, __m512bh x, __m512bh w) { return (Vector)_mm512_dpbf16_ps((__m512)sum, x, w); }
+#endif
+
+// Columns n to last_column of y = x W^T + b for rows first to last. W [N, D] lies in panels, of each row S numbers of
+// four bytes after one another: [ceil(N / PANEL), D / S, PANEL, S]. An element is one sum over D in order: ROWS rows are
+// always worked on together, the last one standing in for those that lack. The next panels are fetched meanwhile.
 template <class T>
-inline void multiply(const T* x, const T* panels, const T* bias, T* y, i64 first, i64 last, i64 N, i64 D) {
-  for (i64 n = 0; n < N; n += 2 * LANES) {
-    const T *left = panels + n * D, *right = n + LANES < N ? left + LANES * D : left;
-    for (i64 m = first; m < last; m += ROWS) {
-      const T* row[ROWS];
+inline void multiply(const T* x, const T* panels, const T* bias, T* y, i64 first, i64 last, i64 n, i64 last_column,
+                     i64 N, i64 D) {
+  constexpr i64 S = 4 / sizeof(T), PARTS = COLUMNS / LANES;
+  const auto panel = [&](i64 at) { return panels + std::min(at, N - 1) / PANEL * PANEL * D; };
+  for (; n < last_column; n += COLUMNS)
+    for (i64 m = first, ahead = n + COLUMNS; m < last; m += ROWS, ahead += PANEL) {
+      const T *row[ROWS], *now[PARTS], *next = panel(ahead < n + 2 * COLUMNS ? ahead : n);
       for (i64 i = 0; i < ROWS; ++i) row[i] = x + std::min(m + i, last - 1) * D;
-      Vector a[ROWS] = {}, b[ROWS] = {};
-      for (i64 d = 0; d < D; ++d) {
-        const Vector v = load(left + d * LANES), w = load(right + d * LANES);
+      for (i64 p = 0; p < PARTS; ++p) now[p] = panel(n + p * LANES) + p * LANES % PANEL * S;
+      Vector sum[PARTS][ROWS] = {};
+      for (i64 d = 0; d < D; d += S) {
+        __builtin_prefetch(next + d * PANEL);
+        decltype(column(x)) w[PARTS];
+        for (i64 p = 0; p < PARTS; ++p) w[p] = column(now[p] + d * PANEL);
         for (i64 i = 0; i < ROWS; ++i) {
-          const float z = wide(row[i][d]);
-          a[i] += z * v;
-          b[i] += z * w;
+          const auto z = entries(row[i] + d);
+          for (i64 p = 0; p < PARTS; ++p) sum[p][i] = add_product(sum[p][i], z, w[p]);
         }
       }
-      for (i64 i = 0; i < std::min(ROWS, last - m); ++i) {
-        T* to = y + (m + i) * N + n;
-        const i64 more = N - n - LANES;
-        store(to, bias ? a[i] + load(bias + n, N - n, 0.0f) : a[i], N - n);
-        if (more > 0) store(to + LANES, bias ? b[i] + load(bias + n + LANES, more, 0.0f) : b[i], more);
-      }
+      for (i64 i = 0; i < std::min(ROWS, last - m); ++i)
+        for (i64 p = 0; p < PARTS; ++p) {
+          const i64 at = n + p * LANES, more = N - at;
+          if (more > 0) store(y + (m + i) * N + at, bias ? sum[p][i] + load(bias + at, more, 0.0f) : sum[p][i], more);
+        }
     }
-  }
 }
 
 template <class T> void linear(const T* x, const T* panels, const T* bias, T* y, i64 M, i64 N, i64 D) {
-  share(M, M * N * D / LANES, equal_share(M), [&](i64 m, i64 last) { multiply(x, panels, bias, y, m, last, N, D); });
+  share(N, M * N * D / LANES, equal_share(N, COLUMNS), [&](i64 n, i64 last) {
+    for (i64 m = 0; m < M; m += TALL) multiply(x, panels, bias, y, m, std::min(M, m + TALL), n, last, N, D);
+  });
+}
+
+// --- The whole step of a small model ----------------------------------------------------------------------------------
+
+template <class T>
+void multiply_all(const std::vector<T>& x, const T* panels, const T* bias, std::vector<T>& y, i64 rows, i64 N, i64 D) {
+  multiply(x.data(), panels, bias, y.data(), 0, rows, 0, N, N, D);
 }
 
 // The tensors of a layer, matrices in panels.
@@ -520,16 +577,16 @@ template <class T> struct Rows {
       const Layer<T>& w = c.layers[l];
       const Cache<T> cache{c.keys + l * c.layer_size, c.values + l * c.layer_size, table, c.K, c.E, P};
       add_and_norm(x.data(), l ? delta.data() : nullptr, w.input_norm, x.data(), h.data(), eps, 0, n, c.D);
-      multiply(h.data(), w.qkv, w.qkv_bias, qkv.data(), 0, n, (c.H + 2 * c.K) * c.E, c.D);
+      multiply_all(h, w.qkv, w.qkv_bias, qkv, n, (c.H + 2 * c.K) * c.E, c.D);
       rotate_and_write(qkv.data(), position.data(), slot.data(), c.cos, c.sin, w.q_norm, w.k_norm, q.data(), cache, eps,
                        0, n, c.H);
       if (keys_only && l == c.L - 1) return;
       attend_rows(q.data(), cache, slot.data(), length.data(), out.data(), c.window, 0, n, c.H);
-      multiply(out.data(), w.o, no_bias, delta.data(), 0, n, c.D, c.H * c.E);
+      multiply_all(out, w.o, no_bias, delta, n, c.D, c.H * c.E);
       add_and_norm(x.data(), delta.data(), w.post_norm, x.data(), h.data(), eps, 0, n, c.D);
-      multiply(h.data(), w.gate_up, no_bias, gate_up.data(), 0, n, 2 * c.F, c.D);
+      multiply_all(h, w.gate_up, no_bias, gate_up, n, 2 * c.F, c.D);
       gate(gate_up.data(), act.data(), 0, n, c.F);
-      multiply(act.data(), w.down, no_bias, delta.data(), 0, n, c.D, c.F);
+      multiply_all(act, w.down, no_bias, delta, n, c.D, c.F);
     }
     add_and_norm(x.data(), delta.data(), c.norm, x.data(), h.data(), eps, 0, n, c.D);
   }
@@ -595,7 +652,7 @@ void decode(i64* token, int32_t* position, i64* count, const i64* limit, bool* d
         std::copy_n(noise + 2 * (row * (width + 1) + count[row]), 2, &u[2 * m]);
       }
       rows.through_layers(table, P, eps, n, false);
-      multiply(rows.h.data(), model->head, (const T*)nullptr, logits.data(), 0, n, V, D);
+      multiply_all(rows.h, model->head, (const T*)nullptr, logits, n, V, D);
       draw(logits.data(), u.data(), found, (float*)nullptr, temperature, mode, 0, n, V);
       for (i64 m = 0; m < n; ++m)
         slots.record(from + m, drawn[m], logprob[m], mode == GREEDY ? 0.0f : logprob[m], eos, ends);
@@ -605,12 +662,16 @@ void decode(i64* token, int32_t* position, i64* count, const i64* limit, bool* d
 
 }  // namespace
 
-// What kernels/compiled.py calls, in the order of its signatures. Products from panels, and what is made of them, are for
-// small float32 models (kernels/packed.py).
+// What kernels/compiled.py calls, in the order of its signatures; null is what others do better (kernels/packed.py says
+// who), or what is for small float32 models.
 #define FORMS(T) (void*)add_rms_norm<T>, (void*)swiglu<T>, (void*)rope_write<T>, (void*)attend<T>, (void*)lm_head<T>
 
 void* const float_table[] = {FORMS(float), (void*)linear<float>, (void*)prefill<float>, (void*)decode<float>};
+#if defined __AVX512BF16__ && !defined __AMX_BF16__
+void* const bf16_table[] = {FORMS(bf16), (void*)linear<bf16>, nullptr, nullptr};
+#else
 void* const bf16_table[] = {FORMS(bf16), nullptr, nullptr, nullptr};
+#endif
 
 extern "C" void* const* float_forms() { return float_table; }
 extern "C" void* const* bf16_forms() { return bf16_table; }

@@ -1,17 +1,19 @@
 """Matrix products on a CPU with weights laid out for it once: y = x W^T + b.
 
-oneDNN reorders a weight into the blocks its inner loop reads (torch's compiler does the same when it freezes a model).
-Against the plain product that is 1.3 to 1.6 times as fast in float32 on an AVX-512 machine, and a tenth in bfloat16.
-It also has a property that the exact mode needs: with at least INVARIANT_ROWS rows, a row of the result depends on that
-row of x alone, bit for bit, and not on the number of rows or threads. The plain product of other CPUs does not promise
-this, but keeps it when every call has the same number of rows.
+A weight is laid out in panels, which kernels/cpu.cpp reads in order, fetching the next one from memory while it works
+on one. With as few rows of x as in decoding, that is where a library loses time: oneDNN, given its own layout, takes
+1.1 times as long for 128 rows and 1.5 times for 16. The product also has a property that the exact mode needs: a row of
+the result depends on that row of x alone, bit for bit, and not on the number of rows or threads.
 
-What oneDNN does around a product takes longer than multiplying a few rows with a small matrix: those are multiplied by
-kernels/cpu.cpp, from panels of LANES rows of the weight, which has that property by the way it is written.
+oneDNN does what cpu.cpp leaves to it: bfloat16 where the processor has no dot products of it or has matrix units, and
+all but small matrices where it is no x86. It reorders a weight into the blocks its inner loop reads, as torch's
+compiler has it do when it freezes a model; rows are then independent if there are at least INVARIANT_ROWS. The plain
+product, of all other types, does not promise that, but keeps it when every call has the same number of rows.
 """
 
 from __future__ import annotations
 
+import platform
 from weakref import ref
 
 import torch
@@ -22,7 +24,8 @@ from kernels import compiled
 
 INVARIANT_ROWS = 16
 SMALL = 1 << 18  # numbers in a small matrix
-LANES = 16  # as in cpu.cpp
+PANEL = 16  # as in cpu.cpp
+X86 = platform.machine().lower() in ("x86_64", "amd64")
 PACKS = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_reorder_linear_weight")
 PACKED_TYPES = [torch.float32] if PACKS else []
 if PACKS and torch.ops.mkldnn._is_mkldnn_bf16_supported():
@@ -37,8 +40,8 @@ def packed_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tens
     A weight is packed when it is first used, and again when it was changed in place.
     """
     bias = None if bias is None else bias.detach().to(x.dtype)
-    if is_small(weight, x.dtype):
-        out = torch.empty(len(x), len(weight))
+    if in_panels(weight, x.dtype):
+        out = x.new_empty(len(x), len(weight))
         compiled.call("linear", x.dtype, x.contiguous(), packed(weight, x.dtype), bias, out, *out.shape, x.shape[1])
         return out
     if x.dtype not in PACKED_TYPES:
@@ -49,7 +52,7 @@ def packed_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tens
 def packed_rows(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """`packed_linear`, each row of which is a function of that row of x alone."""
     rows = len(x)
-    if is_small(weight, x.dtype):
+    if in_panels(weight, x.dtype):
         return packed_linear(x, weight, bias)
     if x.dtype in PACKED_TYPES:
         padded = F.pad(x, (0, 0, 0, max(0, INVARIANT_ROWS - rows)))
@@ -58,25 +61,34 @@ def packed_rows(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor
     return torch.cat([packed_linear(tile, weight, bias) for tile in tiles] or [x.new_zeros(0, len(weight))])[:rows]
 
 
+def in_panels(weight: Tensor, dtype: torch.dtype) -> bool:
+    """Whether products in this dtype with this matrix are made by kernels/cpu.cpp."""
+    fits = (weight.numel() <= SMALL or X86) and weight.shape[1] * dtype.itemsize % 4 == 0
+    return fits and "linear" in (compiled.library() or {}).get(dtype, {})
+
+
 def is_small(weight: Tensor, dtype: torch.dtype) -> bool:
-    """Whether products in this dtype with this matrix are made by kernels/cpu.cpp, from panels."""
-    return dtype == torch.float32 and weight.numel() <= SMALL and compiled.library() is not None
+    """Whether the matrix is one of a small model, which kernels/small_model.py runs."""
+    return dtype == torch.float32 and weight.numel() <= SMALL and in_panels(weight, dtype)
 
 
 def packed(weight: Tensor, dtype: torch.dtype) -> Tensor:
-    """The weight [N, D] in this dtype and laid out: by oneDNN, or in panels [ceil(N / LANES), D, LANES]."""
+    """The weight [N, D] in this dtype and laid out: in panels [ceil(N / PANEL), D / S, PANEL * S], of a row S numbers
+    of four bytes together; or by oneDNN.
+    """
     key, state = id(weight), (weight._version, weight.data_ptr(), dtype)
     known = _packed.get(key)
     if known is None or known[0]() is not weight or known[1] != state:
         with torch.no_grad():
             plain = weight.detach().to(dtype).contiguous()
-            laid_out = _in_panels(plain) if is_small(weight, dtype) else torch.ops.mkldnn._reorder_linear_weight(plain)
+            laid_out = _panels(plain) if in_panels(weight, dtype) else torch.ops.mkldnn._reorder_linear_weight(plain)
         known = _packed[key] = ref(weight, lambda _: _packed.pop(key, None)), state, laid_out
     return known[2]
 
 
-def _in_panels(weight: Tensor) -> Tensor:
-    return F.pad(weight, (0, 0, 0, -len(weight) % LANES)).unflatten(0, (-1, LANES)).mT.contiguous()
+def _panels(weight: Tensor) -> Tensor:
+    padded = F.pad(weight, (0, 0, 0, -len(weight) % PANEL)).unflatten(0, (-1, PANEL))
+    return padded.view(torch.int32).mT.contiguous().view(weight.dtype)
 
 
 def forget_packed() -> None:

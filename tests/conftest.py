@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from importlib.util import find_spec
 
+import numpy as np
 import pytest
 import torch
 
@@ -30,6 +32,25 @@ class Float64Transformer(Transformer):
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         return self.lm_head(hidden)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def products_in_one_order() -> Iterator[None]:
+    """An element of an interpreted tl.dot is one sum in order, the same wherever it stands in a tile, as on a GPU.
+    Triton's interpreter multiplies by NumPy, whose library adds up some rows of a tile differently on some processors.
+    """
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        if os.environ.get("TRITON_INTERPRET") == "1" and find_spec("triton") is not None:
+            from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
+
+            def create_dot(_, a, b, d, *_options):
+                total = d.data.copy()
+                for k in range(a.data.shape[-1]):
+                    total += np.multiply(a.data[..., :, k, None], b.data[..., k, None, :], dtype=total.dtype)
+                return TensorHandle(total, d.dtype.scalar)
+
+            monkeypatch.setattr(InterpreterBuilder, "create_dot", create_dot)
+        yield
 
 
 @pytest.fixture(scope="session")

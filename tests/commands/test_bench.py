@@ -223,6 +223,9 @@ def test_the_gap_is_that_of_the_trainer():
         ("aten::empty", [[]], "other"),
         ("attend", [], "attention"),
         ("decode", [], "all in one"),
+        ("linear 128 960 576", [], "projections"),
+        ("linear 128 1000 576", [], "lm_head"),
+        ("lm_head 3 128 1000", [], "sampling"),
     ],
 )
 def test_operators_belong_to_stages(name, shapes, stage):

@@ -11,12 +11,12 @@ from kernels.packed import _packed, forget_packed, packed_linear, packed_rows
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
 
 
-@pytest.fixture(params=["small", "large"], autouse=True)
-def size(request, monkeypatch):
-    """Products with small matrices, and the same ones as if they were not."""
+@pytest.fixture(params=["panels", "library"], autouse=True)
+def form(request, monkeypatch):
+    """Products by kernels/cpu.cpp where it has them, and the same ones by oneDNN or as PyTorch makes them."""
     forget_packed()
-    if request.param == "large":
-        monkeypatch.setattr(packed, "SMALL", 0)
+    if request.param == "library":
+        monkeypatch.setattr(packed, "in_panels", lambda weight, dtype: False)
     yield
     forget_packed()
 
@@ -28,9 +28,10 @@ def random(*shape: int, seed: int = 0) -> torch.Tensor:
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("function", [packed_linear, packed_rows])
 @pytest.mark.parametrize("rows", [0, 1, 16, 70])
-@pytest.mark.parametrize("features", [1, 16, 17, 40, 64])
-def test_the_product(dtype, function, rows, features):
-    x, weight, bias = random(rows, 24), random(features, 24, seed=1), random(features, seed=2)
+@pytest.mark.parametrize("shape", [(1, 24), (16, 24), (17, 24), (40, 24), (64, 24), (33, 7), (5, 1)], ids=str)
+def test_the_product(dtype, function, rows, shape):
+    (features, dim), bias = shape, random(shape[0], seed=2)
+    x, weight = random(rows, dim), random(features, dim, seed=1)
     for given in (None, bias.to(dtype)):
         found = function(x.to(dtype), weight.to(dtype), given)
         expected = x @ weight.T + (0 if given is None else bias)

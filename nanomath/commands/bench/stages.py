@@ -32,9 +32,10 @@ ELEMENTWISE = ("add", "mul", "div", "silu", "norm", "mean", "rsqrt", "pow", "emb
 
 
 def operator_stage(name: str, shapes: Shapes, vocabulary: int) -> str:
-    """The stage of an operator, or of a kernel of kernels/cpu.cpp, of a decoding step on a CPU."""
-    if name in CPU_KERNELS:
-        return CPU_KERNELS[name]
+    """The stage of an operator, or of a kernel of kernels/cpu.cpp with its sizes, of a decoding step on a CPU."""
+    kernel, *sizes = name.split(" ")
+    if kernel in CPU_KERNELS:
+        return "lm_head" if kernel == "linear" and str(vocabulary) in sizes else CPU_KERNELS[kernel]
     product = any(word in name for word in PRODUCTS) and any(len(shape) == 2 for shape in shapes)
     if product:
         return "lm_head" if any(vocabulary in shape for shape in shapes) else "projections"

@@ -1,9 +1,9 @@
 """Matrix products on a CPU with weights laid out for it once: y = x W^T + b.
 
 A weight is laid out in panels, which kernels/cpu.cpp reads in order, fetching the next one from memory while it works
-on one. With as few rows of x as in decoding, that is where a library loses time: oneDNN, given its own layout, takes
-1.1 times as long for 128 rows and 1.5 times for 16. The product also has a property that the exact mode needs: a row of
-the result depends on that row of x alone, bit for bit, and not on the number of rows or threads.
+on one. With as few rows of x as in decoding, that is where a library loses time. The product also has a property that
+the exact mode needs: a row of the result depends on that row of x alone, bit for bit, and not on the number of rows or
+threads.
 
 oneDNN does what cpu.cpp leaves to it: bfloat16 where the processor has no dot products of it or has matrix units, and
 all but small matrices where it is no x86. It reorders a weight into the blocks its inner loop reads, as torch's

@@ -355,12 +355,11 @@ inline void attend_rows(const T* q, const Cache<T>& cache, const int32_t* slot, 
       }
       for (i64 i = 0; i < R * E; i += LANES) store(&query[i], load(from + i, R * E - i, 0.0f) * scale, R * E - i);
 
-      const i64 low = first / PAGE, high = (end + PAGE - 1) / PAGE, stride = (high - low) * PAGE;
+      const i64 low = first / PAGE, high = (end + PAGE - 1) / PAGE, pages = high - low, stride = pages * PAGE;
       score.resize(R * stride);
       const i64 follower = m + 1 < last_row && length[m + 1] ? m + 1 : m;
       // What is read i pages after the row's first one: its keys, its values, the next row's keys.
       const auto page = [&](i64 i) -> const T* {
-        const i64 pages = high - low;
         if (i < pages) return cache.key_page(slot[m], low + i, k);
         if (i < 2 * pages) return cache.value_page(slot[m], low + i - pages, k);
         return cache.key_page(slot[follower], low + std::min(i - 2 * pages, pages - 1), k);
@@ -384,7 +383,7 @@ inline void attend_rows(const T* q, const Cache<T>& cache, const int32_t* slot, 
       }
       std::fill(sum.begin(), sum.end(), 0.0f);
       for (i64 p = low; p < high; ++p) {
-        const T *value = cache.value_page(slot[m], p, k), *next = page(high - low + p - low + AHEAD);
+        const T *value = page(pages + p - low), *next = page(pages + p - low + AHEAD);
         const i64 start = std::max(first, p * PAGE), tokens = std::min(end, (p + 1) * PAGE) - start;
         in_fours(R, [&](i64 r, auto n) {
           const float* weight = &score[r * stride + start - low * PAGE];

@@ -17,7 +17,7 @@ import re
 from functools import lru_cache
 
 from nanomath.rewards.extraction import Box, answer_phrase, find_boxes
-from nanomath.rewards.normalise import Number, clean, enclosed, read_number, split, split_unit, unescape
+from nanomath.rewards.normalise import Number, clean, enclosed, read_number, same_unit, split, split_unit, unescape
 from nanomath.rewards.worker import WORKER
 
 HAVE_MATH_VERIFY = importlib.util.find_spec("math_verify") is not None
@@ -43,6 +43,11 @@ _LINKED = re.compile(
 _WORD = re.compile(r"(?<![\\a-zA-Z])(?!and\b|or\b)[a-zA-Z]{2,}")
 _WORDS = re.compile(r"[a-zA-Z' -]+")
 _CHOICE = re.compile(r"\(?([A-J])(?:\)|[.:]|\).*|[.:] .*)?")
+# Commands that math-verify skips in silence, with what they say: these are compared as texts.
+_FRAGMENTS = re.compile(
+    r"\\(?:n?mid|equiv|pmod|[cl]?dots|aleph|partial|triangle|angle|perp|parallel|sim|cong|forall|exists|nexists"
+    r"|not|[lr](?:floor|ceil))(?![a-zA-Z])"
+)
 _NOT_SYMBOLIC = re.compile(
     r"(?<![\\a-zA-Z])(?!(?:arc)?(?:sin|cos|tan|cot|sec|csc)|sqrt|exp|log|[pv]matrix)[a-zA-Z]{4,}|[^\x00-\x7f]"
 )
@@ -140,8 +145,7 @@ def _numbers(gold: str, prediction: str) -> bool | None:
 
 
 def _same_number(gold: Number, prediction: Number) -> bool:
-    initials = {unit[0].lower() for unit in (gold.unit, prediction.unit) if unit.isascii() and unit}
-    if len(initials) > 1:  # feet and ft may be the same, feet and inches are not
+    if gold.unit and prediction.unit and not same_unit(gold.unit, prediction.unit):
         return False
     tolerance = gold.tolerance if prediction.places is None else prediction.tolerance if gold.places is None else 0
     scales = [1, 100] if gold.percent != prediction.percent else [1]
@@ -290,9 +294,10 @@ def _name(text: str) -> str:
 
 def _expressions(gold: str, prediction: str) -> bool:
     left, right = split_unit(gold)[0], split_unit(prediction)[0]
-    if (left, right) != (gold, prediction):
-        return same(left, right)
-    if _NOT_SYMBOLIC.search(left) or _NOT_SYMBOLIC.search(right):
+    units = split_unit(gold)[1], split_unit(prediction)[1]
+    if any(units):
+        return (not all(units) or same_unit(*units)) and same(left, right)
+    if _FRAGMENTS.search(left) or _FRAGMENTS.search(right) or _NOT_SYMBOLIC.search(left) or _NOT_SYMBOLIC.search(right):
         return False
     numbers = [number for number in (read_number(left), read_number(right)) if number]
     return _ask(left, right, tolerance=float(max((number.tolerance for number in numbers), default=0)))

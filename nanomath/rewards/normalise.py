@@ -13,15 +13,25 @@ from typing import NamedTuple
 
 from nanomath.rewards.extraction import HALF_WIDTH
 
+_VULGAR = ["12", "13", "23", "14", "34", "15", "25", "35", "45", "16", "56", "18", "38", "58", "78"]
+_RAISED = re.compile("[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻]+")
+_LOWERED = re.compile("[₀₁₂₃₄₅₆₇₈₉]+")
+_LEVEL = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻₀₁₂₃₄₅₆₇₈₉", "0123456789+-0123456789")
 _UNICODE = str.maketrans(
     {code: chr(half) if isinstance(half, int) else half for code, half in HALF_WIDTH.items()}
-    | {ord(char): "-" for char in "−–—"}
+    | {ord(char): "-" for char in "−–—‐‑‒―﹣"}
     | {ord(char): "*" for char in "×·⋅"}
-    | {ord(char): " " for char in "\u00a0\u2009\u202f"}
+    | {ord(char): " " for char in "\u00a0\u2007\u2009\u200a\u202f"}
+    | {ord(char): "" for char in "\ufeff\u2060\u200b\u200c\u200d\u200e\u200f\u00ad"}  # they cannot be seen
     | {ord(char): "" for char in "€£¥°"}
     | {ord("÷"): "/", ord("π"): r"\pi ", ord("∞"): r"\infty ", ord("√"): r"\sqrt ", ord("±"): r"\pm "}
     | {ord("≤"): "<=", ord("≥"): ">=", ord("≠"): "!=", ord("≈"): r"\approx ", ord("∪"): r"\cup ", ord("∈"): r"\in "}
-    | {ord("²"): "^2", ord("³"): "^3", ord("½"): r"\frac{1}{2}", ord("θ"): r"\theta ", ord("∅"): r"\emptyset "}
+    | {ord("θ"): r"\theta ", ord("α"): r"\alpha ", ord("β"): r"\beta ", ord("∅"): r"\emptyset ", ord("⁄"): "/"}
+    | {
+        ord(char): rf"\frac{{{top}}}{{{bottom}}}"
+        for char, (top, bottom) in zip("½⅓⅔¼¾⅕⅖⅗⅘⅙⅚⅛⅜⅝⅞", _VULGAR, strict=True)
+    }
+    | {ord("⩽"): "<=", ord("⩾"): ">=", ord("ℝ"): " R "}
     | {ord("、"): ",", ord("。"): "."}
 )
 
@@ -34,8 +44,16 @@ _RULES = [
         (r",\\!\s*|\s*\{\s*,\s*\}\s*", ","),  # 11,\! 111 and 11{,}111
         (rf"(?<!\\)\\[!,;:> ]|~|(?<!\\)\\q?quad{_END}", " "),
         (r"(?<!\\)\\[()\[\]]|\\?\$", ""),  # maths delimiters and dollars
-        (r"(?<=\d)\s*\\(?:text|mathrm)\s*\{\s*[a-df-hj-zA-Z]\s*\}", ""),  # 5\text{ m}
-        (r"\\(?:text(?:bf|it|rm)?|math(?:rm|bf|it|bb)|mbox|operatorname\*?)\s*\{([^{}]*)\}", r" \1 "),
+        # A unit of one letter with its power, as in 5\text{ m}^2: any other letter is a factor
+        (r"(?<=\d)(?:\s|~)*\\(?:text|mathrm)\s*\{\s*[mgshLlVWJNAK]\s*\}(?:\s*\^\s*(?:[23]|\{\s*[23]\s*\}))?", ""),
+        (
+            r"\\(?:text(?:bf|it|rm|tt|sf|sc|normal)?|math(?:rm|bf|it|bb|sf|tt|normal)|mbox|operatorname\*?)\s*\{([^{}]*)\}",
+            r" \1 ",
+        ),
+        (
+            rf"\\(?:text(?:bf|it|rm|tt|sf)|math(?:rm|bf|it|sf|tt)|boldsymbol|bm|underline|textcolor\s*\{{\w*\}}){_END}",
+            "",
+        ),
         (rf"\\[dtc]frac{_END}", r"\\frac"),
         (r"\\frac\s*(?:\{([^{}]*)\}|(\d))\s*(?:\{([^{}]*)\}|(\d))", r"\\frac{\1\2}{\3\4}"),
         (rf"\\(?:cdot|times|ast){_END}", "*"),
@@ -103,7 +121,8 @@ def unescape(text: str) -> str:
 
 def clean(text: str) -> str:
     """One answer in plain notation."""
-    text = unescape(text).translate(_UNICODE)
+    text = _RAISED.sub(lambda run: f"^{{{run[0].translate(_LEVEL)}}}", unescape(text))
+    text = _LOWERED.sub(lambda run: f"_{{{run[0].translate(_LEVEL)}}}", text).translate(_UNICODE)
     for pattern, replacement in _RULES:
         text = pattern.sub(replacement, text)
     text = text.strip(" *").rstrip(" .,;:")
@@ -142,6 +161,13 @@ def split_unit(text: str) -> tuple[str, str]:
     if not match or _NOT_UNITS.search(match["unit"]):
         return text, ""
     return match["value"].strip(), match["unit"].strip()
+
+
+def same_unit(one: str, other: str) -> bool:
+    """Whether two units may be one: the same words, or the letters of the shorter in order in the longer (ft, feet)."""
+    short, long = sorted((re.sub(r"[\s.]", "", unit).casefold() for unit in (one, other)), key=len)
+    letters = iter(long)
+    return short[:1] == long[:1] and all(letter in letters for letter in short)
 
 
 def read_number(text: str, european: bool = False) -> Number | None:

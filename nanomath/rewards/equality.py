@@ -16,7 +16,7 @@ import importlib.util
 import re
 from functools import lru_cache
 
-from nanomath.rewards.extraction import Box, answer_phrase, find_boxes
+from nanomath.rewards.extraction import answer_phrase, find_boxes, last_run
 from nanomath.rewards.normalise import Number, clean, enclosed, read_number, same_unit, split, split_unit, unescape
 from nanomath.rewards.worker import WORKER
 
@@ -87,7 +87,7 @@ def isolate(text: str) -> str:
     """
     text = unescape(text)
     if boxes := find_boxes(text)[0]:
-        return _last_run(text, boxes)
+        return last_run(text, boxes)
     text = answer_phrase(text) or text
     prose = re.sub(_SEGMENT, " ", text, flags=re.DOTALL)
     if not _WORD.search(prose):
@@ -96,16 +96,6 @@ def isolate(text: str) -> str:
         return links[-1]
     formulas = re.findall(_SEGMENT, text, flags=re.DOTALL)
     return formulas[0] if len(formulas) == 1 and not re.search(r"\d", prose) else text
-
-
-def _last_run(text: str, boxes: list[Box]) -> str:
-    r"""`\boxed{1} and \boxed{2}` is one answer, "1, 2"; boxes with a sentence between them are not."""
-    run = [boxes[-1]]
-    for box in reversed(boxes[:-1]):
-        if re.search(r"\d|[.。]\s|\n\s*\n", text[box.end : run[0].start]) or run[0].start - box.end > 60:
-            break
-        run.insert(0, box)
-    return ", ".join(box.content for box in run)
 
 
 def same(gold: str, prediction: str) -> bool:

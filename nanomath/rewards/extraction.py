@@ -1,8 +1,9 @@
 r"""Find the final answer in a completion.
 
-Looked for in this order, the last occurrence of each: `\boxed{...}` or `\fbox{...}` (the convention of MATH), `#### x`
-(GSM8K), "the answer is ..." and its relatives, and the Japanese forms (MGSM). Nothing else counts unless `lenient`: a
-guess at "the last number anywhere" rewards a completion for mentioning numbers, which a policy soon learns.
+Looked for in this order, the last occurrence of each: `\boxed{...}` or `\fbox{...}` (the convention of MATH; several
+that follow each other are one answer), `#### x` (GSM8K), "the answer is ..." and its relatives, and the Japanese and
+Chinese forms (MGSM). Nothing else counts unless `lenient`: a guess at "the last number anywhere" rewards a completion
+for mentioning numbers, which a policy soon learns.
 """
 
 from __future__ import annotations
@@ -14,13 +15,13 @@ from typing import NamedTuple
 HALF_WIDTH = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)} | {0x3000: " "}
 
 _BOX_TOKEN = re.compile(r"\\(?:boxed|fbox)(?![a-zA-Z])\s*(?P<open>\{)?|\\.|[{}]", re.DOTALL)
-_BARE_BOX = re.compile(r"\\?[^\s${}\\]{1,60}")
+_BARE_BOX = re.compile(r"(?!\\(?:boxed|fbox))(?=\\?[^\s${}\\]{0,59}[^\W_])\\?[^\s${}\\]{1,60}")  # not the "." after it
 _GSM8K = re.compile(r"^.*####[ \t]*(?!Step\b|Part\b|\d+\.\s)(\S.*)$", re.MULTILINE)
 _ENGLISH = re.compile(
     r"\banswers?\b(?:\s+(?:to|for|of)\s[^.:\n]{1,60}?)?[\s*_]*(?:\bis\b|\bare\b|\bequals\b|:|=)[\s*_]*:?[\s*_]*",
     re.IGNORECASE,
 )
-_JAPANESE = re.compile(r"(?:答え?|解答|正解)[\s*]*(?:は|:|=|】|[ \t]|\n)[\s*:、]*")
+_JAPANESE = re.compile(r"(?:答え?|解答|正解|答案)[\s*]*(?:は|是|:|=|】|[ \t]|\n)[\s*:、]*")
 _ENGLISH_END = re.compile(r"\n|\.(?=\s|\*|$)|<\||\s(?:because|since|where|which)\b")
 _JAPANESE_END = re.compile(r"\n|。|<\||(?:です|である|となる|となります|になる|になります|だ)(?=$|[\s.!。])")
 _DISPLAY = re.compile(r"(\$\$|\$|\\\[|\\\()(.+?)(\$\$|\$|\\\]|\\\))(?=[\s.,。*]*(?:\n|$)|\.\s)", re.DOTALL)
@@ -52,6 +53,16 @@ def find_boxes(text: str) -> tuple[list[Box], bool]:
     return boxes, depth > 0
 
 
+def last_run(text: str, boxes: list[Box]) -> str:
+    r"""`\boxed{1} and \boxed{2}` is one answer, "1, 2"; boxes with a sentence between them are not."""
+    run = [boxes[-1]]
+    for box in reversed(boxes[:-1]):
+        if re.search(r"\d|[.。]\s|\n\s*\n", text[box.end : run[0].start]) or run[0].start - box.end > 60:
+            break
+        run.insert(0, box)
+    return ", ".join(box.content for box in run)
+
+
 def extract_answer(text: str, *, lenient: bool = False) -> str | None:
     r"""The final answer of a completion as written, or None where it gives none.
 
@@ -62,9 +73,12 @@ def extract_answer(text: str, *, lenient: bool = False) -> str | None:
     text = text.rpartition("</think>")[2].translate(HALF_WIDTH)
     boxes, cut = find_boxes(text)
     if cut:  # an early box may have lost its brace: what counts is whether the *last* one is closed
-        boxes, cut = find_boxes(text[max(text.rfind(r"\boxed"), text.rfind(r"\fbox")) :])
-    if boxes or cut:
-        return boxes[-1].content or None if boxes else None
+        text = text[max(text.rfind(r"\boxed"), text.rfind(r"\fbox")) :]
+        boxes, cut = find_boxes(text)
+    if cut:
+        return None
+    if boxes:
+        return last_run(text, boxes) or None
     return answer_phrase(text) or (_last_number(text) if lenient else None)
 
 

@@ -16,6 +16,8 @@ BOXES = [
     (r"\boxed{\{1, 2\}}", r"\{1, 2\}"),
     (r"\boxed{[0, 1)}", "[0, 1)"),
     (r"\fbox{9}", "9"),
+    (r"The solutions are \boxed{3}, \boxed{5}, \boxed{7}", "3, 5, 7"),
+    (r"$x=\boxed{1}$ or $x=\boxed{-2}$", "1, -2"),
     (r"$\boxed 7$.", "7"),
     (r"\boxed5", "5"),
     (r"an unclosed \boxed{1 and then \boxed{2}", "2"),
@@ -25,6 +27,7 @@ BOXES = [
 PHRASES = [
     ("She sells 9 * 2 = <<9*2=18>>18.\n#### 18", "18"),
     ("#### 1,234\n", "1,234"),
+    ("Mark it with \\boxed . So 2+3=5.\nThe answer is 5.", "5"),
     ("#### -5", "-5"),
     ("#### Step 3: add them\nThe answer is 7.", "7"),
     ("The answer is 4", "4"),
@@ -51,6 +54,8 @@ JAPANESE = [
     ("最終的な答えは 3/4 である。", "3/4"),
     ("答えは x=3 となります。", "x=3"),
     ("答えは、5個です。", "5個"),
+    ("答案是12。", "12"),
+    ("答案：12", "12"),
     ("正解は $\\frac{1}{2}$", r"\frac{1}{2}"),
 ]
 NONE = [

@@ -27,7 +27,7 @@ from nanomath.commands.build import (
     build_process_reward,
     build_sampler,
     build_template,
-    encode_prompts,
+    fitting_prompts,
     sampling_options,
 )
 from nanomath.commands.main import run_main
@@ -66,8 +66,12 @@ def main(argv: list[str]) -> int:
     model, tokenizer = trainee.model, trainee.tokenizer
     template, context = build_template(config.prompt), model.config.max_positions
 
-    problems, heldout = build_problems(config.train), build_problems(config.heldout)
-    prompts, heldout_prompts = (encode_prompts(p, template, tokenizer, context) for p in (problems, heldout))
+    problems, prompts = fitting_prompts(
+        build_problems(config.train), template, tokenizer, context, config.train.max_tokens
+    )
+    heldout, heldout_prompts = fitting_prompts(
+        build_problems(config.heldout), template, tokenizer, context, config.heldout.max_tokens
+    )
     check_measurement(heldout, config.evaluation.samples, config.evaluation.k, config.evaluation.by)
     process, judge = build_process_reward(config, tokenizer, problems), build_judge_reward(config, problems)
     beside = [part for part in (process, judge) if part]

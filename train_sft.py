@@ -16,7 +16,7 @@ from nanomath.commands.build import (
     build_sampler,
     build_template,
     encode_examples,
-    encode_prompts,
+    fitting_prompts,
     sampling_options,
 )
 from nanomath.commands.main import run_main
@@ -42,12 +42,14 @@ def main(argv: list[str]) -> int:
     model, tokenizer = trainee.model, trainee.tokenizer
     template, context = build_template(config.prompt), model.config.max_positions
 
-    examples = encode_examples(build_problems(config.train), template, tokenizer, context)
+    examples = encode_examples(build_problems(config.train), template, tokenizer, context, config.train.max_tokens)
     if 0 < config.sft.row_length < (longest := max(map(len, examples))):
         raise ValueError(f"sft.row_length is {config.sft.row_length}: the longest problem and solution need {longest}")
-    heldout = build_problems(config.heldout)
-    heldout_prompts = encode_prompts(heldout, template, tokenizer, context)
-    heldout_examples = encode_examples([p for p in heldout if p.solution], template, tokenizer, context)
+    heldout, heldout_prompts = fitting_prompts(
+        build_problems(config.heldout), template, tokenizer, context, config.heldout.max_tokens
+    )
+    solved = [problem for problem in heldout if problem.solution]
+    heldout_examples = encode_examples(solved, template, tokenizer, context, config.heldout.max_tokens)
     check_measurement(heldout, config.evaluation.samples, config.evaluation.k, config.evaluation.by)
     sampler = SharedSampler(build_sampler(config.sampling, model, tokenizer))
     sft, seed = config.sft, config.run.seed

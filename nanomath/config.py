@@ -89,7 +89,13 @@ class _Source:
     def error(self, path: KeyPath, message: str) -> ValueError:
         line = _line_number(self.text, path)
         place = self.name if line is None else f"{self.name}:{line}"
-        return ValueError(f"{place}: {'.'.join(path)}: {message}")
+        return ValueError(f"{place}: {_key(path)}: {message}")
+
+
+def _key(path: KeyPath) -> str:
+    """The key as it is written, or a Python string where that could not be read on one line."""
+    name = ".".join(path)
+    return name if name.isprintable() and len(name) <= 100 else f"{name!r:.100}"
 
 
 def load(cls: type[T], path: str | Path | None, overrides: Sequence[str] = ()) -> T:
@@ -107,7 +113,9 @@ def load(cls: type[T], path: str | Path | None, overrides: Sequence[str] = ()) -
     for word in overrides:
         name, equals, text = word.partition("=")
         if not equals or not name:
-            raise ValueError(f"command line: {word!r}: expected key=value")
+            raise ValueError(f"command line: {word!r:.100}: expected key=value")
+        if re.search("[\ud800-\udfff]", word):  # what Python makes of bytes that are no text
+            raise ValueError(f"command line: {word!r:.100}: not UTF-8 text")
         key = tuple(name.strip().split("."))
         _assign(cls, key, _Text(text), _Source(), values)
     sources = [str(path)] * (path is not None) + ["command line"] * bool(overrides)
@@ -122,8 +130,9 @@ def _read_toml(path: Path) -> tuple[_Source, dict[str, Any]]:
         return _Source(str(path), text), tomllib.loads(text)
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: not UTF-8 text (byte {error.start})") from None
-    except tomllib.TOMLDecodeError as error:
-        raise ValueError(f"{path}: not valid TOML: {error}") from None
+    except (ValueError, RecursionError) as error:
+        reason = "tables or lists in one another, too deep" if isinstance(error, RecursionError) else error
+        raise ValueError(f"{path}: not valid TOML: {reason}") from None
 
 
 class _Text(str):
@@ -232,7 +241,7 @@ def _convert(value: Any, kind: Any) -> Any:
     if type(value) is inner:
         return value
     expected = _WORDS[get_origin(inner) or inner] + (" or none" if inner is not kind else "")
-    raise ValueError(f"expected {expected}, got {value!r}")
+    raise ValueError(f"expected {expected}, got {value!r:.100}")
 
 
 def _without_none(kind: Any) -> Any:
@@ -253,7 +262,7 @@ def _parse(text: str, kind: Any) -> Any:
         return _parse_list(text, get_args(inner)[0])
     try:
         return float(text) if inner is float else tomllib.loads(f"value = {text}")["value"]
-    except ValueError:
+    except (ValueError, RecursionError):
         return text
 
 
@@ -261,7 +270,7 @@ def _parse_list(text: str, kind: Any) -> list[Any]:
     """A TOML list, or words separated by commas with or without brackets: `[en,ja]`, `en,ja`."""
     try:
         return _convert(tomllib.loads(f"value = {text}")["value"], list[kind])
-    except ValueError:
+    except (ValueError, RecursionError):
         words = text.strip().removeprefix("[").removesuffix("]").split(",")
         return [_parse(word.strip(), kind) for word in words if word.strip()]
 
@@ -272,10 +281,11 @@ def _check(value: Any, metadata: Mapping[str, Any]) -> None:
     for entry in entries:
         if entry is None:
             continue
-        in_range = all(holds(entry, metadata[name]) for name, (_, holds) in _LIMITS.items() if name in metadata)
+        limits = (holds(entry, metadata[name]) for name, (_, holds) in _LIMITS.items() if name in metadata)
+        in_range = entry == entry and all(limits)  # nan is not itself
         if not in_range or entry not in _choices(metadata, [entry]):
             what = "" if "choices" in metadata else "a number "
-            raise ValueError(f"expected {what}{_range(metadata)}, got {entry!r}")
+            raise ValueError(f"expected {(what + _range(metadata)).strip()}, got {entry!r:.100}")
 
 
 def _choices(metadata: Mapping[str, Any], default: Collection[Any] = ()) -> Collection[Any]:
@@ -298,7 +308,7 @@ def _unknown(cls: type, path: KeyPath, parent: Any) -> str:
         return f"unknown key; did you mean {difflib.get_close_matches('.'.join(path), same_name, n=1, cutoff=0)[0]}?"
     if dataclasses.is_dataclass(parent):
         return f"unknown key; expected one of {', '.join(field.name for field in dataclasses.fields(parent))}"
-    return f"unknown key; {'.'.join(path[:-1])} is not a section"
+    return f"unknown key; {_key(path[:-1])} is not a section"
 
 
 def _line_number(text: str, path: KeyPath) -> int | None:

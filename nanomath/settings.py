@@ -68,12 +68,17 @@ class Problems:
     split: str = option("train", "split of the world (train, validation, test) or of a hub dataset")
     skip: int = option(0, "leave out the first so many rows of a file", minimum=0)
     limit: int = option(0, "use at most so many problems, 0: all (20000 of the world)", minimum=0)
+    max_tokens: int = option(
+        0, "leave out problems whose prompt, or in SFT prompt and solution, is longer; 0: one too long stops", minimum=0
+    )
     families: list[str] = option(["maths"], "world: families in equal parts")
     difficulty: list[int] = option([1, 4], "world: least and greatest number of steps", minimum=1, maximum=8)
     direct: float = option(0.0, "world: share of the solutions that state the answer alone", minimum=0, maximum=1)
     languages: list[str] = option(["en"], "world: languages in turn", choices=("en", "ja"))
-    question: list[str] = option([], "file: fields of the question, joined; empty: the usual names")
-    answer: str = option("", "file: field of the gold answer; empty: the usual names")
+    question: list[str] = option(
+        [], "file: fields of the question (or prompt.0.content), joined; empty: the usual names"
+    )
+    answer: str = option("", "file: field of the gold answer (or reward_model.ground_truth); empty: the usual names")
     solution: str = option("", "file: field of the worked solution; empty: the usual names")
     id: str = option("", "file: field of the id; empty: the usual names, or the row")
     answer_after: str | None = option(None, "file: the gold answer follows this marker; none: #### where there is one")

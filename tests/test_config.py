@@ -306,12 +306,45 @@ def test_a_method_with_overrides_comes_back(tmp_path: Path) -> None:
         ("weights.a=-2", "weights.a: expected a number at least -1, got -2.0"),
         ("examples=a,b", "examples: expected a table, got 'a'"),
         ("optim.schedule.shape=cosin", "optim.schedule.shape: expected one of constant, cosine, linear, got 'cosin'"),
+        ("weights.a=nan", "weights.a: expected a number at least -1, got nan"),
+        ("name=caf\udce9", "'name=caf\\udce9': not UTF-8 text"),
         ("seed", "'seed': expected key=value"),
         ("=1", "'=1': expected key=value"),
     ],
 )
 def test_errors_of_the_command_line(word: str, message: str) -> None:
     assert error_of(None, word) == f"command line: {message}"
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("seed=" + "[" * 5000, f"seed: expected an integer, got '{'[' * 99}"),
+        ("seed=" + "1" * 5000, f"seed: expected an integer, got '{'1' * 99}"),
+        ("optim.betas=" + "[" * 5000, f"optim.betas: expected a number, got '{'[' * 99}"),
+        ("optim.schedule.shape=" + "x" * 5000, f"one of constant, cosine, linear, got '{'x' * 99}"),
+        (
+            "a\nb=1",
+            "'a\\nb': unknown key; expected one of name, seed, exact, judge, languages, weights, examples, optim",
+        ),
+        ("seed.a\nb.c=1", "'seed.a\\nb.c': unknown key; 'seed.a\\nb' is not a section"),
+        (
+            "x" * 5000 + "=1",
+            f"'{'x' * 99}: unknown key; expected one of name, seed, exact, judge, languages, weights, ",
+        ),
+        ("x\n" * 5000, "'x\\nx\\nx"),
+    ],
+    ids=range(8),
+)
+def test_errors_are_one_short_line_whatever_is_said(word: str, message: str) -> None:
+    error = error_of(None, word)
+    assert error.startswith("command line: ") and message in error
+    assert len(error) < 300 and error.isprintable()
+
+
+def test_nan_is_no_number_for_any_key() -> None:
+    with pytest.raises(ValueError, match=r"^command line: reward\.weights\.accuracy: expected a number, got nan$"):
+        load(GRPOConfig, None, ["reward.weights.accuracy=nan"])
 
 
 @pytest.mark.parametrize(
@@ -350,6 +383,12 @@ def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
         load(Config, tmp_path)
     path = write(tmp_path, "seed = 1\nname = = 2")
     assert error_of(path).startswith(f"{path}: not valid TOML: ") and "line 2" in error_of(path)
+    path = write(tmp_path, "seed = " + "[" * 5000)
+    assert error_of(path) == f"{path}: not valid TOML: tables or lists in one another, too deep"
+    path = write(tmp_path, "seed = " + "1" * 5000)
+    assert error_of(path).startswith(f"{path}: not valid TOML: Exceeds the limit (4300 digits)")
+    path = write(tmp_path, '"a\\nb" = 1')
+    assert error_of(path).startswith(f"{path}: 'a\\nb': unknown key; expected one of name, ")
     path = write(tmp_path, "name = 'é'", encoding="latin-1")
     assert error_of(path) == f"{path}: not UTF-8 text (byte 8)"
 

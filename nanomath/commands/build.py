@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from functools import partial
+from typing import TypeVar
 
 import torch
 
@@ -27,7 +28,10 @@ from nanomath.process.prm import LengthScores, Oracle, RandomScores, Scorer, loa
 from nanomath.process.rewards import ProcessReward
 from nanomath.rewards.judge import PAIRWISE, POINTWISE, Judge
 from nanomath.rollout import Sampler
+from nanomath.training.loop import say
 
+T = TypeVar("T")
+LEAVE_OUT = "; max_tokens of a problem set leaves out what is longer"
 WORLD_PROBLEMS = 20000  # the world has no end; this many are drawn where no limit is set
 
 
@@ -104,37 +108,71 @@ def build_template(section: settings.Prompt) -> PromptTemplate:
 
 
 def encode_prompts(
-    problems: Sequence[Problem], template: PromptTemplate, tokenizer: Tokenizer, longest: int
+    problems: Sequence[Problem], template: PromptTemplate, tokenizer: Tokenizer, longest: int, hint: str = ""
 ) -> list[list[int]]:
-    """Prompt tokens of every problem. ValueError names the first that leaves no room in a context of `longest`.
-
-    A chat template writes its own special tokens; plain text gets those the tokenizer puts around it.
-    """
-    prompts = []
-    for problem in problems:
-        text = render_prompt(problem, template, tokenizer.apply_chat_template)
-        prompts.append(tokenizer.encode(text, add_special_tokens=not template.chat))
-        if len(prompts[-1]) >= longest:
+    """Prompt tokens of every problem. ValueError names the first that leaves no room in a context of `longest`."""
+    prompts = [_prompt(problem, template, tokenizer) for problem in problems]
+    for problem, prompt in zip(problems, prompts, strict=True):
+        if len(prompt) >= longest:
             raise ValueError(
-                f"the prompt of problem {problem.id} has {len(prompts[-1])} tokens: the model's context holds {longest}"
+                f"the prompt of problem {_shown(problem)} has {len(prompt)} tokens: the model's context holds "
+                f"{longest}{hint}"
             )
     return prompts
 
 
+def fitting_prompts(
+    problems: Sequence[Problem], template: PromptTemplate, tokenizer: Tokenizer, longest: int, max_tokens: int
+) -> tuple[list[Problem], list[list[int]]]:
+    """The problems whose prompts have at most `max_tokens` tokens (0: all), with `encode_prompts` of them."""
+    lengths = (
+        [len(_prompt(problem, template, tokenizer)) for problem in problems] if max_tokens else [0] * len(problems)
+    )
+    problems = _short_enough(problems, lengths, max_tokens)
+    return list(problems), encode_prompts(problems, template, tokenizer, longest, LEAVE_OUT)
+
+
 def encode_examples(
-    problems: Sequence[Problem], template: PromptTemplate, tokenizer: Tokenizer, longest: int
+    problems: Sequence[Problem], template: PromptTemplate, tokenizer: Tokenizer, longest: int, max_tokens: int = 0
 ) -> list[Example]:
-    """Prompt and solution tokens of every problem, the end-of-sequence token included in the response."""
+    """Prompt and solution tokens of every problem, the end-of-sequence token included in the response; of those that
+    have at most `max_tokens` (0: all). ValueError names the first that a context of `longest` does not hold.
+    """
     examples = []
-    for problem, prompt in zip(problems, encode_prompts(problems, template, tokenizer, longest), strict=True):
+    for problem in problems:
         response = [*tokenizer.encode(render_response(problem, template)), tokenizer.eos_id]
-        examples.append(Example(prompt, response))
-        if len(examples[-1]) > longest:
+        examples.append(Example(_prompt(problem, template, tokenizer), response))
+    pairs = list(zip(problems, examples, strict=True))
+    if max_tokens:
+        pairs = _short_enough(pairs, list(map(len, examples)), max_tokens)
+    for problem, example in pairs:
+        if len(example) > longest:
             raise ValueError(
-                f"problem {problem.id} with its solution has {len(examples[-1])} tokens: the model's context holds "
-                f"{longest}"
+                f"problem {_shown(problem)} with its solution has {len(example)} tokens: the model's context holds "
+                f"{longest}{LEAVE_OUT}"
             )
-    return examples
+    return [example for _, example in pairs]
+
+
+def _prompt(problem: Problem, template: PromptTemplate, tokenizer: Tokenizer) -> list[int]:
+    """A chat template writes its own special tokens; plain text gets those the tokenizer puts around it."""
+    text = render_prompt(problem, template, tokenizer.apply_chat_template)
+    return tokenizer.encode(text, add_special_tokens=not template.chat)
+
+
+def _short_enough(items: Sequence[T], lengths: Sequence[int], max_tokens: int) -> list[T]:
+    """Those of at most `max_tokens` tokens; says how many are left out. ValueError where none is left."""
+    kept = [item for item, length in zip(items, lengths, strict=True) if length <= max_tokens]
+    if items and not kept:
+        raise ValueError(f"max_tokens = {max_tokens} leaves no problem: the shortest has {min(lengths)} tokens")
+    if left_out := len(items) - len(kept):
+        say(f"{left_out} of {len(items)} problems have more than max_tokens = {max_tokens} tokens and are left out")
+    return kept
+
+
+def _shown(problem: Problem) -> str:
+    """The id on one line."""
+    return " ".join(problem.id.split())
 
 
 def sampling_options(section: settings.Sampling) -> dict[str, object]:

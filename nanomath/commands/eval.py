@@ -26,7 +26,7 @@ from nanomath.commands.build import (
     build_sampler,
     build_template,
     build_watcher,
-    encode_prompts,
+    fitting_prompts,
     sampling_options,
 )
 from nanomath.commands.meter import meter
@@ -53,7 +53,8 @@ def main(argv: list[str]) -> int:
         raise FileNotFoundError(f"save: there is no directory to write {config.save} to")
     problems = build_problems(config.problems)
     model, tokenizer = build_model(config.model, measure.seed)
-    prompts = encode_prompts(problems, build_template(config.prompt), tokenizer, model.config.max_positions)
+    template, context = build_template(config.prompt), model.config.max_positions
+    problems, prompts = fitting_prompts(problems, template, tokenizer, context, config.problems.max_tokens)
     sampler = build_sampler(config.sampling, model, tokenizer)
     with meter(sampler, len(problems) * measure.samples) as progress:
         report = evaluate(

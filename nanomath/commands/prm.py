@@ -33,7 +33,7 @@ from nanomath.commands.build import (
     build_scorer,
     build_template,
     choose_device,
-    encode_prompts,
+    fitting_prompts,
     sampling_options,
 )
 from nanomath.commands.trainee import RUN_FLAGS, Trainee
@@ -91,7 +91,8 @@ def label(argv: list[str]) -> int:
     if known:
         say(f"{save} has solutions of {len(problems) - len(left)} of the {len(problems)} problems already")
     model, tokenizer = build_model(config.model, options.seed)
-    prompts = encode_prompts(left, build_template(config.prompt), tokenizer, model.config.max_positions)
+    template, context = build_template(config.prompt), model.config.max_positions
+    left, prompts = fitting_prompts(left, template, tokenizer, context, config.problems.max_tokens)
     sampler = build_sampler(config.sampling, model, tokenizer)
     save.parent.mkdir(parents=True, exist_ok=True)
     agreement = Agreement(options.rollouts)
@@ -100,7 +101,8 @@ def label(argv: list[str]) -> int:
         labelled = label_some(config, sampler, tokenizer, left[some], prompts[some], agreement)
         write(save, labelled)
     everything = load_labelled(save)
-    labels, asked = [y for s in everything for y in s.labels], {s.question for s in everything}
+    labels = [y for s in everything for y in s.labels if y is not None]
+    asked = {s.question for s in everything}
     print(f"{save}: {len(everything)} solutions of {len(asked)} problems")
     print(f"  {len(labels)} steps, {sum(labels) / len(labels):.1%} right")
     for line in agreement.lines():

@@ -5,8 +5,9 @@
 
 Files are .jsonl, .json, .csv, .tsv (each also .gz) and .parquet. The usual field names of public sets are known: GSM8K
 (Cobbe et al., arXiv 2110.14168), MATH-500 (2305.20050), SVAMP (2103.07191), MGSM (2210.03057, no header) and BIG-Bench
-Hard (2210.09261) load without a mapping. A record without a question or a gold answer is an error and never skipped: a
-missing gold answer must not turn into a reward later on.
+Hard (2210.09261) load without a mapping, in small letters or capitals. A record without a question or a gold answer is
+an error and never skipped: a missing gold answer must not turn into a reward later on. Nor must one that no completion
+can match: a worked solution in which no final answer is marked.
 """
 
 from __future__ import annotations
@@ -18,8 +19,10 @@ import json
 import math
 import re
 import zlib
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -32,11 +35,23 @@ QUESTION = (("question",), ("problem",), ("prompt",), ("Body", "Question"), ("Qu
 ANSWER = (("answer",), ("Answer",), ("target",), ("1",))
 SOLUTION = (("solution",),)
 ID = (("id",), ("ID",), ("unique_id",))
+ABSENT = object()
+DEEPEST = 100  # lists and objects in one another
+
+_HALF_PAIR = re.compile("[\ud800-\udfff]")
+_MARKED = re.compile(
+    r"\\(boxed|fbox)|####|\banswers?\b[^.\n]*?(\bis\b|\bare\b|\bequals\b|[:=])|答え?[はがを:： \n]|解答|正解",
+    re.IGNORECASE,
+)
+_WORD = re.compile(r"[\u3040-\u30ff\u4e00-\u9fff]{2}|[^\W\d_\u3040-\u30ff\u4e00-\u9fff]{2,}")
+_SENTENCE_END = re.compile(r"[.!?]\s+[A-Z\d$(\\]|。.|\n")
+_ARITHMETIC = re.compile(r"=|\d\s*[-+*/×÷]\s*\d")
 
 
 @dataclass(frozen=True)
 class Fields:
-    """Which fields of a record are what. An empty name means the first usual one that the record has.
+    """Which fields of a record are what. An empty name means the first usual one that the record has; a path such as
+    `reward_model.ground_truth` or `prompt.0.content` leads to a field of a field, or to an entry of a list.
 
     question      one or more fields, joined with a space
     answer        the field that holds the gold answer
@@ -59,8 +74,8 @@ class Fields:
     def __post_init__(self) -> None:
         try:
             re.compile(self.remove)
-        except re.error as error:
-            raise ValueError(f"remove={self.remove!r} is not a regular expression: {error}") from None
+        except (re.error, OverflowError, RecursionError) as error:
+            raise ValueError(f"remove={self.remove!r:.60} is not a regular expression: {error}") from None
 
 
 def load_problems(
@@ -87,7 +102,7 @@ def load_problems(
     for row, (place, record) in islice(records, skip, skip + limit if limit else None):
         problem = _problem(record, place, f"{name}-{row}", fields or Fields())
         if problem.id in places:
-            raise ValueError(f"{place}: the id {problem.id!r} is taken by {places[problem.id]}; ids must differ")
+            raise ValueError(f"{place}: the id {problem.id!r:.60} is taken by {places[problem.id]}; ids must differ")
         places[problem.id] = place
         problems.append(problem)
     if not problems:
@@ -137,15 +152,21 @@ def _problem(record: Any, place: str, row_id: str, fields: Fields) -> Problem:
     (answer,) = _names(record, place, "answer", (fields.answer,), ANSWER)
     solution = _names(record, place, "solution", (fields.solution,), SOLUTION, required=False)
     identity = _names(record, place, "id", (fields.id,), ID, required=False)
-    text = {name: _text(record[name], place, name) for name in (*question, answer, *solution, *identity)}
+    named = (*question, answer, *solution, *identity)
+    text = {name: _text(_value(record, name), place, name, several=name == answer) for name in named}
 
     worked, gold = _split_answer(text[answer], place, fields.answer_after)
     worked = re.sub(fields.remove, "", " ".join(text[name] for name in solution) or worked).strip()
     asked = " ".join(filter(None, (text[name] for name in question)))
     if not asked or not gold:
         raise ValueError(f"{place}: the {'answer' if asked else 'question'} is empty")
+    if _cannot_be_matched(gold):
+        raise ValueError(
+            f"{place}: field {answer!r} is a worked solution without a marked answer (\\boxed{{}}, ####, ...): "
+            "name the field of the final answer, or in answer_after what stands before it"
+        )
     identifier = "".join(text[name] for name in identity) or row_id
-    metadata = {name: value for name, value in record.items() if name not in text}
+    metadata = {name: None if value != value else value for name, value in record.items() if name not in text}
     return Problem(id=identifier, question=asked, answer=gold, solution=worked or None, metadata=metadata)
 
 
@@ -157,29 +178,78 @@ def _names(
     usual: tuple[tuple[str, ...], ...],
     required: bool = True,
 ) -> tuple[str, ...]:
-    """The fields that play a role: those given, all of which must be there, or the first usual ones that are."""
-    given = tuple(filter(None, given))
-    for names in [given] if given else usual:
-        if all(name in record for name in names):
-            return names
+    """The fields that play a role: those given, all of which must be there, or the first usual ones that are, in any
+    case where none is written as usual.
+    """
+    if given := tuple(filter(None, given)):
+        found = given if all(_value(record, name) is not ABSENT for name in given) else None
+    else:
+        found = _first(record, usual) or _first_in_any_case(record, usual)
+    if found:
+        return found
     if not given and not required:
         return ()
     expected = " + ".join(given) or ", ".join(" + ".join(names) for names in usual if not names[0].isdigit())
-    present = ", ".join(str(name)[:30] for name in record) or "none"
-    raise ValueError(f"{place}: no {role} field (expected {expected}); the fields are: {present}")
+    present = ", ".join(map(_shown, record)) or "none"
+    raise ValueError(f"{place}: no {role} field (expected {expected}); the fields are: {present:.300}")
 
 
-def _text(value: Any, place: str, name: str) -> str:
-    """A field as text; whole numbers lose their `.0`, as 51.0 in SVAMP."""
-    if value is None:
+def _first(record: dict[str, Any], options: Iterable[tuple[str, ...]]) -> tuple[str, ...] | None:
+    """The first of which the record has all names."""
+    return next((names for names in options if all(name in record for name in names)), None)
+
+
+def _first_in_any_case(record: dict[str, Any], usual: Iterable[tuple[str, ...]]) -> tuple[str, ...] | None:
+    """The same, in capitals or not; of Body + Question and question the one of more names."""
+    written = {name.lower(): name for name in record}
+    options = [tuple(written.get(name.lower(), name) for name in names) for names in usual]
+    return _first(record, sorted(options, key=len, reverse=True))
+
+
+def _shown(name: str) -> str:
+    """The name of a field on one line, cut if it is a text."""
+    return " ".join(name.split())[:60]
+
+
+def _value(record: dict[str, Any], name: str) -> Any:
+    """The field of that name, or what a path of names and numbers leads to, or ABSENT."""
+    value: Any = record
+    for part in [name] if name in record else name.split("."):
+        try:
+            value = value[int(part) if isinstance(value, list) else part]
+        except (KeyError, IndexError, TypeError, ValueError):
+            return ABSENT
+    return value
+
+
+def _text(value: Any, place: str, name: str, several: bool = False) -> str:
+    """A field as text. Whole numbers lose their `.0`, as 51.0 in SVAMP; a list is what its only entry is, or `several`
+    with commas between them.
+    """
+    if value is None or value != value:  # NaN is how tables say that there is nothing
         return ""
     if isinstance(value, str):
         return value.strip()
     if isinstance(value, float) and math.isfinite(value):
-        return str(int(value)) if value.is_integer() else repr(value)
+        written = getattr(value, "written", repr(value))
+        exact = Decimal(written)
+        return str(int(exact)) if exact == int(exact) else written
     if type(value) is int:
         return str(value)
-    raise ValueError(f"{place}: field {name!r}: expected text or a finite number, got {value!r:.60}")
+    if isinstance(value, list) and (several or len(value) < 2):
+        return ", ".join(filter(None, (_text(entry, place, name) for entry in value)))
+    inside = next(iter(value), "") if isinstance(value, dict) else 0 if isinstance(value, list) else None
+    hint = "" if inside is None else f"; what is in it has a name such as {_shown(f'{name}.{inside}')}"
+    raise ValueError(f"{place}: field {name!r:.60}: expected text or a finite number, got {value!r:.60}{hint}")
+
+
+def _cannot_be_matched(gold: str) -> bool:
+    """Whether an answer is a worked solution, many words with sentences or arithmetic, that marks no final answer."""
+    words = len(_WORD.findall(re.sub(r"\\[a-zA-Z]+", " ", gold)))
+    if words < 8 or _MARKED.search(gold):
+        return False
+    sentences, arithmetic = _SENTENCE_END.search(gold), _ARITHMETIC.search(gold)
+    return bool(sentences and arithmetic) or (words >= 20 and bool(sentences or re.search(r"\d", gold)))
 
 
 def _split_answer(text: str, place: str, marker: str | None) -> tuple[str, str]:
@@ -219,36 +289,93 @@ def _decode(path: Path) -> str:
         raise ValueError(f"{path}: not a whole gzip file: {error}") from None
 
 
+class _Number(float):
+    """A number with a point or an exponent, which remembers how it was written."""
+
+    def __new__(cls, written: str) -> _Number:
+        number = super().__new__(cls, written)
+        number.written = str(written)
+        return number
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """ValueError where one of two fields of the same name would be lost."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError(f"the field {_repeated([name for name, _ in pairs])!r:.60} is there twice")
+    return found
+
+
+def _repeated(names: Sequence[str]) -> str | None:
+    """The first name that is there more than once."""
+    return next((name for name, count in Counter(names).items() if count > 1), None)
+
+
+def _parse(text: str, path: Path, line: int = 0) -> Any:
+    """What a JSON text says, of a whole file or of one line of it."""
+    try:
+        return json.loads(text, parse_float=_Number, object_pairs_hook=_object)
+    except json.JSONDecodeError as error:
+        if not line and error.msg == "Extra data" and text.lstrip().startswith("{"):  # lines of JSON after all
+            return [record for _, record in _jsonl(path)]
+        raise ValueError(f"{path}:{line or error.lineno}: not valid JSON: {error.msg} (column {error.colno})") from None
+    except (ValueError, RecursionError) as error:
+        place = f"{path}:{line}" if line else path
+        reason = "JSON that is nested too deeply" if isinstance(error, RecursionError) else error
+        raise ValueError(f"{place}: {reason}") from None
+
+
+def _checked(record: Any, place: str) -> Any:
+    """The record itself. ValueError, with the field, for half a surrogate pair, which JSON can write and no text can be
+    made of, and for more levels than any of its readers would go down.
+    """
+    for name, field in record.items() if isinstance(record, dict) else [("", record)]:
+        left = [(0, name), (0, field)]
+        while left:
+            depth, value = left.pop()
+            if isinstance(value, str) and _HALF_PAIR.search(value):
+                raise ValueError(
+                    f"{place}: field {name!r:.60}: half a surrogate pair, which is no character: {value!r:.60}"
+                )
+            if isinstance(value, dict | list):
+                left += [(depth + 1, entry) for entry in value]
+            if isinstance(value, dict):
+                left += [(depth + 1, entry) for entry in value.values()]
+            if depth > DEEPEST:
+                raise ValueError(f"{place}: field {name!r:.60}: lists or objects in one another, more than {DEEPEST}")
+    return record
+
+
 def _jsonl(path: Path) -> Iterator[Record]:
     for number, line in enumerate(_decode(path).split("\n"), start=1):
         if line.strip():
-            try:
-                yield f"{path}:{number}", json.loads(line)
-            except json.JSONDecodeError as error:
-                raise ValueError(f"{path}:{number}: not valid JSON: {error.msg} (column {error.colno})") from None
+            place, record = f"{path}:{number}", _parse(line, path, number)
+            suspect = "\\ud" in line.lower() or line.count("[") + line.count("{") > DEEPEST
+            yield place, _checked(record, place) if suspect else record
 
 
 def _json(path: Path) -> Iterator[Record]:
     """The rows of a list, of the list `examples` of an object, or of its only list."""
-    try:
-        content = json.loads(_decode(path))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path}:{error.lineno}: not valid JSON: {error.msg} (column {error.colno})") from None
+    content = _parse(_decode(path), path)
     if isinstance(content, dict):
         lists = [value for value in content.values() if isinstance(value, list)]
         content = content.get("examples", lists[0] if len(lists) == 1 else None)
     if not isinstance(content, list):
         raise ValueError(f"{path}: expected a list of records, or an object with one list or a list called examples")
-    return ((f"{path}: row {row}", record) for row, record in enumerate(content))
+    return ((place := f"{path}: row {row}", _checked(record, place)) for row, record in enumerate(content))
 
 
 def _table(path: Path, delimiter: str, header: bool) -> Iterator[Record]:
     """Rows of a .csv, where quotes may enclose a cell, or of a .tsv, where a quote is a character as any other."""
     quoting = csv.QUOTE_NONE if delimiter == "\t" else csv.QUOTE_MINIMAL
+    csv.field_size_limit(2**31 - 1)  # of all readers: there is no limit of one
     reader = csv.reader(io.StringIO(_decode(path), newline=""), delimiter=delimiter, quoting=quoting, strict=True)
     try:
-        rows = ((reader.line_num, cells) for cells in reader if cells)
-        names = next(rows, (0, []))[1] if header else None
+        rows = ((reader.line_num, cells) for cells in reader if len(cells) > 1 or "".join(cells).strip())
+        line, names = next(rows, (0, [])) if header else (0, None)
+        names = names and [name.strip() for name in names]
+        if (name := _repeated(list(filter(None, names or ())))) is not None:
+            raise ValueError(f"{path}:{line}: two columns are called {name!r:.60}")
         for line, cells in rows:
             columns = names or [str(column) for column in range(len(cells))]
             if len(cells) != len(columns):

@@ -2,7 +2,8 @@ r"""Prompts: how a Problem becomes the text that a model reads, and the text tha
 
 A template is plain text in which `{question}`, `{answer}`, `{solution}` and `{KEY}`, for each metadata key of the
 problem, are replaced in one pass. Every other brace stands for itself, so that LaTeX needs no escapes: the template
-`\boxed{{answer}}` becomes `\boxed{18}`, and `{x \in S}` stays.
+`\boxed{{answer}}` becomes `\boxed{18}`, and `{x \in S}`, `\boxed{}` and `\text{no}` stay. A word in braces that is no
+field, and no argument of a LaTeX command, is a mistake; `{{word}}` is the way to write `{word}`.
 
 In a chat (instruction-tuned models) the prompt is a system message, the few-shot examples as turns, and the question,
 all laid out by the tokenizer's own chat template. In plain text (base models) it is the same parts joined with blank
@@ -16,6 +17,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from nanomath.data.problem import Problem
+
+PLACE = re.compile(r"\{(\{)?([^{}]+)\}(?(1)\})")
+WORD = re.compile(r"[^\W\d][\w.]*\w")  # what can be a misspelt field
+LATEX = re.compile(
+    r"(\\[a-zA-Z]+\*?(\[[^]]*\])?(\{([^{}]|\{[^{}]*\})*\})*|[\^_])\Z"
+)  # what an argument in braces follows
 
 Message = dict[str, str]  # {"role": "system" | "user" | "assistant", "content": text}
 
@@ -77,14 +84,23 @@ def render_response(problem: Problem, template: PromptTemplate) -> str:
 
 
 def _fill(text: str, problem: Problem) -> str:
-    """`text` with the problem's fields put in for their names in braces."""
+    """`text` with the problem's fields put in for their names in braces. ValueError for a field that there is not."""
     own = {"question": problem.question, "answer": problem.answer, "solution": problem.solution}
     fields = {**problem.metadata, **own}
 
     def value(match: re.Match[str]) -> str:
-        name = match[1]
-        if name in own and not own[name]:
-            raise ValueError(f"problem {problem.id!r} has no {name}, which the template {text!r} needs")
-        return str(fields[name]) if name in fields else match[0]
+        doubled, name = match.groups()
+        if name in fields:
+            if fields[name] is None or (name in own and not own[name]):
+                raise ValueError(f"problem {problem.id!r} has no {name}, which the template {text!r} needs")
+            return f"{{{fields[name]}}}" if doubled else str(fields[name])
+        if not WORD.fullmatch(name):
+            return match[0]
+        if bool(doubled) == bool(LATEX.search(text, 0, match.start())):
+            raise ValueError(
+                f"the template {text!r} has {{{name}}}, but problem {problem.id!r} no such field: it has "
+                f"{', '.join(fields):.300} ({{{{{name}}}}} stands for the word in braces)"
+            )
+        return f"{{{name}}}"
 
-    return re.sub(r"\{([^{}]+)\}", value, text)
+    return PLACE.sub(value, text)

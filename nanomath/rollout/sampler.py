@@ -32,6 +32,7 @@ from kernels.packed import forget_packed
 from kernels.philox import uniform_pair
 from nanomath.models.tokenizer import Tokenizer
 from nanomath.models.transformer import Transformer
+from nanomath.rollout.arguments import checked, stop_strings, token_lists
 from nanomath.rollout.cache import Cache
 from nanomath.rollout.decoder import Decoder
 from nanomath.rollout.engine import Engine, Slots
@@ -92,9 +93,8 @@ class Sampler:
         share_prompts: bool = True,
         keep: bool = True,
     ) -> None:
-        if slots < 1:
-            raise ValueError(f"slots is {slots}: at least one sequence must fit")
-        self.model, self.tokenizer, self.slots = model, tokenizer, slots
+        self.model, self.tokenizer = model, tokenizer
+        self.slots = checked("slots", slots, int, lambda slots: slots >= 1, "an integer, at least 1")
         self.share_prompts = share_prompts
         self.decoder = Decoder(model, dtype or model.dtype, exact)
         self.keep = keep and self.decoder.on_gpu
@@ -150,29 +150,28 @@ class Sampler:
     @torch.no_grad()
     def generate(
         self,
-        prompts: Sequence[list[int]],
+        prompts: Sequence[Sequence[int] | str],
         n: int = 1,
         max_new_tokens: int = 256,
         temperature: float = 1.0,
         top_k: int = 0,
         top_p: float = 1.0,
         min_p: float = 0.0,
-        stop: Sequence[str] = (),
+        stop: Sequence[str] | str = (),
         seed: int = 0,
         progress: Progress | None = None,
         first: Sequence[int] | None = None,
     ) -> list[Completion]:
-        """`n` completions of every prompt, in prompt-major order. ValueError for a prompt that does not fit,
-        FloatingPointError when the model gives logits that are not numbers.
+        """`n` completions of every prompt, a list of token ids or a text to encode, in prompt-major order. ValueError
+        for a prompt that does not fit, FloatingPointError when the model gives logits that are not numbers.
 
-        A completion ends with an eos, with a stop string, after `max_new_tokens`, or where the model's context ends.
+        A completion ends with an eos, with a stop string, after `max_new_tokens`, or where the model's context ends. A
+        stop string may be, or hold, the text of a special token.
         `first`: which of its samples each prompt begins with, for prompts that are part of a longer list; by default
         `first_samples` of these.
         """
         params = SamplingParams(temperature, top_k, top_p, min_p)
-        self._check(prompts, n, max_new_tokens, stop)
-        first = first_samples(prompts, n) if first is None else first
-        run = _Run(self, prompts, n, max_new_tokens, params, tuple(stop), seed, first)
+        run = _Run(self, prompts, n, max_new_tokens, params, stop, seed, first)
         for now in run.steps():
             if progress is not None:
                 progress(*now)
@@ -182,12 +181,16 @@ class Sampler:
 
     @torch.no_grad()
     def stream(
-        self, prompt: list[int], max_new_tokens: int = 256, stop: Sequence[str] = (), seed: int = 0, **sampling: float
+        self,
+        prompt: Sequence[int] | str,
+        max_new_tokens: int = 256,
+        stop: Sequence[str] | str = (),
+        seed: int = 0,
+        **sampling: float,
     ) -> Iterator[str]:
         """The text of one completion, piece by piece as it is drawn; arguments as in `generate`."""
-        self._check([prompt], 1, max_new_tokens, stop)
-        run = _Run(self, [prompt], 1, max_new_tokens, SamplingParams(**sampling), tuple(stop), seed, [0])
-        held_back = max(map(len, stop), default=1) - 1  # may turn out to begin a stop string
+        run = _Run(self, [prompt], 1, max_new_tokens, SamplingParams(**sampling), stop, seed)
+        held_back = max(map(len, run.stop), default=1) - 1  # may turn out to begin a stop string
         shown = 0
         for _ in run.steps():
             text = run.completion(0, run.slots.tokens[0, : run.slots.count[0]].tolist()).text
@@ -199,23 +202,6 @@ class Sampler:
             self.release()
         yield run.completions()[0].text[shown:]
 
-    def _check(self, prompts: Sequence[list[int]], n: int, max_new_tokens: int, stop: Sequence[str]) -> None:
-        """ValueError for arguments that cannot be sampled from."""
-        if n < 1:
-            raise ValueError(f"n is {n}: at least one completion per prompt must be asked for")
-        if max_new_tokens < 1:
-            raise ValueError(f"max_new_tokens is {max_new_tokens}: it must be at least 1")
-        if isinstance(stop, str) or not all(stop):
-            raise ValueError(f"stop is {stop!r}: it must be a list of strings, none of them empty")
-        context, vocabulary = self.model.config.max_positions, self.model.config.vocab_size
-        for index, prompt in enumerate(prompts):
-            if not prompt:
-                raise ValueError(f"prompt {index} is empty: the first token needs something to follow")
-            if len(prompt) >= context:
-                raise ValueError(f"prompt {index} has {len(prompt)} tokens: the model's context holds {context}")
-            if not 0 <= min(prompt) <= max(prompt) < vocabulary:
-                raise ValueError(f"prompt {index} has a token outside the model's vocabulary of {vocabulary}")
-
 
 class _Run:
     """One call of `generate`: the queue of samples, those in flight, and the results, a row for every sample."""
@@ -223,17 +209,22 @@ class _Run:
     def __init__(
         self,
         sampler: Sampler,
-        prompts: Sequence[list[int]],
+        prompts: Sequence[Sequence[int] | str],
         n: int,
         max_new_tokens: int,
         params: SamplingParams,
-        stop: tuple[str, ...],
+        stop: Sequence[str] | str,
         seed: int,
-        first: Sequence[int],
+        first: Sequence[int] | None = None,
     ) -> None:
-        self.model, self.tokenizer = sampler.model, sampler.tokenizer
-        self.prompts, self.n, self.params, self.stop, self.seed = prompts, n, params, stop, seed
+        self.model, self.tokenizer, self.params = sampler.model, sampler.tokenizer, params
         self.device, context = self.model.device, self.model.config.max_positions
+        n = self.n = checked("n", n, int, lambda n: n >= 1, "an integer, at least 1: completions of each prompt")
+        max_new_tokens = checked("max_new_tokens", max_new_tokens, int, lambda n: n >= 1, "an integer, at least 1")
+        self.seed = checked("seed", seed, int, lambda seed: 0 <= seed < 2**64, "an integer from 0 to 2^64 - 1")
+        self.stop = stop_strings(stop)
+        prompts = self.prompts = token_lists(prompts, self.tokenizer, self.model.config.vocab_size, context)
+        first = first_samples(prompts, n) if first is None else first
         self.samples = len(prompts) * n
         limits = [min(max_new_tokens, context - len(prompt)) for prompt in prompts for _ in range(n)]
         self.width = max(limits, default=0)
@@ -352,20 +343,35 @@ class _Run:
                     break
 
     def text_before_stop(self, tokens: list[int]) -> str | None:
-        """The decoded text up to its first stop string, or None. Only the tail is decoded when that shows none."""
-        tail = 4 * max(map(len, self.stop)) + 4  # a character has at most four bytes, a token at least one
-        if not any(stop in self.tokenizer.decode(tokens[-tail:]) for stop in self.stop):
+        """The text up to the first stop string, or None. Stop strings are looked for in what is shown, and in what is
+        written with special tokens. Only the tail is decoded when that shows none and has no special token.
+        """
+        decode = self.tokenizer.decode
+        tail = tokens[-(4 * max(map(len, self.stop)) + 4) :]  # a character has at most four bytes, a token at least one
+        shown, written = decode(tail), decode(tail, skip_special=False)
+        if shown == written and not any(stop in shown for stop in self.stop):
             return None
-        text = self.tokenizer.decode(tokens)
-        ends = [text.find(stop) for stop in self.stop if stop in text]
-        return text[: min(ends)] if ends else None
+        shown, written = decode(tokens), decode(tokens, skip_special=False)
+        ends = [shown.find(stop) for stop in self.stop if stop in shown]
+        if places := [written.find(stop) for stop in self.stop if stop in written]:
+            ends.append(self.shown_before(tokens, written, min(places)))
+        return shown[: min(ends)] if ends else None
+
+    def shown_before(self, tokens: list[int], written: str, end: int) -> int:
+        """How many characters are shown of written[:end], where `written` are the tokens with the special ones."""
+        decode = self.tokenizer.decode
+        for whole in reversed(range(len(tokens))):  # tokens that end before there
+            before = decode(tokens[:whole], skip_special=False)
+            if len(before) <= end and written.startswith(before):
+                break
+        return min(len(decode(tokens[:whole])) + end - len(before), len(decode(tokens[: whole + 1])))
 
     # The results.
 
     def completion(self, sample: int, tokens: list[int], logprobs=(), sampling_logprobs=()) -> Completion:
         """The record of one sample."""
         ended = bool(tokens) and tokens[-1] in self.tokenizer.eos_ids
-        reason = "stop" if sample in self.stopped else "eos" if ended else "length"
+        reason = "eos" if ended else "stop" if sample in self.stopped else "length"
         text = self.stopped.get(sample)
         if text is None:
             text = self.tokenizer.decode(tokens[:-1] if ended else tokens)

@@ -6,6 +6,7 @@ cheap to key by (seed, sample, position). n rows, V vocabulary.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -13,7 +14,15 @@ from torch import Tensor
 
 from kernels import lm_head
 from kernels.truncation import truncated_sample
+from nanomath.rollout.arguments import checked
 from nanomath.rollout.decoder import Decoder
+
+REQUIREMENTS = {
+    "temperature": (float, lambda t: 0 <= t < math.inf, "0 (greedy) or a positive number"),
+    "top_k": (int, lambda k: k >= 0, "0 (off) or a positive integer"),
+    "top_p": (float, lambda p: 0 < p <= 1, "above 0 and at most 1 (off)"),
+    "min_p": (float, lambda p: 0 <= p <= 1, "between 0 (off) and 1"),
+}
 
 
 @dataclass(frozen=True)
@@ -26,14 +35,8 @@ class SamplingParams:
     min_p: float = 0.0
 
     def __post_init__(self) -> None:
-        if not self.temperature >= 0:
-            raise ValueError(f"temperature is {self.temperature}: it must be 0 (greedy) or positive")
-        if self.top_k < 0:
-            raise ValueError(f"top_k is {self.top_k}: it must be 0 (off) or positive")
-        if not 0 < self.top_p <= 1:
-            raise ValueError(f"top_p is {self.top_p}: it must be above 0 and at most 1 (off)")
-        if not 0 <= self.min_p <= 1:
-            raise ValueError(f"min_p is {self.min_p}: it must be between 0 (off) and 1")
+        for name, requirement in REQUIREMENTS.items():
+            object.__setattr__(self, name, checked(name, getattr(self, name), *requirement))  # frozen, but not yet
 
     @property
     def cuts(self) -> bool:

@@ -16,6 +16,8 @@ from nanomath.__main__ import main
 from nanomath.commands.build import new_model
 
 GOOD = {"question": "What is 1 + 1?", "answer": "2", "solution": r"1 + 1 = 2, so \boxed{2}."}
+WORKED = "Tom has 3 boxes with 4 pens each. 3 * 4 = 12. He gives 2 of them away, so 10 pens remain."
+CHOSEN = {"completions": [{"text": "So.", "rating": 1}], "chosen_completion": 3}
 TINY = (
     *("model.hidden_size=32", "model.layers=1", "model.heads=2", "model.kv_heads=1", "model.intermediate_size=64"),
     *("train.limit=8", "heldout.limit=4", "train.difficulty=1,1", "heldout.difficulty=1,1", "run.steps=2"),
@@ -30,6 +32,13 @@ FILES = {
     "empty.jsonl": "\n",
     "long.jsonl": json.dumps({**GOOD, "question": "one two three " * 200}) + "\n",
     "wordy.jsonl": json.dumps({**GOOD, "solution": "one two three " * 200}) + "\n",
+    "half.jsonl": json.dumps(GOOD) + "\n" + json.dumps({**GOOD, "question": "What is \ud800?"}) + "\n",
+    "told.jsonl": json.dumps(GOOD) + "\n" + json.dumps({**GOOD, "answer": WORKED}) + "\n",
+    "twice.csv": "question,answer,answer\nWhy?,1,2\n",
+    "deep.json": "[" * 100_000,
+    "labels.jsonl": json.dumps({"prompt": "Why?", "completions": ["So."], "labels": ["?"]}) + "\n",
+    "chosen.jsonl": json.dumps({"question": {"problem": "Why?"}, "label": {"steps": [CHOSEN]}}) + "\n",
+    "mixed.jsonl": json.dumps(GOOD) + "\n" + json.dumps({**GOOD, "question": "one two three " * 200}) + "\n",
     "good.jsonl": json.dumps(GOOD) + "\n",
     "list.txt": "What is 1 + 1?\n",
     "misspelt.toml": "[optim]\nlr = 1e-3\nweigth_decay = 0.1\n",
@@ -99,7 +108,28 @@ COMMANDS = [
     (["eval", "models/good", "empty.jsonl"], "empty.jsonl: no problems"),
     (["eval", "models/good", "good.jsonl", "problems.skip=1"], "good.jsonl: no problems after the first 1"),
     (["eval", "models/good", "list.txt"], "list.txt: unknown format; expected .jsonl"),
-    (["eval", "models/good", "long.jsonl"], "the model's context holds 192"),
+    (
+        ["eval", "models/good", "long.jsonl"],
+        "problem long-0 has 1202 tokens: the model's context holds 192; max_tokens of a problem set leaves out what is",
+    ),
+    (["eval", "models/good", "long.jsonl", "problems.max_tokens=100"], "max_tokens = 100 leaves no problem: the short"),
+    (["eval", "models/good", "half.jsonl"], "half.jsonl:2: field 'question': half a surrogate pair"),
+    (
+        ["eval", "models/good", "told.jsonl"],
+        "told.jsonl:2: field 'answer' is a worked solution without a marked",
+    ),
+    (["eval", "models/good", "twice.csv"], "twice.csv:1: two columns are called 'answer'"),
+    (["eval", "models/good", "deep.json"], "deep.json: JSON that is nested too deeply"),
+    (
+        ["eval", "models/good", "good.jsonl", "prompt.template={question} {levle}"],
+        "the template '{question} {levle}' has {levle}, but problem 'good-0' no such field: it has question, answer,",
+    ),
+    (["eval", "models/good", "good.jsonl", "problems.answer=meta.gold"], "no answer field (expected meta.gold)"),
+    (
+        ["prm", "eval", "length", "labels.jsonl"],
+        "labels.jsonl:1: the label '?' is neither a number from 0 to 1",
+    ),
+    (["prm", "eval", "length", "chosen.jsonl"], "chosen.jsonl:1: chosen_completion is 3, of 1 completions"),
     (["eval", "models/good", "world", "problems.families=[]"], "families is empty"),
     (["eval", "models/good", "world", "problems.families=geometry"], "unknown family 'geometry'"),
     (["eval", "models/good", "world", "problems.split=tets"], "unknown split 'tets'"),
@@ -138,6 +168,18 @@ COMMANDS = [
 @pytest.mark.parametrize(("words", "said"), COMMANDS, ids=spelt)
 def test_commands(call, place, words, said):
     assert said in refuse(call, place, main, *words)
+
+
+def test_problems_that_are_too_long_can_be_left_out(call, place):
+    """In eval by the prompt, in fine-tuning with the solution; how many is said once for each set."""
+    words = ["problems.max_tokens=100", "sampling.max_new_tokens=4", "evaluation.samples=1", "model.device=cpu"]
+    outcome = call(main, "eval", "models/good", "mixed.jsonl", *words)
+    said = "1 of 2 problems have more than max_tokens = 100 tokens and are left out"
+    assert outcome.code == 0 and outcome.err.count(said) == 1 and "mixed.jsonl: 1 problems x 1 " in outcome.out
+    sets = "train.source=mixed.jsonl", "heldout.source=mixed.jsonl", "train.max_tokens=40", "heldout.max_tokens=100"
+    outcome = call(train_sft.main, *TINY, *sets, "run.steps=1")
+    assert outcome.code == 0 and outcome.err.count("left out") == 2
+    assert outcome.err.count(said) == outcome.err.count(said.replace("100", "40")) == 1
 
 
 SCRIPTS = [

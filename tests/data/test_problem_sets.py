@@ -7,6 +7,7 @@ import gzip
 import hashlib
 import io
 import json
+import pickle
 import sys
 from pathlib import Path
 
@@ -139,6 +140,149 @@ def test_usual_names_need_no_mapping(tmp_path: Path, row: dict, expected: Proble
     assert load_problems(write(tmp_path, "set.jsonl", row)) == [expected]
 
 
+@pytest.mark.parametrize(
+    ("row", "expected"),
+    [
+        ({"Problem": "q", "Answer": "1", "Solution": "s", "Id": "u"}, Problem("u", "q", "1", "s")),
+        ({"QUESTION": "q", "ANSWER": "1"}, Problem("set-0", "q", "1")),
+        ({"BODY": "b.", "QUESTION": "q", "Target": "1"}, Problem("set-0", "b. q", "1")),
+        ({"Question": "no", "question": "q", "Answer": "0", "answer": "1"}, {"Question": "no", "Answer": "0"}),
+        ({"Question": "no", "problem": "q", "answer": "1"}, {"Question": "no"}),
+    ],
+)
+def test_usual_names_in_capitals(tmp_path: Path, row: dict, expected: Problem | dict) -> None:
+    """They stand in where none is written in the usual way."""
+    expected = Problem("set-0", "q", "1", None, expected) if isinstance(expected, dict) else expected
+    assert load_problems(write(tmp_path, "set.jsonl", row)) == [expected]
+
+
+NESTED = {
+    "prompt": [{"role": "system", "content": "no"}, {"role": "user", "content": "2 + 3?"}],
+    "reward_model": {"ground_truth": "5", "style": "rule"},
+    "extra_info": {"index": 7, "a.b": "c"},
+    "a.b": {"c": "whole name"},
+}
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        (Fields(("prompt.1.content",), "reward_model.ground_truth"), ("set-0", "2 + 3?", "5")),
+        (Fields(("prompt.-1.content",), "reward_model.ground_truth", id="extra_info.index"), ("7", "2 + 3?", "5")),
+        (Fields(("reward_model.style", "prompt.0.role"), "prompt.1.role"), ("set-0", "rule system", "user")),
+    ],
+)
+@pytest.mark.parametrize("name", ["set.jsonl", "set.json"])
+def test_names_of_fields_in_fields(tmp_path: Path, name: str, fields: Fields, expected: tuple[str, ...]) -> None:
+    (problem,) = load_problems(write(tmp_path, name, NESTED if name == "set.jsonl" else [NESTED]), fields)
+    assert (problem.id, problem.question, problem.answer, problem.metadata) == (*expected, NESTED)
+
+
+@pytest.mark.parametrize(
+    "path", ["prompt.2.content", "prompt.user", "prompt.0.0", "reward_model", "reward_model.", "x.y"]
+)
+def test_paths_that_lead_to_no_text(tmp_path: Path, path: str) -> None:
+    error = error_of(write(tmp_path, "set.jsonl", NESTED), Fields(("prompt.1.content",), path))
+    if path == "reward_model":
+        assert error.endswith("; what is in it has a name such as reward_model.ground_truth")
+    else:
+        assert error.startswith(
+            f"set.jsonl:1: no answer field (expected {path}); the fields are: prompt, reward_model, "
+        )
+
+
+@pytest.mark.parametrize(
+    ("written", "answer"),
+    [
+        ('["2"]', "2"),
+        ("[2, 3]", "2, 3"),
+        ('["x = 1", 0.50, null]', "x = 1, 0.50"),
+        ("[51.0]", "51"),
+        ("0.10", "0.10"),
+        ("1.50", "1.50"),
+        ("51.0", "51"),
+        ("-0.0", "0"),
+        ("1e3", "1000"),
+        ("1E23", "100000000000000000000000"),
+        ("12345678901234567890.0", "12345678901234567890"),
+        ("0.12345678901234567890", "0.12345678901234567890"),
+        ("1e-7", "1e-7"),
+        ("123456789012345678901234567890", "123456789012345678901234567890"),
+    ],
+)
+def test_answers_that_are_no_text(tmp_path: Path, written: str, answer: str) -> None:
+    path = write(tmp_path, "set.jsonl", f'{{"question": "q", "answer": {written}}}')
+    assert load_problems(path)[0].answer == answer
+    path = write(tmp_path, "set.json", f'[{{"question": "q", "answer": {written}}}]')
+    assert load_problems(path)[0].answer == answer
+
+
+def test_numbers_remain_numbers_in_metadata(tmp_path: Path) -> None:
+    path = write(tmp_path, "set.jsonl", '{"question": "q", "answer": "1", "a": 0.50, "b": [1.0], "c": NaN, "d": null}')
+    metadata = load_problems(path)[0].metadata
+    assert metadata == {"a": 0.5, "b": [1.0], "c": None, "d": None}
+    assert json.dumps(pickle.loads(pickle.dumps(metadata))) == '{"a": 0.5, "b": [1.0], "c": null, "d": null}'
+
+
+def test_a_list_of_one_text_is_that_text(tmp_path: Path) -> None:
+    path = write(tmp_path, "set.jsonl", {"question": ["q"], "answer": ["1"], "solution": ["s"]})
+    assert load_problems(path) == [Problem("set-0", "q", "1", "s")]
+
+
+WORKED = [
+    "Tom has 3 boxes with 4 pens in each of them. 3 * 4 = 12. He gives 2 away. So 10 pens remain.",
+    "First she buys 5 apples for 2 coins each.\nThen she spends 5 * 2 = 10 coins in all.",
+    "As each of the three boxes holds four pens and as two of these pens are given to a friend, 10 are left to him",
+    "太郎はりんごを三つ持っています。花子から二つもらいました。合わせると 3 + 2 = 5 になります。",
+]
+ANSWERS = [
+    *("Paris", "the empty set", "no solution", "18", "x = 1 and y = 2", "all real numbers except 2 and 3"),
+    *("every prime number that leaves the remainder 1 when it is divided by 4", "Mr. Smith", "3 p.m. on Monday"),
+    *(
+        r"\begin{pmatrix} 1 & 2 \\ 3 & 4 \end{pmatrix}",
+        r"f(x) = \begin{cases} 2x & \text{if } x > 0 \\ 0 & \text{else}",
+    ),
+    " ".join(["fig", "pear"] * 20),
+    f"{WORKED[0]} The answer is 10.",
+    rf"{WORKED[0]} \boxed{{10}}",
+    f"{WORKED[3]}答えは5です。",
+]
+
+
+@pytest.mark.parametrize("gold", WORKED)
+def test_a_gold_answer_that_nothing_can_match_is_refused(tmp_path: Path, gold: str) -> None:
+    path = write(tmp_path, "set.jsonl", ROW, {"question": "q", "answer": gold})
+    assert error_of(path) == (
+        "set.jsonl:2: field 'answer' is a worked solution without a marked answer (\\boxed{}, ####, ...): name the "
+        "field of the final answer, or in answer_after what stands before it"
+    )
+    path = write(tmp_path, "set.jsonl", {"question": "q", "answer": f"{gold}\n#### 4"})
+    assert load_problems(path) == [Problem("set-0", "q", "4", gold)]
+
+
+@pytest.mark.parametrize("gold", ANSWERS)
+def test_answers_in_words_are_answers(tmp_path: Path, gold: str) -> None:
+    assert load_problems(write(tmp_path, "set.jsonl", {"question": "q", "answer": gold}))[0].answer == gold
+
+
+@pytest.mark.parametrize("delimiter", [",", "\t"])
+def test_cells_of_any_length_and_odd_rows(tmp_path: Path, delimiter: str) -> None:
+    long = "many words " * 20_000 + "end"
+    lines = ["question, answer ,,", f"{long},1,,", "  ", "", "q\0q,2,a,b", ""]
+    path = tmp_path / ("set.csv" if delimiter == "," else "set.tsv")
+    path.write_bytes("\r\n".join(lines).replace(",", delimiter).encode())
+    assert load_problems(path) == [
+        Problem("set-0", long, "1", None, {"": ""}),
+        Problem("set-1", "q\0q", "2", None, {"": "b"}),
+    ]
+
+
+def test_lines_of_json_in_a_json_file(tmp_path: Path) -> None:
+    path = write(tmp_path, "set.json", ROW, "", {**ROW, "level": 2})
+    assert load_problems(path) == [Problem("set-0", "2 + 3?", "5"), Problem("set-1", "2 + 3?", "5", None, {"level": 2})]
+    assert error_of(write(tmp_path, "set.json", ROW, "{")).startswith("set.json:2: not valid JSON: Expecting property")
+
+
 def test_a_mapping(tmp_path: Path) -> None:
     row = {
         "task": "Add.",
@@ -175,6 +319,9 @@ def test_skip_and_limit_count_rows_of_the_file(tmp_path: Path) -> None:
 # --- errors ----------------------------------------------------------------------------------------------------------
 
 
+ANY_ANSWER = "set.jsonl:1: no answer field (expected answer, Answer, target); the fields are: "
+
+
 @pytest.mark.parametrize(
     ("lines", "message"),
     [
@@ -203,17 +350,54 @@ def test_skip_and_limit_count_rows_of_the_file(tmp_path: Path) -> None:
         ([{"question": "q", "answer": "so ####"}], "set.jsonl:1: the answer is empty"),
         ([{"question": "", "answer": "1"}], "set.jsonl:1: the question is empty"),
         (
-            [{"question": "q", "answer": [1, 2]}],
-            "set.jsonl:1: field 'answer': expected text or a finite number, got [1, 2]",
+            [{"question": ["q", "r"], "answer": 1}],
+            "set.jsonl:1: field 'question': expected text or a finite number, got ['q', 'r']; what is in it has a name "
+            "such as question.0",
         ),
+        (
+            [{"question": "q", "answer": {"value": 1}}],
+            "set.jsonl:1: field 'answer': expected text or a finite number, got {'value': 1}; what is in it has a name "
+            "such as answer.value",
+        ),
+        (
+            [{"question": "q", "answer": [[1, 2], 3]}],
+            "set.jsonl:1: field 'answer': expected text or a finite number, got [1, 2]; what is in it has a name such "
+            "as answer.0",
+        ),
+        ([{"question": "q", "answer": []}], "set.jsonl:1: the answer is empty"),
+        ([{"question": "q", "answer": [None]}], "set.jsonl:1: the answer is empty"),
         (
             [{"question": "q", "answer": True}],
             "set.jsonl:1: field 'answer': expected text or a finite number, got True",
         ),
         (
-            [{"question": "q", "answer": float("nan")}],
-            "set.jsonl:1: field 'answer': expected text or a finite number, got nan",
+            [{"question": "q", "answer": float("inf")}],
+            "set.jsonl:1: field 'answer': expected text or a finite number, got inf",
         ),
+        ([{"question": "q", "answer": float("nan")}], "set.jsonl:1: the answer is empty"),
+        (
+            ['{"question": "q", "answer": 1e400}'],
+            "set.jsonl:1: field 'answer': expected text or a finite number, got inf",
+        ),
+        ([ROW, '{"question": "q", "answer": 1, "answer": 2}'], "set.jsonl:2: the field 'answer' is there twice"),
+        (
+            [ROW, '{"question": "a \\ud83d b", "answer": 1}'],
+            "set.jsonl:2: field 'question': half a surrogate pair, which is no character: 'a \\ud83d b'",
+        ),
+        (
+            ['{"question": "q", "answer": 1, "more": {"list": ["\\uDC00"]}}'],
+            "set.jsonl:1: field 'more': half a surrogate pair, which is no character: '\\udc00'",
+        ),
+        (
+            ['{"question": "q", "answer": 1, "\\ud800": 1}'],
+            "set.jsonl:1: field '\\ud800': half a surrogate pair, which is no character: '\\ud800'",
+        ),
+        (['{"question": "q", "answer": 1, "x": ' + "[" * 10**5], "set.jsonl:1: JSON that is nested too deeply"),
+        (
+            [{**ROW, "x": json.loads("[" * 120 + "]" * 120)}],
+            "set.jsonl:1: field 'x': lists or objects in one another, more than 100",
+        ),
+        ([{"te\nxt": "q", "question": "q"}], ANY_ANSWER + "te xt, question"),
         (
             [{**ROW, "id": "a"}, {**ROW, "id": "b"}, {**ROW, "id": "a"}],
             "set.jsonl:3: the id 'a' is taken by set.jsonl:1; ids must differ",
@@ -239,6 +423,22 @@ def test_errors_name_the_file_and_the_line(tmp_path: Path, lines: list[object], 
         ("set.csv", 'question,answer\n\n"a\nb",\n', "set.csv:4: the answer is empty"),
         ("set.csv", 'question,answer\n"a"b,c\n', "set.csv:2: ',' expected after '\"'"),
         ("set.csv", "question,answer\n", "set.csv: no problems"),
+        ("set.csv", "\nquestion, answer,answer\na,b,c\n", "set.csv:2: two columns are called 'answer'"),
+        ("set.tsv", "question\tanswer\tquestion\na\tb\tc\n", "set.tsv:1: two columns are called 'question'"),
+        ("set.csv", '"ques\ntion",answer\na,b\n', "set.csv:3: no question field (expected question, "),
+        (
+            "set.json",
+            '[{"question": "\\udc00", "answer": 1}]',
+            "set.json: row 0: field 'question': half a surrogate pair",
+        ),
+        (
+            "set.json",
+            '[{"question": "q", "answer": 1, "question": 2}]',
+            "set.json: the field 'question' is there twice",
+        ),
+        ("set.json", "[" * 10**5, "set.json: JSON that is nested too deeply"),
+        ("set.json", "[" + "1" * 5000 + "]", "set.json: Exceeds the limit (4300 digits)"),
+        ("set.jsonl", "\n" + "1" * 5000, "set.jsonl:2: Exceeds the limit (4300 digits)"),
         ("set.tsv", "question,answer\na,b\n", "set.tsv:2: no question field (expected question, "),
         ("set.tsv.gz", "question\tanswer", "set.tsv.gz: not a whole gzip file: "),
         (

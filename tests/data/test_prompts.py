@@ -26,10 +26,11 @@ def lay_out(messages: list[Message], add_generation_prompt: bool) -> str:
     [
         ("{solution}", "9 * 2 = 18"),
         ("{solution}\n\nThe answer is \\boxed{{answer}}.", "9 * 2 = 18\n\nThe answer is \\boxed{18}."),
-        (
-            "\\boxed{...} {x \\in S} {} {{}} { answer } {unknown}",
-            "\\boxed{...} {x \\in S} {} {{}} { answer } {unknown}",
-        ),
+        ("\\boxed{...} {x \\in S} {} {{}} { answer } {n} }{", "\\boxed{...} {x \\in S} {} {{}} { answer } {n} }{"),
+        ("\\boxed{} \\text{no} \\frac{ab}{cd} x^{ab}", "\\boxed{} \\text{no} \\frac{ab}{cd} x^{ab}"),
+        ("\\sqrt[3]{ab} \\min*{ab}_{ab} \\frac{a^{2}b}{cd}", "\\sqrt[3]{ab} \\min*{ab}_{ab} \\frac{a^{2}b}{cd}"),
+        ('Write {"answer": 1} or {a, b}', 'Write {"answer": 1} or {a, b}'),
+        ("{{unknown}} {{answer}} {{{answer}}} {{answer}", "{unknown} {18} {{18}} {18"),
         ("level {level}, {a.b}: {answer}{answer}", "level 3, x: 1818"),
         ("nothing", "nothing"),
     ],
@@ -101,6 +102,30 @@ def test_a_missing_field_names_the_problem_and_the_template() -> None:
     with pytest.raises(ValueError) as caught:
         render_response(Problem("gsm8k-7", "asked", "18"), PromptTemplate(response="{solution}!"))
     assert str(caught.value) == "problem 'gsm8k-7' has no solution, which the template '{solution}!' needs"
+
+
+@pytest.mark.parametrize(
+    ("template", "word"),
+    [
+        ("{question}\n{quesion}", "quesion"),
+        ("{question} ({Level})", "Level"),
+        ("{question}{levle}", "levle"),
+        ("{question} {a.c}", "a.c"),
+        ("{question} \\boxed{{anwser}}", "anwser"),
+    ],
+)
+def test_a_misspelt_field_is_refused_with_the_fields_that_there_are(template: str, word: str) -> None:
+    with pytest.raises(ValueError) as caught:
+        render_prompt(PROBLEM, PromptTemplate(template, chat=False))
+    assert str(caught.value) == (
+        f"the template {template!r} has {{{word}}}, but problem 'p1' no such field: it has level, a.b, question, "
+        f"answer, solution ({{{{{word}}}}} stands for the word in braces)"
+    )
+
+
+def test_a_field_without_a_value_is_refused() -> None:
+    with pytest.raises(ValueError, match="problem 'p' has no level, which the template '{question} {level}' needs"):
+        render_prompt(Problem("p", "q", "1", metadata={"level": None}), PromptTemplate("{question} {level}"), lay_out)
 
 
 @pytest.mark.parametrize(

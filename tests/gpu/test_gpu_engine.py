@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import pytest
+import tokenizers
 import torch
 
 from nanomath.data.packing import Example
+from nanomath.data.world import world_tokenizer
+from nanomath.models import Tokenizer
 from nanomath.rollout import Sampler, engine
 from nanomath.training.logprobs import score
 
@@ -42,6 +45,19 @@ def test_the_samples_of_a_cpu(two_models, new_tokenizer, shape, sampling):
     expected = Sampler(cpu, new_tokenizer(EOS), 3).generate(PROMPTS, **options)
     slots = 7 if options["n"] == 3 else 3  # of 5 rows there is no graph: they run as 6
     assert same(Sampler(gpu, new_tokenizer(EOS), slots).generate(PROMPTS, **options), expected)
+
+
+def test_a_stop_string_that_is_a_special_token(two_models):
+    """In a vocabulary where every other word is one, a sample stops where a CPU's does."""
+    cpu, gpu = two_models()
+    backend = tokenizers.Tokenizer.from_str(world_tokenizer().to_str())
+    backend.add_special_tokens([token for i in range(100, 1000, 2) if (token := backend.id_to_token(i)).isascii()])
+    tokenizer, options = Tokenizer(backend), {"n": 2, "max_new_tokens": 4, "seed": 1}
+    free = Sampler(cpu, tokenizer, 3).generate(PROMPTS, **options)
+    stop = next(tokenizer.decode([t], False) for c in free for t in c.tokens[1:3] if not tokenizer.decode([t]))
+    expected = Sampler(cpu, tokenizer, 3).generate(PROMPTS, stop=stop, **options)
+    assert "stop" in [c.finish_reason for c in expected]
+    assert same(Sampler(gpu, tokenizer, 3).generate(PROMPTS, stop=stop, **options), expected)
 
 
 @pytest.mark.parametrize("dtype", [None, torch.bfloat16], ids=["own", "bfloat16"])

@@ -23,6 +23,23 @@ def only(path, **options):
     return [(s.question, s.steps, s.labels) for s in load_labelled(path, **options)]
 
 
+def trl(**changes):
+    return {"prompt": "q", "completions": ["a"], "labels": [1], **changes}
+
+
+def said_by(role):
+    return {"role": role, "content": "q"}
+
+
+def said(text, rating):
+    return {"text": text, "rating": rating}
+
+
+def prm800k(chosen, **changes):
+    stage = {"completions": [said("a", 1)], "chosen_completion": chosen, **changes}
+    return {"question": {"problem": "q"}, "label": {"steps": [stage]}}
+
+
 def test_trl_and_back(tmp_path):
     rows = [{"prompt": "q", "completions": ["a", "b", "c"], "labels": [True, 0.25, None]}]
     found = load_labelled(file(tmp_path, *rows))
@@ -40,16 +57,40 @@ def test_math_shepherd(tmp_path):
     assert only(file(tmp_path, row)) == [expected]
 
 
+@pytest.mark.parametrize("question", ["Do Step 1 first.", "Step 1: add. Step 2: double. Why?", "In Step 1: what?"])
+def test_a_question_may_speak_of_steps(tmp_path, question):
+    text = f"{question} Step 1: As Step 1 says, 1 + 1 = 2 ки\nStep 2: done, as in Step 1: ки"
+    row = {"input": text, "label": text.replace("ки", "+")}
+    steps = "Step 1: As Step 1 says, 1 + 1 = 2", "Step 2: done, as in Step 1:"
+    assert only(file(tmp_path, row)) == [(question, steps, (1.0, 1.0))]
+
+
+@pytest.mark.parametrize(
+    ("written", "label"),
+    [("+", 1.0), ("-", 0.0), (" + ", 1.0), ("1", 1.0), ("0", 0.0), ("0.25", 0.25), ("True", 1.0), ("false", 0.0)]
+    + [(True, 1.0), (False, 0.0), (1, 1.0), (0.5, 0.5), (None, None)],
+)
+def test_labels_in_every_writing(tmp_path, written, label):
+    row = trl(completions=["a", "b"], labels=[written, 1])
+    assert only(file(tmp_path, row)) == [("q", ("a", "b"), (label, 1.0))]
+
+
+def test_a_prompt_may_be_a_chat(tmp_path):
+    chat = [{"role": "system", "content": "Be brief."}, said_by("user")]
+    assert only(file(tmp_path, trl(prompt=chat))) == only(file(tmp_path, trl()))
+
+
+def test_integers_that_a_table_made_floats_of(tmp_path):
+    rows = [{"problem": "q", "steps": ["a", "b"], "label": 1.0}, prm800k(0.0, completions=[said("a", 1.0)])]
+    assert only(file(tmp_path, *rows)) == [("q", ("a", "b"), (1.0, 0.0)), ("q", ("a",), (1.0,))]
+
+
 def test_processbench(tmp_path):
     rows = [{"problem": "q", "steps": ["a", "b", "c"], "label": label} for label in (-1, 0, 1)]
     path = tmp_path / "bench.json"
     path.write_text(json.dumps(rows))
     assert [labels for _, _, labels in only(path)] == [(1.0, 1.0, 1.0), (0.0, None, None), (1.0, 0.0, None)]
     assert [s.first_wrong for s in load_labelled(path)] == [-1, 0, 1]
-
-
-def said(text, rating):
-    return {"text": text, "rating": rating}
 
 
 def test_prm800k(tmp_path):
@@ -77,19 +118,81 @@ def test_prm800k(tmp_path):
         ({"prompt": "q", "completions": ["a"], "labels": [-0.1]}, "the label -0.1 is not between 0 and 1"),
         ({"prompt": "q", "completions": [], "labels": []}, "an empty solution cannot be scored"),
         ({"prompt": "q", "completions": ["a", " "], "labels": [1, 1]}, "an empty step cannot be scored"),
-        ({"prompt": "q", "completions": 3, "labels": [1]}, "not a labelled solution: TypeError"),
-        ({"completions": ["a"], "labels": [1]}, "not a labelled solution: KeyError 'prompt'"),
+        (trl(completions=3), "field 'completions': expected a list, got 3"),
+        (trl(completions="a"), "field 'completions': expected a list, got 'a'"),
+        (trl(completions=[["a"]]), r"step 1 of 'completions': expected text, got \['a'\]"),
+        (trl(labels="+"), r"field 'labels': expected a list, got '\+'"),
+        (trl(labels=None), "field 'labels': expected a list, got None"),
+        (trl(labels=[None]), "no step has a label"),
+        (trl(labels=[]), "1 steps, but 0 labels"),
+        (trl(labels=[math.nan]), "the label nan is not between 0 and 1"),
+        (trl(labels=[math.inf]), "the label inf is not between 0 and 1"),
+        (trl(labels=["2"]), "the label 2.0 is not between 0 and 1"),
+        (trl(labels=["good"]), "the label 'good' is neither a number from 0 to 1 nor true, false or null"),
+        (trl(labels=[[1]]), r"the label \[1\] is neither a number"),
+        (trl(labels=[10**400]), "the label 1000"),
+        ({"completions": ["a"], "labels": [1]}, "field 'prompt': expected a question, as text or a chat, got None"),
+        *[
+            (trl(prompt=prompt), "field 'prompt': expected a question, as text or a chat, got ")
+            for prompt in (
+                None,
+                " ",
+                3,
+                [],
+                [said_by("system")],
+                [said_by("user"), said_by("user")],
+                ["q"],
+                [{"role": 1}],
+            )
+        ],
+        ([1], r"expected an object with named fields, got \[1\]"),
+        (3, "expected an object with named fields, got 3"),
         ({"input": "q Step 1: a ки", "label": "q Step 1: a ?"}, "step 1 has neither \\+ nor -"),
         ({"input": "q Step 1: a", "label": "q Step 1: a"}, "expected a question, then"),
         ({"input": "q a ки", "label": "q a +"}, "expected a question, then"),
-        ({"problem": "q", "steps": ["a"], "label": 1}, "the first wrong step is 1, of 1 steps"),
-        ({"text": "q"}, "no labelled solution; its fields are: text"),
+        ({"input": "Step 1: a ки", "label": "Step 1: a +"}, "expected a question, then"),
+        ({"input": "q Step 1: a ки b", "label": "q Step 1: a + b"}, "expected a question, then"),
+        ({"input": "q Step 1: ки", "label": "q Step 1: +"}, "an empty step cannot be scored"),
+        ({"input": "q Step 1: a ки ки", "label": "q Step 1: a + +"}, "an empty step cannot be scored"),
+        ({"input": "q Step 1: a ки", "label": None}, "field 'label': expected text, got None"),
+        ({"input": "q Step 1: a ки", "label": ["+"]}, r"field 'label': expected text, got \['\+'\]"),
+        ({"input": 3, "label": "q"}, "field 'input': expected text, got 3"),
+        *[
+            ({"problem": "q", "steps": ["a"], "label": label}, f"the first wrong step is {label!r}, of 1 steps")
+            for label in (1, -2, True, None, "0", 0.5, 10**30)
+        ],
+        ({"problem": "q", "steps": "abc", "label": 0}, "field 'steps': expected a list, got 'abc'"),
+        ({"problem": "q", "steps": [None], "label": 0}, "step 1 of 'steps': expected text, got None"),
+        ({"problem": ["q"], "steps": ["a"], "label": 0}, "field 'problem': expected a question"),
+        *[
+            (prm800k(chosen), f"chosen_completion is {chosen!r}, of 1 completions")
+            for chosen in (1, -1, "0", True, 0.5)
+        ],
+        (prm800k(0, completions={}), "field 'completions': expected a list, got {}"),
+        (prm800k(0, completions=None), "chosen_completion is 0, of 0 completions"),
+        (
+            prm800k(None, completions=[], human_completion="a"),
+            "expected an object with the field 'text', got 'a'",
+        ),
+        (prm800k(0, completions=[{"rating": 1}]), "field 'text': expected text, got 'nothing'"),
+        *[
+            (prm800k(0, completions=[said("a", rating)]), "expected a completion with a rating of -1, 0, 1 or null")
+            for rating in (2, "1", True, [1], 0.5)
+        ],
+        (
+            {"question": {"problem": "q"}, "label": {"steps": [3]}},
+            "expected an object with the field 'completions', got 3",
+        ),
+        ({"question": {"problem": "q"}, "label": {"steps": None}}, "field 'steps': expected a list, got None"),
+        ({"question": {"problem": "q"}, "label": "+"}, r"field 'label': expected an object, got '\+'"),
+        ({"question": {}, "label": {"steps": []}}, "field 'problem': expected a question"),
+        ({"te\nxt": "q"}, "no labelled solution; its fields are: te xt"),
     ],
 )
 def test_what_cannot_be_read(tmp_path, row, message):
-    good = {"prompt": "q", "completions": ["a"], "labels": [1]}
-    with pytest.raises(ValueError, match=f"rows.jsonl:2: {message}"):
-        load_labelled(file(tmp_path, good, row))
+    with pytest.raises(ValueError, match=f"rows.jsonl:2: {message}") as caught:
+        load_labelled(file(tmp_path, trl(), row))
+    assert "\n" not in str(caught.value)
 
 
 def test_no_file_and_an_empty_one(tmp_path):

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import math
 import re
+from collections.abc import Callable
 
+import numpy as np
 import pytest
+import tokenizers
 import torch
 
+from nanomath.data.world import world_tokenizer
+from nanomath.models import Tokenizer
 from nanomath.rollout import Completion, Sampler
-from nanomath.rollout.sampler import first_samples
+from nanomath.rollout.sampler import _Run, first_samples
+from nanomath.rollout.sampling import SamplingParams
 
 PROMPTS = [[5], [7, 300, 12, 44], [9] * 11, [700, 3, 3], [1, 2, 3, 4, 5, 6]]
 EOS = range(0, 1000, 25)  # 4% of the vocabulary, so that random models end at all kinds of lengths
@@ -235,38 +242,168 @@ def test_new_weights_are_sampled_from_at_once(new_model, tokenizer):
         assert c.logprobs == pytest.approx(forward_logprobs(model, PROMPTS[c.prompt_index], c.tokens), abs=2e-5)
 
 
+@pytest.fixture(scope="module")
+def unusual(new_model) -> Sampler:
+    """A sampler whose vocabulary has a special token in every four, none of them an eos."""
+    backend = tokenizers.Tokenizer.from_str(world_tokenizer().to_str())
+    backend.add_special_tokens([token for i in range(100, 1000, 4) if (token := backend.id_to_token(i)).isascii()])
+    return Sampler(new_model(), Tokenizer(backend, eos_token="<|endoftext|>"), slots=3)
+
+
+@pytest.mark.parametrize("check_every", [1, 5])
+def test_stop_strings_may_hold_special_tokens(unusual, check_every):
+    """Special tokens with what stands before and after them, whole or cut: the free samples, up to there."""
+    unusual.check_every = check_every
+    decode, options = unusual.tokenizer.decode, {"n": 3, "max_new_tokens": 20, "seed": 6}
+    free = unusual.generate(PROMPTS, **options)
+    for c in free[::4]:
+        special = [not decode([token]) for token in c.tokens]
+        places = [place for place in range(1, c.length - 1) if special[place]]
+        pieces = [decode(c.tokens[p + a : p + b], False) for p in places[:2] for a, b in ((0, 1), (-1, 1), (0, 2))]
+        for stop in [*pieces, *(piece[1:] for piece in pieces if len(piece) > 1)]:
+            cut = unusual.generate(PROMPTS, stop=[stop], **options)
+            assert any(one.finish_reason == "stop" for one in cut)
+            for one, whole in zip(cut, free, strict=True):
+                check_cut(one, whole, stop, decode)
+
+
+def check_cut(c: Completion, whole: Completion, stop: str, decode: Callable[..., str]) -> None:
+    """It is the sample `whole` up to the first token that makes the stop string complete, and shows nothing of it."""
+    texts = [(decode(whole.tokens[:i]), decode(whole.tokens[:i], False)) for i in range(whole.length + 1)]
+    ends = [i for i, pair in enumerate(texts) if stop in pair[0] or stop in pair[1]]
+    length = ends[0] if ends else whole.length
+    assert c.tokens == whole.tokens[:length]
+    assert c.logprobs == pytest.approx(whole.logprobs[:length], abs=2e-5)
+    assert len(c.tokens) == len(c.logprobs) == len(c.sampling_logprobs)
+    assert (c.finish_reason, c.text) == ("stop", c.text) if ends else (whole.finish_reason, whole.text)
+    if ends and stop in texts[length][1]:
+        place = texts[length][1].find(stop)
+        before, after = ([shown for shown, written in texts if len(written) - place < over] for over in (1, len(stop)))
+        assert after[-1].startswith(c.text) and c.text.startswith(before[-1])
+
+
+@pytest.mark.parametrize(
+    ("written", "stop", "text"),
+    [
+        ("So 8.<|user|>\nno", "<|user|>", "So 8."),
+        ("So 8.<|user|>\nno", "<|user|>\n", "So 8."),
+        ("So 8.<|user|>\nno", " 8.<|user|>", "So"),
+        ("So 8.<|user|>\nno", "user|>", "So 8."),
+        ("So 8.<|user|>\nno", "8.\n", "So "),
+        ("<|user|>So<|user|> 8.<|assistant|>", "<|assistant|>", "So 8."),
+        ("<|user|>So<|user|> 8.<|assistant|>", ".<|assistant|>", "So 8"),
+        ("<|user|>", "<|user|>", ""),
+        ("答え 🙂<|user|>", "<|user|>", "答え 🙂"),
+        ("答え 🙂<|user|>", "🙂<|user|>", "答え "),
+        ("答え 🙂。<|user|>🙂", "🙂。", "答え "),
+        ("So 8.", "<|user|>", None),
+        ("So <|user|>", "So  ", None),
+    ],
+)
+def test_the_text_before_a_stop_string(sampler, written, stop, text):
+    run = _Run(sampler, [[5]], 1, 4, SamplingParams(), stop, 0)
+    assert run.text_before_stop(sampler.tokenizer.encode(written)) == text
+
+
+def test_an_eos_is_an_eos_though_it_is_a_stop_string_as_well(sampler):
+    free = sampler.generate(PROMPTS, n=4, max_new_tokens=25, seed=6)
+    stops = [sampler.tokenizer.decode([token], skip_special=False) for token in sampler.tokenizer.eos_ids[:1]]
+    assert stops == ["<|endoftext|>"] and sampler.generate(PROMPTS, n=4, max_new_tokens=25, seed=6, stop=stops) == free
+
+
+def test_one_stop_string_may_stand_alone(sampler):
+    expected = sampler.generate(PROMPTS, n=2, max_new_tokens=25, seed=6, stop=["e"])
+    assert any(c.finish_reason == "stop" for c in expected)
+    for stop in ("e", ("e",), {"e"}, iter(["e"])):
+        assert sampler.generate(PROMPTS, n=2, max_new_tokens=25, seed=6, stop=stop) == expected
+    free = sampler.generate(PROMPTS, n=2, max_new_tokens=25, seed=6)
+    assert sampler.generate(PROMPTS, n=2, max_new_tokens=25, seed=6, stop=None) == free
+
+
+QUESTION = "Tom has 8 pens."
+
+
+@pytest.mark.parametrize(
+    ("given", "lists"),
+    [
+        ([5, 6], [[5, 6]]),
+        ((5, 6), [[5, 6]]),
+        (range(5, 7), [[5, 6]]),
+        ([(5, 6), range(3)], [[5, 6], [0, 1, 2]]),
+        (torch.tensor([5, 6]), [[5, 6]]),
+        (torch.tensor([[5, 6], [7, 8]]), [[5, 6], [7, 8]]),
+        ([torch.tensor([5, 6]), torch.tensor([7])], [[5, 6], [7]]),
+        (np.array([5, 6], dtype=np.uint16), [[5, 6]]),
+        ([np.array([5, 6]), [np.int64(7)]], [[5, 6], [7]]),
+        ([np.int32(5), torch.tensor(6)], [[5, 6]]),
+        (iter([[5, 6], [7]]), [[5, 6], [7]]),
+        (QUESTION, [QUESTION]),
+        ([QUESTION, [5]], [QUESTION, [5]]),
+    ],
+    ids=str,
+)
+def test_prompts_in_any_form_that_means_one_thing(sampler, given, lists):
+    lists = [sampler.tokenizer.encode(prompt) if isinstance(prompt, str) else prompt for prompt in lists]
+    expected = sampler.generate(lists, n=2, max_new_tokens=4, seed=2)
+    assert sampler.generate(given, n=2, max_new_tokens=4, seed=2) == expected
+
+
+def test_numbers_of_numpy_are_numbers(sampler):
+    options = {"n": 2, "max_new_tokens": 4, "temperature": 0.5, "top_k": 9, "top_p": 0.5, "min_p": 0.25, "seed": 3}
+    typed = {name: np.float32(x) if isinstance(x, float) else np.int64(x) for name, x in options.items()}
+    assert sampler.generate(PROMPTS, **typed) == sampler.generate(PROMPTS, **options)
+    assert list(sampler.stream(torch.tensor([5]), 4)) == list(sampler.stream([5], 4))
+
+
 @pytest.mark.parametrize(
     ("prompts", "options", "message"),
     [
-        ([[1]], {"n": 0}, "n is 0"),
-        ([[1]], {"max_new_tokens": 0}, "max_new_tokens is 0"),
         ([[1], []], {}, "prompt 1 is empty"),
+        ([[1], ""], {}, "prompt 1 is empty"),
         ([[1] * 128], {}, "prompt 0 has 128 tokens"),
+        (["one two " * 100], {}, "prompt 0 has [0-9]+ tokens: the model's context holds 128"),
         ([[1], [2], [10**6]], {}, "prompt 2 has a token outside"),
         ([[-1]], {}, "prompt 0 has a token outside"),
-        ([[1]], {"temperature": -1.0}, "temperature is -1.0"),
-        ([[1]], {"top_p": 0.0}, "top_p is 0.0"),
+        ([[10**30]], {}, "prompt 0 has a token outside"),
+        ([[1.0, 2.0]], {}, r"prompt 0 is \[1.0, 2.0\]: it must be a text or a list of token ids"),
+        ([[True]], {}, r"prompt 0 is \[True\]"),
+        ([[1], None], {}, "prompt 1 is None"),
+        ([[1], 2], {}, "prompt 1 is 2"),
+        ([[[1]]], {}, r"prompt 0 is \[\[1\]\]"),
+        ([["a", "b"]], {}, r"prompt 0 is \['a', 'b'\]"),
+        ([{"role": "user"}], {}, "prompt 0 is {'role': 'user'}"),
+        ([b"text"], {}, "prompt 0 is b'text'"),
+        (["\ud800"], {}, r"prompt 0 is '\\ud800': it is no valid Unicode text"),
+        (torch.tensor([1.5]), {}, "prompt 0 is 1.5"),
+        (torch.zeros(1, 1, 1, dtype=torch.int64), {}, r"prompt 0 is \[\[0\]\]"),
+        (torch.tensor(3), {}, "prompts is 3: it must be a list of texts or of lists of token ids"),
+        ({"input_ids": [[1]]}, {}, "prompts is {'input_ids'"),
+        (None, {}, "prompts is None"),
+        (7, {}, "prompts is 7"),
+        *[([[1]], {"n": n}, f"n is {n!r}: it must be an integer, at least 1") for n in (0, -1, 1.0, True, None, "2")],
+        *[([[1]], {"max_new_tokens": n}, f"max_new_tokens is {n!r}") for n in (0, -5, 2.5, None, "8", math.inf)],
+        *[([[1]], {"temperature": t}, f"temperature is {t!r}") for t in (-1.0, math.nan, math.inf, None, "1", True)],
+        *[([[1]], {"temperature": t}, "temperature is ") for t in (10**400, 1j, [1.0], torch.ones(2, 2))],
+        *[([[1]], {"top_p": p}, f"top_p is {p!r}") for p in (0.0, -0.5, 1.5, math.nan, None, "1")],
+        *[([[1]], {"top_k": k}, f"top_k is {k!r}") for k in (-1, 2.0, math.nan, None)],
+        *[([[1]], {"min_p": p}, f"min_p is {p!r}") for p in (-0.1, 1.1, math.nan, None)],
+        *[([[1]], {"seed": seed}, f"seed is {seed!r}: it must be an integer") for seed in (-1, 2**64, 1.5, None)],
+        *[([[1]], {"stop": stop}, "stop is ") for stop in ("", ("",), ("a", ""), [3], 3, 0, [None], b"ab", [["a"]])],
     ],
 )
 def test_mistakes_are_one_line(sampler, prompts, options, message):
-    with pytest.raises(ValueError, match=message) as caught:
+    with pytest.raises(ValueError, match=f"^{message}") as caught:
         sampler.generate(prompts, **options)
-    assert "\n" not in str(caught.value)
-    if len(prompts) == 1 and "n" not in options:
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 200
+    if isinstance(prompts, list) and len(prompts) == 1 and "n" not in options:
         with pytest.raises(ValueError, match=message):
             next(sampler.stream(prompts[0], **options))
 
 
-def test_slots_must_be_positive(sampler):
-    with pytest.raises(ValueError, match="slots is 0"):
-        Sampler(sampler.model, sampler.tokenizer, 0)
-
-
-@pytest.mark.parametrize("stop", [("",), ("a", ""), "ab"])
-def test_stops_that_would_end_everything_are_refused(sampler, stop):
-    """An empty string is in every text, and one string in place of several would be taken letter by letter."""
-    with pytest.raises((ValueError, TypeError), match="stop"):
-        sampler.generate([[1]], stop=stop)
+@pytest.mark.parametrize("slots", [0, -1, 1.5, None])
+def test_slots_must_be_positive(sampler, slots):
+    with pytest.raises(ValueError, match=f"slots is {slots}"):
+        Sampler(sampler.model, sampler.tokenizer, slots)
 
 
 @pytest.mark.parametrize("options", [{}, {"temperature": 0.0}, {"top_k": 3}], ids=str)

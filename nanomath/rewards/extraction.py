@@ -1,15 +1,30 @@
 r"""Find the final answer in a completion.
 
 Looked for in this order, the last occurrence of each: `\boxed{...}` or `\fbox{...}` (the convention of MATH; several
-that follow each other are one answer), `#### x` (GSM8K), "the answer is ..." and its relatives, and the Japanese and
-Chinese forms (MGSM). Nothing else counts unless `lenient`: a guess at "the last number anywhere" rewards a completion
-for mentioning numbers, which a policy soon learns.
+that follow each other are one answer), `<answer>...</answer>` (DeepSeek-R1), `#### x` (GSM8K), "the answer is ..." and
+its relatives, and the Japanese and Chinese forms (MGSM). Nothing else counts unless `lenient`: a guess at "the last
+number anywhere" rewards a completion for mentioning numbers, which a policy soon learns.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import NamedTuple
+
+from nanomath.rewards.notation import FONTS, unescape
+
+# Where the reasoning of the usual families of models ends and what counts begins.
+REASONING_ENDS = (
+    "</think>",
+    "</thinking>",
+    "</thought>",
+    "</reasoning>",
+    "</seed:think>",
+    "[/THINK]",
+    "◁/think▷",
+    "<|channel|>final<|message|>",
+)
 
 # Full-width ASCII and the ideographic space, as Japanese text writes digits and colons.
 HALF_WIDTH = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)} | {0x3000: " "}
@@ -17,14 +32,31 @@ HALF_WIDTH = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)} | {0x3000: 
 _BOX_TOKEN = re.compile(r"\\(?:boxed|fbox)(?![a-zA-Z])\s*(?P<open>\{)?|\\.|[{}]", re.DOTALL)
 _BARE_BOX = re.compile(r"(?!\\(?:boxed|fbox))(?=\\?[^\s${}\\]{0,59}[^\W_])\\?[^\s${}\\]{1,60}")  # not the "." after it
 _GSM8K = re.compile(r"^.*####[ \t]*(?!Step\b|Part\b|\d+\.\s)(\S.*)$", re.MULTILINE)
+_ANSWER_TAG = re.compile(r"<answer>((?:(?!<answer>).)*?)(?:</answer>|$)", re.DOTALL)
 _ENGLISH = re.compile(
-    r"\banswers?\b(?:\s+(?:to|for|of)\s[^.:\n]{1,60}?)?[\s*_]*(?:\bis\b|\bare\b|\bequals\b|:|=)[\s*_]*:?[\s*_]*",
+    r"\banswers?\b(?:\s+(?:to|for|of)\s[^.:\n]{1,60}?)?[\s*_]*(?:\bis\b|\bare\b|\bequals\b|:|=)[\s*_]*:?[\s*_]*"
+    r"(?:\b(?:about|approximately|around|roughly|exactly|precisely|simply|just|clearly|indeed|only|so|then|thus|hence|"
+    r"therefore|equal to|given by)\b[\s,:*_]*)*",
     re.IGNORECASE,
 )
-_JAPANESE = re.compile(r"(?:答え?|解答|正解|答案)[\s*]*(?:は|是|:|=|】|[ \t]|\n)[\s*:、]*")
-_ENGLISH_END = re.compile(r"\n|\.(?=\s|\*|$)|<\||\s(?:because|since|where|which)\b")
+_JAPANESE = re.compile(r"(?:答え?|解答|正解|答案)[\s*]*(?:は|是|为|為|:|=|】|[ \t]|\n)[\s*:、]*")
+_ENGLISH_END = re.compile(r"\n|\.(?=\s|\*|$)|<\||</|\s(?:because|since|where|which|so)\b")
+# What follows a value without a digit or formula: "72, in total", "72 (see above)". A word that takes it back does not.
+_REMARK = re.compile(
+    r"(?<=[\w}$%]),\s+(?!(?:or|and|but|not|no|none|pi|if|unless|sqrt|infinity)\b)(?=[a-z]{2})[^\d$\\=]*$"
+    r"|(?<=[\d}$%])\s+\((?!mod\b|(?:sin|cos|tan|log|ln|exp|sqrt|pi)\b)(?=[^()]*[a-z]{2})[^()\d$\\=]*\)$"
+    r"|(?<=\d)!+$"
+)
 _JAPANESE_END = re.compile(r"\n|。|<\||(?:です|である|となる|となります|になる|になります|だ)(?=$|[\s.!。])")
 _DISPLAY = re.compile(r"(\$\$|\$|\\\[|\\\()(.+?)(\$\$|\$|\\\]|\\\))(?=[\s.,。*]*(?:\n|$)|\.\s)", re.DOTALL)
+_SEGMENT = r"(?<!\\)\$\$?(?:\\\$|[^$])+?(?<!\\)\$\$?|\\\([^)]+?\\\)|\\\[.+?\\\]"
+_LINKED = re.compile(
+    rf"\b(?:is|are|equals)\s+(?:({_SEGMENT})(?=\s*(?:[.!<]|$))|([$€£¥]?-?\d(?:(?!\bis\b|\bare\b)[^.,;!?<\n]|[.,]\d)*))",
+    re.DOTALL,
+)
+_WORD = re.compile(r"(?<![\\a-zA-Z])(?!and\b|or\b)[a-zA-Z]{2,}")
+_NOTHING_MORE = re.compile(r"(?: is (?:the|our) (?:final )?answer)?\W*")
+_DENIAL = re.compile(r"\b(?:not|no|never|neither|nor|except|without)\b|n't\b")
 _NUMBER = re.compile(r"-?(?:\d+(?:,\d{3})+|\d+)(?:\.\d+)?(?:/\d+)?")
 
 
@@ -54,23 +86,61 @@ def find_boxes(text: str) -> tuple[list[Box], bool]:
 
 
 def last_run(text: str, boxes: list[Box]) -> str:
-    r"""`\boxed{1} and \boxed{2}` is one answer, "1, 2"; boxes with a sentence between them are not."""
+    r"""`\boxed{1} and \boxed{2}` is one answer, "1, 2", with the names of `x = \boxed{1}, y = \boxed{2}`; boxes with a
+    sentence between them are not.
+    """
     run = [boxes[-1]]
     for box in reversed(boxes[:-1]):
         if re.search(r"\d|[.。]\s|\n\s*\n", text[box.end : run[0].start]) or run[0].start - box.end > 60:
             break
         run.insert(0, box)
-    return ", ".join(box.content for box in run)
+    if len(run) == 1:
+        return run[0].content
+    return ", ".join(_box_name(text[max(0, box.start - 20) : box.start]) + box.content for box in run)
 
 
-def extract_answer(text: str, *, lenient: bool = False) -> str | None:
+def _box_name(before: str) -> str:
+    match = re.search(r"(?<![\w\\])[a-zA-Z](?:_\w)? ?= ?$", before)
+    return match[0] if match else ""
+
+
+def isolate(text: str) -> str:
+    r"""The answer in a text that may be one itself: its last run of boxes, what "the answer is" announces, or the value
+    of a sentence. A sentence gives its value by a link at its end ("... is 5") or by the only formula it holds, at its
+    end.
+    """
+    text = unescape(text)
+    boxes, cut = find_boxes(text)
+    if cut and not boxes:
+        text = re.sub(r".*\\(?:boxed|fbox)\s*\{", "", text, flags=re.DOTALL)
+    if boxes:
+        text = last_run(text, boxes)
+        words = re.fullmatch(rf"\\(?:{FONTS})\{{([^{{}}]*)\}}", text)
+        return (words and answer_phrase(words[1])) or text
+    text = answer_phrase(text) or text
+    prose = re.sub(_SEGMENT, " ", text, flags=re.DOTALL)
+    if not _WORD.search(prose):
+        return text
+    if links := _LINKED.findall(text):
+        return "".join(links[-1])
+    formulas = list(re.finditer(_SEGMENT, text, flags=re.DOTALL))
+    alone = len(formulas) == 1 and not re.search(r"\d", prose) and not _DENIAL.search(prose)
+    return formulas[0][0] if alone and _NOTHING_MORE.fullmatch(text[formulas[0].end() :]) else text
+
+
+def after_reasoning(text: str, ends: Sequence[str] = REASONING_ENDS) -> str:
+    """What follows the last mark that ends the reasoning; the whole text where there is none."""
+    return text[max((text.rfind(end) + len(end) for end in ends if end in text), default=0) :]
+
+
+def extract_answer(text: str, *, lenient: bool = False, reasoning_ends: Sequence[str] = REASONING_ENDS) -> str | None:
     r"""The final answer of a completion as written, or None where it gives none.
 
-    Text up to a `</think>` is reasoning and does not count. A completion that was cut inside its last `\boxed{` has no
-    answer, and an empty box is none. `lenient` falls back to the last number of the text: meant for weak base models
-    that follow no format yet.
+    Text up to a mark of `reasoning_ends` does not count. A completion that was cut inside its last `\boxed{` has no
+    answer, and an empty box is none. `lenient` falls back to the last number of the text, also where what the answer is
+    said to be holds none: meant for weak base models that follow no format yet.
     """
-    text = text.rpartition("</think>")[2].translate(HALF_WIDTH)
+    text = after_reasoning(text, reasoning_ends).translate(HALF_WIDTH)
     boxes, cut = find_boxes(text)
     if cut:  # an early box may have lost its brace: what counts is whether the *last* one is closed
         text = text[max(text.rfind(r"\boxed"), text.rfind(r"\fbox")) :]
@@ -79,11 +149,15 @@ def extract_answer(text: str, *, lenient: bool = False) -> str | None:
         return None
     if boxes:
         return last_run(text, boxes) or None
-    return answer_phrase(text) or (_last_number(text) if lenient else None)
+    answer = answer_phrase(text)
+    prose = answer is None or re.search(r"[a-zA-Z]{2}", answer) and not re.search(r"\d", answer)
+    return lenient and prose and _last_number(text) or answer
 
 
 def answer_phrase(text: str) -> str | None:
-    """The answer after `####`, "the answer is" or 答えは."""
+    """The answer in `<answer>`, after `####`, "the answer is" or 答えは."""
+    if tag := _last_match(_ANSWER_TAG, text):
+        return answer_phrase(tag[1]) or _tidy(tag[1])
     if gsm8k := _last_match(_GSM8K, text):
         return _tidy(gsm8k[1])
     for phrase, end in ((_ENGLISH, _ENGLISH_END), (_JAPANESE, _JAPANESE_END)):
@@ -104,12 +178,14 @@ def _until(end: re.Pattern[str], text: str) -> str | None:
     if formula := _DISPLAY.match(text):
         return _tidy(formula[2])
     match = end.search(text)
-    return _tidy(text[: match.start()] if match else text)
+    text = (text[: match.start()] if match else text).rstrip()
+    remark = _REMARK.search(text)
+    return _tidy(text[: remark.start()] if remark and re.search(r"\d", text[: remark.start()]) else text)
 
 
 def _tidy(answer: str) -> str | None:
-    """Without markdown bold, code ticks, enclosing `$` and the full stop; None if nothing is left."""
-    answer = answer.strip().strip("*`_").rstrip(" .,。*")
+    """Without markdown bold, code ticks, quotes, enclosing `$` and the full stop; None if nothing is left."""
+    answer = answer.strip().strip('*`_"“”').rstrip(' .,。*"“”')
     if len(answer) > 1 and answer[0] == answer[-1] == "$":
         answer = answer.strip("$")
     return answer.strip() or None

@@ -7,7 +7,8 @@ nothing of nanomath, so that the process starts without torch.
 No text is ever evaluated as Python: a recursive-descent parser reads LaTeX and plain arithmetic and builds the sympy
 expression itself. Two expressions are equal when they agree to 30 digits at random points: by the argument of
 Schwartz (1980) and Zippel (1979) chance agreement is negligible, and it costs milliseconds where `simplify` can hang.
-What the grammar does not cover (sums, integrals, ...) is left to math-verify where the question allows it.
+What the grammar does not cover (sums, integrals, ...) is left to math-verify where the question allows it and its
+reader has read the whole: a reading that stays the same when a token is taken out has passed over that token.
 """
 
 from __future__ import annotations
@@ -53,8 +54,9 @@ GREEK = re.findall(
     "alpha beta gamma delta epsilon varepsilon zeta eta theta vartheta iota kappa lambda mu nu xi rho sigma tau "
     "upsilon phi varphi chi psi omega Gamma Delta Theta Lambda Xi Sigma Upsilon Phi Psi Omega ell",
 )
-OPERATORS = ["frac", "sqrt", "binom", "log", "lg", "div", "bmod", "mod", "begin", "end"]
+OPERATORS = re.findall(r"\w+", "frac sqrt binom log lg div bmod mod begin end degree lfloor rfloor lceil rceil")
 COMMANDS = frozenset([*FUNCTIONS, *CONSTANTS, *GREEK, *OPERATORS])
+ROUNDED = {"lfloor": sympy.floor, "lceil": sympy.ceiling}
 CLOSING = {"(": ")", "[": "]", "{": "}"}
 # Function names are read without a backslash as well; the longest first, so that "sinh" is not "sin" times h.
 WORDS = "|".join(sorted({*FUNCTIONS, "log", "lg", "sqrt", "pi"}, key=len, reverse=True))
@@ -63,20 +65,21 @@ TOKEN = re.compile(
 )
 
 
-class BeyondGrammar(ValueError):
-    """A LaTeX command that the parser does not know."""
+MEANINGFUL = re.compile(r"\\\\(?:[a-zA-Z]+|.)|[^\s{}()\[\]*]")  # tokens; products and groups say nothing by their signs
+
+
+class Unread(BaseException):
+    """math-verify's reader has passed over a token."""
 
 
 class Parser:
     """Recursive descent over the tokens of one expression. Each method reads one phrase and returns its value."""
 
     def __init__(self, text: str):
-        for command in re.findall(r"\\([a-zA-Z]+)", text):
-            if command not in COMMANDS:
-                raise BeyondGrammar(command)
+        unknown = [command for command in re.findall(r"\\([a-zA-Z]+)", text) if command not in COMMANDS]
         rest = TOKEN.sub("", text).strip()
-        if rest:
-            raise ValueError(f"not in the grammar: {rest[:20]!r}")
+        if unknown or rest:
+            raise ValueError(f"not in the grammar: {(unknown or [rest])[0][:20]!r}")
         self.tokens = [token if token == r"\\" else token.lstrip("\\") for token in TOKEN.findall(text)]
         self.position = 0
         self.bars = 0  # open |...|: inside, a bar closes
@@ -129,7 +132,7 @@ class Parser:
         token = self.peek()
         if token == "|":
             return not self.bars
-        return bool(re.match(r"[a-zA-Z(\[{]", token)) and not token.startswith("end")
+        return bool(re.match(r"[a-zA-Z(\[{]", token)) and not token.startswith(("end", "rfloor", "rceil", "degree"))
 
     def signed(self):
         if self.accept("-"):
@@ -139,8 +142,8 @@ class Parser:
 
     def power(self):
         base = self.atom()
-        while self.accept("!"):
-            base = factorial(base)
+        while postfix := self.accept("!", "degree"):
+            base = factorial(base) if postfix == "!" else base * sympy.pi / 180
         return raise_to(base, self.signed()) if self.accept("^") else base
 
     def atom(self):
@@ -153,6 +156,8 @@ class Parser:
             return self.absolute()
         if token.startswith("begin{"):
             return self.matrix()
+        if token in ROUNDED:
+            return ROUNDED[token](self.enclosed(f"r{token[1:]}"))
         if token in FUNCTIONS:
             return self.function(token)
         return self.named(token)
@@ -170,7 +175,9 @@ class Parser:
         if not name.isalpha():
             raise ValueError(f"unexpected {name!r}")
         if self.accept("_"):
-            return sympy.Symbol(f"{name}_{self.atom()}")
+            start = self.position
+            self.atom()
+            return sympy.Symbol(f"{name}_{' '.join(self.tokens[start : self.position]).strip('{ }')}")
         return CONSTANTS[name] if name in CONSTANTS else sympy.Symbol(name)
 
     def enclosed(self, closing: str):
@@ -187,15 +194,16 @@ class Parser:
         self.bars -= 1
         return sympy.Abs(value)
 
-    def matrix(self) -> sympy.Matrix:
-        rows = [[]]
+    def matrix(self) -> sympy.Matrix | sympy.Expr:
+        kind, rows = self.tokens[self.position - 1], [[]]
         while not self.peek().startswith("end{"):
             if self.accept(r"\\"):
                 rows.append([])
             elif not self.accept("&"):
                 rows[-1].append(self.sum())
         self.take()
-        return sympy.Matrix([row for row in rows if row])
+        matrix = sympy.Matrix([row for row in rows if row])
+        return matrix.det() if kind == "begin{vmatrix}" else matrix
 
     def function(self, name: str):
         exponent = self.signed() if self.accept("^") else 1
@@ -278,21 +286,52 @@ def multiple(gold: sympy.Basic, prediction: sympy.Basic, positive: bool) -> bool
 
 def math_verify_equal(gold: str, prediction: str) -> bool:
     """math-verify's verdict; its own time limits use SIGALRM and are off, since the parent keeps the time."""
-    from math_verify import parse, verify
+    from math_verify import verify
 
-    parsed = [parse(f"${text}$", parsing_timeout=None) for text in (gold, prediction)]
-    return all(parsed) and verify(*parsed, timeout_seconds=None)
+    return verify(read_whole(gold), read_whole(prediction), float_rounding=12, timeout_seconds=None)
+
+
+def read_whole(text: str) -> sympy.Basic:
+    """math-verify's reading of `text`. ValueError if it is the same without one of the tokens, or with another."""
+    from latex2sympy2_extended import NormalizationConfig, latex2sympy
+    from latex2sympy2_extended.latex2sympy2 import ConversionConfig
+
+    plain, exact = NormalizationConfig(basic_latex=False, boxed="none"), ConversionConfig(lowercase_symbols=False)
+
+    def reading(text: str) -> sympy.Basic:
+        return latex2sympy(text, normalization_config=plain, conversion_config=exact)
+
+    whole = reading(text)
+    names = {str(symbol) for symbol in whole.free_symbols}
+    if any(re.fullmatch("[a-zA-Z]{2,}", name) and name not in GREEK for name in names):
+        raise Unread(f"a command is taken for a name in {text!r}")
+    if any(derivative.doit() == 0 for derivative in whole.atoms(sympy.Derivative)):
+        raise Unread(f"a derivative of what depends on nothing in {text!r}")
+    printed = re.sub(r"[a-zA-Z]{2,}(?=\()|dir='.'|oo", "", str(whole))
+    for token in MEANINGFUL.finditer(text):
+        if token[0].isalnum() and printed.count(token[0]) >= text.count(token[0]):
+            continue
+        changed = text[: token.start()] + other(token[0]) + text[token.end() :]
+        with contextlib.suppress(Exception):  # no reading at all is another one
+            if reading(changed) == whole:
+                raise Unread(f"{token[0]!r} is passed over in {text!r}")
+    return whole
+
+
+def other(token: str) -> str:
+    """A digit or letter in place of one; nothing in place of anything else."""
+    if token.isdigit():
+        return str((int(token) + 1) % 10)
+    return ("q" if token.islower() else "Q") if len(token) == 1 and token.isalpha() else " "
 
 
 def answer(question: dict) -> bool:
     """`question`: gold, prediction, relation ("", "=" or "<"), tolerance, math_verify."""
     gold, prediction, relation = question["gold"], question["prediction"], question["relation"]
     try:
-        expected = Parser(gold).parse()
-    except BeyondGrammar:
-        # Only now: math-verify picks *some* value out of a malformed prediction, so it must not judge plain golds.
+        expected, found = Parser(gold).parse(), Parser(prediction).parse()
+    except ValueError:
         return question["math_verify"] and not relation and math_verify_equal(gold, prediction)
-    found = Parser(prediction).parse()
     return multiple(expected, found, relation == "<") if relation else equal(expected, found, question["tolerance"])
 
 
@@ -301,6 +340,8 @@ def main() -> None:
         import resource
 
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY_LIMIT, MEMORY_LIMIT))
+    with contextlib.suppress(ImportError):  # before the clock of a question runs
+        import math_verify  # noqa: F401
     replies = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # nothing that a library prints may be taken for a verdict
     print("ready", file=replies)

@@ -17,7 +17,7 @@ BOXES = [
     (r"\boxed{[0, 1)}", "[0, 1)"),
     (r"\fbox{9}", "9"),
     (r"The solutions are \boxed{3}, \boxed{5}, \boxed{7}", "3, 5, 7"),
-    (r"$x=\boxed{1}$ or $x=\boxed{-2}$", "1, -2"),
+    (r"$x=\boxed{1}$ or $x=\boxed{-2}$", "x=1, x=-2"),
     (r"$\boxed 7$.", "7"),
     (r"\boxed5", "5"),
     (r"an unclosed \boxed{1 and then \boxed{2}", "2"),

@@ -1,0 +1,183 @@
+r"""Bring an answer into one plain notation; find its brackets and separators.
+
+LaTeX and Unicode allow many spellings of one answer (`\dfrac12`, `\frac{1}{2}`, `$\tfrac 1 2$`, `½`); the rules below
+map them to one, in the spirit of the normalisers of MATH (Hendrycks et al., arXiv 2103.03874) and Minerva (arXiv
+2206.14858). Only what says nothing is taken away: fonts, sizes, colours, spacing, maths delimiters. A unit is marked,
+a command that is not known here stays as it is.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from functools import lru_cache
+
+FONTS = r"text(?:bf|it|rm|tt|sf|sc|normal)?|math(?:rm|bf|it|bb|sf|tt|normal|cal|frak|scr)|[mh]box|operatorname\*?"
+UNIT_LETTERS = "mgshLlVWJNAK"  # units of one letter, where \text says that the letter is no variable
+
+_RAISED = re.compile("[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿⁱ]+")
+_LOWERED = re.compile("[₀₁₂₃₄₅₆₇₈₉₊₋ₙᵢ]+")
+_VULGAR = re.compile("[¼-¾⅐-⅞]")
+_METRES = re.compile(r"(?<=\d)\s*([kcdm]?m)([²³])")  # a unit, where m^2 would be algebra
+
+
+def _pairs(text: str) -> dict[str, str]:
+    words = text.split()
+    return dict(zip(words[::2], words[1::2], strict=True))
+
+
+_SYMBOLS = _pairs("× * · * ⋅ * ∗ * ∙ * ÷ / ⁄ / ∕ / − - ≤ <= ⩽ <= ≦ <= ≥ >= ⩾ >= ≧ >= ≠ != 、 , 。 . ⟨ ( ⟩ ) ′ '") | {
+    char: f"\\{name} "
+    for char, name in _pairs(
+        "√ sqrt ∛ sqrt[3] ∞ infty ± pm ∓ mp ≈ approx ∪ cup ∩ cap ∈ in ∉ notin ⊂ subset ⊆ subseteq ∅ emptyset "
+        "∖ setminus ⌊ lfloor ⌋ rfloor ⌈ lceil ⌉ rceil ∠ angle △ triangle ≡ equiv ∣ mid ∤ nmid ∥ parallel ⊥ perp ≅ cong "
+        "∼ sim ∑ sum ∏ prod ∫ int ∂ partial → to ∀ forall ∃ exists ° degree º degree ˚ degree € euro £ pound ¥ yen "
+        "¢ cent λ lambda Λ Lambda"
+    ).items()
+}
+_QUOTES = "\"'`“”„«»‘’「」『』"
+
+_NAMES = {
+    "*": "cdot times ast",
+    "<=": "le leq leqq leqslant",
+    ">=": "ge geq geqq geqslant",
+    "!=": "ne neq",
+    "<": "lt",
+    ">": "gt",
+    "(": "langle lparen",
+    ")": "rangle rparen",
+    "|": "vert lvert rvert",
+    r"\{": "lbrace",
+    r"\}": "rbrace",
+    r"\frac": "dfrac tfrac cfrac",
+    r"\emptyset ": "varnothing",
+    r"\ldots ": "dots cdots dotsc dotsb dotso",
+    " ": "quad qquad enspace thinspace",
+    "": "left right middle big Big bigg Bigg bigl Bigl biggl Biggl bigr Bigr biggr Biggr displaystyle textstyle limits "
+    "nolimits tiny small normalsize large Large LARGE huge Huge bf rm it sf tt boldsymbol bm underline emph",
+}
+_COMMANDS = {name: plain for plain, names in _NAMES.items() for name in names.split()}
+_END = r"(?![a-zA-Z])"  # of a LaTeX command
+_LATEX = [
+    (re.compile(pattern), replacement)
+    for pattern, replacement in [
+        (r",\\!\s*", ","),  # 11,\! 111
+        (r"\\(?:text)?color\s*\{[\w!.]*\}|\\(?:[hv](?:space|phantom)|phantom|tag|label)\*?\s*\{[^{}]*\}", " "),
+        (r"(?<!\\)\\[!,;:> ]", " "),
+        (r"\\\$", r"\\dollar "),
+        (r"(?<!\\)\\[()\[\]]", ""),  # maths delimiters
+        (rf"\s*\\(?:{FONTS})\s*\{{([^{{}}]*)\}}", lambda match: _words(match)),
+        (rf"\\(?:{FONTS}){_END}", ""),
+        (r"\\([a-zA-Z]+)", lambda match: _COMMANDS.get(match[1], match[0])),
+        (r"\\not\s*=", "!="),
+        (r"\\frac\s*(?:\{([^{}]*)\}|(\d))\s*(?:\{([^{}]*)\}|(\d))", r"\\frac{\1\2}{\3\4}"),
+        (r"\\\{\s*\\\}", r"\\emptyset "),
+        (rf"\^\s*\{{?\s*\\circ{_END}\s*\}}?|\^\s*\{{\s*\\degree\s*\}}", r"\\degree "),
+        (r"\\%", "%"),
+        (r"\[?\s*\\begin\{array\}\s*\{[^{}]*\}", r"\\begin{pmatrix}"),
+        (r"\\end\{array\}\s*\]?", r"\\end{pmatrix}"),
+        (r"\\(begin|end)\{(?:[bpB]|small)matrix\}", r"\\\1{pmatrix}"),
+        (r"\\dot\s*\{?(\d)\}?(?:(\d*)\\dot\s*\{?(\d)\}?)?", r"\\overline{\1\2\3}"),  # a repeating decimal
+        (r"\\(angle|triangle)\s*\{\s*(\w+)\s*\}", r"\\\1 \2"),
+    ]
+]
+_RULES = [
+    (re.compile(pattern), replacement)
+    for pattern, replacement in [
+        (r"\s*\{\s*,\s*\}\s*", ","),  # 11{,}111
+        (r"\$", ""),
+        (r"\b(?:percent|pct)\b", "%"),
+        (r"\.{3,}", r"\\ldots "),
+        (r"\*\*", "^"),
+        (r"\b([ap])\.\s?m\.", r"\1m"),
+        (r"([_^])\{\s*(\w)\s*\}", r"\1\2"),
+        (r"(?<=\{)\s+|\s+(?=\})", ""),
+        (r"[\s~]+", " "),
+    ]
+]
+# Commands escaped twice, by JSON or a careless prompt. Never a row break, since none of the names begins a cell.
+_TWICE_ESCAPED = re.compile(
+    r"\\\\(?=(?:[dtc]?frac|left|right|sqrt|text|boxed|cdot|times|pi|leq?|geq?|infty)(?![a-zA-Z]))"
+)
+
+
+def unescape(text: str) -> str:
+    """The text with its twice escaped commands repaired, which would hide its structure."""
+    return _TWICE_ESCAPED.sub(r"\\", text)
+
+
+def clean(text: str) -> str:
+    """One answer in plain notation; what is plain already comes back as it is."""
+    text = _METRES.sub(lambda unit: rf" \unit{{{unit[1]}}}^{unicodedata.normalize('NFKC', unit[2])}", unescape(text))
+    if not text.isascii():
+        text = _ascii(text)
+    for pattern, replacement in (_LATEX + _RULES) if "\\" in text else _RULES:
+        text = pattern.sub(replacement, text)
+    while True:
+        bare = text.strip(" *" + _QUOTES).rstrip(" .,;:")
+        if enclosed(bare, "{", "}") or (enclosed(bare, "(", ")") and len(split(bare[1:-1], ",;")) == 1):
+            bare = bare[1:-1]
+        if bare == text:
+            return text
+        text = bare
+
+
+def _words(match: re.Match[str]) -> str:
+    r"""What \text holds, as words; the letter of a unit after a value is marked, as in `5\text{ m}`, `9\text{ m/s}`."""
+    words = match[1].strip(" ~")
+    before = match.string[: match.start()]
+    if re.search(r"[\d)}%a-z]$", before) and re.fullmatch(rf"[{UNIT_LETTERS}](?:/[{UNIT_LETTERS}])*", words):
+        words = re.sub("[a-zA-Z]", r"\\unit{\g<0>}", words)
+    return f" {words} "
+
+
+def _ascii(text: str) -> str:
+    """LaTeX and ASCII for the characters that stand for it; what is left is Unicode's compatible form (NFKC)."""
+    text = _VULGAR.sub(lambda char: r"\frac{{{}}}{{{}}}".format(*_compatible(char[0]).split("⁄")), text)
+    text = _RAISED.sub(lambda run: f"^{{{_compatible(run[0])}}}", text)
+    text = _LOWERED.sub(lambda run: f"_{{{_compatible(run[0])}}}", text)
+    return re.sub(r"[^\x00-\x7f]", lambda char: _plain(char[0]), text)
+
+
+def _compatible(text: str) -> str:
+    return unicodedata.normalize("NFKC", text)
+
+
+@lru_cache(maxsize=1 << 10)
+def _plain(char: str) -> str:
+    """One character that is not ASCII: symbols and Greek as commands, any hyphen, space and digit as the usual one."""
+    if char in _SYMBOLS:
+        return _SYMBOLS[char]
+    kind, name = unicodedata.category(char), unicodedata.name(char, "").split()
+    if kind == "Nd":
+        return str(unicodedata.decimal(char))
+    if kind in ("Pd", "Zs", "Cf"):  # Cf: they cannot be seen
+        return {"Pd": "-", "Zs": " ", "Cf": ""}[kind]
+    if name[:1] == ["GREEK"] and name[2:3] == ["LETTER"] and len(name) == 4:
+        return f"\\{name[3].lower() if name[1] == 'SMALL' else name[3].title()} "
+    other = _compatible(char)
+    return char if other == char else _ascii(other)
+
+
+def enclosed(text: str, opening: str = "([", closing: str = ")]") -> bool:
+    """Whether the first character is a bracket whose partner is the last one: "(0, 1]" but not "(a)(b)"."""
+    if len(text) < 2 or text[0] not in opening or text[-1] not in closing:
+        return False
+    depth = 0
+    for position, char in enumerate(text):
+        depth += (char in "([{") - (char in ")]}")
+        if not depth:
+            return position == len(text) - 1
+    return False
+
+
+def split(text: str, separators: str | re.Pattern[str]) -> list[str]:
+    """Parts of `text` between separators (characters, or a pattern) that stand outside all brackets."""
+    pattern = separators if isinstance(separators, re.Pattern) else re.compile(f"[{re.escape(separators)}]")
+    parts, depth, start = [], 0, 0
+    for token in re.finditer(rf"(?P<open>[(\[{{])|(?P<close>[)\]}}])|(?P<separator>{pattern.pattern})", text):
+        depth += (token["open"] is not None) - (token["close"] is not None)
+        if token["separator"] and depth == 0:
+            parts.append(text[start : token.start()].strip())
+            start = token.end()
+    return [*parts, text[start:].strip()]

@@ -1,0 +1,438 @@
+r"""Read an answer into a value whose type says how it may be compared.
+
+A number with its unit, a number in a base, a choice, a tuple or interval, an unordered list, set or union, a relation,
+a congruence, an expression, a text: every character of the answer belongs to the value, and what fits no other type is
+a text. Few answers have two readings (`1,000` is a number, and may be a list of two); `read` returns them all.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator
+from fractions import Fraction
+from functools import lru_cache
+from typing import NamedTuple
+
+from nanomath.rewards.notation import enclosed, split
+
+MAX_NUMBER = 1_000  # characters
+
+# Units.
+
+# The name, the other spellings; a plural "s" is dropped. Any other words after a plain number name what is counted.
+_SPELLINGS = r"""
+mm millimetre millimeter, cm centimetre centimeter, dm, m metre meter, km kilometre kilometer, in inch inches, ft foot
+feet, yd yard, mi mile, mg milligram milligramme, g gram gramme, kg kilogram kilogramme kilo, lb lbs pound \pound, oz
+ounce, t ton tonne, ml milliliter millilitre, L l liter litre, gal gallon, s sec second, min minute, h hr hour, d day,
+wk week, mo month, yr year, deg degree \degree, rad radian, celsius centigrade, fahrenheit, K kelvin, N newton, J joule,
+W watt, V volt, Hz hertz, dollar \dollar usd buck, cent \cent, euro \euro eur, yen \yen jpy 円, unit
+"""
+_KNOWN = {name: words.split()[0] for words in _SPELLINGS.split(",") for name in words.split()}
+_COMPOUND = {"mph": "mi/h", "kph": "km/h", "kmh": "km/h", "sqft": "ft^2", "cc": "cm^3"}
+_POWERS = {"square": 2, "sq": 2, "squared": 2, "cubic": 3, "cu": 3, "cubed": 3}
+_MULTIPLIERS = {
+    "hundred": 10**2,
+    "thousand": 10**3,
+    "million": 10**6,
+    "billion": 10**9,
+    "trillion": 10**12,
+    "dozen": 12,
+}
+# Words that say more about a value than what it counts.
+_NO_UNITS = set(
+    re.findall(
+        r"[\w']+",
+        """a am an and are be but can cannot cos could cot csc do does either else even except exp from greater has have
+        if infinity infinite is isn't least less ln log lose loses minus mod more most neither no non none nor not odd
+        only or other otherwise pi plus pm sec sin sqrt tan than times to undefined unless until up was wasn't when
+        where while win wins without wrong""",
+    )
+)
+_POWER = r"(?:\s?\^\s?(?:\{-?[123]\}|[123])|[23](?!\d))"
+_NAME = (
+    r"\\unit\{[a-zA-Z]+\}|\\degree(?:\s?[CF](?![a-zA-Z]))?|\\(?:dollar|cent|euro|pound|yen)"
+    r"|[kcdm]?m(?=\s?/)|(?<=/)[smhL]\b|[a-zA-Z][a-zA-Z'-]+\.?"
+)
+_PHRASE = rf"(?:{_NAME}){_POWER}?(?:(?:\s?/\s?|\s?\*\s?|\s)(?:{_NAME}){_POWER}?)*"
+_WITH_UNIT = re.compile(rf"(?P<value>.*?[\d)}}%|a-z\].])(?:\s|(?<=[\d)}}.])|(?=\\))(?P<unit>{_PHRASE})\s?", re.DOTALL)
+_UNIT_TOKEN = re.compile(rf"(?P<slash>/)|(?P<name>{_NAME})(?P<power>{_POWER})?")
+_WITH_CJK_UNIT = re.compile(r"(?P<value>.*\d) ?(?P<unit>[\u3040-\u30ff\u4e00-\u9fff]+)")
+_NO_CJK_UNIT = re.compile("[以未超不非约約万億兆千百十割倍]")
+_LETTER = re.compile(r"[a-zA-Z\\\u3040-\u30ff\u4e00-\u9fff]")
+_CURRENCY = re.compile(r"(?P<sign>-?)\s?\\(?P<unit>dollar|euro|pound|yen)\s?(?P<value>.*)", re.DOTALL)
+
+
+class Unit(NamedTuple):
+    """Powers of the known units, and the words that are none: {m: 1, s: -2} and {} of `m/s^2`, {} and {apple}."""
+
+    powers: frozenset[tuple[str, int]] = frozenset()
+    words: frozenset[str] = frozenset()
+
+    def fits(self, other: Unit) -> bool:
+        """Whether both may be one: a missing unit fits any; more words may say more of what is counted."""
+        if not any(self) or not any(other):
+            return True
+        return self.powers == other.powers and (self.words <= other.words or other.words <= self.words)
+
+
+def split_unit(text: str) -> tuple[str, Unit]:
+    """The value and its unit: `64 square feet`, `5個`, `\\dollar 5`; no unit where the words after it are none."""
+    if match := _CURRENCY.fullmatch(text):
+        value, unit = split_unit(match["value"])
+        return match["sign"] + value, unit if any(unit) else _read_unit("\\" + match["unit"])
+    if match := _WITH_UNIT.fullmatch(text):
+        unit = _read_unit(match["unit"])
+        return (match["value"].strip(), unit) if unit else (text, Unit())
+    match = _WITH_CJK_UNIT.fullmatch(text)
+    if match and not _NO_CJK_UNIT.search(match["unit"]):
+        name = match["unit"]
+        return match["value"], Unit(frozenset([("yen", 1)])) if name == "円" else Unit(words=frozenset([name]))
+    return text, Unit()
+
+
+def _read_unit(phrase: str) -> Unit | None:
+    powers: dict[str, int] = {}
+    words, sign, next_power = set(), 1, 1
+    for token in _UNIT_TOKEN.finditer(phrase):
+        name = re.sub(r"\\unit\{(\w+)\}", r"\1", token["name"] or "").rstrip(".")
+        if token["slash"] or name.lower() == "per":
+            sign = -1
+            continue
+        if name.lower() in _POWERS:
+            if name.lower().endswith("ed") and powers:  # m squared
+                powers[list(powers)[-1]] *= _POWERS[name.lower()]
+            else:
+                next_power = _POWERS[name.lower()]
+            continue
+        exponent = int(re.sub(r"[^-\d]", "", token["power"] or "1")) * next_power
+        known = _known_unit(name)
+        if not known:
+            if name.lower() in _NO_UNITS or len(name) < 3 and name.lower() not in ("of", "in", "by", "at", "on"):
+                return None
+            words.add(name.lower().removesuffix("s"))
+        for part in known:
+            unit, _, power = part.strip("/").partition("^")
+            powers[unit] = powers.get(unit, 0) + sign * exponent * int(power or 1) * (-1 if part[0] == "/" else 1)
+        next_power = 1
+    return Unit(frozenset(item for item in powers.items() if item[1]), frozenset(words))
+
+
+def _known_unit(name: str) -> list[str]:
+    """The parts of a known unit, `["mi", "/h"]` of mph; none of an unknown one."""
+    if name[:7] == r"\degree" and len(name) > 7:
+        return ["celsius" if name[-1] == "C" else "fahrenheit"]
+    for spelling in (name, name.lower(), name.lower().removesuffix("s")):
+        if spelling in _COMPOUND:
+            return re.findall(r"/?[^/]+", _COMPOUND[spelling])
+        if spelling in _KNOWN:
+            return [_KNOWN[spelling]]
+    return []
+
+
+# Numbers.
+
+_PLAIN = r"(?:(?:\d{1,3}(?:,\d{3})+|\d{1,3}(?: \d{3})+|\d+)(?:\.\d*)?|\.\d+)"
+_FRACTION = re.compile(
+    rf"(?:(?P<whole>\d+)\s*)?\\frac\{{\s*(?P<top>{_PLAIN})\s*\}}\{{\s*(?P<bottom>{_PLAIN})\s*\}}"
+    rf"|(?:(?P<whole_>\d+) )?(?P<top_>{_PLAIN}) ?/ ?(?P<bottom_>{_PLAIN})"
+)
+_DECIMAL = re.compile(rf"(?P<digits>{_PLAIN})(?:(?:[eE]| ?\* ?10 ?\^)\{{?(?P<exponent>[-+]?\d{{1,3}})\}}?)?")
+_REPEATING = re.compile(r"(?P<whole>\d*)\.(?P<fixed>\d*)\\overline\s?(?:\{(?P<run>\d+)\}|(?P<digit>\d))")
+_EUROPEAN = re.compile(r"(\d+),(\d{2}|\d{4,})|(\d{1,3}(?:\.\d{3})+),(\d+)")
+_BASED = re.compile(r"\(?(?P<digits>[\dA-Fa-f]*\d[\dA-Fa-f]*)\)?_\{?(?P<base>\d{1,2})\}?")
+
+
+class Number(NamedTuple):
+    """A number as written: its exact value, decimals after the point (None: a fraction or integer), "%", its unit."""
+
+    value: Fraction
+    places: int | None = None
+    percent: bool = False
+    unit: Unit = Unit()
+    latex: str = ""
+
+    @property
+    def significant(self) -> Fraction:
+        """The digits of a decimal as an integer; 0 of a fraction or integer, which is exact."""
+        return Fraction(0) if self.places is None else abs(self.value) * Fraction(10) ** self.places
+
+    @property
+    def tolerance(self) -> Fraction:
+        """What a decimal may be off by. Of four significant digits it may be a rounding: half a unit in the last place.
+        Of sixteen it is a binary float as JSON writes one: 2^-50 of it.
+        """
+        if self.significant < 1000:
+            return Fraction(0)
+        half = Fraction(1, 2) / Fraction(10) ** self.places
+        return max(half, abs(self.value) / 2**50) if self.is_float else half
+
+    @property
+    def is_float(self) -> bool:
+        """Whether it has the sixteen digits or more of a binary float that arithmetic has rounded."""
+        return self.significant >= 10**15
+
+
+def read_number(text: str, european: bool = False) -> Number | None:
+    """The number that a text is, None if it is anything else. `european`: the comma is the decimal point."""
+    if len(text) > MAX_NUMBER or not any(map(str.isdigit, text)):
+        return None
+    text, unit = split_unit(text) if _LETTER.search(text) else (text, Unit())
+    factor = math.prod(_MULTIPLIERS[word] for word in unit.words & _MULTIPLIERS.keys())
+    unit = unit._replace(words=unit.words.difference(_MULTIPLIERS))
+    percent = text.endswith("%")
+    latex = text = text.removesuffix("%").strip()
+    sign = -1 if text.startswith("-") else 1
+    text = text[1:].strip() if text[:1] in ("+", "-") else text
+    if european and (match := _EUROPEAN.fullmatch(text)):
+        text = f"{(match[1] or match[3]).replace('.', '')}.{match[2] or match[4]}"
+    found = _unsigned(text)
+    if found is None:
+        return None
+    value, places = found
+    if factor != 1:
+        value, places, latex = factor * value, None, f"{factor}*({latex})"
+    return Number(-value if sign < 0 else value, places, percent, unit, latex)
+
+
+def _unsigned(text: str) -> tuple[Fraction, int | None] | None:
+    """The value and the decimals after the point."""
+    if match := _DECIMAL.fullmatch(text):
+        digits, exponent = _bare(match["digits"]), int(match["exponent"] or 0)
+        places = len(digits.partition(".")[2]) - exponent if "." in digits else None
+        value = Fraction(digits)
+        return value * Fraction(10) ** exponent if exponent else value, places
+    if match := _REPEATING.fullmatch(text):
+        run = match["run"] or match["digit"]
+        fixed = int(match["whole"] + match["fixed"] or 0)
+        value = fixed + Fraction(int(run), 10 ** len(run) - 1)
+        return value / 10 ** len(match["fixed"]), None
+    if match := _FRACTION.fullmatch(text):
+        whole, top, bottom = (_bare(match[name] or match[name + "_"] or "0") for name in ("whole", "top", "bottom"))
+        if Fraction(bottom):
+            return int(whole) + Fraction(top) / Fraction(bottom), None
+    return None
+
+
+def _bare(digits: str) -> str:
+    return digits.replace(",", "").replace(" ", "").rstrip(".")
+
+
+# The other types.
+
+
+class Based(NamedTuple):
+    """Digits in a base, as in 2516_8: the same digits and base are equal, its value in base ten is not."""
+
+    digits: str
+    base: int
+
+
+class Choice(NamedTuple):
+    """The letter of a multiple choice and what it says there: `(B)`, `B. Paris`."""
+
+    letter: str
+    label: str
+
+
+class Sequence(NamedTuple):
+    """A tuple or interval: the brackets matter, and so does the order. `name`: the variable of `0 <= x < 1`."""
+
+    opening: str
+    items: tuple[str, ...]
+    closing: str
+    name: str = ""
+
+
+class Items(NamedTuple):
+    r"""Parts without an order: kind "" of a list, "{" of a set (which holds nothing twice), "U" of a union."""
+
+    items: tuple[str, ...]
+    kind: str = ""
+
+
+class Inequality(NamedTuple):
+    """left < right, also <= and !=: one side minus the other tells it, up to a positive factor."""
+
+    left: str
+    operator: str
+    right: str
+
+
+class Equation(NamedTuple):
+    """An equality whole, and what it gives: the name x and the value 5 of `x = 5`, no name of `2 + 2 = 4`, no value of
+    `x + y = 3`.
+    """
+
+    text: str
+    name: str
+    value: str | None
+
+
+class Congruence(NamedTuple):
+    r"""left \equiv residue \pmod modulus; left may be missing."""
+
+    left: str
+    residue: str
+    modulus: str
+
+
+class Expression(NamedTuple):
+    """LaTeX for the parser, with a known unit."""
+
+    latex: str
+    unit: Unit = Unit()
+
+
+class Text(NamedTuple):
+    """Anything else; words have no case."""
+
+    text: str
+
+
+Value = Number | Based | Choice | Sequence | Items | Inequality | Equation | Congruence | Expression | Text
+
+_SEPARATOR = re.compile(r",|;|(?<![a-zA-Z\\])(?:and|or)(?![a-z])|または|および|(?<=[\d}\s])[或和と](?=[\d\\\s-])")
+_UNION = re.compile(r"\\cup(?![a-zA-Z])")
+_APPROX = re.compile(r"\\approx(?![a-zA-Z])")
+_EQUALS = re.compile(r"(?<![<>!])=|\\in(?![a-zA-Z])")
+_INEQUALITY = re.compile(r"<=|>=|!=|<|>")
+_FLIPPED = {">": "<", ">=": "<=", "<": "<", "<=": "<=", "!=": "!="}
+_VARIABLE = re.compile(r"(?:[a-zA-Z]|\\[a-z]+)(?:_\w|_\{\w+\})?")
+_FREE_LETTER = re.compile(r"(?<![a-zA-Z\\])(?!sin|cos|tan|log|ln|exp|sqrt|pi)[a-df-hj-zA-Z]")  # not e, i, a command
+_SUBSCRIPT = re.compile(r"_(?:\{[^{}]*\}|\w)")
+_MODULO = r"(?:\\pmod\s?\{?|\(\s?\\?mod\s|\s\\?(?:mod|bmod)\s)"
+_CONGRUENCE = re.compile(
+    rf"(?:(?P<left>[^=<>,;]*?)\s?\\equiv\s?|(?P<name>[a-zA-Z])\s?=\s?)?(?P<residue>(?:(?!mod|\\equiv).)+?)\s?"
+    rf"(?P<mod>{_MODULO})(?P<modulus>[^{{}}()=,;]+?)[)}}]?"
+)
+_CHOICE = re.compile(r"\(?(?P<letter>[A-J])(?:\)|[.:]|(?:\)|[.:] | - (?=[a-z]{2})|: ?)(?P<label>.*))?", re.DOTALL)
+_FUNCTION = re.compile(r"sin|cos|tan|cot|sec|csc")
+_WORDS = re.compile(r"[a-zA-Z' -]*[a-zA-Z]{3}[a-zA-Z' -]*|[a-zA-Z]{2,}(?:[' -][a-zA-Z]{2,})+")
+_NO_SYMBOLS = re.compile(
+    r"(?<![\\a-zA-Z])(?!(?:arc)?(?:sin|cos|tan|cot|sec|csc)|sqrt|exp|log|[pv]matrix)[a-zA-Z]{4,}|[^\x00-\x7f]|[:?@#$\"]"
+)
+
+
+@lru_cache(maxsize=1 << 12)
+def read(text: str) -> tuple[Value, ...]:
+    """The values that a cleaned answer may be; a text if it is nothing else."""
+    return tuple(_readings(text)) or (Text(text),)
+
+
+def _readings(text: str) -> Iterator[Value]:
+    number = _based(text) or read_number(text)
+    if number:
+        yield number
+    if number and "," not in text:  # 1,000 may be a list as well
+        return
+    if match := _CHOICE.fullmatch(text):
+        yield Choice(match["letter"], (match["label"] or "").strip())
+    if structure := _congruence(text) or _items(text) or _sequence(text):
+        yield structure
+    elif len(split(text, _INEQUALITY)) > 1:
+        yield from filter(None, (_solution_interval(text), _inequality(text)))
+    elif max(len(split(text, sign)) for sign in (_EQUALS, _APPROX)) > 1:
+        yield Equation(text, *_named_value(text))
+    elif not number:
+        yield _expression(text)
+    if not number and (european := read_number(text, european=True)):
+        yield european
+
+
+def _based(text: str) -> Based | None:
+    match = _BASED.fullmatch(text)
+    if not match or not 2 <= int(match["base"]) <= 36:
+        return None
+    return Based(match["digits"].upper().lstrip("0"), int(match["base"]))
+
+
+def _congruence(text: str) -> Congruence | None:
+    match = _CONGRUENCE.fullmatch(text)
+    if not match or match["left"] is None and match["name"] is None and "bmod" in match["mod"]:
+        return None  # 17 \bmod 5 computes a number
+    return Congruence(match["left"] or match["name"] or "", match["residue"], match["modulus"].strip())
+
+
+def _items(text: str) -> Items | None:
+    r"""The parts of a list, set or union; p ± q is two of them. Parts of `p=5,q=2;p=7,q=2` are tuples."""
+    kind = ""
+    if text.startswith(r"\{") and text.endswith(r"\}") and enclosed(text[1:-2] + "}", "{", "}"):
+        text, kind = text[2:-2].strip(), "{"
+    elif len(parts := split(text, _UNION)) > 1:
+        return Items(tuple(parts), "U")
+    groups = [part for part in split(text, ";") if part]
+    if len(groups) > 1 and any(len(split(group, ",")) > 1 for group in groups):
+        parts = [group if len(split(group, ",")) == 1 else f"({group})" for group in groups]
+    else:
+        parts = [item for part in split(text, _SEPARATOR) if part for item in _plus_minus(part)]
+    return Items(tuple(parts), kind) if kind or parts != [text] else None
+
+
+def _plus_minus(text: str) -> list[str]:
+    if not re.search(r"\\(?:pm|mp)(?![a-zA-Z])", text) or enclosed(text):
+        return [text]
+    return [re.sub(r"\\pm(?![a-zA-Z])", plus, re.sub(r"\\mp(?![a-zA-Z])", minus, text)) for plus, minus in ("+-", "-+")]
+
+
+def _sequence(text: str) -> Sequence | None:
+    if not enclosed(text) or len(parts := split(text[1:-1], ",;")) == 1:
+        return None
+    return Sequence(text[0], tuple(parts), text[-1])
+
+
+def _solution_interval(text: str) -> Sequence | None:
+    """The interval of `a <= x < b` or `x < b`."""
+    parts, operators = split(text, _INEQUALITY), _INEQUALITY.findall(text)
+    if "!=" in operators or len({operator[0] for operator in operators}) != 1 or len(parts) != len(operators) + 1:
+        return None
+    if operators[0][0] == ">":
+        parts, operators = parts[::-1], [_FLIPPED[operator] for operator in reversed(operators)]
+    if len(parts) == 2 and _VARIABLE.fullmatch(parts[0]):
+        parts, operators = [r"-\infty", *parts], ["<", *operators]
+    elif len(parts) == 2:
+        parts, operators = [*parts, r"\infty"], [*operators, "<"]
+    if len(parts) != 3 or not _VARIABLE.fullmatch(parts[1]):
+        return None
+    opening, closing = "[" if operators[0] == "<=" else "(", "]" if operators[1] == "<=" else ")"
+    return Sequence(opening, (parts[0], parts[2]), closing, parts[1])
+
+
+def _inequality(text: str) -> Inequality | None:
+    parts, operators = split(text, _INEQUALITY), _INEQUALITY.findall(text)
+    if len(parts) != 2 or len(operators) != 1:
+        return None
+    left, right = reversed(parts) if operators[0][0] == ">" else parts
+    return Inequality(left, _FLIPPED[operators[0]], right)
+
+
+def _named_value(text: str) -> tuple[str, str | None]:
+    """(name, value) of `x = 5`, `f(x) = 1`, `5 = x`, `2 + 2 = 4`; name "" where there is none; None of an equation."""
+    exact, *rounded = split(text, _APPROX)
+    parts = split(exact, _EQUALS)
+    if len(parts) == 1:
+        return (_name(exact), rounded[0]) if rounded and _name(exact) else ("", exact)
+    if len(parts) > 2:
+        return _name(parts[0]), parts[-1]
+    for name, value in (parts, reversed(parts)):
+        if _name(name):
+            return _name(name), value
+    bare = [re.sub(r"\\(?:begin|end)\{\w+\}", "", part) for part in parts]
+    return "", None if any(map(_FREE_LETTER.search, bare)) else parts[1]
+
+
+def _name(text: str) -> str:
+    """The name a value is given to, in short: x of `x_1`, W of `W(n)`, (x,y); "" of anything that computes."""
+    bare = _SUBSCRIPT.sub("", text).replace(" ", "")
+    if not re.search(r"[a-zA-Z]", bare) or re.search(r"[\d+*^<>=-]", bare):
+        return ""
+    return re.sub(r"(?<=[a-zA-Z])\(.*\)$", "", bare)
+
+
+def _expression(text: str) -> Expression | Text:
+    value, unit = split_unit(text)
+    if dict(unit.powers).get("deg") and _FUNCTION.search(value):  # \sin 30\degree is no angle
+        value, unit = text, Unit()
+    if unit.words or _NO_SYMBOLS.search(value) or _WORDS.fullmatch(value):
+        return Text(text)
+    return Expression(value, unit)

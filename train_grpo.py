@@ -75,7 +75,8 @@ def main(argv: list[str]) -> int:
     check_measurement(heldout, config.evaluation.samples, config.evaluation.k, config.evaluation.by)
     process, judge = build_process_reward(config, tokenizer, problems), build_judge_reward(config, problems)
     beside = [part for part in (process, judge) if part]
-    reward = RewardSet(config.reward.weights, config.reward.params, config.reward.lenient)
+    ends = config.prompt.reasoning_ends
+    reward = RewardSet(config.reward.weights, config.reward.params, config.reward.lenient, ends)
     sampler = SharedSampler(build_sampler(config.sampling, model, tokenizer))
     options, grpo, algorithm, seed = sampling_options(config.sampling), config.grpo, config.algorithm, config.run.seed
     reference, critic = build_beside(config, trainee.device)
@@ -136,7 +137,10 @@ def main(argv: list[str]) -> int:
 
     def measure() -> Metrics:
         e = config.evaluation
-        return evaluate(sampler, heldout, heldout_prompts, e.samples, e.k, e.by, e.seed, **options).metrics()
+        report = evaluate(
+            sampler, heldout, heldout_prompts, e.samples, e.k, e.by, e.seed, reasoning_ends=ends, **options
+        )
+        return report.metrics()
 
     return trainee.train(step, measure, SHOW)
 

@@ -71,6 +71,7 @@ def main(argv: list[str]) -> int:
 
     def measure() -> Metrics:
         options, e = sampling_options(config.sampling), config.evaluation
+        options["reasoning_ends"] = config.prompt.reasoning_ends
         report = evaluate(sampler, heldout, heldout_prompts, e.samples, e.k, e.by, e.seed, **options)
         loss = {"heldout/loss": heldout_loss(model, heldout_examples, sft.token_budget)} if heldout_examples else {}
         return {**report.metrics(), **loss}

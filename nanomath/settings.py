@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from nanomath import algorithms
 from nanomath.config import option, section
+from nanomath.rewards.extraction import REASONING_ENDS
 
 MAX_SEED = 2**32 - 1
 STEP_ENDS = ("blank_line", "line", "step_k")  # the keys of SEPARATORS in nanomath/process/steps.py
@@ -99,6 +100,9 @@ class Prompt:
     template: str = option("{question}", "the question as the model sees it; any field of the problem may stand in {}")
     response: str = option("{solution}", "what fine-tuning teaches to answer; any field of the problem may stand in {}")
     few_shot: list[dict[str, str]] = option([], "worked examples shown first, each with question and solution")
+    reasoning_ends: list[str] = option(
+        list(REASONING_ENDS), "marks that end a completion's reasoning: an answer counts after the last of them"
+    )
 
 
 @dataclass

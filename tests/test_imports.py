@@ -19,7 +19,7 @@ ALLOWED = {
     "nanomath.algorithms": set(),
     "nanomath.data": set(),
     "nanomath.config": set(),
-    "nanomath.settings": {"nanomath.config", "nanomath.algorithms"},
+    "nanomath.settings": {"nanomath.config", "nanomath.algorithms", "nanomath.rewards"},
     "nanomath.models": {"kernels", "nanomath.data"},
     "nanomath.rollout": {"kernels", "nanomath.models"},
     "nanomath.rewards": {"nanomath.data", "nanomath.models"},

@@ -20,6 +20,7 @@ import numpy as np
 
 from nanomath.data.problem import Problem
 from nanomath.rewards import extract_answer, is_correct
+from nanomath.rewards.extraction import REASONING_ENDS
 from nanomath.rollout.episodes import in_groups
 from nanomath.rollout.sampler import Completion, Progress, Sampler
 
@@ -105,6 +106,7 @@ def evaluate(
     lenient: bool = False,
     progress: Progress | None = None,
     score_all: Callable[[Sequence[tuple[Problem, Completion]]], list[float]] | None = None,
+    reasoning_ends: Sequence[str] = REASONING_ENDS,
     **sampling: Any,
 ) -> Report:
     """Draw `samples` completions of each problem's prompt, grade them, and score pass@k and maj@k for every k; with
@@ -113,7 +115,7 @@ def evaluate(
     check_measurement(problems, samples, k, by)
     completions = sampler.generate(prompts, n=samples, seed=seed, progress=progress, **sampling)
     groups = in_groups(completions, samples)
-    graded = [grade(problem, group, lenient) for problem, group in zip(problems, groups, strict=True)]
+    graded = [grade(problem, group, lenient, reasoning_ends) for problem, group in zip(problems, groups, strict=True)]
     if score_all is not None:
         given = score_all([(item.problem, c) for item in graded for c in item.completions])
         graded = [replace(item, scores=row) for item, row in zip(graded, in_groups(given, samples), strict=True)]
@@ -138,10 +140,15 @@ def check_measurement(problems: Sequence[Problem], samples: int, k: Sequence[int
         raise ValueError(f"no problem has the metadata key {by!r}; there are: {', '.join(known) or 'none'}")
 
 
-def grade(problem: Problem, completions: list[Completion], lenient: bool = False) -> Graded:
+def grade(
+    problem: Problem,
+    completions: list[Completion],
+    lenient: bool = False,
+    reasoning_ends: Sequence[str] = REASONING_ENDS,
+) -> Graded:
     """Find and check the answer of every completion of a problem."""
-    answers = [extract_answer(c.text, lenient=lenient) for c in completions]
-    right = [is_correct(problem, c.text, lenient=lenient) for c in completions]
+    answers = [extract_answer(c.text, lenient=lenient, reasoning_ends=reasoning_ends) for c in completions]
+    right = [is_correct(problem, c.text, lenient, reasoning_ends) for c in completions]
     return Graded(problem, completions, answers, right)
 
 

@@ -68,6 +68,7 @@ def main(argv: list[str]) -> int:
             config.lenient,
             progress,
             score_completions(config, tokenizer, problems),
+            config.prompt.reasoning_ends,
             **sampling_options(config.sampling),
         )
     if config.save:

@@ -132,6 +132,7 @@ def label_some(
         labels = exact
     else:
         rollouts, seed = options.rollouts, options.seed + 1
+        sampling["reasoning_ends"] = config.prompt.reasoning_ends
         verdicts = monte_carlo(sampler, problems, prompts, completions, steps, rollouts, seed, **sampling)
         shares = [[sum(row) / len(row) for row in rows] for rows in verdicts]
         labels = [[float(share > 0) for share in row] for row in shares] if options.hard else shares

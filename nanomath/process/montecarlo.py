@@ -16,6 +16,7 @@ from typing import Any
 from nanomath.data.problem import Problem
 from nanomath.process.steps import Step
 from nanomath.rewards import is_correct
+from nanomath.rewards.extraction import REASONING_ENDS
 from nanomath.rollout import Completion, Sampler, in_groups
 
 
@@ -28,6 +29,7 @@ def monte_carlo(
     rollouts: int,
     seed: int,
     lenient: bool = False,
+    reasoning_ends: Sequence[str] = REASONING_ENDS,
     **sampling: Any,
 ) -> list[list[list[bool]]]:
     """Whether each of `rollouts` continuations is right, for every step of every completion; of a last step the one
@@ -39,7 +41,8 @@ def monte_carlo(
     """
     found, places, prefixes = [], [], []  # a place: completion and step
     for i, completion in enumerate(completions):
-        right = completion.finished and is_correct(problems[completion.prompt_index], completion.text, lenient)
+        problem = problems[completion.prompt_index]
+        right = completion.finished and is_correct(problem, completion.text, lenient, reasoning_ends)
         found.append([[False] * rollouts for _ in steps[i][:-1]] + [[right] * rollouts])
         for k, step in enumerate(steps[i][:-1]):
             prefix = [*prompts[completion.prompt_index], *completion.tokens[: step.token + 1]]
@@ -50,5 +53,5 @@ def monte_carlo(
     for (i, k), group in zip(places, continued, strict=True):
         problem, head = problems[completions[i].prompt_index], completions[i].tokens[: steps[i][k].token + 1]
         texts = [sampler.tokenizer.decode([*head, *c.tokens]) for c in group]
-        found[i][k] = [is_correct(problem, text, lenient) for text in texts]
+        found[i][k] = [is_correct(problem, text, lenient, reasoning_ends) for text in texts]
     return found

@@ -109,7 +109,7 @@ def isolate(text: str) -> str:
     of a sentence. A sentence gives its value by a link at its end ("... is 5") or by the only formula it holds, at its
     end.
     """
-    text = unescape(text)
+    text = after_reasoning(unescape(text))
     boxes, cut = find_boxes(text)
     if cut and not boxes:
         text = re.sub(r".*\\(?:boxed|fbox)\s*\{", "", text, flags=re.DOTALL)
@@ -130,7 +130,7 @@ def isolate(text: str) -> str:
 
 def after_reasoning(text: str, ends: Sequence[str] = REASONING_ENDS) -> str:
     """What follows the last mark that ends the reasoning; the whole text where there is none."""
-    return text[max((text.rfind(end) + len(end) for end in ends if end in text), default=0) :]
+    return text[max((text.rfind(end) + len(end) for end in ends if end and end in text), default=0) :]
 
 
 def extract_answer(text: str, *, lenient: bool = False, reasoning_ends: Sequence[str] = REASONING_ENDS) -> str | None:

@@ -23,7 +23,7 @@ from typing import Any
 
 from nanomath.data.problem import Problem
 from nanomath.rewards.equality import answers_equal
-from nanomath.rewards.extraction import extract_answer, find_boxes
+from nanomath.rewards.extraction import REASONING_ENDS, after_reasoning, extract_answer, find_boxes
 
 _POSITIVE = ("max_length", "buffer", "ngram")
 # Japanese and Chinese write no spaces between words: there, every character counts as a word.
@@ -42,32 +42,44 @@ class Response:
 RewardFunction = Callable[..., list[float]]
 
 
-def is_correct(problem: Problem, text: str, lenient: bool = False) -> bool:
-    """Whether the completion `text` gives the gold answer. ValueError if the problem has none."""
+def is_correct(
+    problem: Problem, text: str, lenient: bool = False, reasoning_ends: Sequence[str] = REASONING_ENDS
+) -> bool:
+    """Whether the completion `text` gives the gold answer, found as in `extract_answer`. ValueError if the problem has
+    none.
+    """
     if not problem.answer.strip():
         raise ValueError(
             f"problem {problem.id!r} has no gold answer: a missing gold answer is an error, never a reward"
         )
-    answer = extract_answer(text, lenient=lenient)
+    answer = extract_answer(text, lenient=lenient, reasoning_ends=reasoning_ends)
     return answer is not None and answers_equal(problem.answer, answer)
 
 
-def accuracy(problem: Problem, completions: Sequence[Response], lenient: bool = False) -> list[float]:
+def accuracy(
+    problem: Problem,
+    completions: Sequence[Response],
+    lenient: bool = False,
+    reasoning_ends: Sequence[str] = REASONING_ENDS,
+) -> list[float]:
     """1 for the gold answer, 0 for any other and for none."""
-    return [float(is_correct(problem, completion.text, lenient)) for completion in completions]
+    return [float(is_correct(problem, completion.text, lenient, reasoning_ends)) for completion in completions]
 
 
-def format_reward(problem: Problem, completions: Sequence[Response]) -> list[float]:
+def format_reward(
+    problem: Problem, completions: Sequence[Response], reasoning_ends: Sequence[str] = REASONING_ENDS
+) -> list[float]:
     r"""1 for exactly one non-empty `\boxed{}` that stands in the last paragraph, 0 otherwise.
 
     The box has its place after the reasoning: an answer that comes first, or a box for every intermediate result, is
     not the format.
     """
-    return [float(_box_in_place(completion.text)) for completion in completions]
+    return [
+        float(_box_in_place(after_reasoning(completion.text, reasoning_ends).rstrip())) for completion in completions
+    ]
 
 
 def _box_in_place(text: str) -> bool:
-    text = text.rpartition("</think>")[2].rstrip()
     boxes, cut = find_boxes(text)
     if cut or len(boxes) != 1 or not boxes[0].content:
         return False
@@ -83,6 +95,7 @@ def cosine(
     wrong_short: float = -1.0,
     wrong_long: float = -0.1,
     lenient: bool = False,
+    reasoning_ends: Sequence[str] = REASONING_ENDS,
 ) -> list[float]:
     """Right answers earn less the longer they are, wrong ones lose less (arXiv 2502.03373; settings of 2507.08267).
 
@@ -92,14 +105,19 @@ def cosine(
     """
     rewards = []
     for completion in completions:
-        right = is_correct(problem, completion.text, lenient)
+        right = is_correct(problem, completion.text, lenient, reasoning_ends)
         short, long = (right_short, right_long) if right else (wrong_short, wrong_long)
         share = min(1.0, len(completion.text) / max_length)
         rewards.append(long + (short - long) / 2 * (1 + math.cos(math.pi * share)))
     return rewards
 
 
-def group_length(problem: Problem, completions: Sequence[Response], lenient: bool = False) -> list[float]:
+def group_length(
+    problem: Problem,
+    completions: Sequence[Response],
+    lenient: bool = False,
+    reasoning_ends: Sequence[str] = REASONING_ENDS,
+) -> list[float]:
     """Shorter than the others of the group is better (Kimi 1.5, arXiv 2501.12599): λ for right, min(0, λ) for wrong.
 
     λ = 1/2 - (len - min len) / (max len - min len), len in tokens; 0 for all where all lengths are equal.
@@ -109,7 +127,7 @@ def group_length(problem: Problem, completions: Sequence[Response], lenient: boo
     if not spread:
         return [0.0] * len(completions)
     lambdas = [0.5 - (length - shortest) / spread for length in lengths]
-    right = (is_correct(problem, completion.text, lenient) for completion in completions)
+    right = (is_correct(problem, completion.text, lenient, reasoning_ends) for completion in completions)
     return [value if correct else min(0.0, value) for value, correct in zip(lambdas, right, strict=True)]
 
 
@@ -160,7 +178,8 @@ REWARDS: dict[str, RewardFunction] = {
 class RewardSet:
     """The weighted sum of named rewards: `reward_set(problem, completions)` gives a dict for each completion.
 
-    `params` holds parameters by reward name, `lenient` is passed on to every function that grades. Each dict has all
+    `params` holds parameters by reward name, `lenient` and `reasoning_ends` are passed on to every function
+    that takes them. Each dict has all
     components by name, unweighted, and "total". ValueError for a name or parameter that does not exist.
     """
 
@@ -169,6 +188,7 @@ class RewardSet:
         weights: Mapping[str, float],
         params: Mapping[str, Mapping[str, Any]] | None = None,
         lenient: bool = False,
+        reasoning_ends: Sequence[str] = REASONING_ENDS,
     ):
         params = params or {}
         for name in [*weights, *params]:
@@ -177,7 +197,8 @@ class RewardSet:
         for name in params:
             if name not in self.weights:
                 raise ValueError(f"parameters for the reward {name!r}, which has no weight: give it one, or drop them")
-        self.functions = {name: _bind(name, params.get(name, {}), lenient) for name in self.weights}
+        grading = {"lenient": lenient, "reasoning_ends": tuple(reasoning_ends)}
+        self.functions = {name: _bind(name, params.get(name, {}), grading) for name in self.weights}
 
     def __call__(self, problem: Problem, completions: Sequence[Response]) -> list[dict[str, float]]:
         """One dict of components and "total" for each completion of the group. ValueError without a gold answer."""
@@ -186,14 +207,15 @@ class RewardSet:
         return [row | {"total": sum(self.weights[name] * value for name, value in row.items())} for row in rows]
 
 
-def _bind(name: str, params: Mapping[str, Any], lenient: bool) -> RewardFunction:
+def _bind(name: str, params: Mapping[str, Any], grading: Mapping[str, Any]) -> RewardFunction:
     function = REWARDS[name]
-    known = list(inspect.signature(function).parameters)[2:]
+    taken = list(inspect.signature(function).parameters)[2:]
+    known = [parameter for parameter in taken if parameter not in grading]
     for parameter, value in params.items():
         _check_known(parameter, known, f"parameter of the reward {name!r}")
         if parameter in _POSITIVE and not value > 0:
             raise ValueError(f"the parameter {parameter!r} of the reward {name!r} is {value}: it must be above 0")
-    return partial(function, **({"lenient": lenient} if "lenient" in known else {}) | dict(params))
+    return partial(function, **{option: value for option, value in grading.items() if option in taken} | dict(params))
 
 
 def _check_known(name: str, known: Iterable[str], what: str) -> None:

@@ -72,7 +72,7 @@ _LATEX = [
         (r"\\not\s*=", "!="),
         (r"\\frac\s*(?:\{([^{}]*)\}|(\d))\s*(?:\{([^{}]*)\}|(\d))", r"\\frac{\1\2}{\3\4}"),
         (r"\\\{\s*\\\}", r"\\emptyset "),
-        (rf"\^\s*\{{?\s*\\circ{_END}\s*\}}?|\^\s*\{{\s*\\degree\s*\}}", r"\\degree "),
+        (rf"\^\s*(?:\{{\s*\\(?:circ|degree)\s*\}}|\\circ{_END})", r"\\degree "),
         (r"\\%", "%"),
         (r"\[?\s*\\begin\{array\}\s*\{[^{}]*\}", r"\\begin{pmatrix}"),
         (r"\\end\{array\}\s*\]?", r"\\end{pmatrix}"),

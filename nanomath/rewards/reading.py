@@ -115,6 +115,8 @@ def _read_unit(phrase: str) -> Unit | None:
             unit, _, power = part.strip("/").partition("^")
             powers[unit] = powers.get(unit, 0) + sign * exponent * int(power or 1) * (-1 if part[0] == "/" else 1)
         next_power = 1
+    if powers.keys() & {"celsius", "fahrenheit"}:  # degrees of temperature
+        powers.pop("deg", None)
     return Unit(frozenset(item for item in powers.items() if item[1]), frozenset(words))
 
 

@@ -45,6 +45,23 @@ PHRASES = [
     ("The answer is $5", "$5"),
     ("The answer is 2/3 <|im_end|>", "2/3"),
 ]
+REMARKS = [
+    ("The answer is therefore 72, in total, so the farmer earns that much.", "72"),
+    ("The answer is exactly 72 clips, altogether.", "72 clips"),
+    ("The answer is 72 (see above).", "72"),
+    ("The answer is 72!", "72"),
+    ("The answer is approximately 72.", "72"),
+    ('The answer is "72".', "72"),
+    ("The answer is $5!$", "5!"),
+    ("The answer is (sin x) (cos x).", "(sin x) (cos x)"),
+    ("The answer is 2 (mod seven).", "2 (mod seven)"),
+    ("The answer is 72, 73.", "72, 73"),
+    ("The answer is not 72 but 73.", "not 72 but 73"),
+    ("The answer is 72, or perhaps more.", "72, or perhaps more"),
+    ("<answer>5</answer>", "5"),
+    ("<answer>\nAdding up, the answer is 5.\n</answer>", "5"),
+    ("<answer>5", "5"),
+]
 JAPANESE = [
     ("したがって、答えは12です。", "12"),
     ("答え：１２", "12"),
@@ -56,6 +73,7 @@ JAPANESE = [
     ("答えは、5個です。", "5個"),
     ("答案是12。", "12"),
     ("答案：12", "12"),
+    ("答案为 12。", "12"),
     ("正解は $\\frac{1}{2}$", r"\frac{1}{2}"),
 ]
 NONE = [
@@ -69,7 +87,7 @@ NONE = [
 ]
 
 
-@pytest.mark.parametrize(("text", "answer"), BOXES + PHRASES + JAPANESE)
+@pytest.mark.parametrize(("text", "answer"), BOXES + PHRASES + REMARKS + JAPANESE)
 def test_the_answer_is_found(text: str, answer: str):
     assert extract_answer(text) == answer
 
@@ -83,6 +101,15 @@ def test_reasoning_does_not_count():
     assert extract_answer(r"<think>\boxed{4}</think> The answer is 5") == "5"
     assert extract_answer(r"<think>\boxed{4}</think> I am not sure") is None
     assert extract_answer(r"<think>\boxed{4}") == "4"
+    for begin, end in [
+        ("<thinking>", "</thinking>"),
+        ("[THINK]", "[/THINK]"),
+        ("◁think▷", "◁/think▷"),
+        ("<|channel|>analysis<|message|>", "<|end|><|start|>assistant<|channel|>final<|message|>"),
+    ]:
+        assert extract_answer(begin + r"\boxed{4}" + end + " The answer is 5") == "5"
+    assert extract_answer(r"\boxed{4} %% The answer is 5", reasoning_ends=["%%", ""]) == "5"
+    assert extract_answer(r"<think>\boxed{4}</think> The answer is 5", reasoning_ends=[]) == "4"
 
 
 def test_lenient_takes_the_last_number_only_as_a_last_resort():
@@ -91,6 +118,8 @@ def test_lenient_takes_the_last_number_only_as_a_last_resort():
     assert extract_answer(r"\boxed{5} and 6", lenient=True) == "5"
     assert extract_answer(r"\boxed{12", lenient=True) is None
     assert extract_answer("no idea", lenient=True) is None
+    assert extract_answer("The answer is below.\n\n72 clips", lenient=True) == "72"
+    assert extract_answer("3 + 4: the answer is (A).", lenient=True) == "(A)"
 
 
 @settings(deadline=None, max_examples=100)

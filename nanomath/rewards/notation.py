@@ -84,7 +84,8 @@ _LATEX = [
 _RULES = [
     (re.compile(pattern), replacement)
     for pattern, replacement in [
-        (r"\s*\{\s*,\s*\}\s*", ","),  # 11{,}111
+        (r"[\s~]+", " "),
+        (r" ?\{ ?, ?\} ?", ","),  # 11{,}111
         (r"\$", ""),
         (r"\b(?:percent|pct)\b", "%"),
         (r"\.{3,}", r"\\ldots "),
@@ -92,7 +93,7 @@ _RULES = [
         (r"\b([ap])\.\s?m\.", r"\1m"),
         (r"([_^])\{\s*(\w)\s*\}", r"\1\2"),
         (r"(?<=\{)\s+|\s+(?=\})", ""),
-        (r"[\s~]+", " "),
+        (r" +", " "),
     ]
 ]
 # Commands escaped twice, by JSON or a careless prompt. Never a row break, since none of the names begins a cell.
@@ -114,7 +115,9 @@ def clean(text: str) -> str:
     for pattern, replacement in (_LATEX + _RULES) if "\\" in text else _RULES:
         text = pattern.sub(replacement, text)
     while True:
-        bare = text.strip(" *" + _QUOTES).rstrip(" .,;:")
+        bare = text.strip(" *").rstrip(" .,;:")
+        if len(bare) > 1 and bare[0] in _QUOTES and bare[-1] in _QUOTES:
+            bare = bare[1:-1]
         if enclosed(bare, "{", "}") or (enclosed(bare, "(", ")") and len(split(bare[1:-1], ",;")) == 1):
             bare = bare[1:-1]
         if bare == text:

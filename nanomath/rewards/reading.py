@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections import Counter
 from collections.abc import Iterator
 from fractions import Fraction
 from functools import lru_cache
@@ -25,12 +26,26 @@ _SPELLINGS = r"""
 mm millimetre millimeter, cm centimetre centimeter, dm, m metre meter, km kilometre kilometer, in inch inches, ft foot
 feet, yd yard, mi mile, mg milligram milligramme, g gram gramme, kg kilogram kilogramme kilo, lb lbs pound \pound, oz
 ounce, t ton tonne, ml milliliter millilitre, L l liter litre, gal gallon, s sec second, min minute, h hr hour, d day,
-wk week, mo month, yr year, deg degree \degree, rad radian, celsius centigrade, fahrenheit, K kelvin, N newton, J joule,
+wk week, mo month, yr year, deg degree \degree, rad radian, celsius, fahrenheit, K kelvin, N newton, J joule,
 W watt, V volt, Hz hertz, dollar \dollar usd buck, cent \cent, euro \euro eur, yen \yen jpy 円, unit
 """
 _KNOWN = {name: words.split()[0] for words in _SPELLINGS.split(",") for name in words.split()}
-_COMPOUND = {"mph": "mi/h", "kph": "km/h", "kmh": "km/h", "sqft": "ft^2", "cc": "cm^3"}
-_POWERS = {"square": 2, "sq": 2, "squared": 2, "cubic": 3, "cu": 3, "cubed": 3}
+_REWRITTEN = [
+    (re.compile(pattern, re.IGNORECASE), plain)
+    for pattern, plain in [
+        (r"\\unit\{(\w+)\}", r"\1"),
+        (r"(?:\\degree|\bdeg(?:ree)?s?)\s?(?:C|celsius|centigrade)\b", "celsius"),
+        (r"(?:\\degree|\bdeg(?:ree)?s?)\s?(?:F|fahrenheit)\b", "fahrenheit"),
+        (r"\bmph\b", "mi/h"),
+        (r"\b(?:kph|kmh)\b", "km/h"),
+        (r"\bcc\b", "cm^3"),
+        (r"\bper\s", "/"),
+        (r"\bsq(?:uare)?\.?\s([a-z]+)", r"\1^2"),
+        (r"\bcu(?:bic)?\.?\s([a-z]+)", r"\1^3"),
+        (r"\s+squared\b", "^2"),
+        (r"\s+cubed\b", "^3"),
+    ]
+]
 _MULTIPLIERS = {
     "hundred": 10**2,
     "thousand": 10**3,
@@ -56,7 +71,7 @@ _NAME = (
 )
 _PHRASE = rf"(?:{_NAME}){_POWER}?(?:(?:\s?/\s?|\s?\*\s?|\s)(?:{_NAME}){_POWER}?)*"
 _WITH_UNIT = re.compile(rf"(?P<value>.*?[\d)}}%|a-z\].])(?:\s|(?<=[\d)}}.])|(?=\\))(?P<unit>{_PHRASE})\s?", re.DOTALL)
-_UNIT_TOKEN = re.compile(rf"(?P<slash>/)|(?P<name>{_NAME})(?P<power>{_POWER})?")
+_UNIT_TOKEN = re.compile(rf"(?P<slash>/)?\s?(?P<name>\\?[a-zA-Z][a-zA-Z'-]*\.?)(?P<power>{_POWER})?")
 _WITH_CJK_UNIT = re.compile(r"(?P<value>.*\d) ?(?P<unit>[\u3040-\u30ff\u4e00-\u9fff]+)")
 _NO_CJK_UNIT = re.compile("[以未超不非约約万億兆千百十割倍]")
 _LETTER = re.compile(r"[a-zA-Z\\\u3040-\u30ff\u4e00-\u9fff]")
@@ -92,44 +107,25 @@ def split_unit(text: str) -> tuple[str, Unit]:
 
 
 def _read_unit(phrase: str) -> Unit | None:
-    powers: dict[str, int] = {}
-    words, sign, next_power = set(), 1, 1
+    """The unit of words that follow a value, None where they are none."""
+    for pattern, plain in _REWRITTEN:
+        phrase = pattern.sub(plain, phrase)
+    powers: Counter[str] = Counter()
+    words, sign = set(), 1
     for token in _UNIT_TOKEN.finditer(phrase):
-        name = re.sub(r"\\unit\{(\w+)\}", r"\1", token["name"] or "").rstrip(".")
-        if token["slash"] or name.lower() == "per":
-            sign = -1
-            continue
-        if name.lower() in _POWERS:
-            if name.lower().endswith("ed") and powers:  # m squared
-                powers[list(powers)[-1]] *= _POWERS[name.lower()]
-            else:
-                next_power = _POWERS[name.lower()]
-            continue
-        exponent = int(re.sub(r"[^-\d]", "", token["power"] or "1")) * next_power
-        known = _known_unit(name)
-        if not known:
-            if name.lower() in _NO_UNITS or len(name) < 3 and name.lower() not in ("of", "in", "by", "at", "on"):
-                return None
-            words.add(name.lower().removesuffix("s"))
-        for part in known:
-            unit, _, power = part.strip("/").partition("^")
-            powers[unit] = powers.get(unit, 0) + sign * exponent * int(power or 1) * (-1 if part[0] == "/" else 1)
-        next_power = 1
-    if powers.keys() & {"celsius", "fahrenheit"}:  # degrees of temperature
-        powers.pop("deg", None)
-    return Unit(frozenset(item for item in powers.items() if item[1]), frozenset(words))
-
-
-def _known_unit(name: str) -> list[str]:
-    """The parts of a known unit, `["mi", "/h"]` of mph; none of an unknown one."""
-    if name[:7] == r"\degree" and len(name) > 7:
-        return ["celsius" if name[-1] == "C" else "fahrenheit"]
-    for spelling in (name, name.lower(), name.lower().removesuffix("s")):
-        if spelling in _COMPOUND:
-            return re.findall(r"/?[^/]+", _COMPOUND[spelling])
-        if spelling in _KNOWN:
-            return [_KNOWN[spelling]]
-    return []
+        sign = -1 if token["slash"] else sign
+        name = token["name"].rstrip(".")
+        lower = name.lower()
+        known = next(
+            (_KNOWN[spelling] for spelling in (name, lower, lower.removesuffix("s")) if spelling in _KNOWN), None
+        )
+        if known:
+            powers[known] += sign * int(re.sub(r"[^-\d]", "", token["power"] or "1"))
+        elif lower in _NO_UNITS or len(lower) < 3 and lower not in ("of", "in", "by", "at", "on"):
+            return None
+        else:
+            words.add(lower.removesuffix("s"))
+    return Unit(frozenset(powers.items()), frozenset(words))
 
 
 # Numbers.

@@ -68,10 +68,6 @@ TOKEN = re.compile(
 MEANINGFUL = re.compile(r"\\\\(?:[a-zA-Z]+|.)|[^\s{}()\[\]*]")  # tokens; products and groups say nothing by their signs
 
 
-class Unread(BaseException):
-    """math-verify's reader has passed over a token."""
-
-
 class Parser:
     """Recursive descent over the tokens of one expression. Each method reads one phrase and returns its value."""
 
@@ -293,29 +289,34 @@ def math_verify_equal(gold: str, prediction: str) -> bool:
 
 def read_whole(text: str) -> sympy.Basic:
     """math-verify's reading of `text`. ValueError if it is the same without one of the tokens, or with another."""
+    whole = read_latex(text)
+    names = {str(symbol) for symbol in whole.free_symbols}
+    if any(re.fullmatch("[a-zA-Z]{2,}", name) and name not in GREEK for name in names):
+        raise ValueError(f"a command is taken for a name in {text!r}")
+    if any(derivative.doit() == 0 for derivative in whole.atoms(sympy.Derivative)):
+        raise ValueError(f"a derivative of what depends on nothing in {text!r}")
+    printed = re.sub(r"[a-zA-Z]{2,}(?=\()|dir='.'|oo", "", str(whole))
+    for token in MEANINGFUL.finditer(text):
+        shown = token[0].isalnum() and printed.count(token[0]) >= text.count(token[0])
+        if not shown and reads_as(text[: token.start()] + other(token[0]) + text[token.end() :], whole):
+            raise ValueError(f"{token[0]!r} is passed over in {text!r}")
+    return whole
+
+
+def read_latex(text: str) -> sympy.Basic:
+    """math-verify's reading, nothing of the text left out beforehand. Any exception where it has none."""
     from latex2sympy2_extended import NormalizationConfig, latex2sympy
     from latex2sympy2_extended.latex2sympy2 import ConversionConfig
 
     plain, exact = NormalizationConfig(basic_latex=False, boxed="none"), ConversionConfig(lowercase_symbols=False)
+    return latex2sympy(text, normalization_config=plain, conversion_config=exact)
 
-    def reading(text: str) -> sympy.Basic:
-        return latex2sympy(text, normalization_config=plain, conversion_config=exact)
 
-    whole = reading(text)
-    names = {str(symbol) for symbol in whole.free_symbols}
-    if any(re.fullmatch("[a-zA-Z]{2,}", name) and name not in GREEK for name in names):
-        raise Unread(f"a command is taken for a name in {text!r}")
-    if any(derivative.doit() == 0 for derivative in whole.atoms(sympy.Derivative)):
-        raise Unread(f"a derivative of what depends on nothing in {text!r}")
-    printed = re.sub(r"[a-zA-Z]{2,}(?=\()|dir='.'|oo", "", str(whole))
-    for token in MEANINGFUL.finditer(text):
-        if token[0].isalnum() and printed.count(token[0]) >= text.count(token[0]):
-            continue
-        changed = text[: token.start()] + other(token[0]) + text[token.end() :]
-        with contextlib.suppress(Exception):  # no reading at all is another one
-            if reading(changed) == whole:
-                raise Unread(f"{token[0]!r} is passed over in {text!r}")
-    return whole
+def reads_as(text: str, value: sympy.Basic) -> bool:
+    try:
+        return bool(read_latex(text) == value)
+    except Exception:  # whatever the library raises on text that it cannot read
+        return False
 
 
 def other(token: str) -> str:

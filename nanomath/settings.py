@@ -219,6 +219,9 @@ class Algorithm:
         "group", "advantages are divided by the std of these rewards", choices=lambda: (*algorithms.SCALES, "off")
     )
     whiten: bool = option(False, "normalise the advantages over all tokens of the rollout")
+    loss: str = option(
+        "", "module.function of a loss of one's own, f(algorithm, logprobs, tokens); empty: algorithms/objective.py's"
+    )
     ratio: str = option("token", "what the policy is compared with the old one by", choices=algorithms.RATIOS)
     clip: str = option("ppo", "what is done to ratios that have left the range", choices=algorithms.CLIPS)
     clip_low: float = option(0.2, "the range begins at 1 - clip_low", minimum=0, maximum=1)

@@ -4,9 +4,10 @@
     python tests/mutate_algorithms.py nanomath/algorithms/kl.py        some of them
 
 A mutant is a file with one change. Each is put in place of the original in a forked process, no file on disk is
-changed, and tests/algorithms runs until the first failure. Printed are the mutants that no test noticed: holes in the
-tests, or changes that change nothing. All that remain are of the second kind: the number that fills places of weight 0,
-which element all are compared with, < or <= where both branches are 0, and guards of what is masked out further on.
+changed, and tests/algorithms runs until the first failure; for objective.py the tests of the policy step. Printed are
+the mutants that no test noticed: holes in the tests, or changes that change nothing. All that remain are of the second
+kind: the number that fills places of weight 0, which element all are compared with, < or <= where both branches are 0,
+and guards of what is masked out further on.
 """
 
 from __future__ import annotations
@@ -123,7 +124,10 @@ def survives(path: Path, tree: ast.Module) -> bool:
         os.dup2(1, 2)
         sys.meta_path.insert(0, Substitute(path, tree))
         own_first = sorted((ROOT / "tests/algorithms").glob("test_*.py"), key=lambda test: path.stem not in test.stem)
-        os._exit(pytest.main(["-x", "-q", "--noconftest", "-p", "no:cacheprovider", *map(str, own_first)]))
+        tests = ["--noconftest", *own_first]
+        if path.name == "objective.py":
+            tests = [ROOT / "tests/training/test_process_step.py", ROOT / "tests/training/test_policy_step.py"]
+        os._exit(pytest.main(["-x", "-q", "-p", "no:cacheprovider", *map(str, tests)]))
     return os.waitpid(child, 0)[1] == 0
 
 
@@ -135,7 +139,7 @@ def main(paths: list[Path]) -> None:
     for path in paths:
         source, before, count = path.read_text(encoding="utf-8"), unnoticed, 0
         if not survives(path, ast.parse(source)):
-            raise RuntimeError(f"unchanged, tests/algorithms fails or takes {SECONDS} s: it can teach nothing")
+            raise RuntimeError(f"unchanged, the tests fail or take {SECONDS} s: it can teach nothing")
         for count, (line, words, tree) in enumerate(mutants(source), start=1):  # noqa: B007
             if survives(path, tree):
                 unnoticed += 1

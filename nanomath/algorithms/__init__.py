@@ -18,6 +18,17 @@ from .advantages import (
 from .aggregation import AGGREGATIONS, loss_weights, response_mask
 from .credit import CREDITS, credit, on_tokens, process_advantages, to_go, token_baseline_advantages
 from .kl import KL_CORRECTIONS, KL_ESTIMATORS, kl_estimate, kl_loss
+from .objective import (
+    Rewards,
+    Tokens,
+    clipped_tokens,
+    compute_advantages,
+    compute_weights,
+    find_objective,
+    has_gradient,
+    policy_objective,
+    value_objective,
+)
 from .policy import CLIPS, policy_loss
 from .presets import PRESETS, check, has_group_baseline, penalises_kl, updates_once
 from .ratio import RATIOS, SAMPLER_CORRECTIONS, sampler_correction
@@ -36,12 +47,19 @@ __all__ = [
     "PRESETS",
     "RATIOS",
     "SCALES",
+    "Rewards",
+    "Tokens",
     "check",
+    "clipped_tokens",
+    "compute_advantages",
+    "compute_weights",
     "credit",
     "decoupled_advantages",
     "explained_variance",
+    "find_objective",
     "gae",
     "group_advantages",
+    "has_gradient",
     "has_group_baseline",
     "kl_estimate",
     "kl_loss",
@@ -51,6 +69,7 @@ __all__ = [
     "overlong_filter",
     "penalises_kl",
     "policy_loss",
+    "policy_objective",
     "process_advantages",
     "response_mask",
     "sampler_correction",
@@ -62,5 +81,6 @@ __all__ = [
     "top_entropy",
     "updates_once",
     "value_loss",
+    "value_objective",
     "whiten",
 ]

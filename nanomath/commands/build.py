@@ -104,7 +104,7 @@ def build_problems(section: settings.Problems) -> list[Problem]:
 
 def build_template(section: settings.Prompt) -> PromptTemplate:
     """The template that the section describes."""
-    return PromptTemplate(**asdict(section))
+    return PromptTemplate(section.template, section.response, section.system, section.few_shot, section.chat)
 
 
 def encode_prompts(

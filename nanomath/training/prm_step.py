@@ -11,17 +11,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from nanomath.data.packing import micro_batches
 from nanomath.models.transformer import Transformer
 from nanomath.training import ranks
 from nanomath.training.optimizer import Optimizer
-from nanomath.training.sharding import is_sharded
+from nanomath.training.sharding import is_sharded, micro_batches_of
 
 
 class Labelled(Protocol):
@@ -73,11 +71,10 @@ class PRMStep:
         if not len(known):
             raise ValueError(f"none of the {len(every)} steps of a batch has a label: take a larger prm.batch_size")
         total, lengths = self._weight(known).sum(), [len(tokens) for tokens, _ in laid_out]
-        cut = partial(micro_batches, token_budget=self.token_budget)
         sums = torch.zeros(2, dtype=torch.float64)  # of the loss and of the scores
-        for rows, counts in ranks.cut(lengths, cut, is_sharded(self.prm.model)):
-            logprobs = self.prm.logits([laid_out[i] for i in rows]).log_softmax(dim=1)
-            y = torch.cat([labels[i] for i in rows]).to(logprobs.device)
+        for rows, counts in micro_batches_of(self.prm.model, lengths, self.token_budget):
+            logprobs = self.prm.logits([laid_out[i] for i in rows.tolist()]).log_softmax(dim=1)
+            y = torch.cat([labels[i] for i in rows.tolist()]).to(logprobs.device)
             here = y.isfinite()
             y, logprobs = y[here], logprobs[here]
             nll = -(y * logprobs[:, 1] + (1 - y) * logprobs[:, 0])

@@ -5,13 +5,14 @@ B = N G episodes in prompt-major order, T response tokens; on the CPU, float64 b
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
-from nanomath.algorithms import explained_variance, kl_estimate, response_mask, top_entropy
+from nanomath.algorithms import Rewards, Tokens, explained_variance, kl_estimate, response_mask, top_entropy
 from nanomath.data.packing import Example
 from nanomath.rollout.episodes import Episode
 
@@ -21,22 +22,15 @@ TOP_ENTROPY = 0.2  # share of the tokens whose mean entropy is logged apart (arX
 
 @dataclass
 class Rollout:
-    """`PolicyStep.prepare` fills in what the algorithm needs; the rest stays None."""
+    """Examples to run a model over, the names of their episodes (for errors), what is known of their tokens, and what
+    the newest forward passes of the policy measured of them; `updated`: whether it has been updated since it sampled.
+    """
 
     examples: list[Example]
-    names: list[str]  # of the episodes, for errors
-    mask: Tensor  # response tokens
-    counted: Tensor  # those that carry loss
-    sampled: Tensor  # the sampler's logprobs under the full distribution
-    drawn_from: Tensor  # and under the truncated one that it drew from
-    reference: Tensor | None = None
-    old: Tensor | None = None  # pi_old's logprobs
-    entropy: Tensor | None = None  # pi_old's entropies
-    values: Tensor | None = None
-    returns: Tensor | None = None
-    advantages: Tensor | None = None
-    moved: bool = False  # whether the weights have been updated since
+    names: list[str]
+    tokens: Tokens
     measured: dict[str, Tensor] = field(default_factory=dict)
+    updated: bool = False
 
     @classmethod
     def of(cls, episodes: Sequence[Episode]) -> Rollout:
@@ -47,18 +41,28 @@ class Rollout:
             flat = torch.tensor([value for row in rows for value in row], dtype=torch.float64)
             return torch.zeros(mask.shape, dtype=torch.float64).masked_scatter(mask, flat)
 
+        sampler_logprobs = matrix([e.completion.logprobs for e in episodes])
+        behavior_logprobs = matrix([e.completion.sampling_logprobs for e in episodes])
         rollout = cls(
             examples=[Example(e.prompt, e.completion.tokens) for e in episodes],
             names=[f"sample {e.completion.sample_index} of problem {e.problem.id}" for e in episodes],
-            mask=mask,
-            counted=mask,
-            sampled=matrix([e.completion.logprobs for e in episodes]),
-            drawn_from=matrix([e.completion.sampling_logprobs for e in episodes]),
+            tokens=Tokens(mask, mask, sampler_logprobs, behavior_logprobs),
             measured={name: torch.zeros(mask.shape, dtype=torch.float64) for name in MEASURED},
         )
-        for logprobs in (rollout.sampled, rollout.drawn_from):
+        for logprobs in (sampler_logprobs, behavior_logprobs):
             rollout.check(logprobs, "the sampler")
         return rollout
+
+    @property
+    def lengths(self) -> list[int]:
+        """Tokens of every example, prompt and response."""
+        return [len(example) for example in self.examples]
+
+    def rows(self, rows: Tensor) -> Rollout:
+        """The part of some episodes, without measurements."""
+        chosen = rows.tolist()
+        examples = [self.examples[i] for i in chosen]
+        return Rollout(examples, [self.names[i] for i in chosen], self.tokens.rows(rows))
 
     def check(self, values: Tensor, who: str) -> None:
         """FloatingPointError naming the first episode for which `who` gave a number [B, T] that is not finite."""
@@ -70,37 +74,60 @@ class Rollout:
     def note(self, rows: Tensor, values: Sequence[Tensor]) -> None:
         """Keep the newest measurements of the given rows of matrices [B, T], in the order of MEASURED."""
         for name, value in zip(MEASURED, values, strict=True):
-            self.measured[name][rows] = value[rows]
+            self.measured[name][rows] = value
 
     def metrics(self) -> dict[str, float]:
         """Means over response tokens."""
+        tokens = self.tokens
 
-        def mean(matrix: Tensor, mask: Tensor = self.mask) -> float:
+        def mean(matrix: Tensor, mask: Tensor = tokens.mask) -> float:
             return float(matrix[mask].mean())
 
         now, entropy = self.measured["logprob"], self.measured["entropy"]
         metrics = {
-            "kl": mean(kl_estimate(now, self.reference, "k3")),
-            "kl_k1": mean(kl_estimate(now, self.reference, "k1")),
+            "kl": mean(kl_estimate(now, tokens.ref_logprobs, "k3")),
+            "kl_k1": mean(kl_estimate(now, tokens.ref_logprobs, "k1")),
             "entropy": mean(entropy),
-            "entropy_top": mean(entropy, top_entropy(entropy, self.mask, TOP_ENTROPY)),
+            "entropy_top": mean(entropy, top_entropy(entropy, tokens.mask, TOP_ENTROPY)),
             "clipped_low": mean(self.measured["clipped_low"]),
             "clipped_high": mean(self.measured["clipped_high"]),
         }
-        if self.values is not None:
-            metrics["explained_variance"] = explained_variance(self.values, self.returns, self.mask)
+        if tokens.values is not None:
+            metrics["explained_variance"] = explained_variance(tokens.values, tokens.returns, tokens.mask)
         return metrics
 
     def gap(self, rows: Tensor) -> dict[str, float]:
         """Sampler against trainer on the given rows, as last measured: |Δlogprob|, mean and largest, and the effective
         sample size (sum w)^2 / (n sum w^2) of w = trainer / sampler probability, as a share of the n tokens.
         """
-        mask = self.mask[rows]
-        return sampler_gap(*(m[rows][mask] for m in (self.measured["logprob"], self.sampled, self.drawn_from)))
+        tokens, mask = self.tokens, self.tokens.mask[rows]
+        matrices = self.measured["logprob"], tokens.sampler_logprobs, tokens.behavior_logprobs
+        return sampler_gap(*(matrix[rows][mask] for matrix in matrices))
 
 
-def sampler_gap(trainer: Tensor, sampled: Tensor, drawn_from: Tensor) -> dict[str, float]:
+def rewards_of(
+    episodes: Sequence[Episode], component_weights: Mapping[str, float], group_size: int, step_weight: float
+) -> Rewards:
+    """The rewards of the episodes of N groups."""
+    components = [[e.rewards[name] for e in episodes] for name in component_weights]
+    steps = step_ends = None
+    if any(e.step_rewards for e in episodes):
+        steps = pad_sequence([torch.tensor(e.step_rewards, dtype=torch.float64) for e in episodes], batch_first=True)
+        ends = [torch.tensor(e.step_ends, dtype=torch.int64) for e in episodes]
+        step_ends = pad_sequence(ends, batch_first=True, padding_value=-1)
+    return Rewards(
+        total=torch.tensor([e.rewards["total"] for e in episodes], dtype=torch.float64),
+        components=torch.tensor(components, dtype=torch.float64),
+        component_weights=torch.tensor(list(component_weights.values()), dtype=torch.float64),
+        group_size=group_size,
+        steps=steps,
+        step_ends=step_ends,
+        step_weight=step_weight,
+    )
+
+
+def sampler_gap(trainer: Tensor, sampler: Tensor, behavior: Tensor) -> dict[str, float]:
     """`Rollout.gap` of the logprobs [n] of n tokens: the trainer's, the sampler's, those under what it drew from."""
-    gap, weights = (trainer - sampled).abs(), (trainer - drawn_from).exp()
+    gap, weights = (trainer - sampler).abs(), (trainer - behavior).exp()
     size = weights.sum().square() / (len(weights) * weights.square().sum())
     return {"gap_mean": float(gap.mean()), "gap_max": float(gap.max()), "effective_samples": float(size)}

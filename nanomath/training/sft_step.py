@@ -15,7 +15,7 @@ from nanomath.models.transformer import Transformer
 from nanomath.training import ranks
 from nanomath.training.logprobs import response_logprobs, score
 from nanomath.training.optimizer import Optimizer
-from nanomath.training.sharding import is_sharded, whole
+from nanomath.training.sharding import micro_batches_of, whole
 
 
 @dataclass
@@ -45,11 +45,12 @@ class SFTStep:
         weights = loss_weights(response_mask(lengths), self.aggregation)
         noise = self._noise(examples, number)
         loss, nll, entropy = totals = torch.zeros(3, len(examples), dtype=torch.float64)  # by example
-        for micro, counts in ranks.cut([len(e) for e in examples], self._cut, is_sharded(self.model)):
-            batch = make_batch([examples[i] for i in micro], self.row_length).to(self.model.device)
-            added = lay_out([noise[i] for i in micro], batch) if noise else None
+        cut = self._cut if self.row_length else micro_batches
+        for micro, counts in micro_batches_of(self.model, list(map(len, examples)), self.token_budget, cut=cut):
+            batch = make_batch([examples[i] for i in micro.tolist()], self.row_length).to(self.model.device)
+            added = lay_out([noise[i] for i in micro.tolist()], batch) if noise else None
             logprobs, entropies = response_logprobs(self.model, batch, embedding_noise=added)
-            part = weights[torch.tensor(micro), : logprobs.shape[1]].to(logprobs)
+            part = weights[micro, : logprobs.shape[1]].to(logprobs)
             micro_loss = sft_loss(logprobs, part * counts, self.dft)
             micro_loss.backward()
             if counts:
@@ -62,14 +63,13 @@ class SFTStep:
         means = {"nll": float(nll.sum()) / max(1, tokens), "entropy": float(entropy.sum()) / max(1, tokens)}
         return {"loss": float(loss.sum()), **means, "tokens": tokens, **self.optimizer.step(lr)}
 
-    def _cut(self, lengths: list[int]) -> list[list[int]]:
-        """Micro-batches. Packed rows have no padding to speak of, so their budget is filled in the given order."""
-        if not self.row_length:
-            return micro_batches(lengths, self.token_budget)
+    @staticmethod
+    def _cut(lengths: list[int], token_budget: int) -> list[list[int]]:
+        """Packed rows have no padding to speak of, so the budget is filled in the given order."""
         cuts: list[list[int]] = []
         filled = 0
         for i, length in enumerate(lengths):
-            if not cuts or (self.token_budget and filled + length > self.token_budget):
+            if not cuts or (token_budget and filled + length > token_budget):
                 cuts.append([])
                 filled = 0
             cuts[-1].append(i)

@@ -8,7 +8,7 @@ tensor as it is.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -17,8 +17,25 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from nanomath.data.packing import micro_batches
 from nanomath.models.transformer import Layer, Transformer
 from nanomath.training import ranks
+
+
+def micro_batches_of(
+    model: Transformer,
+    lengths: Sequence[int],
+    token_budget: int = 0,
+    rows: Tensor | None = None,
+    cut: Callable[[list[int], int], list[list[int]]] = micro_batches,
+) -> Iterator[tuple[Tensor, bool]]:
+    """This rank's micro-batches of an optimizer step on the given rows (None: all) of items of the given lengths, each
+    with whether it counts. `cut` makes them of a rank's lengths and the budget of tokens, 0 for all at once.
+    """
+    rows = torch.arange(len(lengths)) if rows is None else rows
+    chosen = [lengths[i] for i in rows.tolist()]
+    for micro, counts in ranks.cut(chosen, lambda own: cut(own, token_budget), is_sharded(model)):
+        yield rows[micro], counts
 
 
 def shard(model: Transformer, dtype: torch.dtype) -> Transformer:

@@ -22,17 +22,24 @@ from torch import Tensor
 from nanomath import algorithms
 from nanomath.algorithms import (
     CREDITS,
+    Rewards,
+    Tokens,
+    clipped_tokens,
+    compute_advantages,
+    compute_weights,
     credit,
     decoupled_advantages,
     explained_variance,
     gae,
     group_advantages,
+    has_gradient,
     kl_estimate,
     kl_loss,
     loss_weights,
     on_tokens,
     overlong_filter,
     policy_loss,
+    policy_objective,
     process_advantages,
     response_mask,
     sampler_correction,
@@ -43,8 +50,10 @@ from nanomath.algorithms import (
     top_covariance,
     top_entropy,
     value_loss,
+    value_objective,
     whiten,
 )
+from nanomath.settings import Algorithm
 
 RATIOS, CLIPS = ("token", "sequence", "off"), ("ppo", "dual", "cispo", "off")
 ESTIMATORS, CORRECTIONS = ("k1", "k2", "k3", "k3+"), ("off", "weight", "ratio")
@@ -59,11 +68,47 @@ def kl_call(kind: str, correction: str, b: SimpleNamespace) -> Tensor:
     return kl_loss(b.new, b.ref, b.old, b.weights, kind, correction)
 
 
+def tokens_of(b: SimpleNamespace) -> Tokens:
+    return Tokens(
+        mask=b.mask,
+        loss_mask=b.mask,
+        sampler_logprobs=b.sampled,
+        behavior_logprobs=b.sampled,
+        old_logprobs=b.old,
+        old_entropy=b.values,
+        ref_logprobs=b.ref,
+        values=b.old_values,
+        returns=b.rewards,
+        advantages=torch.where(b.mask, b.advantages, 0.0),
+        weights=b.weights,
+        policy_weights=b.weights,
+        covariance_weights=b.weights,
+    )
+
+
+def objective_call(options: dict, b: SimpleNamespace) -> Tensor:
+    return policy_objective(Algorithm(**options), b.new, tokens_of(b))
+
+
+def advantages_call(options: dict, b: SimpleNamespace) -> Tensor:
+    components = b.outcomes[None], torch.ones(1)
+    rewards = Rewards(b.outcomes, *components, 1, 0.5, b.step_rewards, b.step_ends)
+    return compute_advantages(Algorithm(scale="off", **options), rewards, tokens_of(b))[0]
+
+
+OBJECTIVES = {
+    "KL in the loss": {"kl_coef": 0.3},
+    "sequences": {"ratio": "sequence", "kl_coef": 0.0, "minibatches": 2},
+    "KL-Cov": {"covariance": "kl", "clip": "off"},
+}
+
 # A scalar, as a sum over tokens with weights that were made for the whole batch.
 LOSSES: dict[str, Call] = {
     **{f"policy_loss {pair}": partial(policy_call, *pair) for pair in itertools.product(RATIOS, CLIPS)},
     **{f"kl_loss {pair}": partial(kl_call, *pair) for pair in itertools.product(ESTIMATORS, CORRECTIONS)},
     "policy_loss without mask": lambda b: policy_loss(b.new, b.old, b.advantages, b.weights, ratio="sequence")[0],
+    **{f"policy_objective {name}": partial(objective_call, options) for name, options in OBJECTIVES.items()},
+    "value_objective": lambda b: value_objective(Algorithm(), b.new, tokens_of(b)),
     "value_loss": lambda b: value_loss(b.new, b.old_values, b.rewards, b.weights),
     "sft_loss": lambda b: sft_loss(b.new, b.weights),
     "sft_loss dft": lambda b: sft_loss(b.new, b.weights, dft=True),
@@ -78,6 +123,10 @@ MATRICES: dict[str, Call] = {
     "top_entropy": lambda b: top_entropy(b.values, b.mask, 0.4),
     "top_covariance": lambda b: top_covariance(b.new, b.advantages, b.mask, 0.4),
     "overlong_filter": lambda b: overlong_filter(b.mask, b.outcomes > 0),
+    "compute_advantages off": partial(advantages_call, {"baseline": "off", "kl_in": "reward", "kl_estimator": "k1"}),
+    "compute_advantages value": partial(advantages_call, {"baseline": "value"}),
+    "compute_weights": lambda b: compute_weights(Algorithm(top_entropy=0.4), tokens_of(b), 9)["policy_weights"],
+    "clipped_tokens": lambda b: clipped_tokens(Algorithm(), b.new, tokens_of(b))["clipped_low"],
     "clipped_low": lambda b: policy_loss(b.new, b.old, b.advantages, b.weights)[1]["clipped_low"],
     "clipped_high": lambda b: policy_loss(b.new, b.old, b.advantages, b.weights)[1]["clipped_high"],
     "process_advantages": lambda b: process_advantages(b.step_rewards, b.step_ends, b.mask.shape[1]),
@@ -104,10 +153,20 @@ OTHERS: dict[str, Call] = {
     "explained_variance": lambda b: torch.tensor(explained_variance(b.values, b.rewards, b.mask)),
     "group_advantages": lambda b: group_advantages(b.group_rewards),
     "decoupled_advantages": lambda b: decoupled_advantages(b.components, b.component_weights, "leave_one_out", "batch"),
+    "has_gradient": lambda b: has_gradient(Algorithm(), tokens_of(b)),
     "response_mask": lambda b: response_mask(b.mask.sum(1)),
     **{f"credit {form}": partial(lambda form, b: credit(b.step_rewards, b.step_ends, form), form) for form in CREDITS},
 }
-NOT_OF_A_BATCH = {"check", "has_group_baseline", "penalises_kl", "updates_once", "neftune_noise"}
+NOT_OF_A_BATCH = {
+    "Rewards",
+    "Tokens",
+    "find_objective",
+    "check",
+    "has_group_baseline",
+    "penalises_kl",
+    "updates_once",
+    "neftune_noise",
+}
 EVERYTHING = {**LOSSES, **MATRICES, **OTHERS}
 
 

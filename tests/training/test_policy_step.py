@@ -125,6 +125,25 @@ def test_a_step_is_the_papers_formulas(models, options):
     assert_steps_agree(step, plain, new_episodes(models[0], 0.8, noise=0.3), lr=0.01)
 
 
+def reinforce(a, logprobs, tokens):
+    """A loss of one's own."""
+    return -(tokens.weights * tokens.advantages * logprobs).sum()
+
+
+def test_a_loss_of_ones_own(models):
+    """The same gradients as those of the axes that make REINFORCE of it; and it needs no entry in any table."""
+    found = []
+    for options in ({"loss": f"{__name__}.reinforce"}, {"clip": "off", "ratio": "off", "kl_coef": 0.0}):
+        policy = copy.deepcopy(models[0])
+        step = new_step(policy, models[1], Descent(policy), max_length=9, aggregation="token", **options)
+        step.step(new_episodes(models[0], 0.8, noise=0.3), 3, 0.01)
+        found.append(step.optimizer.gradients)
+    assert_same(found[0][0], found[1][0])
+    for name in ("reinforce", "nanomath.reinforce", "no_such_module.reinforce"):
+        with pytest.raises(ValueError, match=f"algorithm.loss is '{name}', not the module.function of a loss"):
+            new_step(models[0], models[1], Descent(models[0]), loss=name)
+
+
 def test_several_updates_are_clipped(models):
     """The table above would prove little about ratios if these stayed within their range."""
     for method in ("dapo", "gspo", "ppo"):

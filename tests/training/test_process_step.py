@@ -26,7 +26,7 @@ def advantages(model, recorder, episodes, **options):
     policy = copy.deepcopy(model)
     critic = Critic(policy, True) if options.get("baseline") == "value" else None
     step = new_step(policy, model, recorder(policy), scale="off", critic=critic, **options)
-    return step.prepare(episodes).advantages
+    return step.prepare(episodes).tokens.advantages
 
 
 def plain(episodes, baseline: str, lam: float) -> list[list[float]]:

@@ -20,29 +20,28 @@ from dataclasses import replace
 
 from nanomath import settings
 from nanomath.analysis.evaluation import check_measurement, evaluate
-from nanomath.commands.build import (
-    build_judge_reward,
-    build_model,
-    build_problems,
-    build_process_reward,
-    build_sampler,
-    build_template,
-    fitting_prompts,
-    sampling_options,
-)
 from nanomath.commands.main import run_main
-from nanomath.commands.meter import meter
-from nanomath.commands.trainee import RUN_FLAGS, Trainee, use_of_policy
 from nanomath.config import parse_arguments
 from nanomath.data.order import step_indices
 from nanomath.models import Transformer
 from nanomath.rewards import RewardSet
 from nanomath.rollout import Episode, collect_groups, episode_metrics, in_groups
+from nanomath.rollout.meter import meter
+from nanomath.training.build import (
+    build_judge_reward,
+    build_model,
+    build_process_reward,
+    build_prompts,
+    build_sampler,
+    build_template,
+    sampling_options,
+)
 from nanomath.training.critic import Critic
 from nanomath.training.loop import Metrics
 from nanomath.training.policy_step import PolicyStep
 from nanomath.training.sharding import shard
 from nanomath.training.shared_sampler import SharedSampler
+from nanomath.training.trainer import RUN_FLAGS, Trainer, use_of_policy
 
 SHOW = {
     "heldout/pass@1": "held-out {:.1%}",
@@ -62,43 +61,24 @@ def main(argv: list[str]) -> int:
         raise ValueError("model.path is empty: reinforcement needs a model to start from, such as runs/tiny-sft")
     if config.sampling.temperature == 0:
         raise ValueError("sampling.temperature is 0: greedy samples of one problem are all alike and teach nothing")
-    trainee = Trainee(config, "--resume" in flags, use_of_policy(config.heldout.source))
-    model, tokenizer = trainee.model, trainee.tokenizer
-    template, context = build_template(config.prompt), model.config.max_positions
+    trainer = Trainer(config, "--resume" in flags, use_of_policy(config.heldout.source))
+    model, tokenizer = trainer.model, trainer.tokenizer
+    grpo, algorithm, seed, e = config.grpo, config.algorithm, config.run.seed, config.evaluation
 
-    problems, prompts = fitting_prompts(
-        build_problems(config.train), template, tokenizer, context, config.train.max_tokens
-    )
-    heldout, heldout_prompts = fitting_prompts(
-        build_problems(config.heldout), template, tokenizer, context, config.heldout.max_tokens
-    )
-    check_measurement(heldout, config.evaluation.samples, config.evaluation.k, config.evaluation.by)
+    template, context = build_template(config.prompt), model.config.max_positions
+    problems, prompts = build_prompts(config.train, template, tokenizer, context)
+    heldout, heldout_prompts = build_prompts(config.heldout, template, tokenizer, context)
+    check_measurement(heldout, e.samples, e.k, e.by)
+
+    sampler = SharedSampler(build_sampler(config.sampling, model, tokenizer))
+    sampling, ends = sampling_options(config.sampling), config.prompt.reasoning_ends
+    reward = RewardSet(config.reward.weights, config.reward.params, config.reward.lenient, ends)
     process, judge = build_process_reward(config, tokenizer, problems), build_judge_reward(config, problems)
     beside = [part for part in (process, judge) if part]
-    ends = config.prompt.reasoning_ends
-    reward = RewardSet(config.reward.weights, config.reward.params, config.reward.lenient, ends)
-    sampler = SharedSampler(build_sampler(config.sampling, model, tokenizer))
-    options, grpo, algorithm, seed = sampling_options(config.sampling), config.grpo, config.algorithm, config.run.seed
-    reference, critic = build_beside(config, trainee.device)
-    policy = PolicyStep(
-        model,
-        reference,
-        trainee.optimizer,
-        group_size=grpo.group_size,
-        algorithm=algorithm,
-        temperature=config.sampling.temperature,
-        reward_weights=config.reward.weights,
-        step_weight=config.process.weight,
-        max_length=config.sampling.max_new_tokens,
-        token_budget=grpo.token_budget,
-        seed=seed,
-        critic=critic,
-        critic_optimizer=trainee.train_beside("critic", critic) if critic else None,
-        critic_rate=algorithm.value_lr / config.optim.lr,
-    )
+    policy = build_policy_step(config, trainer)
 
     def sample(number: int) -> list[list[Episode]]:
-        """The groups of rollout `number`."""
+        """The groups of rollout `number`, rewarded."""
         chosen = step_indices(len(problems), grpo.prompts, number, seed)
         with meter(sampler.sampler, len(chosen) * grpo.group_size) as progress:
             episodes = sampler.episodes(
@@ -109,40 +89,66 @@ def main(argv: list[str]) -> int:
                 seed=(seed << 32) + number,
                 progress=progress,
                 complete=beside,
-                **options,
+                **sampling,
             )
         return in_groups(episodes, grpo.group_size)
 
-    def step(done: int) -> Metrics:
-        began, first = time.perf_counter(), done * (algorithm.refills + 1)
-        kept, sampled = collect_groups(
-            lambda refill: sample(first + refill), grpo.prompts, algorithm.keep_groups, algorithm.refills
-        )
-        drawn, lr = time.perf_counter(), trainee.learning_rate(done)
-        metrics = policy.step([episode for group in kept for episode in group], done, lr)
-        trainee.log.rollouts(done + 1, [e.record() for group in kept[: grpo.logged_groups] for e in group])
-        episodes = [episode for group in sampled for episode in group]
-        tokens = sum(e.completion.length for e in episodes)
-        return {
-            **episode_metrics(episodes, grpo.group_size),
-            **{name: value for part in beside for name, value in part.metrics(episodes).items()},
-            **metrics,
-            "lr": lr,
-            "groups": len(kept),
-            "groups_sampled": len(sampled),
-            "tokens": tokens,
-            "tokens_per_second": tokens / (drawn - began),
-            "sampling_seconds": drawn - began,
-        }
-
     def measure() -> Metrics:
-        e = config.evaluation
         report = evaluate(
-            sampler, heldout, heldout_prompts, e.samples, e.k, e.by, e.seed, reasoning_ends=ends, **options
+            sampler, heldout, heldout_prompts, e.samples, e.k, e.by, e.seed, reasoning_ends=ends, **sampling
         )
         return report.metrics()
 
-    return trainee.train(step, measure, SHOW)
+    with trainer.running(measure, SHOW) as steps:
+        for step in steps:
+            began, lr = time.perf_counter(), trainer.learning_rate(step)
+            first = step * (algorithm.refills + 1)
+            kept, sampled = collect_groups(
+                lambda refill, first=first: sample(first + refill),
+                grpo.prompts,
+                algorithm.keep_groups,
+                algorithm.refills,
+            )
+            drawn = time.perf_counter()
+            metrics = policy.step([episode for group in kept for episode in group], step, lr)
+            trainer.log.rollouts(step + 1, [e.record() for group in kept[: grpo.logged_groups] for e in group])
+            episodes = [episode for group in sampled for episode in group]
+            tokens = sum(e.completion.length for e in episodes)
+            steps.record(
+                {
+                    **episode_metrics(episodes, grpo.group_size),
+                    **{name: value for part in beside for name, value in part.metrics(episodes).items()},
+                    **metrics,
+                    "lr": lr,
+                    "groups": len(kept),
+                    "groups_sampled": len(sampled),
+                    "tokens": tokens,
+                    "tokens_per_second": tokens / (drawn - began),
+                    "sampling_seconds": drawn - began,
+                }
+            )
+    return trainer.exit_code
+
+
+def build_policy_step(config: settings.GRPOConfig, trainer: Trainer) -> PolicyStep:
+    """What updates the model that is in training."""
+    reference, critic = build_beside(config, trainer.device)
+    return PolicyStep(
+        trainer.model,
+        reference,
+        trainer.optimizer,
+        group_size=config.grpo.group_size,
+        algorithm=config.algorithm,
+        temperature=config.sampling.temperature,
+        reward_weights=config.reward.weights,
+        step_weight=config.process.weight,
+        max_length=config.sampling.max_new_tokens,
+        token_budget=config.grpo.token_budget,
+        seed=config.run.seed,
+        critic=critic,
+        critic_optimizer=trainer.train_beside("critic", critic) if critic else None,
+        critic_rate=config.algorithm.value_lr / config.optim.lr,
+    )
 
 
 def build_beside(config: settings.GRPOConfig, device: str) -> tuple[Transformer, Critic | None]:

@@ -11,21 +11,21 @@ from __future__ import annotations
 
 from nanomath import settings
 from nanomath.analysis.evaluation import check_measurement, evaluate
-from nanomath.commands.build import (
+from nanomath.commands.main import run_main
+from nanomath.config import parse_arguments
+from nanomath.data.order import step_indices
+from nanomath.training.build import (
     build_problems,
+    build_prompts,
     build_sampler,
     build_template,
     encode_examples,
-    fitting_prompts,
     sampling_options,
 )
-from nanomath.commands.main import run_main
-from nanomath.commands.trainee import RUN_FLAGS, Trainee, use_of_policy
-from nanomath.config import parse_arguments
-from nanomath.data.order import step_indices
 from nanomath.training.loop import Metrics
 from nanomath.training.sft_step import SFTStep, heldout_loss
 from nanomath.training.shared_sampler import SharedSampler
+from nanomath.training.trainer import RUN_FLAGS, Trainer, use_of_policy
 
 SHOW = {
     "heldout/pass@1": "held-out {:.1%}",
@@ -38,24 +38,24 @@ SHOW = {
 
 def main(argv: list[str]) -> int:
     config, flags = parse_arguments(settings.SFTConfig, argv, __doc__, RUN_FLAGS)
-    trainee = Trainee(config, "--resume" in flags, use_of_policy(config.heldout.source))
-    model, tokenizer = trainee.model, trainee.tokenizer
-    template, context = build_template(config.prompt), model.config.max_positions
+    trainer = Trainer(config, "--resume" in flags, use_of_policy(config.heldout.source))
+    model, tokenizer = trainer.model, trainer.tokenizer
+    sft, seed, e = config.sft, config.run.seed, config.evaluation
 
+    template, context = build_template(config.prompt), model.config.max_positions
     examples = encode_examples(build_problems(config.train), template, tokenizer, context, config.train.max_tokens)
-    if 0 < config.sft.row_length < (longest := max(map(len, examples))):
-        raise ValueError(f"sft.row_length is {config.sft.row_length}: the longest problem and solution need {longest}")
-    heldout, heldout_prompts = fitting_prompts(
-        build_problems(config.heldout), template, tokenizer, context, config.heldout.max_tokens
-    )
+    if 0 < sft.row_length < (longest := max(map(len, examples))):
+        raise ValueError(f"sft.row_length is {sft.row_length}: the longest problem and solution need {longest}")
+    heldout, heldout_prompts = build_prompts(config.heldout, template, tokenizer, context)
     solved = [problem for problem in heldout if problem.solution]
     heldout_examples = encode_examples(solved, template, tokenizer, context, config.heldout.max_tokens)
-    check_measurement(heldout, config.evaluation.samples, config.evaluation.k, config.evaluation.by)
+    check_measurement(heldout, e.samples, e.k, e.by)
+
     sampler = SharedSampler(build_sampler(config.sampling, model, tokenizer))
-    sft, seed = config.sft, config.run.seed
-    step_of = SFTStep(
+    sampling, ends = sampling_options(config.sampling), config.prompt.reasoning_ends
+    tuning = SFTStep(
         model,
-        trainee.optimizer,
+        trainer.optimizer,
         aggregation=sft.aggregation,
         token_budget=sft.token_budget,
         row_length=sft.row_length,
@@ -64,19 +64,20 @@ def main(argv: list[str]) -> int:
         seed=seed,
     )
 
-    def step(done: int) -> Metrics:
-        chosen = [examples[i] for i in step_indices(len(examples), sft.batch_size, done, seed)]
-        lr = trainee.learning_rate(done)
-        return {**step_of.step(chosen, done, lr), "lr": lr}
-
     def measure() -> Metrics:
-        options, e = sampling_options(config.sampling), config.evaluation
-        options["reasoning_ends"] = config.prompt.reasoning_ends
-        report = evaluate(sampler, heldout, heldout_prompts, e.samples, e.k, e.by, e.seed, **options)
+        report = evaluate(
+            sampler, heldout, heldout_prompts, e.samples, e.k, e.by, e.seed, reasoning_ends=ends, **sampling
+        )
         loss = {"heldout/loss": heldout_loss(model, heldout_examples, sft.token_budget)} if heldout_examples else {}
         return {**report.metrics(), **loss}
 
-    return trainee.train(step, measure, SHOW)
+    with trainer.running(measure, SHOW) as steps:
+        for step in steps:
+            chosen = step_indices(len(examples), sft.batch_size, step, seed)
+            lr = trainer.learning_rate(step)
+            metrics = tuning.step([examples[i] for i in chosen], step, lr)
+            steps.record({**metrics, "lr": lr})
+    return trainer.exit_code
 
 
 if __name__ == "__main__":

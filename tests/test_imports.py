@@ -32,7 +32,7 @@ ALLOWED = {
     },
     "nanomath.training": {
         *("kernels", "nanomath.rollout", "nanomath.models", "nanomath.algorithms", "nanomath.data"),
-        *("nanomath.settings", "nanomath.config"),
+        *("nanomath.settings", "nanomath.config", "nanomath.rewards", "nanomath.process"),
     },
     "nanomath.analysis": {
         *("kernels", "nanomath.algorithms", "nanomath.data", "nanomath.config", "nanomath.settings"),

@@ -413,7 +413,7 @@ def test_watching_changes_nothing(train, sft_run, script):
 
 
 def test_rewards_are_made_as_the_config_says(sft_run, tmp_path, monkeypatch):
-    def note(weights, params, lenient):
+    def note(weights, params, lenient, reasoning_ends):
         raise ValueError(f"{weights} {params} {lenient}")
 
     monkeypatch.setattr(train_grpo, "RewardSet", note)

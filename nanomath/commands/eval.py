@@ -20,7 +20,13 @@ from pathlib import Path
 
 from nanomath import settings
 from nanomath.analysis.evaluation import Report, evaluate
-from nanomath.commands.build import (
+from nanomath.config import parse_arguments
+from nanomath.data.problem import Problem
+from nanomath.models import Tokenizer
+from nanomath.process.rewards import AGGREGATES
+from nanomath.rollout import Completion
+from nanomath.rollout.meter import meter
+from nanomath.training.build import (
     build_model,
     build_problems,
     build_sampler,
@@ -29,12 +35,6 @@ from nanomath.commands.build import (
     fitting_prompts,
     sampling_options,
 )
-from nanomath.commands.meter import meter
-from nanomath.config import parse_arguments
-from nanomath.data.problem import Problem
-from nanomath.models import Tokenizer
-from nanomath.process.rewards import AGGREGATES
-from nanomath.rollout import Completion
 
 
 def main(argv: list[str]) -> int:

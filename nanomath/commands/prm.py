@@ -26,17 +26,6 @@ import torch
 from tqdm import tqdm
 
 from nanomath import settings
-from nanomath.commands.build import (
-    build_model,
-    build_problems,
-    build_sampler,
-    build_scorer,
-    build_template,
-    choose_device,
-    fitting_prompts,
-    sampling_options,
-)
-from nanomath.commands.trainee import RUN_FLAGS, Trainee
 from nanomath.config import parse_arguments
 from nanomath.data.order import step_indices
 from nanomath.data.problem import Problem
@@ -49,9 +38,20 @@ from nanomath.process.prm import PRM, Oracle, RandomScores, Scorer, is_prm, load
 from nanomath.process.steps import steps_of, texts_of
 from nanomath.rollout import Sampler
 from nanomath.training import ranks
+from nanomath.training.build import (
+    build_model,
+    build_problems,
+    build_sampler,
+    build_scorer,
+    build_template,
+    choose_device,
+    fitting_prompts,
+    sampling_options,
+)
 from nanomath.training.loop import Metrics, say
 from nanomath.training.prm_step import PRMStep, balancing_weights
 from nanomath.training.sharding import whole
+from nanomath.training.trainer import RUN_FLAGS, Trainer
 
 SHOW = {
     "heldout/auc": "held-out AUC {:.3f}",
@@ -185,22 +185,23 @@ def train(argv: list[str]) -> int:
     weights = balancing_weights(solutions) if section.balance else (1.0, 1.0)
 
     use = f"measure it: python -m nanomath prm eval RUN {section.heldout}", "use it: process.prm=RUN"
-    trainee = Trainee(config, "--resume" in flags, use, partial(build_prm, section.format), "heldout/auc")
-    prm = PRM(trainee.model, trainee.tokenizer, FORMATS[section.format](), section.token_budget)
+    trainer = Trainer(config, "--resume" in flags, use, partial(build_prm, section.format), "heldout/auc")
+    prm = PRM(trainer.model, trainer.tokenizer, FORMATS[section.format](), section.token_budget)
     check_lengths(prm, [*solutions, *heldout])
-    step_of = PRMStep(prm, trainee.optimizer, weights, section.head_steps, section.token_budget)
-
-    def step(done: int) -> Metrics:
-        chosen = [solutions[i] for i in step_indices(len(solutions), section.batch_size, done, seed)]
-        lr = trainee.learning_rate(done)
-        return {**step_of.step(chosen, done, lr), "lr": lr}
+    training = PRMStep(prm, trainer.optimizer, weights, section.head_steps, section.token_budget)
 
     def measure() -> Metrics:
         with whole(prm.model):  # no rank has as many passes to make as another
             found = measure_scores(heldout, score(prm, heldout))
         return {f"heldout/{name}": value for name, value in found.items()}
 
-    return trainee.train(step, measure, SHOW)
+    with trainer.running(measure, SHOW) as steps:
+        for step in steps:
+            chosen = step_indices(len(solutions), section.batch_size, step, seed)
+            lr = trainer.learning_rate(step)
+            metrics = training.step([solutions[i] for i in chosen], step, lr)
+            steps.record({**metrics, "lr": lr})
+    return trainer.exit_code
 
 
 def build_prm(format: str, section: settings.Model, seed: int, path: str = "") -> tuple[Transformer, Tokenizer]:

@@ -12,9 +12,9 @@ prompt.chat=false.
 from __future__ import annotations
 
 from nanomath import settings
-from nanomath.commands.build import build_model, build_sampler, build_template, encode_prompts, sampling_options
 from nanomath.config import parse_arguments
 from nanomath.data.problem import Problem
+from nanomath.training.build import build_model, build_sampler, build_template, encode_prompts, sampling_options
 
 
 def main(argv: list[str]) -> int:

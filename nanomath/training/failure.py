@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import re
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 from nanomath.training import ranks
@@ -26,14 +26,17 @@ PHASES = {
 
 
 @contextmanager
-def failing(place: str) -> Iterator[None]:
+def failing(place: str | Callable[[], str]) -> Iterator[None]:
     """What goes wrong inside becomes a RunFailed of one line: the place, the phase of a step, and the reason."""
     try:
         yield
+    except RunFailed:
+        raise
     except (ArithmeticError, MemoryError, OSError, RuntimeError, ValueError) as error:
         phase = phase_of(error)
         why = ranks.lost(error) or reason(error)
-        raise RunFailed(f"{place}{phase and f' ({phase})'}: {why}") from error
+        where = place if isinstance(place, str) else place()
+        raise RunFailed(f"{where}{phase and f' ({phase})'}: {why}") from error
 
 
 def phase_of(error: BaseException) -> str:

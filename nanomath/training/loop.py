@@ -27,19 +27,22 @@ BAR = {"dynamic_ncols": True, "bar_format": "{l_bar}{bar:10}{r_bar}"}
 
 @dataclass
 class Loop:
-    """`run(start)` makes updates start+1 ... steps.
+    """The steps of a run, from wherever it stands:
 
-    step(i) makes update i+1 and returns its metrics; evaluate() measures the model as it is (None: never); save(n)
-    writes checkpoint step-n. Both happen every so many steps (0: never) and at the end. keep(n, measured) says whether
-    what was measured after n updates is worth a checkpoint of its own. `show` names the metrics worth a place on the
-    progress bar, each with the text it is shown as. The run ends, saved, before `minutes` have passed (0: no limit) by
-    the `clock` (in seconds), and with `stop_on_collapse` when the alarm of a collapse or of a hacked PRM sounds.
-    All ranks go through the same steps and end at the same one; `log` and `save` know which of them writes.
+        with loop.running(start):
+            for step in loop:
+                loop.record({"loss": ...})  # of update step + 1
+
+    evaluate() measures the model as it is (None: never); save(n) writes checkpoint step-n. Both happen every so many
+    steps (0: never) and at the end. keep(n, measured) says whether what was measured after n updates is worth a
+    checkpoint of its own. `show` names the metrics worth a place on the progress bar, each with the text it is shown
+    as. The run ends, saved, before `minutes` have passed (0: no limit) by the `clock` (in seconds), and with
+    `stop_on_collapse` when the alarm of a collapse or of a hacked PRM sounds. All ranks go through the same steps and
+    end at the same one; `log` and `save` know which of them writes.
     """
 
     log: RunLog
     steps: int
-    step: Callable[[int], Metrics]
     save: Callable[[int], None]
     evaluate: Callable[[], Metrics] | None = None
     eval_every: int = 0
@@ -50,48 +53,68 @@ class Loop:
     stop_on_collapse: bool = False
     clock: Callable[[], float] = time.perf_counter
 
-    def run(self, start: int = 0) -> bool:
-        """True when all steps are done, False when it stopped before; either way the last step is saved.
+    @contextmanager
+    def running(self, start: int = 0) -> Iterator[Loop]:
+        """What the steps need around them.
 
         RunFailed when something went wrong, with nothing saved since; KeyboardInterrupt when asked twice to stop, or
         once before there is anything to save.
         """
+        self.done = start
         self._budget = TimeBudget(self.minutes, self.clock)
         self._history = self.log.read("metrics.jsonl")
         self._said = {line["alarm"]: line["step"] for line in self.log.read("alarms.jsonl")}
+        self._latest: Metrics = {}
         hidden = None if ranks.is_main() else True  # None: but on a terminal
         with asked_to_stop() as stop, tqdm(total=self.steps, initial=start, disable=hidden, **BAR) as bar:
-            latest = self._before_the_first(stop) if start == 0 else {}
-            for done in range(start + 1, self.steps + 1):
-                latest |= self._update(done)
-                measured = self._measure(done) if self._measures(done) else {}
-                latest |= measured
-                keep = self._keeps(done, measured)
-                last = self._ends(done, stop)  # asked once: a signal from here on is for the next step
-                if last or keep or self._saves(done):
-                    self._save(done)
-                self._display(bar, done, latest)
-                if last:
-                    return done == self.steps
-        return True
+            self._stop, self._bar = stop, bar
+            with failing(lambda: f"step {self.done + 1}"):
+                yield self
 
-    def _before_the_first(self, stop: Stop) -> Metrics:
+    def __iter__(self) -> Iterator[int]:
+        """The numbers of the updates to make, from 0. Between them, and after the last, the run is measured and saved;
+        it ends early, saved, when asked to.
+        """
+        if self.done == 0:
+            self._before_the_first()
+        ended = False
+        while self.done < self.steps and not ended:
+            self._began = self.clock()
+            yield self.done
+            self.done += 1
+            ended = self._after(self.done)
+
+    @property
+    def finished(self) -> bool:
+        """Whether all steps are done."""
+        return self.done == self.steps
+
+    def record(self, metrics: Metrics) -> None:
+        """Log the metrics of the step that this ends. FloatingPointError for one that is not finite."""
+        check_finite(metrics)
+        seconds = self.clock() - self._began
+        self.log.metrics(self.done + 1, **metrics, seconds=round(seconds, 3))
+        self._budget.took("step", self.clock() - self._began)
+        self._history.append({"step": self.done + 1, **metrics})
+        self._latest |= metrics
+
+    def _before_the_first(self) -> None:
         """Measure what the run starts from. There is nothing to save yet: whoever asks to stop need not wait."""
-        stop.at_once = True
+        self._stop.at_once = True
         measured = self._measure(0)
         if self._keeps(0, measured):
             self._save(0)
-        stop.at_once = False
-        return measured
+        self._stop.at_once = False
 
-    def _update(self, done: int) -> Metrics:
-        began = self.clock()
-        with failing(f"step {done}"), self._budget.timed("step"):
-            metrics = self.step(done - 1)
-            check_finite(metrics)
-            self.log.metrics(done, **metrics, seconds=round(self.clock() - began, 3))
-        self._history.append({"step": done, **metrics})
-        return metrics
+    def _after(self, done: int) -> bool:
+        """Measure, save and show the model after `done` updates; whether the run ends there."""
+        measured = self._measure(done) if self._measures(done) else {}
+        keep = self._keeps(done, measured)
+        last = self._ends(done)  # asked once: a signal from here on is for the next step
+        if last or keep or self._saves(done):
+            self._save(done)
+        self._display(done)
+        return last
 
     def _measure(self, done: int) -> Metrics:
         if self.evaluate is None:
@@ -100,6 +123,7 @@ class Loop:
             metrics = ranks.from_main(self.evaluate())  # a grader's timeout must not tell ranks apart
             check_finite(metrics)
             self.log.metrics(done, **metrics)
+        self._latest |= metrics
         return metrics
 
     def _save(self, done: int) -> None:
@@ -115,11 +139,11 @@ class Loop:
     def _keeps(self, done: int, measured: Metrics) -> bool:
         return bool(measured) and self.keep is not None and self.keep(done, measured)
 
-    def _ends(self, done: int, stop: Stop) -> bool:
+    def _ends(self, done: int) -> bool:
         """Whether the run ends with this step: the one place where that is decided, for all ranks together."""
         collapsed = self._sound_alarms(done)
         with failing(f"after step {done}"):
-            return done == self.steps or ranks.any(stop.asked or collapsed or self._out_of_time(done))
+            return done == self.steps or ranks.any(self._stop.asked or collapsed or self._out_of_time(done))
 
     def _sound_alarms(self, done: int) -> bool:
         """Say and log the alarms that begin with this step; whether one of them ends the run."""
@@ -140,8 +164,9 @@ class Loop:
         say(f"step {done}: another one might not end within run.minutes = {self.minutes:g}")
         return True
 
-    def _display(self, bar: tqdm, done: int, metrics: Metrics) -> None:
+    def _display(self, done: int) -> None:
         """The bar on a terminal; elsewhere a line every tenth of the way."""
+        bar, metrics = self._bar, self._latest
         shown = "  ".join(text.format(metrics[name]) for name, text in (self.show or {}).items() if name in metrics)
         if not bar.disable:
             bar.set_postfix_str(shown, refresh=False)
@@ -175,7 +200,10 @@ class TimeBudget:
     def timed(self, part: str) -> Iterator[None]:
         began = self.clock()
         yield
-        self.longest[part] = max(self.longest[part], self.clock() - began)
+        self.took(part, self.clock() - began)
+
+    def took(self, part: str, seconds: float) -> None:
+        self.longest[part] = max(self.longest[part], seconds)
 
     def allows(self, parts: list[str]) -> bool:
         """Whether these would end in time if each took the longest it ever did."""

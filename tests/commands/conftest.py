@@ -9,9 +9,9 @@ from typing import NamedTuple
 import pytest
 
 from nanomath import settings
-from nanomath.commands.build import build_model
 from nanomath.commands.main import run_main
 from nanomath.models import save_model
+from nanomath.training.build import build_model
 
 
 class Outcome(NamedTuple):

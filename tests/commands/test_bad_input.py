@@ -13,7 +13,7 @@ import train_sft
 from nanomath import Sampler, load_model, load_tokenizer, save_model
 from nanomath import settings as sections
 from nanomath.__main__ import main
-from nanomath.commands.build import new_model
+from nanomath.training.build import new_model
 
 GOOD = {"question": "What is 1 + 1?", "answer": "2", "solution": r"1 + 1 = 2, so \boxed{2}."}
 WORKED = "Tom has 3 boxes with 4 pens each. 3 * 4 = 12. He gives 2 of them away, so 10 pens remain."

@@ -16,10 +16,10 @@ import train_grpo
 import train_sft
 from nanomath import settings
 from nanomath.__main__ import COMMANDS, main
-from nanomath.commands import trainee
 from nanomath.commands.main import run_main
-from nanomath.commands.trainee import make_deterministic, memory_knobs, memory_use
+from nanomath.training import trainer
 from nanomath.training.runlog import RunFailed
+from nanomath.training.trainer import make_deterministic, memory_knobs, memory_use
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = {
@@ -206,7 +206,7 @@ def test_memory_in_use_is_a_number_below_what_there_is():
     ],
 )
 def test_deterministic_algorithms(monkeypatch, mode, device, expected):
-    monkeypatch.setattr(trainee, "choose_device", torch.device)
+    monkeypatch.setattr(trainer, "choose_device", torch.device)
     monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", "")  # so that it is as before when the test is over
     monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG")
     before = torch.are_deterministic_algorithms_enabled()

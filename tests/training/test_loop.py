@@ -26,7 +26,14 @@ class Run:
         self.log = RunLog(directory / "run", resume=start > 0)
         self.log.begin("", start)
         self.updates = 0
-        self.loop = Loop(self.log, steps, self.step, lambda n: self.note(f"save {n}"), self.evaluate, **options)
+        self.loop = Loop(self.log, steps, lambda n: self.note(f"save {n}"), self.evaluate, **options)
+
+    def go(self, start: int = 0) -> bool:
+        """Whether all steps get done."""
+        with self.loop.running(start):
+            for step in self.loop:
+                self.loop.record(self.step(step))
+        return self.loop.finished
 
     def note(self, event: str) -> None:
         self.events.append(event)
@@ -55,7 +62,7 @@ def fail(error: BaseException):
 
 def test_order(tmp_path):
     run = Run(tmp_path, 5, eval_every=2, save_every=3)
-    assert run.loop.run() is True
+    assert run.go() is True
     assert run.events == [
         *("evaluate 0", "step 0", "step 1", "evaluate 2", "step 2", "save 3"),
         *("step 3", "evaluate 4", "step 4", "evaluate 5", "save 5"),
@@ -68,21 +75,21 @@ def test_order(tmp_path):
 
 def test_a_resumed_run_starts_behind_its_checkpoint(tmp_path):
     run = Run(tmp_path, 4)
-    assert run.loop.run(start=2) is True
+    assert run.go(start=2) is True
     assert run.events == ["step 2", "step 3", "evaluate 4", "save 4"]
 
 
 def test_nothing_to_evaluate(tmp_path):
     run = Run(tmp_path, 2, eval_every=1)
     run.loop.evaluate = None
-    assert run.loop.run() is True and run.events == ["step 0", "step 1", "save 2"]
+    assert run.go() is True and run.events == ["step 0", "step 1", "save 2"]
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_saves_and_stops_after_the_step(tmp_path, number, capsys):
     before = signal.getsignal(number)
     run = Run(tmp_path, 9, at={"step 3": send(number)}, eval_every=5)
-    assert run.loop.run() is False
+    assert run.go() is False
     assert run.events[-2:] == ["step 3", "save 4"]
     assert signal.getsignal(number) is before
     assert number.name in capsys.readouterr().err
@@ -91,19 +98,19 @@ def test_a_signal_saves_and_stops_after_the_step(tmp_path, number, capsys):
 
 def test_a_signal_during_an_evaluation_saves_as_well(tmp_path):
     run = Run(tmp_path, 9, at={"evaluate 2": send(signal.SIGTERM)}, eval_every=2)
-    assert run.loop.run() is False
+    assert run.go() is False
     assert run.events[-2:] == ["evaluate 2", "save 2"]
 
 
 def test_a_signal_during_a_save_loses_nothing(tmp_path):
     run = Run(tmp_path, 9, at={"save 2": send(signal.SIGTERM)}, save_every=2)
-    assert run.loop.run() is False
+    assert run.go() is False
     assert run.events[-1] == f"save {run.updates}" and run.updates in (2, 3) and len(set(run.events)) == len(run.events)
 
 
 def test_a_signal_in_the_last_step_changes_nothing(tmp_path):
     run = Run(tmp_path, 2, at={"step 1": send(signal.SIGINT)})
-    assert run.loop.run() is True and run.events[-2:] == ["evaluate 2", "save 2"]
+    assert run.go() is True and run.events[-2:] == ["evaluate 2", "save 2"]
 
 
 def test_the_second_signal_interrupts(tmp_path):
@@ -114,7 +121,7 @@ def test_the_second_signal_interrupts(tmp_path):
     before = signal.getsignal(signal.SIGINT)
     run = Run(tmp_path, 9, at={"step 1": twice})
     with pytest.raises(KeyboardInterrupt):
-        run.loop.run()
+        run.go()
     assert signal.getsignal(signal.SIGINT) is before and not any("save" in event for event in run.events)
 
 
@@ -123,13 +130,13 @@ def test_before_the_first_step_a_signal_interrupts_at_once(tmp_path, number):
     before = signal.getsignal(number)
     run = Run(tmp_path, 9, at={"evaluate 0": send(number)})
     with pytest.raises(KeyboardInterrupt):
-        run.loop.run()
+        run.go()
     assert run.events == ["evaluate 0"] and signal.getsignal(number) is before
 
 
 def test_what_one_rank_is_asked_all_do(tmp_path, monkeypatch):
     run = Run(tmp_path, 9, at={"step 3": lambda: monkeypatch.setattr(ranks, "any", lambda flag: True)})
-    assert run.loop.run() is False and run.events[-2:] == ["step 3", "save 4"]
+    assert run.go() is False and run.events[-2:] == ["step 3", "save 4"]
 
 
 def test_a_measurement_worth_keeping_is_saved(tmp_path):
@@ -140,7 +147,7 @@ def test_a_measurement_worth_keeping_is_saved(tmp_path):
         return done in (0, 2)
 
     run = Run(tmp_path, 5, eval_every=2, keep=keep)
-    assert run.loop.run() is True
+    assert run.go() is True
     assert [event for event in run.events if "save" in event] == ["save 0", "save 2", "save 5"]
     assert asked == [(0, 0), (2, 0.2), (4, 0.4), (5, 0.5)]
 
@@ -161,7 +168,7 @@ def test_a_measurement_worth_keeping_is_saved(tmp_path):
 def test_an_error_names_the_step_and_nothing_is_saved(tmp_path, error, said):
     run = Run(tmp_path, 9, at={"step 2": fail(error)}, eval_every=5)
     with pytest.raises(RunFailed, match=f"^step 3: {said}") as failure:
-        run.loop.run()
+        run.go()
     assert failure.value.__cause__ is error and run.events[-1] == "step 2"
     assert not any("save" in event for event in run.events)
     assert [line["step"] for line in read_jsonl(run.log.directory / "metrics.jsonl")] == [0, 1, 2]
@@ -174,26 +181,27 @@ def test_an_error_elsewhere_names_the_place(tmp_path, event):
     )
     place = "checkpoint step-2 could not be written" if event == "save 2" else f"measuring after step {event[-1]}"
     with pytest.raises(RunFailed, match=f"^{place}: .*No space left on device$"):
-        run.loop.run()
+        run.go()
     assert run.events[-1] == event
 
 
 @pytest.mark.parametrize("error", [TypeError("bug"), KeyError("bug"), AssertionError("bug")])
 def test_a_bug_stays_a_bug(tmp_path, error):
     with pytest.raises(type(error)):
-        Run(tmp_path, 9, at={"step 2": fail(error)}).loop.run()
+        Run(tmp_path, 9, at={"step 2": fail(error)}).go()
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("part", ["step", "evaluate"])
 def test_a_number_that_is_not_finite_is_named_and_not_logged(tmp_path, part, value):
     run = Run(tmp_path, 9, eval_every=1, save_every=1)
-    healthy = getattr(run.loop, part)
+    whose = run if part == "step" else run.loop
+    healthy = getattr(whose, part)
     broken = lambda *done: {**healthy(*done), "kl": value if run.updates == 3 else 0.0}  # noqa: E731
-    setattr(run.loop, part, broken)
+    setattr(whose, part, broken)
     place = "step 3" if part == "step" else "measuring after step 3"
     with pytest.raises(RunFailed, match=f"^{place}: kl is {value}$"):
-        run.loop.run()
+        run.go()
     assert run.events[-1] == ("step 2" if part == "step" else "evaluate 3") and "save 2" in run.events
     text = (run.log.directory / "metrics.jsonl").read_text()
     assert "NaN" not in text and "Infinity" not in text
@@ -215,7 +223,7 @@ def test_the_phase_is_where_the_error_came_from(tmp_path, module, phase):
     scope = {"__name__": module}
     exec("def fail(): raise RuntimeError('broken')", scope)
     with pytest.raises(RunFailed) as failure:
-        Run(tmp_path, 9, at={"step 2": scope["fail"]}).loop.run()
+        Run(tmp_path, 9, at={"step 2": scope["fail"]}).go()
     assert str(failure.value).startswith(f"step 3{phase}: RuntimeError: broken")
 
 
@@ -267,7 +275,7 @@ def timed(directory, minutes: float, step: float, evaluate: float, save: float, 
 
     run = Run(directory, 40, minutes=minutes, clock=clock, **options)
     run.at = Timed()
-    run.loop.run()
+    run.go()
     return run, clock.now - 1000
 
 
@@ -317,14 +325,14 @@ def test_the_longest_of_each_part_counts():
 
 def collapsing(run: Run, at: int) -> Run:
     """From step `at` on nothing is right any more, and the KL has risen tenfold."""
-    run.loop.step = lambda i: {"pass@1": 0.5 + 0.01 * (i % 2), "kl": 0.02} if i < at else {"pass@1": 0.0, "kl": 0.2}
+    run.step = lambda i: {"pass@1": 0.5 + 0.01 * (i % 2), "kl": 0.02} if i < at else {"pass@1": 0.0, "kl": 0.2}
     return run
 
 
 @pytest.mark.parametrize("stop", [True, False])
 def test_only_if_asked_a_collapse_ends_the_run(tmp_path, capsys, stop):
     run = collapsing(Run(tmp_path, 60, stop_on_collapse=stop), 25)
-    assert run.loop.run() is not stop
+    assert run.go() is not stop
     (alarm,) = (line for line in read_jsonl(run.log.directory / "alarms.jsonl") if line["alarm"] == "collapse")
     assert 26 < alarm["step"] < 35 and alarm["text"].startswith("collapse: accuracy fell from 50")
     said = f"step {alarm['step']}: {alarm['text']}" + "; run.on_collapse = stop" * stop
@@ -334,8 +342,8 @@ def test_only_if_asked_a_collapse_ends_the_run(tmp_path, capsys, stop):
 
 def test_so_does_a_scorer_that_is_hacked(tmp_path, capsys):
     run = Run(tmp_path, 60, stop_on_collapse=True)
-    run.loop.step = lambda i: {"pass@1": 0.5 + 0.01 * (i % 2) - 0.3 * (i >= 25), "reward/prm": 0.3 + 0.3 * (i >= 25)}
-    assert not run.loop.run()
+    run.step = lambda i: {"pass@1": 0.5 + 0.01 * (i % 2) - 0.3 * (i >= 25), "reward/prm": 0.3 + 0.3 * (i >= 25)}
+    assert not run.go()
     assert "PRM reward rises while accuracy falls" in capsys.readouterr().err
     assert run.events[-1].startswith("save ") and run.events[-1] != "save 60"
 
@@ -343,17 +351,17 @@ def test_so_does_a_scorer_that_is_hacked(tmp_path, capsys):
 @pytest.mark.parametrize("broken_at", [5, 27, 30, 45])
 def test_a_resumed_run_raises_the_same_alarms(tmp_path, broken_at):
     whole = collapsing(Run(tmp_path / "whole", 60), 25)
-    whole.loop.run()
-    collapsing(Run(tmp_path / "parts", broken_at), 25).loop.run()
+    whole.go()
+    collapsing(Run(tmp_path / "parts", broken_at), 25).go()
     parts = collapsing(Run(tmp_path / "parts", 60, start=broken_at), 25)
-    parts.loop.run(broken_at)
+    parts.go(broken_at)
     alarms = [list(read_jsonl(run.log.directory / "alarms.jsonl")) for run in (whole, parts)]
     assert alarms[0] == alarms[1] and alarms[0]
 
 
 def test_without_alarms_there_is_no_file_of_them(tmp_path):
     run = Run(tmp_path, 3)
-    run.loop.run()
+    run.go()
     assert sorted(path.name for path in run.log.directory.iterdir()) == ["config.toml", "metrics.jsonl"]
 
 
@@ -362,6 +370,6 @@ def test_without_alarms_there_is_no_file_of_them(tmp_path):
 
 def test_progress_is_shown_where_there_is_no_terminal(tmp_path, capsys):
     run = Run(tmp_path, 20, show={"heldout": "heldout {:.0%}", "loss": "loss {:.2f}", "absent": "{:.1f}"})
-    run.loop.run()
+    run.go()
     lines = capsys.readouterr().err.strip().splitlines()
     assert len(lines) == 10 and lines[-1] == "step 20/20  heldout 200%  loss 0.50"

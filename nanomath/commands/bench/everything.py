@@ -26,8 +26,8 @@ from typing import Any
 
 import nanomath
 from nanomath.commands.bench.machine import machine
-from nanomath.commands.build import choose_device
 from nanomath.config import option, parse_arguments
+from nanomath.training.build import choose_device
 
 ROOT = Path(nanomath.__file__).parents[1]
 RUNNING = "unfinished.json"  # what the part that is running has measured so far

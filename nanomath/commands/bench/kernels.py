@@ -40,9 +40,9 @@ from nanomath.commands.bench.machine import (
     this_machine,
     use_threads,
 )
-from nanomath.commands.build import choose_device
 from nanomath.config import option, parse_arguments
 from nanomath.rollout.floor import Machine, seconds_of
+from nanomath.training.build import choose_device
 
 CHECKS = ("tests/kernels", "tests/gpu")  # what --check runs
 FLUSHED = 256 << 20  # bytes written to empty a GPU's last cache

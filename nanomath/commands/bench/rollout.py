@@ -27,13 +27,13 @@ from tqdm import tqdm
 
 from nanomath.commands.bench.machine import SHAPES, Call, by_turns, new_report, place, save_report, this_machine
 from nanomath.commands.bench.sides import Point, Setup, measure_sampler, measure_transformers
-from nanomath.commands.build import choose_device, encode_prompts
 from nanomath.config import option, parse_arguments
 from nanomath.data.problem_sets import load_problems
 from nanomath.data.prompts import PromptTemplate
 from nanomath.models import ModelConfig, load_tokenizer, resolve_model_dir
 from nanomath.models.checkpoint import read_json
 from nanomath.rollout.floor import Machine, step_floor
+from nanomath.training.build import choose_device, encode_prompts
 
 OURS = "nanomath"
 DTYPES = ("auto", "float32", "bfloat16", "float16")

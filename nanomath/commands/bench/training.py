@@ -26,7 +26,6 @@ from torch import Tensor
 from tqdm import tqdm
 
 from nanomath.commands.bench.machine import SHAPES, by_turns, new_report, peak_memory, place, save_report, use_threads
-from nanomath.commands.build import choose_device
 from nanomath.config import option, parse_arguments
 from nanomath.data.packing import Example
 from nanomath.data.problem import Problem
@@ -34,6 +33,7 @@ from nanomath.models import Transformer
 from nanomath.models.shared_prefix import states_at
 from nanomath.rollout import Completion, Episode
 from nanomath.training import logprobs
+from nanomath.training.build import choose_device
 from nanomath.training.optimizer import Optimizer
 from nanomath.training.policy_step import PolicyStep
 from nanomath.training.sft_step import SFTStep

@@ -1,4 +1,4 @@
-"""A model in training, with its optimizer and its run directory: what both training scripts share."""
+"""A model in training, with its optimizer and its run directory: what all training scripts share."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import json
 import os
 import resource
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,11 +15,11 @@ import torch
 from torch import nn
 
 from nanomath import settings
-from nanomath.commands.build import build_model, choose_device
 from nanomath.config import load, to_toml
 from nanomath.models import Tokenizer, Transformer, resolve_model_dir
 from nanomath.models.checkpoint import remove_scratch
 from nanomath.training import ranks
+from nanomath.training.build import build_model, choose_device
 from nanomath.training.failure import out_of_memory
 from nanomath.training.loop import Loop, Metrics, say
 from nanomath.training.optimizer import Optimizer, learning_rate
@@ -42,7 +43,7 @@ MEMORY_KNOBS = {
 }
 
 
-class Trainee:
+class Trainer:
     """Started anew, or put where the newest checkpoint of the run left it when `resume` is asked for.
 
     build: makes the model. score: what is measured of it that says how good it is; more is better. use: the commands
@@ -64,6 +65,7 @@ class Trainee:
         make_deterministic(config.run.deterministic, config.model.device)
         self.device = str(ranks.start(choose_device(config.model.device)))
         self.config, self.beside, self.score, self.use = config, {}, score, use
+        self.exit_code = 1
         self.log = RunLog(Path(config.run.directory) / config.run.name, resume, writes=ranks.is_main())
         if resume:  # "the newest checkpoint of a run" may have become another one since
             config.model.path = load(type(config), self.log.directory / "config.toml").model.path
@@ -106,8 +108,9 @@ class Trainee:
         o = self.config.optim
         return learning_rate(step, self.config.run.steps, o.lr, o.schedule, o.warmup, o.final)
 
-    def train(self, step: Callable[[int], Metrics], evaluate: Callable[[], Metrics], show: dict[str, str]) -> int:
-        """Do the steps that are left (see `Loop`) and say how that ended; returns the exit code.
+    @contextmanager
+    def running(self, evaluate: Callable[[], Metrics], show: dict[str, str]) -> Iterator[Loop]:
+        """The loop over the steps that are left. At its end this says how it went, and sets `exit_code`.
 
         RunFailed says what went wrong, which checkpoint there is, and what to do about memory if it was that.
         """
@@ -116,7 +119,6 @@ class Trainee:
         loop = Loop(
             self.log,
             run.steps,
-            step,
             self.save,
             evaluate,
             run.eval_every,
@@ -127,10 +129,11 @@ class Trainee:
             stop_on_collapse=run.on_collapse == "stop",
         )
         try:
-            return self.conclude(finished=loop.run(self.start))
+            with loop.running(self.start):
+                yield loop
+            self._conclude(loop.finished)
         except KeyboardInterrupt:
             say(f"interrupted; {self._intact()}")
-            return 1
         except RunFailed as failure:
             advice = self._memory_advice() if out_of_memory(failure.__cause__) else ""
             raise RunFailed(f"{failure}; {self._intact()}{advice}") from failure.__cause__
@@ -164,14 +167,14 @@ class Trainee:
     def _memory_advice(self) -> str:
         return f"\n{memory_use(self.model.device)}; what to turn down or on:\n" + memory_knobs(self.config)
 
-    def conclude(self, finished: bool) -> int:
-        """Say how the run ended and what can be done next; returns the exit code."""
+    def _conclude(self, finished: bool) -> None:
+        """Say how the run ended and what can be done next."""
+        self.exit_code = 0 if finished else 1
         if finished and ranks.is_main():
             print(self.summary())
         elif not finished:
             step = max(checkpoint_steps(self.log.checkpoints))
             say(f"stopped after step {step}, which is saved: the same command with --resume goes on")
-        return 0 if finished else 1
 
     def summary(self) -> str:
         """The held-out score before, after and at its best, as the log has it, and where to look next."""

@@ -121,6 +121,13 @@ def encode_prompts(
     return prompts
 
 
+def build_prompts(
+    section: settings.Problems, template: PromptTemplate, tokenizer: Tokenizer, longest: int
+) -> tuple[list[Problem], list[list[int]]]:
+    """The problems that the section names, and their prompt tokens; see `fitting_prompts`."""
+    return fitting_prompts(build_problems(section), template, tokenizer, longest, section.max_tokens)
+
+
 def fitting_prompts(
     problems: Sequence[Problem], template: PromptTemplate, tokenizer: Tokenizer, longest: int, max_tokens: int
 ) -> tuple[list[Problem], list[list[int]]]:

@@ -40,10 +40,10 @@ _ENGLISH = re.compile(
     re.IGNORECASE,
 )
 _JAPANESE = re.compile(r"(?:答え?|解答|正解|答案)[\s*]*(?:は|是|为|為|:|=|】|[ \t]|\n)[\s*:、]*")
-_ENGLISH_END = re.compile(r"\n|\.(?=\s|\*|$)|<\||</|\s(?:because|since|where|which|so)\b")
+_ENGLISH_END = re.compile(r"\n|\.(?=\s|\*|$)|<\||</|\s(?:because|since|where|which|(?<!or )so)\b")
 # What follows a value without a digit or formula: "72, in total", "72 (see above)". A word that takes it back does not.
 _REMARK = re.compile(
-    r"(?<=[\w}$%]),\s+(?!(?:or|and|but|not|no|none|pi|if|unless|sqrt|infinity)\b)(?=[a-z]{2})[^\d$\\=]*$"
+    r"(?<=[\w}$%]),\s+(?!(?:or|and|but|not|no|none|pi|if|unless|sqrt|infinity)\b)(?=[a-z]{2}|i\.e|e\.g)[^\d$\\=]*$"
     r"|(?<=[\d}$%])\s+\((?!mod\b|(?:sin|cos|tan|log|ln|exp|sqrt|pi)\b)(?=[^()]*[a-z]{2})[^()\d$\\=]*\)$"
     r"|(?<=\d)!+$"
 )

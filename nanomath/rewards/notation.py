@@ -129,7 +129,9 @@ def _words(match: re.Match[str]) -> str:
     r"""What \text holds, as words; the letter of a unit after a value is marked, as in `5\text{ m}`, `9\text{ m/s}`."""
     words = match[1].strip(" ~")
     before = match.string[: match.start()]
-    if re.search(r"[\d)}%a-z]$", before) and re.fullmatch(rf"[{UNIT_LETTERS}](?:/[{UNIT_LETTERS}])*", words):
+    if re.search(r"[\d)}%a-z]$|\}\s*(?:/|\\cdot)$", before) and re.fullmatch(
+        rf"[{UNIT_LETTERS}](?:/[{UNIT_LETTERS}])*", words
+    ):
         words = re.sub("[a-zA-Z]", r"\\unit{\g<0>}", words)
     return f" {words} "
 

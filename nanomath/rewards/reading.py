@@ -73,7 +73,7 @@ _PHRASE = rf"(?:{_NAME}){_POWER}?(?:(?:\s?/\s?|\s?\*\s?|\s)(?:{_NAME}){_POWER}?)
 _WITH_UNIT = re.compile(rf"(?P<value>.*?[\d)}}%|a-z\].])(?:\s|(?<=[\d)}}.])|(?=\\))(?P<unit>{_PHRASE})\s?", re.DOTALL)
 _UNIT_TOKEN = re.compile(rf"(?P<slash>/)?\s?(?P<name>\\?[a-zA-Z][a-zA-Z'-]*\.?)(?P<power>{_POWER})?")
 _WITH_CJK_UNIT = re.compile(r"(?P<value>.*\d) ?(?P<unit>[\u3040-\u30ff\u4e00-\u9fff]+)")
-_NO_CJK_UNIT = re.compile("[以未超不非约約万億兆千百十割倍]")
+_NO_CJK_UNIT = re.compile("[以未超不非约約万億兆千百十割倍でなは]")
 _LETTER = re.compile(r"[a-zA-Z\\\u3040-\u30ff\u4e00-\u9fff]")
 _CURRENCY = re.compile(r"(?P<sign>-?)\s?\\(?P<unit>dollar|euro|pound|yen)\s?(?P<value>.*)", re.DOTALL)
 
@@ -136,7 +136,10 @@ _FRACTION = re.compile(
     rf"|(?:(?P<whole_>\d+) )?(?P<top_>{_PLAIN}) ?/ ?(?P<bottom_>{_PLAIN})"
 )
 _DECIMAL = re.compile(rf"(?P<digits>{_PLAIN})(?:(?:[eE]| ?\* ?10 ?\^)\{{?(?P<exponent>[-+]?\d{{1,3}})\}}?)?")
-_REPEATING = re.compile(r"(?P<whole>\d*)\.(?P<fixed>\d*)\\overline\s?(?:\{(?P<run>\d+)\}|(?P<digit>\d))")
+_REPEATING = re.compile(
+    r"(?P<whole>\d*)\.(?P<fixed>\d*?)"
+    r"(?:\\overline\s?(?:\{(?P<run>\d+)\}|(?P<digit>\d))|(?P<seen>\d{1,9}?)(?P=seen){2,}\s?\\ldots)"
+)
 _EUROPEAN = re.compile(r"(\d+),(\d{2}|\d{4,})|(\d{1,3}(?:\.\d{3})+),(\d+)")
 _BASED = re.compile(r"\(?(?P<digits>[\dA-Fa-f]*\d[\dA-Fa-f]*)\)?_\{?(?P<base>\d{1,2})\}?")
 
@@ -201,7 +204,7 @@ def _unsigned(text: str) -> tuple[Fraction, int | None] | None:
         value = Fraction(digits)
         return value * Fraction(10) ** exponent if exponent else value, places
     if match := _REPEATING.fullmatch(text):
-        run = match["run"] or match["digit"]
+        run = match["run"] or match["digit"] or match["seen"]
         fixed = int(match["whole"] + match["fixed"] or 0)
         value = fixed + Fraction(int(run), 10 ** len(run) - 1)
         return value / 10 ** len(match["fixed"]), None
@@ -308,7 +311,7 @@ _CHOICE = re.compile(r"\(?(?P<letter>[A-J])(?:\)|[.:]|(?:\)|[.:] | - (?=[a-z]{2}
 _FUNCTION = re.compile(r"sin|cos|tan|cot|sec|csc")
 _WORDS = re.compile(r"[a-zA-Z' -]*[a-zA-Z]{3}[a-zA-Z' -]*|[a-zA-Z]{2,}(?:[' -][a-zA-Z]{2,})+")
 _NO_SYMBOLS = re.compile(
-    r"(?<![\\a-zA-Z])(?!(?:arc)?(?:sin|cos|tan|cot|sec|csc)|sqrt|exp|log|[pv]matrix)[a-zA-Z]{4,}|[^\x00-\x7f]|[:?@#$\"]"
+    r"(?<![\\a-zA-Z])(?!(?:arc)?(?:sin|cos|tan|cot|sec|csc)|sqrt|exp|log|[pv]matrix)[a-zA-Z]{4,}|[^\x00-\x7f]|[:?@#$\"]|\d{4}-\d\d-\d\d"
 )
 
 
@@ -359,12 +362,13 @@ def _items(text: str) -> Items | None:
         text, kind = text[2:-2].strip(), "{"
     elif len(parts := split(text, _UNION)) > 1:
         return Items(tuple(parts), "U")
-    groups = [part for part in split(text, ";") if part]
+    groups = split(text, ";")
     if len(groups) > 1 and any(len(split(group, ",")) > 1 for group in groups):
         parts = [group if len(split(group, ",")) == 1 else f"({group})" for group in groups]
     else:
-        parts = [item for part in split(text, _SEPARATOR) if part for item in _plus_minus(part)]
-    return Items(tuple(parts), kind) if kind or parts != [text] else None
+        parts = [item for part in split(text, _SEPARATOR) for item in _plus_minus(part)]
+    parts = [part for part in parts if part]
+    return Items(tuple(parts), kind) if kind or len(parts) > 1 else None
 
 
 def _plus_minus(text: str) -> list[str]:
@@ -416,7 +420,9 @@ def _named_value(text: str) -> tuple[str, str | None]:
         if _name(name):
             return _name(name), value
     bare = [re.sub(r"\\(?:begin|end)\{\w+\}", "", part) for part in parts]
-    return "", None if any(map(_FREE_LETTER.search, bare)) else parts[1]
+    if any(map(_FREE_LETTER.search, bare)):
+        return "", None
+    return "", parts[0] if read_number(parts[0]) and not read_number(parts[1]) else parts[1]
 
 
 def _name(text: str) -> str:

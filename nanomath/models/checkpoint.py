@@ -1,9 +1,10 @@
 """Models in and out of the Hugging Face layout: config.json, safetensors (one file or several), tokenizer files.
 
-Loading streams: the model is allocated once, empty, in its final place and dtype, and each stored tensor is copied into
-the rows it belongs to (q, k and v share one matrix here, gate and up another), so that no second copy of the weights
-ever exists. Saving is the same loop backwards, written beside the target and renamed. Only safetensors files are
-read: unpickling a .bin file would run whatever code its author put there.
+Loading streams: the headers of the files are held against config.json, then the model is allocated once, empty, in its
+final place and dtype, and each stored tensor is copied into the rows it belongs to (q, k and v share one matrix here,
+gate and up another), so that no second copy of the weights ever exists. Saving is the same loop backwards,
+written beside the target and renamed. Only safetensors files are read: unpickling a .bin file would run whatever code
+its author put there.
 """
 
 from __future__ import annotations
@@ -14,9 +15,10 @@ import re
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from huggingface_hub import snapshot_download
@@ -24,6 +26,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from nanomath.models.stored import naming, one_line, read_json
 from nanomath.models.transformer import ModelConfig, Transformer
 
 if TYPE_CHECKING:
@@ -33,34 +36,66 @@ TOKENIZER_FILES = ("*.json", "*.jinja")
 MODEL_FILES = (*TOKENIZER_FILES, "*.safetensors")
 INDEX_FILE = "model.safetensors.index.json"
 MAX_SHARD_BYTES = 5_000_000_000
+EMBEDDING, LM_HEAD = "model.embed_tokens.weight", "lm_head.weight"
+DTYPES = ("float32", "bfloat16", "float16", "float64")
+STORED_DTYPES = ("F32", "BF16", "F16", "F64")
 
 HUB_ID = re.compile(r"\w[\w.-]*(/[\w.-]+)?")
 STEP_DIRECTORY = re.compile(r"step-(\d+)")
 
 
+@dataclass(frozen=True)
+class _Header:
+    """What a safetensors file says of a tensor before it is read."""
+
+    file: Path
+    shape: tuple[int, ...]
+    dtype: str
+
+
 def load_model(
     path_or_hub_id: str | PathLike[str],
     device: str | torch.device = "cpu",
-    dtype: torch.dtype = torch.float32,
+    dtype: torch.dtype | str = torch.float32,
     head: Callable[[ModelConfig], nn.Module] | None = None,
 ) -> Transformer:
     """The model in a Hugging Face directory, under a hub id, or in a run directory (its newest checkpoint).
 
-    head: makes the module that stands in place of the lm_head as `score`, as in classifiers and reward models.
-    FileNotFoundError when a file is not there; ValueError when an architecture is not supported, a file is damaged, or
-    its tensors are not those of its config.json.
+    dtype may be a name, "bfloat16". head: makes the module that stands in place of the lm_head as `score`, as in
+    classifiers and reward models. As in transformers, a stored lm_head that differs from the embedding is kept whatever
+    config.json says of a tie. FileNotFoundError when a file is not there; ValueError when an architecture is not
+    supported, a file is damaged, or its tensors are not those of its config.json.
     """
+    dtype = _dtype(dtype)
     directory = resolve_model_dir(path_or_hub_id)
     config = _read_config(directory)
+    headers = _read_headers(directory)
+    perhaps_tied = config.tie_embeddings and head is None and {EMBEDDING, LM_HEAD} <= headers.keys()
     with torch.device("meta"):
-        model = Transformer(config)
+        model = Transformer(replace(config, tie_embeddings=False) if perhaps_tied else config)
         if head is not None:
             replace_head(model, head(config))
+    _check_headers(headers, _places(model, headers), directory, without_head=head is not None)
     model.to(dtype).to_empty(device=device)
-    if config.tie_embeddings and head is None:  # to_empty gives every module a parameter of its own
-        model.lm_head.weight = model.model.embed_tokens.weight
-    _copy_weights(directory, _hf_tensors(model), without_head=config.tie_embeddings or head is not None)
+    if config.tie_embeddings and head is None and not perhaps_tied:
+        _tie(model, config)  # to_empty gives every module a parameter of its own
+    _copy_weights(headers, _places(model, headers))
+    if perhaps_tied and torch.equal(model.lm_head.weight, model.model.embed_tokens.weight):
+        _tie(model, config)
     return model
+
+
+def _dtype(dtype: torch.dtype | str) -> torch.dtype:
+    """The dtype, or that of a name. ValueError when no model is computed in it."""
+    name = str(dtype).removeprefix("torch.")
+    if not isinstance(dtype, torch.dtype | str) or name not in DTYPES:
+        raise ValueError(f"dtype = {dtype!r:.60}: models are {', '.join(DTYPES)}")
+    return getattr(torch, name)
+
+
+def _tie(model: Transformer, config: ModelConfig) -> None:
+    model.lm_head.weight = model.model.embed_tokens.weight
+    model.config = config
 
 
 def replace_head(model: Transformer, head: nn.Module) -> None:
@@ -70,7 +105,10 @@ def replace_head(model: Transformer, head: nn.Module) -> None:
 
 
 def save_model(
-    model: Transformer, tokenizer: Tokenizer | None, directory: str | PathLike[str], dtype: torch.dtype | None = None
+    model: Transformer,
+    tokenizer: Tokenizer | None,
+    directory: str | PathLike[str],
+    dtype: torch.dtype | str | None = None,
 ) -> None:
     """Write the model, and its tokenizer if one is given, as a Hugging Face directory that transformers can load.
 
@@ -81,7 +119,7 @@ def save_model(
     target = Path(directory).resolve()
     if target.exists() and not (target / "config.json").is_file() and any(target.iterdir()):
         raise FileExistsError(f"{target} exists and is not a model directory: name a new one")
-    dtype = dtype or model.dtype
+    dtype = _dtype(dtype or model.dtype)
     names = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
     with replace_directory(target) as scratch:
         if tokenizer is not None:
@@ -136,17 +174,6 @@ def _newest_checkpoint(path: Path) -> Path:
     return path
 
 
-def read_json(file: Path) -> dict[str, Any]:
-    """The object in a JSON file; ValueError names the file when it is not one."""
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{file} is not valid JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{file} must hold a JSON object, not {type(content).__name__}")
-    return content
-
-
 @contextmanager
 def replace_directory(target: Path) -> Iterator[Path]:
     """A scratch directory beside `target` that takes its place when the block ends, and vanishes when it fails.
@@ -198,11 +225,10 @@ def _read_config(directory: Path) -> ModelConfig:
         )
     stored = read_json(file)
     try:
-        return ModelConfig.from_hf(stored)
+        with naming(file):
+            return ModelConfig.from_hf(stored)
     except KeyError as error:
         raise ValueError(f"{file} lacks the key {error}") from error
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{file}: {error}") from error
 
 
 def _weight_files(directory: Path) -> list[Path]:
@@ -214,11 +240,22 @@ def _weight_files(directory: Path) -> list[Path]:
         pickled = [file.name for pattern in ("*.bin", "*.pt", "*.pth") for file in sorted(directory.glob(pattern))]
         hint = f" ({pickled[0]} is a pickle, which is never loaded: convert it to safetensors)" if pickled else ""
         raise FileNotFoundError(f"no model.safetensors and no {INDEX_FILE} in {directory}{hint}")
-    files = [directory / name for name in sorted(set(read_json(index).get("weight_map", {}).values()))]
+    files = [directory / name for name in sorted(_shard_names(index))]
     for file in files:
         if not file.is_file():
             raise FileNotFoundError(f"{file} is missing, although {INDEX_FILE} names it")
     return files
+
+
+def _shard_names(index: Path) -> set[str]:
+    """The files an index names. ValueError when one would lie elsewhere, or is no safetensors file."""
+    weight_map = read_json(index).get("weight_map", {})
+    names = weight_map.values() if isinstance(weight_map, dict) else [weight_map]
+    for name in names:
+        beside = isinstance(name, str) and name.isprintable() and Path(name).name == name
+        if not beside or not name.endswith(".safetensors"):
+            raise ValueError(f"{index}: weight_map has {name!r:.60}, which is no safetensors file beside it")
+    return set(names)
 
 
 @contextmanager
@@ -227,7 +264,20 @@ def _open_safetensors(file: Path) -> Iterator[safe_open]:
         with safe_open(file, framework="pt") as stored:
             yield stored
     except SafetensorError as error:
-        raise ValueError(f"{file} is not a readable safetensors file: {error}") from error
+        raise ValueError(f"{file} is not a readable safetensors file: {one_line(error)}") from error
+
+
+def _read_headers(directory: Path) -> dict[str, _Header]:
+    """What the files of `directory` say of each of their tensors; ValueError when two have the same name."""
+    headers: dict[str, _Header] = {}
+    for file in _weight_files(directory):
+        with _open_safetensors(file) as stored:
+            for name in stored.keys():  # noqa: SIM118 (it is no dictionary)
+                if name in headers:
+                    raise ValueError(f"{file} holds {name:.100}, which is in {headers[name].file.name} as well")
+                tensor = stored.get_slice(name)
+                headers[name] = _Header(file, tuple(tensor.get_shape()), tensor.get_dtype())
+    return headers
 
 
 def _hf_tensors(model: Transformer) -> dict[str, Tensor]:
@@ -236,34 +286,47 @@ def _hf_tensors(model: Transformer) -> dict[str, Tensor]:
     return {hf_name: parameters[name].data[start:stop] for hf_name, name, start, stop in model.hf_slices()}
 
 
-def _copy_weights(directory: Path, tensors: dict[str, Tensor], without_head: bool) -> None:
-    """Fill `tensors` from the files, one tensor at a time, after checking that the files hold just these."""
-    files = _weight_files(directory)
-    stored_names = set()
-    for file in files:
-        with _open_safetensors(file) as stored:
-            stored_names |= set(stored.keys())
-    _check_names(stored_names, set(tensors), without_head, directory)
-    for file in files:
-        with _open_safetensors(file) as stored:
-            for name in (name for name in stored.offset_keys() if name in tensors):
-                shape, expected = tuple(stored.get_slice(name).get_shape()), tuple(tensors[name].shape)
-                if shape != expected:
-                    raise ValueError(f"{file}: {name} has shape {shape}, config.json means {expected}")
-                tensors[name].copy_(stored.get_tensor(name))
-
-
-def _check_names(stored: set[str], expected: set[str], without_head: bool, directory: Path) -> None:
-    """ValueError for tensors that are missing or unknown. Old files also store the rotary frequencies; an lm_head that
-    is the embedding once more, or is not wanted, may be there.
+def _places(model: Transformer, headers: dict[str, _Header]) -> dict[str, Tensor]:
+    """`_hf_tensors` under the names of the files: where only an lm_head is stored of the two that are tied, it is the
+    embedding.
     """
-    unknown = {name for name in stored - expected if not name.endswith("rotary_emb.inv_freq")}
+    tensors = _hf_tensors(model)
+    if model.config.tie_embeddings and EMBEDDING not in headers and LM_HEAD in headers:
+        tensors[LM_HEAD] = tensors.pop(EMBEDDING)
+    return tensors
+
+
+def _check_headers(
+    headers: dict[str, _Header], tensors: dict[str, Tensor], directory: Path, without_head: bool
+) -> None:
+    """ValueError for tensors that are missing or unknown, of another shape, or no floating-point numbers. Old files
+    also store the rotary frequencies; an lm_head that is not wanted may be there.
+    """
+    unknown = {name for name in headers.keys() - tensors.keys() if not name.endswith("rotary_emb.inv_freq")}
     if without_head:
-        unknown.discard("lm_head.weight")
-    for fault, names in (("lack", expected - stored), ("hold unknown", unknown)):
+        unknown.discard(LM_HEAD)
+    for fault, names in (("lack", tensors.keys() - headers.keys()), ("hold unknown", unknown)):
         if names:
             first = ", ".join(sorted(names)[:3]) + (", ..." if len(names) > 3 else "")
-            raise ValueError(f"the safetensors files of {directory} {fault} {len(names)} tensors: {first}")
+            hint = ": config.json says tie_word_embeddings = false" if names == {LM_HEAD} else ""
+            raise ValueError(
+                f"the safetensors files of {directory} {fault} {len(names)} tensors: {one_line(first)}{hint}"
+            )
+    for name, tensor in tensors.items():
+        header, expected = headers[name], tuple(tensor.shape)
+        if header.shape != expected:
+            raise ValueError(f"{header.file}: {name} has shape {header.shape}, config.json means {expected}")
+        if header.dtype not in STORED_DTYPES:
+            raise ValueError(f"{header.file}: {name} is stored as {header.dtype}, not as {', '.join(STORED_DTYPES)}")
+
+
+def _copy_weights(headers: dict[str, _Header], tensors: dict[str, Tensor]) -> None:
+    """Fill `tensors` from the files, one tensor at a time."""
+    for file in dict.fromkeys(headers[name].file for name in tensors):
+        with _open_safetensors(file) as stored:
+            for name in stored.offset_keys():
+                if name in tensors:
+                    tensors[name].copy_(stored.get_tensor(name))
 
 
 def _write_weights(tensors: dict[str, Tensor], dtype: torch.dtype, directory: Path) -> None:

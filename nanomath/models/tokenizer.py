@@ -1,15 +1,18 @@
 """Text to token ids and back, and chats to prompts, for any model with a fast Hugging Face tokenizer.
 
 The byte-pair arithmetic is the `tokenizers` library's own; what is added is what a trainer needs of the files around
-tokenizer.json: the special tokens, every id that ends a completion, and the chat template. A chat template is Jinja
-that came with somebody's weights, so it runs in jinja2's sandbox, in the dialect transformers defines
-(https://huggingface.co/docs/transformers/chat_templating_writing), and renders the same text as there.
+tokenizer.json: the special tokens, every id that ends a completion, and the chat template. What stands around plain
+text is tokenizer.json's alone: `add_bos_token` and `add_eos_token` of tokenizer_config.json change nothing beside it,
+in transformers neither.
+
+A chat template is Jinja that came with somebody's weights, so it runs in jinja2's sandbox, in the dialect transformers
+defines (https://huggingface.co/docs/transformers/chat_templating_writing), and renders the same text as there.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from functools import cache
 from os import PathLike
@@ -22,13 +25,13 @@ from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from nanomath.models.checkpoint import TOKENIZER_FILES, read_json, resolve_model_dir
-
-SPECIAL_TOKENS = ("bos_token", "eos_token", "pad_token", "unk_token")
+from nanomath.models.checkpoint import TOKENIZER_FILES, resolve_model_dir
+from nanomath.models.special_tokens import SPECIAL_TOKENS, special_tokens
+from nanomath.models.stored import LARGEST_COUNT, naming, one_line, read_optional, read_text, text, whole
 
 
 class Tokenizer:
-    """A tokenizer with its special tokens and its chat template.
+    """A tokenizer with its special tokens and its chat template, or several of them under names.
 
     `backend` is a `tokenizers.Tokenizer`; the special tokens are given as text, ValueError when its vocabulary lacks
     one. `eos_ids` are all ids that end a completion, that of `eos_token` first: an instruction-tuned model often has
@@ -38,7 +41,7 @@ class Tokenizer:
     def __init__(
         self,
         backend: tokenizers.Tokenizer,
-        chat_template: str | None = None,
+        chat_template: str | Mapping[str, str] | None = None,
         eos_ids: Sequence[int] = (),
         bos_token: str | None = None,
         eos_token: str | None = None,
@@ -81,18 +84,30 @@ class Tokenizer:
         """The prompt text of `messages`, each {"role": ..., "content": ...}, in the model's own chat format.
 
         `add_generation_prompt` opens the assistant's turn; `extra` is passed to the template (`tools=[...]`,
-        `enable_thinking=False`). ValueError when there is no template or the template refuses the messages.
+        `enable_thinking=False`). Of several templates `tool_use` is the one for tools, `default` that for all else.
+        ValueError when there is no template or the template refuses the messages.
         """
-        if self.chat_template is None:
-            raise ValueError("the tokenizer has no chat template: chat=false in the config uses plain prompts")
+        template = self._template(extra.get("tools") is not None)
         names = {"tools": None, "documents": None, **self.special_tokens, **extra}
         try:
-            return _compile(self.chat_template).render(
+            return _compile(template).render(
                 messages=list(messages), add_generation_prompt=add_generation_prompt, **names
             )
         except Exception as error:  # a template is foreign code: whatever it raises is a refusal of these messages
             reason = " ".join(str(error).split())
             raise ValueError(f"the chat template failed on these messages: {reason}") from error
+
+    def _template(self, with_tools: bool) -> str:
+        """The chat template for messages with or without tools."""
+        if self.chat_template is None:
+            raise ValueError("the tokenizer has no chat template: chat=false in the config uses plain prompts")
+        if isinstance(self.chat_template, str):
+            return self.chat_template
+        name = "tool_use" if with_tools and "tool_use" in self.chat_template else "default"
+        if name not in self.chat_template:
+            given = ", ".join(map(repr, sorted(self.chat_template)))
+            raise ValueError(f"the tokenizer has no chat template of the name 'default', but {one_line(given)}")
+        return self.chat_template[name]
 
     @property
     def eos_id(self) -> int:
@@ -124,8 +139,11 @@ class Tokenizer:
         self.backend.save(str(target / "tokenizer.json"), pretty=False)
         config = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
         config |= self.special_tokens
-        if self.chat_template is not None:
+        if isinstance(self.chat_template, str):
             config["chat_template"] = self.chat_template
+        elif self.chat_template is not None:
+            named = self.chat_template.items()
+            config["chat_template"] = [{"name": name, "template": template} for name, template in named]
         _write_json(target / "tokenizer_config.json", config)
         _write_json(target / "generation_config.json", self.token_ids())
 
@@ -142,7 +160,8 @@ class Tokenizer:
 def load_tokenizer(path_or_hub_id: str | PathLike[str]) -> Tokenizer:
     """The tokenizer of a Hugging Face directory, a hub id, or a run directory (its newest checkpoint).
 
-    FileNotFoundError without a tokenizer.json, ValueError for a file that cannot be read.
+    A pad_token or unk_token that is not in the vocabulary is left out. FileNotFoundError without a tokenizer.json,
+    ValueError for a file that cannot be read, or that tokenizer.json contradicts.
     """
     directory = resolve_model_dir(path_or_hub_id, TOKENIZER_FILES)
     file = directory / "tokenizer.json"
@@ -150,47 +169,55 @@ def load_tokenizer(path_or_hub_id: str | PathLike[str]) -> Tokenizer:
         raise FileNotFoundError(f"no tokenizer.json in {directory}: nanomath reads fast tokenizers only")
     try:
         backend = tokenizers.Tokenizer.from_file(str(file))
-    except Exception as error:  # the library raises a bare Exception
-        raise ValueError(f"{file} is not a readable tokenizer: {error}") from error
-    settings = _read_optional(directory / "special_tokens_map.json")
-    settings |= _read_optional(directory / "tokenizer_config.json")
-    special = {kind: _token_text(settings.get(kind)) for kind in SPECIAL_TOKENS}
-    try:
-        return Tokenizer(backend, _chat_template(directory, settings), _stored_eos_ids(directory), **special)
-    except ValueError as error:
-        raise ValueError(f"{directory / 'tokenizer_config.json'}: {error}") from error
-
-
-def _read_optional(file: Path) -> dict[str, Any]:
-    return read_json(file) if file.is_file() else {}
+        backend.encode("")  # only now a post-processor notices that it lacks a token it is to add
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # the library raises a bare Exception, or panics with what is not even that
+        raise ValueError(f"{file} is not a readable tokenizer: {one_line(error)}") from error
+    config = read_optional(directory / "tokenizer_config.json")
+    special = special_tokens(backend, directory, config)
+    return Tokenizer(backend, _chat_template(directory, config), _stored_eos_ids(directory), **special)
 
 
 def _write_json(file: Path, content: dict[str, Any]) -> None:
     file.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def _token_text(token: str | dict[str, Any] | None) -> str | None:
-    """Special tokens are stored as text or as {"content": text, "lstrip": ...}."""
-    return token["content"] if isinstance(token, dict) else token
+def _chat_template(directory: Path, config: dict[str, Any]) -> str | dict[str, str] | None:
+    """Files of templates go before tokenizer_config.json. Several have names, alone it is `default`."""
+    main = directory / "chat_template.jinja"
+    named = {"default": main} if main.is_file() else {}
+    named |= {file.stem: file for file in sorted((directory / "additional_chat_templates").glob("*.jinja"))}
+    if named:
+        templates = {name: read_text(file) for name, file in named.items()}
+    else:
+        with naming(directory / "tokenizer_config.json"):
+            templates = _stored_templates(config.get("chat_template"))
+    return templates["default"] if templates.keys() == {"default"} else templates or None
 
 
-def _chat_template(directory: Path, settings: dict[str, Any]) -> str | None:
-    """chat_template.jinja goes before tokenizer_config.json, where a list holds several under names."""
-    file = directory / "chat_template.jinja"
-    if file.is_file():
-        return file.read_text(encoding="utf-8")
-    stored = settings.get("chat_template")
-    if isinstance(stored, list):
-        return {entry["name"]: entry["template"] for entry in stored}.get("default")
-    return stored
+def _stored_templates(stored: Any) -> dict[str, str]:
+    """The templates in tokenizer_config.json under their names, of which a single one has none."""
+    if stored is None:
+        return {}
+    if not isinstance(stored, list):
+        return {"default": text(stored, "chat_template")}
+    if not all(isinstance(entry, dict) for entry in stored):
+        raise ValueError(f"chat_template = {stored!r:.60} must be text, or a list of objects with name and template")
+    names = [text(entry.get("name"), "chat_template.name") for entry in stored]
+    return {
+        name: text(entry.get("template"), "chat_template.template") for name, entry in zip(names, stored, strict=True)
+    }
 
 
 def _stored_eos_ids(directory: Path) -> list[int]:
     """The ids that end a completion: generation_config.json knows more than config.json, which may be older."""
     for name in ("generation_config.json", "config.json"):
-        stored = _read_optional(directory / name).get("eos_token_id")
+        stored = read_optional(directory / name).get("eos_token_id")
         if stored is not None:
-            return stored if isinstance(stored, list) else [stored]
+            with naming(directory / name):
+                ids = stored if isinstance(stored, list) else [stored]
+                return [whole(id, "eos_token_id", 0, LARGEST_COUNT) for id in ids]
     return []
 
 

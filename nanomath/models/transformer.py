@@ -29,14 +29,26 @@ from kernels.linear import invariant_linear
 from kernels.rms_norm import add_rms_norm, add_rms_norm_reference
 from kernels.rope_write import apply_rope
 from kernels.swiglu import swiglu, swiglu_reference
+from nanomath.models.stored import LARGEST_COUNT, LARGEST_SIZE, flag, number, table, whole
 
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]  # layer, q [B,H,T,E], k and v [B,K,T,E] -> [B,H,T,E]
 
-FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
-ROPE_SCALINGS = {  # each with the settings it needs
-    "default": (),
-    "linear": ("factor",),
-    "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
+FAMILIES = {  # each with what a config.json leaves out where it is the same as in transformers' own
+    "llama": {"max_position_embeddings": 2048},
+    "mistral": {"max_position_embeddings": 131072, "num_key_value_heads": 8, "sliding_window": 4096},
+    "qwen2": {"max_position_embeddings": 32768, "num_key_value_heads": 32, "sliding_window": 4096},
+    "qwen3": {"max_position_embeddings": 32768, "num_key_value_heads": 32, "sliding_window": 4096, "head_dim": 128},
+}
+MOST_LAYERS = 1024  # a model of a million layers takes hours to be built before its files can contradict it
+ROPE_SCALINGS = {  # each with the settings it needs, and what reads them
+    "default": {},
+    "linear": {"factor": number},
+    "llama3": {
+        "factor": number,
+        "low_freq_factor": number,
+        "high_freq_factor": number,
+        "original_max_position_embeddings": whole,
+    },
 }
 
 
@@ -66,39 +78,40 @@ class ModelConfig:
             raise ValueError(f"{self.num_heads} query heads cannot share {self.num_kv_heads} key/value heads evenly")
         if self.head_dim % 2:
             raise ValueError(f"head_dim is {self.head_dim}: rotary positions need an even head dimension")
+        if self.num_heads * self.head_dim > LARGEST_SIZE:
+            raise ValueError(f"{self.num_heads} heads of {self.head_dim} are more than {LARGEST_SIZE} rows")
 
     @classmethod
     def from_hf(cls, hf: dict[str, Any]) -> ModelConfig:
-        """Read a config.json. ValueError names what is not implemented, rather than computing something else."""
+        """Read a config.json. ValueError names what is not implemented, rather than computing something else, and the
+        key of a value that is none; KeyError, with the key, where there is no value.
+        """
         family = hf.get("model_type")
-        if family not in FAMILIES:
-            raise ValueError(f"unsupported model_type {family!r}: nanomath has {', '.join(FAMILIES)}")
+        if not isinstance(family, str) or family not in FAMILIES:
+            raise ValueError(f"unsupported model_type {family!r:.60}: nanomath has {', '.join(FAMILIES)}")
+        hf = {**FAMILIES[family], **hf}
         _refuse_unsupported(hf, family)
-        rope = dict(hf.get("rope_parameters") or hf.get("rope_scaling") or {})  # new and old spelling of one table
-        rope_type = rope.get("rope_type", rope.get("type", "default"))
-        if rope_type not in ROPE_SCALINGS:
-            raise ValueError(f"unsupported RoPE scaling {rope_type!r}: nanomath has {', '.join(ROPE_SCALINGS)}")
-        if lacking := [key for key in ROPE_SCALINGS[rope_type] if key not in rope]:
-            raise ValueError(f"RoPE scaling {rope_type!r} lacks {', '.join(lacking)}")
-        theta = rope.pop("rope_theta", None) or hf.get("rope_theta", 10000.0)
-        heads = hf["num_attention_heads"]
+        rope_theta, rope_scaling = _rope(hf)
+        heads = whole(hf["num_attention_heads"], "num_attention_heads")
+        layers = whole(hf["num_hidden_layers"], "num_hidden_layers", most=MOST_LAYERS)
+        width = whole(hf["hidden_size"], "hidden_size")
         return cls(
             model_type=family,
-            vocab_size=hf["vocab_size"],
-            hidden_size=hf["hidden_size"],
-            num_layers=hf["num_hidden_layers"],
+            vocab_size=whole(hf["vocab_size"], "vocab_size"),
+            hidden_size=width,
+            num_layers=layers,
             num_heads=heads,
-            num_kv_heads=hf.get("num_key_value_heads") or heads,
-            head_dim=hf.get("head_dim") or hf["hidden_size"] // heads,
-            intermediate_size=hf["intermediate_size"],
-            max_positions=hf.get("max_position_embeddings", 2048),
-            norm_eps=hf.get("rms_norm_eps", 1e-6),
-            rope_theta=float(theta),
-            rope_scaling=None if rope_type == "default" else {**rope, "rope_type": rope_type},
-            tie_embeddings=hf.get("tie_word_embeddings", False),
+            num_kv_heads=whole(_given(hf, "num_key_value_heads", heads), "num_key_value_heads"),
+            head_dim=whole(_given(hf, "head_dim", width / heads), "head_dim"),
+            intermediate_size=whole(hf["intermediate_size"], "intermediate_size"),
+            max_positions=whole(hf["max_position_embeddings"], "max_position_embeddings", most=LARGEST_COUNT),
+            norm_eps=number(_given(hf, "rms_norm_eps", 1e-6), "rms_norm_eps"),
+            rope_theta=rope_theta,
+            rope_scaling=rope_scaling,
+            tie_embeddings=flag(_given(hf, "tie_word_embeddings", False), "tie_word_embeddings"),
             qkv_bias=family == "qwen2",
             qk_norm=family == "qwen3",
-            sliding_window=_sliding_window(hf, family),
+            sliding_window=_sliding_window(hf, family, layers),
         )
 
     def to_hf(self) -> dict[str, Any]:
@@ -131,32 +144,70 @@ class ModelConfig:
         return hf
 
 
+def _given(hf: dict[str, Any], key: str, default: Any) -> Any:
+    """What is stored under `key`; null is as good as nothing."""
+    value = hf.get(key)
+    return default if value is None else value
+
+
+def _rope_table(hf: dict[str, Any]) -> dict[str, Any]:
+    """The settings of the rotary positions, under the new or the old name."""
+    return table(hf.get("rope_parameters"), "rope_parameters") or table(hf.get("rope_scaling"), "rope_scaling")
+
+
 def _refuse_unsupported(hf: dict[str, Any], family: str) -> None:
     """ValueError for a config.json that asks for arithmetic this file does not have."""
-    hf = {**(hf.get("rope_parameters") or {}), **hf}
+    hf = {**_rope_table(hf), **hf}
     wanted = {"hidden_act": ("silu", None), "mlp_bias": (False, None), "partial_rotary_factor": (1.0, None)}
     wanted["attention_bias"] = (True, False, None) if family == "qwen2" else (False, None)
     for key, accepted in wanted.items():
         if hf.get(key) not in accepted:
-            raise ValueError(f"unsupported {key} = {hf[key]!r}: nanomath has {accepted[0]!r} for {family}")
+            raise ValueError(f"unsupported {key} = {hf[key]!r:.60}: nanomath has {accepted[0]!r} for {family}")
     if hf.get("quantization_config"):
         raise ValueError("unsupported quantization_config: nanomath reads float32, bfloat16 and float16 weights")
 
 
-def _sliding_window(hf: dict[str, Any], family: str) -> int | None:
+def _rope(hf: dict[str, Any]) -> tuple[float, dict[str, Any] | None]:
+    """The base of the rotary frequencies and their scaling, None where they are not scaled."""
+    rope = _rope_table(hf)
+    kind = _given(rope, "rope_type", _given(rope, "type", "default"))
+    if not isinstance(kind, str) or kind not in ROPE_SCALINGS:
+        raise ValueError(f"unsupported RoPE scaling {kind!r:.60}: nanomath has {', '.join(ROPE_SCALINGS)}")
+    if lacking := [key for key in ROPE_SCALINGS[kind] if key not in rope]:
+        raise ValueError(f"RoPE scaling {kind!r} lacks {', '.join(lacking)}")
+    if nested := [key for key, value in rope.items() if isinstance(value, dict)]:
+        raise ValueError(f"unsupported RoPE settings for {nested[0]!r:.60} alone: nanomath has one kind in a model")
+    theta = number(_given(rope, "rope_theta", _given(hf, "rope_theta", 10000.0)), "rope_theta")
+    if kind == "default":
+        return theta, None
+    scaling = {key: read(rope[key], key) for key, read in ROPE_SCALINGS[kind].items()}
+    if kind == "llama3" and scaling["low_freq_factor"] >= scaling["high_freq_factor"]:
+        low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
+        raise ValueError(f"low_freq_factor = {low} must be less than high_freq_factor = {high}")
+    return theta, {"rope_type": kind, **scaling}
+
+
+def _sliding_window(hf: dict[str, Any], family: str, layers: int) -> int | None:
     """The window of all layers. Qwen has one only where it is switched on, from layer `max_window_layers` upwards."""
-    full = hf["num_hidden_layers"]
+    full = layers
     if family == "mistral":
         full = 0
-    elif hf.get("use_sliding_window") and family.startswith("qwen"):
-        full = min(hf.get("max_window_layers", 28), full)
-    kinds = ["full_attention"] * full + ["sliding_attention"] * (hf["num_hidden_layers"] - full)
-    kinds = set(hf.get("layer_types") or kinds)
+    elif family.startswith("qwen") and flag(_given(hf, "use_sliding_window", False), "use_sliding_window"):
+        full = whole(_given(hf, "max_window_layers", 28), "max_window_layers", least=0, most=LARGEST_COUNT)
+    kinds = {"full_attention"} if full else set()
+    kinds |= {"sliding_attention"} if full < layers else set()
+    if (types := hf.get("layer_types")) is not None:
+        if not isinstance(types, list) or len(types) != layers or not all(isinstance(kind, str) for kind in types):
+            raise ValueError(f"layer_types = {types!r:.60} must name the kind of each of the {layers} layers")
+        kinds = set(types)
     if kinds not in ({"full_attention"}, {"sliding_attention"}):
         raise ValueError(
-            f"unsupported mixture of layers ({', '.join(sorted(kinds))}): nanomath has one kind in a model"
+            f"unsupported mixture of layers ({', '.join(sorted(kinds)):.60}): nanomath has one kind in a model"
         )
-    return hf.get("sliding_window") if kinds == {"sliding_attention"} else None
+    window = hf.get("sliding_window")
+    if window is None or kinds == {"full_attention"}:
+        return None
+    return whole(window, "sliding_window", most=LARGEST_COUNT)
 
 
 def rope_frequencies(config: ModelConfig) -> Tensor:

@@ -186,6 +186,75 @@ def test_tolerated_extras(tmp_path: Path) -> None:
     assert_same_bits(load_model(tmp_path), fresh("llama"))
 
 
+def store(directory: Path, tied: bool, change: Callable[[dict[str, torch.Tensor]], None]) -> None:
+    """A saved model whose config.json says that of its tie, and whose tensors are changed."""
+    save_model(fresh(), None, directory)
+    config = json.loads((directory / "config.json").read_text())
+    (directory / "config.json").write_text(json.dumps({**config, "tie_word_embeddings": tied}))
+    with_tensors(change)(directory)
+
+
+EMBEDDING, LM_HEAD = "model.embed_tokens.weight", "lm_head.weight"
+STORED_HEADS = {  # what is done to the tensors of a tied model, and whether it is tied once it is loaded
+    "another": (lambda t: t.update({LM_HEAD: t[EMBEDDING].flip(0).contiguous()}), False),
+    "the same": (lambda t: t.update({LM_HEAD: t[EMBEDDING].clone()}), True),
+    "the same in bfloat16 only": (lambda t: t.update({LM_HEAD: t[EMBEDDING].bfloat16()}), False),
+    "alone": (lambda t: t.update({LM_HEAD: t.pop(EMBEDDING)}), True),
+    "none": (lambda t: None, True),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("case", STORED_HEADS)
+def test_a_stored_head_is_used_as_in_transformers(case: str, dtype: torch.dtype, tmp_path: Path) -> None:
+    change, tied = STORED_HEADS[case]
+    tied = tied or (dtype == torch.bfloat16 and case != "another")
+    store(tmp_path, True, change)
+    model = load_model(tmp_path, dtype=dtype)
+    assert model.config.tie_embeddings == tied == (model.lm_head.weight is model.model.embed_tokens.weight)
+    save_model(model, None, tmp_path / "again")
+    assert_same_bits(load_model(tmp_path / "again", dtype=dtype), model)
+    transformers = pytest.importorskip("transformers")
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, dtype=dtype)
+    assert torch.equal(model.lm_head.weight, theirs.lm_head.weight)
+    assert torch.equal(model.model.embed_tokens.weight, theirs.model.embed_tokens.weight)
+    if dtype == torch.float32:
+        with torch.no_grad():
+            torch.testing.assert_close(model(TOKENS), theirs(TOKENS).logits, atol=1e-5, rtol=1e-5)
+
+
+def test_a_head_of_another_kind_needs_no_lm_head(tmp_path: Path) -> None:
+    head = {"score.weight": torch.ones(2, 16)}
+    store(tmp_path, True, lambda t: t.update({LM_HEAD: t[EMBEDDING].flip(0).contiguous(), **head}))
+    model = load_model(tmp_path, head=lambda config: torch.nn.Linear(config.hidden_size, 2, bias=False))
+    assert model.config.tie_embeddings
+    assert not hasattr(model, "lm_head")
+    assert torch.equal(model.model.embed_tokens.weight, fresh().model.embed_tokens.weight)
+
+
+def test_a_missing_head_is_not_made_up(tmp_path: Path) -> None:
+    store(tmp_path, False, lambda t: None)
+    with pytest.raises(ValueError, match="lack 1 tensors: lm_head.weight: config.json says tie_word_embeddings = fal"):
+        load_model(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["float32", "bfloat16", "float16", "float64"])
+def test_a_dtype_may_be_a_name(name: str, tmp_path: Path) -> None:
+    save_model(fresh(), None, tmp_path / "model")
+    for dtype in (name, f"torch.{name}", getattr(torch, name)):
+        assert load_model(tmp_path / "model", dtype=dtype).dtype == getattr(torch, name)
+    save_model(fresh(), None, tmp_path / "model", dtype=name)
+    assert load_file(tmp_path / "model/model.safetensors")[EMBEDDING].dtype == getattr(torch, name)
+
+
+@pytest.mark.parametrize("dtype", ["int8", "bf16", "auto", "", "nn", torch.int8, torch.complex64, None, 16])
+def test_another_dtype_is_one_line(dtype: object, tmp_path: Path) -> None:
+    save_model(fresh(), None, tmp_path / "model")
+    with pytest.raises(ValueError) as caught:
+        load_model(tmp_path / "model", dtype=dtype)
+    assert str(caught.value) == f"dtype = {dtype!r}: models are float32, bfloat16, float16, float64"
+
+
 def without(*names: str) -> Callable[[Path], None]:
     def damage(directory: Path) -> None:
         for name in names:
@@ -204,7 +273,38 @@ def with_tensors(change: Callable[[dict[str, torch.Tensor]], None]) -> Callable[
 
 
 def with_config(text: str) -> Callable[[Path], None]:
-    return lambda directory: (directory / "config.json").write_text(text) and None
+    return lambda directory: (directory / "config.json").write_bytes(text.encode("utf-8", "surrogateescape")) and None
+
+
+def with_value(key: str, value: object) -> Callable[[Path], None]:
+    def damage(directory: Path) -> None:
+        config = json.loads((directory / "config.json").read_text())
+        (directory / "config.json").write_text(json.dumps({**config, key: value}))
+
+    return damage
+
+
+def with_index(index: object) -> Callable[[Path], None]:
+    def damage(directory: Path) -> None:
+        (directory / "model.safetensors").unlink()
+        (directory / checkpoint.INDEX_FILE).write_text(json.dumps(index))
+
+    return damage
+
+
+def with_directory(name: str) -> Callable[[Path], None]:
+    def damage(directory: Path) -> None:
+        (directory / name).unlink()
+        (directory / name).mkdir()
+
+    return damage
+
+
+def twice(directory: Path) -> None:
+    names = ("one.safetensors", "two.safetensors")
+    for name in names:
+        shutil.copy(directory / "model.safetensors", directory / name)
+    with_index({"weight_map": dict(zip("ab", names, strict=True))})(directory)
 
 
 def truncate(directory: Path) -> None:
@@ -216,25 +316,19 @@ def pickle_only(directory: Path) -> None:
     (directory / "model.safetensors").rename(directory / "pytorch_model.bin")
 
 
-def lost_shard(directory: Path) -> None:
-    (directory / "model.safetensors").unlink()
-    index = {"weight_map": {"model.norm.weight": "model-00001-of-00002.safetensors"}}
-    (directory / checkpoint.INDEX_FILE).write_text(json.dumps(index))
-
-
-def empty_index(directory: Path) -> None:
-    (directory / "model.safetensors").unlink()
-    (directory / checkpoint.INDEX_FILE).write_text("{}")
-
-
+INDEX = checkpoint.INDEX_FILE
 NORM, O_PROJ = "model.norm.weight", "model.layers.1.self_attn.o_proj.weight"
 Q_PROJ = "model.layers.0.self_attn.q_proj.weight"
 DAMAGES = {
     "no config": (without("config.json"), FileNotFoundError, "no config.json in {}"),
     "no weights": (without("model.safetensors"), FileNotFoundError, "no model.safetensors and no model.safetensors.i"),
     "pickle": (pickle_only, FileNotFoundError, "pytorch_model.bin is a pickle, which is never loaded"),
-    "lost shard": (lost_shard, FileNotFoundError, "{}/model-00001-of-00002.safetensors is missing"),
-    "empty index": (empty_index, ValueError, "the safetensors files of {} lack 20 tensors: "),
+    "lost shard": (
+        with_index({"weight_map": {"a": "model-00001-of-00002.safetensors"}}),
+        FileNotFoundError,
+        "{}/model-00001-of-00002.safetensors is missing",
+    ),
+    "empty index": (with_index({}), ValueError, "the safetensors files of {} lack 20 tensors: "),
     "truncated": (truncate, ValueError, "{}/model.safetensors is not a readable safetensors file"),
     "missing": (with_tensors(lambda t: (t.pop(NORM), t.pop(O_PROJ))), ValueError, f"lack 2 tensors: {O_PROJ}, {NORM}"),
     "unknown": (
@@ -246,6 +340,62 @@ DAMAGES = {
         with_tensors(lambda t: t.update({Q_PROJ: torch.zeros(16, 24)})),
         ValueError,
         f"{{}}/model.safetensors: {Q_PROJ} has shape (16, 24), config.json means (24, 16)",
+    ),
+    "twice": (
+        twice,
+        ValueError,
+        "{}/two.safetensors holds model.embed_tokens.weight, which is in one.safetensors as w",
+    ),
+    "integers": (
+        with_tensors(lambda t: t.update({NORM: torch.ones(16, dtype=torch.int8)})),
+        ValueError,
+        f"{{}}/model.safetensors: {NORM} is stored as I8, not as F32, BF16, F16, F64",
+    ),
+    "a name of two lines": (with_tensors(lambda t: t.update({"a\nb": torch.ones(1)})), ValueError, "1 tensors: a b"),
+    "empty weights": (
+        lambda d: (d / "model.safetensors").write_bytes(b""),
+        ValueError,
+        "{}/model.safetensors is not a",
+    ),
+    "a directory of weights": (
+        with_directory("model.safetensors"),
+        FileNotFoundError,
+        "no model.safetensors and no mod",
+    ),
+    "a directory of settings": (with_directory("config.json"), FileNotFoundError, "no config.json in {}"),
+    "index of a list": (
+        with_index({"weight_map": ["a"]}),
+        ValueError,
+        f"{{}}/{INDEX}: weight_map has ['a'], which is no",
+    ),
+    "index of numbers": (
+        with_index({"weight_map": {"a": 1}}),
+        ValueError,
+        f"{{}}/{INDEX}: weight_map has 1, which is no",
+    ),
+    "index elsewhere": (
+        with_index({"weight_map": {"a": "../a.safetensors"}}),
+        ValueError,
+        f"{{}}/{INDEX}: weight_map has '../a.safetensors', which is no safetensors file beside it",
+    ),
+    "a larger model": (
+        with_value("hidden_size", 2**24),
+        ValueError,
+        "has shape (11, 16), config.json means (11, 16777216)",
+    ),
+    "empty config": (with_config(""), ValueError, "{}/config.json is not valid JSON"),
+    "no UTF-8": (with_config('{"a": "\udcff"}'), ValueError, "{}/config.json is not UTF-8 text (byte 7)"),
+    "half a pair": (with_config('{"a": "\\ud800"}'), ValueError, "{}/config.json holds half a surrogate pair"),
+    "deep": (with_config("[" * 100000), ValueError, "{}/config.json is JSON that is nested too deeply"),
+    "a key twice": (
+        with_config('{"a": 1, "a": 1}'),
+        ValueError,
+        "{}/config.json is not valid JSON: the key 'a' is there tw",
+    ),
+    "a wrong value": (
+        with_value("hidden_size", "16"),
+        ValueError,
+        "{}/config.json: hidden_size = '16' must be a whole num",
     ),
     "bad JSON": (with_config("{"), ValueError, "{}/config.json is not valid JSON"),
     "not an object": (with_config("[]"), ValueError, "{}/config.json must hold a JSON object, not list"),
@@ -272,6 +422,14 @@ def test_damage_is_named_in_one_line(damage: str, tmp_path: Path) -> None:
     assert message.format(tmp_path) in str(caught.value)
     assert str(caught.value).count(str(tmp_path)) == 1
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("whole", [16.0, 16])
+def test_a_whole_number_with_a_point_is_one(whole: float, tmp_path: Path) -> None:
+    save_model(fresh(), None, tmp_path)
+    with_value("hidden_size", whole)(tmp_path)
+    assert_same_bits(load_model(tmp_path), fresh())
+    assert type(load_model(tmp_path).config.hidden_size) is int
 
 
 def test_a_run_gives_its_newest_complete_checkpoint(tmp_path: Path) -> None:

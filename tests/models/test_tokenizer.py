@@ -161,14 +161,63 @@ def test_old_spellings_of_the_files(tmp_path: Path) -> None:
     write(tmp_path, "tokenizer_config.json", config)
     write(tmp_path, "config.json", {"eos_token_id": 0})
     loaded = load_tokenizer(tmp_path)
-    assert loaded.special_tokens == {"eos_token": "<|im_end|>", "pad_token": "<|pad|>"}
-    assert loaded.eos_ids == (1, 0)
+    assert loaded.special_tokens == {"eos_token": "<|end|>", "pad_token": "<|pad|>"}  # the map goes before the config
+    assert loaded.eos_ids == (2, 0)
     assert loaded.apply_chat_template([]) == "plain"
     write(tmp_path, "generation_config.json", {"eos_token_id": [2, 1]})
     (tmp_path / "chat_template.jinja").write_text("from its own file", encoding="utf-8")
     loaded = load_tokenizer(tmp_path)
-    assert loaded.eos_ids == (1, 2)
+    assert loaded.eos_ids == (2, 1)
     assert loaded.apply_chat_template([]) == "from its own file"
+
+
+TEMPLATES_OF = {
+    "one": {"tokenizer_config.json": "config {{ tools is none }}"},
+    "one with a name": {"tokenizer_config.json": [{"name": "default", "template": "default"}]},
+    "two": {
+        "tokenizer_config.json": [{"name": "default", "template": "plain"}, {"name": "tool_use", "template": "tools"}]
+    },
+    "no tool_use": {
+        "tokenizer_config.json": [{"name": "default", "template": "plain"}, {"name": "rag", "template": ""}]
+    },
+    "a file": {"tokenizer_config.json": [{"name": "tool_use", "template": "no"}], "chat_template.jinja": "file"},
+    "files": {"chat_template.jinja": "plain file", "additional_chat_templates/tool_use.jinja": "tools file"},
+    "files and a name": {"tokenizer_config.json": "no", "additional_chat_templates/default.jinja": "default file"},
+}
+
+
+def with_templates(directory: Path, files: dict[str, object]) -> Path:
+    ours().save(directory)
+    (directory / "additional_chat_templates").mkdir()
+    for name, content in files.items():
+        if name == "tokenizer_config.json":
+            write(directory, name, {**NAMES, "tokenizer_class": "PreTrainedTokenizerFast", "chat_template": content})
+        else:
+            (directory / name).write_text(str(content), encoding="utf-8")
+    return directory
+
+
+@pytest.mark.parametrize("tools", [None, [], [{"type": "function"}]])
+@pytest.mark.parametrize("case", TEMPLATES_OF)
+def test_the_template_of_a_name_is_that_of_transformers(case: str, tools: list | None, tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    directory = with_templates(tmp_path, TEMPLATES_OF[case])
+    loaded, oracle = load_tokenizer(directory), transformers.AutoTokenizer.from_pretrained(directory)
+    rendered = loaded.apply_chat_template([{"role": "user", "content": "?"}], tools=tools)
+    expected = oracle.apply_chat_template([{"role": "user", "content": "?"}], tools=tools, tokenize=False)
+    assert rendered == expected != "no"
+    loaded.save(tmp_path / "again")
+    again = load_tokenizer(tmp_path / "again")
+    assert again.chat_template == loaded.chat_template
+    oracle = transformers.AutoTokenizer.from_pretrained(tmp_path / "again")
+    assert oracle.get_chat_template(tools=tools) == again._template(tools is not None)
+
+
+def test_templates_without_a_default(tmp_path: Path) -> None:
+    loaded = load_tokenizer(with_templates(tmp_path, {"additional_chat_templates/tool_use.jinja": "tools"}))
+    assert loaded.apply_chat_template([], tools=[]) == "tools"
+    with pytest.raises(ValueError, match="no chat template of the name 'default', but 'tool_use'"):
+        loaded.apply_chat_template([])
 
 
 def test_a_directory_without_a_tokenizer(tmp_path: Path) -> None:
@@ -176,19 +225,56 @@ def test_a_directory_without_a_tokenizer(tmp_path: Path) -> None:
         load_tokenizer(tmp_path)
 
 
+TEMPLATE_LACKS_A_TOKEN = json.loads(BACKEND.to_str())
+TEMPLATE_LACKS_A_TOKEN["post_processor"]["processors"][1]["special_tokens"] = {}
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("tokenizer.json", {"version": 7}, "tokenizer.json is not a readable tokenizer"),
-        ("tokenizer_config.json", [1], "tokenizer_config.json must hold a JSON object, not list"),
-        ("tokenizer_config.json", {"eos_token": "<no>"}, "tokenizer_config.json: eos_token is '<no>', which is not in"),
+        ("tokenizer.json", {"version": 7}, " is not a readable tokenizer: "),
+        ("tokenizer.json", TEMPLATE_LACKS_A_TOKEN, " is not a readable tokenizer: "),
+        ("tokenizer_config.json", [1], " must hold a JSON object, not list"),
+        ("tokenizer_config.json", {"eos_token": "<no>"}, ": eos_token is '<no>', which is not in"),
+        ("tokenizer_config.json", {"eos_token": 1}, ": eos_token = 1 must be text"),
+        ("tokenizer_config.json", {"eos_token": {"text": "<s>"}}, ": eos_token = None must be text"),
+        ("tokenizer_config.json", {"chat_template": 1}, ": chat_template = 1 must be text"),
+        ("tokenizer_config.json", {"chat_template": ["a"]}, ": chat_template = ['a'] must be text, or a list of obj"),
+        ("tokenizer_config.json", {"chat_template": [{"name": "default"}]}, ": chat_template.template = None must be"),
+        (
+            "tokenizer_config.json",
+            {"additional_special_tokens": "<s>"},
+            ": additional_special_tokens = '<s>' must be a",
+        ),
+        ("generation_config.json", {"eos_token_id": "1"}, ": eos_token_id = '1' must be a whole number from 0 to "),
+        ("generation_config.json", {"eos_token_id": [1, [2]]}, ": eos_token_id = [2] must be a whole number from 0 to"),
+        ("generation_config.json", {"eos_token_id": -1}, ": eos_token_id = -1 must be a whole number from 0 to "),
+        ("generation_config.json", {"eos_token_id": True}, ": eos_token_id = True must be a whole number from 0 to "),
+        ("config.json", {"eos_token_id": 1.5}, ": eos_token_id = 1.5 must be a whole number from 0 to "),
     ],
 )
 def test_broken_files_are_named(name: str, content: object, message: str, tmp_path: Path) -> None:
     ours().save(tmp_path)
+    if name == "config.json":
+        (tmp_path / "generation_config.json").unlink()
     write(tmp_path, name, content)
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError) as caught:
         load_tokenizer(tmp_path)
+    assert str(caught.value).startswith(f"{tmp_path}/{name}{message}")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_template_that_is_no_text_is_named(tmp_path: Path) -> None:
+    ours().save(tmp_path)
+    (tmp_path / "chat_template.jinja").write_bytes(b"{{ 1 }}\xff")
+    with pytest.raises(ValueError, match=r"chat_template.jinja is not UTF-8 text \(byte 7\)"):
+        load_tokenizer(tmp_path)
+
+
+def test_ids_with_a_point_are_whole_numbers(tmp_path: Path) -> None:
+    ours().save(tmp_path)
+    write(tmp_path, "generation_config.json", {"eos_token_id": [2.0, 3]})
+    assert repr(load_tokenizer(tmp_path).eos_ids) == "(1, 2, 3)"
 
 
 USER = {"role": "user", "content": "  What is 6 × 7? "}

@@ -128,6 +128,58 @@ def test_config_survives_the_round_trip(case: str) -> None:
     assert ModelConfig.from_hf(reread.to_dict()) == config
 
 
+MINIMAL = {key: SMALL[key] for key in ("vocab_size", "hidden_size", "num_hidden_layers", "intermediate_size")}
+
+
+@pytest.mark.parametrize("change", [{}, {"use_sliding_window": True, "max_window_layers": 0}], ids=str)
+@pytest.mark.parametrize("family", ["Llama", "Mistral", "Qwen2", "Qwen3"])
+def test_what_a_config_leaves_out_is_as_in_transformers(family: str, change: dict) -> None:
+    given = {**MINIMAL, "num_attention_heads": 32, "hidden_size": 64, **change}
+    theirs = getattr(transformers, f"{family}Config")(**given)
+    config = ModelConfig.from_hf({**given, "model_type": family.lower()})
+    assert config == ModelConfig.from_hf({**theirs.to_dict(), "model_type": family.lower()})
+    assert (config.num_kv_heads, config.max_positions) == (theirs.num_key_value_heads, theirs.max_position_embeddings)
+    assert config.sliding_window == getattr(theirs, "sliding_window", None)
+    assert config.head_dim == (128 if family == "Qwen3" else 2)
+
+
+WHOLE = ["vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size"]
+WHOLE += ["num_key_value_heads", "head_dim", "max_position_embeddings", "sliding_window"]
+NO_WHOLE = ["12", 0, -1, 2.5, True, [2], {}, 2**31, 10**400, float("nan"), float("inf")]
+NO_NUMBER = ["1e-6", 0, -1.0, True, [1], {}, 10**400, float("nan"), float("inf")]
+NO_FLAG = ["true", 0, 1, [], "", 0.0]
+WRONG = [(key, value, "a whole number from 1 to") for key in WHOLE for value in NO_WHOLE]
+WRONG += [(key, None, "a whole number from 1 to") for key in (*WHOLE[:5], "max_position_embeddings")]
+WRONG += [(key, value, "a number from") for key in ("rms_norm_eps", "rope_theta") for value in NO_NUMBER]
+WRONG += [(key, value, "true or false") for key in ("tie_word_embeddings", "use_sliding_window") for value in NO_FLAG]
+WRONG += [("rope_scaling", value, "an object") for value in ("linear", 1, [{}])]
+WRONG += [("max_window_layers", value, "a whole number from 0 to") for value in (-1, "1", 0.5)]
+WRONG += [("layer_types", value, "the kind of each of the 2 layers") for value in ("full", ["full_attention"], [1, 2])]
+
+
+@pytest.mark.parametrize(("key", "value", "right"), WRONG, ids=lambda value: repr(value)[:30])
+def test_a_value_of_another_kind_is_named(key: str, value: object, right: str) -> None:
+    good = {**SMALL, "model_type": "qwen2", **SLIDING}
+    assert ModelConfig.from_hf(good).num_heads == 4
+    with pytest.raises(ValueError) as caught:
+        ModelConfig.from_hf({**good, key: value})
+    assert str(caught.value).startswith(f"{key} = ")
+    assert right in str(caught.value)
+    assert len(str(caught.value)) < 150
+
+
+@pytest.mark.parametrize("key", WHOLE[:5])
+def test_a_value_that_is_not_there_is_named(key: str) -> None:
+    with pytest.raises(KeyError, match=key):
+        ModelConfig.from_hf({"model_type": "llama", **{name: SMALL[name] for name in WHOLE[:5] if name != key}})
+
+
+def test_whole_numbers_may_have_a_point() -> None:
+    good = {**SMALL, "model_type": "llama"}
+    pointed = {key: float(value) if isinstance(value, int) else value for key, value in good.items()}
+    assert repr(ModelConfig.from_hf(pointed)) == repr(ModelConfig.from_hf(good))
+
+
 @pytest.mark.parametrize(
     ("model_type", "change", "message"),
     [
@@ -146,6 +198,22 @@ def test_config_survives_the_round_trip(case: str) -> None:
         ("qwen2", {"use_sliding_window": True, "max_window_layers": 1}, "unsupported mixture of layers"),
         ("qwen3", {"layer_types": ["full_attention", "sliding_attention"]}, "unsupported mixture of layers"),
         ("llama", {"quantization_config": {"quant_method": "gptq"}}, "unsupported quantization_config"),
+        ("llama", {"rope_scaling": {**LLAMA3, "factor": "8"}}, "factor = '8' must be a number from"),
+        ("llama", {"rope_scaling": {**LLAMA3, "low_freq_factor": 4.0}}, "low_freq_factor = 4.0 must be less than high"),
+        (
+            "llama",
+            {"rope_parameters": {"full_attention": LINEAR}},
+            "unsupported RoPE settings for 'full_attention' alo",
+        ),
+        ("llama", {"rope_scaling": {"rope_type": ["linear"]}}, "unsupported RoPE scaling ['linear']"),
+        (["llama"], {}, "unsupported model_type ['llama']"),
+        ("llama", {"hidden_size": 50}, "head_dim = 12.5 must be a whole number"),
+        (
+            "llama",
+            {"num_attention_heads": 2**20, "num_key_value_heads": 1, "head_dim": 32},
+            "heads of 32 are more than",
+        ),
+        ("llama", {"num_hidden_layers": 1025}, "num_hidden_layers = 1025 must be a whole number from 1 to 1024"),
         ("llama", {"num_key_value_heads": 3}, "4 query heads cannot share 3"),
         ("llama", {"head_dim": 7}, "head_dim is 7"),
     ],

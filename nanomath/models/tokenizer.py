@@ -25,7 +25,7 @@ from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from nanomath.models.checkpoint import TOKENIZER_FILES, resolve_model_dir
+from nanomath.models.directory import TOKENIZER_FILES, resolve_model_dir
 from nanomath.models.special_tokens import SPECIAL_TOKENS, special_tokens
 from nanomath.models.stored import LARGEST_COUNT, naming, one_line, read_optional, read_text, text, whole
 

@@ -24,8 +24,10 @@ from torch import Tensor, nn
 
 from nanomath.data.problem import Problem
 from nanomath.data.world import check_steps
-from nanomath.models.checkpoint import load_model, read_json, replace_head, resolve_model_dir, save_model
+from nanomath.models.directory import resolve_model_dir
+from nanomath.models.hf import load_model, replace_head, save_model
 from nanomath.models.shared_prefix import padded, states_at
+from nanomath.models.stored import read_json
 from nanomath.models.tokenizer import Tokenizer, load_tokenizer
 from nanomath.models.transformer import Transformer
 from nanomath.process.formats import FORMATS, Format, MathShepherd, TokenClassification

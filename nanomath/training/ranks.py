@@ -80,6 +80,11 @@ def any(flag: bool) -> bool:
     return bool(flags)
 
 
+def barrier() -> None:
+    """Wait here for all ranks."""
+    any(False)
+
+
 def from_main(value: T) -> T:
     """The main rank's value, on all ranks."""
     if count() == 1:

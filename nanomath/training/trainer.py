@@ -17,15 +17,21 @@ from torch import nn
 from nanomath import settings
 from nanomath.config import load, to_toml
 from nanomath.models import Tokenizer, Transformer, resolve_model_dir
-from nanomath.models.checkpoint import remove_scratch
+from nanomath.models.directory import remove_scratch
 from nanomath.training import ranks
 from nanomath.training.build import build_model, choose_device
+from nanomath.training.checkpoint import (
+    checkpoint_steps,
+    link_best,
+    load_checkpoint,
+    prune_checkpoints,
+    save_checkpoint,
+)
 from nanomath.training.failure import out_of_memory
 from nanomath.training.loop import Loop, Metrics, say
 from nanomath.training.optimizer import Optimizer, learning_rate
 from nanomath.training.runlog import RunFailed, RunLog
 from nanomath.training.sharding import shard
-from nanomath.training.state import checkpoint_steps, link_best, load_checkpoint, prune_checkpoints, save_checkpoint
 
 RUN_FLAGS = {"--resume": "go on from the newest checkpoint of the run"}
 Config = settings.SFTConfig | settings.GRPOConfig | settings.PRMConfig
@@ -98,7 +104,7 @@ class Trainer:
 
     def begin(self) -> None:
         """Open the run directory for writing, once everything else is known to be in order."""
-        ranks.any(False)  # no rank may look for a run in the directory after another has begun one there
+        ranks.barrier()  # no rank may look for a run in the directory after another has begun one there
         if ranks.is_main():
             remove_scratch(self.log.checkpoints)
         self.log.begin(to_toml(self.config), self.start)
@@ -147,7 +153,7 @@ class Trainer:
             if self.best:
                 link_best(self.log.checkpoints, self.best["step"])
             prune_checkpoints(self.log.checkpoints, self.config.run.keep_last, self.best.get("step"))
-        ranks.any(False)  # no rank goes on, or ends, before it is written
+        ranks.barrier()  # no rank goes on, or ends, before it is written
 
     def keeps(self, step: int, measured: Metrics) -> bool:
         """Whether the model after `step` updates is the best so far on held-out problems; remembered if so."""

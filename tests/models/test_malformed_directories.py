@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
 from nanomath.models import ModelConfig, Tokenizer, Transformer, load_model, load_tokenizer, save_model
-from nanomath.models.checkpoint import INDEX_FILE
+from nanomath.models.hf import INDEX_FILE
 
 T = TypeVar("T")
 quickly = settings(

@@ -31,7 +31,7 @@ from nanomath.config import option, parse_arguments
 from nanomath.data.problem_sets import load_problems
 from nanomath.data.prompts import PromptTemplate
 from nanomath.models import ModelConfig, load_tokenizer, resolve_model_dir
-from nanomath.models.checkpoint import read_json
+from nanomath.models.stored import read_json
 from nanomath.rollout.floor import Machine, step_floor
 from nanomath.training.build import choose_device, encode_prompts
 

@@ -19,7 +19,8 @@ from typing import Any
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from nanomath.models.checkpoint import replace_directory, save_model
+from nanomath.models.directory import replace_directory
+from nanomath.models.hf import save_model
 from nanomath.models.tokenizer import Tokenizer
 from nanomath.models.transformer import Transformer
 from nanomath.training import ranks

@@ -13,11 +13,17 @@ from safetensors import SafetensorError
 
 from nanomath.data.packing import Example
 from nanomath.models import load_model, load_tokenizer
-from nanomath.models.checkpoint import remove_scratch
-from nanomath.training import state
+from nanomath.models.directory import remove_scratch
+from nanomath.training import checkpoint
+from nanomath.training.checkpoint import (
+    checkpoint_steps,
+    link_best,
+    load_checkpoint,
+    prune_checkpoints,
+    save_checkpoint,
+)
 from nanomath.training.optimizer import Optimizer
 from nanomath.training.sft_step import SFTStep
-from nanomath.training.state import checkpoint_steps, link_best, load_checkpoint, prune_checkpoints, save_checkpoint
 
 EXAMPLES = [Example([5, 6, 7], [8, 9, 0]), Example([11], [12, 0])]
 
@@ -72,7 +78,7 @@ def test_a_save_that_fails_leaves_what_was_there(new_model, tokenizer, tmp_path,
     def full_disk(*args: object) -> None:
         raise error
 
-    monkeypatch.setattr(state, "save_file", full_disk)
+    monkeypatch.setattr(checkpoint, "save_file", full_disk)
     with pytest.raises(OSError, match="No space left"):
         save_checkpoint(tmp_path, step, model, tokenizer, optimizer)
     assert {path.name: path.read_bytes() for path in saved.iterdir()} == before
@@ -135,7 +141,7 @@ def test_a_deletion_cut_short_leaves_no_half_checkpoint(tmp_path, monkeypatch):
         (path / "trainer.json").unlink()
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(state.shutil, "rmtree", killed)
+    monkeypatch.setattr(checkpoint.shutil, "rmtree", killed)
     with pytest.raises(KeyboardInterrupt):
         prune_checkpoints(tmp_path, 2)
     monkeypatch.undo()

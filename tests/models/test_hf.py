@@ -19,7 +19,7 @@ from nanomath.models import (
     Tokenizer,
     Transformer,
     check_vocabulary,
-    checkpoint,
+    hf,
     load_model,
     load_tokenizer,
     resolve_model_dir,
@@ -129,7 +129,7 @@ def test_tensors_are_stored_one_by_one_under_their_usual_names(tmp_path: Path) -
 
 def test_shards_of_ours_load_here_and_in_transformers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = fresh("qwen2")
-    monkeypatch.setattr(checkpoint, "MAX_SHARD_BYTES", 3000)
+    monkeypatch.setattr(hf, "MAX_SHARD_BYTES", 3000)
     save_model(model, None, tmp_path)
     shards = sorted(tmp_path.glob("model-*.safetensors"))
     assert len(shards) > 2
@@ -154,7 +154,7 @@ def test_shards_of_transformers_load(tmp_path: Path) -> None:
 def test_loading_holds_one_stored_tensor_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save_model(fresh(), None, tmp_path / "model")
     alive: list[weakref.ref] = []
-    original = checkpoint._open_safetensors
+    original = hf._open_safetensors
 
     class Watched:
         def __init__(self, stored) -> None:
@@ -167,12 +167,12 @@ def test_loading_holds_one_stored_tensor_at_a_time(tmp_path: Path, monkeypatch: 
             alive.append(weakref.ref(tensor))
             return tensor
 
-    @checkpoint.contextmanager
+    @hf.contextmanager
     def watched(file: Path):
         with original(file) as stored:
             yield Watched(stored)
 
-    monkeypatch.setattr(checkpoint, "_open_safetensors", watched)
+    monkeypatch.setattr(hf, "_open_safetensors", watched)
     assert_same_bits(load_model(tmp_path / "model"), fresh())
     assert len(alive) == sum(1 for _ in fresh().hf_slices())
 
@@ -287,7 +287,7 @@ def with_value(key: str, value: object) -> Callable[[Path], None]:
 def with_index(index: object) -> Callable[[Path], None]:
     def damage(directory: Path) -> None:
         (directory / "model.safetensors").unlink()
-        (directory / checkpoint.INDEX_FILE).write_text(json.dumps(index))
+        (directory / hf.INDEX_FILE).write_text(json.dumps(index))
 
     return damage
 
@@ -316,7 +316,7 @@ def pickle_only(directory: Path) -> None:
     (directory / "model.safetensors").rename(directory / "pytorch_model.bin")
 
 
-INDEX = checkpoint.INDEX_FILE
+INDEX = hf.INDEX_FILE
 NORM, O_PROJ = "model.norm.weight", "model.layers.1.self_attn.o_proj.weight"
 Q_PROJ = "model.layers.0.self_attn.q_proj.weight"
 DAMAGES = {
@@ -469,7 +469,7 @@ def test_the_hub_is_asked_for_safe_files_only(tmp_path: Path, monkeypatch: pytes
         asked[name] = allow_patterns
         return str(tmp_path)
 
-    monkeypatch.setattr(checkpoint, "snapshot_download", download)
+    monkeypatch.setattr("nanomath.models.directory.snapshot_download", download)
     assert_same_bits(load_model("someone/a-model"), fresh())
     load_tokenizer("someone/a-tokenizer")
     assert asked == {
@@ -482,7 +482,7 @@ def test_a_hub_that_cannot_be_reached_is_one_line(monkeypatch: pytest.MonkeyPatc
     def fail(*args, **kwargs) -> str:
         raise ConnectionError("name or service not known\nand a long explanation")
 
-    monkeypatch.setattr(checkpoint, "snapshot_download", fail)
+    monkeypatch.setattr("nanomath.models.directory.snapshot_download", fail)
     with pytest.raises(FileNotFoundError) as caught:
         load_model("someone/a-model")
     assert str(caught.value) == (
@@ -505,7 +505,7 @@ def test_a_failed_save_leaves_the_former_model(tmp_path: Path, monkeypatch: pyte
     def fail(*args) -> None:
         raise OSError("no space left on device")
 
-    monkeypatch.setattr(checkpoint, "save_file", fail)
+    monkeypatch.setattr(hf, "save_file", fail)
     with pytest.raises(OSError, match="no space left"):
         save_model(fresh(seed=1), None, tmp_path / "model")
     assert_same_bits(load_model(tmp_path / "model"), fresh(seed=0))

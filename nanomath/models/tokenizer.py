@@ -122,12 +122,6 @@ class Tokenizer:
         return self._special_id("bos_token")
 
     @property
-    def pad_id(self) -> int:
-        """The id that fills rows up, the eos where none is named. Never make a mask from it: it may be a real token."""
-        pad = self._special_id("pad_token")
-        return self.eos_id if pad is None else pad
-
-    @property
     def vocab_size(self) -> int:
         """Number of tokens, added tokens included. The model may have more rows than this (padding)."""
         return self.backend.get_vocab_size(with_added_tokens=True)

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from nanomath.data.problem import Problem
 from nanomath.data.world import check_steps
 from nanomath.models.directory import resolve_model_dir
-from nanomath.models.hf import load_model, replace_head, save_model
+from nanomath.models.hf import load_model, replace_head
 from nanomath.models.shared_prefix import padded, states_at
 from nanomath.models.stored import read_json
 from nanomath.models.tokenizer import Tokenizer, load_tokenizer
@@ -56,11 +56,6 @@ class PRM:
         architecture = self.model.config.to_hf()["architectures"][0].removesuffix("ForCausalLM")
         self.model.hf_keys = self.format.config_keys(architecture)
 
-    def score(self, question: str, steps: Sequence[str]) -> list[float]:
-        """The steps of one solution."""
-        return self.score_all([(question, steps)])[0]
-
-    @torch.no_grad()
     def score_all(self, solutions: Sequence[Solution]) -> list[list[float]]:
         """All steps of all solutions, 0 for one that ends beyond the context. ValueError where there are no steps."""
         laid_out = [self.lay_out(number, *solution, whole=False) for number, solution in enumerate(solutions)]
@@ -101,10 +96,6 @@ class PRM:
         row = [i for i, (_, places) in enumerate(laid_out) for _ in places]
         column = [place for _, places in laid_out for place in places]
         return self.format.logits(self.model, self.tokenizer, self.model.hidden(tokens)[row, column])
-
-    def save(self, directory: str | PathLike[str]) -> None:
-        """Write it as a Hugging Face directory that `load_prm` reads."""
-        save_model(self.model, self.tokenizer, directory)
 
 
 KINDS = {  # what the name of an architecture ends with
@@ -183,16 +174,6 @@ class Oracle:
             verdicts = check_steps(self.problems[question], text)
             scores.append(float(bool(verdicts) and all(verdicts)))
         return scores
-
-
-class OutcomeOnly:
-    """An outcome reward model: every step has the score that `scorer` gives to the last one."""
-
-    def __init__(self, scorer: Scorer) -> None:
-        self.scorer = scorer
-
-    def score_all(self, solutions: Sequence[Solution]) -> list[list[float]]:
-        return [[scores[-1]] * len(scores) for scores in self.scorer.score_all(solutions)]
 
 
 class RandomScores:

@@ -12,7 +12,7 @@ import torch
 from nanomath.data.world import generate
 from nanomath.models import Tokenizer, save_model
 from nanomath.process.formats import FORMATS, MathShepherd, Qwen, TokenClassification
-from nanomath.process.prm import PRM, LengthScores, Oracle, OutcomeOnly, RandomScores, load_prm, new_prm
+from nanomath.process.prm import PRM, LengthScores, Oracle, RandomScores, load_prm, new_prm
 
 QUESTION = "Mia has 12 apples. She buys 8 more. How many apples does Mia have now?"
 STEPS = ["Buying 8 more: 12 + 8 = 20.", "So she has 20.\n\nThat is it.", "The answer is \\boxed{20}."]
@@ -54,7 +54,7 @@ def test_a_score_depends_on_nothing_later_and_on_no_batch(build, name):
     assert all(0 < score < 1 for scores in together for score in scores)
     for (question, steps), scores in zip(SOLUTIONS, together, strict=True):
         for k in range(1, len(steps) + 1):
-            assert prm.score(question, steps[:k]) == pytest.approx(scores[:k], abs=1e-5)
+            assert prm.score_all([(question, steps[:k])])[0] == pytest.approx(scores[:k], abs=1e-5)
     prm.token_budget = 1
     for alone, scores in zip(prm.score_all(SOLUTIONS), together, strict=True):
         assert alone == pytest.approx(scores, abs=1e-5)
@@ -75,7 +75,7 @@ def test_a_marker_in_a_solution_is_no_step(build, name):
 @pytest.mark.parametrize("name", FORMATS)
 def test_saved_and_loaded(build, name, shape, tmp_path):
     prm = build(name, **shape)
-    prm.save(tmp_path / "prm")
+    save_model(prm.model, prm.tokenizer, tmp_path / "prm")
     loaded = load_prm(tmp_path / "prm")
     assert loaded.format == prm.format
     assert loaded.score_all(SOLUTIONS) == prm.score_all(SOLUTIONS)
@@ -83,14 +83,15 @@ def test_saved_and_loaded(build, name, shape, tmp_path):
 
 def test_another_separator_is_kept(build, tmp_path):
     prm = build("token_classification")
-    PRM(prm.model, prm.tokenizer, TokenClassification("\n\n")).save(tmp_path / "prm")
+    again = PRM(prm.model, prm.tokenizer, TokenClassification("\n\n"))
+    save_model(again.model, again.tokenizer, tmp_path / "prm")
     assert load_prm(tmp_path / "prm").format.separator == "\n\n"
 
 
 def test_token_classification_is_that_of_transformers(build, tmp_path):
     transformers = pytest.importorskip("transformers")
     prm = build("token_classification")
-    prm.save(tmp_path / "prm")
+    save_model(prm.model, prm.tokenizer, tmp_path / "prm")
     theirs = transformers.AutoModelForTokenClassification.from_pretrained(tmp_path / "prm").eval()
     assert type(theirs).__name__ == "LlamaForTokenClassification"
     for question, steps in SOLUTIONS:
@@ -100,13 +101,13 @@ def test_token_classification_is_that_of_transformers(build, tmp_path):
             tokens += prm.tokenizer.encode(step) + prm.tokenizer.encode("\n")
             with torch.no_grad():
                 expected.append(float(theirs(torch.tensor([tokens])).logits[0, -1].softmax(-1)[1]))
-        assert prm.score(question, steps) == pytest.approx(expected, abs=1e-5)
+        assert prm.score_all([(question, steps)])[0] == pytest.approx(expected, abs=1e-5)
 
 
 def test_math_shepherd_is_a_choice_of_two_tokens(build, tmp_path):
     transformers = pytest.importorskip("transformers")
     prm = build("math_shepherd")
-    prm.save(tmp_path / "prm")
+    save_model(prm.model, prm.tokenizer, tmp_path / "prm")
     theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "prm").eval()
     wrong, right = (prm.tokenizer.encode(f" {sign}")[-1] for sign in "-+")
     numbered = [f"Step {k}: {step}" for k, step in enumerate(STEPS, start=1)]
@@ -118,7 +119,7 @@ def test_math_shepherd_is_a_choice_of_two_tokens(build, tmp_path):
                 logits = theirs(torch.tensor([prm.tokenizer.encode(text)])).logits[0, -1]
             expected.append(float(logits[[wrong, right]].softmax(-1)[1]))
             text += "\n"
-        assert prm.score(QUESTION, steps) == pytest.approx(expected, abs=1e-5)
+        assert prm.score_all([(QUESTION, steps)])[0] == pytest.approx(expected, abs=1e-5)
 
 
 @pytest.mark.parametrize("chat", [True, False])
@@ -136,14 +137,14 @@ def test_qwen_is_a_head_at_its_marker(build, chat):
     first, _, second = prm.model.score
     states = prm.model.hidden(tokens[None])[0][tokens == prm.tokenizer.backend.token_to_id("<extra_0>")]
     logits = (states @ first.weight.T + first.bias).clamp(min=0) @ second.weight.T + second.bias
-    assert prm.score(QUESTION, STEPS) == pytest.approx(logits.softmax(-1)[:, 1].tolist(), abs=1e-5)
+    assert prm.score_all([(QUESTION, STEPS)])[0] == pytest.approx(logits.softmax(-1)[:, 1].tolist(), abs=1e-5)
 
 
 @pytest.mark.parametrize("name", ["qwen", "token_classification"])
 def test_a_new_prm_knows_nothing(new_model, new_tokenizer, name):
     tokenizer = with_marker(new_tokenizer())
     prm = new_prm(new_model(0, vocab_size=tokenizer.vocab_size), tokenizer, FORMATS[name]())
-    assert prm.score(QUESTION, STEPS) == [0.5] * 3
+    assert prm.score_all([(QUESTION, STEPS)])[0] == [0.5] * 3
 
 
 @pytest.mark.parametrize("name", FORMATS)
@@ -155,7 +156,7 @@ def test_steps_beyond_the_context_score_0(build, name):
     assert unread == [0.0] * 3 and len(long) == 120
     fitting = 120 - long[::-1].index(next(score for score in long[::-1] if score))
     assert 3 < fitting < 120 and all(long[:fitting])
-    assert long[:fitting] == pytest.approx(prm.score(QUESTION, (STEPS * 40)[:fitting]), abs=1e-5)
+    assert long[:fitting] == pytest.approx(prm.score_all([(QUESTION, (STEPS * 40)[:fitting])])[0], abs=1e-5)
 
 
 def test_errors(build, new_model, new_tokenizer, tmp_path):
@@ -182,7 +183,8 @@ def test_errors(build, new_model, new_tokenizer, tmp_path):
     ],
 )
 def test_files_that_are_no_prm(build, tmp_path, changes, message):
-    build("token_classification").save(tmp_path / "prm")
+    prm = build("token_classification")
+    save_model(prm.model, prm.tokenizer, tmp_path / "prm")
     config = json.loads((tmp_path / "prm" / "config.json").read_text())
     (tmp_path / "prm" / "config.json").write_text(json.dumps(config | changes))
     with pytest.raises(ValueError, match=message):
@@ -210,7 +212,6 @@ def test_the_oracle_is_the_worlds():
         spoilt = [step.replace("=", "= 9") if k == wrong else step for k, step in enumerate(steps)]
         expected = [float(k < wrong) for k in range(len(steps))]
         assert oracle.score_all([(problem.question, spoilt)]) == [expected]
-        assert OutcomeOnly(oracle).score_all([(problem.question, spoilt)]) == [[0.0] * len(steps)]
     with pytest.raises(ValueError, match="the oracle knows no problem that asks 'Why"):
         oracle.score_all([("Why?", ["a"])])
 

@@ -6,13 +6,12 @@ English and Japanese wordings, in train/validation/test splits that are disjoint
 
 from .family import split_of
 from .generator import FAMILIES, generate, pretraining_documents
-from .oracle import check_answer, check_steps
+from .oracle import check_steps
 from .tokenizer import CHAT_TEMPLATE, world_tokenizer
 
 __all__ = [
     "CHAT_TEMPLATE",
     "FAMILIES",
-    "check_answer",
     "check_steps",
     "generate",
     "pretraining_documents",

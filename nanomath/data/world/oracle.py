@@ -30,12 +30,6 @@ def check_steps(problem: Problem, text: str) -> list[bool]:
     return verdicts
 
 
-def check_answer(problem: Problem, text: str) -> bool:
-    """Whether the last box in `text` holds exactly the answer, whitespace around it aside."""
-    boxes = BOXED.findall(text)
-    return bool(boxes) and boxes[-1].strip() == family_of(problem).answer(problem.metadata)
-
-
 def family_of(problem: Problem) -> Family:
     name = problem.metadata.get("family")
     if name not in REGISTRY:

@@ -24,15 +24,13 @@ from nanomath.commands.main import run_main
 from nanomath.config import parse_arguments
 from nanomath.data.order import step_indices
 from nanomath.models import Transformer
-from nanomath.rewards import RewardSet
-from nanomath.rollout import Episode, collect_groups, episode_metrics, in_groups
+from nanomath.rollout import Episode, collect_groups, episode_metrics
 from nanomath.rollout.meter import meter
 from nanomath.training.build import (
-    build_judge_reward,
     build_model,
-    build_process_reward,
     build_prompts,
     build_sampler,
+    build_scorers,
     build_template,
     sampling_options,
 )
@@ -72,26 +70,22 @@ def main(argv: list[str]) -> int:
 
     sampler = SharedSampler(build_sampler(config.sampling, model, tokenizer))
     sampling, ends = sampling_options(config.sampling), config.prompt.reasoning_ends
-    reward = RewardSet(config.reward.weights, config.reward.params, config.reward.lenient, ends)
-    process, judge = build_process_reward(config, tokenizer, problems), build_judge_reward(config, problems)
-    beside = [part for part in (process, judge) if part]
+    scorers = build_scorers(config, tokenizer, problems)
     policy = build_policy_step(config, trainer)
 
     def sample(number: int) -> list[list[Episode]]:
         """The groups of rollout `number`, rewarded."""
         chosen = step_indices(len(problems), grpo.prompts, number, seed)
         with meter(sampler.sampler, len(chosen) * grpo.group_size) as progress:
-            episodes = sampler.episodes(
+            return sampler.episodes(
                 [problems[i] for i in chosen],
                 [prompts[i] for i in chosen],
-                reward,
+                scorers,
                 grpo.group_size,
                 seed=(seed << 32) + number,
                 progress=progress,
-                complete=beside,
                 **sampling,
             )
-        return in_groups(episodes, grpo.group_size)
 
     def measure() -> Metrics:
         report = evaluate(
@@ -112,12 +106,11 @@ def main(argv: list[str]) -> int:
             drawn = time.perf_counter()
             metrics = policy.step([episode for group in kept for episode in group], step, lr)
             trainer.log.rollouts(step + 1, [e.record() for group in kept[: grpo.logged_groups] for e in group])
-            episodes = [episode for group in sampled for episode in group]
-            tokens = sum(e.completion.length for e in episodes)
+            tokens = sum(episode.completion.length for group in sampled for episode in group)
             steps.record(
                 {
-                    **episode_metrics(episodes, grpo.group_size),
-                    **{name: value for part in beside for name, value in part.metrics(episodes).items()},
+                    **episode_metrics(sampled),
+                    **{name: value for scorer in scorers for name, value in scorer.metrics(sampled).items()},
                     **metrics,
                     "lr": lr,
                     "groups": len(kept),

@@ -188,7 +188,7 @@ class Judge:
     mode: str = option("pairwise", "compare samples of a problem, or mark each", choices=("pairwise", "pointwise"))
     weight: float = option(0.3, "a right answer earns weight * (judge - 1/2) more", minimum=0, maximum=1)
     opponents: int = option(4, "pairwise: samples that each is compared with, in both orders", minimum=1)
-    pointwise: str = option("", "the question, with {question} and {first}; empty: nanomath/rewards/judge.py's")
+    pointwise: str = option("", "the question, with {question} and {first}; empty: nanomath/process/judge.py's")
     pairwise: str = option("", "the question, with {question}, {first} and {second}; empty: the same")
     token_budget: int = option(16384, "padded tokens that the judge reads at once", minimum=0)
 

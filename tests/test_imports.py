@@ -21,7 +21,7 @@ ALLOWED = {
     "nanomath.config": set(),
     "nanomath.settings": {"nanomath.config", "nanomath.algorithms", "nanomath.rewards"},
     "nanomath.models": {"kernels", "nanomath.data"},
-    "nanomath.rollout": {"kernels", "nanomath.models"},
+    "nanomath.rollout": {"kernels", "nanomath.models", "nanomath.data"},
     "nanomath.rewards": {"nanomath.data", "nanomath.models"},
     "nanomath.process": {
         "nanomath.rollout",

@@ -416,7 +416,7 @@ def test_rewards_are_made_as_the_config_says(sft_run, tmp_path, monkeypatch):
     def note(weights, params, lenient, reasoning_ends):
         raise ValueError(f"{weights} {params} {lenient}")
 
-    monkeypatch.setattr(train_grpo, "RewardSet", note)
+    monkeypatch.setattr("nanomath.training.build.RewardSet", note)
     words = ("reward.weights={cosine = 2}", "reward.params={cosine = {max_length = 9}}", "reward.lenient=true")
     with pytest.raises(ValueError, match=r"^\{'cosine': 2.0\} \{'cosine': \{'max_length': 9.0\}\} True$"):
         train_grpo.main([*GRPO, f"run.directory={tmp_path}", f"model.path={sft_run}", *words])

@@ -34,7 +34,7 @@ from nanomath.process.formats import FORMATS
 from nanomath.process.labelled import Labelled, load_labelled, write
 from nanomath.process.measures import measure_scores
 from nanomath.process.montecarlo import monte_carlo
-from nanomath.process.prm import PRM, Oracle, RandomScores, Scorer, is_prm, load_prm, new_prm
+from nanomath.process.prm import PRM, Oracle, RandomScores, StepScorer, is_prm, load_prm, new_prm
 from nanomath.process.steps import steps_of, texts_of
 from nanomath.rollout import Sampler
 from nanomath.training import ranks
@@ -258,7 +258,7 @@ def evaluate(argv: list[str]) -> int:
     return 0
 
 
-def score(scorer: Scorer, solutions: Sequence[Labelled]) -> list[list[float]]:
+def score(scorer: StepScorer, solutions: Sequence[Labelled]) -> list[list[float]]:
     """The scores of all steps; every rank scores its share."""
     mine = scorer.score_all([(s.question, s.steps) for s in ranks.share(solutions)])
     return ranks.gather(mine)

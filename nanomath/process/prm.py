@@ -35,7 +35,7 @@ from nanomath.process.formats import FORMATS, Format, MathShepherd, TokenClassif
 Solution = tuple[str, Sequence[str]]  # a question and the steps of a solution, as text
 
 
-class Scorer(Protocol):
+class StepScorer(Protocol):
     """Scores steps; `PRM` and the classes at the end of this file."""
 
     def score_all(self, solutions: Sequence[Solution]) -> list[list[float]]:

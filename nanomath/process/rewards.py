@@ -1,4 +1,4 @@
-"""Process rewards of sampled solutions: split them into steps, score these, and keep an eye on the scorer.
+"""Rewards of sampled solutions: by functions of the whole (a verifier), and by scores of their steps.
 
 A policy finds out what a scorer pays for, whether that is right or not: steps without content, as many of them as fit,
 or none (arXiv 2410.15115, 2504.15275). So a solution without any text is one step of score 0, and beside its rewards
@@ -15,11 +15,13 @@ from statistics import fmean
 import torch
 from torch import Tensor
 
+from nanomath.data.problem import Problem
 from nanomath.models.tokenizer import Tokenizer
 from nanomath.process.measures import auc
-from nanomath.process.prm import Scorer
+from nanomath.process.prm import StepScorer
 from nanomath.process.steps import steps_of, texts_of
-from nanomath.rollout.episodes import Episode
+from nanomath.rollout.episodes import Groups
+from nanomath.rollout.sampler import Completion
 
 AGGREGATES: dict[str, Callable[[Sequence[float]], float]] = {  # a solution's score from those of its steps
     "min": min,
@@ -31,15 +33,34 @@ PROBES = ("So,", "Thanks.", "Let us think step by step.")  # a PRM that has been
 
 
 @dataclass
+class VerifiedReward:
+    """`verified_reward(groups)` sets the episodes' rewards to what functions of problem and completion give: `reward`
+    as `nanomath.rewards.RewardSet`.
+    """
+
+    reward: Callable[[Problem, Sequence[Completion]], list[dict[str, float]]]
+
+    def __call__(self, groups: Groups) -> None:
+        for group in groups:
+            rewards = self.reward(group[0].problem, [episode.completion for episode in group])
+            for episode, found in zip(group, rewards, strict=True):
+                episode.rewards = found
+
+    def metrics(self, groups: Groups) -> dict[str, float]:
+        """`episode_metrics` has them."""
+        return {}
+
+
+@dataclass
 class ProcessReward:
-    """`process_reward(episodes)` sets their step_ends, step_scores and step_rewards, and the reward "prm": the least of
-    a solution's scores.
+    """`process_reward(groups)` sets the episodes' step_ends, step_scores, step_rewards, and their reward "prm": the
+    least of a solution's scores.
 
     credit: makes rewards of scores, as `algorithms.credit`; None where steps are only watched. The rest are the
     arguments of `steps_of`.
     """
 
-    scorer: Scorer
+    scorer: StepScorer
     tokenizer: Tokenizer
     credit: Callable[[Tensor, Tensor], Tensor] | None = None
     by: str = "blank_line"
@@ -47,7 +68,8 @@ class ProcessReward:
     most_steps: int = 0
     drop_repeats: bool = False
 
-    def __call__(self, episodes: Sequence[Episode]) -> None:
+    def __call__(self, groups: Groups) -> None:
+        episodes = [episode for group in groups for episode in group]
         found = self.score([(e.problem.question, e.completion.tokens) for e in episodes])
         for episode, (ends, scores) in zip(episodes, found, strict=True):
             episode.step_ends, episode.step_scores = ends, scores
@@ -71,11 +93,12 @@ class ProcessReward:
             for (_, tokens), parts in zip(completions, steps, strict=True)
         ]
 
-    def metrics(self, episodes: Sequence[Episode]) -> dict[str, float]:
+    def metrics(self, groups: Groups) -> dict[str, float]:
         """Of a rollout: the mean score of a step, what the steps of a completion earn in all, their number, tokens of a
         step, the mean score of PROBES as first steps, and how well the lowest score tells right from wrong answers
         (left out where all are alike).
         """
+        episodes = [episode for group in groups for episode in group]
         steps = [len(e.step_scores) for e in episodes]
         probes = self.scorer.score_all([(episodes[0].problem.question, [probe]) for probe in PROBES])
         scores, right = [e.rewards["prm"] for e in episodes], [bool(e.rewards["accuracy"]) for e in episodes]

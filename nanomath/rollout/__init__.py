@@ -1,6 +1,6 @@
 """Generation: the sampler, its KV cache, and episodes."""
 
-from .episodes import KEEP_GROUPS, Episode, collect_groups, episode_metrics, in_groups, sample_episodes
+from .episodes import KEEP_GROUPS, Episode, Scorer, collect_groups, episode_metrics, in_groups, sample_episodes
 from .sampler import Completion, Sampler
 
 __all__ = [
@@ -11,5 +11,6 @@ __all__ = [
     "collect_groups",
     "episode_metrics",
     "in_groups",
+    "Scorer",
     "sample_episodes",
 ]

@@ -9,14 +9,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
+from nanomath.data.problem import Problem
 from nanomath.rollout.sampler import Completion, Progress, Sampler
 
 T = TypeVar("T")
-
-# The rewards of one prompt's group: (problem, completions) -> for each the named components and their "total".
-RewardFunction = Callable[[Any, Sequence[Completion]], list[dict[str, float]]]
 
 
 @dataclass
@@ -26,10 +24,10 @@ class Episode:
     what is earned there beside "total".
     """
 
-    problem: Any
+    problem: Problem
     prompt: list[int]
     completion: Completion
-    rewards: dict[str, float]
+    rewards: dict[str, float] = field(default_factory=dict)
     advantages: list[float] = field(default_factory=list)
     step_ends: list[int] = field(default_factory=list)
     step_scores: list[float] = field(default_factory=list)
@@ -53,31 +51,45 @@ class Episode:
         }
 
 
+Groups = Sequence[Sequence[Episode]]  # the episodes of each problem of a rollout
+
+
+class Scorer(Protocol):
+    """What gives episodes their rewards, or adds to those that scorers before it gave: the verifier, a process reward
+    model, a judge.
+    """
+
+    def __call__(self, groups: Groups) -> None:
+        """Set `rewards`, or what a step was worth, of all episodes of a rollout."""
+
+    def metrics(self, groups: Groups) -> dict[str, float]:
+        """What the scorer has to say of a rollout that it has scored."""
+
+
 def sample_episodes(
     sampler: Sampler,
-    problems: Sequence[Any],
+    problems: Sequence[Problem],
     prompts: Sequence[list[int]],
-    reward: RewardFunction,
+    scorers: Sequence[Scorer],
     group_size: int,
     progress: Progress | None = None,
-    complete: Sequence[Callable[[Sequence[Episode]], None]] = (),
     **sampling: Any,
-) -> list[Episode]:
-    """`group_size` rewarded episodes of every problem, in prompt-major order; `sampling` as in `Sampler.generate`.
+) -> list[list[Episode]]:
+    """The groups of all problems, `group_size` episodes each, scored; `sampling` as in `Sampler.generate`.
 
-    complete: what adds to the rewards of all these episodes, or to what they say of steps. FloatingPointError names the
-    problem and the component of a reward that is not finite.
+    FloatingPointError names the problem and the component of a reward that is not finite.
     """
-    groups = in_groups(sampler.generate(prompts, n=group_size, progress=progress, **sampling), group_size)
-    episodes = []
-    for problem, prompt, group in zip(problems, prompts, groups, strict=True):
-        rewards = reward(problem, group)
-        episodes += [Episode(problem, prompt, c, r) for c, r in zip(group, rewards, strict=True)]
-    for add_to in complete:
-        add_to(episodes)
-    for number, episode in enumerate(episodes):
-        _check_finite(episode, number % group_size)
-    return episodes
+    completions = sampler.generate(prompts, n=group_size, progress=progress, **sampling)
+    groups = [
+        [Episode(problem, prompt, completion) for completion in group]
+        for problem, prompt, group in zip(problems, prompts, in_groups(completions, group_size), strict=True)
+    ]
+    for score in scorers:
+        score(groups)
+    for group in groups:
+        for number, episode in enumerate(group):
+            _check_finite(episode, number)
+    return groups
 
 
 def _check_finite(episode: Episode, number: int) -> None:
@@ -125,13 +137,13 @@ def collect_groups(
     return kept[:wanted] or groups, sampled
 
 
-def episode_metrics(episodes: Sequence[Episode], group_size: int) -> dict[str, float]:
+def episode_metrics(groups: Groups) -> dict[str, float]:
     """Means over the episodes of a rollout: rewards by component, pass@1, groups that teach nothing, lengths.
 
     A group is flat when its rewards are all equal: its advantages are zero. Lengths are in tokens; those of
     right, wrong and truncated completions are left out where there are none.
     """
-    groups = in_groups(episodes, group_size)
+    episodes = [episode for group in groups for episode in group]
     right = [[bool(e.rewards["accuracy"]) for e in group] for group in groups]
     lengths = {
         "length": [e.completion.length for e in episodes],

@@ -23,11 +23,11 @@ from nanomath.models import (
     load_model,
     load_tokenizer,
 )
-from nanomath.process.feedback import JudgeReward
-from nanomath.process.prm import LengthScores, Oracle, RandomScores, Scorer, load_prm
-from nanomath.process.rewards import ProcessReward
-from nanomath.rewards.judge import PAIRWISE, POINTWISE, Judge
-from nanomath.rollout import Sampler
+from nanomath.process.judge import PAIRWISE, POINTWISE, Judge, JudgeReward
+from nanomath.process.prm import LengthScores, Oracle, RandomScores, StepScorer, load_prm
+from nanomath.process.rewards import ProcessReward, VerifiedReward
+from nanomath.rewards import RewardSet
+from nanomath.rollout import Sampler, Scorer
 from nanomath.training.loop import say
 
 T = TypeVar("T")
@@ -197,6 +197,18 @@ def build_sampler(section: settings.Sampling, model: Transformer, tokenizer: Tok
     return Sampler(model, tokenizer, section.slots, section.exact, dtype, keep=section.keep)
 
 
+def build_scorers(config: settings.GRPOConfig, tokenizer: Tokenizer, problems: Sequence[Problem]) -> list[Scorer]:
+    """What rewards the policy's solutions of `problems`: the verifier, then what adds to its rewards."""
+    made = [build(config, tokenizer, problems) for build in SCORERS.values()]
+    return [scorer for scorer in made if scorer]
+
+
+def build_verifier(config: settings.GRPOConfig, tokenizer: Tokenizer, problems: Sequence[Problem]) -> VerifiedReward:
+    """The weighted rewards of [reward]."""
+    section = config.reward
+    return VerifiedReward(RewardSet(section.weights, section.params, section.lenient, config.prompt.reasoning_ends))
+
+
 def build_process_reward(
     config: settings.GRPOConfig, tokenizer: Tokenizer, problems: Sequence[Problem]
 ) -> ProcessReward | None:
@@ -222,7 +234,7 @@ def build_watcher(
     return ProcessReward(scorer, tokenizer, None, *split)
 
 
-def build_scorer(name: str, section: settings.Model, token_budget: int, seed: int = 0) -> Scorer:
+def build_scorer(name: str, section: settings.Model, token_budget: int, seed: int = 0) -> StepScorer:
     """The control of that name, "random" or "length", or the PRM that is there, on the section's device."""
     if name in ("random", "length"):
         return RandomScores(seed) if name == "random" else LengthScores()
@@ -231,7 +243,9 @@ def build_scorer(name: str, section: settings.Model, token_budget: int, seed: in
     return prm
 
 
-def build_judge_reward(config: settings.GRPOConfig, problems: Sequence[Problem]) -> JudgeReward | None:
+def build_judge_reward(
+    config: settings.GRPOConfig, tokenizer: Tokenizer, problems: Sequence[Problem]
+) -> JudgeReward | None:
     """The judge of right answers, None where [judge] names none. ValueError for one that answers nonsense."""
     section, model = config.judge, config.model
     if not section.path:
@@ -245,4 +259,7 @@ def build_judge_reward(config: settings.GRPOConfig, problems: Sequence[Problem])
     judge = Judge(frozen, load_tokenizer(section.path), **asked, token_budget=section.token_budget)
     judge.check(problems[0].question, problems[0].answer)
     opponents = section.opponents if section.mode == "pairwise" else 0
-    return JudgeReward(judge, config.grpo.group_size, section.weight, opponents)
+    return JudgeReward(judge, section.weight, opponents)
+
+
+SCORERS = {"verifier": build_verifier, "process": build_process_reward, "judge": build_judge_reward}

@@ -11,32 +11,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from nanomath.models.transformer import Transformer
+from nanomath.process.labelled import Labelled
+from nanomath.process.prm import PRM
 from nanomath.training import ranks
 from nanomath.training.optimizer import Optimizer
 from nanomath.training.sharding import is_sharded, micro_batches_of
-
-
-class Labelled(Protocol):
-    """A solution whose steps are labelled, None where nobody has said."""
-
-    question: str
-    steps: Sequence[str]
-    labels: Sequence[float | None]
-
-
-class StepScorer(Protocol):
-    """What gives logits [n, 2] of "wrong" and "right" for the n steps of some solutions; nanomath/process/prm.py."""
-
-    model: Transformer
-
-    def lay_out(self, number: int, question: str, steps: Sequence[str]) -> tuple[list[int], list[int]]: ...
-    def logits(self, laid_out: Sequence[tuple[list[int], list[int]]]) -> Tensor: ...
 
 
 @dataclass
@@ -48,7 +31,7 @@ class PRMStep:
     a sharded model: FSDP2 sums no gradient where the layers before need none.
     """
 
-    prm: StepScorer
+    prm: PRM
     optimizer: Optimizer
     weights: tuple[float, float] = (1.0, 1.0)
     head_steps: int = 0

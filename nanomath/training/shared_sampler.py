@@ -10,7 +10,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
-from nanomath.rollout.episodes import Episode, RewardFunction, in_groups, sample_episodes
+from nanomath.data.problem import Problem
+from nanomath.rollout.episodes import Episode, Scorer, in_groups, sample_episodes
 from nanomath.rollout.sampler import Completion, Sampler, first_samples
 from nanomath.training import ranks
 from nanomath.training.sharding import whole
@@ -36,26 +37,23 @@ class SharedSampler:
 
     def episodes(
         self,
-        problems: Sequence[Any],
+        problems: Sequence[Problem],
         prompts: Sequence[list[int]],
-        reward: RewardFunction,
+        scorers: Sequence[Scorer],
         group_size: int,
         **sampling: Any,
-    ) -> list[Episode]:
-        """As `sample_episodes`. A rank rewards what it drew: a grader's timeout is then the same for all."""
+    ) -> list[list[Episode]]:
+        """As `sample_episodes`. A rank scores what it drew: a grader's timeout is then the same for all."""
 
         def draw(which: Sequence[int], first: Sequence[int]) -> list[list[Episode]]:
             mine = [problems[i] for i in which], [prompts[i] for i in which]
-            return in_groups(
-                sample_episodes(self.sampler, *mine, reward, group_size, first=first, **sampling), group_size
-            )
+            return sample_episodes(self.sampler, *mine, scorers, group_size, first=first, **sampling)
 
         groups = self._share(prompts, group_size, draw)
-        return [
-            replace(e, completion=replace(e.completion, prompt_index=index))
-            for index, group in enumerate(groups)
-            for e in group
-        ]
+        for index, group in enumerate(groups):
+            for episode in group:
+                episode.completion = replace(episode.completion, prompt_index=index)
+        return groups
 
     def _share(
         self,

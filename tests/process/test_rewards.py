@@ -10,7 +10,7 @@ from nanomath import algorithms
 from nanomath.data.problem import Problem
 from nanomath.data.world import generate
 from nanomath.process.prm import LengthScores, Oracle
-from nanomath.process.rewards import PROBES, ProcessReward
+from nanomath.process.rewards import PROBES, ProcessReward, VerifiedReward
 from nanomath.process.steps import SEPARATORS
 from nanomath.rollout import Completion, Episode, Sampler, sample_episodes
 from nanomath.settings import Process
@@ -31,7 +31,7 @@ def episode(tokenizer):
 def test_scores_and_rewards_stand_on_the_ends_of_steps(tokenizer, episode):
     episodes = [episode("ab\n\nabcd"), episode("abcdefgh"), episode(" \n")]
     credit = partial(algorithms.credit, form="delta")
-    ProcessReward(LengthScores(8), tokenizer, credit)(episodes)
+    ProcessReward(LengthScores(8), tokenizer, credit)([episodes])
     assert [e.step_scores for e in episodes] == [[0.25, 0.5], [1.0], [0.0]]
     assert [e.step_rewards for e in episodes] == [[0.25, 0.0], [0.0], [0.0]]
     assert [e.rewards["prm"] for e in episodes] == [0.25, 1.0, 0.0]
@@ -44,13 +44,13 @@ def test_scores_and_rewards_stand_on_the_ends_of_steps(tokenizer, episode):
 
 def test_without_credit_steps_are_only_watched(tokenizer, episode):
     episodes = [episode("ab\n\nabcd")]
-    ProcessReward(LengthScores(8), tokenizer)(episodes)
+    ProcessReward(LengthScores(8), tokenizer)([episodes])
     assert episodes[0].step_scores == [0.25, 0.5] and episodes[0].step_rewards == []
 
 
 def test_the_guards_are_passed_on(tokenizer, episode):
     episodes = [episode("a\nb\nb\nc")]
-    ProcessReward(LengthScores(8), tokenizer, None, "line", 1, 2, True)(episodes)
+    ProcessReward(LengthScores(8), tokenizer, None, "line", 1, 2, True)([episodes])
     assert len(episodes[0].step_ends) == 2
 
 
@@ -63,8 +63,8 @@ def test_every_split_can_be_asked_for():
 def test_metrics(tokenizer, episode):
     episodes = [episode("ab\n\nabcd", 1.0), episode("abcdefgh"), episode("abcd", 1.0), episode("")]
     process = ProcessReward(LengthScores(8), tokenizer)
-    process(episodes)
-    found = process.metrics(episodes)
+    process([episodes])
+    found = process.metrics([episodes])
     lengths = sum(e.completion.length for e in episodes)
     probes = sum(min(1, len(probe) / 8) for probe in PROBES) / len(PROBES)
     expected = {
@@ -74,16 +74,16 @@ def test_metrics(tokenizer, episode):
         "step_length": lengths / 5,
     }
     assert found == pytest.approx({**expected, "prm/auc": 0.5})
-    assert "prm/auc" not in process.metrics(episodes[1:2])
+    assert "prm/auc" not in process.metrics([episodes[1:2]])
 
 
 @pytest.mark.parametrize(("form", "paid"), [("sum", [0.75, 1.0]), ("clip", [-0.25, 0.0]), ("last", [0.5, 1.0])])
 def test_what_solutions_earn_in_all_is_reported(tokenizer, episode, form, paid):
     episodes = [episode("ab\n\nabcd"), episode("abcdefgh")]
     process = ProcessReward(LengthScores(8), tokenizer, partial(algorithms.credit, form=form))
-    process(episodes)
+    process([episodes])
     assert [sum(e.step_rewards) for e in episodes] == paid
-    assert process.metrics(episodes)["prm/return"] == sum(paid) / 2
+    assert process.metrics([episodes])["prm/return"] == sum(paid) / 2
 
 
 def test_sampled_with_the_oracle(new_model, tokenizer):
@@ -98,9 +98,10 @@ def test_sampled_with_the_oracle(new_model, tokenizer):
 
     process = ProcessReward(Counted(problems), tokenizer, partial(algorithms.credit, form="sum"))
     prompts = [tokenizer.encode(problem.question) for problem in problems]
-    reward = lambda problem, group: [{"accuracy": 0.0, "total": 0.0} for _ in group]  # noqa: E731
+    verifier = VerifiedReward(lambda problem, group: [{"accuracy": 0.0, "total": 0.0} for _ in group])
     sampler = Sampler(new_model(0), tokenizer, slots=4)
-    episodes = sample_episodes(sampler, problems, prompts, reward, 2, complete=[process], max_new_tokens=12)
+    groups = sample_episodes(sampler, problems, prompts, [verifier, process], 2, max_new_tokens=12)
+    episodes = [e for group in groups for e in group]
     assert len(calls) == 1 and calls[0] <= 6
     assert all(e.step_ends[-1] == e.completion.length - 1 for e in episodes)
     assert all(len(e.step_rewards) == len(e.step_scores) == len(e.step_ends) > 0 for e in episodes)
@@ -112,8 +113,8 @@ def test_a_score_that_is_no_number_is_named(new_model, tokenizer):
             return [[float("nan")] * len(steps) for _, steps in solutions]
 
     problem = Problem("p7", "1 + 1?", "2")
-    reward = lambda problem, group: [{"accuracy": 0.0, "total": 0.0} for _ in group]  # noqa: E731
+    verifier = VerifiedReward(lambda problem, group: [{"accuracy": 0.0, "total": 0.0} for _ in group])
     sampler = Sampler(new_model(0), tokenizer, slots=4)
     with pytest.raises(FloatingPointError, match="the reward 'prm' of sample 0 of problem p7 is nan"):
         process = ProcessReward(Broken(), tokenizer)
-        sample_episodes(sampler, [problem], [[5]], reward, 2, complete=[process], max_new_tokens=12)
+        sample_episodes(sampler, [problem], [[5]], [verifier, process], 2, max_new_tokens=12)

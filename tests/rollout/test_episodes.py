@@ -28,11 +28,15 @@ PROBLEMS = [Problem(f"p{i}", f"question {i}", str(i)) for i in range(3)]
 def test_every_group_is_rewarded_with_its_problem(new_model, tokenizer):
     prompts = [[4, 5], [6], [7, 8, 9]]
 
-    def reward(problem, completions):
-        return [{"accuracy": 0.0, "total": 10 * int(problem.answer) + c.sample_index} for c in completions]
+    def score(groups):
+        for problem, group in zip(PROBLEMS, groups, strict=True):
+            for e in group:
+                e.rewards = {"accuracy": 0.0, "total": 10 * int(problem.answer) + e.completion.sample_index}
 
     sampler = Sampler(new_model(), tokenizer)
-    episodes = sample_episodes(sampler, PROBLEMS, prompts, reward, 2, max_new_tokens=5, seed=3, top_k=9)
+    groups = sample_episodes(sampler, PROBLEMS, prompts, [score], 2, max_new_tokens=5, seed=3, top_k=9)
+    assert [[e.problem for e in group] for group in groups] == [[problem] * 2 for problem in PROBLEMS]
+    episodes = [e for group in groups for e in group]
     assert [e.rewards["total"] for e in episodes] == [0, 1, 10, 11, 20, 21]
     assert [e.prompt for e in episodes] == [p for p in prompts for _ in range(2)]
     assert [e.completion for e in episodes] == sampler.generate(prompts, 2, max_new_tokens=5, seed=3, top_k=9)
@@ -48,7 +52,7 @@ def episode(accuracy: float, total: float, length: int, reason: str = "eos") -> 
 
 def test_metrics_are_means():
     episodes = [episode(1, 1, 2), episode(1, 1, 4), episode(1, 1, 6), episode(0, 0, 9, "length")]
-    assert episode_metrics(episodes, 2) == pytest.approx(
+    assert episode_metrics([episodes[:2], episodes[2:]]) == pytest.approx(
         {
             "reward": 0.75,
             "pass@1": 0.75,
@@ -65,11 +69,11 @@ def test_metrics_are_means():
             "repetition": (0 + 0 + 2 / 3 + 5 / 6) / 4,  # of its n-grams of four tokens
         }
     )
-    assert not {"length/wrong", "length/truncated"} & episode_metrics(episodes[:2], 2).keys()
+    assert not {"length/wrong", "length/truncated"} & episode_metrics([episodes[:2]]).keys()
 
 
 def test_a_truncated_answer_may_be_right():
-    metrics = episode_metrics([episode(1, 1, 3, "length"), episode(0, 0, 5), episode(0, 0, 7, "length")], 3)
+    metrics = episode_metrics([[episode(1, 1, 3, "length"), episode(0, 0, 5), episode(0, 0, 7, "length")]])
     assert (metrics["length/right"], metrics["length/truncated"], metrics["truncated"]) == (3, 5, 2 / 3)
 
 
@@ -82,11 +86,13 @@ def test_repetition_is_the_share_of_ngrams_seen_before(tokens, n):
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_a_reward_that_is_no_number_is_named(new_model, tokenizer, bad):
-    def reward(problem, completions):
-        return [{"accuracy": 0.0, "form": bad if (problem.id, i) == ("p1", 1) else 1.0} for i in range(2)]
+    def score(groups):
+        for e in (e for group in groups for e in group):
+            place = e.problem.id, e.completion.sample_index
+            e.rewards = {"accuracy": 0.0, "form": bad if place == ("p1", 1) else 1.0}
 
     with pytest.raises(FloatingPointError, match=f"^the reward 'form' of sample 1 of problem p1 is {bad}$"):
-        sample_episodes(Sampler(new_model(), tokenizer), PROBLEMS, [[4], [5], [6]], reward, 2, max_new_tokens=2)
+        sample_episodes(Sampler(new_model(), tokenizer), PROBLEMS, [[4], [5], [6]], [score], 2, max_new_tokens=2)
 
 
 # --- dynamic sampling ------------------------------------------------------------------------------------------------

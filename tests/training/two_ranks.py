@@ -12,8 +12,10 @@ import torch
 import torch.multiprocessing
 
 from nanomath.data.packing import Example
+from nanomath.data.problem import Problem
 from nanomath.data.world import CHAT_TEMPLATE, world_tokenizer
 from nanomath.models import ModelConfig, Tokenizer, Transformer
+from nanomath.process.rewards import VerifiedReward
 from nanomath.rollout import Sampler
 from nanomath.training import ranks
 from nanomath.training.optimizer import Optimizer
@@ -112,8 +114,11 @@ class Scenes:
         return [(c.prompt_index, c.sample_index, c.tokens, c.text, c.finish_reason) for c in found]
 
     def episodes(self) -> list[tuple]:
-        found = self.sampler().episodes("abcdefg", PROMPTS, reward_of_this_rank, 2, max_new_tokens=6)
-        return [(e.problem, e.completion.prompt_index, e.completion.tokens, e.rewards["total"]) for e in found]
+        scorers = [VerifiedReward(reward_of_this_rank)]
+        problems = [Problem(name, "?", "1") for name in "abcdefg"]
+        groups = self.sampler().episodes(problems, PROMPTS, scorers, 2, max_new_tokens=6)
+        found = [e for group in groups for e in group]
+        return [(e.problem.id, e.completion.prompt_index, e.completion.tokens, e.rewards["total"]) for e in found]
 
     def bad_number(self) -> str:
         """What is said when a number that only one rank computes is none."""
@@ -141,7 +146,7 @@ def same_bits(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor])
     return found.keys() == expected.keys() and all(torch.equal(found[name], expected[name]) for name in expected)
 
 
-def reward_of_this_rank(problem: str, completions: list) -> list[dict[str, float]]:
+def reward_of_this_rank(problem: Problem, completions: list) -> list[dict[str, float]]:
     """A grader that does not judge alike everywhere, as one with a timeout."""
     return [{"total": float(len(c.tokens) + 100 * ranks.number())} for c in completions]
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from nanomath.models import Tokenizer
-from nanomath.rewards.judge import MARKS, PAIRWISE, POINTWISE, Judge, fill, judge_pairwise, judge_pointwise
+from nanomath.process.judge import MARKS, PAIRWISE, POINTWISE, Judge, fill, judge_pairwise, judge_pointwise
 
 GROUPS = [("1 + 1?", ["2", "it is 3", "2"]), ("2 + 2?", ["4 {first}"]), ("3?", ["a", "b", "c", "d"])]
 

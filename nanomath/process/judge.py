@@ -17,12 +17,15 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from statistics import fmean
 
 import torch
 
 from nanomath.models.shared_prefix import states_at
 from nanomath.models.tokenizer import Tokenizer
 from nanomath.models.transformer import Transformer
+from nanomath.process.measures import auc
+from nanomath.rollout.episodes import Groups
 
 MARKS = ("1", "2", "3", "4", "5")
 POINTWISE = (
@@ -150,3 +153,45 @@ def judge_pairwise(judge: Judge, groups: Sequence[tuple[str, Sequence[str]]], op
         agreed.append((first > 0.5) == (second > 0.5))
     scores = [sum(won) / len(won) if won else 0.5 for won in wins]
     return Feedback(scores, sum(agreed) / len(agreed) if agreed else None)
+
+
+@dataclass
+class JudgeReward:
+    """`judge_reward(groups)` adds to the rewards "judge" and "total". opponents: of each sample, 0 for marks."""
+
+    judge: Judge
+    weight: float = 0.3
+    opponents: int = 4
+    consistency: list[float] = field(default_factory=list)  # since the metrics were last asked for
+
+    def __call__(self, groups: Groups) -> None:
+        found = self._ask([(group[0].problem.question, [e.completion.text for e in group]) for group in groups])
+        self.consistency += [] if found.consistency is None else [found.consistency]
+        episodes = [episode for group in groups for episode in group]
+        for episode, score in zip(episodes, found.scores, strict=True):
+            episode.rewards["judge"] = score
+            episode.rewards["total"] += self.weight * bool(episode.rewards["accuracy"]) * (score - 0.5)
+
+    def _ask(self, groups: Sequence[tuple[str, Sequence[str]]]) -> Feedback:
+        if self.opponents:
+            return judge_pairwise(self.judge, groups, self.opponents)
+        return judge_pointwise(self.judge, groups)
+
+    def metrics(self, groups: Groups) -> dict[str, float]:
+        """Of a rollout: agreement with the verifier (AUC), correlation with length, consistency of both orders, and the
+        probability of the possible answers; what there is nothing to take from is left out.
+        """
+        episodes = [episode for group in groups for episode in group]
+        scores = torch.tensor([e.rewards["judge"] for e in episodes], dtype=torch.float64)
+        lengths = torch.tensor([e.completion.length for e in episodes], dtype=torch.float64)
+        right = [bool(e.rewards["accuracy"]) for e in episodes]
+        found = {"judge/mass": fmean(self.judge.masses)} if self.judge.masses else {}
+        if self.consistency:
+            found["judge/consistency"] = fmean(self.consistency)
+        if len(set(right)) == 2:
+            found["judge/auc"] = auc(scores.tolist(), right)
+        if len(episodes) > 1 and scores.std() > 0 and lengths.std() > 0:
+            found["judge/length_correlation"] = float(torch.corrcoef(torch.stack([scores, lengths]))[0, 1])
+        self.judge.masses.clear()
+        self.consistency.clear()
+        return found

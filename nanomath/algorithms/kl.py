@@ -66,9 +66,9 @@ def kl_loss(
     """sum w rho KL, rho being 1 ("off"), pi / pi_old without gradient ("weight") or with it ("ratio"). All [B, T]."""
     if correction not in KL_CORRECTIONS:
         raise unknown("KL correction", correction, KL_CORRECTIONS)
-    counted = weights != 0
-    kl = kl_estimate(torch.where(counted, logprobs, 0.0), torch.where(counted, ref_logprobs, 0.0), kind)
+    weighted = weights != 0
+    kl = kl_estimate(torch.where(weighted, logprobs, 0.0), torch.where(weighted, ref_logprobs, 0.0), kind)
     if correction == "off":
         return (weights * kl).sum()
-    rho = token_log_ratio(logprobs, old_logprobs, counted).exp()
+    rho = token_log_ratio(logprobs, old_logprobs, weighted).exp()
     return (weights * (rho if correction == "ratio" else rho.detach()) * kl).sum()

@@ -66,10 +66,10 @@ def policy_loss(
     for axis, name, known in (("ratio", ratio, RATIOS), ("clip", clip, CLIPS)):
         if name not in known:
             raise unknown(axis, name, known)
-    counted = weights != 0
-    mask = counted if mask is None else mask
+    weighted = weights != 0
+    mask = weighted if mask is None else mask
     advantages = advantages[:, None] if advantages.dim() == 1 else advantages
-    logprobs, advantages = torch.where(mask, logprobs, 0.0), torch.where(counted, advantages, 0.0)
+    logprobs, advantages = torch.where(mask, logprobs, 0.0), torch.where(weighted, advantages, 0.0)
     rho = RATIOS[ratio](logprobs, old_logprobs, mask).exp()
     gain = CLIPS[clip](rho, logprobs, advantages, clip_low, clip_high, dual_clip)
     clipped = {

@@ -28,8 +28,8 @@ def gae(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float = 1.0, lam: 
 
 def value_loss(values: Tensor, old_values: Tensor, returns: Tensor, weights: Tensor, clip: float = 0.2) -> Tensor:
     """Scalar loss of values [B, T] against returns [B, T]; clip bounds how far one rollout may move a value."""
-    counted = weights != 0
-    values, old_values, returns = (torch.where(counted, x, 0.0) for x in (values, old_values, returns))
+    weighted = weights != 0
+    values, old_values, returns = (torch.where(weighted, x, 0.0) for x in (values, old_values, returns))
     near = old_values + (values - old_values).clamp(-clip, clip)
     worse = torch.maximum((values - returns).square(), (near - returns).square())
     return (weights * worse).sum() / 2

@@ -119,15 +119,15 @@ def evaluate(
     if score_all is not None:
         given = score_all([(item.problem, c) for item in graded for c in item.completions])
         graded = [replace(item, scores=row) for item, row in zip(graded, in_groups(given, samples), strict=True)]
-    scores = {"pass@1": score([pass_at_k(samples, sum(g.right), 1) for g in graded], seed)}
+    scores = {"pass@1": mean_score([pass_at_k(samples, sum(g.right), 1) for g in graded], seed)}
     for size in sorted(set(k)):
-        scores[f"pass@{size}"] = score([pass_at_k(samples, sum(g.right), size) for g in graded], seed)
+        scores[f"pass@{size}"] = mean_score([pass_at_k(samples, sum(g.right), size) for g in graded], seed)
         if size > 1:
-            scores[f"maj@{size}"] = score([maj_at_k(g.answers, g.right, size, seed) for g in graded], seed)
+            scores[f"maj@{size}"] = mean_score([maj_at_k(g.answers, g.right, size, seed) for g in graded], seed)
         if size > 1 and score_all is not None:
             best = [best_at_k(g.scores, g.right, size) for g in graded]
             weighted = [maj_at_k(g.answers, g.right, size, seed, g.scores) for g in graded]
-            scores |= {f"best@{size}": score(best, seed), f"wmaj@{size}": score(weighted, seed)}
+            scores |= {f"best@{size}": mean_score(best, seed), f"wmaj@{size}": mean_score(weighted, seed)}
     return Report(graded, scores, _breakdown(graded, by, seed) if by else {})
 
 
@@ -204,7 +204,7 @@ def _share_of_right(votes: Iterable[tuple[str | None, float]]) -> float:
     return 0.0 if most == 0 or counts["right"] < most else 1 / sum(count == most for count in counts.values())
 
 
-def score(values: Sequence[float], seed: int = 0) -> Score:
+def mean_score(values: Sequence[float], seed: int = 0) -> Score:
     """Mean of one value per problem, with a percentile bootstrap interval over the problems."""
     values = np.asarray(values, dtype=np.float64)
     generator = np.random.default_rng(seed)
@@ -219,4 +219,6 @@ def _breakdown(graded: Sequence[Graded], key: str, seed: int) -> dict[str, Score
     for item in graded:
         if key in item.problem.metadata:
             groups[item.problem.metadata[key]].append(float(np.mean(item.right)))
-    return {f"{key}={value}": score(group, seed) for value, group in sorted(groups.items(), key=lambda g: str(g[0]))}
+    return {
+        f"{key}={value}": mean_score(group, seed) for value, group in sorted(groups.items(), key=lambda g: str(g[0]))
+    }

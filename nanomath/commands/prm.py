@@ -192,7 +192,7 @@ def train(argv: list[str]) -> int:
 
     def measure() -> Metrics:
         with whole(prm.model):  # no rank has as many passes to make as another
-            found = measure_scores(heldout, score(prm, heldout))
+            found = measure_scores(heldout, score_shared(prm, heldout))
         return {f"heldout/{name}": value for name, value in found.items()}
 
     with trainer.running(measure, SHOW) as steps:
@@ -240,7 +240,7 @@ def evaluate(argv: list[str]) -> int:
     scorer = build_scorer(config.model.path, config.model, config.token_budget)
     if isinstance(scorer, PRM):
         check_lengths(scorer, solutions)
-    scores = score(scorer, solutions)
+    scores = score_shared(scorer, solutions)
     if config.save:
         with open(config.save, "w", encoding="utf-8") as file:
             for s, row in zip(solutions, scores, strict=True):
@@ -250,7 +250,7 @@ def evaluate(argv: list[str]) -> int:
     names = "auc", "accuracy", "calibration_error", "f1", "f1_wrong", "f1_right"
     print(f"  {'':16}" + "".join(f"{name:>18}" for name in names))
     rows = {"it": scores, "always right": [[1.0] * len(s.steps) for s in solutions]}
-    rows["random"] = score(RandomScores(), solutions)
+    rows["random"] = score_shared(RandomScores(), solutions)
     for who, row in rows.items():
         found = measure_scores(solutions, row, config.threshold)
         print(f"  {who:16}" + "".join(f"{found[name]:18.3f}" if name in found else f"{'-':>18}" for name in names))
@@ -258,7 +258,7 @@ def evaluate(argv: list[str]) -> int:
     return 0
 
 
-def score(scorer: StepScorer, solutions: Sequence[Labelled]) -> list[list[float]]:
+def score_shared(scorer: StepScorer, solutions: Sequence[Labelled]) -> list[list[float]]:
     """The scores of all steps; every rank scores its share."""
     mine = scorer.score_all([(s.question, s.steps) for s in ranks.share(solutions)])
     return ranks.gather(mine)

@@ -28,7 +28,7 @@ from kernels.small_model import SmallModel
 from kernels.swiglu import swiglu
 from nanomath.models.transformer import Transformer
 
-Attend = Callable[[int, Tensor, Rope, Norms, float], Tensor]  # layer, qkv [M, (H + 2 K) E], .., eps -> [M, H E]
+AttendPages = Callable[[int, Tensor, Rope, Norms, float], Tensor]  # layer, qkv [M, (H + 2 K) E], .., eps -> [M, H E]
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,7 @@ class Decoder:
             self._rope = tuple(table[0, 0].contiguous() for table in self.model.rope(place, self.dtype))
         return self._rope
 
-    def states(self, tokens: Tensor, attend: Attend, longest: int) -> Tensor:
+    def states(self, tokens: Tensor, attend: AttendPages, longest: int) -> Tensor:
         """The last layer's normalised states [M, D] of tokens [M]; `attend` knows where they stand, below `longest`."""
         rope = self.rope(longest)
         x, delta = F.embedding(tokens, self.embedding).to(self.dtype), None

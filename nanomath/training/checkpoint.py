@@ -34,16 +34,16 @@ def save_checkpoint(
     model: Transformer,
     tokenizer: Tokenizer,
     optimizer: Optimizer,
-    beside: Mapping[str, Optimizer] | None = None,
+    others: Mapping[str, Optimizer] | None = None,
     **facts: Any,
 ) -> Path:
     """Write step-`step` into `directory`; `facts` are kept in trainer.json. Returns its path.
 
-    beside: by name, the optimizers of other modules in training, made to keep their weights. All ranks must come here
+    others: by name, the optimizers of other modules in training, made to keep their weights. All ranks must come here
     together, to put sharded weights together; one of them writes.
     """
     target, tensors = directory / f"step-{step}", optimizer.state()
-    for name, other in (beside or {}).items():
+    for name, other in (others or {}).items():
         tensors |= {f"{name}/{key}": tensor for key, tensor in other.state().items()}
     with whole(model):
         if ranks.is_main():
@@ -87,7 +87,7 @@ def prune_checkpoints(directory: Path, keep_last: int, best: int | None = None) 
 
 def link_best(directory: Path, step: int) -> None:
     """Have `directory`/best lead to step-`step`, from one moment to the next."""
-    beside = directory / ".best.new"
-    beside.unlink(missing_ok=True)
-    beside.symlink_to(f"step-{step}")
-    beside.replace(directory / "best")
+    scratch = directory / ".best.new"
+    scratch.unlink(missing_ok=True)
+    scratch.symlink_to(f"step-{step}")
+    scratch.replace(directory / "best")

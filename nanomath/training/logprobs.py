@@ -41,7 +41,7 @@ def response_logprobs(
 
 
 @torch.no_grad()
-def score(
+def response_scores(
     model: Transformer, examples: list[Example], token_budget: int, temperature: float = 1.0
 ) -> tuple[Tensor, Tensor]:
     """Logprobs and entropies, float32 [S, R], of all responses, on the CPU; computed in micro-batches.

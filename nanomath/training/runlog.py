@@ -99,15 +99,15 @@ class RunLog:
 
 def write_atomically(path: Path, text: str) -> None:
     """Replace a file's content in one go: a reader, or a crash, sees the old text or the new one."""
-    beside = path.with_name(path.name + ".tmp")
+    scratch = path.with_name(path.name + ".tmp")
     try:
-        with _named(path), open(beside, "w", encoding="utf-8") as file:
+        with _named(path), open(scratch, "w", encoding="utf-8") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(beside, path)
+        os.replace(scratch, path)
     finally:
-        beside.unlink(missing_ok=True)
+        scratch.unlink(missing_ok=True)
 
 
 @contextmanager

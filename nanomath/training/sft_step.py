@@ -13,7 +13,7 @@ from nanomath.data.order import generator_of
 from nanomath.data.packing import Batch, Example, make_batch, micro_batches
 from nanomath.models.transformer import Transformer
 from nanomath.training import ranks
-from nanomath.training.logprobs import response_logprobs, score
+from nanomath.training.logprobs import response_logprobs, response_scores
 from nanomath.training.optimizer import Optimizer
 from nanomath.training.sharding import micro_batches_of, whole
 
@@ -108,7 +108,7 @@ def heldout_loss(model: Transformer, examples: list[Example], token_budget: int)
     """Mean negative logprob per response token. FloatingPointError when one is not finite."""
     mine = ranks.share(examples)
     with whole(model):
-        sums = score(model, mine, token_budget)[0].double().sum(1).tolist() if mine else []
+        sums = response_scores(model, mine, token_budget)[0].double().sum(1).tolist() if mine else []
     nll = -torch.tensor(ranks.gather(sums), dtype=torch.float64)
     check_finite(nll=nll)
     return float(nll.sum()) / sum(len(example.response) for example in examples)

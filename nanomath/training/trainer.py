@@ -70,7 +70,7 @@ class Trainer:
             torch.set_num_threads(config.run.threads)
         make_deterministic(config.run.deterministic, config.model.device)
         self.device = str(ranks.start(choose_device(config.model.device)))
-        self.config, self.beside, self.score, self.use = config, {}, score, use
+        self.config, self.others, self.score, self.use = config, {}, score, use
         self.exit_code = 1
         self.log = RunLog(Path(config.run.directory) / config.run.name, resume, writes=ranks.is_main())
         if resume:  # "the newest checkpoint of a run" may have become another one since
@@ -97,7 +97,7 @@ class Trainer:
 
     def train_beside(self, name: str, module: nn.Module) -> Optimizer:
         """The optimizer of another module in training; checkpoints hold both under `name`, and give them back."""
-        optimizer = self.beside[name] = self._optimizer(module, keep_weights=True)
+        optimizer = self.others[name] = self._optimizer(module, keep_weights=True)
         if self.checkpoint:
             load_checkpoint(self.checkpoint, optimizer, name)
         return optimizer
@@ -148,7 +148,7 @@ class Trainer:
         """Write checkpoint `step` and drop those that are too old to keep."""
         self.log.sync()
         best = {"best": self.best} if self.best else {}
-        save_checkpoint(self.log.checkpoints, step, self.model, self.tokenizer, self.optimizer, self.beside, **best)
+        save_checkpoint(self.log.checkpoints, step, self.model, self.tokenizer, self.optimizer, self.others, **best)
         if ranks.is_main():
             if self.best:
                 link_best(self.log.checkpoints, self.best["step"])

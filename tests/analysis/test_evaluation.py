@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nanomath.analysis.evaluation import SUBSETS, best_at_k, evaluate, grade, maj_at_k, pass_at_k, score
+from nanomath.analysis.evaluation import SUBSETS, best_at_k, evaluate, grade, maj_at_k, mean_score, pass_at_k
 from nanomath.data.problem import Problem
 from nanomath.rollout import Completion
 
@@ -83,7 +83,7 @@ def test_many_subsets_are_sampled_and_the_estimate_is_near():
 
 def test_the_interval_holds_the_true_mean_about_as_often_as_it_says():
     generator = np.random.default_rng(0)
-    scores = [score(generator.random(100) < 0.3, seed) for seed in range(120)]
+    scores = [mean_score(generator.random(100) < 0.3, seed) for seed in range(120)]
     held = sum(s.low <= 0.3 <= s.high for s in scores)
     assert held >= 105  # 114 expected; binomial, so 105 is four standard deviations below
     width = np.mean([s.high - s.low for s in scores])
@@ -91,12 +91,12 @@ def test_the_interval_holds_the_true_mean_about_as_often_as_it_says():
 
 
 def test_score():
-    one = score([0.0, 1.0, 1.0, 0.0], seed=3)
+    one = mean_score([0.0, 1.0, 1.0, 0.0], seed=3)
     assert one.mean == 0.5 and one.low < 0.5 < one.high
-    assert one == score([0.0, 1.0, 1.0, 0.0], seed=3)
-    constant = score([1.0] * 5)
+    assert one == mean_score([0.0, 1.0, 1.0, 0.0], seed=3)
+    constant = mean_score([1.0] * 5)
     assert (constant.mean, constant.low, constant.high) == (1, 1, 1)
-    assert str(score([0.25] * 3)) == "25.0% (95% interval 25.0 to 25.0)"
+    assert str(mean_score([0.25] * 3)) == "25.0% (95% interval 25.0 to 25.0)"
 
 
 # --- reports ---------------------------------------------------------------------------------------------------------

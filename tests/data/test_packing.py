@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nanomath.data.packing import Example, make_batch, micro_batches, pack_rows
-from nanomath.training.logprobs import response_logprobs, score
+from nanomath.training.logprobs import response_logprobs, response_scores
 
 some_lengths = st.lists(st.integers(1, 30), max_size=25)
 examples = st.lists(
@@ -55,7 +55,7 @@ def test_score_is_the_same_for_every_budget(new_model):
         for row, example in zip(expected, FIXED, strict=True):
             row[: len(example.response)] = alone(model, example)
     for budget in (0, 1, 8, 1000):
-        torch.testing.assert_close(score(model, FIXED, budget)[0], expected, rtol=0, atol=1e-5)
+        torch.testing.assert_close(response_scores(model, FIXED, budget)[0], expected, rtol=0, atol=1e-5)
 
 
 @settings(max_examples=60, deadline=None)

@@ -10,7 +10,7 @@ from nanomath.data.packing import Example
 from nanomath.data.world import world_tokenizer
 from nanomath.models import Tokenizer
 from nanomath.rollout import Sampler, engine
-from nanomath.training.logprobs import score
+from nanomath.training.logprobs import response_scores
 
 EOS = range(0, 1000, 25)
 PROMPTS = [[5], [7, 300, 12, 44], [9] * 11]
@@ -98,7 +98,7 @@ def test_exact_logprobs_are_the_trainers(two_models, new_tokenizer, shape, dtype
     options = {"n": 2, "max_new_tokens": 4, "seed": 1, **sampling}
     found = Sampler(model, new_tokenizer(EOS), 3, exact=True).generate(PROMPTS, **options)
     model.exact = True
-    scored, _ = score(model, [Example(PROMPTS[c.prompt_index], c.tokens) for c in found], 64)
+    scored, _ = response_scores(model, [Example(PROMPTS[c.prompt_index], c.tokens) for c in found], 64)
     for row, completion in zip(scored, found, strict=True):
         assert torch.equal(row[: completion.length], torch.tensor(completion.logprobs))
 

@@ -13,7 +13,7 @@ from kernels.rope_write import rope_write
 from nanomath.data.packing import Example
 from nanomath.rollout import Completion, Sampler
 from nanomath.rollout.decoder import Decoder
-from nanomath.training.logprobs import score
+from nanomath.training.logprobs import response_scores
 
 EOS = range(0, 1000, 25)
 WIDTH, LONGEST = 40, 100  # of completions and prompts: some need one block of keys, some three
@@ -45,7 +45,7 @@ def trainer_logprobs(
 ) -> list[list[float]]:
     """In the trainer's own batches, which mix lengths and depend on the budget."""
     examples = [Example(asked[c.prompt_index], c.tokens) for c in found]
-    logprobs, _ = score(model, examples, budget, t)
+    logprobs, _ = response_scores(model, examples, budget, t)
     return [row[: c.length].tolist() for row, c in zip(logprobs, found, strict=True)]
 
 

@@ -14,7 +14,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from nanomath.data.packing import Batch, Example, make_batch
 from nanomath.models import Transformer
-from nanomath.training.logprobs import response_logprobs, score
+from nanomath.training.logprobs import response_logprobs, response_scores
 
 VOCABULARY = 1024
 EXAMPLES = [Example([5, 6, 7], [8, 9, 0]), Example([11], [0]), Example([3] * 9, [4, 1, 2, 3]), Example([30, 31], [])]
@@ -89,14 +89,14 @@ def test_bfloat16_logprobs_are_float32(new_model):
 def test_score_gives_logprobs_and_entropies(new_model, token_budget):
     model = new_model()
     expected = [values.detach() for values in response_logprobs(model, make_batch(EXAMPLES), 0.7)]
-    for found, plain in zip(score(model, EXAMPLES, token_budget, 0.7), expected, strict=True):
+    for found, plain in zip(response_scores(model, EXAMPLES, token_budget, 0.7), expected, strict=True):
         torch.testing.assert_close(found, plain, rtol=0, atol=1e-5)
         assert not found.requires_grad
 
 
 def test_nothing_to_score(new_model):
     for examples in [], [Example([3, 4], [])]:
-        logprobs, entropies = score(new_model(), examples, 100)
+        logprobs, entropies = response_scores(new_model(), examples, 100)
         assert logprobs.tolist() == entropies.tolist() == [[0.0]] * len(examples)
 
 
@@ -116,7 +116,7 @@ def test_the_vocabulary_never_materialises(new_model, monkeypatch):
     chunked = peak_bytes(train(lambda: response_logprobs(model, batch)[0]))
     assert plain > 2 * logits
     assert plain - chunked > 1.5 * logits
-    assert peak_bytes(lambda: score(model, LONG, 0)) < logits
+    assert peak_bytes(lambda: response_scores(model, LONG, 0)) < logits
 
 
 def test_gradient_checkpointing_has_the_same_gradients_and_a_lower_peak(new_model):
@@ -138,7 +138,7 @@ def test_the_reference_pass_holds_no_activations(new_model):
     batch = make_batch(LONG)
     kept: list[Tensor] = []
     with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor), lambda _: None):
-        scored = [peak_bytes(lambda model=model: score(model, LONG, 0)) for model in (shallow, deep)]
+        scored = [peak_bytes(lambda model=model: response_scores(model, LONG, 0)) for model in (shallow, deep)]
     assert kept == []
     assert scored[0] == scored[1]
     trained = [peak_bytes(lambda model=model: response_logprobs(model, batch)) for model in (shallow, deep)]

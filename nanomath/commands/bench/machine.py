@@ -104,9 +104,9 @@ def new_report(target: str, argv: Iterable[str], config: Any) -> dict[str, Any]:
 def save_report(report: dict[str, Any], path: str) -> None:
     """Write the report, if it is to be saved; a reader finds the old one or the new one, whole."""
     if path:
-        beside = Path(path).with_name(f".{Path(path).name}.part")
-        beside.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-        beside.replace(path)
+        scratch = Path(path).with_name(f".{Path(path).name}.part")
+        scratch.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+        scratch.replace(path)
 
 
 def machine(device: str, threads: int) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from nanomath.data.packing import Example
 from nanomath.models import Tokenizer, Transformer, load_model, load_tokenizer, save_model
 from nanomath.rollout import Completion, Sampler
 from nanomath.rollout.engine import LOOK_EVERY
-from nanomath.training.logprobs import score
+from nanomath.training.logprobs import response_scores
 from nanomath.training.rollout_matrices import sampler_gap
 
 SCORED_TOKENS = 4096  # padded tokens that the trainer's logprobs are computed for at once
@@ -147,7 +147,7 @@ def gap(model: Transformer, point: Point, completions: list[Completion]) -> dict
     if not completions:
         return {}
     examples = [Example(list(point.prompts[c.prompt_index]), c.tokens) for c in completions]
-    scored, _ = score(model, examples, SCORED_TOKENS)
+    scored, _ = response_scores(model, examples, SCORED_TOKENS)
     trainer = torch.cat([row[: c.length] for row, c in zip(scored, completions, strict=True)]).double()
     sampled = torch.tensor([x for c in completions for x in c.logprobs], dtype=torch.float64)
     found = sampler_gap(trainer, sampled, sampled)

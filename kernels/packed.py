@@ -7,8 +7,8 @@ threads.
 
 oneDNN does what cpu.cpp leaves to it: bfloat16 where the processor has no dot products of it or has matrix units, and
 all but small matrices where it is no x86. It reorders a weight into the blocks its inner loop reads, as torch's
-compiler has it do when it freezes a model; rows are then independent if there are at least INVARIANT_ROWS. The plain
-product, of all other types, does not promise that, but keeps it when every call has the same number of rows.
+compiler has it do when it freezes a model. Its products, and PyTorch's own of other types, change their order of sums
+with the number of rows and of threads; they have the property where every call has TILE rows and one thread.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from torch import Tensor
 
 from kernels import compiled
 
-INVARIANT_ROWS = 16
+TILE = 64
 SMALL = 1 << 18  # numbers in a small matrix
 PANEL = 16  # as in cpu.cpp
 X86 = platform.machine().lower() in ("x86_64", "amd64")
@@ -51,14 +51,16 @@ def packed_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tens
 
 def packed_rows(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """`packed_linear`, each row of which is a function of that row of x alone."""
-    rows = len(x)
     if in_panels(weight, x.dtype):
         return packed_linear(x, weight, bias)
-    if x.dtype in PACKED_TYPES:
-        padded = F.pad(x, (0, 0, 0, max(0, INVARIANT_ROWS - rows)))
-        return packed_linear(padded, weight, bias)[:rows]
-    tiles = [F.pad(tile, (0, 0, 0, 64 - len(tile))) for tile in x.split(64)]
-    return torch.cat([packed_linear(tile, weight, bias) for tile in tiles] or [x.new_zeros(0, len(weight))])[:rows]
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        tiles = [F.pad(tile, (0, 0, 0, TILE - len(tile))) for tile in x.split(TILE)]
+        products = [packed_linear(tile, weight, bias) for tile in tiles]
+    finally:
+        torch.set_num_threads(threads)
+    return torch.cat(products)[: len(x)] if len(x) else x.new_zeros(0, len(weight))
 
 
 def in_panels(weight: Tensor, dtype: torch.dtype) -> bool:

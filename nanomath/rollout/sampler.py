@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 
 from kernels.exact_attention import check_rows
-from kernels.packed import forget_packed
+from kernels.packed import forget_packed, in_panels
 from kernels.philox import uniform_pair
 from nanomath.models.tokenizer import Tokenizer
 from nanomath.models.transformer import Transformer
@@ -101,7 +101,8 @@ class Sampler:
         if exact and not self.decoder.on_gpu:
             matrices = [p for p in model.model.layers[0].parameters() if p.dim() == 2]
             check_rows(matrices, self.decoder.dtype)
-        self.threads = Threads()
+        alike = all(in_panels(p, self.decoder.dtype) for p in model.parameters() if p.dim() == 2)
+        self.threads = Threads(choose=exact or alike)
         self.check_every: int | None = None  # None: what suits the engine
         self._engine: Engine | None = None
 

@@ -61,6 +61,11 @@ def test_one_thread_is_left_alone(clock):
     assert run_once(chooser, clock) == [1] and not chooser.trying(8)
 
 
+def test_without_a_choice_all_are_taken(clock):
+    chooser = Threads(choose=False)
+    assert run(chooser, clock, 64, {4: 3.0, 2: 1.2, 1: 1.0}, 9) == [4] * 9 and not chooser.trying(64)
+
+
 def run_once(chooser: Threads, clock: dict) -> list[int]:
     ran = []
     chooser.run(8, lambda: ran.append(clock["threads"]))

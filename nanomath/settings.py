@@ -172,7 +172,9 @@ class Process:
     prm: str = option(
         "", 'directory or hub id of a process reward model, or "oracle" (of the world), "random", "length"; empty: none'
     )
-    weight: float = option(1.0, "weight of what steps are worth beside [reward]", minimum=0)
+    weight: float = option(
+        1.0, "what the rewards of steps are multiplied by before they are added to [reward]", minimum=0
+    )
     steps: str = option("blank_line", "what ends a step", choices=STEP_ENDS)
     least_tokens: int = option(1, "shorter steps are merged into the next", minimum=1)
     most_steps: int = option(0, "what comes after so many steps is merged into the last of them, 0: any", minimum=0)
@@ -202,46 +204,76 @@ class Algorithm:
     method: str = option("grpo", "the row of PRESETS that the other keys start from", choices=algorithms.PRESETS)
     baseline: str = option(
         "group",
-        "advantages: a completion against its group or the others of it, rewards to go as they are, or a value model",
+        "what a reward is compared with: its group's mean, the mean of the others, nothing, or a value model",
         choices=lambda: (*algorithms.BASELINES, "off", "value"),
     )
     credit: str = option(
         "off",
-        "rewards of steps: their scores, the lowest, the last, the product, clipped, or as differences",
+        "how the scores of steps become their rewards (nanomath/algorithms/credit.py); off: they are not rewarded",
         choices=lambda: (*algorithms.CREDITS, "off"),
     )
-    credit_temperature: float = option(0.1, "credit min: of the softmax that finds the lowest", above=0)
+    credit_temperature: float = option(
+        0.1, "credit min: temperature of the softmax over steps that picks the lowest score", above=0
+    )
     credit_eta: float = option(0.5, "credit clip, clip_delta: a step's reward is min(score - eta, 0)", minimum=0)
     components: str = option(
-        "sum", "sum the rewards, or take advantages of each apart and sum those (GDPO)", choices=("sum", "apart")
+        "sum",
+        "several rewards: sum them before advantages are taken, or take advantages of each and sum those (GDPO)",
+        choices=("sum", "apart"),
     )
     scale: str = option(
-        "group", "advantages are divided by the std of these rewards", choices=lambda: (*algorithms.SCALES, "off")
+        "group",
+        "advantages are divided by the standard deviation of the rewards of the group, of the batch, or not",
+        choices=lambda: (*algorithms.SCALES, "off"),
     )
-    whiten: bool = option(False, "normalise the advantages over all tokens of the rollout")
+    whiten: bool = option(False, "bring the advantages of all tokens of the rollout to mean 0 and standard deviation 1")
     loss: str = option(
         "", "module.function of a loss of one's own, f(algorithm, logprobs, tokens); empty: algorithms/objective.py's"
     )
-    ratio: str = option("token", "what the policy is compared with the old one by", choices=algorithms.RATIOS)
-    clip: str = option("ppo", "what is done to ratios that have left the range", choices=algorithms.CLIPS)
-    clip_low: float = option(0.2, "the range begins at 1 - clip_low", minimum=0, maximum=1)
-    clip_high: float = option(0.2, "and ends at 1 + clip_high", minimum=0)
-    dual_clip: float = option(3.0, "clip dual: the loss of a negative advantage ends at this ratio", above=1)
-    aggregation: str = option("sequence", "mean of the token losses", choices=algorithms.AGGREGATIONS)
-    kl_coef: float = option(0.04, "weight of the KL to the starting model; it is logged at 0 as well", minimum=0)
-    kl_estimator: str = option("k3", "estimator that is penalised", choices=algorithms.KL_ESTIMATORS)
-    kl_in: str = option("loss", "where the KL stands", choices=("loss", "reward"))
-    kl_correction: str = option(
-        "off", "KL in the loss: times the ratio, as a weight or with its gradient", choices=algorithms.KL_CORRECTIONS
+    ratio: str = option("token", "importance ratio: per token, per sequence (GSPO), or off", choices=algorithms.RATIOS)
+    clip: str = option(
+        "ppo",
+        "what bounds the ratio: PPO's clip, with a bound for negative advantages (dual), CISPO's weight, or nothing",
+        choices=algorithms.CLIPS,
     )
-    old_logprobs: str = option("trainer", "whose logprobs the ratio is taken to", choices=("trainer", "sampler"))
+    clip_low: float = option(0.2, "the ratio's range begins at 1 - clip_low", minimum=0, maximum=1)
+    clip_high: float = option(0.2, "the ratio's range ends at 1 + clip_high", minimum=0)
+    dual_clip: float = option(3.0, "clip dual: largest ratio that counts where the advantage is negative", above=1)
+    aggregation: str = option(
+        "sequence",
+        "token losses are averaged over all tokens, within sequences first, or divided by a constant (Dr. GRPO)",
+        choices=algorithms.AGGREGATIONS,
+    )
+    kl_coef: float = option(0.04, "weight of the KL to the starting model; it is logged at 0 as well", minimum=0)
+    kl_estimator: str = option(
+        "k3",
+        "estimator of the KL that is penalised (http://joschu.net/blog/kl-approx.html)",
+        choices=algorithms.KL_ESTIMATORS,
+    )
+    kl_in: str = option(
+        "loss",
+        "the KL is a term of the loss, or is subtracted from the reward of each token",
+        choices=("loss", "reward"),
+    )
+    kl_correction: str = option(
+        "off",
+        "KL in the loss: multiply it by the importance ratio, as a constant weight or with the ratio's gradient",
+        choices=algorithms.KL_CORRECTIONS,
+    )
+    old_logprobs: str = option(
+        "trainer",
+        "pi_old of the ratio: logprobs computed by the trainer, or those of the sampler",
+        choices=("trainer", "sampler"),
+    )
     sampler_correction: str = option(
         "off",
-        "weigh tokens by trainer / sampler probability, truncated or masked",
+        "multiply token losses by trainer / sampler probability, cut off at a largest value, or 0 outside a range",
         choices=lambda: (*algorithms.SAMPLER_CORRECTIONS, "off"),
     )
-    correction_low: float = option(0.5, "smallest such weight (mask)", minimum=0)
-    correction_high: float = option(2.0, "largest such weight (truncate, mask)", above=0)
+    correction_low: float = option(0.5, "sampler_correction mask: the range begins here", minimum=0)
+    correction_high: float = option(
+        2.0, "sampler_correction: largest weight (truncate), end of the range (mask)", above=0
+    )
     overlong_filter: bool = option(False, "completions cut off at the length limit carry no loss")
     keep_groups: str = option(
         "all",
@@ -251,17 +283,23 @@ class Algorithm:
     refills: int = option(0, "dynamic sampling: how often more problems are sampled in place of others", minimum=0)
     covariance: str = option(
         "off",
-        "tokens of highest covariance of advantage and logprob: no gradient (Clip-Cov), or held back (KL-Cov)",
+        "tokens whose advantage and logprob vary together most: no gradient (Clip-Cov), or a penalty (KL-Cov)",
         choices=("off", "clip", "kl"),
     )
-    covariance_share: float = option(2e-4, "share of tokens that are such", above=0, maximum=1)
-    covariance_coef: float = option(1.0, "KL-Cov: weight of |log pi - log pi_old| on them", minimum=0)
-    top_entropy: float = option(1.0, "policy gradient on this share of tokens, by entropy", above=0, maximum=1)
+    covariance_share: float = option(
+        2e-4, "covariance: share of tokens that are clipped or penalised", above=0, maximum=1
+    )
+    covariance_coef: float = option(1.0, "KL-Cov: weight of the penalty |log pi - log pi_old|", minimum=0)
+    top_entropy: float = option(
+        1.0, "share of tokens, those of highest entropy, that have a policy gradient", above=0, maximum=1
+    )
     gamma: float = option(1.0, "discount (baseline off, value)", minimum=0, maximum=1)
     lam: float = option(0.95, "lambda of generalised advantage estimation (baseline value)", minimum=0, maximum=1)
     value_trunk: str = option("own", "value model: a copy of the model, or its states", choices=("own", "shared"))
     value_coef: float = option(0.5, "weight of the value loss", minimum=0)
-    value_clip: float = option(0.2, "how far one rollout may move a value", above=0)
+    value_clip: float = option(
+        0.2, "value model: a value may move so far in one rollout before its loss is clipped", above=0
+    )
     value_lr: float = option(1e-4, "peak learning rate of the value model; the schedule is the policy's", above=0)
     epochs: int = option(1, "passes over each rollout", minimum=1)
     minibatches: int = option(1, "optimizer steps in each pass", minimum=1)

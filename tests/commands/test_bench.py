@@ -33,6 +33,7 @@ SMALL = ("device=cpu", "threads=1", "repeats=1", "tiny=2", "prompt=3", "response
 # --- training --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_real_processes_measure_that_chunks_need_less_memory(call, tmp_path):
     save = tmp_path / "bench.json"
     outcome = call(main, "bench", "training", *SMALL, "cases=logprob", "width=8", f"save={save}")
@@ -117,6 +118,7 @@ def point(rows: int = 4, group: int = 2, response: int = 5, prompts: int = 2, le
     return Point(rows, group, response, tuple(map(tuple, tokens)))
 
 
+@pytest.mark.slow
 def test_real_processes_measure_the_sampler(call, tmp_path):
     save = tmp_path / "rollout.json"
     words = ("tiny", "rows=2,4", "groups=2", "prompt=6", "response=20", "repeats=1", "threads=1", "device=cpu")
@@ -315,6 +317,7 @@ def test_both_forms_of_a_kernel_compute_the_same_in_the_benchmark(kernel, kernel
         torch.testing.assert_close(mine, plain, rtol=tolerance, atol=tolerance)
 
 
+@pytest.mark.slow
 def test_real_processes_measure_references_and_name_what_needs_a_gpu(call, tmp_path):
     save = tmp_path / "kernels.json"
     words = ("device=cpu", "threads=1", "kernels=swiglu", "shapes=tiny", "rows=16,32", f"save={save}")

@@ -12,6 +12,8 @@ from nanomath.models import Tokenizer
 from nanomath.rollout import Sampler, engine
 from nanomath.training.logprobs import response_scores
 
+pytestmark = pytest.mark.slow
+
 EOS = range(0, 1000, 25)
 PROMPTS = [[5], [7, 300, 12, 44], [9] * 11]
 QWEN3 = {"model_type": "qwen3", "qk_norm": True}

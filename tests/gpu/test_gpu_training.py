@@ -11,6 +11,8 @@ import train_grpo
 import train_sft
 from nanomath.training.runlog import read_jsonl
 
+pytestmark = pytest.mark.slow
+
 SHAPE = ("model.hidden_size=16", "model.layers=1", "model.heads=1", "model.kv_heads=1", "model.intermediate_size=16")
 DATA = ("train.limit=64", "heldout.limit=1", "train.difficulty=1,1", "heldout.difficulty=1,1", "evaluation.samples=2")
 QUICK = ("run.steps=2", "run.eval_every=0", "sampling.max_new_tokens=4", "optim.lr=0.003", "optim.schedule=constant")

@@ -10,6 +10,8 @@ from torch import nn
 
 from kernels.philox import uniform_pair_reference, uniform_pair_triton
 
+pytestmark = pytest.mark.slow
+
 
 def test_tensors_say_where_they_are(gpu):
     there, here = torch.ones(2, device="cuda"), torch.ones(2)

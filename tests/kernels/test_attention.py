@@ -116,6 +116,7 @@ def assert_right(out: Tensor, p: Problem) -> None:
     seed=st.integers(0, 99),
 )
 @needs_triton
+@pytest.mark.slow
 def test_any_rows(kernel_device, rows, kv_heads, groups, dim, dtype, window, spare, seed):
     p = problem(rows, kv_heads * groups, kv_heads, dim, kernel_device, dtype, window, spare=spare, seed=seed)
     assert_right(paged_attention_triton(*p.arguments()), p)

@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[2]
 LISTS = sorted(path.stem for path in Path(__file__).parent.glob("cases_*.py"))
 ARCHITECTURES = (80, 90, 100)
 
-pytestmark = pytest.mark.skipif(find_spec("triton") is None, reason="triton is not installed")
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(find_spec("triton") is None, reason="triton is not installed")]
 
 
 @pytest.fixture(scope="session")

@@ -72,6 +72,7 @@ def test_without_openmp_there_is_one_thread(fresh, monkeypatch):
 LEVELS = {"AVX2": ["x86-64", "x86-64-v3"], "AVX512": ["x86-64", "x86-64-v3", "x86-64-v4"]}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("level", LEVELS.get(torch.backends.cpu.get_cpu_capability(), []) if packed.X86 else [])
 def test_the_forms_for_other_processors(level, tmp_path):
     """Registers of another width, and fewer, take other tiles: the tests of the CPU forms again, built for these."""

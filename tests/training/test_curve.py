@@ -17,6 +17,8 @@ import train_grpo
 import train_sft
 from nanomath.data.world import maths, world_tokenizer
 
+pytestmark = pytest.mark.slow
+
 CONFIGS = Path(__file__).parents[2] / "configs" / "tiny"
 SMALL_WORLD = ["train.difficulty=[2,3]", "heldout.difficulty=[2,3]", "train.limit=4000", "heldout.limit=128"]
 SMALL_MODEL = ["model.layers=2", "model.hidden_size=64", "model.heads=2", "model.intermediate_size=176"]

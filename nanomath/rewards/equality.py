@@ -12,8 +12,11 @@ it, one of sixteen or more digits (a binary float) what it stands for.
 from __future__ import annotations
 
 import importlib.util
+import math
 import re
+import time
 from collections.abc import Callable
+from contextvars import ContextVar
 from fractions import Fraction
 from functools import lru_cache
 
@@ -40,9 +43,12 @@ HAVE_MATH_VERIFY = importlib.util.find_spec("math_verify") is not None
 MAX_TEXT = 8_000  # characters from the end of a text that may hold its answer
 MAX_ANSWER = 1_000  # characters of one answer; longer ones are compared as strings only
 MAX_ITEMS = 32  # of an unordered list
+SECONDS = 3.0  # for all questions of one comparison, but the one that is being asked then
+
+_deadline: ContextVar[float] = ContextVar("deadline")
 
 _DIGITS = re.compile(r"[-+\d.,/%]+")
-_LOOSE_SPACE = re.compile(r"(?<!\d) | (?!\d)")
+_LOOSE_SPACE = re.compile(r"(?<!\w) | (?!\w)|(?<=\d) (?=[a-zA-Z])|(?<=[a-zA-Z]) (?=\d)")
 
 
 def answers_equal(gold: str, prediction: str) -> bool:
@@ -65,6 +71,7 @@ def _equal_texts(gold: str, prediction: str) -> bool:
     gold, prediction = isolate(gold), isolate(prediction)
     if max(len(gold), len(prediction)) > MAX_ANSWER:
         return gold == prediction
+    _deadline.set(time.monotonic() + SECONDS)
     try:
         return same(clean(gold), clean(prediction))
     except RecursionError:  # brackets nested hundreds deep are no answer
@@ -95,12 +102,23 @@ def _equal(gold: Value, prediction: Value) -> bool:
 def _only_part(value: Value) -> str | None:
     """The value of `x = 5`, the element of a set of one: they may stand beside it."""
     if isinstance(value, Equation):
-        return value.value
-    return value.items[0] if isinstance(value, Items) and len(value.items) == 1 else None
+        return _value(value)
+    one = isinstance(value, Items) and len(value.items) == 1 and value.items[0] != r"\emptyset"
+    return value.items[0] if one else None
+
+
+def _value(equation: Equation) -> str | None:
+    """What an equation gives, if all that it says is equal is: 4 of `2 + 2 = 4`, and nothing of `2 + 2 = 5 = 4`. What
+    it is rounded to only where nothing exact is said.
+    """
+    *others, last = equation.values or [equation.rounded or None]
+    return last if last is not None and all(same(other, last) for other in others) else None
 
 
 def _numbers(gold: Number, prediction: Number) -> bool:
     if not gold.unit.fits(prediction.unit):
+        return False
+    if gold.percent != prediction.percent and any((*gold.unit, *prediction.unit)):
         return False
     if gold.percent == prediction.percent:
         return gold.value == prediction.value or abs(gold.value - prediction.value) <= _tolerance(gold, prediction)
@@ -118,7 +136,9 @@ def _tolerance(gold: Number, prediction: Number) -> Fraction | int:
 
 
 def _texts(gold: Text, prediction: Text) -> bool:
-    return _plain(gold.text).casefold() == _plain(prediction.text).casefold()
+    """Words have no case, letters of a formula do."""
+    left, right = _plain(gold.text), _plain(prediction.text)
+    return left.casefold() == right.casefold() and "\\" not in left + right
 
 
 def _choices(gold: Choice, prediction: Choice) -> bool:
@@ -133,6 +153,8 @@ def _sequences(gold: Sequence, prediction: Sequence) -> bool:
 
 def _items(gold: Items, prediction: Items) -> bool:
     """In any order; but `x = 1, y = 2` is the pair (1, 2) whose order the names give."""
+    if "&" in (gold.kind, prediction.kind) and gold.kind != prediction.kind:
+        return False
     if "U" in (gold.kind, prediction.kind) and gold.kind != prediction.kind:
         listed = prediction.items if gold.kind == "U" else gold.items
         if not all(isinstance(read(item)[0], Sequence) and read(item)[0].name for item in listed):
@@ -140,7 +162,9 @@ def _items(gold: Items, prediction: Items) -> bool:
     if _is_system(gold) != _is_system(prediction):
         return _in_order(gold.items, prediction.items)
     left, right = gold.items, prediction.items
-    if "{" in (gold.kind, prediction.kind):
+    if ">" in (gold.kind, prediction.kind):
+        return _in_order(left, right)
+    if "{" in (gold.kind, prediction.kind) and max(len(left), len(right)) <= MAX_ITEMS:
         left, right = _distinct(left), _distinct(right)
     return _in_any_order(left, right)
 
@@ -148,7 +172,7 @@ def _items(gold: Items, prediction: Items) -> bool:
 def _is_system(value: Items) -> bool:
     """Whether every part has a name of its own: `x = 1, y = 2` but not `x = 1, x = 2`."""
     parts = [read(item)[0] for item in value.items]
-    names = {part.name for part in parts if isinstance(part, Equation) and part.value is not None and part.name}
+    names = {part.name for part in parts if isinstance(part, Equation) and part.values and part.name}
     return len(parts) > 1 and len(names) == len(parts)
 
 
@@ -164,10 +188,15 @@ def _in_order(gold: tuple[str, ...], prediction: tuple[str, ...]) -> bool:
 
 def _distinct(items: tuple[str, ...]) -> tuple[str, ...]:
     kept: list[str] = []
-    for item in items[:MAX_ITEMS]:
-        if not any(same(item, other) for other in kept):
+    for item in items:
+        if not any(_same_item(item, other) for other in kept):
             kept.append(item)
-    return (*kept, *items[MAX_ITEMS:])
+    return tuple(kept)
+
+
+def _same_item(gold: str, prediction: str) -> bool:
+    r"""Within a list or set {1} is not 1."""
+    return gold.startswith(r"\{") == prediction.startswith(r"\{") and same(gold, prediction)
 
 
 def _in_any_order(gold: tuple[str, ...], prediction: tuple[str, ...]) -> bool:
@@ -175,7 +204,7 @@ def _in_any_order(gold: tuple[str, ...], prediction: tuple[str, ...]) -> bool:
         return False
     rest = list(prediction)
     for item in gold:
-        found = next((other for other in rest if same(item, other)), None)
+        found = next((other for other in rest if _same_item(item, other)), None)
         if found is None:
             return False
         rest.remove(found)
@@ -192,8 +221,9 @@ def _inequalities(gold: Inequality, prediction: Inequality) -> bool:
 def _equations(gold: Equation, prediction: Equation) -> bool:
     """Their values where both give one, else two equations that are multiples of one another."""
     names_fit = gold.name == prediction.name or not (gold.name and prediction.name)
-    if names_fit and gold.value is not None and prediction.value is not None:
-        return same(gold.value, prediction.value)
+    if names_fit and all(value.values or value.rounded for value in (gold, prediction)):
+        left, right = _value(gold), _value(prediction)
+        return left is not None and right is not None and same(left, right)
     sides = [equation.text.split("=") for equation in (gold, prediction)]
     if any(len(parts) != 2 for parts in sides):
         return False
@@ -203,7 +233,8 @@ def _equations(gold: Equation, prediction: Equation) -> bool:
 
 def _congruences(gold: Congruence, prediction: Congruence) -> bool:
     """The same residue of the same modulus; what is reduced may be left out."""
-    if gold.left and prediction.left and not same(gold.left, prediction.left):
+    left, right = gold.left, prediction.left
+    if not (same(left, right) if left and right else re.fullmatch("[a-zA-Z]?", left + right)):
         return False
     return same(gold.modulus, prediction.modulus) and same(gold.residue, prediction.residue)
 
@@ -218,6 +249,8 @@ def _expressions(gold: Number | Expression, prediction: Number | Expression) -> 
 
 def _ask(gold: str, prediction: str, relation: str = "", tolerance: float = 0.0) -> bool:
     """Put the question to the worker; its fields are those of `symbolic.answer`."""
+    if time.monotonic() > _deadline.get(math.inf):
+        return False
     question = {"gold": gold, "prediction": prediction, "relation": relation, "tolerance": tolerance}
     return WORKER.ask(question | {"math_verify": HAVE_MATH_VERIFY})
 

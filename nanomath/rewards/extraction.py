@@ -12,7 +12,7 @@ import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from nanomath.rewards.notation import FONTS, unescape
+from nanomath.rewards.notation import CHANGING, FONTS, unescape
 
 # Where the reasoning of the usual families of models ends and what counts begins.
 REASONING_ENDS = (
@@ -32,9 +32,12 @@ HALF_WIDTH = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)} | {0x3000: 
 _BOX_TOKEN = re.compile(r"\\(?:boxed|fbox)(?![a-zA-Z])\s*(?P<open>\{)?|\\.|[{}]", re.DOTALL)
 _BARE_BOX = re.compile(r"(?!\\(?:boxed|fbox))(?=\\?[^\s${}\\]{0,59}[^\W_])\\?[^\s${}\\]{1,60}")  # not the "." after it
 _GSM8K = re.compile(r"^.*####[ \t]*(?!Step\b|Part\b|\d+\.\s)(\S.*)$", re.MULTILINE)
+_NESTED = re.compile(r"\\(?:boxed|fbox)(?![a-zA-Z])\s*|####|</?answer>")  # marks within a box find nothing more
 _ANSWER_TAG = re.compile(r"<answer>((?:(?!<answer>).)*?)(?:</answer>|$)", re.DOTALL)
 _ENGLISH = re.compile(
-    r"\banswers?\b(?:\s+(?:to|for|of)\s[^.:\n]{1,60}?)?[\s*_]*(?:\bis\b|\bare\b|\bequals\b|:|=)[\s*_]*:?[\s*_]*"
+    r"(?<!wrong )(?<!incorrect )\banswers?\b(?:\s+(?:to|for|of)\s[^.:\n]{1,60}?)?[\s*_]*"
+    r"(?:\bis\b|\bare\b|\bequals\b|\b(?:would|must|should) be\b|\bturns out to be\b|:|=|(?<=\*\*)[ \t]*\n)"
+    r"[\s*_]*:?[\s*_]*"
     r"(?:\b(?:about|approximately|around|roughly|exactly|precisely|simply|just|clearly|indeed|only|so|then|thus|hence|"
     r"therefore|equal to|given by)\b[\s,:*_]*)*",
     re.IGNORECASE,
@@ -43,7 +46,7 @@ _JAPANESE = re.compile(r"(?:答え?|解答|正解|答案)[\s*]*(?:は|是|为|�
 _ENGLISH_END = re.compile(r"\n|\.(?=\s|\*|$)|<\||</|\s(?:because|since|where|which|(?<!or )so)\b")
 # What follows a value without a digit or formula: "72, in total", "72 (see above)". A word that takes it back does not.
 _REMARK = re.compile(
-    r"(?<=[\w}$%]),\s+(?!(?:or|and|but|not|no|none|pi|if|unless|sqrt|infinity)\b)(?=[a-z]{2}|i\.e|e\.g)[^\d$\\=]*$"
+    r"(?<=[\w}$%)]),\s+(?!(?:pi|sqrt)\b)(?=[a-z]{2}|i\.e|e\.g)[^\d$\\=]*$"
     r"|(?<=[\d}$%])\s+\((?!mod\b|(?:sin|cos|tan|log|ln|exp|sqrt|pi)\b)(?=[^()]*[a-z]{2})[^()\d$\\=]*\)$"
     r"|(?<=\d)!+$"
 )
@@ -56,7 +59,9 @@ _LINKED = re.compile(
 )
 _WORD = re.compile(r"(?<![\\a-zA-Z])(?!and\b|or\b)[a-zA-Z]{2,}")
 _NOTHING_MORE = re.compile(r"(?: is (?:the|our) (?:final )?answer)?\W*")
-_DENIAL = re.compile(r"\b(?:not|no|never|neither|nor|except|without)\b|n't\b")
+_DENIAL = re.compile(
+    r"\b(?:not|no|never|neither|nor|except|without|half|twice|double|minus|wrong|false|doubt|unless)\b|n't\b"
+)
 _NUMBER = re.compile(r"-?(?:\d+(?:,\d{3})+|\d+)(?:\.\d+)?(?:/\d+)?")
 
 
@@ -89,13 +94,14 @@ def last_run(text: str, boxes: list[Box]) -> str:
     r"""`\boxed{1} and \boxed{2}` is one answer, "1, 2", with the names of `x = \boxed{1}, y = \boxed{2}`; boxes with a
     sentence between them are not.
     """
+    boxes = [box for box in boxes if box.content] or boxes[-1:]
     run = [boxes[-1]]
     for box in reversed(boxes[:-1]):
         if re.search(r"\d|[.。]\s|\n\s*\n", text[box.end : run[0].start]) or run[0].start - box.end > 60:
             break
         run.insert(0, box)
-    if len(run) == 1:
-        return run[0].content
+    if len({box.content for box in run}) == 1 or text[run[-2].end : run[-1].start].strip(" $") == "=":
+        return run[-1].content
     return ", ".join(_box_name(text[max(0, box.start - 20) : box.start]) + box.content for box in run)
 
 
@@ -121,8 +127,9 @@ def isolate(text: str) -> str:
     prose = re.sub(_SEGMENT, " ", text, flags=re.DOTALL)
     if not _WORD.search(prose):
         return text
-    if links := _LINKED.findall(text):
-        return "".join(links[-1])
+    if link := _last_match(_LINKED, text):
+        before = re.split(r"[.!?]\s|\n|\b(?:So|Then|Thus|Hence|Therefore)\b", text[: link.start()])[-1]
+        return text if re.search(r"\d", before) or _DENIAL.search(before) else link[1] or link[2]
     formulas = list(re.finditer(_SEGMENT, text, flags=re.DOTALL))
     alone = len(formulas) == 1 and not re.search(r"\d", prose) and not _DENIAL.search(prose)
     return formulas[0][0] if alone and _NOTHING_MORE.fullmatch(text[formulas[0].end() :]) else text
@@ -148,7 +155,7 @@ def extract_answer(text: str, *, lenient: bool = False, reasoning_ends: Sequence
     if cut:
         return None
     if boxes:
-        return last_run(text, boxes) or None
+        return _NESTED.sub(" ", last_run(text, boxes)).strip() or None
     answer = answer_phrase(text)
     prose = answer is None or re.search(r"[a-zA-Z]{2}", answer) and not re.search(r"\d", answer)
     return lenient and prose and _last_number(text) or answer
@@ -180,7 +187,10 @@ def _until(end: re.Pattern[str], text: str) -> str | None:
     match = end.search(text)
     text = (text[: match.start()] if match else text).rstrip()
     remark = _REMARK.search(text)
-    return _tidy(text[: remark.start()] if remark and re.search(r"\d", text[: remark.start()]) else text)
+    changes = remark and CHANGING & set(re.findall(r"[\w']+", remark[0].casefold()))
+    if remark and not changes and re.search(r"\d|\\[a-z]", text[: remark.start()]):
+        text = text[: remark.start()]
+    return _tidy(text)
 
 
 def _tidy(answer: str) -> str | None:

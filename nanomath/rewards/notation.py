@@ -13,6 +13,25 @@ import unicodedata
 from functools import lru_cache
 
 FONTS = r"text(?:bf|it|rm|tt|sf|sc|normal)?|math(?:rm|bf|it|bb|sf|tt|normal|cal|frak|scr)|[mh]box|operatorname\*?"
+# Words that say something else of a value than what it counts: they make another answer of it.
+CHANGING = frozenset(
+    re.findall(
+        r"[\w']+",
+        """actually alternatively am and are base be but can cannot could cubed differ divided do does doubled
+        doubt either else even except factorial false from greater half halved halves has have if impossible
+        incorrect infinite infinity is isn't least less lose loses minus mod more most negated negative
+        neither never no non none nope nor not odd only or other otherwise plus point quarter quarters
+        recurring repeating squared than third thirds through times to too tripled twice undefined unknown
+        unless until up was wasn't when where while win wins without wrong""",
+    )
+)
+NUMBER_WORDS = frozenset(
+    re.findall(
+        r"\w+",
+        """zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen
+        seventeen eighteen nineteen twenty thirty forty fifty sixty seventy eighty ninety""",
+    )
+)
 UNIT_LETTERS = "mgshLlVWJNAK"  # units of one letter, where \text says that the letter is no variable
 
 _RAISED = re.compile("[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿⁱ]+")
@@ -50,11 +69,12 @@ _NAMES = {
     r"\{": "lbrace",
     r"\}": "rbrace",
     r"\frac": "dfrac tfrac cfrac",
+    r"\binom": "dbinom tbinom",
     r"\emptyset ": "varnothing",
     r"\ldots ": "dots cdots dotsc dotsb dotso",
-    " ": "quad qquad enspace thinspace",
+    " ": "enspace thinspace",
     "": "left right middle big Big bigg Bigg bigl Bigl biggl Biggl bigr Bigr biggr Biggr displaystyle textstyle limits "
-    "nolimits tiny small normalsize large Large LARGE huge Huge bf rm it sf tt boldsymbol bm underline emph",
+    "nolimits tiny small normalsize large Large LARGE huge Huge bf rm it sf tt boldsymbol bm pmb scriptstyle emph",
 }
 _COMMANDS = {name: plain for plain, names in _NAMES.items() for name in names.split()}
 _END = r"(?![a-zA-Z])"  # of a LaTeX command
@@ -63,8 +83,9 @@ _LATEX = [
     for pattern, replacement in [
         (r",\\!\s*", ","),  # 11,\! 111
         (r"\\(?:text)?color\s*\{[\w!.]*\}|\\(?:[hv](?:space|phantom)|phantom|tag|label)\*?\s*\{[^{}]*\}", " "),
-        (r"(?<!\\)\\[!,;:> ]", " "),
+        (r"(?<!\\)\\[!,;:> ]|\\q?quad", " "),
         (r"\\\$", r"\\dollar "),
+        (r"^\s*\\underline\s*(?=\{)", ""),
         (r"(?<!\\)\\[()\[\]]", ""),  # maths delimiters
         (rf"\s*\\(?:{FONTS})\s*\{{([^{{}}]*)\}}", lambda match: _words(match)),
         (rf"\\(?:{FONTS}){_END}", ""),
@@ -76,7 +97,7 @@ _LATEX = [
         (r"\\%", "%"),
         (r"\[?\s*\\begin\{array\}\s*\{[^{}]*\}", r"\\begin{pmatrix}"),
         (r"\\end\{array\}\s*\]?", r"\\end{pmatrix}"),
-        (r"\\(begin|end)\{(?:[bpB]|small)matrix\}", r"\\\1{pmatrix}"),
+        (r"\\(begin|end)\{(?:[bpB]|small)?matrix\}", r"\\\1{pmatrix}"),
         (r"\\dot\s*\{?(\d)\}?(?:(\d*)\\dot\s*\{?(\d)\}?)?", r"\\overline{\1\2\3}"),  # a repeating decimal
         (r"\\(angle|triangle)\s*\{\s*(\w+)\s*\}", r"\\\1 \2"),
     ]
@@ -98,7 +119,7 @@ _RULES = [
 ]
 # Commands escaped twice, by JSON or a careless prompt. Never a row break, since none of the names begins a cell.
 _TWICE_ESCAPED = re.compile(
-    r"\\\\(?=(?:[dtc]?frac|left|right|sqrt|text|boxed|cdot|times|pi|leq?|geq?|infty)(?![a-zA-Z]))"
+    r"\\\\(?=(?:[dtc]?frac|left|right|sqrt|text|boxed|cdot|times|pi|leq?|geq?|infty|circ|pm|cup|cap|mbox|mathrm)(?![a-zA-Z]))"
 )
 
 
@@ -110,12 +131,17 @@ def unescape(text: str) -> str:
 def clean(text: str) -> str:
     """One answer in plain notation; what is plain already comes back as it is."""
     text = _METRES.sub(lambda unit: rf" \unit{{{unit[1]}}}^{unicodedata.normalize('NFKC', unit[2])}", unescape(text))
+    if re.search(r"\\(?:nabla|vec)", text):
+        text = text.replace(r"\times", r"\cross ")  # not the same as \cdot
+    text = re.sub(r"^\s*\*\*(.*)\*\*\s*$", r"\1", text, flags=re.DOTALL)  # markdown
+    if text.count("$") == 1:  # no maths delimiter
+        text = re.sub(r"(?<!\\)\$(?=\s*[\d.])", r"\\dollar ", text)
     if not text.isascii():
         text = _ascii(text)
     for pattern, replacement in (_LATEX + _RULES) if "\\" in text else _RULES:
         text = pattern.sub(replacement, text)
     while True:
-        bare = text.strip(" *").rstrip(" .,;:")
+        bare = text.strip().rstrip(" .,;:")
         if len(bare) > 1 and bare[0] in _QUOTES and bare[-1] in _QUOTES:
             bare = bare[1:-1]
         if enclosed(bare, "{", "}") or (enclosed(bare, "(", ")") and len(split(bare[1:-1], ",;")) == 1):
@@ -156,6 +182,8 @@ def _plain(char: str) -> str:
     kind, name = unicodedata.category(char), unicodedata.name(char, "").split()
     if kind == "Nd":
         return str(unicodedata.decimal(char))
+    if kind == "No":  # ① is no digit
+        return char
     if kind in ("Pd", "Zs", "Cf"):  # Cf: they cannot be seen
         return {"Pd": "-", "Zs": " ", "Cf": ""}[kind]
     if name[:1] == ["GREEK"] and name[2:3] == ["LETTER"] and len(name) == 4:

@@ -15,7 +15,7 @@ from fractions import Fraction
 from functools import lru_cache
 from typing import NamedTuple
 
-from nanomath.rewards.notation import enclosed, split
+from nanomath.rewards.notation import CHANGING, NUMBER_WORDS, enclosed, split
 
 MAX_NUMBER = 1_000  # characters
 
@@ -54,16 +54,9 @@ _MULTIPLIERS = {
     "trillion": 10**12,
     "dozen": 12,
 }
-# Words that say more about a value than what it counts.
-_NO_UNITS = set(
-    re.findall(
-        r"[\w']+",
-        """a am an and are be but can cannot cos could cot csc do does either else even except exp from greater has have
-        if infinity infinite is isn't least less ln log lose loses minus mod more most neither no non none nor not odd
-        only or other otherwise pi plus pm sec sin sqrt tan than times to undefined unless until up was wasn't when
-        where while win wins without wrong""",
-    )
-)
+# After a value these are no unit: what changes it, other numbers, and functions.
+_FUNCTIONS = set(re.findall(r"\w+", "cos cot csc exp ln log pi pm sec sin sqrt tan"))
+_NO_UNITS = CHANGING | _FUNCTIONS | {"a", "above", "an", "below"}
 _POWER = r"(?:\s?\^\s?(?:\{-?[123]\}|[123])|[23](?!\d))"
 _NAME = (
     r"\\unit\{[a-zA-Z]+\}|\\degree(?:\s?[CF](?![a-zA-Z]))?|\\(?:dollar|cent|euro|pound|yen)"
@@ -73,7 +66,7 @@ _PHRASE = rf"(?:{_NAME}){_POWER}?(?:(?:\s?/\s?|\s?\*\s?|\s)(?:{_NAME}){_POWER}?)
 _WITH_UNIT = re.compile(rf"(?P<value>.*?[\d)}}%|a-z\].])(?:\s|(?<=[\d)}}.])|(?=\\))(?P<unit>{_PHRASE})\s?", re.DOTALL)
 _UNIT_TOKEN = re.compile(rf"(?P<slash>/)?\s?(?P<name>\\?[a-zA-Z][a-zA-Z'-]*\.?)(?P<power>{_POWER})?")
 _WITH_CJK_UNIT = re.compile(r"(?P<value>.*\d) ?(?P<unit>[\u3040-\u30ff\u4e00-\u9fff]+)")
-_NO_CJK_UNIT = re.compile("[以未超不非约約万億兆千百十割倍でなは]")
+_NO_CJK_UNIT = re.compile("[以未超不非约約万億兆千百十割倍でなは分点點亿萬半成折余多左右か的の减減加乘錯错违違よ]")
 _LETTER = re.compile(r"[a-zA-Z\\\u3040-\u30ff\u4e00-\u9fff]")
 _CURRENCY = re.compile(r"(?P<sign>-?)\s?\\(?P<unit>dollar|euro|pound|yen)\s?(?P<value>.*)", re.DOTALL)
 
@@ -100,7 +93,7 @@ def split_unit(text: str) -> tuple[str, Unit]:
         unit = _read_unit(match["unit"])
         return (match["value"].strip(), unit) if unit else (text, Unit())
     match = _WITH_CJK_UNIT.fullmatch(text)
-    if match and not _NO_CJK_UNIT.search(match["unit"]):
+    if match and (match["unit"] == "分" or not _NO_CJK_UNIT.search(match["unit"])):
         name = match["unit"]
         return match["value"], Unit(frozenset([("yen", 1)])) if name == "円" else Unit(words=frozenset([name]))
     return text, Unit()
@@ -121,11 +114,19 @@ def _read_unit(phrase: str) -> Unit | None:
         )
         if known:
             powers[known] += sign * int(re.sub(r"[^-\d]", "", token["power"] or "1"))
-        elif lower in _NO_UNITS or len(lower) < 3 and lower not in ("of", "in", "by", "at", "on"):
+        elif _is_no_unit(lower, len(words)):
             return None
         else:
             words.add(lower.removesuffix("s"))
     return Unit(frozenset(powers.items()), frozenset(words))
+
+
+def _is_no_unit(word: str, before: int) -> bool:
+    """Whether a word says something else; of numbers only near the value: `12 ways to meet the three conditions`."""
+    parts = set(re.split("[-']", word)) | {word}
+    if parts & _NO_UNITS or (before < 3 and parts & NUMBER_WORDS) or word in _GREEK.split("|"):
+        return True
+    return len(word) < 3 and word not in ("of", "in", "by", "at", "on")
 
 
 # Numbers.
@@ -163,7 +164,7 @@ class Number(NamedTuple):
         """What a decimal may be off by. Of four significant digits it may be a rounding: half a unit in the last place.
         Of sixteen it is a binary float as JSON writes one: 2^-50 of it.
         """
-        if self.significant < 1000:
+        if self.significant < 1000 or self.places <= 0:
             return Fraction(0)
         half = Fraction(1, 2) / Fraction(10) ** self.places
         return max(half, abs(self.value) / 2**50) if self.is_float else half
@@ -246,7 +247,9 @@ class Sequence(NamedTuple):
 
 
 class Items(NamedTuple):
-    r"""Parts without an order: kind "" of a list, "{" of a set (which holds nothing twice), "U" of a union."""
+    r"""Parts without an order: kind "" of a list, "{" of a set (which holds nothing twice), "U" of a union, "&" of
+    inequalities that hold together. A list of kind ">" has an order: `1, 3, \ldots`, and 1,000 taken for two numbers.
+    """
 
     items: tuple[str, ...]
     kind: str = ""
@@ -261,13 +264,14 @@ class Inequality(NamedTuple):
 
 
 class Equation(NamedTuple):
-    """An equality whole, and what it gives: the name x and the value 5 of `x = 5`, no name of `2 + 2 = 4`, no value of
-    `x + y = 3`.
+    """An equality whole, and what it gives: the name x and the values 2 + 3 and 5 of `x = 2 + 3 = 5`, no name of
+    `2 + 2 = 4`, no values of `x + y = 3`; and what the last value is said to round to.
     """
 
     text: str
     name: str
-    value: str | None
+    values: tuple[str, ...]
+    rounded: str = ""
 
 
 class Congruence(NamedTuple):
@@ -301,13 +305,22 @@ _INEQUALITY = re.compile(r"<=|>=|!=|<|>")
 _FLIPPED = {">": "<", ">=": "<=", "<": "<", "<=": "<=", "!=": "!="}
 _VARIABLE = re.compile(r"(?:[a-zA-Z]|\\[a-z]+)(?:_\w|_\{\w+\})?")
 _FREE_LETTER = re.compile(r"(?<![a-zA-Z\\])(?!sin|cos|tan|log|ln|exp|sqrt|pi)[a-df-hj-zA-Z]")  # not e, i, a command
-_SUBSCRIPT = re.compile(r"_(?:\{[^{}]*\}|\w)")
+_GREEK = (
+    "alpha|beta|gamma|delta|epsilon|varepsilon|zeta|eta|theta|iota|kappa|lambda|mu|nu|xi|rho|sigma|tau|phi|varphi|chi|psi"
+    "|omega|Delta|Sigma|Phi|Psi|Omega|ell"
+)
+_LETTER_NAME = rf"(?:[a-zA-Z]|\\(?:{_GREEK}))'*(?:_(?:\{{[^{{}}]*\}}|\w))?'*"
+_POINTS = r"(?:\\(?:angle|triangle|overline|m\\angle))?\{?[A-Z]{1,4}\}?(?:_(?:\{\w*\}|\w))?"
 _MODULO = r"(?:\\pmod\s?\{?|\(\s?\\?mod\s|\s\\?(?:mod|bmod)\s)"
 _CONGRUENCE = re.compile(
     rf"(?:(?P<left>[^=<>,;]*?)\s?\\equiv\s?|(?P<name>[a-zA-Z])\s?=\s?)?(?P<residue>(?:(?!mod|\\equiv).)+?)\s?"
     rf"(?P<mod>{_MODULO})(?P<modulus>[^{{}}()=,;]+?)[)}}]?"
 )
 _CHOICE = re.compile(r"\(?(?P<letter>[A-J])(?:\)|[.:]|(?:\)|[.:] | - (?=[a-z]{2})|: ?)(?P<label>.*))?", re.DOTALL)
+_NO_LABEL = re.compile(
+    r"(?<![a-zA-Z])[A-J](?![a-zA-Z])|^\W*(?:and|or|is|are|isn't)\b|^\s*[,=]|\b(?:not|no|wrong|incorrect|false)\b"
+)
+_SHORT_WORDS = frozenset({"no", "on", "up", "so", "ok", "go", "us", "he", "it", "me", "we"})
 _FUNCTION = re.compile(r"sin|cos|tan|cot|sec|csc")
 _WORDS = re.compile(r"[a-zA-Z' -]*[a-zA-Z]{3}[a-zA-Z' -]*|[a-zA-Z]{2,}(?:[' -][a-zA-Z]{2,})+")
 _NO_SYMBOLS = re.compile(
@@ -327,14 +340,16 @@ def _readings(text: str) -> Iterator[Value]:
         yield number
     if number and "," not in text:  # 1,000 may be a list as well
         return
-    if match := _CHOICE.fullmatch(text):
+    if (match := _CHOICE.fullmatch(text)) and not _NO_LABEL.search(match["label"] or ""):
         yield Choice(match["letter"], (match["label"] or "").strip())
+    if number and (any(number.unit) or re.search(r",0", text)):
+        return
     if structure := _congruence(text) or _items(text) or _sequence(text):
-        yield structure
+        yield structure._replace(kind=">") if number else structure
     elif len(split(text, _INEQUALITY)) > 1:
         yield from filter(None, (_solution_interval(text), _inequality(text)))
     elif max(len(split(text, sign)) for sign in (_EQUALS, _APPROX)) > 1:
-        yield Equation(text, *_named_value(text))
+        yield from filter(None, [_equation(text)])
     elif not number:
         yield _expression(text)
     if not number and (european := read_number(text, european=True)):
@@ -368,11 +383,15 @@ def _items(text: str) -> Items | None:
     else:
         parts = [item for part in split(text, _SEPARATOR) for item in _plus_minus(part)]
     parts = [part for part in parts if part]
-    return Items(tuple(parts), kind) if kind or len(parts) > 1 else None
+    if not kind and any(part == r"\ldots" for part in parts):
+        kind = ">"
+    elif not kind and _INEQUALITY.search(text) and re.search(r"\band\b", text):
+        kind = "&"
+    return Items(tuple(parts), kind) if kind in ("{", "U") or len(parts) > 1 else None
 
 
 def _plus_minus(text: str) -> list[str]:
-    if not re.search(r"\\(?:pm|mp)(?![a-zA-Z])", text) or enclosed(text):
+    if not re.search(r"\\(?:pm|mp)(?![a-zA-Z])", text) or enclosed(text) or text.count(r"\pm") > 1:
         return [text]
     return [re.sub(r"\\pm(?![a-zA-Z])", plus, re.sub(r"\\mp(?![a-zA-Z])", minus, text)) for plus, minus in ("+-", "-+")]
 
@@ -408,35 +427,42 @@ def _inequality(text: str) -> Inequality | None:
     return Inequality(left, _FLIPPED[operators[0]], right)
 
 
-def _named_value(text: str) -> tuple[str, str | None]:
-    """(name, value) of `x = 5`, `f(x) = 1`, `5 = x`, `2 + 2 = 4`; name "" where there is none; None of an equation."""
+def _equation(text: str) -> Equation | None:
+    """What an equality gives; None where a side is missing."""
     exact, *rounded = split(text, _APPROX)
     parts = split(exact, _EQUALS)
-    if len(parts) == 1:
-        return (_name(exact), rounded[0]) if rounded and _name(exact) else ("", exact)
-    if len(parts) > 2:
-        return _name(parts[0]), parts[-1]
-    for name, value in (parts, reversed(parts)):
-        if _name(name):
-            return _name(name), value
-    bare = [re.sub(r"\\(?:begin|end)\{\w+\}", "", part) for part in parts]
-    if any(map(_FREE_LETTER.search, bare)):
-        return "", None
-    return "", parts[0] if read_number(parts[0]) and not read_number(parts[1]) else parts[1]
+    if len(rounded) > 1 or not all((*parts, *rounded)):
+        return None
+    name = _name(parts[0], parts[-1])
+    if not name and len(parts) == 2 and "\\in" not in exact and (name := _name(parts[1], parts[0])):
+        parts.reverse()
+    values = parts[1:] if name and len(parts) > 1 else [] if name else parts
+    bare = [re.sub(r"\\(?:begin|end)\{\w+\}", "", value) for value in values]
+    if (not name and any(map(_FREE_LETTER.search, bare))) or ("\\in" in exact and not name):
+        return Equation(text, "", (), "")
+    if not name and len(values) == 2 and read_number(values[0]) and not read_number(values[1]):
+        values.reverse()  # 72 = 8 * 9 gives the number
+    return Equation(text, name, tuple(values), *rounded)
 
 
-def _name(text: str) -> str:
-    """The name a value is given to, in short: x of `x_1`, W of `W(n)`, (x,y); "" of anything that computes."""
-    bare = _SUBSCRIPT.sub("", text).replace(" ", "")
-    if not re.search(r"[a-zA-Z]", bare) or re.search(r"[\d+*^<>=-]", bare):
-        return ""
-    return re.sub(r"(?<=[a-zA-Z])\(.*\)$", "", bare)
+def _name(text: str, value: str) -> str:
+    """The name a value is given to: x_1, W of `W(n)`, P(A), (x,y), AB, AB : CD, area; "" of anything that computes."""
+    bare = text.replace(" ", "")
+    if match := re.fullmatch(rf"(?P<function>{_LETTER_NAME})\((?P<of>.*)\)", bare):
+        return match["function"] if re.fullmatch("[a-z]", match["of"]) else bare
+    if re.fullmatch(rf"{_LETTER_NAME}|\({_LETTER_NAME}(?:,{_LETTER_NAME})*\)|{_POINTS}(?::{_POINTS})?", bare):
+        return bare
+    if re.fullmatch(r"\\frac\{[A-Z]{2,}\}\{[A-Z]{2,}\}", bare):
+        return bare
+    words = re.findall(r"[a-z']+", text.casefold())
+    of_words = re.fullmatch(r"[a-zA-Z]{3,}(?: [a-zA-Z]+)*", text) and re.search(r"[\d\\]", value)
+    return text if of_words and not (CHANGING | NUMBER_WORDS) & set(words) else ""
 
 
 def _expression(text: str) -> Expression | Text:
     value, unit = split_unit(text)
     if dict(unit.powers).get("deg") and _FUNCTION.search(value):  # \sin 30\degree is no angle
         value, unit = text, Unit()
-    if unit.words or _NO_SYMBOLS.search(value) or _WORDS.fullmatch(value):
+    if unit.words or _NO_SYMBOLS.search(value) or _WORDS.fullmatch(value) or value.casefold() in _SHORT_WORDS:
         return Text(text)
     return Expression(value, unit)

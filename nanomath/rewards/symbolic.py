@@ -30,7 +30,9 @@ MAX_BITS = 20_000  # of an integer power: 9^9^9^9 is refused before it is comput
 MAX_FACTORIAL = 1_000
 MAX_LATEX = 300  # characters that math-verify is given; its reader takes seconds for more
 DIGITS = 30
-POINTS = 4
+SCALES = (1, 10, 1, 100, 10, 1000, 100, 1)
+BENDS = (sympy.Abs, sympy.floor, sympy.ceiling, sympy.Mod)
+TINY = sympy.Float("1e-350")
 
 FUNCTIONS = {
     "sin": sympy.sin,
@@ -146,6 +148,8 @@ class Parser:
     def power(self):
         base = self.atom()
         while postfix := self.accept("!", "degree"):
+            if postfix == "!" and self.peek() == "!":
+                raise ValueError("a double factorial")
             base = factorial(base) if postfix == "!" else base * sympy.pi / 180
         return raise_to(base, self.signed()) if self.accept("^") else base
 
@@ -177,6 +181,8 @@ class Parser:
             return self.logarithm(name)
         if not name.isalpha():
             raise ValueError(f"unexpected {name!r}")
+        if name == "f" and self.peek() == "(":
+            return sympy.Function("f")(self.atom())
         if self.accept("_"):
             start = self.position
             self.atom()
@@ -202,8 +208,10 @@ class Parser:
         while not self.peek().startswith("end{"):
             if self.accept(r"\\"):
                 rows.append([])
-            elif not self.accept("&"):
+            else:
                 rows[-1].append(self.sum())
+                if not self.accept("&") and self.peek() != r"\\" and not self.peek().startswith("end{"):
+                    raise ValueError("an entry without &")
         self.take()
         matrix = sympy.Matrix([row for row in rows if row])
         return matrix.det() if kind == "begin{vmatrix}" else matrix
@@ -255,20 +263,27 @@ def binomial(n, k):
     return sympy.binomial(n, k)
 
 
-def sample(*expressions: sympy.Basic) -> Iterator[list[sympy.Expr]]:
-    """The expressions at POINTS random points (one is enough for constants), to DIGITS digits."""
+def sample(*expressions: sympy.Basic, digits: int = 100) -> Iterator[list[sympy.Expr]]:
+    """The expressions at random points of several scales (one is enough for constants), to DIGITS digits; where terms
+    cancel, the computation has up to `digits`.
+    """
     symbols = sorted(set().union(*(expression.free_symbols for expression in expressions)), key=str)
     rng = random.Random(0)
-    for _ in range(POINTS if symbols else 1):
-        point = {symbol: sympy.Rational(rng.randrange(-30_000, 30_000), 10_007) for symbol in symbols}
-        yield [expression.evalf(DIGITS, subs=point) for expression in expressions]
+    bends = any(expression.has(*BENDS) or fractional_power(expression) for expression in expressions)
+    for scale in (SCALES if bends else SCALES[::2]) if symbols else (1,):
+        point = {symbol: sympy.Rational(scale * rng.randrange(-30_000, 30_000), 10_007) for symbol in symbols}
+        yield [expression.evalf(DIGITS, subs=point, maxn=digits) for expression in expressions]
 
 
-def close(left: sympy.Expr, right: sympy.Expr, tolerance: float = 0.0) -> bool:
+def fractional_power(expression: sympy.Basic) -> bool:
+    return any(not power.exp.is_integer for power in expression.atoms(sympy.Pow))
+
+
+def close(left: sympy.Expr, right: sympy.Expr, tolerance: float = 0.0, zero: float = 0.0) -> bool:
+    """Within the tolerance or the last digits; what is below `zero` in size is 0."""
     if not (left.is_finite and right.is_finite):
-        return bool(left == right and left is not sympy.nan)
-    # Where terms cancel, evalf works with up to 100 digits before it gives up, so a zero comes out far below 1e-60.
-    bound = max(tolerance, 10.0 ** (5 - DIGITS) * max(abs(left), abs(right)), 1e-60)
+        return bool(left == right and not left.has(sympy.nan, sympy.zoo))
+    bound = max(tolerance, 10.0 ** (5 - DIGITS) * max(abs(left), abs(right)), zero)
     return bool(abs(left - right) <= bound)
 
 
@@ -276,7 +291,19 @@ def equal(gold: sympy.Basic, prediction: sympy.Basic, tolerance: float) -> bool:
     if isinstance(gold, sympy.MatrixBase) or isinstance(prediction, sympy.MatrixBase):
         same_shape = getattr(gold, "shape", None) == getattr(prediction, "shape", None)
         return same_shape and all(equal(a, b, tolerance) for a, b in zip(gold, prediction, strict=True))
-    return gold == prediction or all(close(a, b, tolerance) for a, b in sample(prediction, gold))
+    if any(value.has(sympy.nan, sympy.zoo) for value in (gold, prediction)):
+        return False
+    if gold == prediction:
+        return True
+    if any(value.free_symbols and value.has(sympy.oo) for value in (gold, prediction)):
+        return False
+    if gold.is_Rational and prediction.is_Rational:
+        return bool(abs(gold - prediction) <= sympy.Rational(tolerance))
+    if all(close(a, b, tolerance) for a, b in sample(prediction, gold)):
+        return True
+    # Terms that cancel leave a number that shrinks as more digits are computed; a small number stays what it is.
+    near = all(close(a, b, tolerance, 1e-60) for a, b in sample(prediction, gold))
+    return near and all(close(a, b, tolerance, TINY) for a, b in sample(prediction, gold, digits=1000))
 
 
 def multiple(gold: sympy.Basic, prediction: sympy.Basic, positive: bool) -> bool:
@@ -302,8 +329,10 @@ def read_whole(text: str) -> sympy.Basic:
     names = {str(symbol) for symbol in whole.free_symbols}
     if any(re.fullmatch("[a-zA-Z]{2,}", name) and name not in GREEK for name in names):
         raise ValueError(f"a command is taken for a name in {text!r}")
-    if any(derivative.doit() == 0 for derivative in whole.atoms(sympy.Derivative)):
-        raise ValueError(f"a derivative of what depends on nothing in {text!r}")
+    if any(limit.args[1] not in limit.args[0].free_symbols for limit in whole.atoms(sympy.Limit)) or any(
+        derivative.doit() == 0 for derivative in whole.atoms(sympy.Derivative)
+    ):
+        raise ValueError(f"a derivative or a limit of what depends on nothing in {text!r}")
     printed = re.sub(r"[a-zA-Z]{2,}(?=\()|dir='.'|oo", "", str(whole))
     for token in MEANINGFUL.finditer(text):
         shown = token[0].isalnum() and printed.count(token[0]) >= text.count(token[0])

@@ -21,7 +21,7 @@ from fractions import Fraction
 from functools import lru_cache
 
 from nanomath.rewards.extraction import isolate
-from nanomath.rewards.notation import clean
+from nanomath.rewards.notation import UNIT_LETTERS, clean
 from nanomath.rewards.reading import (
     Based,
     Choice,
@@ -241,6 +241,11 @@ def _congruences(gold: Congruence, prediction: Congruence) -> bool:
 
 def _expressions(gold: Number | Expression, prediction: Number | Expression) -> bool:
     numbers = [value for value in (gold, prediction) if isinstance(value, Number)]
+    if len(numbers) == 1 and any(numbers[0].unit):  # beside 5 metres `5 m` is no product
+        other = prediction if numbers[0] is gold else gold
+        bare = re.fullmatch(rf"(.*\d) ?([{UNIT_LETTERS}])", other.latex)
+        if bare and (named := read_number(rf"{bare[1]} \unit{{{bare[2]}}}")):
+            return _numbers(numbers[0], named)
     if not gold.unit.fits(prediction.unit) or any(number.percent for number in numbers):
         return False
     tolerance = float(max((number.tolerance for number in numbers), default=0))

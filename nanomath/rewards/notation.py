@@ -45,11 +45,14 @@ def _pairs(text: str) -> dict[str, str]:
     return dict(zip(words[::2], words[1::2], strict=True))
 
 
-_SYMBOLS = _pairs("× * · * ⋅ * ∗ * ∙ * ÷ / ⁄ / ∕ / − - ≤ <= ⩽ <= ≦ <= ≥ >= ⩾ >= ≧ >= ≠ != 、 , 。 . ⟨ ( ⟩ ) ′ '") | {
+_SYMBOLS = _pairs(
+    "× * · * ⋅ * ∗ * ∙ * ÷ / ⁄ / ∕ / − - ≤ <= ⩽ <= ≦ <= ≥ >= ⩾ >= ≧ >= ≠ != 、 , 。 . ⟨ ( ⟩ ) ′ ' ’ ' ∶ : ✕ * ✖ *"
+) | {
     char: f"\\{name} "
     for char, name in _pairs(
         "√ sqrt ∛ sqrt[3] ∞ infty ± pm ∓ mp ≈ approx ∪ cup ∩ cap ∈ in ∉ notin ⊂ subset ⊆ subseteq ∅ emptyset "
-        "∖ setminus ⌊ lfloor ⌋ rfloor ⌈ lceil ⌉ rceil ∠ angle △ triangle ≡ equiv ∣ mid ∤ nmid ∥ parallel ⊥ perp ≅ cong "
+        "∖ setminus ⌊ lfloor ⌋ rfloor ⌈ lceil ⌉ rceil "
+        "∠ angle △ triangle ∆ triangle ≡ equiv ∣ mid ∤ nmid ∥ parallel ⊥ perp ≅ cong "
         "∼ sim ∑ sum ∏ prod ∫ int ∂ partial → to ∀ forall ∃ exists ° degree º degree ˚ degree € euro £ pound ¥ yen "
         "¢ cent λ lambda Λ Lambda"
     ).items()
@@ -82,7 +85,16 @@ _LATEX = [
     (re.compile(pattern), replacement)
     for pattern, replacement in [
         (r",\\!\s*", ","),  # 11,\! 111
-        (r"\\(?:text)?color\s*\{[\w!.]*\}|\\(?:[hv](?:space|phantom)|phantom|tag|label)\*?\s*\{[^{}]*\}", " "),
+        (r"\\(?:begin|end)\{(?:aligned|align\*?|equation\*?|gather\*?|split)\}|\\(?:left|right)\s*\.", " "),
+        (r"(?<=\\\\)\[[\d.]+\w+\]", ""),  # room between rows
+        (r"&\s*=", "="),
+        (r"\^\s*(?:\{\s*\\prime\s*\}|\\prime(?![a-zA-Z]))", "'"),
+        (r"\\not\s*\\(in|mid)(?![a-zA-Z])", lambda match: {"in": r"\notin ", "mid": r"\nmid "}[match[1]]),
+        (r"\{([^{}]*)\\over(?![a-zA-Z])([^{}]*)\}", r"\\frac{\1}{\2}"),
+        (
+            r"\\(?:text)?color(?:box)?\s*(?:\[\w*\])?\s*\{[\w!.,#]*\}|\\(?:[hv](?:space|phantom)|phantom|tag|label)\*?\s*\{[^{}]*\}",
+            " ",
+        ),
         (r"(?<!\\)\\[!,;:> ]|\\q?quad", " "),
         (r"\\\$", r"\\dollar "),
         (r"^\s*\\underline\s*(?=\{)", ""),
@@ -91,7 +103,7 @@ _LATEX = [
         (rf"\\(?:{FONTS}){_END}", ""),
         (r"\\([a-zA-Z]+)", lambda match: _COMMANDS.get(match[1], match[0])),
         (r"\\not\s*=", "!="),
-        (r"\\frac\s*(?:\{([^{}]*)\}|(\d))\s*(?:\{([^{}]*)\}|(\d))", r"\\frac{\1\2}{\3\4}"),
+        (r"\\(frac|binom)\s*(?:\{([^{}]*)\}|(\d))\s*(?:\{([^{}]*)\}|(\d))", r"\\\1{\2\3}{\4\5}"),
         (r"\\\{\s*\\\}", r"\\emptyset "),
         (rf"\^\s*(?:\{{\s*\\(?:circ|degree)\s*\}}|\\circ{_END})", r"\\degree "),
         (r"\\%", "%"),
@@ -111,6 +123,8 @@ _RULES = [
         (r"\b(?:percent|pct)\b", "%"),
         (r"\.{3,}", r"\\ldots "),
         (r"\*\*", "^"),
+        (r"(?<![a-zA-Z\\])(?:oo|inf|infinity)(?![a-zA-Z])", r"\\infty "),
+        (r"(?<=[\])}])\s*U\s*(?=[(\[\\{])", r"\\cup "),
         (r"\b([ap])\.\s?m\.", r"\1m"),
         (r"([_^])\{\s*(\w)\s*\}", r"\1\2"),
         (r"(?<=\{)\s+|\s+(?=\})", ""),

@@ -316,11 +316,15 @@ _CONGRUENCE = re.compile(
     rf"(?:(?P<left>[^=<>,;]*?)\s?\\equiv\s?|(?P<name>[a-zA-Z])\s?=\s?)?(?P<residue>(?:(?!mod|\\equiv).)+?)\s?"
     rf"(?P<mod>{_MODULO})(?P<modulus>[^{{}}()=,;]+?)[)}}]?"
 )
-_CHOICE = re.compile(r"\(?(?P<letter>[A-J])(?:\)|[.:]|(?:\)|[.:] | - (?=[a-z]{2})|: ?)(?P<label>.*))?", re.DOTALL)
+_CHOICE = re.compile(
+    r"(?:(?:[Oo]ption|[Cc]hoice) )?\(?(?P<letter>[A-J])(?:\)|[.:]|(?:\)|[.:] | - (?=[a-z]{2})|: ?)(?P<label>.*))?",
+    re.DOTALL,
+)
 _NO_LABEL = re.compile(
     r"(?<![a-zA-Z])[A-J](?![a-zA-Z])|^\W*(?:and|or|is|are|isn't)\b|^\s*[,=]|\b(?:not|no|wrong|incorrect|false)\b"
 )
 _SHORT_WORDS = frozenset({"no", "on", "up", "so", "ok", "go", "us", "he", "it", "me", "we"})
+_CALL = re.compile(r"(?:arc)?(?:sin|cos|tan|cot|sec|csc|ln|log|exp)h? [a-zA-Z]$")
 _FUNCTION = re.compile(r"sin|cos|tan|cot|sec|csc")
 _WORDS = re.compile(r"[a-zA-Z' -]*[a-zA-Z]{3}[a-zA-Z' -]*|[a-zA-Z]{2,}(?:[' -][a-zA-Z]{2,})+")
 _NO_SYMBOLS = re.compile(
@@ -463,6 +467,11 @@ def _expression(text: str) -> Expression | Text:
     value, unit = split_unit(text)
     if dict(unit.powers).get("deg") and _FUNCTION.search(value):  # \sin 30\degree is no angle
         value, unit = text, Unit()
-    if unit.words or _NO_SYMBOLS.search(value) or _WORDS.fullmatch(value) or value.casefold() in _SHORT_WORDS:
+    if (
+        unit.words
+        or _NO_SYMBOLS.search(value)
+        or (_WORDS.fullmatch(value) and not _CALL.match(value))
+        or value.casefold() in _SHORT_WORDS
+    ):
         return Text(text)
     return Expression(value, unit)

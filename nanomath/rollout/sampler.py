@@ -101,8 +101,8 @@ class Sampler:
         if exact and not self.decoder.on_gpu:
             matrices = [p for p in model.model.layers[0].parameters() if p.dim() == 2]
             check_rows(matrices, self.decoder.dtype)
-        alike = all(in_panels(p, self.decoder.dtype) for p in model.parameters() if p.dim() == 2)
-        self.threads = Threads(choose=exact or alike)
+        matrices = [] if exact or self.decoder.on_gpu else [p for p in model.parameters() if p.dim() == 2]
+        self.threads = Threads(choose=all(in_panels(matrix, self.decoder.dtype) for matrix in matrices))
         self.check_every: int | None = None  # None: what suits the engine
         self._engine: Engine | None = None
 

@@ -44,6 +44,7 @@ def test_the_gate_is_the_papers(example):
         assert abs(slope[0, 3]) < abs(slope[0, 2]) < abs(slope[0, 1])
 
 
+@pytest.mark.slow
 def test_the_example_trains(tmp_path):
     (tmp_path / "my_sapo.py").write_text(EXAMPLE, encoding="utf-8")
     start = [sys.executable, str(ROOT / "train_sft.py"), *SHAPE, *QUICK, "run.name=base", "sft.batch_size=4"]

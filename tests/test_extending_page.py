@@ -33,6 +33,7 @@ def test_every_example_is_found():
     assert [name for name, _, _ in EXAMPLES] == ["my_loss.py", "my_baseline.py", "my_reward.py", "my_scorer.py"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "code", "command"), EXAMPLES, ids=[name for name, _, _ in EXAMPLES])
 def test_an_example_trains(name, code, command, base, tmp_path):
     (tmp_path / name).write_text(code, encoding="utf-8")

@@ -367,6 +367,7 @@ GRPO_KEYS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("script", "kinds"), [(train_sft, SFT_KEYS), (train_grpo, GRPO_KEYS)], ids=["sft", "grpo"])
 def test_no_key_is_ignored(train, sft_run, script, kinds):
     """Each set of words leads to weights of its own."""

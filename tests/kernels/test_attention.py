@@ -199,6 +199,7 @@ def test_more_pages_than_one_step_of_the_merge(kernel_device):
     assert_right(paged_attention_triton(*p.arguments()), p)
 
 
+@pytest.mark.slow
 @needs_triton
 @pytest.mark.parametrize(
     ("dtype", "window"), [(torch.float32, 270), (torch.bfloat16, None)], ids=["float32", "bfloat16"]
@@ -222,6 +223,7 @@ def test_a_row_has_the_same_bits_in_every_launch(kernel_device, dtype, window, m
     assert torch.equal(paged_attention_triton(*p.arguments()), together)
 
 
+@pytest.mark.slow
 @needs_triton
 @pytest.mark.parametrize("window", [None, 1, 300])
 @pytest.mark.parametrize(("heads", "kv_heads"), [(4, 2), (7, 1)])

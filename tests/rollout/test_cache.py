@@ -35,7 +35,10 @@ def keeping(model, tokenizer, slots: int, **options) -> Sampler:
 
 
 @pytest.mark.parametrize("share_prompts", [True, False])
-@pytest.mark.parametrize(("slots", "check_every"), [(1, 1), (3, 5), (16, 1), (64, 8)])
+@pytest.mark.parametrize(
+    ("slots", "check_every"),
+    [pytest.param(1, 1, marks=pytest.mark.slow), (3, 5), (16, 1), pytest.param(64, 8, marks=pytest.mark.slow)],
+)
 def test_the_same_samples(form, new_model, new_tokenizer, family_shape, slots, check_every, share_prompts):
     model, tokenizer, options = new_model(1, **family_shape), new_tokenizer(EOS), {"n": 4, "max_new_tokens": 30}
     with pytest.MonkeyPatch.context() as patch:

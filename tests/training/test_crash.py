@@ -154,6 +154,7 @@ def test_the_best_is_kept(unbroken):
     assert load_tokenizer(checkpoints / "best").eos_id == load_tokenizer(run).eos_id
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("by", ["clock", "file operation"])
 def test_killed_twenty_times(nursery, unbroken, tmp_path, by):
     """At random moments, or right before a random one of its operations on files, of which a step has some twenty."""
@@ -233,6 +234,7 @@ def test_a_full_disk(nursery, tmp_path, script, full):
     assert_same(run, whole)
 
 
+@pytest.mark.slow
 def test_too_little_memory(nursery, tmp_path):
     """RLIMIT_AS: 512 MiB more than the bare process has, for a batch that needs far more at once."""
     words = ("sft.batch_size=40000", "sft.token_budget=0", "run.steps=2")

@@ -19,8 +19,9 @@ from typing import Any
 import numpy as np
 
 from nanomath.data.problem import Problem
-from nanomath.rewards import extract_answer, is_correct
+from nanomath.rewards import extract_answer
 from nanomath.rewards.extraction import REASONING_ENDS
+from nanomath.rewards.functions import is_right
 from nanomath.rollout.episodes import in_groups
 from nanomath.rollout.sampler import Completion, Progress, Sampler
 
@@ -148,8 +149,7 @@ def grade(
 ) -> Graded:
     """Find and check the answer of every completion of a problem."""
     answers = [extract_answer(c.text, lenient=lenient, reasoning_ends=reasoning_ends) for c in completions]
-    right = [is_correct(problem, c.text, lenient, reasoning_ends) for c in completions]
-    return Graded(problem, completions, answers, right)
+    return Graded(problem, completions, answers, [is_right(problem, answer) for answer in answers])
 
 
 def pass_at_k(samples: int, right: int, k: int) -> float:

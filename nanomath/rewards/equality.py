@@ -92,11 +92,11 @@ def _plain(text: str) -> str:
 def _equal(gold: Value, prediction: Value) -> bool:
     if rule := _RULES.get((type(gold), type(prediction))):
         return rule(gold, prediction)
-    for value, other, turned in ((gold, prediction, False), (prediction, gold, True)):
-        alone = _only_part(value)
-        if alone is not None and any(_equal(*((other, part) if turned else (part, other))) for part in read(alone)):
-            return True
-    return False
+    alone = _only_part(gold)
+    if alone is not None and any(_equal(part, prediction) for part in read(alone)):
+        return True
+    alone = _only_part(prediction)
+    return alone is not None and any(_equal(gold, part) for part in read(alone))
 
 
 def _only_part(value: Value) -> str | None:

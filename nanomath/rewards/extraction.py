@@ -29,14 +29,11 @@ REASONING_ENDS = (
 # Full-width ASCII and the ideographic space, as Japanese text writes digits and colons.
 HALF_WIDTH = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)} | {0x3000: " "}
 
-_BOX_TOKEN = re.compile(r"\\(?:boxed|f(?:rame)?box)(?![a-zA-Z])\s*(?P<open>\{)?|\\.|[{}]", re.DOTALL)
-_BARE_BOX = re.compile(
-    r"(?!\\(?:boxed|f(?:rame)?box))(?=\\?[^\s${}\\]{0,59}[^\W_])\\?[^\s${}\\]{1,60}"
-)  # not the "." after it
+_BOX = r"\\(?:boxed|f(?:rame)?box)"
+_BOX_TOKEN = re.compile(rf"{_BOX}(?![a-zA-Z])\s*(?P<open>\{{)?|\\.|[{{}}]", re.DOTALL)
+_BARE_BOX = re.compile(rf"(?!{_BOX})(?=\\?[^\s${{}}\\]{{0,59}}[^\W_])\\?[^\s${{}}\\]{{1,60}}")  # not a "." after it
 _GSM8K = re.compile(r"^.*####[ \t]*(?!Step\b|Part\b|\d+\.\s)(\S.*)$", re.MULTILINE)
-_NESTED = re.compile(
-    r"\\(?:boxed|f(?:rame)?box)(?![a-zA-Z])\s*|####|</?answer>"
-)  # marks within a box find nothing more
+_NESTED = re.compile(rf"{_BOX}(?![a-zA-Z])\s*|####|</?answer>")  # marks within a box find nothing more
 _ANSWER_TAG = re.compile(r"<answer>((?:(?!<answer>).)*?)(?:</answer>|$)", re.DOTALL)
 _ENGLISH = re.compile(
     r"(?<!wrong )(?<!incorrect )\banswers?\b(?:\s+(?:to|for|of)\s[^.:\n]{1,60}?|, \w+,)?[\s*_]*"
@@ -123,7 +120,7 @@ def isolate(text: str) -> str:
     text = after_reasoning(unescape(text))
     boxes, cut = find_boxes(text)
     if cut and not boxes:
-        text = re.sub(r".*\\(?:boxed|f(?:rame)?box)\s*\{", "", text, flags=re.DOTALL)
+        text = re.sub(rf".*{_BOX}\s*\{{", "", text, flags=re.DOTALL)
     if boxes:
         text = last_run(text, boxes)
         words = re.fullmatch(rf"\\(?:{FONTS})\{{([^{{}}]*)\}}", text)

@@ -48,11 +48,15 @@ def is_correct(
     """Whether the completion `text` gives the gold answer, found as in `extract_answer`. ValueError if the problem has
     none.
     """
+    return is_right(problem, extract_answer(text, lenient=lenient, reasoning_ends=reasoning_ends))
+
+
+def is_right(problem: Problem, answer: str | None) -> bool:
+    """Whether an answer (None: there is none) is the gold one. ValueError if the problem has none."""
     if not problem.answer.strip():
         raise ValueError(
             f"problem {problem.id!r} has no gold answer: a missing gold answer is an error, never a reward"
         )
-    answer = extract_answer(text, lenient=lenient, reasoning_ends=reasoning_ends)
     return answer is not None and answers_equal(problem.answer, answer)
 
 
@@ -178,9 +182,9 @@ REWARDS: dict[str, RewardFunction] = {
 class RewardSet:
     """The weighted sum of named rewards: `reward_set(problem, completions)` gives a dict for each completion.
 
-    `params` holds parameters by reward name, `lenient` and `reasoning_ends` are passed on to every function
-    that takes them. Each dict has all
-    components by name, unweighted, and "total". ValueError for a name or parameter that does not exist.
+    `params` holds parameters by reward name, `lenient` and `reasoning_ends` are passed on to every function that takes
+    them. Each dict has all components by name, unweighted, and "total". ValueError for a name or parameter that does
+    not exist.
     """
 
     def __init__(

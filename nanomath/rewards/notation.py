@@ -91,10 +91,8 @@ _LATEX = [
         (r"\^\s*(?:\{\s*\\prime\s*\}|\\prime(?![a-zA-Z]))", "'"),
         (r"\\not\s*\\(in|mid)(?![a-zA-Z])", lambda match: {"in": r"\notin ", "mid": r"\nmid "}[match[1]]),
         (r"\{([^{}]*)\\over(?![a-zA-Z])([^{}]*)\}", r"\\frac{\1}{\2}"),
-        (
-            r"\\(?:text)?color(?:box)?\s*(?:\[\w*\])?\s*\{[\w!.,#]*\}|\\(?:[hv](?:space|phantom)|phantom|tag|label)\*?\s*\{[^{}]*\}",
-            " ",
-        ),
+        (r"\\(?:text)?color(?:box)?\s*(?:\[\w*\])?\s*\{[\w!.,#]*\}", " "),
+        (r"\\(?:[hv](?:space|phantom)|phantom|tag|label)\*?\s*\{[^{}]*\}", " "),
         (r"(?<!\\)\\[!,;:> ]|\\q?quad", " "),
         (r"\\\$", r"\\dollar "),
         (r"^\s*\\underline\s*(?=\{)", ""),

@@ -54,6 +54,11 @@ _MULTIPLIERS = {
     "trillion": 10**12,
     "dozen": 12,
 }
+_GREEK = re.findall(
+    r"\w+",
+    """alpha beta gamma delta epsilon varepsilon zeta eta theta iota kappa lambda mu nu xi rho sigma tau phi varphi chi
+    psi omega Delta Sigma Phi Psi Omega ell""",
+)
 # After a value these are no unit: what changes it, other numbers, and functions.
 _FUNCTIONS = set(re.findall(r"\w+", "cos cot csc exp ln log pi pm sec sin sqrt tan"))
 _NO_UNITS = CHANGING | _FUNCTIONS | {"a", "above", "an", "below"}
@@ -124,7 +129,7 @@ def _read_unit(phrase: str) -> Unit | None:
 def _is_no_unit(word: str, before: int) -> bool:
     """Whether a word says something else; of numbers only near the value: `12 ways to meet the three conditions`."""
     parts = set(re.split("[-']", word)) | {word}
-    if parts & _NO_UNITS or (before < 3 and parts & NUMBER_WORDS) or word in _GREEK.split("|"):
+    if parts & _NO_UNITS or (before < 3 and parts & NUMBER_WORDS) or word in _GREEK:
         return True
     return len(word) < 3 and word not in ("of", "in", "by", "at", "on")
 
@@ -305,11 +310,7 @@ _INEQUALITY = re.compile(r"<=|>=|!=|<|>")
 _FLIPPED = {">": "<", ">=": "<=", "<": "<", "<=": "<=", "!=": "!="}
 _VARIABLE = re.compile(r"(?:[a-zA-Z]|\\[a-z]+)(?:_\w|_\{\w+\})?")
 _FREE_LETTER = re.compile(r"(?<![a-zA-Z\\])(?!sin|cos|tan|log|ln|exp|sqrt|pi)[a-df-hj-zA-Z]")  # not e, i, a command
-_GREEK = (
-    "alpha|beta|gamma|delta|epsilon|varepsilon|zeta|eta|theta|iota|kappa|lambda|mu|nu|xi|rho|sigma|tau|phi|varphi|chi|psi"
-    "|omega|Delta|Sigma|Phi|Psi|Omega|ell"
-)
-_LETTER_NAME = rf"(?:[a-zA-Z]|\\(?:{_GREEK}))'*(?:_(?:\{{[^{{}}]*\}}|\w))?'*"
+_LETTER_NAME = rf"(?:[a-zA-Z]|\\(?:{'|'.join(_GREEK)}))'*(?:_(?:\{{[^{{}}]*\}}|\w))?'*"
 _POINTS = r"(?:\\(?:angle|triangle|overline|m\\angle))?\{?[A-Z]{1,4}\}?(?:_(?:\{\w*\}|\w))?"
 _MODULO = r"(?:\\pmod\s?\{?|\(\s?\\?mod\s|\s\\?(?:mod|bmod)\s)"
 _CONGRUENCE = re.compile(
@@ -353,7 +354,8 @@ def _readings(text: str) -> Iterator[Value]:
     elif len(split(text, _INEQUALITY)) > 1:
         yield from filter(None, (_solution_interval(text), _inequality(text)))
     elif max(len(split(text, sign)) for sign in (_EQUALS, _APPROX)) > 1:
-        yield from filter(None, [_equation(text)])
+        if equation := _equation(text):
+            yield equation
     elif not number:
         yield _expression(text)
     if not number and (european := read_number(text, european=True)):

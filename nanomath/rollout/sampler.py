@@ -237,9 +237,8 @@ class _Run:
         self.live, self.next_sample, self.prefilled_to = 0, 0, 0  # of the queue
         longest = max(map(len, prompts), default=1)
         self.rows = min(sampler.slots_that_fit(longest, self.width), self.samples)
-        held = self.rows + -(
-            -self.rows // n
-        )  # prompts: one for each sample in flight at most, and those of the next refill
+        # Prompts that are held: one for each sample in flight at most, and those of the next refill.
+        held = self.rows + -(-self.rows // n)
         self.engine = sampler.engine(self.rows, self.width, longest, held)
         self.slots = self.engine.slots
         self.check_every = sampler.check_every or self.engine.look_every(params)

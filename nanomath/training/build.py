@@ -108,17 +108,10 @@ def build_template(section: settings.Prompt) -> PromptTemplate:
 
 
 def encode_prompts(
-    problems: Sequence[Problem], template: PromptTemplate, tokenizer: Tokenizer, longest: int, hint: str = ""
+    problems: Sequence[Problem], template: PromptTemplate, tokenizer: Tokenizer, longest: int
 ) -> list[list[int]]:
     """Prompt tokens of every problem. ValueError names the first that leaves no room in a context of `longest`."""
-    prompts = [_prompt(problem, template, tokenizer) for problem in problems]
-    for problem, prompt in zip(problems, prompts, strict=True):
-        if len(prompt) >= longest:
-            raise ValueError(
-                f"the prompt of problem {_shown(problem)} has {len(prompt)} tokens: the model's context holds "
-                f"{longest}{hint}"
-            )
-    return prompts
+    return fitting_prompts(problems, template, tokenizer, longest, 0, hint="")[1]
 
 
 def build_prompts(
@@ -129,14 +122,26 @@ def build_prompts(
 
 
 def fitting_prompts(
-    problems: Sequence[Problem], template: PromptTemplate, tokenizer: Tokenizer, longest: int, max_tokens: int
+    problems: Sequence[Problem],
+    template: PromptTemplate,
+    tokenizer: Tokenizer,
+    longest: int,
+    max_tokens: int,
+    hint: str = LEAVE_OUT,
 ) -> tuple[list[Problem], list[list[int]]]:
-    """The problems whose prompts have at most `max_tokens` tokens (0: all), with `encode_prompts` of them."""
-    lengths = (
-        [len(_prompt(problem, template, tokenizer)) for problem in problems] if max_tokens else [0] * len(problems)
-    )
-    problems = _short_enough(problems, lengths, max_tokens)
-    return list(problems), encode_prompts(problems, template, tokenizer, longest, LEAVE_OUT)
+    """The problems whose prompts have at most `max_tokens` tokens (0: all), and these prompts. ValueError names the
+    first that leaves no room in a context of `longest`, and ends with the `hint`.
+    """
+    pairs = [(problem, _prompt(problem, template, tokenizer)) for problem in problems]
+    if max_tokens:
+        pairs = _short_enough(pairs, [len(prompt) for _, prompt in pairs], max_tokens)
+    for problem, prompt in pairs:
+        if len(prompt) >= longest:
+            raise ValueError(
+                f"the prompt of problem {_shown(problem)} has {len(prompt)} tokens: the model's context holds "
+                f"{longest}{hint}"
+            )
+    return [problem for problem, _ in pairs], [prompt for _, prompt in pairs]
 
 
 def encode_examples(

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 INDEX_FILE = "model.safetensors.index.json"
 MAX_SHARD_BYTES = 5_000_000_000
+LONGEST_NAME = 255  # bytes of a file's name, on any usual file system
 EMBEDDING, LM_HEAD = "model.embed_tokens.weight", "lm_head.weight"
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 STORED_DTYPES = ("F32", "BF16", "F16", "F64")
@@ -169,7 +170,7 @@ def _shard_names(index: Path) -> set[str]:
     names = weight_map.values() if isinstance(weight_map, dict) else [weight_map]
     for name in names:
         beside = isinstance(name, str) and name.isprintable() and Path(name).name == name
-        if not beside or not name.endswith(".safetensors"):
+        if not beside or not name.endswith(".safetensors") or len(name.encode()) > LONGEST_NAME:
             raise ValueError(f"{index}: weight_map has {name!r:.60}, which is no safetensors file beside it")
     return set(names)
 

@@ -30,6 +30,7 @@ REASONING_ENDS = (
 HALF_WIDTH = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)} | {0x3000: " "}
 
 _BOX = r"\\(?:boxed|f(?:rame)?box)"
+_BOX_START = re.compile(_BOX)
 _BOX_TOKEN = re.compile(rf"{_BOX}(?![a-zA-Z])\s*(?P<open>\{{)?|\\.|[{{}}]", re.DOTALL)
 _BARE_BOX = re.compile(rf"(?!{_BOX})(?=\\?[^\s${{}}\\]{{0,59}}[^\W_])\\?[^\s${{}}\\]{{1,60}}")  # not a "." after it
 _GSM8K = re.compile(r"^.*####[ \t]*(?!Step\b|Part\b|\d+\.\s)(\S.*)$", re.MULTILINE)
@@ -152,7 +153,7 @@ def extract_answer(text: str, *, lenient: bool = False, reasoning_ends: Sequence
     text = after_reasoning(text, reasoning_ends).translate(HALF_WIDTH)
     boxes, cut = find_boxes(text)
     if cut:  # an early box may have lost its brace: what counts is whether the *last* one is closed
-        text = text[max(text.rfind(r"\boxed"), text.rfind(r"\fbox")) :]
+        text = text[_last_match(_BOX_START, text).start() :]
         boxes, cut = find_boxes(text)
     if cut:
         return None

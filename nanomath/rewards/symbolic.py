@@ -66,7 +66,7 @@ WORDS = "|".join(sorted({*FUNCTIONS, "log", "lg", "sqrt", "pi"}, key=len, revers
 TOKEN = re.compile(
     r"\\(?:begin|end)\{[a-zA-Z]*\}|\\\\|\\[a-zA-Z]+|\d+(?:\.\d*)?|\.\d+|" + WORDS + r"|[a-zA-Z]|[-+*/^(){}\[\]|!_&]"
 )
-MEANINGFUL = re.compile(r"\\\\(?:[a-zA-Z]+|.)|[^\s{}()\[\]*]")  # tokens; products and groups say nothing by their signs
+MEANINGFUL = re.compile(r"\\(?:[a-zA-Z]+|.)|[^\s{}()\[\]*]")  # tokens; products and groups say nothing by their signs
 
 
 class BeyondGrammar(ValueError):

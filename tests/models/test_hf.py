@@ -373,6 +373,11 @@ DAMAGES = {
         ValueError,
         f"{{}}/{INDEX}: weight_map has 1, which is no",
     ),
+    "index of a name too long": (
+        with_index({"weight_map": {"a": "1" * 244 + ".safetensors"}}),
+        ValueError,
+        f"{{}}/{INDEX}: weight_map has '{'1' * 59}, which is no safetensors file beside it",
+    ),
     "index elsewhere": (
         with_index({"weight_map": {"a": "../a.safetensors"}}),
         ValueError,

@@ -519,6 +519,16 @@ def test_deep_brackets_are_no_answer():
     assert not answers_equal("(" * 400 + "x" + ")" * 400 + "+1", "(" * 400 + "y" + ")" * 400 + "+2")
 
 
+@pytest.mark.parametrize("text", [r"\odd x + y", r"x \odd y", r"x' + y", r"x + y_2"])
+def test_a_reading_that_passes_over_a_token_is_none(text: str, monkeypatch):
+    """A reader that drops what it does not know, commands among it."""
+    dropping = lambda text: symbolic.Parser(re.sub(r"\\odd|'|_.?", "", text)).parse()  # noqa: E731
+    monkeypatch.setattr(symbolic, "read_latex", dropping)
+    assert symbolic.read_whole("x + y") == dropping("y + x")
+    with pytest.raises(ValueError, match="is passed over in"):
+        symbolic.read_whole(text)
+
+
 def test_the_parser_evaluates_nothing():
     for text in ("__import__('os')", "x.y", "lambda: 1", "f'{x}'", "os;"):
         with pytest.raises(ValueError, match=r"grammar|expected"):

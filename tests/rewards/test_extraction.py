@@ -86,6 +86,7 @@ NONE = [
     r"\boxed{}",
     r"\boxed{12",
     r"\boxed{3}, or rather \boxed{12",
+    r"\framebox{12",
     "The answer is",
     "答えは",
 ]
@@ -121,6 +122,7 @@ def test_lenient_takes_the_last_number_only_as_a_last_resort():
     assert extract_answer("about 2/3", lenient=True) == "2/3"
     assert extract_answer(r"\boxed{5} and 6", lenient=True) == "5"
     assert extract_answer(r"\boxed{12", lenient=True) is None
+    assert extract_answer(r"\framebox{12", lenient=True) is None
     assert extract_answer("no idea", lenient=True) is None
     assert extract_answer("The answer is below.\n\n72 clips", lenient=True) == "72"
     assert extract_answer("3 + 4: the answer is (A).", lenient=True) == "(A)"

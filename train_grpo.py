@@ -1,16 +1,18 @@
-"""Improve a model by reinforcement: sample groups of solutions, reward them, follow the policy gradient.
+"""Improve a model by reinforcement: sample groups of solutions, reward them, follow the policy
+gradient.
 
     python train_grpo.py configs/tiny/grpo.toml                    after configs/tiny/sft.toml; a CPU, minutes
     python train_grpo.py configs/tiny/grpo.toml algorithm.method=dr_grpo run.name=dr-grpo
     python train_grpo.py configs/tiny/grpo.toml algorithm.kl_coef=0.1 run.name=more-kl
     python train_grpo.py configs/gsm8k/smollm2-135m-grpo.toml model.path=runs/smollm2-135m-sft
 
-Each step: N problems, G completions of each from the current model, rewards r, advantages (r - mean) / std within the
-group, one or more clipped updates with a KL penalty to the starting model (nanomath/training/policy_step.py; GRPO,
-arXiv 2402.03300). `algorithm.method` makes it Dr. GRPO, DAPO, GSPO, CISPO, RLOO, REINFORCE++, PPO, ...: see
-nanomath/algorithms/README.md. Where the defaults differ from the paper: lr and sizes are for one small machine, KL is
-measured by k3 and k1 whether or not it is penalised, and groups whose rewards are all equal cost no backward pass
-without it.
+Each step: N problems, G completions of each from the current model, rewards r, advantages (r -
+mean) / std within the group, one or more clipped updates with a KL penalty to the starting
+model (nanomath/training/policy_step.py; GRPO, arXiv 2402.03300). `algorithm.method` makes it
+Dr. GRPO, DAPO, GSPO, CISPO, RLOO, REINFORCE++, PPO, ...: see nanomath/algorithms/README.md.
+Where the defaults differ from the paper: lr and sizes are for one small machine, KL is
+measured by k3 and k1 whether or not it is penalised, and groups whose rewards are all equal
+cost no backward pass without it.
 """
 
 from __future__ import annotations
@@ -56,20 +58,30 @@ SHOW = {
 def main(argv: list[str]) -> int:
     config, flags = parse_arguments(settings.GRPOConfig, argv, __doc__, RUN_FLAGS)
     if not config.model.path:
-        raise ValueError("model.path is empty: reinforcement needs a model to start from, such as runs/tiny-sft")
+        raise ValueError(
+            "model.path is empty: reinforcement needs a model to start from, such as runs/tiny-sft"
+        )
     if config.sampling.temperature == 0:
-        raise ValueError("sampling.temperature is 0: greedy samples of one problem are all alike and teach nothing")
+        raise ValueError(
+            "sampling.temperature is 0: greedy samples of one problem are all alike and teach nothing"
+        )
     trainer = Trainer(config, "--resume" in flags, use_of_policy(config.heldout.source))
-    model, tokenizer = trainer.model, trainer.tokenizer
-    grpo, algorithm, seed, e = config.grpo, config.algorithm, config.run.seed, config.evaluation
+    model = trainer.model
+    tokenizer = trainer.tokenizer
+    grpo = config.grpo
+    algorithm = config.algorithm
+    seed = config.run.seed
+    e = config.evaluation
 
-    template, context = build_template(config.prompt), model.config.max_positions
+    template = build_template(config.prompt)
+    context = model.config.max_positions
     problems, prompts = build_prompts(config.train, template, tokenizer, context)
     heldout, heldout_prompts = build_prompts(config.heldout, template, tokenizer, context)
     check_measurement(heldout, e.samples, e.k, e.by)
 
     sampler = SharedSampler(build_sampler(config.sampling, model, tokenizer))
-    sampling, ends = sampling_options(config.sampling), config.prompt.reasoning_ends
+    sampling = sampling_options(config.sampling)
+    ends = config.prompt.reasoning_ends
     scorers = build_scorers(config, tokenizer, problems)
     policy = build_policy_step(config, trainer)
 
@@ -89,13 +101,22 @@ def main(argv: list[str]) -> int:
 
     def measure() -> Metrics:
         report = evaluate(
-            sampler, heldout, heldout_prompts, e.samples, e.k, e.by, e.seed, reasoning_ends=ends, **sampling
+            sampler,
+            heldout,
+            heldout_prompts,
+            e.samples,
+            e.k,
+            e.by,
+            e.seed,
+            reasoning_ends=ends,
+            **sampling,
         )
         return report.metrics()
 
     with trainer.running(measure, SHOW) as steps:
         for step in steps:
-            began, lr = time.perf_counter(), trainer.learning_rate(step)
+            began = time.perf_counter()
+            lr = trainer.learning_rate(step)
             first = step * (algorithm.refills + 1)
             kept, sampled = collect_groups(
                 lambda refill, first=first: sample(first + refill),
@@ -105,12 +126,18 @@ def main(argv: list[str]) -> int:
             )
             drawn = time.perf_counter()
             metrics = policy.step([episode for group in kept for episode in group], step, lr)
-            trainer.log.rollouts(step + 1, [e.record() for group in kept[: grpo.logged_groups] for e in group])
+            trainer.log.rollouts(
+                step + 1, [e.record() for group in kept[: grpo.logged_groups] for e in group]
+            )
             tokens = sum(episode.completion.length for group in sampled for episode in group)
             steps.record(
                 {
                     **episode_metrics(sampled),
-                    **{name: value for scorer in scorers for name, value in scorer.metrics(sampled).items()},
+                    **{
+                        name: value
+                        for scorer in scorers
+                        for name, value in scorer.metrics(sampled).items()
+                    },
                     **metrics,
                     "lr": lr,
                     "groups": len(kept),
@@ -144,10 +171,15 @@ def build_policy_step(config: settings.GRPOConfig, trainer: Trainer) -> PolicySt
     )
 
 
-def build_beside(config: settings.GRPOConfig, device: str) -> tuple[Transformer, Critic | None]:
-    """The starting model again, frozen, and for baseline "value" a value model that starts from it."""
+def build_beside(
+    config: settings.GRPOConfig, device: str
+) -> tuple[Transformer, Critic | None]:
+    """The starting model again, frozen, and for baseline "value" a value model that starts
+    from it.
+    """
     start = replace(config.model, device=config.grpo.reference_device or device)
-    reference, critic = build_model(start, config.run.seed)[0].requires_grad_(False), None
+    reference = build_model(start, config.run.seed)[0].requires_grad_(False)
+    critic = None
     if config.algorithm.baseline == "value":
         critic = Critic(reference, config.algorithm.value_trunk == "own").to(device)
     if config.model.sharded:

@@ -4,7 +4,8 @@
     python train_sft.py configs/tiny/sft.toml optim.lr=1e-3 run.name=lower-rate
     python train_sft.py configs/gsm8k/smollm2-135m-sft.toml model.path=models/SmolLM2-135M-Instruct
 
-It minimises  - sum w log pi(solution | question)  over the tokens of the solutions (nanomath/algorithms/sft.py).
+It minimises  - sum w log pi(solution | question)  over the tokens of the solutions
+(nanomath/algorithms/sft.py).
 """
 
 from __future__ import annotations
@@ -39,20 +40,31 @@ SHOW = {
 def main(argv: list[str]) -> int:
     config, flags = parse_arguments(settings.SFTConfig, argv, __doc__, RUN_FLAGS)
     trainer = Trainer(config, "--resume" in flags, use_of_policy(config.heldout.source))
-    model, tokenizer = trainer.model, trainer.tokenizer
-    sft, seed, e = config.sft, config.run.seed, config.evaluation
+    model = trainer.model
+    tokenizer = trainer.tokenizer
+    sft = config.sft
+    seed = config.run.seed
+    e = config.evaluation
 
-    template, context = build_template(config.prompt), model.config.max_positions
-    examples = encode_examples(build_problems(config.train), template, tokenizer, context, config.train.max_tokens)
+    template = build_template(config.prompt)
+    context = model.config.max_positions
+    examples = encode_examples(
+        build_problems(config.train), template, tokenizer, context, config.train.max_tokens
+    )
     if 0 < sft.row_length < (longest := max(map(len, examples))):
-        raise ValueError(f"sft.row_length is {sft.row_length}: the longest problem and solution need {longest}")
+        raise ValueError(
+            f"sft.row_length is {sft.row_length}: the longest problem and solution need {longest}"
+        )
     heldout, heldout_prompts = build_prompts(config.heldout, template, tokenizer, context)
     solved = [problem for problem in heldout if problem.solution]
-    heldout_examples = encode_examples(solved, template, tokenizer, context, config.heldout.max_tokens)
+    heldout_examples = encode_examples(
+        solved, template, tokenizer, context, config.heldout.max_tokens
+    )
     check_measurement(heldout, e.samples, e.k, e.by)
 
     sampler = SharedSampler(build_sampler(config.sampling, model, tokenizer))
-    sampling, ends = sampling_options(config.sampling), config.prompt.reasoning_ends
+    sampling = sampling_options(config.sampling)
+    ends = config.prompt.reasoning_ends
     tuning = SFTStep(
         model,
         trainer.optimizer,
@@ -66,9 +78,21 @@ def main(argv: list[str]) -> int:
 
     def measure() -> Metrics:
         report = evaluate(
-            sampler, heldout, heldout_prompts, e.samples, e.k, e.by, e.seed, reasoning_ends=ends, **sampling
+            sampler,
+            heldout,
+            heldout_prompts,
+            e.samples,
+            e.k,
+            e.by,
+            e.seed,
+            reasoning_ends=ends,
+            **sampling,
         )
-        loss = {"heldout/loss": heldout_loss(model, heldout_examples, sft.token_budget)} if heldout_examples else {}
+        loss = (
+            {"heldout/loss": heldout_loss(model, heldout_examples, sft.token_budget)}
+            if heldout_examples
+            else {}
+        )
         return {**report.metrics(), **loss}
 
     with trainer.running(measure, SHOW) as steps:

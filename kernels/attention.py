@@ -1,20 +1,22 @@
-"""Attention of single query tokens over a paged KV cache: decoding, prefill, and any mixture of the two.
+"""Attention of single query tokens over a paged KV cache: decoding, prefill, and any mixture
+of the two.
 
     o_m = sum_t softmax_t(q_m . k_t / sqrt(E)) v_t   over positions max(0, length_m - window) <= t < length_m
 
-Split-KV as in Flash-Decoding (Dao et al., 2023), with online softmax (arXiv 1805.02867) inside a split. Program (tile
-of rows, KV head, page) computes the normalised o and the log2-sum-exp over that page in float32, and a second kernel
-merges a row's pages in their order. A split is always a page, so a row's result is bit for bit the same whatever else
-is in the launch; pages outside a row's reach exit at once. The R = H / K query heads of a KV head are the rows of one
-matrix product, padded to 16, the least a tensor core takes. The cache is [pages, K, PAGE, E]: what a program reads of
-it is one contiguous piece.
+Split-KV as in Flash-Decoding (Dao et al., 2023), with online softmax (arXiv 1805.02867) inside
+a split. Program (tile of rows, KV head, page) computes the normalised o and the log2-sum-exp
+over that page in float32, and a second kernel merges a row's pages in their order. A split is
+always a page, so a row's result is bit for bit the same whatever else is in the launch; pages
+outside a row's reach exit at once. The R = H / K query heads of a KV head are the rows of one
+matrix product, padded to 16, the least a tensor core takes. The cache is [pages, K, PAGE, E]:
+what a program reads of it is one contiguous piece.
 
-Rows that have their first pages in common (samples of one prompt; neighbouring tokens of a prompt being prefilled) may
-be named as a tile: those pages are then read once a tile (the cascade of Hydragen, arXiv 2402.05099), the others once
-a row, and merged as before.
+Rows that have their first pages in common (samples of one prompt; neighbouring tokens of a
+prompt being prefilled) may be named as a tile: those pages are then read once a tile (the
+cascade of Hydragen, arXiv 2402.05099), the others once a row, and merged as before.
 
-On a CPU pages are smaller, so that prompts share most of theirs, and the keys of a page lie side by side, [E, PAGE]: a
-vector register then holds the same entry of each of them.
+On a CPU pages are smaller, so that prompts share most of theirs, and the keys of a page lie
+side by side, [E, PAGE]: a vector register then holds the same entry of each of them.
 """
 
 from __future__ import annotations
@@ -29,14 +31,18 @@ from kernels import compiled
 from kernels.backend import INTERPRETED, form, jit, tl, triton
 
 PAGE = 256  # keys in a page and in a split, on a GPU
-WIDEST_TILE = 64  # rows of the largest matrix product: more would need more registers than there are
+WIDEST_TILE = (
+    64  # rows of the largest matrix product: more would need more registers than there are
+)
 MERGE = 8  # partial results that the merge loads at once
 LOG2_E = 1.4426950408889634  # exponentials are powers of 2: that is what the hardware has
 WORKSPACE = 256 << 20  # bytes of partial results that a launch may take
 
 
 class Pages(NamedTuple):
-    """A cache: keys and values [pages, K, PAGE, E], and where those of each slot are, table int32 [slots, P]."""
+    """A cache: keys and values [pages, K, PAGE, E], and where those of each slot are, table
+    int32 [slots, P].
+    """
 
     keys: Tensor
     values: Tensor
@@ -49,10 +55,15 @@ def page_size(device: torch.device) -> int:
 
 
 def new_pages(
-    shape: tuple[int, ...], kv_heads: int, head_dim: int, dtype: torch.dtype, device: torch.device
+    shape: tuple[int, ...],
+    kv_heads: int,
+    head_dim: int,
+    dtype: torch.dtype,
+    device: torch.device,
 ) -> tuple[Tensor, Tensor]:
     """Room for keys and for values: [*shape, K, PAGE, E] each, what they hold is undefined."""
-    shape, room = (*shape, kv_heads, page_size(device), head_dim), {"dtype": dtype, "device": device}
+    shape = (*shape, kv_heads, page_size(device), head_dim)
+    room = {"dtype": dtype, "device": device}
     if device.type == "cpu":
         return torch.empty(*shape[:-2], *shape[:-3:-1], **room).mT, torch.empty(shape, **room)
     return torch.empty(shape, **room), torch.empty(shape, **room)
@@ -72,43 +83,62 @@ def paged_attention(
     tiles: Tensor | None = None,
     shared: Tensor | None = None,
 ) -> Tensor:
-    """[M, H, E] from q [M, H, E]: row m sees the first length[m] keys of slot[m], or the last `window` of these.
+    """[M, H, E] from q [M, H, E]: row m sees the first length[m] keys of slot[m], or the last
+    `window` of these.
 
-    slot, length int32 [M]; length 0 is an idle row and gives zeros. The table of pages should be no wider than the
-    contexts need, for the cost grows with P.
-    tiles int32 [n, ROWS], ROWS <= rows_per_tile, filled up with -1: rows whose first shared[t] pages (int32 [n]) are
-    the same. Together they must name every row that is not idle once. They change the result by rounding only.
+    slot, length int32 [M]; length 0 is an idle row and gives zeros. The table of pages should
+    be no wider than the contexts need, for the cost grows with P. tiles int32 [n, ROWS], ROWS
+    <= rows_per_tile, filled up with -1: rows whose first shared[t] pages (int32 [n]) are the
+    same. Together they must name every row that is not idle once. They change the result by
+    rounding only.
     """
     run = form(q, paged_attention_reference, paged_attention_triton, paged_attention_cpu)
     return run(q, pages, slot, length, window, tiles, shared)
 
 
-def paged_attention_reference(q, pages, slot, length, window=None, tiles=None, shared=None) -> Tensor:
-    """`paged_attention` in PyTorch, in float32 or wider; keys and values are copied for each row that sees them."""
-    size, (_, heads, dim) = pages.keys.shape[2], q.shape
+def paged_attention_reference(
+    q, pages, slot, length, window=None, tiles=None, shared=None
+) -> Tensor:
+    """`paged_attention` in PyTorch, in float32 or wider; keys and values are copied for each
+    row that sees them.
+    """
+    size = pages.keys.shape[2]
+    (_, heads, dim) = q.shape
     most = -(-int(length.max()) // size) if len(q) else 0
     place = torch.arange(most * size, device=q.device)
-    wide, out = torch.promote_types(q.dtype, torch.float32), torch.zeros_like(q)
+    wide = torch.promote_types(q.dtype, torch.float32)
+    out = torch.zeros_like(q)
     step = max(1, WORKSPACE // max(1, 8 * heads * most * size * dim))
     for rows in length.nonzero()[:, 0].split(step):
         end = length[rows, None]
         seen = (place < end) & (place >= end - (window or most * size))  # [M, T]
-        used = pages.table[slot[rows].long(), :most].long().masked_fill(place[::size] >= end, 0)
+        used = (
+            pages.table[slot[rows].long(), :most].long().masked_fill(place[::size] >= end, 0)
+        )
         keys, values = (
-            cache[used].transpose(1, 2).flatten(2, 3).to(wide).masked_fill(~seen[:, None, :, None], 0)
+            cache[used]
+            .transpose(1, 2)
+            .flatten(2, 3)
+            .to(wide)
+            .masked_fill(~seen[:, None, :, None], 0)
             for cache in pages[:2]
         )  # [M, K, T, E]
         mask = seen[:, None, None]
-        o = F.scaled_dot_product_attention(q[rows, :, None].to(wide), keys, values, mask, enable_gqa=True)
+        o = F.scaled_dot_product_attention(
+            q[rows, :, None].to(wide), keys, values, mask, enable_gqa=True
+        )
         out[rows] = o[:, :, 0].to(q.dtype)
     return out
 
 
-def paged_attention_cpu(q, pages, slot, length, window=None, tiles=None, shared=None) -> Tensor:
+def paged_attention_cpu(
+    q, pages, slot, length, window=None, tiles=None, shared=None
+) -> Tensor:
     """One pass over the keys of each row and one over its values."""
     _check(q, pages, compiled.PAGE)
     q, table, slot, length = (tensor.contiguous() for tensor in (q, pages.table, slot, length))
-    out, (rows, heads, dim) = torch.empty_like(q), q.shape
+    out = torch.empty_like(q)
+    (rows, heads, dim) = q.shape
     compiled.call(
         *("attend", q.dtype, q, pages.keys.mT, pages.values, table, slot, length, out),
         *(window or 0, rows, heads, pages.keys.shape[1], dim, table.shape[1]),
@@ -117,25 +147,42 @@ def paged_attention_cpu(q, pages, slot, length, window=None, tiles=None, shared=
 
 
 def _check(q: Tensor, pages: Pages, page: int) -> None:
-    (_, heads, dim), kv_heads = q.shape, pages.keys.shape[1]
-    if pages.keys.shape[1:] != (kv_heads, page, dim) or heads % kv_heads or pages.values.shape != pages.keys.shape:
+    (_, heads, dim) = q.shape
+    kv_heads = pages.keys.shape[1]
+    if (
+        pages.keys.shape[1:] != (kv_heads, page, dim)
+        or heads % kv_heads
+        or pages.values.shape != pages.keys.shape
+    ):
         shapes = f"q {list(q.shape)}, keys {list(pages.keys.shape)}, values {list(pages.values.shape)}"
-        raise ValueError(f"{shapes}: expected [M, H, E] and twice [pages, K, {page}, E], H a multiple of K")
+        raise ValueError(
+            f"{shapes}: expected [M, H, E] and twice [pages, K, {page}, E], H a multiple of K"
+        )
 
 
-def paged_attention_triton(q, pages, slot, length, window=None, tiles=None, shared=None) -> Tensor:
-    """Two launches, with tiles three. The partial results take 4 (E + 1) bytes a row, query head and page of the table,
-    135 MB for 64 rows of 32 heads over 32k keys of 128: rows are worked off so many at a time that they stay within
-    WORKSPACE. A launch with tiles is not cut: its caller chooses the rows.
+def paged_attention_triton(
+    q, pages, slot, length, window=None, tiles=None, shared=None
+) -> Tensor:
+    """Two launches, with tiles three. The partial results take 4 (E + 1) bytes a row, query
+    head and page of the table, 135 MB for 64 rows of 32 heads over 32k keys of 128: rows are
+    worked off so many at a time that they stay within WORKSPACE. A launch with tiles is not
+    cut: its caller chooses the rows.
     """
-    (rows, heads, dim), kv_heads = q.shape, pages.keys.shape[1]
+    (rows, heads, dim) = q.shape
+    kv_heads = pages.keys.shape[1]
     if dim % 16 or dim > 128:
-        raise ValueError(f"head dimension {dim}: the Triton kernel has multiples of 16 up to 128")
+        raise ValueError(
+            f"head dimension {dim}: the Triton kernel has multiples of 16 up to 128"
+        )
     _check(q, pages, PAGE)
     if not (pages.keys.is_contiguous() and pages.values.is_contiguous()):
-        raise ValueError("keys and values must be contiguous: a copy of the cache would take too long")
+        raise ValueError(
+            "keys and values must be contiguous: a copy of the cache would take too long"
+        )
     if tiles is not None and tiles.shape[1] > rows_per_tile(heads, kv_heads):
-        raise ValueError(f"a tile of {tiles.shape[1]} rows: at most {rows_per_tile(heads, kv_heads)} fit")
+        raise ValueError(
+            f"a tile of {tiles.shape[1]} rows: at most {rows_per_tile(heads, kv_heads)} fit"
+        )
     if tiles is not None and (tiles.shape[1] == 1 or q.element_size() == 4):
         tiles = None  # float32 has no tensor cores to fill, and larger products need more registers than there are
     pages = pages._replace(table=pages.table.contiguous())
@@ -143,15 +190,21 @@ def paged_attention_triton(q, pages, slot, length, window=None, tiles=None, shar
     out = torch.empty_like(q)
     if not rows:
         return out
-    step = rows if tiles is not None else max(1, WORKSPACE // (4 * heads * pages.table.shape[1] * (dim + 1)))
+    step = (
+        rows
+        if tiles is not None
+        else max(1, WORKSPACE // (4 * heads * pages.table.shape[1] * (dim + 1)))
+    )
     for some in zip(*(tensor.split(step) for tensor in (q, slot, length, out)), strict=True):
         _launch(*some, pages, window or 0, tiles, shared)
     return out
 
 
 def split_config(block_m: int, dim: int, itemsize: int) -> dict[str, int]:
-    """The tile of keys and the options of a split, such that five or more small splits fit on a multiprocessor at once,
-    with some 150 KB of loads in flight. Float32 takes twice the registers and has no tensor cores."""
+    """The tile of keys and the options of a split, such that five or more small splits fit on
+    a multiprocessor at once, with some 150 KB of loads in flight. Float32 takes twice the
+    registers and has no tensor cores.
+    """
     if itemsize == 4:
         return {"BLOCK_N": 16, "num_warps": 4, "num_stages": 2}
     if block_m == 64:
@@ -160,14 +213,20 @@ def split_config(block_m: int, dim: int, itemsize: int) -> dict[str, int]:
 
 
 def _launch(q, slot, length, out, cache: Pages, window: int, tiles, shared) -> None:
-    (rows, heads, dim), pages, kv_heads = q.shape, cache.table.shape[1], cache.keys.shape[1]
-    groups, block_e = heads // kv_heads, triton.next_power_of_2(dim)
+    (rows, heads, dim) = q.shape
+    pages = cache.table.shape[1]
+    kv_heads = cache.keys.shape[1]
+    groups = heads // kv_heads
+    block_e = triton.next_power_of_2(dim)
     partial = torch.empty(rows, heads, pages, dim, dtype=torch.float32, device=q.device)
     lse = torch.empty(rows, heads, pages, dtype=torch.float32, device=q.device)
     named, width = (rows, 1) if tiles is None else (tiles.numel(), tiles.shape[1])
     if tiles is not None:
-        tiles, shared = tiles.contiguous(), shared.contiguous()
-    for rows_each in sorted({width, 1}, reverse=True):  # first the pages that a tile shares, then each row's own
+        tiles = tiles.contiguous()
+        shared = shared.contiguous()
+    for rows_each in sorted(
+        {width, 1}, reverse=True
+    ):  # first the pages that a tile shares, then each row's own
         block_m = max(16, triton.next_power_of_2(rows_each * groups))
         _split_kernel[(named // rows_each, kv_heads, pages)](
             q, *cache, slot, length, tiles, shared, partial, lse,
@@ -187,9 +246,13 @@ def _split_kernel(
     KV_HEADS: tl.constexpr, GROUPS: tl.constexpr, E: tl.constexpr, BLOCK_E: tl.constexpr, ROWS: tl.constexpr,
     WIDTH: tl.constexpr, PAGE: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
-    """ROWS query tokens x GROUPS heads against one page of a KV head. Neighbouring programs take neighbouring rows, not
-    pages: samples of one prompt then read its pages at the same time, once from memory and then from the L2 cache."""
-    program, kv_head, page = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    """ROWS query tokens x GROUPS heads against one page of a KV head. Neighbouring programs
+    take neighbouring rows, not pages: samples of one prompt then read its pages at the same
+    time, once from memory and then from the L2 cache.
+    """
+    program = tl.program_id(0)
+    kv_head = tl.program_id(1)
+    page = tl.program_id(2)
     i = tl.arange(0, BLOCK_M)
     head = kv_head * GROUPS + i % GROUPS
     if tiles is None:
@@ -206,15 +269,22 @@ def _split_kernel(
     row = row.to(tl.int64)
     end = tl.load(length + row, mask=row >= 0, other=0)
     start = tl.where(window > 0, tl.maximum(end - window, 0), 0)
-    lowest, highest = tl.min(tl.where(end > 0, start, 1 << 30)), tl.max(end)
+    lowest = tl.min(tl.where(end > 0, start, 1 << 30))
+    highest = tl.max(end)
     if (page * PAGE >= highest) | ((page + 1) * PAGE <= lowest):
         return
 
-    some_row = tl.max(tl.where(end > page * PAGE, row, -1))  # any that reaches it: they have this page in common
-    block = tl.load(page_table + tl.load(slot + some_row).to(tl.int64) * pages + page).to(tl.int64)
+    some_row = tl.max(
+        tl.where(end > page * PAGE, row, -1)
+    )  # any that reaches it: they have this page in common
+    block = tl.load(page_table + tl.load(slot + some_row).to(tl.int64) * pages + page).to(
+        tl.int64
+    )
     e = tl.arange(0, BLOCK_E)
     real = (row >= 0)[:, None] & (e < E)[None, :]
-    query = tl.load(q + (row * (KV_HEADS * GROUPS) + head)[:, None] * E + e[None, :], mask=real, other=0.0)
+    query = tl.load(
+        q + (row * (KV_HEADS * GROUPS) + head)[:, None] * E + e[None, :], mask=real, other=0.0
+    )
     if UPCAST:
         query = query.to(tl.float32)
     base = (block * KV_HEADS + kv_head) * PAGE * E
@@ -224,24 +294,33 @@ def _split_kernel(
     for offset in range(0, PAGE, BLOCK_N):
         n = offset + tl.arange(0, BLOCK_N)
         t = page * PAGE + n
-        wanted = (t >= lowest) & (t < highest)  # nothing else is read, so that what was never written cannot be NaN
+        wanted = (t >= lowest) & (
+            t < highest
+        )  # nothing else is read, so that what was never written cannot be NaN
         mask = wanted[:, None] if E == BLOCK_E else wanted[:, None] & (e < E)[None, :]
         place = base + n[:, None] * E + e[None, :]
         keys = tl.load(key_pages + place, mask=mask, other=0.0)
         values = tl.load(value_pages + place, mask=mask, other=0.0)
         if UPCAST:
-            keys, values = keys.to(tl.float32), values.to(tl.float32)
+            keys = keys.to(tl.float32)
+            values = values.to(tl.float32)
         scores = tl.dot(query, tl.trans(keys), input_precision="ieee") * scale
         seen = (t[None, :] >= start[:, None]) & (t[None, :] < end[:, None])
         scores = tl.where(seen, scores, float("-inf"))
         new_top = tl.maximum(top, tl.max(scores, 1))
-        safe_top = tl.where(new_top == float("-inf"), 0.0, new_top)  # a row that has seen nothing yet: no -inf - -inf
+        safe_top = tl.where(
+            new_top == float("-inf"), 0.0, new_top
+        )  # a row that has seen nothing yet: no -inf - -inf
         weights = tl.math.exp2(scores - safe_top[:, None])
         shrink = tl.math.exp2(top - safe_top)
         total = total * shrink + tl.sum(weights, 1)
-        o = tl.dot(weights.to(values.dtype), values, o * shrink[:, None], input_precision="ieee")
+        o = tl.dot(
+            weights.to(values.dtype), values, o * shrink[:, None], input_precision="ieee"
+        )
         top = new_top
-    total = tl.where(total > 0, total, 1.0)  # of a row that sees nothing of this page, o is 0 and top is -inf
+    total = tl.where(
+        total > 0, total, 1.0
+    )  # of a row that sees nothing of this page, o is 0 and top is -inf
     at = (row * (KV_HEADS * GROUPS) + head) * pages + page
     tl.store(partial + at[:, None] * E + e[None, :], o / total[:, None], mask=real)
     tl.store(lse + at, top + tl.math.log2(total), mask=row >= 0)
@@ -252,8 +331,11 @@ def _merge_kernel(
     partial, lse, length, out, window, PAGES: tl.constexpr, HEADS: tl.constexpr, E: tl.constexpr,
     BLOCK_E: tl.constexpr, PAGE: tl.constexpr, STEP: tl.constexpr,
 ):  # fmt: skip
-    """o = sum_p 2^(lse_p - max) o_p / sum_p 2^(lse_p - max), pages in order, STEP at a time whatever PAGES is."""
-    row, head = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    """o = sum_p 2^(lse_p - max) o_p / sum_p 2^(lse_p - max), pages in order, STEP at a time
+    whatever PAGES is.
+    """
+    row = tl.program_id(0).to(tl.int64)
+    head = tl.program_id(1)
     end = tl.load(length + row)
     first = tl.where(window > 0, tl.maximum(end - window, 0), 0) // PAGE
     last = (end + PAGE - 1) // PAGE

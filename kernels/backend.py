@@ -1,9 +1,10 @@
 """Which form of a kernel runs, and its gradient.
 
-Every kernel has a PyTorch reference, which says what it computes, a Triton form for NVIDIA GPUs beside it, and most
-have a CPU form in kernels/cpu.cpp. Where Triton is not installed the files still import: a kernel is then a plain
-function that nobody calls. With TRITON_INTERPRET=1 Triton itself runs kernels on CPU tensors, slowly, which is how the
-tests run them without a GPU.
+Every kernel has a PyTorch reference, which says what it computes, a Triton form for NVIDIA
+GPUs beside it, and most have a CPU form in kernels/cpu.cpp. Where Triton is not installed the
+files still import: a kernel is then a plain function that nobody calls. With
+TRITON_INTERPRET=1 Triton itself runs kernels on CPU tensors, slowly, which is how the tests
+run them without a GPU.
 """
 
 from __future__ import annotations
@@ -32,31 +33,41 @@ def jit(function):
 
 
 def runs_triton(tensor: Tensor) -> bool:
-    """Whether the Triton form is to be used for work on `tensor`. ImportError on a GPU that Triton is missing for."""
+    """Whether the Triton form is to be used for work on `tensor`. ImportError on a GPU that
+    Triton is missing for.
+    """
     if not tensor.is_cuda:
         return False
     if triton is None:
-        raise ImportError("the kernels for this GPU need Triton: pip install triton, or use device cpu")
+        raise ImportError(
+            "the kernels for this GPU need Triton: pip install triton, or use device cpu"
+        )
     return True
 
 
-def form(tensor: Tensor, reference: Callable, triton_form: Callable, cpu_form: Callable) -> Callable:
+def form(
+    tensor: Tensor, reference: Callable, triton_form: Callable, cpu_form: Callable
+) -> Callable:
     """The form to be used for work on `tensor`."""
     if runs_triton(tensor):
         return triton_form
     return cpu_form if compiled.runs_compiled(tensor) else reference
 
 
-def differentiable(kernel: Callable[..., Tensor], reference: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
-    """kernel(*inputs) with the gradient of reference(*inputs), the same function up to rounding, which is computed
-    again in the backward pass.
+def differentiable(
+    kernel: Callable[..., Tensor], reference: Callable[..., Tensor], *inputs: Tensor
+) -> Tensor:
+    """kernel(*inputs) with the gradient of reference(*inputs), the same function up to
+    rounding, which is computed again in the backward pass.
     """
     return _Differentiable.apply(kernel, reference, *inputs)
 
 
 class _Differentiable(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: FunctionCtx, kernel: Callable, reference: Callable, *inputs: Tensor) -> Tensor:
+    def forward(
+        ctx: FunctionCtx, kernel: Callable, reference: Callable, *inputs: Tensor
+    ) -> Tensor:
         ctx.save_for_backward(*inputs)
         ctx.reference = reference
         return kernel(*inputs)

@@ -1,10 +1,13 @@
-"""The CPU forms of the kernels: kernels/cpu.cpp, built once with the machine's C++ compiler and called by address.
+"""The CPU forms of the kernels: kernels/cpu.cpp, built once with the machine's C++ compiler
+and called by address.
 
-PyTorch would compute a decoding step in some forty small operations a layer, each of which passes over memory and, with
-several threads, meets at a barrier: on a small model they cost several times the matrix products. The file is built for
-the processor at hand when it is first needed, in a few seconds, and kept in the user's cache directory. It uses the
-OpenMP threads that PyTorch already has. Without a compiler the PyTorch references run, and a warning says so. CXX and
-CXXFLAGS are heeded: CXXFLAGS=-march=x86-64-v3 shows how a processor without AVX-512 would do.
+PyTorch would compute a decoding step in some forty small operations a layer, each of which
+passes over memory and, with several threads, meets at a barrier: on a small model they cost
+several times the matrix products. The file is built for the processor at hand when it is first
+needed, in a few seconds, and kept in the user's cache directory. It uses the OpenMP threads
+that PyTorch already has. Without a compiler the PyTorch references run, and a warning says so.
+CXX and CXXFLAGS are heeded: CXXFLAGS=-march=x86-64-v3 shows how a processor without AVX-512
+would do.
 """
 
 from __future__ import annotations
@@ -25,8 +28,19 @@ from torch import Tensor
 
 SOURCE = Path(__file__).with_name("cpu.cpp")
 # Sums are added in the order they are written; a product may be fused with one.
-OPTIONS = ["-std=c++17", "-O3", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math", "-fPIC"]
-ATTEMPTS = (["-march=native", "-fopenmp"], ["-march=native"], [])  # not every compiler knows these
+OPTIONS = [
+    "-std=c++17",
+    "-O3",
+    "-ffp-contract=fast",
+    "-fno-math-errno",
+    "-fno-trapping-math",
+    "-fPIC",
+]
+ATTEMPTS = (
+    ["-march=native", "-fopenmp"],
+    ["-march=native"],
+    [],
+)  # not every compiler knows these
 PAGE = 16  # keys in a page of the cache, as in cpu.cpp
 KINDS = {"p": ctypes.c_void_p, "i": ctypes.c_int64, "f": ctypes.c_float}
 SIGNATURES = {  # in the order of cpu.cpp
@@ -48,18 +62,22 @@ def runs_compiled(tensor: Tensor) -> bool:
 
 
 def call(name: str, dtype: torch.dtype, *arguments: Tensor | float | None) -> None:
-    """Run a function of cpu.cpp. Tensors are passed by address, None as a null pointer. ValueError for a tensor that
-    does not lie in memory as its shape says.
+    """Run a function of cpu.cpp. Tensors are passed by address, None as a null pointer.
+    ValueError for a tensor that does not lie in memory as its shape says.
     """
     values = []
     for argument in arguments:
         if isinstance(argument, Tensor):
             if not argument.is_contiguous():
-                raise ValueError(f"{name}: a tensor of shape {list(argument.shape)} is not contiguous")
+                raise ValueError(
+                    f"{name}: a tensor of shape {list(argument.shape)} is not contiguous"
+                )
             argument = argument.data_ptr()
         values.append(argument)
     function = library()[dtype][name]
-    if torch.autograd.profiler._is_profiler_enabled:  # which would not see it otherwise, nor its sizes
+    if (
+        torch.autograd.profiler._is_profiler_enabled
+    ):  # which would not see it otherwise, nor its sizes
         sizes = (str(argument) for argument in arguments if isinstance(argument, int))
         with torch.autograd.profiler.record_function(" ".join((name, *sizes))):
             function(*values)
@@ -69,15 +87,23 @@ def call(name: str, dtype: torch.dtype, *arguments: Tensor | float | None) -> No
 
 @cache
 def library() -> dict[torch.dtype, dict[str, ctypes._CFuncPtr]] | None:
-    """The functions of cpu.cpp by dtype and name; None, after a warning, where they cannot be built."""
-    # OpenMP's functions are found in the runtime that PyTorch has loaded: a second one would fight it for the cores.
+    """The functions of cpu.cpp by dtype and name; None, after a warning, where they cannot be
+    built.
+    """
+    # OpenMP's functions are found in the runtime that PyTorch has loaded: a second one would
+    # fight it for the cores.
     for options in ATTEMPTS:
         try:
             loaded = ctypes.CDLL(str(build(options)))
-            return {dtype: _functions(getattr(loaded, table)) for dtype, table in TYPES.items()}
+            return {
+                dtype: _functions(getattr(loaded, table)) for dtype, table in TYPES.items()
+            }
         except OSError as error:
             reason = error
-    warnings.warn(f"the CPU kernels could not be built, PyTorch does their work more slowly: {reason}", stacklevel=2)
+    warnings.warn(
+        f"the CPU kernels could not be built, PyTorch does their work more slowly: {reason}",
+        stacklevel=2,
+    )
     return None
 
 
@@ -85,23 +111,37 @@ def _functions(table: ctypes._CFuncPtr) -> dict[str, ctypes._CFuncPtr]:
     table.restype = ctypes.POINTER(ctypes.c_void_p)
     return {
         name: ctypes.CFUNCTYPE(None, *(KINDS[kind] for kind in kinds))(address)
-        for (name, kinds), address in zip(SIGNATURES.items(), table(), strict=False)  # the table does not know its end
+        for (name, kinds), address in zip(
+            SIGNATURES.items(), table(), strict=False
+        )  # the table does not know its end
         if address
     }
 
 
 def build(options: list[str]) -> Path:
-    """The shared library of cpu.cpp for this processor, built unless it is there, with OPTIONS, these options and the
-    environment's CXXFLAGS; OSError when that fails.
+    """The shared library of cpu.cpp for this processor, built unless it is there, with
+    OPTIONS, these options and the environment's CXXFLAGS; OSError when that fails.
     """
     options = [*OPTIONS, *options, *os.environ.get("CXXFLAGS", "").split()]
-    compiler = os.environ.get("CXX") or next(filter(shutil.which, ("c++", "g++", "clang++")), None)
+    compiler = os.environ.get("CXX") or next(
+        filter(shutil.which, ("c++", "g++", "clang++")), None
+    )
     if compiler is None:
         raise OSError("no C++ compiler was found (install g++ or clang++, or set CXX)")
     cpuinfo = Path("/proc/cpuinfo")
-    cores = cpuinfo.read_text(encoding="utf-8").split("\n\n") if cpuinfo.is_file() else [platform.processor()]
-    features = [line for line in cores[0].splitlines() if line.startswith(("flags", "Features", "model name"))]
-    state = repr((SOURCE.read_text(encoding="utf-8"), compiler, options, features, platform.machine()))
+    cores = (
+        cpuinfo.read_text(encoding="utf-8").split("\n\n")
+        if cpuinfo.is_file()
+        else [platform.processor()]
+    )
+    features = [
+        line
+        for line in cores[0].splitlines()
+        if line.startswith(("flags", "Features", "model name"))
+    ]
+    state = repr(
+        (SOURCE.read_text(encoding="utf-8"), compiler, options, features, platform.machine())
+    )
     name = f"cpu-{hashlib.sha256(state.encode()).hexdigest()[:16]}.so"
     home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "nanomath"
     if (home / name).is_file():
@@ -114,7 +154,9 @@ def build(options: list[str]) -> Path:
     try:
         _run(compiler, *options, "-c", str(SOURCE), "-o", str(folder / "cpu.o"))
         _run(compiler, "-shared", str(folder / "cpu.o"), "-o", str(folder / name))
-        (folder / name).replace(home / name)  # in one step: another process may be building it too
+        (folder / name).replace(
+            home / name
+        )  # in one step: another process may be building it too
     finally:
         if folder != home:
             shutil.rmtree(folder)
@@ -125,5 +167,8 @@ def _run(compiler: str, *arguments: str) -> None:
     done = subprocess.run([compiler, *arguments], capture_output=True, text=True, check=False)
     if done.returncode:
         lines = done.stderr.splitlines()
-        said = next((line for line in lines if "error" in line), lines[0] if lines else "without a word")
+        said = next(
+            (line for line in lines if "error" in line),
+            lines[0] if lines else "without a word",
+        )
         raise OSError(f"the compiler {compiler!r} failed: {said}")

@@ -1,11 +1,13 @@
-"""A matrix product whose rows do not feel each other: row i is a function of row i of x and of the weight, bit for bit.
+"""A matrix product whose rows do not feel each other: row i is a function of row i of x and of
+the weight, bit for bit.
 
     y = x W^T + b
 
-Libraries choose their tiles, and whether to split the sum over D, by the number of rows; the sampler's few rows and the
-trainer's many then differ in the last bits. Here the tiles depend on the weight alone: every element is one float32 sum
-over D in steps of BLOCK_K, never split, so the bits are the same in every batch. The price is a tile that is the best
-for neither few rows nor many (the case for it: He et al., "Defeating Nondeterminism in LLM Inference", 2025).
+Libraries choose their tiles, and whether to split the sum over D, by the number of rows; the
+sampler's few rows and the trainer's many then differ in the last bits. Here the tiles depend
+on the weight alone: every element is one float32 sum over D in steps of BLOCK_K, never split,
+so the bits are the same in every batch. The price is a tile that is the best for neither few
+rows nor many (the case for it: He et al., "Defeating Nondeterminism in LLM Inference", 2025).
 """
 
 from __future__ import annotations
@@ -21,7 +23,9 @@ GROUP = 16  # row tiles that go through the weight together: the weight's tile i
 
 
 def invariant_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """[..., N] from x [..., D], weight [N, D] and bias [N], differentiable; the gradients are plain matrix products."""
+    """[..., N] from x [..., D], weight [N, D] and bias [N], differentiable; the gradients are
+    plain matrix products.
+    """
     return _InvariantLinear.apply(x, weight, bias)
 
 
@@ -34,7 +38,9 @@ class _InvariantLinear(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: FunctionCtx, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    def backward(
+        ctx: FunctionCtx, gradient: Tensor
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         x, weight = ctx.saved_tensors
         rows = gradient.reshape(-1, gradient.shape[-1])
         needs_x, needs_weight, needs_bias = ctx.needs_input_grad
@@ -46,8 +52,10 @@ class _InvariantLinear(torch.autograd.Function):
 
 
 def tile_config(features: int, itemsize: int) -> dict[str, int]:
-    """Tile and options by the weight's N and the bytes of an element: narrow weights need small tiles to fill a GPU
-    with few rows. Everything fits in the 99 KB of shared memory that also small GPUs have."""
+    """Tile and options by the weight's N and the bytes of an element: narrow weights need
+    small tiles to fill a GPU with few rows. Everything fits in the 99 KB of shared memory that
+    also small GPUs have.
+    """
     if itemsize == 4:
         return {"BLOCK_M": 64, "BLOCK_N": 64, "BLOCK_K": 16, "num_warps": 8, "num_stages": 2}
     if features < 8192:
@@ -57,10 +65,17 @@ def tile_config(features: int, itemsize: int) -> dict[str, int]:
 
 def invariant_linear_triton(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """[M, N] from x [M, D]. One launch."""
-    (rows, dim), features = x.shape, len(weight)
-    if weight.shape != (features, dim) or weight.dtype != x.dtype or (bias is not None and bias.shape != (features,)):
+    (rows, dim) = x.shape
+    features = len(weight)
+    if (
+        weight.shape != (features, dim)
+        or weight.dtype != x.dtype
+        or (bias is not None and bias.shape != (features,))
+    ):
         shapes = f"x {list(x.shape)} {x.dtype}, weight {list(weight.shape)} {weight.dtype}"
-        raise ValueError(f"{shapes}: expected [M, D] and [N, D] of one dtype, and a bias [N] or none")
+        raise ValueError(
+            f"{shapes}: expected [M, D] and [N, D] of one dtype, and a bias [N] or none"
+        )
     out = torch.empty(rows, features, dtype=x.dtype, device=x.device)
     config = tile_config(features, x.element_size())
     tiles = triton.cdiv(rows, config["BLOCK_M"]) * triton.cdiv(features, config["BLOCK_N"])
@@ -77,23 +92,28 @@ def product_tile(
     x, weight, m, n, rows, features, D: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
-    """Rows m [BLOCK_M] of x [rows, D] times rows n [BLOCK_N] of the weight [features, D], added up in float32.
+    """Rows m [BLOCK_M] of x [rows, D] times rows n [BLOCK_N] of the weight [features, D],
+    added up in float32.
 
     kernels/lm_head.py makes its logits of the same tiles.
     """
     k = tl.arange(0, BLOCK_K)
-    # Beyond the ends the last row stands in: the caller keeps nothing of it, and no mask is needed.
+    # Beyond the ends the last row stands in: the caller keeps nothing of it, and no mask is
+    # needed.
     left = x + tl.minimum(m, rows - 1).to(tl.int64)[:, None] * D + k[None, :]
     right = weight + tl.minimum(n, features - 1).to(tl.int64)[:, None] * D + k[None, :]
     total = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
     for start in range(0, D, BLOCK_K):
         if D % BLOCK_K == 0:
-            a, b = tl.load(left + start), tl.load(right + start)
+            a = tl.load(left + start)
+            b = tl.load(right + start)
         else:
             inside = (k < D - start)[None, :]
-            a, b = tl.load(left + start, mask=inside, other=0.0), tl.load(right + start, mask=inside, other=0.0)
+            a = tl.load(left + start, mask=inside, other=0.0)
+            b = tl.load(right + start, mask=inside, other=0.0)
         if UPCAST:
-            a, b = a.to(tl.float32), b.to(tl.float32)
+            a = a.to(tl.float32)
+            b = b.to(tl.float32)
         total = tl.dot(a, tl.trans(b), total, input_precision="ieee")
     return total
 
@@ -104,7 +124,8 @@ def _linear_kernel(
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
     """One tile of the result. Programs walk down GROUP row tiles, then on to the next columns."""
-    down, across = tl.cdiv(rows, BLOCK_M), tl.cdiv(N, BLOCK_N)
+    down = tl.cdiv(rows, BLOCK_M)
+    across = tl.cdiv(N, BLOCK_N)
     group = tl.program_id(0) // (GROUP * across)
     inside = tl.program_id(0) % (GROUP * across)
     height = tl.minimum(down - group * GROUP, GROUP)
@@ -114,4 +135,6 @@ def _linear_kernel(
     if bias is not None:
         total += tl.load(bias + n, mask=n < N, other=0.0).to(tl.float32)[None, :]
     place = out + m.to(tl.int64)[:, None] * N + n[None, :]
-    tl.store(place, total.to(out.dtype.element_ty), mask=(m < rows)[:, None] & (n < N)[None, :])
+    tl.store(
+        place, total.to(out.dtype.element_ty), mask=(m < rows)[:, None] & (n < N)[None, :]
+    )

@@ -1,21 +1,26 @@
-"""Logprobs and entropies of tokens from hidden states and the lm_head weight, a chunk of the logits at a time.
+"""Logprobs and entropies of tokens from hidden states and the lm_head weight, a chunk of the
+logits at a time.
 
     z = W h / temperature,   log pi(y) = z_y - logsumexp z,   H = logsumexp z - sum_v softmax(z)_v z_v
 
-With a vocabulary of 150,000 the float32 logits of a batch are larger than the model, and differentiating them takes
-several times their size. Here they exist for `chunk` tokens at a time. The forward pass keeps one number a token, its
-logsumexp; the backward pass computes the logits again, and from them, with g the gradient of log pi(y),
+With a vocabulary of 150,000 the float32 logits of a batch are larger than the model, and
+differentiating them takes several times their size. Here they exist for `chunk` tokens at a
+time. The forward pass keeps one number a token, its logsumexp; the backward pass computes the
+logits again, and from them, with g the gradient of log pi(y),
 
     dz = g (onehot(y) - softmax(z)) / temperature,   dh = dz W,   dW = sum over chunks of dz^T h
 
-One matrix product in four is thus spent on computing something twice. On a CPU it is won back by writing less memory.
-Tokens that make a single chunk keep their softmax instead: it would be as large again in the backward pass.
+One matrix product in four is thus spent on computing something twice. On a CPU it is won back
+by writing less memory. Tokens that make a single chunk keep their softmax instead: it would be
+as large again in the backward pass.
 
-The Triton form never holds the logits, nor any softmax: the forward pass is kernels/lm_head.py's, so its logprobs are
-bit for bit those of the sampler, and a kernel that cuts the products in the same way writes dz, in the weight's dtype,
-for `chunk` tokens at a time. dz W and dz^T h are left to cuBLAS, which adds the chunks up in float32. Choosing the
-tokens that have a gradient makes the host wait for the device once; the products saved are worth far more.
-The idea: Cut Cross-Entropy (arXiv 2411.09009), Liger Kernel (arXiv 2410.10989).
+The Triton form never holds the logits, nor any softmax: the forward pass is
+kernels/lm_head.py's, so its logprobs are bit for bit those of the sampler, and a kernel that
+cuts the products in the same way writes dz, in the weight's dtype, for `chunk` tokens at a
+time. dz W and dz^T h are left to cuBLAS, which adds the chunks up in float32. Choosing the
+tokens that have a gradient makes the host wait for the device once; the products saved are
+worth far more. The idea: Cut Cross-Entropy (arXiv 2411.09009), Liger Kernel (arXiv
+2410.10989).
 """
 
 from __future__ import annotations
@@ -34,49 +39,74 @@ from kernels.packed import packed_rows
 CHUNK_LOGITS = 40_000_000  # logits held at once, 160 MB of float32; the matrix products run no faster on more of them
 CHUNK_ROWS = 64  # but a tenth slower on a number of rows that is no multiple of this
 ALIGNED = 16  # numbers; Triton knows a multiple of it when it sees one
-CHUNK_GRADIENT = 1 << 29  # numbers of dz that the Triton form holds at once, 1 GiB of bfloat16: W is read once for each
+CHUNK_GRADIENT = (
+    1 << 29
+)  # numbers of dz that the Triton form holds at once, 1 GiB of bfloat16: W is read once for each
 
 
-Chunks = Iterator[tuple[Tensor, Tensor, Tensor]]  # tokens [c] that have a gradient, their states [c, D] and dz [c, V]
+Chunks = Iterator[
+    tuple[Tensor, Tensor, Tensor]
+]  # tokens [c] that have a gradient, their states [c, D] and dz [c, V]
 
 
 def linear_logprob(
-    hidden: Tensor, weight: Tensor, target: Tensor, temperature: float = 1.0, chunk: int = 0, exact: bool = False
+    hidden: Tensor,
+    weight: Tensor,
+    target: Tensor,
+    temperature: float = 1.0,
+    chunk: int = 0,
+    exact: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """Logprobs and (without gradient) entropies [n] of int64 target [n], from hidden [n, D] and weight [V, D].
+    """Logprobs and (without gradient) entropies [n] of int64 target [n], from hidden [n, D]
+    and weight [V, D].
 
-    Float32, or float64 where the weight is; the matrix products run in the weight's own dtype. chunk: tokens at a time,
-    0: as many as make about CHUNK_LOGITS logits. exact: logprobs bit for bit the exact sampler's. Tokens whose logprob
-    gets a gradient of exactly 0 cost nothing in the backward pass. ValueError when the shapes do not fit or the
-    temperature is not positive.
+    Float32, or float64 where the weight is; the matrix products run in the weight's own dtype.
+    chunk: tokens at a time, 0: as many as make about CHUNK_LOGITS logits. exact: logprobs bit
+    for bit the exact sampler's. Tokens whose logprob gets a gradient of exactly 0 cost nothing
+    in the backward pass. ValueError when the shapes do not fit or the temperature is not
+    positive.
     """
-    n, (vocabulary, dim) = len(target), weight.shape
+    n = len(target)
+    (vocabulary, dim) = weight.shape
     if target.shape != (n,) or hidden.shape != (n, dim):
         shapes = ", ".join(str(list(tensor.shape)) for tensor in (hidden, weight, target))
-        raise ValueError(f"hidden, weight and target have the shapes {shapes}: expected [n, D], [V, D], [n]")
+        raise ValueError(
+            f"hidden, weight and target have the shapes {shapes}: expected [n, D], [V, D], [n]"
+        )
     if not temperature > 0:
         raise ValueError(f"the temperature is {temperature}: logprobs need one above 0")
     if runs_triton(weight) and weight.dtype in lm_head.DTYPES:
         return linear_logprob_triton(hidden, weight, target, temperature, chunk)
     chunk = chunk or CHUNK_ROWS * max(1, CHUNK_LOGITS // (CHUNK_ROWS * vocabulary))
-    return _LinearLogprob.apply(hidden, weight, target, temperature, max(1, min(chunk, n)), exact, False)
+    return _LinearLogprob.apply(
+        hidden, weight, target, temperature, max(1, min(chunk, n)), exact, False
+    )
 
 
 class _LinearLogprob(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, hidden, weight, target, temperature, chunk, exact, fused) -> tuple[Tensor, Tensor]:
+    def forward(
+        ctx, hidden, weight, target, temperature, chunk, exact, fused
+    ) -> tuple[Tensor, Tensor]:
         kept = None
         if fused:
-            logprobs, entropy, logsumexp = lm_head.logprobs_triton(hidden, weight, target, temperature)
+            logprobs, entropy, logsumexp = lm_head.logprobs_triton(
+                hidden, weight, target, temperature
+            )
         else:
-            room, parts = _room(chunk, weight), []
+            room = _room(chunk, weight)
+            parts = []
             kept = room if len(target) <= chunk and any(ctx.needs_input_grad) else None
             for h, y in zip(hidden.split(chunk), target.split(chunk), strict=True):
                 z = _logits(h, weight, temperature, room, exact)
                 parts.append(lm_head.statistics(z, y, softmax=None if kept is None else z))
-            logprobs, entropy, logsumexp = (torch.cat(part) for part in zip(*parts, strict=True))
+            logprobs, entropy, logsumexp = (
+                torch.cat(part) for part in zip(*parts, strict=True)
+            )
         ctx.save_for_backward(hidden, weight, target, logsumexp, kept)
-        ctx.temperature, ctx.chunk, ctx.fused = temperature, chunk, fused
+        ctx.temperature = temperature
+        ctx.chunk = chunk
+        ctx.fused = fused
         ctx.mark_non_differentiable(entropy)
         return logprobs, entropy
 
@@ -86,24 +116,43 @@ class _LinearLogprob(torch.autograd.Function):
         """dh = dz W and dW = sum over chunks of dz^T h, None for one that is not needed."""
         hidden, weight = ctx.saved_tensors[:2]
         d_hidden = torch.zeros_like(hidden) if ctx.needs_input_grad[0] else None
-        d_weight = torch.zeros_like(weight, dtype=_precise(weight)) if ctx.needs_input_grad[1] else None
-        for rows, h, dz in _chunks_triton(ctx, gradient) if ctx.fused else _chunks(ctx, gradient):
+        d_weight = (
+            torch.zeros_like(weight, dtype=_precise(weight))
+            if ctx.needs_input_grad[1]
+            else None
+        )
+        for rows, h, dz in (
+            _chunks_triton(ctx, gradient) if ctx.fused else _chunks(ctx, gradient)
+        ):
             if d_hidden is not None:
                 d_hidden[rows] = dz @ weight
             if d_weight is not None:
                 _add_product(d_weight, dz, h)
             del dz  # after the last one the memory of the chunks is free again for the copy of d_weight
-        return d_hidden, None if d_weight is None else d_weight.to(weight.dtype), None, None, None, None, None
+        return (
+            d_hidden,
+            None if d_weight is None else d_weight.to(weight.dtype),
+            None,
+            None,
+            None,
+            None,
+            None,
+        )
 
 
 def _chunks(ctx: FunctionCtx, gradient: Tensor) -> Chunks:
     """dz from logits that are computed again, or from the softmax that was kept."""
     hidden, weight, target, logsumexp, kept = ctx.saved_tensors
     room = _room(ctx.chunk, weight) if kept is None else None
-    for rows in gradient.nonzero()[:, 0].split(ctx.chunk):  # without clipped tokens and advantages of zero
-        h, g = hidden[rows], gradient[rows, None] / ctx.temperature
+    for rows in gradient.nonzero()[:, 0].split(
+        ctx.chunk
+    ):  # without clipped tokens and advantages of zero
+        h = hidden[rows]
+        g = gradient[rows, None] / ctx.temperature
         if kept is None:
-            softmax = _logits(h, weight, ctx.temperature, room).sub_(logsumexp[rows, None]).exp_()
+            softmax = (
+                _logits(h, weight, ctx.temperature, room).sub_(logsumexp[rows, None]).exp_()
+            )
         else:
             softmax = kept if len(rows) == len(kept) else kept[rows]
         yield rows, h, softmax.mul_(-g).scatter_add_(1, target[rows, None], g).to(weight.dtype)
@@ -115,12 +164,18 @@ def _precise(weight: Tensor) -> torch.dtype:
 
 
 def _room(chunk: int, weight: Tensor) -> Tensor:
-    """Memory for the logits of any chunk: on a CPU touching fresh pages for each would cost more than the softmax."""
+    """Memory for the logits of any chunk: on a CPU touching fresh pages for each would cost
+    more than the softmax.
+    """
     return weight.new_empty(chunk, weight.shape[0], dtype=_precise(weight))
 
 
-def _logits(hidden: Tensor, weight: Tensor, temperature: float, room: Tensor, exact: bool = False) -> Tensor:
-    """z [c, V] of states [c, D], in the first rows of `room`, rounded exactly as the model's own logits are."""
+def _logits(
+    hidden: Tensor, weight: Tensor, temperature: float, room: Tensor, exact: bool = False
+) -> Tensor:
+    """z [c, V] of states [c, D], in the first rows of `room`, rounded exactly as the model's
+    own logits are.
+    """
     z = room[: len(hidden)]
     if exact:
         z.copy_(packed_rows(hidden, weight))
@@ -141,13 +196,16 @@ def _add_product(d_weight: Tensor, dz: Tensor, h: Tensor) -> None:
         d_weight += dz.T @ h
 
 
-# --- Triton ----------------------------------------------------------------------------------------------------------
+# --- Triton
+# ---------------------------------------------------------------------------------------------
 
 
 def linear_logprob_triton(
     hidden: Tensor, weight: Tensor, target: Tensor, temperature: float = 1.0, chunk: int = 0
 ) -> tuple[Tensor, Tensor]:
-    """`linear_logprob` without its checks; chunk: tokens of dz at a time, 0: as many as make about CHUNK_GRADIENT."""
+    """`linear_logprob` without its checks; chunk: tokens of dz at a time, 0: as many as make
+    about CHUNK_GRADIENT.
+    """
     tile = lm_head.tile(weight)["ROWS"]
     chunk = chunk or tile * max(1, CHUNK_GRADIENT // (tile * weight.shape[0]))
     return _LinearLogprob.apply(hidden, weight, target, temperature, chunk, False, True)
@@ -159,15 +217,18 @@ def _chunks_triton(ctx: FunctionCtx, gradient: Tensor) -> Chunks:
     places = gradient.nonzero()[:, 0]
     room = _aligned(min(ctx.chunk, len(places)), weight)
     for rows in places.split(ctx.chunk):
-        h, dz = hidden[rows], room[: len(rows)]
-        _logit_gradients(h, weight, target[rows], logsumexp[rows], gradient[rows], ctx.temperature, dz)
+        h = hidden[rows]
+        dz = room[: len(rows)]
+        _logit_gradients(
+            h, weight, target[rows], logsumexp[rows], gradient[rows], ctx.temperature, dz
+        )
         yield rows, h, dz
 
 
 def _aligned(rows: int, weight: Tensor) -> Tensor:
-    """Memory for dz whose rows begin on multiples of ALIGNED numbers, whatever the vocabulary: they are then written
-    in wide stores, from fewer registers. What lies between them is zero: oneDNN's bfloat16 product on a CPU with matrix
-    units takes it for a part of the row.
+    """Memory for dz whose rows begin on multiples of ALIGNED numbers, whatever the vocabulary:
+    they are then written in wide stores, from fewer registers. What lies between them is zero:
+    oneDNN's bfloat16 product on a CPU with matrix units takes it for a part of the row.
     """
     vocabulary = len(weight)
     room = weight.new_empty(rows, -(-vocabulary // ALIGNED) * ALIGNED)
@@ -176,10 +237,17 @@ def _aligned(rows: int, weight: Tensor) -> Tensor:
 
 
 def _logit_gradients(
-    h: Tensor, weight: Tensor, target: Tensor, logsumexp: Tensor, gradient: Tensor, temperature: float, dz: Tensor
+    h: Tensor,
+    weight: Tensor,
+    target: Tensor,
+    logsumexp: Tensor,
+    gradient: Tensor,
+    temperature: float,
+    dz: Tensor,
 ) -> None:
     """dz [c, V] = gradient (onehot(target) - softmax(z)) / temperature of states h [c, D]."""
-    (vocabulary, dim), cut = weight.shape, lm_head.tile(weight)
+    (vocabulary, dim) = weight.shape
+    cut = lm_head.tile(weight)
     if len(h):
         _gradient_kernel[lm_head.grid(len(h), vocabulary, cut)](
             h, weight.contiguous(), target, logsumexp, gradient.float(), dz, len(h), vocabulary, dz.stride(0),
@@ -192,14 +260,23 @@ def _gradient_kernel(
     hidden, weight, target, logsumexp, gradient, dz, n, vocabulary, stride, inverse,
     D: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, INNER: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
-    rows, columns, z = logits_tile(hidden, weight, n, vocabulary, D, ROWS, COLUMNS, INNER, UPCAST)
+    rows, columns, z = logits_tile(
+        hidden, weight, n, vocabulary, D, ROWS, COLUMNS, INNER, UPCAST
+    )
     here = rows < n
     g = tl.load(gradient + rows, mask=here, other=0.0).to(tl.float32) * inverse
     y = tl.load(target + rows, mask=here, other=-1)
     p = tl.exp(z * inverse - tl.load(logsumexp + rows, mask=here, other=0.0)[:, None])
     out = g[:, None] * (tl.where(columns[None, :] == y[:, None], 1.0, 0.0) - p)
     tiles = tl.cdiv(n, ROWS)
-    row, column = tl.program_id(0) % tiles * ROWS, tl.program_id(0) // tiles * COLUMNS
-    inside = tl.arange(0, ROWS)[:, None] * stride + tl.arange(0, COLUMNS)[None, :]  # 32 bits are enough for these
+    row = tl.program_id(0) % tiles * ROWS
+    column = tl.program_id(0) // tiles * COLUMNS
+    inside = (
+        tl.arange(0, ROWS)[:, None] * stride + tl.arange(0, COLUMNS)[None, :]
+    )  # 32 bits are enough for these
     place = dz + row.to(tl.int64) * stride + column + inside
-    tl.store(place, out.to(dz.dtype.element_ty), mask=here[:, None] & (columns < vocabulary)[None, :])
+    tl.store(
+        place,
+        out.to(dz.dtype.element_ty),
+        mask=here[:, None] & (columns < vocabulary)[None, :],
+    )

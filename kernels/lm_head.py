@@ -1,22 +1,26 @@
-"""The end of a decoding step, and of a trainer's forward pass: from the last states to tokens, logprobs and entropies.
+"""The end of a decoding step, and of a trainer's forward pass: from the last states to tokens,
+logprobs and entropies.
 
     z = W h / temperature,   log pi(y) = z_y - log sum_v exp z_v,   H = log sum_v exp z_v - sum_v pi(v) z_v
 
-A token is drawn by inverting the cumulative distribution twice: u_1 chooses a block of BLOCK neighbouring tokens by the
-blocks' masses, u_2 one of the tokens in it. Two uniform numbers a token, not one for every entry of the vocabulary, and
-a GPU needs one pass: whoever computes the logits of a block also finds the block's mass and the token that u_2 would
-choose there, and the logits need never be written.
+A token is drawn by inverting the cumulative distribution twice: u_1 chooses a block of BLOCK
+neighbouring tokens by the blocks' masses, u_2 one of the tokens in it. Two uniform numbers a
+token, not one for every entry of the vocabulary, and a GPU needs one pass: whoever computes
+the logits of a block also finds the block's mass and the token that u_2 would choose there,
+and the logits need never be written.
 
-The Triton form: a program multiplies ROWS states by COLUMNS rows of W, adding up over D in float32 in one order, and
-keeps five numbers of each block: its top logit, sum exp(z - top), sum (z - top) exp(z - top), a candidate, and the
-candidate's z - top. A second kernel, one program a row, merges the blocks in one order. The tile is the same for any
-number of rows, and no reduction crosses rows: a row's results depend neither on the other rows nor on how many there
-are. The sampler (`sample`) and the trainer (`logprobs_triton`) launch the same two compiled kernels, to which the kind
-of candidate is a run-time argument: their logprobs of a token are bit-equal. Logits are not rounded to the weight's
-dtype on the way, as PyTorch's matrix product does; in bfloat16 that moves a logprob by up to 2^-8 of the logit.
+The Triton form: a program multiplies ROWS states by COLUMNS rows of W, adding up over D in
+float32 in one order, and keeps five numbers of each block: its top logit, sum exp(z - top),
+sum (z - top) exp(z - top), a candidate, and the candidate's z - top. A second kernel, one
+program a row, merges the blocks in one order. The tile is the same for any number of rows, and
+no reduction crosses rows: a row's results depend neither on the other rows nor on how many
+there are. The sampler (`sample`) and the trainer (`logprobs_triton`) launch the same two
+compiled kernels, to which the kind of candidate is a run-time argument: their logprobs of a
+token are bit-equal. Logits are not rounded to the weight's dtype on the way, as PyTorch's
+matrix product does; in bfloat16 that moves a logprob by up to 2^-8 of the logit.
 
-The CPU form works on logits that are there, a row at a time in two passes; `statistics` and `sample_logits` are one
-function of kernels/cpu.cpp.
+The CPU form works on logits that are there, a row at a time in two passes; `statistics` and
+`sample_logits` are one function of kernels/cpu.cpp.
 """
 
 from __future__ import annotations
@@ -29,17 +33,47 @@ from kernels.backend import INTERPRETED, jit, runs_triton, tl, triton
 from kernels.linear import product_tile
 
 BLOCK = 128
-CHUNK_LOGITS = 1 << 20  # rows are finished so many logits at a time, which stay in a CPU's cache from pass to pass
+CHUNK_LOGITS = (
+    1 << 20
+)  # rows are finished so many logits at a time, which stay in a CPU's cache from pass to pass
 CHUNK_PARTS = 1 << 24  # the Triton form keeps so many numbers of blocks at a time, 64 MiB
-DTYPES = (torch.bfloat16, torch.float16, torch.float32)  # of a weight that the Triton form takes
-WIDE = {"ROWS": 128, "COLUMNS": 2 * BLOCK, "INNER": 64, "num_warps": 8, "num_stages": 4}  # Hopper and later
-NARROW = {"ROWS": 128, "COLUMNS": BLOCK, "INNER": 64, "num_warps": 8, "num_stages": 3}  # less shared memory
-FLOAT32 = {"ROWS": 64, "COLUMNS": BLOCK, "INNER": 16, "num_warps": 8, "num_stages": 3}  # no matrix units
-TARGET, DRAW, GREEDY = 2, 3, 4  # what a candidate is; neither 1 nor 16, which Triton would compile apart
+DTYPES = (
+    torch.bfloat16,
+    torch.float16,
+    torch.float32,
+)  # of a weight that the Triton form takes
+WIDE = {
+    "ROWS": 128,
+    "COLUMNS": 2 * BLOCK,
+    "INNER": 64,
+    "num_warps": 8,
+    "num_stages": 4,
+}  # Hopper and later
+NARROW = {
+    "ROWS": 128,
+    "COLUMNS": BLOCK,
+    "INNER": 64,
+    "num_warps": 8,
+    "num_stages": 3,
+}  # less shared memory
+FLOAT32 = {
+    "ROWS": 64,
+    "COLUMNS": BLOCK,
+    "INNER": 16,
+    "num_warps": 8,
+    "num_stages": 3,
+}  # no matrix units
+# what a candidate is; neither 1 nor 16, which Triton would compile apart
+TARGET = 2
+DRAW = 3
+GREEDY = 4
 
 
-def sample(hidden: Tensor, weight: Tensor, u: Tensor, temperature: float = 1.0) -> tuple[Tensor, Tensor, Tensor]:
-    """Next tokens, their logprobs and the entropies [n] of states [n, D] under W [V, D]; u [n, 2] in [0, 1).
+def sample(
+    hidden: Tensor, weight: Tensor, u: Tensor, temperature: float = 1.0
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Next tokens, their logprobs and the entropies [n] of states [n, D] under W [V, D]; u [n,
+    2] in [0, 1).
 
     Temperature 0 is greedy, with logprobs and entropies at temperature 1.
     """
@@ -48,22 +82,33 @@ def sample(hidden: Tensor, weight: Tensor, u: Tensor, temperature: float = 1.0) 
     return sample_logits(hidden @ weight.T, u, temperature)
 
 
-def sample_reference(hidden: Tensor, weight: Tensor, u: Tensor, temperature: float) -> tuple[Tensor, Tensor, Tensor]:
+def sample_reference(
+    hidden: Tensor, weight: Tensor, u: Tensor, temperature: float
+) -> tuple[Tensor, Tensor, Tensor]:
     """`sample` on all logits at once, computed in the weight's dtype and finished in float32."""
     return _sample_logits_reference(hidden @ weight.T, u, temperature)
 
 
-def sample_logits(logits: Tensor, u: Tensor, temperature: float) -> tuple[Tensor, Tensor, Tensor]:
+def sample_logits(
+    logits: Tensor, u: Tensor, temperature: float
+) -> tuple[Tensor, Tensor, Tensor]:
     """`sample` from logits [n, V] of any dtype."""
     if not compiled.runs_compiled(logits):
         return _sample_logits_reference(logits, u, temperature)
     token = torch.empty(len(logits), dtype=torch.int64)
-    return token, *_rows_cpu(logits, token, temperature or 1.0, DRAW if temperature else GREEDY, u)[:2]
+    return token, *_rows_cpu(
+        logits, token, temperature or 1.0, DRAW if temperature else GREEDY, u
+    )[:2]
 
 
-def _sample_logits_reference(logits: Tensor, u: Tensor, temperature: float) -> tuple[Tensor, Tensor, Tensor]:
+def _sample_logits_reference(
+    logits: Tensor, u: Tensor, temperature: float
+) -> tuple[Tensor, Tensor, Tensor]:
     rows = max(1, CHUNK_LOGITS // logits.shape[1])
-    parts = [_sample_rows(z.float(), v, temperature) for z, v in zip(logits.split(rows), u.split(rows), strict=True)]
+    parts = [
+        _sample_rows(z.float(), v, temperature)
+        for z, v in zip(logits.split(rows), u.split(rows), strict=True)
+    ]
     return tuple(torch.cat(part) for part in zip(*parts, strict=True))
 
 
@@ -73,19 +118,24 @@ def _sample_rows(z: Tensor, u: Tensor, temperature: float) -> tuple[Tensor, Tens
     return token, *_logprob_and_entropy(z, weights, total, token)
 
 
-def _logprob_and_entropy(z: Tensor, weights: Tensor, total: Tensor, token: Tensor) -> tuple[Tensor, Tensor]:
+def _logprob_and_entropy(
+    z: Tensor, weights: Tensor, total: Tensor, token: Tensor
+) -> tuple[Tensor, Tensor]:
     """Of the tokens and the rows of what `normalised` returned."""
     log_total = total.log()
-    mean = torch.linalg.vecdot(weights, z.clamp(min=torch.finfo(z.dtype).min)) / total  # 0 * -inf would spoil it
+    mean = (
+        torch.linalg.vecdot(weights, z.clamp(min=torch.finfo(z.dtype).min)) / total
+    )  # 0 * -inf would spoil it
     return z.gather(-1, token[:, None])[:, 0] - log_total, log_total - mean
 
 
 def statistics(
     logits: Tensor, target: Tensor, temperature: float = 1.0, softmax: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Logprobs of int64 target [n], entropies and logsumexps [n] of logits [n, V]. On a CPU the logprobs of tokens that
-    `sample_logits` chose are the same bits, and NaN outside of the vocabulary. softmax [n, V], of the logits' dtype,
-    takes the probabilities; it may be the logits.
+    """Logprobs of int64 target [n], entropies and logsumexps [n] of logits [n, V]. On a CPU
+    the logprobs of tokens that `sample_logits` chose are the same bits, and NaN outside of the
+    vocabulary. softmax [n, V], of the logits' dtype, takes the probabilities; it may be the
+    logits.
     """
     if compiled.runs_compiled(logits):
         return _rows_cpu(logits, target, temperature, TARGET, None, softmax)
@@ -97,23 +147,42 @@ def statistics(
 
 
 def _rows_cpu(
-    logits: Tensor, token: Tensor, temperature: float, mode: int, u: Tensor | None, softmax: Tensor | None = None
+    logits: Tensor,
+    token: Tensor,
+    temperature: float,
+    mode: int,
+    u: Tensor | None,
+    softmax: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Logprobs, entropies and logsumexps [n]; the tokens are given, or written to `token`."""
-    given = softmax is None or (softmax.shape == logits.shape and softmax.dtype == torch.float32)
+    given = softmax is None or (
+        softmax.shape == logits.shape and softmax.dtype == torch.float32
+    )
     if not given or token.shape != logits.shape[:1] or token.dtype != torch.int64:
-        raise ValueError(f"token {token.dtype} {list(token.shape)} or softmax do not fit logits {list(logits.shape)}")
+        raise ValueError(
+            f"token {token.dtype} {list(token.shape)} or softmax do not fit logits {list(logits.shape)}"
+        )
     found = torch.empty(3, len(logits))
     u = None if u is None else u.float().contiguous()
     compiled.call(
-        *("lm_head", logits.dtype, logits.contiguous(), u, token.contiguous(), *found, softmax),
+        *(
+            "lm_head",
+            logits.dtype,
+            logits.contiguous(),
+            u,
+            token.contiguous(),
+            *found,
+            softmax,
+        ),
         *(temperature, mode, *logits.shape),
     )
     return tuple(found)
 
 
 def normalised(z: Tensor, temperature: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """z / temperature - its max [n, V], the exponentials of that, their sums by blocks, and in all [n]."""
+    """z / temperature - its max [n, V], the exponentials of that, their sums by blocks, and in
+    all [n].
+    """
     z = z if temperature == 1 else z / temperature
     z = z - z.amax(-1, keepdim=True)
     weights = z.exp()
@@ -125,42 +194,64 @@ def block_sums(weights: Tensor) -> Tensor:
     """[n, V] -> [n, ceil(V / BLOCK)]."""
     n, vocabulary = weights.shape
     whole = vocabulary // BLOCK * BLOCK
-    sums = weights[:, :whole].view(n, whole // BLOCK, BLOCK).sum(-1) if whole else weights[:, :0]
-    return sums if whole == vocabulary else torch.cat((sums, weights[:, whole:].sum(-1, keepdim=True)), dim=-1)
+    sums = (
+        weights[:, :whole].view(n, whole // BLOCK, BLOCK).sum(-1) if whole else weights[:, :0]
+    )
+    return (
+        sums
+        if whole == vocabulary
+        else torch.cat((sums, weights[:, whole:].sum(-1, keepdim=True)), dim=-1)
+    )
 
 
 def draw(weights: Tensor, blocks: Tensor, u: Tensor) -> Tensor:
-    """One index [n] of each row of weights [n, V], in proportion to them, at u [n, 2]; blocks are their sums."""
+    """One index [n] of each row of weights [n, V], in proportion to them, at u [n, 2]; blocks
+    are their sums.
+    """
     block = _invert(blocks, u[:, 0])
     inside = (block * BLOCK)[:, None] + torch.arange(BLOCK, device=weights.device)
     last = weights.shape[1] - 1
     masses = weights.gather(-1, inside.clamp(max=last)) * (inside <= last)
-    return (block * BLOCK + _invert(masses, u[:, 1])).clamp_(max=last)  # beyond the end only where weights are NaN
+    return (block * BLOCK + _invert(masses, u[:, 1])).clamp_(
+        max=last
+    )  # beyond the end only where weights are NaN
 
 
 def _invert(weights: Tensor, u: Tensor) -> Tensor:
     """The index [n] where the running sum of weights [n, m] first exceeds u times their total."""
     running = weights.cumsum(-1)
     total = running[:, -1]
-    # Rounding may lift u * total to the total itself; one step below it still lands on a positive weight.
+    # Rounding may lift u * total to the total itself; one step below it still lands on a
+    # positive weight.
     level = torch.minimum(u * total, torch.nextafter(total, torch.zeros_like(total)))
     place = torch.searchsorted(running, level[:, None], right=True)[:, 0]
     return place.clamp(max=weights.shape[1] - 1)  # beyond the end only where weights are NaN
 
 
-# --- Triton ----------------------------------------------------------------------------------------------------------
+# --- Triton
+# ---------------------------------------------------------------------------------------------
 
 
-def sample_triton(hidden: Tensor, weight: Tensor, u: Tensor, temperature: float) -> tuple[Tensor, Tensor, Tensor]:
+def sample_triton(
+    hidden: Tensor, weight: Tensor, u: Tensor, temperature: float
+) -> tuple[Tensor, Tensor, Tensor]:
     """`sample`, in two launches for each CHUNK_PARTS numbers."""
     mode = DRAW if temperature else GREEDY
-    return _launch(hidden, weight, temperature or 1.0, mode, hidden.new_empty(len(hidden), dtype=torch.int64), u)[:3]
+    return _launch(
+        hidden,
+        weight,
+        temperature or 1.0,
+        mode,
+        hidden.new_empty(len(hidden), dtype=torch.int64),
+        u,
+    )[:3]
 
 
 def logprobs_triton(
     hidden: Tensor, weight: Tensor, target: Tensor, temperature: float = 1.0
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Logprobs of int64 target [n] (NaN outside of the vocabulary), entropies [n] and logsumexps [n].
+    """Logprobs of int64 target [n] (NaN outside of the vocabulary), entropies [n] and
+    logsumexps [n].
 
     For the tokens of `sample_triton` the same as it returned, bit for bit.
     """
@@ -181,34 +272,71 @@ def grid(rows: int, vocabulary: int, cut: dict[str, int]) -> tuple[int]:
 
 
 def _launch(
-    hidden: Tensor, weight: Tensor, temperature: float, mode: int, token: Tensor, u: Tensor | None = None
+    hidden: Tensor,
+    weight: Tensor,
+    temperature: float,
+    mode: int,
+    token: Tensor,
+    u: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Tokens, logprobs, entropies, logsumexps [n]; the tokens are given, or written to `token`."""
-    n, (vocabulary, dim) = len(hidden), weight.shape
+    """Tokens, logprobs, entropies, logsumexps [n]; the tokens are given, or written to
+    `token`.
+    """
+    n = len(hidden)
+    (vocabulary, dim) = weight.shape
     if hidden.shape != (n, dim) or hidden.dtype != weight.dtype or weight.dtype not in DTYPES:
-        given = ", ".join(f"{tensor.dtype} {list(tensor.shape)}" for tensor in (hidden, weight))
-        raise ValueError(f"hidden and weight are {given}: expected [n, D] and [V, D] of one dtype of {DTYPES}")
-    hidden, weight, cut = hidden.contiguous(), weight.contiguous(), tile(weight)
+        given = ", ".join(
+            f"{tensor.dtype} {list(tensor.shape)}" for tensor in (hidden, weight)
+        )
+        raise ValueError(
+            f"hidden and weight are {given}: expected [n, D] and [V, D] of one dtype of {DTYPES}"
+        )
+    hidden = hidden.contiguous()
+    weight = weight.contiguous()
+    cut = tile(weight)
     logprob, entropy, logsumexp = (hidden.new_empty(n, dtype=torch.float32) for _ in range(3))
     u = logprob if u is None else u.float().contiguous()  # not read when there is none
     blocks = triton.cdiv(vocabulary, BLOCK)
     chunk = max(1, CHUNK_PARTS // (5 * blocks * cut["ROWS"])) * cut["ROWS"]
     parts = hidden.new_empty(min(n, chunk), 5, blocks, dtype=torch.float32)
     for first in range(0, n, chunk):
-        h, v, y, *out = (t[first : first + chunk] for t in (hidden, u, token, logprob, entropy, logsumexp))
+        h, v, y, *out = (
+            t[first : first + chunk] for t in (hidden, u, token, logprob, entropy, logsumexp)
+        )
         shape = (len(h), vocabulary, blocks, 1 / temperature)
         programs = grid(len(h), vocabulary, cut)
         _blocks_kernel[programs](
-            h, weight, v, y, parts, *shape, mode, dim, BLOCK, UPCAST=INTERPRETED, enable_fp_fusion=True, **cut
+            h,
+            weight,
+            v,
+            y,
+            parts,
+            *shape,
+            mode,
+            dim,
+            BLOCK,
+            UPCAST=INTERPRETED,
+            enable_fp_fusion=True,
+            **cut,
         )
         _choose_kernel[(len(h),)](
-            parts, v, y, *out, blocks, mode, BLOCK, triton.next_power_of_2(blocks), enable_fp_fusion=True
+            parts,
+            v,
+            y,
+            *out,
+            blocks,
+            mode,
+            BLOCK,
+            triton.next_power_of_2(blocks),
+            enable_fp_fusion=True,
         )
     return token, logprob, entropy, logsumexp
 
 
 def _one_binary(function):
-    """`jit`, for any n: Triton would compile 1, multiples of 16 and other numbers of rows apart."""
+    """`jit`, for any n: Triton would compile 1, multiples of 16 and other numbers of rows
+    apart.
+    """
     return function if triton is None else triton.jit(function, do_not_specialize=("n",))
 
 
@@ -217,29 +345,59 @@ def logits_tile(
     hidden, weight, n, vocabulary, D: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, INNER: tl.constexpr,
     UPCAST: tl.constexpr,
 ):  # fmt: skip
-    """This program's rows, columns, and the products of hidden's rows with weight's, added up in float32."""
+    """This program's rows, columns, and the products of hidden's rows with weight's, added up
+    in float32.
+    """
     tiles = tl.cdiv(n, ROWS)
-    rows = tl.program_id(0) % tiles * ROWS + tl.arange(0, ROWS)  # neighbours read the same part of the weight
+    rows = tl.program_id(0) % tiles * ROWS + tl.arange(
+        0, ROWS
+    )  # neighbours read the same part of the weight
     columns = tl.program_id(0) // tiles * COLUMNS + tl.arange(0, COLUMNS)
-    return rows, columns, product_tile(hidden, weight, rows, columns, n, vocabulary, D, ROWS, COLUMNS, INNER, UPCAST)
+    return (
+        rows,
+        columns,
+        product_tile(
+            hidden, weight, rows, columns, n, vocabulary, D, ROWS, COLUMNS, INNER, UPCAST
+        ),
+    )
 
 
 @jit
 def first_above(running, weights, level, place, axis: tl.constexpr):
-    """The first place along `axis` whose running sum exceeds the level; never one without weight, 0 among NaN."""
+    """The first place along `axis` whose running sum exceeds the level; never one without
+    weight, 0 among NaN.
+    """
     last = tl.max(tl.where(weights > 0, place, 0), axis)
     above = tl.where((running > level) & (weights > 0), place, 1 << 30)
-    return tl.minimum(tl.min(above, axis), last)  # a level that rounding lifted to the total means the last
+    return tl.minimum(
+        tl.min(above, axis), last
+    )  # a level that rounding lifted to the total means the last
 
 
 @jit
 def _summarise(
-    z, block, rows, u, target, parts, n, vocabulary, blocks, inverse, mode, BLOCK: tl.constexpr, ROWS: tl.constexpr
+    z,
+    block,
+    rows,
+    u,
+    target,
+    parts,
+    n,
+    vocabulary,
+    blocks,
+    inverse,
+    mode,
+    BLOCK: tl.constexpr,
+    ROWS: tl.constexpr,
 ):
     """Write the five numbers of one block of each row, from its products z [ROWS, BLOCK]."""
-    GROUP: tl.constexpr = 16  # the token is found in two steps: its group, then the token in it
+    GROUP: tl.constexpr = (
+        16  # the token is found in two steps: its group, then the token in it
+    )
     GROUPS: tl.constexpr = BLOCK // GROUP
-    place, group, inner = tl.arange(0, BLOCK)[None, :], tl.arange(0, GROUPS)[None, :], tl.arange(0, GROUP)[None, :]
+    place = tl.arange(0, BLOCK)[None, :]
+    group = tl.arange(0, GROUPS)[None, :]
+    inner = tl.arange(0, GROUP)[None, :]
     here = rows < n
     z = tl.where(block * BLOCK + place < vocabulary, z * inverse, float("-inf"))
     top = tl.max(z, 1)
@@ -248,19 +406,22 @@ def _summarise(
     moment = tl.sum(tl.where(w > 0, z * w, 0.0), 1)
     groups = tl.sum(tl.reshape(w, (ROWS, GROUPS, GROUP)), 2)
     total = tl.sum(groups, 1)
-    level, candidate = total, tl.zeros((ROWS,), tl.int32)
+    level = total
+    candidate = tl.zeros((ROWS,), tl.int32)
     if mode == 2:  # TARGET
         candidate = (tl.load(target + rows, mask=here, other=0) % BLOCK).to(tl.int32)
     if mode == 4:  # GREEDY
         last = tl.minimum(BLOCK, vocabulary - block * BLOCK) - 1  # among NaN
         candidate = tl.min(tl.where(z == 0, place, last), 1)
-    first, second = candidate // GROUP, candidate % GROUP
+    first = candidate // GROUP
+    second = candidate % GROUP
     if mode == 3:  # DRAW
         level *= tl.load(u + 2 * rows + 1, mask=here, other=0.0)
         running = tl.cumsum(groups, 1)
         first = first_above(running, groups, level[:, None], group, 1)
         level -= tl.sum(tl.where(group == first[:, None], running - groups, 0.0), 1)
-    # The group's exponentials are computed again: the registers do not hold those of the whole block until here.
+    # The group's exponentials are computed again: the registers do not hold those of the whole
+    # block until here.
     chosen = (group == first[:, None])[:, :, None]
     within = tl.sum(tl.where(chosen, tl.reshape(z, (ROWS, GROUPS, GROUP)), 0.0), 1)
     if mode == 3:
@@ -282,19 +443,60 @@ def _blocks_kernel(
     D: tl.constexpr, BLOCK: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, INNER: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
-    rows, columns, z = logits_tile(hidden, weight, n, vocabulary, D, ROWS, COLUMNS, INNER, UPCAST)
+    rows, columns, z = logits_tile(
+        hidden, weight, n, vocabulary, D, ROWS, COLUMNS, INNER, UPCAST
+    )
     block = tl.program_id(0) // tl.cdiv(n, ROWS) * (COLUMNS // BLOCK)
     if COLUMNS == BLOCK:
-        _summarise(z, block, rows, u, target, parts, n, vocabulary, blocks, inverse, mode, BLOCK, ROWS)
+        _summarise(
+            z, block, rows, u, target, parts, n, vocabulary, blocks, inverse, mode, BLOCK, ROWS
+        )
     else:  # one half after the other, as the registers do not hold what both need at once
         left, right = tl.split(tl.permute(tl.reshape(z, (ROWS, 2, BLOCK)), (0, 2, 1)))
-        _summarise(left, block, rows, u, target, parts, n, vocabulary, blocks, inverse, mode, BLOCK, ROWS)
-        _summarise(right, block + 1, rows, u, target, parts, n, vocabulary, blocks, inverse, mode, BLOCK, ROWS)
+        _summarise(
+            left,
+            block,
+            rows,
+            u,
+            target,
+            parts,
+            n,
+            vocabulary,
+            blocks,
+            inverse,
+            mode,
+            BLOCK,
+            ROWS,
+        )
+        _summarise(
+            right,
+            block + 1,
+            rows,
+            u,
+            target,
+            parts,
+            n,
+            vocabulary,
+            blocks,
+            inverse,
+            mode,
+            BLOCK,
+            ROWS,
+        )
 
 
 @jit
 def _choose_kernel(
-    parts, u, token, logprob, entropy, logsumexp, blocks, mode, BLOCK: tl.constexpr, PADDED: tl.constexpr
+    parts,
+    u,
+    token,
+    logprob,
+    entropy,
+    logsumexp,
+    blocks,
+    mode,
+    BLOCK: tl.constexpr,
+    PADDED: tl.constexpr,
 ):
     row = tl.program_id(0)
     part = parts + row.to(tl.int64) * (5 * blocks)
@@ -313,10 +515,15 @@ def _choose_kernel(
         chosen = tl.where(y < 0, blocks, tl.minimum(y // BLOCK, blocks)).to(tl.int32)
     else:
         if mode == 3:  # DRAW
-            chosen = first_above(tl.cumsum(mass, 0), mass, tl.load(u + 2 * row) * total, block, 0)
+            chosen = first_above(
+                tl.cumsum(mass, 0), mass, tl.load(u + 2 * row) * total, block, 0
+            )
         else:
             chosen = tl.min(tl.where(tops == top, block, blocks - 1), 0)
-        tl.store(token + row, chosen.to(tl.int64) * BLOCK + tl.load(part + 3 * blocks + chosen).to(tl.int64))
+        tl.store(
+            token + row,
+            chosen.to(tl.int64) * BLOCK + tl.load(part + 3 * blocks + chosen).to(tl.int64),
+        )
     inside = chosen < blocks
     value = tl.load(part + 4 * blocks + chosen, mask=inside, other=float("nan"))
     value += tl.load(part + chosen, mask=inside, other=0.0) - top

@@ -1,14 +1,15 @@
 """Matrix products on a CPU with weights laid out for it once: y = x W^T + b.
 
-A weight is laid out in panels, which kernels/cpu.cpp reads in order, fetching the next one from memory while it works
-on one. With as few rows of x as in decoding, that is where a library loses time. The product also has a property that
-the exact mode needs: a row of the result depends on that row of x alone, bit for bit, and not on the number of rows or
-threads.
+A weight is laid out in panels, which kernels/cpu.cpp reads in order, fetching the next one
+from memory while it works on one. With as few rows of x as in decoding, that is where a
+library loses time. The product also has a property that the exact mode needs: a row of the
+result depends on that row of x alone, bit for bit, and not on the number of rows or threads.
 
-oneDNN does what cpu.cpp leaves to it: bfloat16 where the processor has no dot products of it or has matrix units, and
-all but small matrices where it is no x86. It reorders a weight into the blocks its inner loop reads, as torch's
-compiler has it do when it freezes a model. Its products, and PyTorch's own of other types, change their order of sums
-with the number of rows and of threads; they have the property where every call has TILE rows and one thread.
+oneDNN does what cpu.cpp leaves to it: bfloat16 where the processor has no dot products of it
+or has matrix units, and all but small matrices where it is no x86. It reorders a weight into
+the blocks its inner loop reads, as torch's compiler has it do when it freezes a model. Its
+products, and PyTorch's own of other types, change their order of sums with the number of rows
+and of threads; they have the property where every call has TILE rows and one thread.
 """
 
 from __future__ import annotations
@@ -26,23 +27,37 @@ TILE = 64
 SMALL = 1 << 18  # numbers in a small matrix
 PANEL = 16  # as in cpu.cpp
 X86 = platform.machine().lower() in ("x86_64", "amd64")
-PACKS = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_reorder_linear_weight")
+PACKS = torch.backends.mkldnn.is_available() and hasattr(
+    torch.ops.mkldnn, "_reorder_linear_weight"
+)
 PACKED_TYPES = [torch.float32] if PACKS else []
 if PACKS and torch.ops.mkldnn._is_mkldnn_bf16_supported():
     PACKED_TYPES.append(torch.bfloat16)
 
-_packed: dict[int, tuple[ref[Tensor], tuple, Tensor]] = {}  # id of a weight -> it, what it was then, its packed form
+_packed: dict[
+    int, tuple[ref[Tensor], tuple, Tensor]
+] = {}  # id of a weight -> it, what it was then, its packed form
 
 
 def packed_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """[M, D] x [N, D] -> [M, N] in the dtype of x, to which weight and bias are rounded. Without gradient.
+    """[M, D] x [N, D] -> [M, N] in the dtype of x, to which weight and bias are rounded.
+    Without gradient.
 
     A weight is packed when it is first used, and again when it was changed in place.
     """
     bias = None if bias is None else bias.detach().to(x.dtype)
     if in_panels(weight, x.dtype):
         out = x.new_empty(len(x), len(weight))
-        compiled.call("linear", x.dtype, x.contiguous(), packed(weight, x.dtype), bias, out, *out.shape, x.shape[1])
+        compiled.call(
+            "linear",
+            x.dtype,
+            x.contiguous(),
+            packed(weight, x.dtype),
+            bias,
+            out,
+            *out.shape,
+            x.shape[1],
+        )
         return out
     if x.dtype not in PACKED_TYPES:
         return F.linear(x, weight.to(x.dtype), bias)
@@ -75,15 +90,20 @@ def is_small(weight: Tensor, dtype: torch.dtype) -> bool:
 
 
 def packed(weight: Tensor, dtype: torch.dtype) -> Tensor:
-    """The weight [N, D] in this dtype and laid out: in panels [ceil(N / PANEL), D / S, PANEL * S], of a row S numbers
-    of four bytes together; or by oneDNN.
+    """The weight [N, D] in this dtype and laid out: in panels [ceil(N / PANEL), D / S, PANEL *
+    S], of a row S numbers of four bytes together; or by oneDNN.
     """
-    key, state = id(weight), (weight._version, weight.data_ptr(), dtype)
+    key = id(weight)
+    state = (weight._version, weight.data_ptr(), dtype)
     known = _packed.get(key)
     if known is None or known[0]() is not weight or known[1] != state:
         with torch.no_grad():
             plain = weight.detach().to(dtype).contiguous()
-            laid_out = _panels(plain) if in_panels(weight, dtype) else torch.ops.mkldnn._reorder_linear_weight(plain)
+            laid_out = (
+                _panels(plain)
+                if in_panels(weight, dtype)
+                else torch.ops.mkldnn._reorder_linear_weight(plain)
+            )
         known = _packed[key] = ref(weight, lambda _: _packed.pop(key, None)), state, laid_out
     return known[2]
 

@@ -1,9 +1,11 @@
-"""Counter-based random numbers: Philox-4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011).
+"""Counter-based random numbers: Philox-4x32-10 (Salmon et al., "Parallel random numbers: as
+easy as 1, 2, 3", SC 2011).
 
-A number is a pure function of (seed, counter), so a sample's noise does not depend on the batch, the slot or the order
-in which it was drawn. Ten rounds of two 32x32 -> 64-bit multiplications, the key bumped between rounds; int64 tensors
-hold the unsigned 32-bit words. The same integers and floats as `triton.language`'s `philox` and `rand`; the Triton form
-of `uniform_pair` calls the former, one pair a lane.
+A number is a pure function of (seed, counter), so a sample's noise does not depend on the
+batch, the slot or the order in which it was drawn. Ten rounds of two 32x32 -> 64-bit
+multiplications, the key bumped between rounds; int64 tensors hold the unsigned 32-bit words.
+The same integers and floats as `triton.language`'s `philox` and `rand`; the Triton form of
+`uniform_pair` calls the former, one pair a lane.
 """
 
 from __future__ import annotations
@@ -13,32 +15,48 @@ from torch import Tensor
 
 from kernels.backend import jit, runs_triton, tl, triton
 
-ROUND_A, ROUND_B = 0xD2511F53, 0xCD9E8D57
-KEY_A, KEY_B = 0x9E3779B9, 0xBB67AE85
+ROUND_A = 0xD2511F53
+ROUND_B = 0xCD9E8D57
+KEY_A = 0x9E3779B9
+KEY_B = 0xBB67AE85
 WORD = 0xFFFFFFFF
 
 
 def _multiply(word: Tensor, constant: int) -> tuple[Tensor, Tensor]:
-    """High and low 32 bits of word * constant, in two halves because int64 cannot hold the unsigned 64-bit product."""
-    upper, lower = word * (constant >> 16), word * (constant & 0xFFFF)
+    """High and low 32 bits of word * constant, in two halves because int64 cannot hold the
+    unsigned 64-bit product.
+    """
+    upper = word * (constant >> 16)
+    lower = word * (constant & 0xFFFF)
     middle = (lower >> 16) + (upper & 0xFFFF)
     return (upper >> 16) + (middle >> 16), ((middle & 0xFFFF) << 16) | (lower & 0xFFFF)
 
 
-def philox(seed: int, counters: tuple[Tensor, Tensor, Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Four random 32-bit words (int64 tensors) for each 128-bit counter, given as four broadcastable int64 tensors."""
+def philox(
+    seed: int, counters: tuple[Tensor, Tensor, Tensor, Tensor]
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Four random 32-bit words (int64 tensors) for each 128-bit counter, given as four
+    broadcastable int64 tensors.
+    """
     c0, c1, c2, c3 = torch.broadcast_tensors(*counters)
-    key_a, key_b = seed & WORD, (seed >> 32) & WORD
+    key_a = seed & WORD
+    key_b = (seed >> 32) & WORD
     for _ in range(10):
         high_a, low_a = _multiply(c0, ROUND_A)
         high_b, low_b = _multiply(c2, ROUND_B)
-        c0, c1, c2, c3 = high_b ^ c1 ^ key_a, low_b, high_a ^ c3 ^ key_b, low_a
-        key_a, key_b = (key_a + KEY_A) & WORD, (key_b + KEY_B) & WORD
+        c0 = high_b ^ c1 ^ key_a
+        c1 = low_b
+        c2 = high_a ^ c3 ^ key_b
+        c3 = low_a
+        key_a = (key_a + KEY_A) & WORD
+        key_b = (key_b + KEY_B) & WORD
     return c0, c1, c2, c3
 
 
 def uniform_pair(seed: int, *counters: Tensor) -> Tensor:
-    """Two float32 numbers in [0, 1) [..., 2], from the first two words; up to four int64 counters, each below 2^32."""
+    """Two float32 numbers in [0, 1) [..., 2], from the first two words; up to four int64
+    counters, each below 2^32.
+    """
     if runs_triton(counters[0]):
         return uniform_pair_triton(seed, *counters)
     return uniform_pair_reference(seed, *counters)
@@ -56,7 +74,9 @@ def _four(counters: tuple[Tensor, ...]) -> tuple[Tensor, Tensor, Tensor, Tensor]
 def _to_unit(word: Tensor) -> Tensor:
     signed = torch.where(word >= 2**31, word - 2**32, word)
     folded = torch.where(signed < 0, -signed - 1, signed)
-    return folded.float() * 4.6566127342e-10  # just under 2^-31: the largest word stays below 1
+    return (
+        folded.float() * 4.6566127342e-10
+    )  # just under 2^-31: the largest word stays below 1
 
 
 def uniform_pair_triton(seed: int, *counters: Tensor) -> Tensor:
@@ -66,7 +86,9 @@ def uniform_pair_triton(seed: int, *counters: Tensor) -> Tensor:
     n = counters[0].numel()
     if n:
         missing = [None] * (4 - len(counters))
-        _pair_kernel[(triton.cdiv(n, 256),)](out, *counters, *missing, seed, n, SIZE=256, num_warps=4)
+        _pair_kernel[(triton.cdiv(n, 256),)](
+            out, *counters, *missing, seed, n, SIZE=256, num_warps=4
+        )
     return out
 
 

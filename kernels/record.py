@@ -1,9 +1,11 @@
-"""The end of a decoding step: what each row drew is written down, and the row goes on or is done.
+"""The end of a decoding step: what each row drew is written down, and the row goes on or is
+done.
 
     written_m[count_m] = drawn_m,   count_m += 1,   position_m += 1,   done_m = drawn_m in eos or count_m >= limit_m
 
-A row that was done before stays as it is, and writes into a spare last column. PyTorch takes a dozen small operations
-for this, which in a CUDA graph are as many kernels; here it is one launch, BLOCK rows a program.
+A row that was done before stays as it is, and writes into a spare last column. PyTorch takes a
+dozen small operations for this, which in a CUDA graph are as many kernels; here it is one
+launch, BLOCK rows a program.
 """
 
 from __future__ import annotations
@@ -21,10 +23,12 @@ Drawn = tuple[Tensor, Tensor, Tensor]
 
 
 def record(drawn: Drawn, state: Sequence[Tensor], eos: Tensor) -> None:
-    """Record what was drawn: tokens int64 [n], their logprobs and sampling logprobs float32 [n]; all in place.
+    """Record what was drawn: tokens int64 [n], their logprobs and sampling logprobs float32
+    [n]; all in place.
 
-    state, contiguous: the rows' last token int64, position int32, count and limit int64, done bool, each [n]; and what
-    is written, tokens int64, logprobs and sampling logprobs float32, each [n, width + 1]. eos int64 [k].
+    state, contiguous: the rows' last token int64, position int32, count and limit int64, done
+    bool, each [n]; and what is written, tokens int64, logprobs and sampling logprobs float32,
+    each [n, width + 1]. eos int64 [k].
     """
     run = record_triton if runs_triton(eos) else record_reference
     run(drawn, state, eos)
@@ -33,7 +37,8 @@ def record(drawn: Drawn, state: Sequence[Tensor], eos: Tensor) -> None:
 def record_reference(drawn: Drawn, state: Sequence[Tensor], eos: Tensor) -> None:
     """`record` in PyTorch."""
     token, position, count, limit, done, *written = state
-    going, column = ~done, torch.where(done, written[0].shape[1] - 1, count)[:, None]
+    going = ~done
+    column = torch.where(done, written[0].shape[1] - 1, count)[:, None]
     for matrix, values in zip(written, drawn, strict=True):
         matrix.scatter_(1, column, values[:, None])
     count += going
@@ -46,10 +51,13 @@ def record_triton(drawn: Drawn, state: Sequence[Tensor], eos: Tensor) -> None:
     """`record` in one launch."""
     if not all(tensor.is_contiguous() for tensor in (*drawn, *state)):
         raise ValueError("the rows' state must be contiguous: it is changed in place")
-    rows, columns = len(drawn[0]), state[-1].shape[1]
+    rows = len(drawn[0])
+    columns = state[-1].shape[1]
     if rows:
         grid = (triton.cdiv(rows, BLOCK),)
-        _record_kernel[grid](*drawn, *state, eos, rows, columns, EOS=len(eos), BLOCK=BLOCK, num_warps=4)
+        _record_kernel[grid](
+            *drawn, *state, eos, rows, columns, EOS=len(eos), BLOCK=BLOCK, num_warps=4
+        )
 
 
 @jit

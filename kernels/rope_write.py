@@ -1,10 +1,12 @@
-"""From the fused projection to attention: norm of the heads, rotary positions, new keys and values into the cache.
+"""From the fused projection to attention: norm of the heads, rotary positions, new keys and
+values into the cache.
 
     q' = rope(norm(q), position),   cache[slot, position] = rope(norm(k), position), v
 
-Rotary positions (arXiv 2104.09864) in the half-split layout, (x_i, x_{i+E/2}) being a pair; the norm is Qwen3's RMSNorm
-on each head of q and k. One program takes BLOCK heads of a row, whatever they are, a half of each head to a tile. Every
-product and sum is rounded to the model's dtype where PyTorch rounds it, so the result is that of the model's own code.
+Rotary positions (arXiv 2104.09864) in the half-split layout, (x_i, x_{i+E/2}) being a pair;
+the norm is Qwen3's RMSNorm on each head of q and k. One program takes BLOCK heads of a row,
+whatever they are, a half of each head to a tile. Every product and sum is rounded to the
+model's dtype where PyTorch rounds it, so the result is that of the model's own code.
 """
 
 from __future__ import annotations
@@ -19,8 +21,12 @@ from kernels.rms_norm import add_rms_norm_reference
 
 BLOCK = 8  # heads a program
 
-Rope = tuple[Tensor, Tensor]  # cos and sin of all positions, each [positions, E], the halves alike
-Norms = tuple[Tensor | None, Tensor | None]  # the weights [E] of the norms of the heads of q and k, or neither
+Rope = tuple[
+    Tensor, Tensor
+]  # cos and sin of all positions, each [positions, E], the halves alike
+Norms = tuple[
+    Tensor | None, Tensor | None
+]  # the weights [E] of the norms of the heads of q and k, or neither
 
 
 def rope_write(
@@ -32,24 +38,32 @@ def rope_write(
     norms: Norms = (None, None),
     eps: float = 1e-6,
 ) -> Tensor:
-    """Rotated queries [M, H, E] from qkv [M, (H + 2 K) E]; keys and values are written into the pages.
+    """Rotated queries [M, H, E] from qkv [M, (H + 2 K) E]; keys and values are written into
+    the pages.
 
-    Row m stands at position[m] (int32) of slot[m] (int32). An idle row has position -1: it writes nothing and gives
-    zeros. rope: cos and sin as from `Transformer.rope`, in the model's dtype; norms: the weights of the heads' norms.
+    Row m stands at position[m] (int32) of slot[m] (int32). An idle row has position -1: it
+    writes nothing and gives zeros. rope: cos and sin as from `Transformer.rope`, in the
+    model's dtype; norms: the weights of the heads' norms.
     """
     run = form(qkv, rope_write_reference, rope_write_triton, rope_write_cpu)
     return run(qkv, position, slot, rope, pages, norms, eps)
 
 
-def rope_write_reference(qkv, position, slot, rope, pages, norms=(None, None), eps=1e-6) -> Tensor:
+def rope_write_reference(
+    qkv, position, slot, rope, pages, norms=(None, None), eps=1e-6
+) -> Tensor:
     """`rope_write` with the model's operations."""
     _, kv_heads, size, dim = pages.keys.shape
     live = position >= 0
-    at, rows = position[live].long(), slot[live].long()
+    at = position[live].long()
+    rows = slot[live].long()
     heads = qkv[live].unflatten(-1, (-1, dim))
     q, k, v = heads.split([heads.shape[1] - 2 * kv_heads, kv_heads, kv_heads], dim=1)
     if norms[0] is not None:
-        q, k = (add_rms_norm_reference(x, None, w, eps)[1] for x, w in zip((q, k), norms, strict=True))
+        q, k = (
+            add_rms_norm_reference(x, None, w, eps)[1]
+            for x, w in zip((q, k), norms, strict=True)
+        )
     page = pages.table[rows, at // size].long()
     cos, sin = (table[at, None] for table in rope)
     pages.keys[page, :, at % size] = apply_rope(k, cos, sin)
@@ -60,7 +74,9 @@ def rope_write_reference(qkv, position, slot, rope, pages, norms=(None, None), e
 
 
 def apply_rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate the half-split pairs (x_i, x_{i+E/2}) of x [.., E]; cos and sin broadcast to it, both halves alike."""
+    """Rotate the half-split pairs (x_i, x_{i+E/2}) of x [.., E]; cos and sin broadcast to it,
+    both halves alike.
+    """
     first, second = x.chunk(2, dim=-1)
     return x * cos + torch.cat((-second, first), dim=-1) * sin
 
@@ -70,7 +86,16 @@ def rope_write_cpu(qkv, position, slot, rope, pages, norms=(None, None), eps=1e-
     q = _room(qkv, pages, norms)
     read = (tensor.contiguous() for tensor in (qkv, position, slot, *rope))
     compiled.call(
-        *("rope_write", qkv.dtype, *read, *norms, q, pages.keys.mT, pages.values, pages.table.contiguous()),
+        *(
+            "rope_write",
+            qkv.dtype,
+            *read,
+            *norms,
+            q,
+            pages.keys.mT,
+            pages.values,
+            pages.table.contiguous(),
+        ),
         *(eps, *q.shape[:2], pages.keys.shape[1], q.shape[2], pages.table.shape[1]),
     )
     return q
@@ -78,20 +103,30 @@ def rope_write_cpu(qkv, position, slot, rope, pages, norms=(None, None), eps=1e-
 
 def _room(qkv: Tensor, pages: Pages, norms: Norms) -> Tensor:
     """For the rotated queries."""
-    rows, (_, kv_heads, _, dim) = len(qkv), pages.keys.shape
+    rows = len(qkv)
+    (_, kv_heads, _, dim) = pages.keys.shape
     heads = qkv.shape[1] // dim - 2 * kv_heads
-    if heads < 1 or qkv.shape[1] != (heads + 2 * kv_heads) * dim or pages.values.shape != pages.keys.shape:
+    if (
+        heads < 1
+        or qkv.shape[1] != (heads + 2 * kv_heads) * dim
+        or pages.values.shape != pages.keys.shape
+    ):
         shapes = f"qkv {list(qkv.shape)}, keys {list(pages.keys.shape)}, values {list(pages.values.shape)}"
         raise ValueError(f"{shapes}: expected [M, (H + 2 K) E] and twice [pages, K, PAGE, E]")
     if (norms[0] is None) != (norms[1] is None):
-        raise ValueError("only one of the norms is given: a model norms both q and k, or neither")
+        raise ValueError(
+            "only one of the norms is given: a model norms both q and k, or neither"
+        )
     return torch.empty(rows, heads, dim, dtype=qkv.dtype, device=qkv.device)
 
 
-def rope_write_triton(qkv, position, slot, rope, pages, norms=(None, None), eps=1e-6) -> Tensor:
+def rope_write_triton(
+    qkv, position, slot, rope, pages, norms=(None, None), eps=1e-6
+) -> Tensor:
     """One launch."""
     q = _room(qkv, pages, norms)
-    (rows, heads, dim), (_, kv_heads, size, _) = q.shape, pages.keys.shape
+    (rows, heads, dim) = q.shape
+    (_, kv_heads, size, _) = pages.keys.shape
     if not (pages.keys.is_contiguous() and pages.values.is_contiguous()):
         raise ValueError("keys and values must be contiguous: they are written in place")
     if not rows:
@@ -115,7 +150,9 @@ def _rope_write_kernel(
     HEADS: tl.constexpr, KV_HEADS: tl.constexpr, E: tl.constexpr, HALF: tl.constexpr, PAGE: tl.constexpr,
     BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """BLOCK of the HEADS + 2 KV_HEADS heads of one row. An idle row computes with zeros, and stores only its q."""
+    """BLOCK of the HEADS + 2 KV_HEADS heads of one row. An idle row computes with zeros, and
+    stores only its q.
+    """
     DTYPE: tl.constexpr = qkv.dtype.element_ty
     row = tl.program_id(0).to(tl.int64)
     head = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
@@ -129,11 +166,13 @@ def _rope_write_kernel(
     real = (live & (head < HEADS + 2 * KV_HEADS))[:, None] & half
     first = tl.load(source, mask=real, other=0.0).to(tl.float32)
     second = tl.load(source + E // 2, mask=real, other=0.0).to(tl.float32)
-    a, b = first, second
+    a = first
+    b = second
     if q_weight is not None:
         square = tl.sum(first * first, 1) + tl.sum(second * second, 1)
         scale = tl.math.rsqrt(square / E + eps)[:, None]
-        of_q, of_k = half & (head < HEADS)[:, None], half & (head >= HEADS)[:, None]
+        of_q = half & (head < HEADS)[:, None]
+        of_k = half & (head >= HEADS)[:, None]
         weight = i[None, :] + tl.zeros([BLOCK, HALF], tl.int32)
         wa = tl.load(q_weight + weight, mask=of_q, other=0.0).to(tl.float32)
         wa += tl.load(k_weight + weight, mask=of_k, other=0.0).to(tl.float32)

@@ -2,8 +2,8 @@
 
     y = silu(gate) * up,   silu(z) = z / (1 + exp(-z))
 
-gate and up are the halves of one row. silu is computed in float32 and rounded to the model's dtype before the product,
-as in the model's own code. One program a row and BLOCK columns.
+gate and up are the halves of one row. silu is computed in float32 and rounded to the model's
+dtype before the product, as in the model's own code. One program a row and BLOCK columns.
 """
 
 from __future__ import annotations
@@ -24,8 +24,9 @@ def swiglu(gate_up: Tensor) -> Tensor:
 
 
 def swiglu_reference(gate_up: Tensor) -> Tensor:
-    """`swiglu` in PyTorch, of [.., 2 F]. On a CPU F.silu rounds the elements at the end of a thread's share otherwise
-    than the rest, so its bits depend on the number of rows and threads; those of the other forms do not.
+    """`swiglu` in PyTorch, of [.., 2 F]. On a CPU F.silu rounds the elements at the end of a
+    thread's share otherwise than the rest, so its bits depend on the number of rows and
+    threads; those of the other forms do not.
     """
     gate, up = gate_up.chunk(2, dim=-1)
     return F.silu(gate) * up
@@ -51,7 +52,14 @@ def swiglu_triton(gate_up: Tensor) -> Tensor:
     rows, width = gate_up.shape
     if out.numel():
         grid = (rows, triton.cdiv(width // 2, BLOCK))
-        _swiglu_kernel[grid](gate_up.contiguous(), out, F=width // 2, BLOCK=BLOCK, num_warps=4, enable_fp_fusion=False)
+        _swiglu_kernel[grid](
+            gate_up.contiguous(),
+            out,
+            F=width // 2,
+            BLOCK=BLOCK,
+            num_warps=4,
+            enable_fp_fusion=False,
+        )
     return out
 
 

@@ -6,12 +6,14 @@ With the logits z and the weights w = exp((z - max z) / temperature),
     top-p keeps, of these, the fewest likeliest whose weights add up to at least top_p times those of all of these;
     min-p drops the tokens whose weight is below min_p times the largest.
 
-Tokens that tie with the last one kept stay as well, and the likeliest always stays. Each rule is thus a threshold on
-the logit, a pivot, and the token is drawn from the weights at or above all three as in kernels/lm_head.py.
+Tokens that tie with the last one kept stay as well, and the likeliest always stays. Each rule
+is thus a threshold on the logit, a pivot, and the token is drawn from the weights at or above
+all three as in kernels/lm_head.py.
 
-The reference looks for the pivot of top-p among the likeliest few tokens, and among more only in the rows where those
-do not reach. The Triton form, one program a row, never sorts either: it finds a pivot two bits at a time, from the top
-of the order-preserving integer image of a logit, by three sums over the row for each two bits. All sums have one order.
+The reference looks for the pivot of top-p among the likeliest few tokens, and among more only
+in the rows where those do not reach. The Triton form, one program a row, never sorts either:
+it finds a pivot two bits at a time, from the top of the order-preserving integer image of a
+logit, by three sums over the row for each two bits. All sums have one order.
 """
 
 from __future__ import annotations
@@ -24,17 +26,28 @@ from torch import Tensor
 from kernels.backend import jit, runs_triton, tl, triton
 from kernels.lm_head import BLOCK, CHUNK_LOGITS, block_sums, draw, first_above, normalised
 
-SHORTLIST = 256  # likeliest tokens that the reference looks at first; a sort takes 20 times as long
-LOW_BITS = {torch.float32: 0, torch.float16: 12, torch.bfloat16: 16}  # of a float32, even in number, that are always 0
+SHORTLIST = (
+    256  # likeliest tokens that the reference looks at first; a sort takes 20 times as long
+)
+LOW_BITS = {
+    torch.float32: 0,
+    torch.float16: 12,
+    torch.bfloat16: 16,
+}  # of a float32, even in number, that are always 0
 
 Sampled = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
 def truncated_sample(
-    logits: Tensor, u: Tensor, temperature: float, top_k: int = 0, top_p: float = 1.0, min_p: float = 0.0
+    logits: Tensor,
+    u: Tensor,
+    temperature: float,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    min_p: float = 0.0,
 ) -> Sampled:
-    """From logits [n, V] and u [n, 2] in [0, 1): tokens, their logprobs under the full distribution and under the
-    truncated one, and the entropies of the full one, each [n].
+    """From logits [n, V] and u [n, 2] in [0, 1): tokens, their logprobs under the full
+    distribution and under the truncated one, and the entropies of the full one, each [n].
 
     top_k 0, top_p 1 and min_p 0 are off. ValueError unless the temperature is positive.
     """
@@ -52,13 +65,22 @@ def truncated_sample_reference(
     """`truncated_sample` in PyTorch, in float32 or better."""
     rows = max(1, CHUNK_LOGITS // logits.shape[1])
     parts = [
-        _sample_rows(z.to(torch.promote_types(z.dtype, torch.float32)), v, temperature, top_k, top_p, min_p)
+        _sample_rows(
+            z.to(torch.promote_types(z.dtype, torch.float32)),
+            v,
+            temperature,
+            top_k,
+            top_p,
+            min_p,
+        )
         for z, v in zip(logits.split(rows), u.split(rows), strict=True)
     ]
     return tuple(torch.cat(part) for part in zip(*parts, strict=True))
 
 
-def _sample_rows(z: Tensor, u: Tensor, temperature: float, top_k: int, top_p: float, min_p: float) -> Sampled:
+def _sample_rows(
+    z: Tensor, u: Tensor, temperature: float, top_k: int, top_p: float, min_p: float
+) -> Sampled:
     scaled, weights, _, total = normalised(z, temperature)
     scaled.clamp_(min=torch.finfo(z.dtype).min)  # 0 * -inf would spoil the entropy
     log_total = total.log()
@@ -79,27 +101,34 @@ def _sample_rows(z: Tensor, u: Tensor, temperature: float, top_k: int, top_p: fl
 
 
 def _top_p_pivot(z: Tensor, likeliest: Tensor, temperature: float, goal: Tensor) -> Tensor:
-    """The largest logit [n, 1] at which the weights from the top down reach `goal` [n, 1], first among `likeliest`."""
+    """The largest logit [n, 1] at which the weights from the top down reach `goal` [n, 1],
+    first among `likeliest`.
+    """
     top = likeliest[:, :1]
     mass = ((likeliest - top) / temperature).exp_().cumsum(-1)
     place = (mass < goal).sum(-1, keepdim=True)
-    size, most = likeliest.shape[1], z.shape[1]
+    size = likeliest.shape[1]
+    most = z.shape[1]
     pivot = likeliest.gather(-1, place.clamp(max=size - 1))
     short = (place[:, 0] == size).nonzero()[:, 0]
     if size < most and len(short):
         z = z[short]
-        pivot[short] = _top_p_pivot(z, z.topk(min(most, 8 * size)).values, temperature, goal[short])
+        pivot[short] = _top_p_pivot(
+            z, z.topk(min(most, 8 * size)).values, temperature, goal[short]
+        )
     return pivot
 
 
-# --- Triton ----------------------------------------------------------------------------------------------------------
+# --- Triton
+# ---------------------------------------------------------------------------------------------
 
 
 def truncated_sample_triton(
     logits: Tensor, u: Tensor, temperature: float, top_k: int, top_p: float, min_p: float
 ) -> Sampled:
     """`truncated_sample` in one launch."""
-    logits, (n, vocabulary) = logits.contiguous(), logits.shape
+    logits = logits.contiguous()
+    n, vocabulary = logits.shape
     token = logits.new_empty(n, dtype=torch.int64)
     full, truncated, entropy = (logits.new_empty(n, dtype=torch.float32) for _ in range(3))
     if n:
@@ -122,7 +151,9 @@ def _logits(row, start, V: tl.constexpr, TILE: tl.constexpr):
 
 @jit
 def _mass(row, pivot, lowest, top, inverse, V: tl.constexpr, TILE: tl.constexpr):
-    """The sum of the weights of logits that are at or above the pivot, and at least `lowest` after scaling."""
+    """The sum of the weights of logits that are at or above the pivot, and at least `lowest`
+    after scaling.
+    """
     mass = tl.zeros((TILE,), tl.float32)
     for start in range(0, V, TILE):
         z = _logits(row, start, V, TILE)
@@ -132,15 +163,28 @@ def _mass(row, pivot, lowest, top, inverse, V: tl.constexpr, TILE: tl.constexpr)
 
 
 @jit
-def _pivot(row, goal, top, inverse, V: tl.constexpr, TILE: tl.constexpr, LOW: tl.constexpr, COUNT: tl.constexpr):
+def _pivot(
+    row,
+    goal,
+    top,
+    inverse,
+    V: tl.constexpr,
+    TILE: tl.constexpr,
+    LOW: tl.constexpr,
+    COUNT: tl.constexpr,
+):
     """The largest logit for which the logits from it up reach `goal`, in number or in weight.
 
-    Order-preserving image of a float: all bits flipped of a negative one, the sign bit of a positive one. Of the LOW
-    lowest bits, 0 in the dtype of the logits, nothing needs to be found.
+    Order-preserving image of a float: all bits flipped of a negative one, the sign bit of a
+    positive one. Of the LOW lowest bits, 0 in the dtype of the logits, nothing needs to be
+    found.
     """
-    found, one = tl.full((), 0, tl.uint32), tl.full((), 1 << 30, tl.uint32)
+    found = tl.full((), 0, tl.uint32)
+    one = tl.full((), 1 << 30, tl.uint32)
     for _ in range(0, (32 - LOW) // 2):
-        a, b, c = tl.zeros((TILE,), tl.float32), tl.zeros((TILE,), tl.float32), tl.zeros((TILE,), tl.float32)
+        a = tl.zeros((TILE,), tl.float32)
+        b = tl.zeros((TILE,), tl.float32)
+        c = tl.zeros((TILE,), tl.float32)
         for start in range(0, V, TILE):
             z = _logits(row, start, V, TILE)
             bits = z.to(tl.int32, bitcast=True)
@@ -154,7 +198,8 @@ def _pivot(row, goal, top, inverse, V: tl.constexpr, TILE: tl.constexpr, LOW: tl
         one = one >> 2
     bits = found.to(tl.int32, bitcast=True)
     pivot = tl.where(bits < 0, bits ^ -0x80000000, ~bits).to(tl.float32, bitcast=True)
-    # No number: the image of -inf with its lowest bits unset, or nothing reached the goal because of NaN.
+    # No number: the image of -inf with its lowest bits unset, or nothing reached the goal
+    # because of NaN.
     return tl.where(pivot == pivot, pivot, float("-inf"))
 
 
@@ -171,13 +216,15 @@ def _truncation_kernel(
         tops = tl.maximum(tops, _logits(row, start, V, TILE))
     top = tl.max(tops, 0)
 
-    total, moment = tl.zeros((TILE,), tl.float32), tl.zeros((TILE,), tl.float32)
+    total = tl.zeros((TILE,), tl.float32)
+    moment = tl.zeros((TILE,), tl.float32)
     for start in range(0, V, TILE):
         scaled = (_logits(row, start, V, TILE) - top) * inverse
         w = tl.exp(scaled)
         total += w
         moment += tl.where(w > 0, scaled * w, 0.0)
-    total, moment = tl.sum(total, 0), tl.sum(moment, 0)
+    total = tl.sum(total, 0)
+    moment = tl.sum(moment, 0)
 
     pivot = float("-inf")
     if TOP_K:
@@ -187,8 +234,10 @@ def _truncation_kernel(
         pivot = tl.maximum(pivot, _pivot(row, goal, top, inverse, V, TILE, LOW, False))
 
     kept = _mass(row, pivot, lowest, top, inverse, V, TILE)
-    level, before = tl.load(u + 2 * n) * kept, 0.0
-    block, last = tl.full((), 1 << 30, tl.int32), tl.full((), 0, tl.int32)
+    level = tl.load(u + 2 * n) * kept
+    before = 0.0
+    block = tl.full((), 1 << 30, tl.int32)
+    last = tl.full((), 0, tl.int32)
     for start in range(0, V, TILE):
         z = _logits(row, start, V, TILE)
         scaled = (z - top) * inverse

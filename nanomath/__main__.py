@@ -14,12 +14,17 @@ COMMANDS = {
     "bench": "measure time and memory on this machine",
     "config": "print what every config key means, as a Markdown page",
 }
-USAGE = "usage: python -m nanomath COMMAND ...\n\n" + "\n".join(f"  {name:10}{what}" for name, what in COMMANDS.items())
+USAGE = "usage: python -m nanomath COMMAND ...\n\n" + "\n".join(
+    f"  {name:10}{what}" for name, what in COMMANDS.items()
+)
 
 
 def main(argv: list[str]) -> int:
     if not argv or argv[0] in ("-h", "--help"):
-        print(USAGE + "\n\nEach command has its own --help. Training: train_sft.py and train_grpo.py.")
+        print(
+            USAGE
+            + "\n\nEach command has its own --help. Training: train_sft.py and train_grpo.py."
+        )
         return 0 if argv else 2
     if argv[0] not in COMMANDS:
         raise ValueError(f"unknown command {argv[0]!r}: expected one of {', '.join(COMMANDS)}")

@@ -1,6 +1,7 @@
 """Configuration: dataclasses <- TOML file <- `key=value` words of the command line.
 
-A config is a dataclass whose fields are made by `option` (one key) and `section` (a nested dataclass):
+A config is a dataclass whose fields are made by `option` (one key) and `section` (a nested
+dataclass):
 
     @dataclass
     class Optim:
@@ -15,12 +16,13 @@ A config is a dataclass whose fields are made by `option` (one key) and `section
 
     config, flags = parse_arguments(Config, sys.argv[1:], __doc__, {"--resume": "continue from the last checkpoint"})
 
-so that `train.py run.toml optim.lr=3e-6` works, `--help` lists every key, and `to_toml` writes what was resolved.
-A section whose class has `PRESET = ("method", TABLE)` starts from the row of TABLE that its key `method` names in place
-of its defaults; keys that are set win over the row.
-Types: bool, int, float, str, list[T], dict[str, T], T | None and nested dataclasses. TOML has no null: the word `none`
-stands for None wherever a key may be None. Every mistake is one line naming the file and line (or "command line"), the
-key with its section, what was expected and, for an unknown key, the nearest known one.
+so that `train.py run.toml optim.lr=3e-6` works, `--help` lists every key, and `to_toml` writes
+what was resolved. A section whose class has `PRESET = ("method", TABLE)` starts from the row
+of TABLE that its key `method` names in place of its defaults; keys that are set win over the
+row. Types: bool, int, float, str, list[T], dict[str, T], T | None and nested dataclasses. TOML
+has no null: the word `none` stands for None wherever a key may be None. Every mistake is one
+line naming the file and line (or "command line"), the key with its section, what was expected
+and, for an unknown key, the nearest known one.
 """
 
 from __future__ import annotations
@@ -45,7 +47,8 @@ from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 T = TypeVar("T")
 KeyPath = tuple[str, ...]  # ("optim", "lr") is the key optim.lr
 
-# --- declaring -------------------------------------------------------------------------------------------------------
+# --- declaring
+# ---------------------------------------------------------------------------------------------
 
 
 def option(
@@ -58,30 +61,48 @@ def option(
     above: float | None = None,
     below: float | None = None,
 ) -> Any:
-    """A documented config key. Bounds and choices hold for the value, or for each entry of a list or a dict.
+    """A documented config key. Bounds and choices hold for the value, or for each entry of a
+    list or a dict.
 
-    `minimum` and `maximum` are inclusive, `above` and `below` are not. The default must keep to them as well. Choices
-    that may still grow (a table of functions) are given as a function.
+    `minimum` and `maximum` are inclusive, `above` and `below` are not. The default must keep
+    to them as well. Choices that may still grow (a table of functions) are given as a
+    function.
     """
-    limits = {"choices": choices, "minimum": minimum, "maximum": maximum, "above": above, "below": below}
-    metadata = {"help": help, **{name: limit for name, limit in limits.items() if limit is not None}}
+    limits = {
+        "choices": choices,
+        "minimum": minimum,
+        "maximum": maximum,
+        "above": above,
+        "below": below,
+    }
+    metadata = {
+        "help": help,
+        **{name: limit for name, limit in limits.items() if limit is not None},
+    }
     _check(default, metadata)
     if isinstance(default, list | dict):  # each config gets its own copy
-        return dataclasses.field(default_factory=functools.partial(copy.deepcopy, default), metadata=metadata)
+        return dataclasses.field(
+            default_factory=functools.partial(copy.deepcopy, default), metadata=metadata
+        )
     return dataclasses.field(default=default, metadata=metadata)
 
 
 def section(cls: type[T], **defaults: Any) -> T:
-    """A nested dataclass as a section; `defaults` replace some of its defaults where it stands."""
+    """A nested dataclass as a section; `defaults` replace some of its defaults where it
+    stands.
+    """
     return dataclasses.field(default_factory=functools.partial(cls, **defaults))
 
 
-# --- loading ---------------------------------------------------------------------------------------------------------
+# --- loading
+# ---------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class _Source:
-    """Where values come from, to say so in errors: a TOML file with its text, or the command line."""
+    """Where values come from, to say so in errors: a TOML file with its text, or the command
+    line.
+    """
 
     name: str = "command line"
     text: str = ""
@@ -99,11 +120,12 @@ def _key(path: KeyPath) -> str:
 
 
 def load(cls: type[T], path: str | Path | None, overrides: Sequence[str] = ()) -> T:
-    """A `cls` with the defaults, then the TOML file at `path`, then the `key=value` words, later ones winning.
+    """A `cls` with the defaults, then the TOML file at `path`, then the `key=value` words,
+    later ones winning.
 
-    FileNotFoundError if there is no such file; ValueError of one line for anything in it or in the words that does not
-    fit. A file's value replaces a default as a whole; the word `weights.format=0.1` sets one entry of the dict
-    `weights`.
+    FileNotFoundError if there is no such file; ValueError of one line for anything in it or in
+    the words that does not fit. A file's value replaces a default as a whole; the word
+    `weights.format=0.1` sets one entry of the dict `weights`.
     """
     values: dict[KeyPath, Any] = {}
     if path is not None:
@@ -131,7 +153,11 @@ def _read_toml(path: Path) -> tuple[_Source, dict[str, Any]]:
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: not UTF-8 text (byte {error.start})") from None
     except (ValueError, RecursionError) as error:
-        reason = "tables or lists in one another, too deep" if isinstance(error, RecursionError) else error
+        reason = (
+            "tables or lists in one another, too deep"
+            if isinstance(error, RecursionError)
+            else error
+        )
         raise ValueError(f"{path}: not valid TOML: {reason}") from None
 
 
@@ -139,8 +165,12 @@ class _Text(str):
     """A value of the command line, not parsed yet."""
 
 
-def _leaves(cls: type, table: Mapping[str, Any], path: KeyPath = ()) -> Iterator[tuple[KeyPath, Any]]:
-    """The keys of a TOML table with their values; tables that are sections of `cls` are entered."""
+def _leaves(
+    cls: type, table: Mapping[str, Any], path: KeyPath = ()
+) -> Iterator[tuple[KeyPath, Any]]:
+    """The keys of a TOML table with their values; tables that are sections of `cls` are
+    entered.
+    """
     kinds = _kinds(cls)
     for name, value in table.items():
         if isinstance(value, dict) and dataclasses.is_dataclass(kinds.get(name)):
@@ -149,15 +179,20 @@ def _leaves(cls: type, table: Mapping[str, Any], path: KeyPath = ()) -> Iterator
             yield (*path, name), value
 
 
-def _assign(cls: type, path: KeyPath, value: Any, source: _Source, values: dict[KeyPath, Any]) -> None:
+def _assign(
+    cls: type, path: KeyPath, value: Any, source: _Source, values: dict[KeyPath, Any]
+) -> None:
     """Check one value against the option that `path` names and put it into `values`."""
     depth, kind, metadata = _resolve(cls, path)
-    key, rest = path[:depth], path[depth:]
+    key = path[:depth]
+    rest = path[depth:]
     if rest and get_origin(kind) is not dict:
         raise source.error(path, _unknown(cls, path, kind))
     if dataclasses.is_dataclass(kind):
         example = ".".join((*path, dataclasses.fields(kind)[0].name))
-        raise source.error(path, f"this is a section, not a key; set its keys, for example {example}")
+        raise source.error(
+            path, f"this is a section, not a key; set its keys, for example {example}"
+        )
     kind = get_args(kind)[1] if rest else kind
     try:
         value = _convert(_parse(str(value), kind) if isinstance(value, _Text) else value, kind)
@@ -165,26 +200,40 @@ def _assign(cls: type, path: KeyPath, value: Any, source: _Source, values: dict[
     except (ValueError, OverflowError) as error:
         raise source.error(path, str(error)) from None
     if rest:  # one entry of a dict
-        value = {**values.get(key, functools.reduce(getattr, key, cls())), ".".join(rest): value}
+        value = {
+            **values.get(key, functools.reduce(getattr, key, cls())),
+            ".".join(rest): value,
+        }
     values[key] = value
 
 
 def _resolve(cls: type, path: KeyPath) -> tuple[int, Any, Mapping[str, Any]]:
-    """How many names of `path` are known, the type they lead to, and the metadata of the last one."""
-    kind, metadata = cls, {}
+    """How many names of `path` are known, the type they lead to, and the metadata of the last
+    one.
+    """
+    kind = cls
+    metadata = {}
     for depth, name in enumerate(path):
-        known = {field.name: field for field in dataclasses.fields(kind)} if dataclasses.is_dataclass(kind) else {}
+        known = (
+            {field.name: field for field in dataclasses.fields(kind)}
+            if dataclasses.is_dataclass(kind)
+            else {}
+        )
         if name not in known:
             return depth, kind, metadata
-        kind, metadata = _kinds(kind)[name], known[name].metadata
+        kind = _kinds(kind)[name]
+        metadata = known[name].metadata
     return len(path), kind, metadata
 
 
 def _build(default: T, values: Mapping[KeyPath, Any], path: KeyPath, name: str) -> T:
-    """`default` with `values` put in. Everything is set at once: a __post_init__ sees the resolved section."""
+    """`default` with `values` put in. Everything is set at once: a __post_init__ sees the
+    resolved section.
+    """
     changes = _preset(default, values, path)
     for field in dataclasses.fields(default):
-        here, value = (*path, field.name), getattr(default, field.name)
+        here = (*path, field.name)
+        value = getattr(default, field.name)
         changes[field.name] = (
             _build(value, values, here, name)
             if dataclasses.is_dataclass(value)
@@ -198,7 +247,9 @@ def _build(default: T, values: Mapping[KeyPath, Any], path: KeyPath, name: str) 
 
 
 def _preset(default: Any, values: Mapping[KeyPath, Any], path: KeyPath) -> dict[str, Any]:
-    """What a section's preset puts in place of its defaults: its class may name a key and a table of them as PRESET."""
+    """What a section's preset puts in place of its defaults: its class may name a key and a
+    table of them as PRESET.
+    """
     key, table = getattr(type(default), "PRESET", (None, {}))
     chosen = values.get((*path, key)) if key else None
     return copy.deepcopy(table[chosen]) if chosen is not None else {}
@@ -209,7 +260,8 @@ def _kinds(cls: type) -> dict[str, Any]:
     return {field.name: hints[field.name] for field in dataclasses.fields(cls)}
 
 
-# --- values ----------------------------------------------------------------------------------------------------------
+# --- values
+# ---------------------------------------------------------------------------------------------
 
 _WORDS = {
     bool: "true or false",
@@ -228,7 +280,9 @@ _LIMITS = {
 
 
 def _convert(value: Any, kind: Any) -> Any:
-    """A TOML value as the type `kind`, or ValueError: an int will do for a float, a bool never for a number."""
+    """A TOML value as the type `kind`, or ValueError: an int will do for a float, a bool never
+    for a number.
+    """
     inner = _without_none(kind)
     if inner is not kind and value in (None, "none"):
         return None
@@ -252,7 +306,9 @@ def _without_none(kind: Any) -> Any:
 
 
 def _parse(text: str, kind: Any) -> Any:
-    """A word of the command line as a value for `kind`; what does not parse stays text, for `_convert` to refuse."""
+    """A word of the command line as a value for `kind`; what does not parse stays text, for
+    `_convert` to refuse.
+    """
     inner = _without_none(kind)
     if inner is not kind and text in ("", "none"):
         return None
@@ -276,16 +332,30 @@ def _parse_list(text: str, kind: Any) -> list[Any]:
 
 
 def _check(value: Any, metadata: Mapping[str, Any]) -> None:
-    """ValueError if the value, or an entry of a list or a dict, is out of range or not among the choices."""
-    entries = value.values() if isinstance(value, dict) else value if isinstance(value, list) else [value]
+    """ValueError if the value, or an entry of a list or a dict, is out of range or not among
+    the choices.
+    """
+    entries = (
+        value.values()
+        if isinstance(value, dict)
+        else value
+        if isinstance(value, list)
+        else [value]
+    )
     for entry in entries:
         if entry is None:
             continue
-        limits = (holds(entry, metadata[name]) for name, (_, holds) in _LIMITS.items() if name in metadata)
+        limits = (
+            holds(entry, metadata[name])
+            for name, (_, holds) in _LIMITS.items()
+            if name in metadata
+        )
         in_range = entry == entry and all(limits)  # nan is not itself
         if not in_range or entry not in _choices(metadata, [entry]):
             what = "" if "choices" in metadata else "a number "
-            raise ValueError(f"expected {(what + _range(metadata)).strip()}, got {entry!r:.100}")
+            raise ValueError(
+                f"expected {(what + _range(metadata)).strip()}, got {entry!r:.100}"
+            )
 
 
 def _choices(metadata: Mapping[str, Any], default: Collection[Any] = ()) -> Collection[Any]:
@@ -297,12 +367,20 @@ def _range(metadata: Mapping[str, Any]) -> str:
     """`above 0 and at most 1`, `one of a, b`, or nothing."""
     if "choices" in metadata:
         return f"one of {', '.join(str(choice) or 'nothing' for choice in _choices(metadata))}"
-    return " and ".join(f"{words} {metadata[name]}" for name, (words, _) in _LIMITS.items() if name in metadata)
+    return " and ".join(
+        f"{words} {metadata[name]}" for name, (words, _) in _LIMITS.items() if name in metadata
+    )
 
 
 def _unknown(cls: type, path: KeyPath, parent: Any) -> str:
-    """What to say of a key that `parent`, the type of the last known part of the path, does not have."""
-    known = [(*key, field.name) for key, part in _sections(cls()) for field in dataclasses.fields(part)]
+    """What to say of a key that `parent`, the type of the last known part of the path, does
+    not have.
+    """
+    known = [
+        (*key, field.name)
+        for key, part in _sections(cls())
+        for field in dataclasses.fields(part)
+    ]
     if near := difflib.get_close_matches(path[-1], {key[-1] for key in known}, n=1):
         same_name = [".".join(key) for key in known if key[-1] == near[0]]
         return f"unknown key; did you mean {difflib.get_close_matches('.'.join(path), same_name, n=1, cutoff=0)[0]}?"
@@ -312,7 +390,9 @@ def _unknown(cls: type, path: KeyPath, parent: Any) -> str:
 
 
 def _line_number(text: str, path: KeyPath) -> int | None:
-    """The line of a TOML text that sets `path` or opens it as a table; found by reading the lines, so only a hint."""
+    """The line of a TOML text that sets `path` or opens it as a table; found by reading the
+    lines, so only a hint.
+    """
     table: KeyPath = ()
     for number, line in enumerate(text.split("\n"), start=1):
         if header := re.match(r"\s*\[+([^\[\]]+)\]", line):
@@ -326,7 +406,8 @@ def _line_number(text: str, path: KeyPath) -> int | None:
     return None
 
 
-# --- writing ---------------------------------------------------------------------------------------------------------
+# --- writing
+# ---------------------------------------------------------------------------------------------
 
 
 def to_toml(config: Any) -> str:
@@ -334,7 +415,10 @@ def to_toml(config: Any) -> str:
     blocks = []
     for path, part in _sections(config):
         lines = [f"[{'.'.join(path)}]"] if path else []
-        lines += [f"{field.name} = {to_toml_value(getattr(part, field.name))}" for field in _options(part)]
+        lines += [
+            f"{field.name} = {to_toml_value(getattr(part, field.name))}"
+            for field in _options(part)
+        ]
         blocks.append("\n".join(lines))
     return "\n\n".join(block for block in blocks if block) + "\n"
 
@@ -366,17 +450,23 @@ def _sections(config: Any, path: KeyPath = ()) -> Iterator[tuple[KeyPath, Any]]:
 
 def _options(part: Any) -> list[dataclasses.Field]:
     """The fields of a section that are keys and not sections."""
-    return [field for field in dataclasses.fields(part) if not dataclasses.is_dataclass(getattr(part, field.name))]
+    return [
+        field
+        for field in dataclasses.fields(part)
+        if not dataclasses.is_dataclass(getattr(part, field.name))
+    ]
 
 
-# --- documenting -----------------------------------------------------------------------------------------------------
+# --- documenting
+# ---------------------------------------------------------------------------------------------
 
 
 def _rows(part: Any) -> Iterator[tuple[str, str, str, str]]:
     """Name, type, default and meaning of each key of a section."""
     kinds = _kinds(type(part))
     for field in _options(part):
-        kind, value = kinds[field.name], getattr(part, field.name)
+        kind = kinds[field.name]
+        value = getattr(part, field.name)
         meaning = "; ".join(filter(None, (field.metadata["help"], _range(field.metadata))))
         type_name = str(kind) if get_origin(kind) else kind.__name__
         yield field.name, type_name, "none" if value is None else to_toml_value(value), meaning
@@ -387,7 +477,9 @@ def _title(part: Any) -> str:
 
 
 def describe(cls: type, width: int | None = None) -> str:
-    """Every key of a config with its default, meaning and type, as text wrapped to `width` columns (the terminal's)."""
+    """Every key of a config with its default, meaning and type, as text wrapped to `width`
+    columns (the terminal's).
+    """
     width = width or min(shutil.get_terminal_size().columns, 120)
     lines = []
     for path, part in _sections(cls()):
@@ -398,7 +490,9 @@ def describe(cls: type, width: int | None = None) -> str:
                 lines.append(left)
                 left = ""
             text = f"{meaning} ({kind})"
-            lines += textwrap.wrap(text, width, initial_indent=left.ljust(34), subsequent_indent=" " * 34)
+            lines += textwrap.wrap(
+                text, width, initial_indent=left.ljust(34), subsequent_indent=" " * 34
+            )
     return "\n".join(lines)
 
 
@@ -410,30 +504,48 @@ def reference(classes: Mapping[str, type]) -> str:
         for path, part in _sections(cls()):
             lines += [f"### `[{'.'.join(path)}]`", ""] if path else []
             lines += [_title(part), ""]
-            lines += ["| key | type | default | meaning |", "|---|---|---|---|"] if _options(part) else []
+            lines += (
+                ["| key | type | default | meaning |", "|---|---|---|---|"]
+                if _options(part)
+                else []
+            )
             for name, kind, default, meaning in _rows(part):
                 key = ".".join((*path, name))
                 cells = f"`{key}`", f"`{kind}`", f"`{default}`", meaning
-                lines.append(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |")
+                lines.append(
+                    f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
+                )
             lines.append("")
     return "\n".join(lines)
 
 
-# --- the command line ------------------------------------------------------------------------------------------------
+# --- the command line
+# ---------------------------------------------------------------------------------------------
 
 
 def parse_arguments(
     cls: type[T], argv: Sequence[str], usage: str, flags: Mapping[str, str] | None = None
 ) -> tuple[T, set[str]]:
-    """The config and the flags that a command line asks for: at most one TOML file, `key=value` words, and `flags`.
+    """The config and the flags that a command line asks for: at most one TOML file,
+    `key=value` words, and `flags`.
 
-    `flags` maps each known flag (`--resume`) to its help. `--help` prints `usage`, the flags and all keys, and exits 0.
+    `flags` maps each known flag (`--resume`) to its help. `--help` prints `usage`, the flags
+    and all keys, and exits 0.
     """
     flags = {**(flags or {}), "--help": "print this and exit"}
     if not {"-h", "--help"}.isdisjoint(argv):
-        print(usage.strip(), "", *(f"  {flag:32}{text}" for flag, text in flags.items()), "", describe(cls), sep="\n")
+        print(
+            usage.strip(),
+            "",
+            *(f"  {flag:32}{text}" for flag, text in flags.items()),
+            "",
+            describe(cls),
+            sep="\n",
+        )
         raise SystemExit(0)
-    path, overrides, chosen = None, [], set()
+    path = None
+    overrides = []
+    chosen = set()
     for word in argv:
         if word.startswith("-"):
             chosen.add(_known_flag(word, flags))
@@ -442,7 +554,9 @@ def parse_arguments(
         elif path is None:
             path = word
         else:
-            raise ValueError(f"command line: {word!r}: expected key=value; the config file is {path} already")
+            raise ValueError(
+                f"command line: {word!r}: expected key=value; the config file is {path} already"
+            )
     return load(cls, path, overrides), chosen
 
 
@@ -450,7 +564,9 @@ def _known_flag(word: str, flags: Mapping[str, str]) -> str:
     if word in flags:
         return word
     if "=" in word:
-        raise ValueError(f"command line: unknown flag {word!r}; a key is set without dashes: {word.lstrip('-')}")
+        raise ValueError(
+            f"command line: unknown flag {word!r}; a key is set without dashes: {word.lstrip('-')}"
+        )
     near = difflib.get_close_matches(word, flags, n=1)
     hint = f"did you mean {near[0]}?" if near else f"expected one of {', '.join(flags)}"
     raise ValueError(f"command line: unknown flag {word!r}; {hint}")

@@ -1,4 +1,6 @@
-"""What many tests share: one thread, the world's tokenizer, small random models, an optimizer that only looks."""
+"""What many tests share: one thread, the world's tokenizer, small random models, an optimizer
+that only looks.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,9 @@ import pytest
 import torch
 
 if not torch.cuda.is_available():
-    os.environ["TRITON_INTERPRET"] = "1"  # before anything imports Triton: it then runs kernels on CPU tensors
+    os.environ["TRITON_INTERPRET"] = (
+        "1"  # before anything imports Triton: it then runs kernels on CPU tensors
+    )
 
 from nanomath.data.world import CHAT_TEMPLATE, world_tokenizer
 from nanomath.models import ModelConfig, Tokenizer, Transformer
@@ -28,7 +32,9 @@ SHAPES = {
 
 
 class Float64Transformer(Transformer):
-    """The same transformer without the rounding of its logits to float32, for comparisons to 1e-10."""
+    """The same transformer without the rounding of its logits to float32, for comparisons to
+    1e-10.
+    """
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         return self.lm_head(hidden)
@@ -36,8 +42,9 @@ class Float64Transformer(Transformer):
 
 @pytest.fixture(scope="session", autouse=True)
 def products_in_one_order() -> Iterator[None]:
-    """An element of an interpreted tl.dot is one sum in order, the same wherever it stands in a tile, as on a GPU.
-    Triton's interpreter multiplies by NumPy, whose library adds up some rows of a tile differently on some processors.
+    """An element of an interpreted tl.dot is one sum in order, the same wherever it stands in
+    a tile, as on a GPU. Triton's interpreter multiplies by NumPy, whose library adds up some
+    rows of a tile differently on some processors.
     """
     with pytest.MonkeyPatch.context() as monkeypatch:
         if os.environ.get("TRITON_INTERPRET") == "1" and find_spec("triton") is not None:
@@ -46,7 +53,9 @@ def products_in_one_order() -> Iterator[None]:
             def create_dot(_, a, b, d, *_options):
                 total = d.data.copy()
                 for k in range(a.data.shape[-1]):
-                    total += np.multiply(a.data[..., :, k, None], b.data[..., k, None, :], dtype=total.dtype)
+                    total += np.multiply(
+                        a.data[..., :, k, None], b.data[..., k, None, :], dtype=total.dtype
+                    )
                 return TensorHandle(total, d.dtype.scalar)
 
             monkeypatch.setattr(InterpreterBuilder, "create_dot", create_dot)
@@ -69,7 +78,9 @@ def same_torch_afterwards():
 
 @pytest.fixture(scope="session")
 def new_tokenizer() -> Callable[[Sequence[int]], Tokenizer]:
-    """new_tokenizer(eos_ids): the world's tokenizer; a model of random weights ends only if many ids are an eos."""
+    """new_tokenizer(eos_ids): the world's tokenizer; a model of random weights ends only if
+    many ids are an eos.
+    """
 
     def make(eos_ids: Sequence[int] = ()) -> Tokenizer:
         return Tokenizer(world_tokenizer(), CHAT_TEMPLATE, eos_ids, eos_token="<|endoftext|>")
@@ -85,7 +96,9 @@ def tokenizer(new_tokenizer) -> Tokenizer:
 
 @pytest.fixture(scope="session")
 def new_model(tokenizer) -> Callable[..., Transformer]:
-    """new_model(seed, dtype, **changes of the config): a model whose logits depend strongly on all it sees."""
+    """new_model(seed, dtype, **changes of the config): a model whose logits depend strongly on
+    all it sees.
+    """
 
     def make(seed: int = 0, dtype: torch.dtype = torch.float32, **changes) -> Transformer:
         config = {
@@ -127,7 +140,10 @@ class Recorder:
     def step(self, lr: float) -> dict[str, float]:
         parameters = dict(self.model.named_parameters())
         zero = {name: torch.zeros_like(p) for name, p in parameters.items()}
-        self.gradients.append(zero | {name: p.grad.clone() for name, p in parameters.items() if p.grad is not None})
+        self.gradients.append(
+            zero
+            | {name: p.grad.clone() for name, p in parameters.items() if p.grad is not None}
+        )
         self.rates.append(lr)
         self.model.zero_grad()
         return {"grad_norm": 0.0, "update_ratio": 0.0}

@@ -1,13 +1,15 @@
-"""Do the tests of the algorithms notice a wrong sign, a lost detach, a boundary off by one? Change each and see.
+"""Do the tests of the algorithms notice a wrong sign, a lost detach, a boundary off by one?
+Change each and see.
 
     python tests/mutate_algorithms.py                                  every file of nanomath/algorithms
     python tests/mutate_algorithms.py nanomath/algorithms/kl.py        some of them
 
-A mutant is a file with one change. Each is put in place of the original in a forked process, no file on disk is
-changed, and tests/algorithms runs until the first failure; for objective.py the tests of the policy step. Printed are
-the mutants that no test noticed: holes in the tests, or changes that change nothing. All that remain are of the second
-kind: the number that fills places of weight 0, which element all are compared with, < or <= where both branches are 0,
-and guards of what is masked out further on.
+A mutant is a file with one change. Each is put in place of the original in a forked process,
+no file on disk is changed, and tests/algorithms runs until the first failure; for objective.py
+the tests of the policy step. Printed are the mutants that no test noticed: holes in the tests,
+or changes that change nothing. All that remain are of the second kind: the number that fills
+places of weight 0, which element all are compared with, < or <= where both branches are 0, and
+guards of what is masked out further on.
 """
 
 from __future__ import annotations
@@ -34,10 +36,22 @@ SECONDS = 60
 OPERATORS = {
     **{ast.Add: [ast.Sub], ast.Sub: [ast.Add], ast.Mult: [ast.Div], ast.Div: [ast.Mult]},
     **{ast.BitAnd: [ast.BitOr], ast.BitOr: [ast.BitAnd], ast.And: [ast.Or], ast.Or: [ast.And]},
-    **{ast.Lt: [ast.LtE, ast.GtE], ast.LtE: [ast.Lt, ast.Gt], ast.Gt: [ast.GtE, ast.LtE], ast.GtE: [ast.Gt, ast.Lt]},
+    **{
+        ast.Lt: [ast.LtE, ast.GtE],
+        ast.LtE: [ast.Lt, ast.Gt],
+        ast.Gt: [ast.GtE, ast.LtE],
+        ast.GtE: [ast.Gt, ast.Lt],
+    },
     **{ast.Eq: [ast.NotEq], ast.NotEq: [ast.Eq], ast.In: [ast.NotIn], ast.NotIn: [ast.In]},
 }
-RENAMED = {"minimum": "maximum", "maximum": "minimum", "all": "any", "any": "all", "min": "max", "max": "min"}
+RENAMED = {
+    "minimum": "maximum",
+    "maximum": "minimum",
+    "all": "any",
+    "any": "all",
+    "min": "max",
+    "max": "min",
+}
 DROPPED = ("detach", "square", "exp", "sqrt", "expand_as")
 
 
@@ -45,13 +59,19 @@ def variants(node: ast.AST, parent: ast.AST) -> Iterator[tuple[str, ast.AST]]:
     """What the node may become, each with the words for it."""
     match node:
         case ast.BinOp(op=op) | ast.BoolOp(op=op):
-            yield from ((f"-> {new.__name__}", changed(node, op=new())) for new in OPERATORS.get(type(op), []))
+            yield from (
+                (f"-> {new.__name__}", changed(node, op=new()))
+                for new in OPERATORS.get(type(op), [])
+            )
             if isinstance(node, ast.BinOp) and getattr(node.right, "id", "") == "eps":
                 yield "drop eps", node.left
         case ast.Compare(ops=ops):
             for k, op in enumerate(ops):
                 for new in OPERATORS.get(type(op), []):
-                    yield f"-> {new.__name__}", changed(node, ops=[*ops[:k], new(), *ops[k + 1 :]])
+                    yield (
+                        f"-> {new.__name__}",
+                        changed(node, ops=[*ops[:k], new(), *ops[k + 1 :]]),
+                    )
         case ast.UnaryOp(op=op, operand=operand):
             yield f"drop {type(op).__name__}", operand
         case ast.Call(func=ast.Attribute(value=value, attr="where"), args=args):
@@ -65,7 +85,10 @@ def variants(node: ast.AST, parent: ast.AST) -> Iterator[tuple[str, ast.AST]]:
         case ast.Raise():
             yield "drop raise", ast.Pass()
         case ast.Constant(value=value):
-            yield from ((f"{value!r} -> {new!r}", ast.Constant(new)) for new in other_constants(value, parent))
+            yield from (
+                (f"{value!r} -> {new!r}", ast.Constant(new))
+                for new in other_constants(value, parent)
+            )
 
 
 def changed(node: ast.AST, **fields: object) -> ast.AST:
@@ -77,9 +100,19 @@ def other_constants(value: object, parent: ast.AST) -> list[object]:
     if isinstance(value, bool):
         return [not value]
     if isinstance(value, int | float):
-        same_axis = value == 1 and isinstance(parent, ast.keyword | ast.Subscript)  # of a matrix, 1 and -1 are one
-        return [value + 1, *([0] if value else []), *([-value] if value and not same_axis else [])]
-    named = isinstance(value, str) and re.fullmatch(r"[\w+]+", value) and not isinstance(parent, ast.JoinedStr)
+        same_axis = value == 1 and isinstance(
+            parent, ast.keyword | ast.Subscript
+        )  # of a matrix, 1 and -1 are one
+        return [
+            value + 1,
+            *([0] if value else []),
+            *([-value] if value and not same_axis else []),
+        ]
+    named = (
+        isinstance(value, str)
+        and re.fullmatch(r"[\w+]+", value)
+        and not isinstance(parent, ast.JoinedStr)
+    )
     return [f"{value}?"] if named else []
 
 
@@ -87,10 +120,25 @@ def mutants(source: str) -> Iterator[tuple[int, str, ast.Module]]:
     """Line, words for the change, and the changed module."""
 
     def places(tree: ast.Module) -> list[tuple[ast.AST, str, ast.AST]]:
-        typed = [getattr(node, key, None) for node in ast.walk(tree) for key in ("annotation", "returns")]
-        skip = {id(node) for annotation in typed if annotation for node in ast.walk(annotation)}
-        pairs = [(node, parent) for parent in ast.walk(tree) for node in ast.iter_child_nodes(parent)]
-        return [(node, *new) for node, parent in pairs if id(node) not in skip for new in variants(node, parent)]
+        typed = [
+            getattr(node, key, None)
+            for node in ast.walk(tree)
+            for key in ("annotation", "returns")
+        ]
+        skip = {
+            id(node) for annotation in typed if annotation for node in ast.walk(annotation)
+        }
+        pairs = [
+            (node, parent)
+            for parent in ast.walk(tree)
+            for node in ast.iter_child_nodes(parent)
+        ]
+        return [
+            (node, *new)
+            for node, parent in pairs
+            if id(node) not in skip
+            for new in variants(node, parent)
+        ]
 
     for index in range(len(places(ast.parse(source)))):
         tree = ast.parse(source)
@@ -104,12 +152,18 @@ class Substitute(MetaPathFinder, SourceFileLoader):
     """Import this tree in place of the file."""
 
     def __init__(self, path: Path, tree: ast.Module) -> None:
-        module = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+        module = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(
+            ".__init__"
+        )
         SourceFileLoader.__init__(self, module, str(path))
         self.tree = tree
 
     def find_spec(self, fullname: str, path: object, target: object = None):
-        return spec_from_file_location(fullname, self.path, loader=self) if fullname == self.name else None
+        return (
+            spec_from_file_location(fullname, self.path, loader=self)
+            if fullname == self.name
+            else None
+        )
 
     def get_code(self, fullname: str):
         return compile(self.tree, self.path, "exec")
@@ -123,27 +177,40 @@ def survives(path: Path, tree: ast.Module) -> bool:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         os.dup2(1, 2)
         sys.meta_path.insert(0, Substitute(path, tree))
-        own_first = sorted((ROOT / "tests/algorithms").glob("test_*.py"), key=lambda test: path.stem not in test.stem)
+        own_first = sorted(
+            (ROOT / "tests/algorithms").glob("test_*.py"),
+            key=lambda test: path.stem not in test.stem,
+        )
         tests = ["--noconftest", *own_first]
         if path.name == "objective.py":
-            tests = [ROOT / "tests/training/test_process_step.py", ROOT / "tests/training/test_policy_step.py"]
+            tests = [
+                ROOT / "tests/training/test_process_step.py",
+                ROOT / "tests/training/test_policy_step.py",
+            ]
         os._exit(pytest.main(["-x", "-q", "-p", "no:cacheprovider", *map(str, tests)]))
     return os.waitpid(child, 0)[1] == 0
 
 
 def main(paths: list[Path]) -> None:
     quiet = [hypothesis.Phase.explicit, hypothesis.Phase.generate]
-    hypothesis.settings.register_profile("mutants", database=None, derandomize=True, phases=quiet)
+    hypothesis.settings.register_profile(
+        "mutants", database=None, derandomize=True, phases=quiet
+    )
     hypothesis.settings.load_profile("mutants")
     unnoticed = 0
     for path in paths:
         source, before, count = path.read_text(encoding="utf-8"), unnoticed, 0
         if not survives(path, ast.parse(source)):
-            raise RuntimeError(f"unchanged, the tests fail or take {SECONDS} s: it can teach nothing")
+            raise RuntimeError(
+                f"unchanged, the tests fail or take {SECONDS} s: it can teach nothing"
+            )
         for count, (line, words, tree) in enumerate(mutants(source), start=1):  # noqa: B007
             if survives(path, tree):
                 unnoticed += 1
-                print(f"{path.name}:{line}: {words}    {source.splitlines()[line - 1].strip()}", flush=True)
+                print(
+                    f"{path.name}:{line}: {words}    {source.splitlines()[line - 1].strip()}",
+                    flush=True,
+                )
         print(f"{path.name}: {count} mutants, {unnoticed - before} not noticed", flush=True)
 
 

@@ -17,8 +17,20 @@ from nanomath.training.runlog import read_jsonl
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "nanomath" / "algorithms" / "README.md").read_text(encoding="utf-8")
 (EXAMPLE,) = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
-SHAPE = ("model.hidden_size=32", "model.layers=1", "model.heads=2", "model.kv_heads=1", "model.intermediate_size=64")
-QUICK = ("train.limit=16", "heldout.limit=2", "sampling.max_new_tokens=8", "evaluation.samples=1", "run.steps=2")
+SHAPE = (
+    "model.hidden_size=32",
+    "model.layers=1",
+    "model.heads=2",
+    "model.kv_heads=1",
+    "model.intermediate_size=64",
+)
+QUICK = (
+    "train.limit=16",
+    "heldout.limit=2",
+    "sampling.max_new_tokens=8",
+    "evaluation.samples=1",
+    "run.steps=2",
+)
 
 
 @pytest.fixture
@@ -36,8 +48,13 @@ def example(monkeypatch) -> dict:
 def test_the_gate_is_the_papers(example):
     ratio = torch.tensor([[0.2, 1.0, 1.7, 5.0]], dtype=torch.float64, requires_grad=True)
     for advantage, tau in ((2.0, 1.0), (-2.0, 1.05)):
-        gain = example["sapo_gain"](ratio, None, torch.full_like(ratio, advantage), 0.2, 0.2, 3.0)
-        expected = [4 / tau * advantage / (1 + torch.tensor(-tau * (r - 1)).exp().item()) for r in (0.2, 1.0, 1.7, 5.0)]
+        gain = example["sapo_gain"](
+            ratio, None, torch.full_like(ratio, advantage), 0.2, 0.2, 3.0
+        )
+        expected = [
+            4 / tau * advantage / (1 + torch.tensor(-tau * (r - 1)).exp().item())
+            for r in (0.2, 1.0, 1.7, 5.0)
+        ]
         assert gain[0].tolist() == pytest.approx(expected, rel=1e-6)
         (slope,) = torch.autograd.grad(gain.sum(), ratio)
         assert slope[0, 1].item() == pytest.approx(advantage, rel=1e-6)  # PPO's at ratio 1
@@ -47,15 +64,42 @@ def test_the_gate_is_the_papers(example):
 @pytest.mark.slow
 def test_the_example_trains(tmp_path):
     (tmp_path / "my_sapo.py").write_text(EXAMPLE, encoding="utf-8")
-    start = [sys.executable, str(ROOT / "train_sft.py"), *SHAPE, *QUICK, "run.name=base", "sft.batch_size=4"]
-    run = [sys.executable, "my_sapo.py", *QUICK, "run.name=sapo", "model.path=runs/base", "grpo.prompts=2"]
-    run += ["grpo.group_size=4", "reward.weights.random=1", "algorithm.method=sapo", "optim.lr=0.01"]
+    start = [
+        sys.executable,
+        str(ROOT / "train_sft.py"),
+        *SHAPE,
+        *QUICK,
+        "run.name=base",
+        "sft.batch_size=4",
+    ]
+    run = [
+        sys.executable,
+        "my_sapo.py",
+        *QUICK,
+        "run.name=sapo",
+        "model.path=runs/base",
+        "grpo.prompts=2",
+    ]
+    run += [
+        "grpo.group_size=4",
+        "reward.weights.random=1",
+        "algorithm.method=sapo",
+        "optim.lr=0.01",
+    ]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     for command in (start, run):
-        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
+        done = subprocess.run(
+            command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120
+        )
         assert done.returncode == 0, done.stderr
-    assert 'clip = "sapo"' in (tmp_path / "runs" / "sapo" / "config.toml").read_text(encoding="utf-8")
-    steps = [line for line in read_jsonl(tmp_path / "runs" / "sapo" / "metrics.jsonl") if "reward" in line]
+    assert 'clip = "sapo"' in (tmp_path / "runs" / "sapo" / "config.toml").read_text(
+        encoding="utf-8"
+    )
+    steps = [
+        line
+        for line in read_jsonl(tmp_path / "runs" / "sapo" / "metrics.jsonl")
+        if "reward" in line
+    ]
     assert len(steps) == 2 and all(line["grad_norm"] > 0 for line in steps)
 
 

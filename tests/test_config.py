@@ -10,7 +10,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nanomath.algorithms import PRESETS
-from nanomath.config import describe, load, option, parse_arguments, reference, section, to_toml
+from nanomath.config import (
+    describe,
+    load,
+    option,
+    parse_arguments,
+    reference,
+    section,
+    to_toml,
+)
 from nanomath.settings import GRPOConfig
 
 
@@ -19,7 +27,9 @@ class Schedule:
     """How the learning rate moves."""
 
     warmup: int = option(0, "steps of linear warm-up", minimum=0)
-    shape: str = option("cosine", "decay after the warm-up", choices=("constant", "cosine", "linear"))
+    shape: str = option(
+        "cosine", "decay after the warm-up", choices=("constant", "cosine", "linear")
+    )
 
 
 @dataclass
@@ -39,7 +49,11 @@ class Optim:
             raise ValueError(f"clip {self.clip} is below lr {self.lr}")
 
 
-METHODS = {"plain": {}, "fast": {"rate": 2.0, "terms": ["a", "b"]}, "odd": {"rate": 7.0, "shape": "square"}}
+METHODS = {
+    "plain": {},
+    "fast": {"rate": 2.0, "terms": ["a", "b"]},
+    "odd": {"rate": 7.0, "shape": "square"},
+}
 SHAPES = {"round": None, "square": None}
 
 
@@ -94,7 +108,8 @@ def error_of(path: Path | None, *words: str) -> str:
     return str(caught.value)
 
 
-# --- sources ---------------------------------------------------------------------------------------------------------
+# --- sources
+# ---------------------------------------------------------------------------------------------
 
 
 def test_defaults_are_fresh_copies() -> None:
@@ -118,7 +133,13 @@ def test_command_line_wins_over_file_wins_over_defaults(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["optim = {lr = 0.5}", "optim.lr = 0.5", "[optim]\r\nlr = 0.5\r\n", "\ufeff[optim]\nlr=0.5"]
+    "text",
+    [
+        "optim = {lr = 0.5}",
+        "optim.lr = 0.5",
+        "[optim]\r\nlr = 0.5\r\n",
+        "\ufeff[optim]\nlr=0.5",
+    ],
 )
 def test_every_way_of_writing_a_section(tmp_path: Path, text: str) -> None:
     assert load(Config, str(write(tmp_path, text))).optim.lr == 0.5
@@ -156,7 +177,11 @@ def test_an_integer_in_the_file_is_a_float_where_one_is_wanted(tmp_path: Path) -
         ("weights={format = 2}", "weights", {"format": 2.0}),
         ("weights.format=2", "weights", {"accuracy": 1.0, "format": 2.0}),
         ("weights.a.b=2", "weights", {"accuracy": 1.0, "a.b": 2.0}),
-        ('examples=[{question = "1+1", solution = "2"}]', "examples", [{"question": "1+1", "solution": "2"}]),
+        (
+            'examples=[{question = "1+1", solution = "2"}]',
+            "examples",
+            [{"question": "1+1", "solution": "2"}],
+        ),
     ],
 )
 def test_words_of_the_command_line(word: str, name: str, value: object) -> None:
@@ -202,7 +227,8 @@ def test_post_init_sees_the_resolved_section_once(tmp_path: Path) -> None:
     assert error_of(None, "optim.clip=1e-7").startswith("command line: [optim] clip")
 
 
-# --- presets ---------------------------------------------------------------------------------------------------------
+# --- presets
+# ---------------------------------------------------------------------------------------------
 
 
 def method_of(path: Path | None, *words: str) -> Method:
@@ -214,8 +240,12 @@ def test_command_line_wins_over_file_wins_over_row_wins_over_default(tmp_path: P
     assert method_of(None, "method.method=fast") == Method("fast", 2.0, "round", ["a", "b"])
     path = write(tmp_path, '[method]\nmethod = "fast"\nrate = 3\n')
     assert method_of(path) == Method("fast", 3.0, "round", ["a", "b"])
-    assert method_of(path, "method.rate=4", "method.terms=[]") == Method("fast", 4.0, "round", [])
-    assert method_of(path, "method.method=odd", "method.rate=9") == Method("odd", 9.0, "square", [])
+    assert method_of(path, "method.rate=4", "method.terms=[]") == Method(
+        "fast", 4.0, "round", []
+    )
+    assert method_of(path, "method.method=odd", "method.rate=9") == Method(
+        "odd", 9.0, "square", []
+    )
     assert method_of(path, "method.method=plain") == Method("plain", 3.0, "round", [])
 
 
@@ -223,7 +253,9 @@ def test_a_key_that_is_set_to_its_default_wins_over_the_row() -> None:
     assert method_of(None, "method.rate=1", "method.method=fast").rate == 1.0
 
 
-def test_a_resolved_config_needs_the_row_no_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_resolved_config_needs_the_row_no_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """config.toml holds every key: what the row says another day changes nothing."""
     config = load(WithMethod, None, ["method.method=fast", "method.rate=6"])
     path = write(tmp_path, to_toml(config))
@@ -233,17 +265,22 @@ def test_a_resolved_config_needs_the_row_no_more(tmp_path: Path, monkeypatch: py
 
 def test_a_row_is_checked_together_with_what_is_set(tmp_path: Path) -> None:
     assert method_of(None, "method.method=odd").rate == 7.0
-    with pytest.raises(ValueError, match=r"^command line: \[method\] a square needs a rate of 5, not 2$"):
+    with pytest.raises(
+        ValueError, match=r"^command line: \[method\] a square needs a rate of 5, not 2$"
+    ):
         method_of(None, "method.method=odd", "method.rate=2")
     with pytest.raises(
-        ValueError, match=r"method.toml:2: method.method: expected one of plain, fast, odd, got 'slow'$"
+        ValueError,
+        match=r"method.toml:2: method.method: expected one of plain, fast, odd, got 'slow'$",
     ):
         (tmp_path / "method.toml").write_text('[method]\nmethod = "slow"\n', encoding="utf-8")
         method_of(tmp_path / "method.toml")
 
 
 def test_choices_may_grow(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ValueError, match="method.shape: expected one of round, square, off, got 'oval'"):
+    with pytest.raises(
+        ValueError, match="method.shape: expected one of round, square, off, got 'oval'"
+    ):
         method_of(None, "method.shape=oval")
     monkeypatch.setitem(SHAPES, "oval", None)
     monkeypatch.setitem(METHODS, "egg", {"shape": "oval"})
@@ -252,7 +289,9 @@ def test_choices_may_grow(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_other_sections_know_no_rows() -> None:
-    assert load(WithMethod, None, ["method.method=fast"]).optim == Optim(schedule=Schedule(warmup=3))
+    assert load(WithMethod, None, ["method.method=fast"]).optim == Optim(
+        schedule=Schedule(warmup=3)
+    )
 
 
 def test_every_method_of_the_algorithms_resolves_and_comes_back(tmp_path: Path) -> None:
@@ -264,14 +303,27 @@ def test_every_method_of_the_algorithms_resolves_and_comes_back(tmp_path: Path) 
 
 
 def test_a_method_with_overrides_comes_back(tmp_path: Path) -> None:
-    words = ["algorithm.clip_high=0.4", "algorithm.refills=1", "algorithm.aggregation=sequence"]
-    config = load(GRPOConfig, write(tmp_path, '[algorithm]\nmethod = "dapo"\nrefills = 9\n'), words)
+    words = [
+        "algorithm.clip_high=0.4",
+        "algorithm.refills=1",
+        "algorithm.aggregation=sequence",
+    ]
+    config = load(
+        GRPOConfig, write(tmp_path, '[algorithm]\nmethod = "dapo"\nrefills = 9\n'), words
+    )
     a = config.algorithm
-    assert (a.method, a.clip_high, a.refills, a.aggregation, a.minibatches) == ("dapo", 0.4, 1, "sequence", 4)
+    assert (a.method, a.clip_high, a.refills, a.aggregation, a.minibatches) == (
+        "dapo",
+        0.4,
+        1,
+        "sequence",
+        4,
+    )
     assert load(GRPOConfig, write(tmp_path, to_toml(config))) == config
 
 
-# --- errors ----------------------------------------------------------------------------------------------------------
+# --- errors
+# ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -284,10 +336,16 @@ def test_a_method_with_overrides_comes_back(tmp_path: Path) -> None:
         ("optm.lr=1", "optm.lr: unknown key; did you mean optim.lr?"),
         ("optim.qqq=1", "optim.qqq: unknown key; expected one of lr, betas, clip, schedule"),
         ("seed.x=1", "seed.x: unknown key; seed is not a section"),
-        ("optm.schedule.shape=1", "optm.schedule.shape: unknown key; did you mean optim.schedule.shape?"),
+        (
+            "optm.schedule.shape=1",
+            "optm.schedule.shape: unknown key; did you mean optim.schedule.shape?",
+        ),
         ("seed.=1", "seed.: unknown key; seed is not a section"),
         ("optim=3", "optim: this is a section, not a key; set its keys, for example optim.lr"),
-        ("optim={lr = 1}", "optim: this is a section, not a key; set its keys, for example optim.lr"),
+        (
+            "optim={lr = 1}",
+            "optim: this is a section, not a key; set its keys, for example optim.lr",
+        ),
         ("seed=1.5", "seed: expected an integer, got 1.5"),
         ("seed=true", "seed: expected an integer, got True"),
         ("seed=", "seed: expected an integer, got ''"),
@@ -299,13 +357,19 @@ def test_a_method_with_overrides_comes_back(tmp_path: Path) -> None:
         ("optim.lr=0", "optim.lr: expected a number above 0 and at most 1, got 0.0"),
         ("optim.lr=nan", "optim.lr: expected a number above 0 and at most 1, got nan"),
         ("optim.lr=1.1", "optim.lr: expected a number above 0 and at most 1, got 1.1"),
-        ("optim.betas=0.9,1", "optim.betas: expected a number at least 0 and below 1, got 1.0"),
+        (
+            "optim.betas=0.9,1",
+            "optim.betas: expected a number at least 0 and below 1, got 1.0",
+        ),
         ("optim.betas=0.9,x", "optim.betas: expected a number, got 'x'"),
         ("weights=3", "weights: expected a table, got 3"),
         ("weights.a=b", "weights.a: expected a number, got 'b'"),
         ("weights.a=-2", "weights.a: expected a number at least -1, got -2.0"),
         ("examples=a,b", "examples: expected a table, got 'a'"),
-        ("optim.schedule.shape=cosin", "optim.schedule.shape: expected one of constant, cosine, linear, got 'cosin'"),
+        (
+            "optim.schedule.shape=cosin",
+            "optim.schedule.shape: expected one of constant, cosine, linear, got 'cosin'",
+        ),
         ("weights.a=nan", "weights.a: expected a number at least -1, got nan"),
         ("name=caf\udce9", "'name=caf\\udce9': not UTF-8 text"),
         ("seed", "'seed': expected key=value"),
@@ -322,7 +386,10 @@ def test_errors_of_the_command_line(word: str, message: str) -> None:
         ("seed=" + "[" * 5000, f"seed: expected an integer, got '{'[' * 99}"),
         ("seed=" + "1" * 5000, f"seed: expected an integer, got '{'1' * 99}"),
         ("optim.betas=" + "[" * 5000, f"optim.betas: expected a number, got '{'[' * 99}"),
-        ("optim.schedule.shape=" + "x" * 5000, f"one of constant, cosine, linear, got '{'x' * 99}"),
+        (
+            "optim.schedule.shape=" + "x" * 5000,
+            f"one of constant, cosine, linear, got '{'x' * 99}",
+        ),
         (
             "a\nb=1",
             "'a\\nb': unknown key; expected one of name, seed, exact, judge, languages, weights, examples, optim",
@@ -343,7 +410,10 @@ def test_errors_are_one_short_line_whatever_is_said(word: str, message: str) -> 
 
 
 def test_nan_is_no_number_for_any_key() -> None:
-    with pytest.raises(ValueError, match=r"^command line: reward\.weights\.accuracy: expected a number, got nan$"):
+    with pytest.raises(
+        ValueError,
+        match=r"^command line: reward\.weights\.accuracy: expected a number, got nan$",
+    ):
         load(GRPOConfig, None, ["reward.weights.accuracy=nan"])
 
 
@@ -354,9 +424,21 @@ def test_nan_is_no_number_for_any_key() -> None:
         ("seed = 1\n[optm]\nlr = 1", 2, "optm: unknown key; did you mean optim?"),
         ("seed = 1\n[optim]\n\nlrr = 1", 4, "optim.lrr: unknown key; did you mean optim.lr?"),
         ("optim.lrr = 1", 1, "optim.lrr: unknown key; did you mean optim.lr?"),
-        ("[ optim . 'schedule' ]\nwarmup = -1", 2, "optim.schedule.warmup: expected a number at least 0, got -1"),
-        ("[optim.schedule]\nwarmup = 1\n[optim]\nwarmup = 1", 4, "optim.warmup: unknown key; did you mean"),
-        ("optim = 3", 1, "optim: this is a section, not a key; set its keys, for example optim.lr"),
+        (
+            "[ optim . 'schedule' ]\nwarmup = -1",
+            2,
+            "optim.schedule.warmup: expected a number at least 0, got -1",
+        ),
+        (
+            "[optim.schedule]\nwarmup = 1\n[optim]\nwarmup = 1",
+            4,
+            "optim.warmup: unknown key; did you mean",
+        ),
+        (
+            "optim = 3",
+            1,
+            "optim: this is a section, not a key; set its keys, for example optim.lr",
+        ),
         ("seed = 'one'", 1, "seed: expected an integer, got 'one'"),
         ("seed = true", 1, "seed: expected an integer, got True"),
         ("seed = 2020-01-01", 1, "seed: expected an integer, got datetime.date(2020, 1, 1)"),
@@ -371,7 +453,9 @@ def test_nan_is_no_number_for_any_key() -> None:
         ("weights = {a = 'b'}", 1, "weights: expected a number, got 'b'"),
     ],
 )
-def test_errors_of_a_file_name_the_line(tmp_path: Path, text: str, line: int, message: str) -> None:
+def test_errors_of_a_file_name_the_line(
+    tmp_path: Path, text: str, line: int, message: str
+) -> None:
     path = write(tmp_path, text)
     assert error_of(path).startswith(f"{path}:{line}: {message}")
 
@@ -382,11 +466,17 @@ def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="config file not found"):
         load(Config, tmp_path)
     path = write(tmp_path, "seed = 1\nname = = 2")
-    assert error_of(path).startswith(f"{path}: not valid TOML: ") and "line 2" in error_of(path)
+    assert error_of(path).startswith(f"{path}: not valid TOML: ") and "line 2" in error_of(
+        path
+    )
     path = write(tmp_path, "seed = " + "[" * 5000)
-    assert error_of(path) == f"{path}: not valid TOML: tables or lists in one another, too deep"
+    assert (
+        error_of(path) == f"{path}: not valid TOML: tables or lists in one another, too deep"
+    )
     path = write(tmp_path, "seed = " + "1" * 5000)
-    assert error_of(path).startswith(f"{path}: not valid TOML: Exceeds the limit (4300 digits)")
+    assert error_of(path).startswith(
+        f"{path}: not valid TOML: Exceeds the limit (4300 digits)"
+    )
     path = write(tmp_path, '"a\\nb" = 1')
     assert error_of(path).startswith(f"{path}: 'a\\nb': unknown key; expected one of name, ")
     path = write(tmp_path, "name = 'é'", encoding="latin-1")
@@ -400,10 +490,13 @@ def test_a_default_out_of_range_is_refused_where_it_stands() -> None:
         option("c", "a letter", choices="ab")
 
 
-# --- round trip ------------------------------------------------------------------------------------------------------
+# --- round trip
+# ---------------------------------------------------------------------------------------------
 
 words = st.text(max_size=20)
-some_words = words.filter(lambda text: text != "none")  # the word for None in a key that may be None
+some_words = words.filter(
+    lambda text: text != "none"
+)  # the word for None in a key that may be None
 configs = st.builds(
     Config,
     name=words,
@@ -418,7 +511,11 @@ configs = st.builds(
         lr=st.floats(min_value=0, max_value=1, exclude_min=True),
         betas=st.lists(st.floats(min_value=0, max_value=1, exclude_max=True), max_size=3),
         clip=st.none() | st.floats(min_value=1),
-        schedule=st.builds(Schedule, st.integers(min_value=0), st.sampled_from(["constant", "cosine", "linear"])),
+        schedule=st.builds(
+            Schedule,
+            st.integers(min_value=0),
+            st.sampled_from(["constant", "cosine", "linear"]),
+        ),
     ),
 )
 
@@ -464,7 +561,8 @@ def test_toml_refuses_what_no_config_holds() -> None:
         to_toml(Odd())
 
 
-# --- documentation ---------------------------------------------------------------------------------------------------
+# --- documentation
+# ---------------------------------------------------------------------------------------------
 
 
 def test_describe_lists_every_key_within_the_width() -> None:
@@ -474,9 +572,19 @@ def test_describe_lists_every_key_within_the_width() -> None:
     assert "[optim] AdamW and its learning-rate schedule." in lines
     assert "[optim.schedule] How the learning rate moves." in lines
     assert "  seed=0                          seed of every random draw (int)" in lines
-    assert '  optim.schedule.shape="cosine"' in text and "one of constant, cosine, linear" in " ".join(text.split())
+    assert (
+        '  optim.schedule.shape="cosine"' in text
+        and "one of constant, cosine, linear" in " ".join(text.split())
+    )
     assert max(map(len, lines)) <= 70
-    for key in ("name", "judge=none", "weights", "optim.betas", "optim.clip", "optim.schedule.warmup=3"):
+    for key in (
+        "name",
+        "judge=none",
+        "weights",
+        "optim.betas",
+        "optim.clip",
+        "optim.schedule.warmup=3",
+    ):
         assert f"  {key}" in text
 
 
@@ -504,27 +612,40 @@ def test_reference_is_one_table_a_section() -> None:
         "## Schedules",
     ]
     assert lines.count("| key | type | default | meaning |") == 4
-    assert "| `optim.lr` | `float` | `1e-05` | peak learning rate; above 0 and at most 1 |" in lines
+    assert (
+        "| `optim.lr` | `float` | `1e-05` | peak learning rate; above 0 and at most 1 |"
+        in lines
+    )
     row = r"| `optim.clip` | `float \| None` | `1.0` | gradient norm to clip to \| none to leave it; above 0 |"
     assert row in lines
 
 
-# --- the command line ------------------------------------------------------------------------------------------------
+# --- the command line
+# ---------------------------------------------------------------------------------------------
 
 FLAGS = {"--resume": "continue from the last checkpoint"}
 
 
 def test_arguments_in_any_order(tmp_path: Path) -> None:
     path = write(tmp_path, "seed = 4")
-    config, flags = parse_arguments(Config, ["optim.lr=0.5", "--resume", str(path), "name=a"], "", FLAGS)
+    config, flags = parse_arguments(
+        Config, ["optim.lr=0.5", "--resume", str(path), "name=a"], "", FLAGS
+    )
     assert (config.seed, config.optim.lr, config.name, flags) == (4, 0.5, "a", {"--resume"})
     assert parse_arguments(Config, [], "") == (Config(), set())
 
 
 @pytest.mark.parametrize("flag", ["-h", "--help"])
-def test_help_prints_usage_flags_and_keys_and_exits_with_0(capsys: pytest.CaptureFixture[str], flag: str) -> None:
+def test_help_prints_usage_flags_and_keys_and_exits_with_0(
+    capsys: pytest.CaptureFixture[str], flag: str
+) -> None:
     with pytest.raises(SystemExit) as caught:
-        parse_arguments(Config, ["nonsense=1", flag], "\nusage: train.py [run.toml] [key=value ...]\n", FLAGS)
+        parse_arguments(
+            Config,
+            ["nonsense=1", flag],
+            "\nusage: train.py [run.toml] [key=value ...]\n",
+            FLAGS,
+        )
     assert caught.value.code == 0
     text = capsys.readouterr().out
     assert text.startswith("usage: train.py")
@@ -537,8 +658,14 @@ def test_help_prints_usage_flags_and_keys_and_exits_with_0(capsys: pytest.Captur
     [
         (["--resum"], "unknown flag '--resum'; did you mean --resume?"),
         (["-q"], "unknown flag '-q'; expected one of --resume, --help"),
-        (["--optim.lr=1"], "unknown flag '--optim.lr=1'; a key is set without dashes: optim.lr=1"),
-        (["a.toml", "b.toml"], "'b.toml': expected key=value; the config file is a.toml already"),
+        (
+            ["--optim.lr=1"],
+            "unknown flag '--optim.lr=1'; a key is set without dashes: optim.lr=1",
+        ),
+        (
+            ["a.toml", "b.toml"],
+            "'b.toml': expected key=value; the config file is a.toml already",
+        ),
     ],
 )
 def test_arguments_that_do_not_fit(arguments: list[str], message: str) -> None:

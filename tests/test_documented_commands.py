@@ -1,4 +1,6 @@
-"""Every command that a page or a config shows can be typed: its config is there, its keys and values are accepted."""
+"""Every command that a page or a config shows can be typed: its config is there, its keys and
+values are accepted.
+"""
 
 from __future__ import annotations
 

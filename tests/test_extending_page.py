@@ -16,37 +16,86 @@ import train_sft
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "extending.md"
 EXAMPLES = re.findall(
-    r"`(my_\w+\.py)`:\n\n```python\n(.*?)```\n\n    (python .*?)\n", PAGE.read_text("utf-8"), re.DOTALL
+    r"`(my_\w+\.py)`:\n\n```python\n(.*?)```\n\n    (python .*?)\n",
+    PAGE.read_text("utf-8"),
+    re.DOTALL,
 )
-SHAPE = ("model.hidden_size=32", "model.layers=1", "model.heads=2", "model.kv_heads=1", "model.intermediate_size=64")
-QUICK = ("train.limit=16", "heldout.limit=2", "sampling.max_new_tokens=8", "evaluation.samples=1", "run.steps=2")
+SHAPE = (
+    "model.hidden_size=32",
+    "model.layers=1",
+    "model.heads=2",
+    "model.kv_heads=1",
+    "model.intermediate_size=64",
+)
+QUICK = (
+    "train.limit=16",
+    "heldout.limit=2",
+    "sampling.max_new_tokens=8",
+    "evaluation.samples=1",
+    "run.steps=2",
+)
 
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory) -> Path:
     directory = tmp_path_factory.mktemp("base")
-    assert train_sft.main([*SHAPE, *QUICK, f"run.directory={directory}", "run.name=base", "sft.batch_size=4"]) == 0
+    assert (
+        train_sft.main(
+            [*SHAPE, *QUICK, f"run.directory={directory}", "run.name=base", "sft.batch_size=4"]
+        )
+        == 0
+    )
     return directory / "base"
 
 
 def test_every_example_is_found():
-    assert [name for name, _, _ in EXAMPLES] == ["my_loss.py", "my_baseline.py", "my_reward.py", "my_scorer.py"]
+    assert [name for name, _, _ in EXAMPLES] == [
+        "my_loss.py",
+        "my_baseline.py",
+        "my_reward.py",
+        "my_scorer.py",
+    ]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "code", "command"), EXAMPLES, ids=[name for name, _, _ in EXAMPLES])
+@pytest.mark.parametrize(
+    ("name", "code", "command"), EXAMPLES, ids=[name for name, _, _ in EXAMPLES]
+)
 def test_an_example_trains(name, code, command, base, tmp_path):
     (tmp_path / name).write_text(code, encoding="utf-8")
     script, config, *words = command.split()[1:]
     assert config == "configs/tiny/grpo.toml" and (script in (name, "train_grpo.py"))
     script = ROOT / script if script == "train_grpo.py" else script
-    small = ("grpo.prompts=2", "grpo.group_size=4", "reward.weights.random=1", "run.directory=runs", *QUICK)
-    line = [sys.executable, str(script), str(ROOT / config), *words, f"model.path={base}", *small]
-    environment = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{tmp_path}", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(line, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
+    small = (
+        "grpo.prompts=2",
+        "grpo.group_size=4",
+        "reward.weights.random=1",
+        "run.directory=runs",
+        *QUICK,
+    )
+    line = [
+        sys.executable,
+        str(script),
+        str(ROOT / config),
+        *words,
+        f"model.path={base}",
+        *small,
+    ]
+    environment = {
+        **os.environ,
+        "PYTHONPATH": f"{ROOT}{os.pathsep}{tmp_path}",
+        "OMP_NUM_THREADS": "1",
+    }
+    done = subprocess.run(
+        line, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120
+    )
     assert done.returncode == 0, done.stderr
     (run,) = (tmp_path / "runs").iterdir()
-    steps = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines() if '"loss"' in line]
+    steps = [
+        json.loads(line)
+        for line in (run / "metrics.jsonl").read_text().splitlines()
+        if '"loss"' in line
+    ]
     assert len(steps) == 2 and all(step["grad_norm"] > 0 for step in steps)
     if name == "my_reward.py":
         assert "reward/says_why" in steps[0]

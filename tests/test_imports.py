@@ -1,4 +1,6 @@
-"""Who may import whom, read off the source of every file; and that our `kernels` is in nobody's way."""
+"""Who may import whom, read off the source of every file; and that our `kernels` is in
+nobody's way.
+"""
 
 from __future__ import annotations
 
@@ -31,11 +33,23 @@ ALLOWED = {
         "nanomath.algorithms",
     },
     "nanomath.training": {
-        *("kernels", "nanomath.rollout", "nanomath.models", "nanomath.algorithms", "nanomath.data"),
+        *(
+            "kernels",
+            "nanomath.rollout",
+            "nanomath.models",
+            "nanomath.algorithms",
+            "nanomath.data",
+        ),
         *("nanomath.settings", "nanomath.config", "nanomath.rewards", "nanomath.process"),
     },
     "nanomath.analysis": {
-        *("kernels", "nanomath.algorithms", "nanomath.data", "nanomath.config", "nanomath.settings"),
+        *(
+            "kernels",
+            "nanomath.algorithms",
+            "nanomath.data",
+            "nanomath.config",
+            "nanomath.settings",
+        ),
         *("nanomath.models", "nanomath.rollout", "nanomath.rewards", "nanomath.process"),
     },
 }
@@ -65,8 +79,14 @@ def imported(module: str, package: bool, path: Path) -> set[str]:
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             above = module.split(".")[: len(module.split(".")) - node.level + package]
-            base = ".".join([*(above if node.level else []), *([node.module] if node.module else [])])
-            found |= {f"{base}.{alias.name}" for alias in node.names} if base == "nanomath" else {base}
+            base = ".".join(
+                [*(above if node.level else []), *([node.module] if node.module else [])]
+            )
+            found |= (
+                {f"{base}.{alias.name}" for alias in node.names}
+                if base == "nanomath"
+                else {base}
+            )
     return found
 
 
@@ -76,7 +96,11 @@ FILES = [pytest.param(*source, id=source[0]) for source in sources()]
 @pytest.mark.parametrize(("module", "package", "path"), FILES)
 def test_rooms_know_only_rooms_below(module, package, path):
     room = "scripts" if module.startswith("scripts") else room_of(module)
-    ours = {room_of(name) for name in imported(module, package, path) if name.split(".")[0] in ("nanomath", "kernels")}
+    ours = {
+        room_of(name)
+        for name in imported(module, package, path)
+        if name.split(".")[0] in ("nanomath", "kernels")
+    }
     if room not in TOP:
         assert ours <= ALLOWED[room] | {room}
 
@@ -88,7 +112,9 @@ def test_the_library_needs_no_transformers_and_no_script(module, package, path):
 
 
 def test_importing_costs_nothing():
-    done = run("import sys, nanomath; assert 'torch' not in sys.modules; assert nanomath.__version__")
+    done = run(
+        "import sys, nanomath; assert 'torch' not in sys.modules; assert nanomath.__version__"
+    )
     assert done.returncode == 0, done.stderr
 
 
@@ -111,4 +137,6 @@ def test_transformers_works_beside_our_kernels():
 def run(code: str) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-c", code]
-    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
+    return subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120
+    )

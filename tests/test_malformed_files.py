@@ -1,5 +1,6 @@
-"""Whatever stands in a file of problems, of labelled steps or of a config: it is read as what it says, or one line says
-which file cannot be read and why. Any other end of a loader is a fault of its own.
+"""Whatever stands in a file of problems, of labelled steps or of a config: it is read as what
+it says, or one line says which file cannot be read and why. Any other end of a loader is a
+fault of its own.
 """
 
 from __future__ import annotations
@@ -21,9 +22,29 @@ from nanomath.data.problem_sets import Fields, load_problems
 from nanomath.process.labelled import load_labelled
 
 T = TypeVar("T")
-quickly = settings(deadline=None, max_examples=250, suppress_health_check=[HealthCheck.function_scoped_fixture])
+quickly = settings(
+    deadline=None,
+    max_examples=250,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
 
-SPECIAL = ["", " ", "1", "####", "#### 2", "\ud800", "\udc00x", "\0", "a\nb", "\r", "\u2028", '"', ",", "\t", "\ufeff"]
+SPECIAL = [
+    "",
+    " ",
+    "1",
+    "####",
+    "#### 2",
+    "\ud800",
+    "\udc00x",
+    "\0",
+    "a\nb",
+    "\r",
+    "\u2028",
+    '"',
+    ",",
+    "\t",
+    "\ufeff",
+]
 SPECIAL += [
     "nan",
     "inf",
@@ -39,7 +60,9 @@ SPECIAL += [
 ]
 SPECIAL += ["He has 3 pens and 2 more. 3 + 2 = 5. That makes five of them in all."]
 texts = st.sampled_from(SPECIAL) | st.text(max_size=6)
-numbers = st.sampled_from([0, 1, -1, 2, 0.5, 1.0, 1e300, 10**30, -0.0, float("nan"), float("inf"), 5e-324])
+numbers = st.sampled_from(
+    [0, 1, -1, 2, 0.5, 1.0, 1e300, 10**30, -0.0, float("nan"), float("inf"), 5e-324]
+)
 scalars = st.none() | st.booleans() | numbers | texts
 NAMES = [
     "question",
@@ -69,7 +92,10 @@ NAMES += [
 ]
 values = st.recursive(
     scalars,
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(NAMES) | texts, inner, max_size=3),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.sampled_from(NAMES) | texts, inner, max_size=3)
+    ),
     max_leaves=8,
 )
 
@@ -77,7 +103,9 @@ values = st.recursive(
 def changed(row: dict[str, Any]) -> st.SearchStrategy[dict[str, Any]]:
     """The row with some of its fields, at any depth, replaced, left out, or joined by others."""
     kept = {name: st.just(value) | below(value) | values for name, value in row.items()}
-    return st.fixed_dictionaries({}, optional=kept) | st.fixed_dictionaries(kept, optional={"more": values})
+    return st.fixed_dictionaries({}, optional=kept) | st.fixed_dictionaries(
+        kept, optional={"more": values}
+    )
 
 
 def below(value: Any) -> st.SearchStrategy[Any]:
@@ -91,15 +119,33 @@ def below(value: Any) -> st.SearchStrategy[Any]:
 def broken(text: str) -> st.SearchStrategy[bytes]:
     """The text with some of its bytes cut out, and others put in their place."""
     data = text.encode(errors="surrogatepass")
-    pieces = [b"", b"\xff", b"\0", b"\n", b"\r\n", b'"', b"{", b"]", b",", b"\t", b"\xef\xbb\xbf", b"NaN", b"1" * 5000]
+    pieces = [
+        b"",
+        b"\xff",
+        b"\0",
+        b"\n",
+        b"\r\n",
+        b'"',
+        b"{",
+        b"]",
+        b",",
+        b"\t",
+        b"\xef\xbb\xbf",
+        b"NaN",
+        b"1" * 5000,
+    ]
     pieces += [b"\\ud800", b"[" * 3000, b"'''", b"= ="]
     places = st.integers(0, len(data))
-    cut = st.tuples(places, st.integers(0, 4) | places, st.sampled_from(pieces) | st.binary(max_size=4))
+    cut = st.tuples(
+        places, st.integers(0, 4) | places, st.sampled_from(pieces) | st.binary(max_size=4)
+    )
     return cut.map(lambda c: data[: c[0]] + c[2] + data[c[0] + c[1] :]) | st.just(data)
 
 
 def result(read: Callable[[], T], name: str) -> T | None:
-    """What is read; None where one line that names the file, or the command line, says why it is not."""
+    """What is read; None where one line that names the file, or the command line, says why it
+    is not.
+    """
     try:
         return read()
     except ValueError as error:
@@ -115,10 +161,22 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("files")
 
 
-# --- problems --------------------------------------------------------------------------------------------------------
+# --- problems
+# ---------------------------------------------------------------------------------------------
 
-PROBLEM = {"question": "q", "answer": "1", "solution": "s", "id": "i", "prompt": [{"role": "user", "content": "q"}]}
-ASKED = [Fields(), Fields(answer_after=""), Fields(remove="s*"), Fields(("prompt.0.content",), "answer", id="more.0")]
+PROBLEM = {
+    "question": "q",
+    "answer": "1",
+    "solution": "s",
+    "id": "i",
+    "prompt": [{"role": "user", "content": "q"}],
+}
+ASKED = [
+    Fields(),
+    Fields(answer_after=""),
+    Fields(remove="s*"),
+    Fields(("prompt.0.content",), "answer", id="more.0"),
+]
 ASKED += [Fields(("question", "id"), "more.text"), Fields(("0",), "1", "2")]
 rows = st.lists(changed(PROBLEM) | values, min_size=1, max_size=3)
 
@@ -138,14 +196,18 @@ def contents(suffix: str) -> st.SearchStrategy[bytes]:
     else:
         cells = st.lists(st.sampled_from(NAMES) | texts, min_size=1, max_size=4)
         lists = st.lists(cells, max_size=3).map(lambda cells: [["question", "answer"], *cells])
-        written = (lists | st.lists(cells, max_size=4)).map(lambda rows: table(rows, "\t" if suffix == ".tsv" else ","))
+        written = (lists | st.lists(cells, max_size=4)).map(
+            lambda rows: table(rows, "\t" if suffix == ".tsv" else ",")
+        )
     return written.flatmap(broken) | st.binary(max_size=20)
 
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".json", ".csv", ".tsv"])
 @quickly
 @given(data=st.data(), fields=st.sampled_from(ASKED), header=st.booleans())
-def test_problem_files(folder: Path, suffix: str, data: st.DataObject, fields: Fields, header: bool) -> None:
+def test_problem_files(
+    folder: Path, suffix: str, data: st.DataObject, fields: Fields, header: bool
+) -> None:
     path = folder / f"set{suffix}"
     path.write_bytes(data.draw(contents(suffix)))
     problems = result(lambda: load_problems(path, fields, header=header), path.name)
@@ -153,14 +215,27 @@ def test_problem_files(folder: Path, suffix: str, data: st.DataObject, fields: F
         for text in (problem.question, problem.answer):
             assert text.strip() == text != ""
         assert problem.solution is None or problem.solution.strip()
-        record = [problem.id, problem.question, problem.answer, problem.solution, problem.metadata]
-        json.dumps(record, ensure_ascii=False).encode()  # it can be written, and goes into a tokenizer
+        record = [
+            problem.id,
+            problem.question,
+            problem.answer,
+            problem.solution,
+            problem.metadata,
+        ]
+        json.dumps(
+            record, ensure_ascii=False
+        ).encode()  # it can be written, and goes into a tokenizer
     assert len({problem.id for problem in problems or ()}) == len(problems or ())
 
 
-# --- labelled steps --------------------------------------------------------------------------------------------------
+# --- labelled steps
+# ---------------------------------------------------------------------------------------------
 
-STAGE = {"completions": [{"text": "a", "rating": 1}], "chosen_completion": 0, "human_completion": {"text": "b"}}
+STAGE = {
+    "completions": [{"text": "a", "rating": 1}],
+    "chosen_completion": 0,
+    "human_completion": {"text": "b"},
+}
 SOLUTIONS = [
     {"prompt": "q", "completions": ["a", "b"], "labels": [True, 0.5]},
     {"input": "q Step 1: a ки\nStep 2: b ки", "label": "q Step 1: a +\nStep 2: b -"},
@@ -176,13 +251,20 @@ def test_label_files(folder: Path, rows: list[Any], data: st.DataObject) -> None
     path = folder / "labels.jsonl"
     path.write_bytes(data.draw(broken("\n".join(map(json.dumps, rows)))))
     for s in result(lambda: load_labelled(path), path.name) or ():
-        assert s.question.strip() and all(step.strip() for step in s.steps) and len(s.steps) == len(s.labels) > 0
-        assert {type(label) for label in s.labels} <= {float, type(None)} and s.labels != (None,) * len(s.labels)
+        assert (
+            s.question.strip()
+            and all(step.strip() for step in s.steps)
+            and len(s.steps) == len(s.labels) > 0
+        )
+        assert {type(label) for label in s.labels} <= {float, type(None)} and s.labels != (
+            None,
+        ) * len(s.labels)
         assert all(label is None or 0 <= label <= 1 for label in s.labels)
         json.dumps([s.question, *s.steps], ensure_ascii=False).encode()
 
 
-# --- configs ---------------------------------------------------------------------------------------------------------
+# --- configs
+# ---------------------------------------------------------------------------------------------
 
 KEYS = [
     "run.name",
@@ -256,7 +338,12 @@ WRITTEN += [
 ]
 keys = st.sampled_from(KEYS) | st.sampled_from(KEYS) | texts
 written = st.sampled_from(WRITTEN) | texts
-lines = st.tuples(keys, written).map(" = ".join) | keys.map("[{}]".format) | keys.map("[[{}]]".format) | texts
+lines = (
+    st.tuples(keys, written).map(" = ".join)
+    | keys.map("[{}]".format)
+    | keys.map("[[{}]]".format)
+    | texts
+)
 CONFIGS = [sections.SFTConfig, sections.GRPOConfig]
 
 
@@ -269,12 +356,17 @@ def test_config_files(folder: Path, lines: list[str], data: st.DataObject, kind:
 
 
 @quickly
-@given(words=st.lists(st.tuples(keys, written).map("=".join) | texts, max_size=3), kind=st.sampled_from(CONFIGS))
+@given(
+    words=st.lists(st.tuples(keys, written).map("=".join) | texts, max_size=3),
+    kind=st.sampled_from(CONFIGS),
+)
 def test_words_of_the_command_line(folder: Path, words: list[str], kind: type) -> None:
     check_config(folder, kind, None, words, "command line")
 
 
-def check_config(folder: Path, kind: type, path: Path | None, words: list[str], name: str) -> None:
+def check_config(
+    folder: Path, kind: type, path: Path | None, words: list[str], name: str
+) -> None:
     """What is read comes back from what is written of it."""
     config = result(lambda: load(kind, path, words), name)
     if config is not None:

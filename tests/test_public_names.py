@@ -1,4 +1,6 @@
-"""The names that other people's scripts rely on: that they exist, what they take, and what they give."""
+"""The names that other people's scripts rely on: that they exist, what they take, and what
+they give.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,11 @@ ROOT = Path(__file__).parents[1]
 def parameters(function) -> dict[str, object]:
     """Names and defaults in order; what has no default is required."""
     named = inspect.signature(function).parameters.values()
-    return {p.name: p.default if p.default is not p.empty else "required" for p in named if p.name != "self"}
+    return {
+        p.name: p.default if p.default is not p.empty else "required"
+        for p in named
+        if p.name != "self"
+    }
 
 
 def test_importing_loads_nothing_heavy_and_any_name_loads_on_demand():
@@ -33,7 +39,13 @@ def test_importing_loads_nothing_heavy_and_any_name_loads_on_demand():
         "assert answers_equal('7', extract_answer('so it is \\\\boxed{7}'))"
     )
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
     assert (done.returncode, done.stderr) == (0, "")
 
 
@@ -68,7 +80,11 @@ def test_signatures():
     assert parameters(nanomath.load_tokenizer) == {"path_or_hub_id": "required"}
     assert list(parameters(nanomath.save_model))[:3] == ["model", "tokenizer", "directory"]
     options = {"slots": 64, "exact": False, "dtype": None, "share_prompts": True, "keep": True}
-    assert parameters(nanomath.Sampler) == {"model": "required", "tokenizer": "required", **options}
+    assert parameters(nanomath.Sampler) == {
+        "model": "required",
+        "tokenizer": "required",
+        **options,
+    }
     generate = parameters(nanomath.Sampler.generate)
     assert (
         generate.items()
@@ -84,7 +100,14 @@ def test_signatures():
 
 def test_fields_of_a_completion():
     fields = [field.name for field in dataclasses.fields(nanomath.Completion)]
-    assert {"prompt_index", "sample_index", "tokens", "logprobs", "text", "finish_reason"} <= set(fields)
+    assert {
+        "prompt_index",
+        "sample_index",
+        "tokens",
+        "logprobs",
+        "text",
+        "finish_reason",
+    } <= set(fields)
     assert fields[:2] == ["prompt_index", "sample_index"]
 
 
@@ -103,7 +126,12 @@ def test_algorithms():
     assert set(algorithms.__all__) >= {function.__name__ for function in named}
     assert all(hasattr(algorithms, name) for name in algorithms.__all__)
     assert list(parameters(sft_loss))[:2] == ["logprobs", "weights"]
-    assert list(parameters(policy_loss))[:4] == ["logprobs", "old_logprobs", "advantages", "weights"]
+    assert list(parameters(policy_loss))[:4] == [
+        "logprobs",
+        "old_logprobs",
+        "advantages",
+        "weights",
+    ]
     assert list(parameters(gae))[:3] == ["rewards", "values", "mask"]
 
 
@@ -114,18 +142,28 @@ def test_the_example_of_the_documentation(new_model, tokenizer, tmp_path):
     model = nanomath.load_model(tmp_path / "model", device="cpu", dtype=torch.float32)
     tokenizer = nanomath.load_tokenizer(tmp_path / "model")
 
-    text = tokenizer.apply_chat_template([{"role": "user", "content": "1+1="}], add_generation_prompt=True)
+    text = tokenizer.apply_chat_template(
+        [{"role": "user", "content": "1+1="}], add_generation_prompt=True
+    )
     assert isinstance(text, str) and tokenizer.decode(tokenizer.encode("1+1=")) == "1+1="
     tokens = torch.tensor([tokenizer.encode("1+1="), tokenizer.encode("2+2=")])
     logits = model(tokens)
-    assert logits.shape == (*tokens.shape, tokenizer.vocab_size) and logits.dtype == torch.float32
+    assert (
+        logits.shape == (*tokens.shape, tokenizer.vocab_size) and logits.dtype == torch.float32
+    )
     assert torch.equal(logits, original(tokens))
 
     sampler = nanomath.Sampler(model, tokenizer, slots=2)
-    out = sampler.generate(tokens.tolist(), n=3, max_new_tokens=5, temperature=1.0, stop=("\n",), seed=0)
-    assert [(c.prompt_index, c.sample_index) for c in out] == [(p, s) for p in range(2) for s in range(3)]
+    out = sampler.generate(
+        tokens.tolist(), n=3, max_new_tokens=5, temperature=1.0, stop=("\n",), seed=0
+    )
+    assert [(c.prompt_index, c.sample_index) for c in out] == [
+        (p, s) for p in range(2) for s in range(3)
+    ]
     for completion in out:
         assert isinstance(completion, nanomath.Completion)
         assert 1 <= len(completion.tokens) == len(completion.logprobs) <= 5
-        assert completion.finish_reason in ("eos", "stop", "length") and isinstance(completion.text, str)
+        assert completion.finish_reason in ("eos", "stop", "length") and isinstance(
+            completion.text, str
+        )
     assert nanomath.extract_answer(out[0].text) is None

@@ -1,4 +1,6 @@
-"""train_sft.py and train_grpo.py from end to end, on a model so small that every run takes a moment."""
+"""train_sft.py and train_grpo.py from end to end, on a model so small that every run takes a
+moment.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,13 @@ from nanomath.config import load
 from nanomath.training.runlog import read_jsonl
 
 ROOT = Path(__file__).parents[1]
-SHAPE = ("model.hidden_size=32", "model.layers=1", "model.heads=2", "model.kv_heads=1", "model.intermediate_size=64")
+SHAPE = (
+    "model.hidden_size=32",
+    "model.layers=1",
+    "model.heads=2",
+    "model.kv_heads=1",
+    "model.intermediate_size=64",
+)
 DATA = ("train.limit=64", "heldout.limit=4", "train.difficulty=1,1", "heldout.difficulty=1,1")
 QUICK = ("model.device=cpu", "sampling.max_new_tokens=12", "evaluation.samples=2")
 SFT = (*SHAPE, *DATA, *QUICK, "sft.batch_size=8", "optim.lr=0.01", "optim.schedule=constant")
@@ -33,17 +41,25 @@ GRPO = (
     *DATA,
     *QUICK,
     *("grpo.prompts=3", "grpo.group_size=4", "optim.lr=0.003", "optim.schedule=constant"),
-    *("reward.weights.random=1", "reward.weights.repetition=0.5"),  # a model this small is never right
+    *(
+        "reward.weights.random=1",
+        "reward.weights.repetition=0.5",
+    ),  # a model this small is never right
 )
 TIMES = {"seconds", "tokens_per_second", "sampling_seconds"}
 
 
 def lines(run: Path, name: str = "metrics.jsonl") -> list[dict]:
-    return [{key: v for key, v in line.items() if key not in TIMES} for line in read_jsonl(run / name)]
+    return [
+        {key: v for key, v in line.items() if key not in TIMES}
+        for line in read_jsonl(run / name)
+    ]
 
 
 def weights(run: Path, step: int) -> dict[str, bytes]:
-    """The model, the value model where there is one, and the state of the optimizers, byte for byte."""
+    """The model, the value model where there is one, and the state of the optimizers, byte for
+    byte.
+    """
     place = run / "checkpoints" / f"step-{step}"
     return {path.name: path.read_bytes() for path in sorted(place.glob("*.safetensors"))}
 
@@ -53,7 +69,12 @@ def sft_run(tmp_path_factory) -> Path:
     """Six steps of SFT, measured and saved every second one."""
     directory = tmp_path_factory.mktemp("sft")
     often = ("run.eval_every=2", "run.save_every=2", "run.keep_last=0")
-    assert train_sft.main([f"run.directory={directory}", "run.name=base", "run.steps=6", *often, *SFT]) == 0
+    assert (
+        train_sft.main(
+            [f"run.directory={directory}", "run.name=base", "run.steps=6", *often, *SFT]
+        )
+        == 0
+    )
     return directory / "base"
 
 
@@ -63,13 +84,16 @@ def train(tmp_path) -> Callable[..., Path]:
 
     def train(script, name: str, *words: str) -> Path:
         base = SFT if script is train_sft else GRPO
-        assert script.main([*base, f"run.directory={tmp_path}", f"run.name={name}", *words]) == 0
+        assert (
+            script.main([*base, f"run.directory={tmp_path}", f"run.name={name}", *words]) == 0
+        )
         return tmp_path / name
 
     return train
 
 
-# --- supervised fine-tuning ------------------------------------------------------------------------------------------
+# --- supervised fine-tuning
+# ------------------------------------------------------------------------------------------
 
 
 def test_sft_logs_every_step(sft_run):
@@ -100,24 +124,43 @@ def test_sft_writes_the_config_it_ran_with(sft_run, train):
 
 def test_a_checkpoint_is_a_model_for_transformers(sft_run):
     transformers = pytest.importorskip("transformers")
-    assert sorted(path.name for path in (sft_run / "checkpoints").iterdir()) == ["step-2", "step-4", "step-6"]
-    tokens = torch.tensor([load_tokenizer(sft_run).encode("Mia has 12 apples. She buys 7 more.")])
+    assert sorted(path.name for path in (sft_run / "checkpoints").iterdir()) == [
+        "step-2",
+        "step-4",
+        "step-6",
+    ]
+    tokens = torch.tensor(
+        [load_tokenizer(sft_run).encode("Mia has 12 apples. She buys 7 more.")]
+    )
     seen = []
     for step in 2, 4, 6:
         place = sft_run / "checkpoints" / f"step-{step}"
         with torch.no_grad():
             ours = load_model(place)(tokens)
-            theirs = transformers.AutoModelForCausalLM.from_pretrained(place, dtype=torch.float32)(tokens).logits
+            theirs = transformers.AutoModelForCausalLM.from_pretrained(
+                place, dtype=torch.float32
+            )(tokens).logits
         assert torch.allclose(ours, theirs, atol=1e-4)
         assert json.loads((place / "trainer.json").read_text())["step"] == step
         seen.append(ours)
-    assert not torch.allclose(seen[0], seen[1], atol=1e-2) and not torch.allclose(seen[1], seen[2], atol=1e-2)
+    assert not torch.allclose(seen[0], seen[1], atol=1e-2) and not torch.allclose(
+        seen[1], seen[2], atol=1e-2
+    )
     with torch.no_grad():
-        assert torch.equal(load_model(sft_run)(tokens), seen[-1])  # a run is its newest checkpoint
+        assert torch.equal(
+            load_model(sft_run)(tokens), seen[-1]
+        )  # a run is its newest checkpoint
 
 
 def test_old_checkpoints_are_dropped(train):
-    run = train(train_sft, "run", "run.steps=3", "run.save_every=1", "run.keep_last=1", "heldout.limit=1")
+    run = train(
+        train_sft,
+        "run",
+        "run.steps=3",
+        "run.save_every=1",
+        "run.keep_last=1",
+        "heldout.limit=1",
+    )
     assert [path.name for path in (run / "checkpoints").iterdir()] == ["step-3"]
 
 
@@ -129,7 +172,12 @@ def test_old_checkpoints_are_dropped(train):
         ("sft.dft=true",),
         ("sft.neftune_alpha=5",),
         ("sft.aggregation=sequence", "sft.token_budget=300"),
-        ("model.gradient_checkpointing=true", "prompt.chat=false", "optim.schedule=cosine", "optim.warmup=1"),
+        (
+            "model.gradient_checkpointing=true",
+            "prompt.chat=false",
+            "optim.schedule=cosine",
+            "optim.warmup=1",
+        ),
         (
             "train.families=[maths,sorting]",
             "train.languages=[en,ja]",
@@ -140,7 +188,9 @@ def test_old_checkpoints_are_dropped(train):
     ids=" ".join,
 )
 def test_kinds_of_sft(train, words):
-    run = train(train_sft, "run", "run.steps=3", "heldout.limit=2", "evaluation.by=difficulty", *words)
+    run = train(
+        train_sft, "run", "run.steps=3", "heldout.limit=2", "evaluation.by=difficulty", *words
+    )
     metrics = lines(run)
     losses = [line["loss"] for line in metrics if "loss" in line]
     assert all(math.isfinite(value) for line in metrics for value in line.values())
@@ -149,27 +199,43 @@ def test_kinds_of_sft(train, words):
 
 
 def test_packing_changes_the_rows_and_not_the_gradient(train):
-    runs = [train(train_sft, name, "run.steps=3", f"sft.row_length={n}") for name, n in (("a", 0), ("b", 300))]
+    runs = [
+        train(train_sft, name, "run.steps=3", f"sft.row_length={n}")
+        for name, n in (("a", 0), ("b", 300))
+    ]
     losses, packed = ([line["loss"] for line in lines(run) if "loss" in line] for run in runs)
     assert packed == pytest.approx(losses, rel=1e-4)
 
 
 def test_a_problem_file_is_trained_on(train, tmp_path):
-    record = {"problem": "What is 3 + 4?", "answer": 7, "solution": r"3 + 4 = 7. \boxed{7}", "level": "easy"}
+    record = {
+        "problem": "What is 3 + 4?",
+        "answer": 7,
+        "solution": r"3 + 4 = 7. \boxed{7}",
+        "level": "easy",
+    }
     (tmp_path / "set.jsonl").write_text(json.dumps(record) + "\n", encoding="utf-8")
     words = [f"{part}.source={tmp_path}/set.jsonl" for part in ("train", "heldout")]
-    run = train(train_sft, "run", "run.steps=40", "optim.lr=0.03", "sampling.max_new_tokens=32", *words)
+    run = train(
+        train_sft, "run", "run.steps=40", "optim.lr=0.03", "sampling.max_new_tokens=32", *words
+    )
     first, last = (line for line in lines(run) if "heldout/pass@1" in line)
     assert (first["heldout/pass@1"], last["heldout/pass@1"]) == (0, 1)
 
 
-# --- reinforcement ---------------------------------------------------------------------------------------------------
+# --- reinforcement
+# ---------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
 def grpo_run(sft_run, tmp_path_factory) -> Path:
     """Two steps of GRPO, with a KL penalty."""
-    words = [*GRPO, f"run.directory={tmp_path_factory.mktemp('grpo')}", "run.name=base", "run.steps=2"]
+    words = [
+        *GRPO,
+        f"run.directory={tmp_path_factory.mktemp('grpo')}",
+        "run.name=base",
+        "run.steps=2",
+    ]
     assert train_grpo.main([*words, f"model.path={sft_run}", "algorithm.kl_coef=0.1"]) == 0
     return Path(words[len(GRPO)].removeprefix("run.directory=")) / "base"
 
@@ -179,14 +245,18 @@ def test_grpo_logs_every_step(grpo_run):
     assert [line["step"] for line in metrics] == [0, 1, 2, 2]
     assert all(math.isfinite(value) for line in metrics for value in line.values())
     first, second = (line for line in metrics if "reward" in line)
-    assert first["gap_max"] < 1e-4 and second["gap_max"] < 1e-4  # the sampler's logprobs are the trainer's
+    assert (
+        first["gap_max"] < 1e-4 and second["gap_max"] < 1e-4
+    )  # the sampler's logprobs are the trainer's
     assert first["kl"] == pytest.approx(0, abs=1e-6) and second["kl"] > 1e-5
     assert first["grad_norm"] > 0
 
 
 def test_rewards_are_logged_apart(grpo_run):
     for line in (line for line in lines(grpo_run) if "reward" in line):
-        total = line["reward/accuracy"] + line["reward/random"] + 0.5 * line["reward/repetition"]
+        total = (
+            line["reward/accuracy"] + line["reward/random"] + 0.5 * line["reward/repetition"]
+        )
         assert line["reward"] == pytest.approx(total)
         assert line["pass@1"] == line["reward/accuracy"]
 
@@ -198,13 +268,24 @@ def test_rollouts_hold_whole_groups(grpo_run):
         assert len(record["tokens"]) == len(record["logprobs"]) > 0
         assert all(logprob <= 0 for logprob in record["logprobs"])
         parts = record["rewards"]
-        assert parts["total"] == pytest.approx(parts["accuracy"] + parts["random"] + 0.5 * parts["repetition"])
-        assert {"problem", "question", "answer", "text", "finish_reason", "prompt_tokens"} <= record.keys()
+        assert parts["total"] == pytest.approx(
+            parts["accuracy"] + parts["random"] + 0.5 * parts["repetition"]
+        )
+        assert {
+            "problem",
+            "question",
+            "answer",
+            "text",
+            "finish_reason",
+            "prompt_tokens",
+        } <= record.keys()
     for group in (records[i : i + 4] for i in range(0, 16, 4)):
         assert len({r["problem"] for r in group}) == 1
         totals = torch.tensor([r["rewards"]["total"] for r in group], dtype=torch.float64)
         expected = (totals - totals.mean()) / (totals.std() + 1e-4)
-        assert torch.allclose(torch.tensor([r["advantages"][0] for r in group]).double(), expected, atol=1e-4)
+        assert torch.allclose(
+            torch.tensor([r["advantages"][0] for r in group]).double(), expected, atol=1e-4
+        )
 
 
 def test_the_logprobs_of_the_first_rollout_are_those_of_the_starting_model(grpo_run, sft_run):
@@ -217,23 +298,50 @@ def test_the_logprobs_of_the_first_rollout_are_those_of_the_starting_model(grpo_
         expected = logprobs[places, torch.tensor(tokens)]
         assert torch.allclose(torch.tensor(record["logprobs"]), expected, atol=1e-4)
         assert record["question"] in tokenizer.decode(prompt)
-        assert record["text"] == tokenizer.decode([t for t in tokens if t not in tokenizer.eos_ids])
+        assert record["text"] == tokenizer.decode(
+            [t for t in tokens if t not in tokenizer.eos_ids]
+        )
 
 
 @pytest.mark.parametrize(
     "words",
     [
         ("algorithm.kl_coef=0", "algorithm.epochs=2", "algorithm.minibatches=2"),
-        ("algorithm.old_logprobs=sampler", "algorithm.kl_estimator=k2", "algorithm.aggregation=token"),
-        ("grpo.reference_device=cpu", "algorithm.aggregation=constant", "algorithm.scale=off", "grpo.token_budget=200"),
-        ("algorithm.scale=batch", "sampling.top_k=20", "sampling.top_p=0.9", "sampling.temperature=0.7"),
-        ("model.dtype=bfloat16", "model.gradient_checkpointing=true", "algorithm.kl_estimator=k2", "sampling.stop=[.]"),
-        ("optim.state_dtype=bfloat16", "algorithm.method=reinforce_pp", "algorithm.kl_coef=0.1"),
+        (
+            "algorithm.old_logprobs=sampler",
+            "algorithm.kl_estimator=k2",
+            "algorithm.aggregation=token",
+        ),
+        (
+            "grpo.reference_device=cpu",
+            "algorithm.aggregation=constant",
+            "algorithm.scale=off",
+            "grpo.token_budget=200",
+        ),
+        (
+            "algorithm.scale=batch",
+            "sampling.top_k=20",
+            "sampling.top_p=0.9",
+            "sampling.temperature=0.7",
+        ),
+        (
+            "model.dtype=bfloat16",
+            "model.gradient_checkpointing=true",
+            "algorithm.kl_estimator=k2",
+            "sampling.stop=[.]",
+        ),
+        (
+            "optim.state_dtype=bfloat16",
+            "algorithm.method=reinforce_pp",
+            "algorithm.kl_coef=0.1",
+        ),
     ],
     ids=" ".join,
 )
 def test_kinds_of_grpo(train, sft_run, words):
-    run = train(train_grpo, "run", "run.steps=2", "heldout.limit=1", f"model.path={sft_run}", *words)
+    run = train(
+        train_grpo, "run", "run.steps=2", "heldout.limit=1", f"model.path={sft_run}", *words
+    )
     metrics = lines(run)
     steps = [line for line in metrics if "reward" in line]
     assert all(math.isfinite(value) for line in metrics for value in line.values())
@@ -242,7 +350,12 @@ def test_kinds_of_grpo(train, sft_run, words):
 
 
 def test_without_a_signal_and_without_a_penalty_nothing_moves(train, sft_run):
-    still = ("reward.weights={accuracy = 1}", "algorithm.kl_coef=0", "sampling.max_new_tokens=2", "run.steps=1")
+    still = (
+        "reward.weights={accuracy = 1}",
+        "algorithm.kl_coef=0",
+        "sampling.max_new_tokens=2",
+        "run.steps=1",
+    )
     run = train(train_grpo, "run", f"model.path={sft_run}", *still)
     (line,) = (line for line in lines(run) if "reward" in line)
     assert (line["flat_groups"], line["all_wrong"], line["grad_norm"]) == (1, 1, 0)
@@ -251,17 +364,26 @@ def test_without_a_signal_and_without_a_penalty_nothing_moves(train, sft_run):
 
 def test_every_step_has_new_problems_and_new_samples(train, sft_run):
     still = ("optim.lr=1e-12", "heldout.limit=1", "run.steps=4")
-    losses = [line["loss"] for line in lines(train(train_sft, "sft", *still)) if "loss" in line]
+    losses = [
+        line["loss"] for line in lines(train(train_sft, "sft", *still)) if "loss" in line
+    ]
     assert len(set(losses)) == 4  # eight epochs' worth of problems are left
-    epochs = [line["loss"] for line in lines(train(train_sft, "one", *still, "train.limit=8")) if "loss" in line]
+    epochs = [
+        line["loss"]
+        for line in lines(train(train_sft, "one", *still, "train.limit=8"))
+        if "loss" in line
+    ]
     assert epochs == pytest.approx([epochs[0]] * 4, rel=1e-5)  # the same eight in each step
 
-    run = train(train_grpo, "grpo", *still, "train.limit=1", "grpo.prompts=1", f"model.path={sft_run}")
+    run = train(
+        train_grpo, "grpo", *still, "train.limit=1", "grpo.prompts=1", f"model.path={sft_run}"
+    )
     drawn = [tuple(record["tokens"]) for record in lines(run, "rollouts.jsonl")]
     assert len(drawn) == len(set(drawn)) == 16  # of one problem, in four steps
 
 
-# --- every key does something ----------------------------------------------------------------------------------------
+# --- every key does something
+# ----------------------------------------------------------------------------------------
 
 SHORT = ("run.steps=2", "heldout.limit=1", "evaluation.samples=1", "sampling.max_new_tokens=6")
 SFT_KEYS = [
@@ -293,7 +415,10 @@ SFT_KEYS = [
     ("prompt.chat=false",),
 ]
 FAR = ("algorithm.epochs=3", "optim.lr=0.1")  # far enough for a ratio to double
-TWICE = ("algorithm.epochs=2", "optim.lr=0.03")  # or the ratio stays at 1 and nothing is clipped
+TWICE = (
+    "algorithm.epochs=2",
+    "optim.lr=0.03",
+)  # or the ratio stays at 1 and nothing is clipped
 TRUNCATED = ("sampling.top_k=3", "algorithm.kl_coef=0")
 VALUE = ("algorithm.baseline=value", "algorithm.scale=off")
 SCORED = ("process.prm=random",)
@@ -329,7 +454,10 @@ GRPO_KEYS = [
     ("algorithm.baseline=leave_one_out",),
     ("algorithm.whiten=true",),
     ("algorithm.components=apart", "reward.weights.cosine=1"),
-    *((f"algorithm.baseline={b}", "algorithm.scale=off") for b in ("leave_one_out", "off", "value")),
+    *(
+        (f"algorithm.baseline={b}", "algorithm.scale=off")
+        for b in ("leave_one_out", "off", "value")
+    ),
     ("algorithm.baseline=off", "algorithm.scale=off", "algorithm.gamma=0.5"),
     (*VALUE, "algorithm.lam=0.5"),
     (*VALUE, "algorithm.gamma=0.5"),
@@ -346,9 +474,18 @@ GRPO_KEYS = [
     ("algorithm.covariance=kl", *TWICE),
     ("algorithm.covariance=kl", "algorithm.covariance_coef=5", *TWICE),
     ("algorithm.top_entropy=0.2",),
-    *((f"algorithm.method={method}", *STEPS.get(method, ())) for method in PRESETS if method not in ("grpo", "gdpo")),
+    *(
+        (f"algorithm.method={method}", *STEPS.get(method, ()))
+        for method in PRESETS
+        if method not in ("grpo", "gdpo")
+    ),
     ("algorithm.method=process_grpo", *SCORED, "process.weight=2"),
-    ("algorithm.method=process_grpo", *SCORED, "reward.weights.accuracy=0", "reward.weights.cosine=1"),
+    (
+        "algorithm.method=process_grpo",
+        *SCORED,
+        "reward.weights.accuracy=0",
+        "reward.weights.cosine=1",
+    ),
     ("algorithm.credit=clip", *SCORED),
     ("algorithm.credit=clip", "algorithm.credit_eta=0.8", *SCORED),
     ("algorithm.credit=clip", "process.prm=length"),
@@ -368,7 +505,9 @@ GRPO_KEYS = [
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("script", "kinds"), [(train_sft, SFT_KEYS), (train_grpo, GRPO_KEYS)], ids=["sft", "grpo"])
+@pytest.mark.parametrize(
+    ("script", "kinds"), [(train_sft, SFT_KEYS), (train_grpo, GRPO_KEYS)], ids=["sft", "grpo"]
+)
 def test_no_key_is_ignored(train, sft_run, script, kinds):
     """Each set of words leads to weights of its own."""
     start = () if script is train_sft else (f"model.path={sft_run}",)
@@ -384,14 +523,19 @@ HARMLESS = [
     ("model.sharded=true",),  # one rank has nothing to share
     ("optim.device=cpu",),  # where the model is
     ("model.gradient_checkpointing=true",),
-    ("algorithm.ratio=off", "algorithm.clip=off"),  # with one update per rollout it is the gradient of a ratio of 1
+    (
+        "algorithm.ratio=off",
+        "algorithm.clip=off",
+    ),  # with one update per rollout it is the gradient of a ratio of 1
     ("algorithm.keep_groups=uneven",),  # random rewards are
     SCORED,  # without credit steps are only watched
 ]
 
 
 def test_what_changes_nothing(train, sft_run):
-    """To the last bit. What only changes anything elsewhere (k3+, correction_high) is in test_policy_step."""
+    """To the last bit. What only changes anything elsewhere (k3+, correction_high) is in
+    test_policy_step.
+    """
     start = (*SHORT, f"model.path={sft_run}", "run.seed=5")  # a seed of which no group is flat
     plain = weights(train(train_grpo, "plain", *start), 2)
     for number, words in enumerate(HARMLESS):
@@ -418,18 +562,30 @@ def test_rewards_are_made_as_the_config_says(sft_run, tmp_path, monkeypatch):
         raise ValueError(f"{weights} {params} {lenient}")
 
     monkeypatch.setattr("nanomath.training.build.RewardSet", note)
-    words = ("reward.weights={cosine = 2}", "reward.params={cosine = {max_length = 9}}", "reward.lenient=true")
-    with pytest.raises(ValueError, match=r"^\{'cosine': 2.0\} \{'cosine': \{'max_length': 9.0\}\} True$"):
+    words = (
+        "reward.weights={cosine = 2}",
+        "reward.params={cosine = {max_length = 9}}",
+        "reward.lenient=true",
+    )
+    with pytest.raises(
+        ValueError, match=r"^\{'cosine': 2.0\} \{'cosine': \{'max_length': 9.0\}\} True$"
+    ):
         train_grpo.main([*GRPO, f"run.directory={tmp_path}", f"model.path={sft_run}", *words])
 
 
-# --- stopping and resuming -------------------------------------------------------------------------------------------
+# --- stopping and resuming
+# -------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("script", [train_sft, train_grpo], ids=["sft", "grpo"])
 def test_a_resumed_run_is_the_unbroken_one(train, sft_run, script, dtype):
-    words = [f"model.dtype={dtype}", "run.eval_every=1", "heldout.limit=2", "evaluation.samples=1"]
+    words = [
+        f"model.dtype={dtype}",
+        "run.eval_every=1",
+        "heldout.limit=2",
+        "evaluation.samples=1",
+    ]
     if script is train_grpo:
         words += [f"model.path={sft_run}", "algorithm.epochs=2", "algorithm.minibatches=2"]
     else:
@@ -445,9 +601,16 @@ def test_a_resumed_run_is_the_unbroken_one(train, sft_run, script, dtype):
 
 @pytest.mark.parametrize("method", PRESETS)
 def test_every_method_trains_and_resumes(train, sft_run, method):
-    """To the same bits: with its value model (ppo), with groups that were sampled again (dapo), within an epoch."""
+    """To the same bits: with its value model (ppo), with groups that were sampled again
+    (dapo), within an epoch.
+    """
     half, steps = (2, 4) if method in ("dapo", "gspo", "ppo") else (1, 2)
-    words = [f"model.path={sft_run}", f"algorithm.method={method}", "heldout.limit=1", "evaluation.samples=1"]
+    words = [
+        f"model.path={sft_run}",
+        f"algorithm.method={method}",
+        "heldout.limit=1",
+        "evaluation.samples=1",
+    ]
     words += STEPS.get(method, ())
     words += ["sampling.max_new_tokens=6", "sampling.stop=[e]", f"run.eval_every={half}"]
     whole = train(train_grpo, "whole", f"run.steps={steps}", *words)
@@ -464,11 +627,27 @@ def test_every_method_trains_and_resumes(train, sft_run, method):
 
 
 def test_refills_bring_other_problems_and_no_sample_twice(train, sft_run):
-    """The rollouts of step s and refill k are number 3 s + k of one sequence; what was left out is sampled no more."""
-    words = ("algorithm.keep_groups=mixed", "algorithm.refills=2", "heldout.limit=1", "run.steps=2", "optim.lr=1e-12")
-    run = train(train_grpo, "refilled", f"model.path={sft_run}", "grpo.logged_groups=3", *words)
+    """The rollouts of step s and refill k are number 3 s + k of one sequence; what was left
+    out is sampled no more.
+    """
+    words = (
+        "algorithm.keep_groups=mixed",
+        "algorithm.refills=2",
+        "heldout.limit=1",
+        "run.steps=2",
+        "optim.lr=1e-12",
+    )
+    run = train(
+        train_grpo, "refilled", f"model.path={sft_run}", "grpo.logged_groups=3", *words
+    )
     plain = train(
-        train_grpo, "plain", f"model.path={sft_run}", "grpo.logged_groups=3", "run.steps=6", *words[2:3], *words[4:]
+        train_grpo,
+        "plain",
+        f"model.path={sft_run}",
+        "grpo.logged_groups=3",
+        "run.steps=6",
+        *words[2:3],
+        *words[4:],
     )
     drawn = {step: [] for step in range(1, 7)}
     for record in lines(plain, "rollouts.jsonl"):
@@ -476,7 +655,10 @@ def test_refills_bring_other_problems_and_no_sample_twice(train, sft_run):
     kept = {step: [] for step in (1, 2)}
     for record in lines(run, "rollouts.jsonl"):
         kept[record["step"]].append((record["problem"], record["tokens"]))
-    assert (kept[1], kept[2]) == (drawn[3], drawn[6])  # the last refill's, as none was worth keeping
+    assert (kept[1], kept[2]) == (
+        drawn[3],
+        drawn[6],
+    )  # the last refill's, as none was worth keeping
     assert len({problem for groups in drawn.values() for problem, _ in groups}) == 18
 
 
@@ -503,31 +685,48 @@ def test_resuming_forgets_what_was_logged_after_the_checkpoint(train, sft_run, t
 def test_a_run_is_never_written_over(sft_run, capsys, words, said):
     before = {path: path.read_bytes() for path in sft_run.rglob("*") if path.is_file()}
     with pytest.raises(SystemExit) as exited:
-        run_main(train_sft.main, [*SFT, f"run.directory={sft_run.parent}", "run.name=base", "run.steps=6", *words])
+        run_main(
+            train_sft.main,
+            [*SFT, f"run.directory={sft_run.parent}", "run.name=base", "run.steps=6", *words],
+        )
     output = capsys.readouterr()
     assert exited.value.code == 2 and output.out == ""
     assert output.err == f"error: {sft_run} {said}\n"
     assert before == {path: path.read_bytes() for path in sft_run.rglob("*") if path.is_file()}
 
 
-@pytest.mark.parametrize("damage", ["trainer.safetensors", "model.safetensors", "trainer.json"])
+@pytest.mark.parametrize(
+    "damage", ["trainer.safetensors", "model.safetensors", "trainer.json"]
+)
 def test_a_damaged_checkpoint_is_named(sft_run, tmp_path, capsys, damage):
     shutil.copytree(sft_run, tmp_path / "run")
     file = tmp_path / "run" / "checkpoints" / "step-6" / damage
     file.write_bytes(file.read_bytes()[:-20])
     with pytest.raises(SystemExit) as exited:
-        run_main(train_sft.main, [*SFT, f"run.directory={tmp_path}", "run.steps=8", "--resume"])
+        run_main(
+            train_sft.main, [*SFT, f"run.directory={tmp_path}", "run.steps=8", "--resume"]
+        )
     error = capsys.readouterr().err
     assert exited.value.code == 2 and error.count("\n") == 1 and str(file.parent) in error
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_what_was_saved(tmp_path, capsys):
-    words = (*SFT, f"run.directory={tmp_path}", "optim.lr=1e15", "run.steps=9", "run.save_every=1", "heldout.limit=1")
+    words = (
+        *SFT,
+        f"run.directory={tmp_path}",
+        "optim.lr=1e15",
+        "run.steps=9",
+        "run.save_every=1",
+        "heldout.limit=1",
+    )
     with pytest.raises(SystemExit) as exited:
         run_main(train_sft.main, list(words))
     error = capsys.readouterr().err.splitlines()[-1]
     assert exited.value.code == 1
-    assert error.startswith("error: step ") and "the checkpoints written before it are intact" in error
+    assert (
+        error.startswith("error: step ")
+        and "the checkpoints written before it are intact" in error
+    )
     assert load_model(tmp_path / "run").config.hidden_size == 32
 
 
@@ -538,17 +737,31 @@ def test_a_signal_saves_and_stops(tmp_path, capsys, number):
     if script is train_grpo:
         base = [*words, "run.name=base", "run.steps=1"]
         assert train_sft.main(base) == 0
-        words = [*GRPO, f"run.directory={tmp_path}", "run.name=run", "heldout.limit=1", f"model.path={tmp_path}/base"]
+        words = [
+            *GRPO,
+            f"run.directory={tmp_path}",
+            "run.name=run",
+            "heldout.limit=1",
+            f"model.path={tmp_path}/base",
+        ]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, script.__file__, *words, "run.steps=1000000"]
-    process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    wait_for(lambda: (tmp_path / "run/metrics.jsonl").exists() and len(lines(tmp_path / "run")) > 2, process)
+    process = subprocess.Popen(
+        command, env=environment, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    wait_for(
+        lambda: (tmp_path / "run/metrics.jsonl").exists() and len(lines(tmp_path / "run")) > 2,
+        process,
+    )
     process.send_signal(number)
     out, err = process.communicate(timeout=60)
     (checkpoint,) = (tmp_path / "run" / "checkpoints").iterdir()
     step = int(checkpoint.name.removeprefix("step-"))
     assert process.returncode == 1 and out == "" and "Traceback" not in err
-    assert err.splitlines()[-1] == f"stopped after step {step}, which is saved: the same command with --resume goes on"
+    assert (
+        err.splitlines()[-1]
+        == f"stopped after step {step}, which is saved: the same command with --resume goes on"
+    )
     assert lines(tmp_path / "run")[-1]["step"] == step
 
     capsys.readouterr()
@@ -572,7 +785,8 @@ def test_the_summary_says_where_everything_is(train, capsys):
     out = capsys.readouterr().out
     first, last = (line for line in lines(run) if "heldout/pass@1" in line)
     assert (
-        f"before {100 * first['heldout/pass@1']:5.1f}%" in out and f"after  {100 * last['heldout/pass@1']:5.1f}%" in out
+        f"before {100 * first['heldout/pass@1']:5.1f}%" in out
+        and f"after  {100 * last['heldout/pass@1']:5.1f}%" in out
     )
     assert f"{run}/checkpoints/step-1" in out and (run / "checkpoints" / "step-1").is_dir()
     assert f"python -m nanomath eval {run} world" in out

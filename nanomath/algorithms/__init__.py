@@ -1,10 +1,12 @@
 """The algorithms: pure functions on tensors, each with its equation and its source.
 
-Nothing here knows of models, text or files. Rows are sequences, columns are response tokens: B sequences (N prompts
-times G samples), T tokens. A loss is always  sum(weights * per-token loss)  with weights from `loss_weights`.
+Nothing here knows of models, text or files. Rows are sequences, columns are response tokens: B
+sequences (N prompts times G samples), T tokens. A loss is always  sum(weights * per-token
+loss)  with weights from `loss_weights`.
 
-Each axis is a table from names to functions (BASELINES, SCALES, RATIOS, CLIPS, AGGREGATIONS, KL_ESTIMATORS,
-SAMPLER_CORRECTIONS), a method is a row of PRESETS; README.md beside this file shows how to add to them.
+Each axis is a table from names to functions (BASELINES, SCALES, RATIOS, CLIPS, AGGREGATIONS,
+KL_ESTIMATORS, SAMPLER_CORRECTIONS), a method is a row of PRESETS; README.md beside this file
+shows how to add to them.
 """
 
 from .advantages import (
@@ -16,7 +18,14 @@ from .advantages import (
     whiten,
 )
 from .aggregation import AGGREGATIONS, loss_weights, response_mask
-from .credit import CREDITS, credit, on_tokens, process_advantages, to_go, token_baseline_advantages
+from .credit import (
+    CREDITS,
+    credit,
+    on_tokens,
+    process_advantages,
+    to_go,
+    token_baseline_advantages,
+)
 from .kl import KL_CORRECTIONS, KL_ESTIMATORS, kl_estimate, kl_loss
 from .objective import (
     Rewards,

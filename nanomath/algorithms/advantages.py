@@ -1,4 +1,5 @@
-"""Advantages from rewards: how much better a completion, or what follows a token, was than expected.
+"""Advantages from rewards: how much better a completion, or what follows a token, was than
+expected.
 
     group          A_i = r_i - mean r                    GRPO, arXiv 2402.03300; undivided: Dr. GRPO, arXiv 2503.20783
     leave_one_out  A_i = r_i - mean of the other r       RLOO, arXiv 2402.14740; it is G/(G-1) (r_i - mean r)
@@ -9,9 +10,10 @@ over the G completions of one prompt, then divided by
     batch          std r + eps over all N G rewards      Lite-PPO, arXiv 2508.08221
     off            1
 
-The standard deviation has G - 1 in its denominator, as in the public implementations (the papers do not say). Without a
-group (PPO, REINFORCE++) advantages come token by token from `token_rewards` and `gae`; those of steps are in credit.py.
-N prompts, G samples of each, B = N G sequences, T tokens, K reward components.
+The standard deviation has G - 1 in its denominator, as in the public implementations (the
+papers do not say). Without a group (PPO, REINFORCE++) advantages come token by token from
+`token_rewards` and `gae`; those of steps are in credit.py. N prompts, G samples of each, B = N
+G sequences, T tokens, K reward components.
 """
 
 from __future__ import annotations
@@ -45,43 +47,65 @@ def batch_std(rewards: Tensor) -> Tensor:
     return rewards.std()
 
 
-BASELINES: dict[str, Callable[[Tensor], Tensor]] = {"group": minus_group_mean, "leave_one_out": minus_mean_of_others}
+BASELINES: dict[str, Callable[[Tensor], Tensor]] = {
+    "group": minus_group_mean,
+    "leave_one_out": minus_mean_of_others,
+}
 SCALES: dict[str, Callable[[Tensor], Tensor]] = {"group": group_std, "batch": batch_std}
 
 
-def group_advantages(rewards: Tensor, baseline: str = "group", scale: str = "group", eps: float = 1e-4) -> Tensor:
-    """Rewards [N, G] of N prompts with G completions each -> advantages [N, G]; equal rewards give exactly 0.
+def group_advantages(
+    rewards: Tensor, baseline: str = "group", scale: str = "group", eps: float = 1e-4
+) -> Tensor:
+    """Rewards [N, G] of N prompts with G completions each -> advantages [N, G]; equal rewards
+    give exactly 0.
 
-    `baseline` is a key of BASELINES, `scale` one of SCALES or "off". ValueError for another name and for G < 2.
+    `baseline` is a key of BASELINES, `scale` one of SCALES or "off". ValueError for another
+    name and for G < 2.
     """
     if rewards.dim() != 2 or rewards.shape[1] < 2:
-        raise ValueError(f"rewards are {tuple(rewards.shape)}: a group baseline needs [N, G] with G of at least 2")
+        raise ValueError(
+            f"rewards are {tuple(rewards.shape)}: a group baseline needs [N, G] with G of at least 2"
+        )
     if scale not in (*SCALES, "off"):
         raise unknown("scale", scale, (*SCALES, "off"))
     if baseline not in BASELINES:
         raise unknown("baseline", baseline, BASELINES)
-    flat = (rewards == rewards[:, :1]).all(dim=1, keepdim=True)  # rounding of the mean must not make 0 a small number
+    flat = (rewards == rewards[:, :1]).all(
+        dim=1, keepdim=True
+    )  # rounding of the mean must not make 0 a small number
     centred = BASELINES[baseline](rewards)
-    return torch.where(flat, 0.0, centred if scale == "off" else centred / (SCALES[scale](rewards) + eps))
+    return torch.where(
+        flat, 0.0, centred if scale == "off" else centred / (SCALES[scale](rewards) + eps)
+    )
 
 
 def decoupled_advantages(
-    components: Tensor, weights: Tensor, baseline: str = "group", scale: str = "group", eps: float = 1e-4
+    components: Tensor,
+    weights: Tensor,
+    baseline: str = "group",
+    scale: str = "group",
+    eps: float = 1e-4,
 ) -> Tensor:
-    """A = sum_k w_k A_k, each component's advantages taken apart: [K, N, G] and [K] -> [N, G] (GDPO, arXiv 2601.05242).
+    """A = sum_k w_k A_k, each component's advantages taken apart: [K, N, G] and [K] -> [N, G]
+    (GDPO, arXiv 2601.05242).
 
-    A component of small spread then counts as much as one of large spread. GDPO whitens the sum over the batch as well:
-    see `whiten`.
+    A component of small spread then counts as much as one of large spread. GDPO whitens the
+    sum over the batch as well: see `whiten`.
     """
     apart = [group_advantages(rewards, baseline, scale, eps) for rewards in components]
     return (torch.stack(apart) * weights[:, None, None]).sum(dim=0)
 
 
-def token_rewards(outcomes: Tensor, mask: Tensor, kl: Tensor | None = None, kl_coef: float = 0.0) -> Tensor:
-    """r_t = 1[t is the last token] R - beta kl_t: outcomes [B], mask and kl [B, T] -> [B, T], 0 outside the mask.
+def token_rewards(
+    outcomes: Tensor, mask: Tensor, kl: Tensor | None = None, kl_coef: float = 0.0
+) -> Tensor:
+    """r_t = 1[t is the last token] R - beta kl_t: outcomes [B], mask and kl [B, T] -> [B, T],
+    0 outside the mask.
 
-    The KL in the reward as in PPO for language models (arXiv 2203.02155) and REINFORCE++ (arXiv 2501.03262). The sign
-    matters: with log pi_ref - log pi in place of kl, drift would be paid for. An empty completion earns nothing.
+    The KL in the reward as in PPO for language models (arXiv 2203.02155) and REINFORCE++
+    (arXiv 2501.03262). The sign matters: with log pi_ref - log pi in place of kl, drift would
+    be paid for. An empty completion earns nothing.
     """
     lengths = mask.sum(dim=1)
     last = mask & (torch.arange(mask.shape[1], device=mask.device) == lengths[:, None] - 1)
@@ -90,7 +114,8 @@ def token_rewards(outcomes: Tensor, mask: Tensor, kl: Tensor | None = None, kl_c
 
 
 def whiten(advantages: Tensor, mask: Tensor, eps: float = 1e-8) -> Tensor:
-    """(A - mean A) / (std A + eps) over all tokens of the batch: [B, T] -> [B, T], 0 outside the mask.
+    """(A - mean A) / (std A + eps) over all tokens of the batch: [B, T] -> [B, T], 0 outside
+    the mask.
 
     As in PPO's and REINFORCE++'s code. Fewer than two tokens, or equal ones, give 0.
     """

@@ -5,7 +5,8 @@
     cispo  sg(clip(rho, 1 - low, 1 + high)) A log pi               CISPO, MiniMax-M1, arXiv 2506.13585
     off    rho A                                                   no clipping; with ratio "off" it is REINFORCE
 
-rho is the ratio of `ratio.py`, A the advantage, w the weights of `aggregation.py`. [B, T] throughout.
+rho is the ratio of `ratio.py`, A the advantage, w the weights of `aggregation.py`. [B, T]
+throughout.
 """
 
 from __future__ import annotations
@@ -19,28 +20,43 @@ from .names import unknown
 from .ratio import RATIOS
 
 
-def ppo_gain(ratio: Tensor, logprobs: Tensor, advantages: Tensor, low: float, high: float, dual: float) -> Tensor:
+def ppo_gain(
+    ratio: Tensor, logprobs: Tensor, advantages: Tensor, low: float, high: float, dual: float
+) -> Tensor:
     """Pessimistic: no gain from moving the ratio out of [1 - low, 1 + high]."""
     return torch.minimum(ratio * advantages, ratio.clamp(1 - low, 1 + high) * advantages)
 
 
-def dual_gain(ratio: Tensor, logprobs: Tensor, advantages: Tensor, low: float, high: float, dual: float) -> Tensor:
-    """PPO's, bounded below by dual * A where A < 0: a token that became far likelier is not pushed without end."""
+def dual_gain(
+    ratio: Tensor, logprobs: Tensor, advantages: Tensor, low: float, high: float, dual: float
+) -> Tensor:
+    """PPO's, bounded below by dual * A where A < 0: a token that became far likelier is not
+    pushed without end.
+    """
     gain = ppo_gain(ratio, logprobs, advantages, low, high, dual)
     return torch.where(advantages < 0, torch.maximum(gain, dual * advantages), gain)
 
 
-def cispo_gain(ratio: Tensor, logprobs: Tensor, advantages: Tensor, low: float, high: float, dual: float) -> Tensor:
+def cispo_gain(
+    ratio: Tensor, logprobs: Tensor, advantages: Tensor, low: float, high: float, dual: float
+) -> Tensor:
     """Every token keeps its gradient, with a bounded weight."""
     return ratio.detach().clamp(1 - low, 1 + high) * advantages * logprobs
 
 
-def plain_gain(ratio: Tensor, logprobs: Tensor, advantages: Tensor, low: float, high: float, dual: float) -> Tensor:
+def plain_gain(
+    ratio: Tensor, logprobs: Tensor, advantages: Tensor, low: float, high: float, dual: float
+) -> Tensor:
     """The importance-weighted advantage as it is."""
     return ratio * advantages
 
 
-CLIPS: dict[str, Callable[..., Tensor]] = {"ppo": ppo_gain, "dual": dual_gain, "cispo": cispo_gain, "off": plain_gain}
+CLIPS: dict[str, Callable[..., Tensor]] = {
+    "ppo": ppo_gain,
+    "dual": dual_gain,
+    "cispo": cispo_gain,
+    "off": plain_gain,
+}
 
 
 def policy_loss(
@@ -56,12 +72,14 @@ def policy_loss(
     dual_clip: float = 3.0,
     mask: Tensor | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Scalar loss, and the [B, T] masks `clipped_low` and `clipped_high` of the tokens whose ratio has left the clip
-    range in the direction in which their advantage pushes (with "ppo" these have no gradient).
+    """Scalar loss, and the [B, T] masks `clipped_low` and `clipped_high` of the tokens whose
+    ratio has left the clip range in the direction in which their advantage pushes (with "ppo"
+    these have no gradient).
 
-    logprobs, old_logprobs, weights: [B, T]; advantages: [B] or [B, T]; mask: the response tokens, where it differs from
-    weights != 0 (a sequence's ratio is a mean over all of them). What is outside the mask never counts, whatever it
-    holds; tokens of weight 0 inside it only through the ratio of their sequence.
+    logprobs, old_logprobs, weights: [B, T]; advantages: [B] or [B, T]; mask: the response
+    tokens, where it differs from weights != 0 (a sequence's ratio is a mean over all of them).
+    What is outside the mask never counts, whatever it holds; tokens of weight 0 inside it only
+    through the ratio of their sequence.
     """
     for axis, name, known in (("ratio", ratio, RATIOS), ("clip", clip, CLIPS)):
         if name not in known:
@@ -69,7 +87,8 @@ def policy_loss(
     weighted = weights != 0
     mask = weighted if mask is None else mask
     advantages = advantages[:, None] if advantages.dim() == 1 else advantages
-    logprobs, advantages = torch.where(mask, logprobs, 0.0), torch.where(weighted, advantages, 0.0)
+    logprobs = torch.where(mask, logprobs, 0.0)
+    advantages = torch.where(weighted, advantages, 0.0)
     rho = RATIOS[ratio](logprobs, old_logprobs, mask).exp()
     gain = CLIPS[clip](rho, logprobs, advantages, clip_low, clip_high, dual_clip)
     clipped = {

@@ -1,11 +1,13 @@
 """The methods as rows of one table, and the combinations of choices that make no sense.
 
-A row names where a method departs from GRPO as published (its settings are the defaults of [algorithm] in
-nanomath/settings.py). Any choice can be overridden in the config; `check` refuses what contradicts itself.
+A row names where a method departs from GRPO as published (its settings are the defaults of
+[algorithm] in nanomath/settings.py). Any choice can be overridden in the config; `check`
+refuses what contradicts itself.
 
-Learning rates, group sizes and sampling lengths are left to the config. Numbers that a paper does not give are ours:
-the KL coefficients of rloo, reinforce_pp and ppo are the defaults of trl and OpenRLHF, the minibatches of dapo, cispo
-and ppo are 4 (DAPO: 16, of 8192 samples; CISPO: 16), because one update per rollout would leave nothing to clip.
+Learning rates, group sizes and sampling lengths are left to the config. Numbers that a paper
+does not give are ours: the KL coefficients of rloo, reinforce_pp and ppo are the defaults of
+trl and OpenRLHF, the minibatches of dapo, cispo and ppo are 4 (DAPO: 16, of 8192 samples;
+CISPO: 16), because one update per rollout would leave nothing to clip.
 """
 
 from __future__ import annotations
@@ -15,15 +17,23 @@ from typing import Any, Protocol
 PRESETS: dict[str, dict[str, Any]] = {
     # DeepSeekMath, arXiv 2402.03300
     "grpo": {},
-    # arXiv 2503.20783: no division by lengths and spreads, which favour long wrong answers and extreme problems
+    # arXiv 2503.20783: no division by lengths and spreads, which favour long wrong answers and
+    # extreme problems
     "dr_grpo": {"scale": "off", "aggregation": "constant", "kl_coef": 0.0},
-    # arXiv 2503.14476: clip-higher, token mean, dynamic sampling; its overlong punishment is reward.weights.overlong
+    # arXiv 2503.14476: clip-higher, token mean, dynamic sampling; its overlong punishment is
+    # reward.weights.overlong
     "dapo": {
         **{"clip_high": 0.28, "aggregation": "token", "kl_coef": 0.0, "minibatches": 4},
         **{"keep_groups": "mixed", "refills": 3},
     },
     # arXiv 2507.18071
-    "gspo": {"ratio": "sequence", "clip_low": 3e-4, "clip_high": 4e-4, "kl_coef": 0.0, "minibatches": 4},
+    "gspo": {
+        "ratio": "sequence",
+        "clip_low": 3e-4,
+        "clip_high": 4e-4,
+        "kl_coef": 0.0,
+        "minibatches": 4,
+    },
     # MiniMax-M1, arXiv 2506.13585: weights up to 5, none below
     "cispo": {
         **{"clip": "cispo", "clip_low": 1.0, "clip_high": 4.0},
@@ -31,24 +41,39 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
     # arXiv 2402.14740: REINFORCE on whole sequences, hence a sum over tokens
     "rloo": {
-        **{"baseline": "leave_one_out", "scale": "off", "ratio": "off", "clip": "off", "aggregation": "constant"},
+        **{
+            "baseline": "leave_one_out",
+            "scale": "off",
+            "ratio": "off",
+            "clip": "off",
+            "aggregation": "constant",
+        },
         **{"kl_in": "reward", "kl_estimator": "k1", "kl_coef": 0.05},
     },
-    # arXiv 2501.03262; with baseline = "group", kl_in = "loss" and kl_estimator = "k2" it is REINFORCE++-baseline
+    # arXiv 2501.03262; with baseline = "group", kl_in = "loss" and kl_estimator = "k2" it is
+    # REINFORCE++-baseline
     "reinforce_pp": {
         **{"baseline": "off", "scale": "off", "whiten": True, "aggregation": "token"},
         **{"kl_in": "reward", "kl_estimator": "k1", "kl_coef": 0.01},
     },
-    # process supervision of arXiv 2402.03300; reward.weights.accuracy = 0 leaves the steps' rewards alone
+    # process supervision of arXiv 2402.03300; reward.weights.accuracy = 0 leaves the steps'
+    # rewards alone
     "process_grpo": {"credit": "sum"},
-    # arXiv 2504.15275, with the KL of its code; reward.weights.accuracy = 0.1 is its mix with verifiable rewards
+    # arXiv 2504.15275, with the KL of its code; reward.weights.accuracy = 0.1 is its mix with
+    # verifiable rewards
     "pure": {
         **{"credit": "min", "baseline": "leave_one_out", "scale": "off"},
         **{"kl_in": "reward", "kl_estimator": "k1", "kl_coef": 0.001},
     },
     # arXiv 1707.06347 with 2203.02155's KL in the reward
     "ppo": {
-        **{"baseline": "value", "scale": "off", "whiten": True, "clip": "dual", "aggregation": "token"},
+        **{
+            "baseline": "value",
+            "scale": "off",
+            "whiten": True,
+            "clip": "dual",
+            "aggregation": "token",
+        },
         **{"kl_in": "reward", "kl_estimator": "k1", "kl_coef": 0.05, "minibatches": 4},
     },
     # arXiv 2508.08221
@@ -56,8 +81,19 @@ PRESETS: dict[str, dict[str, Any]] = {
     # arXiv 2601.05242: several rewards
     "gdpo": {"components": "apart", "whiten": True},
     # arXiv 2505.22617
-    "clip_cov": {"covariance": "clip", "aggregation": "token", "kl_coef": 0.0, "minibatches": 4},
-    "kl_cov": {"covariance": "kl", "clip": "off", "aggregation": "token", "kl_coef": 0.0, "minibatches": 4},
+    "clip_cov": {
+        "covariance": "clip",
+        "aggregation": "token",
+        "kl_coef": 0.0,
+        "minibatches": 4,
+    },
+    "kl_cov": {
+        "covariance": "kl",
+        "clip": "off",
+        "aggregation": "token",
+        "kl_coef": 0.0,
+        "minibatches": 4,
+    },
 }
 
 
@@ -80,7 +116,9 @@ def has_group_baseline(a: Choices) -> bool:
 
 
 def updates_once(a: Choices) -> bool:
-    """Whether the weights that are updated are those that sampled, as the trainer computes them: the ratio is 1."""
+    """Whether the weights that are updated are those that sampled, as the trainer computes
+    them: the ratio is 1.
+    """
     return a.epochs == a.minibatches == 1 and a.old_logprobs == "trainer"
 
 
@@ -90,8 +128,10 @@ def penalises_kl(a: Choices, place: str) -> bool:
 
 
 def _contradictions(a: Choices) -> list[tuple[bool, str]]:
-    grouped, once = has_group_baseline(a), updates_once(a)
-    kl_loss, kl_reward = penalises_kl(a, "loss"), penalises_kl(a, "reward")
+    grouped = has_group_baseline(a)
+    once = updates_once(a)
+    kl_loss = penalises_kl(a, "loss")
+    kl_reward = penalises_kl(a, "reward")
     return [
         (
             not grouped and a.scale != "off",

@@ -13,13 +13,17 @@ from torch import Tensor
 
 
 def sft_loss(logprobs: Tensor, weights: Tensor, dft: bool = False) -> Tensor:
-    """Scalar loss of the reference tokens' logprobs [B, T] under `loss_weights` [B, T]; weight 0 never counts."""
+    """Scalar loss of the reference tokens' logprobs [B, T] under `loss_weights` [B, T]; weight
+    0 never counts.
+    """
     logprobs = torch.where(weights != 0, logprobs, 0.0)
     scale = logprobs.detach().exp() if dft else 1.0
     return -(weights * scale * logprobs).sum()
 
 
-def neftune_noise(lengths: Tensor, width: int, dim: int, alpha: float, generator: torch.Generator) -> Tensor:
+def neftune_noise(
+    lengths: Tensor, width: int, dim: int, alpha: float, generator: torch.Generator
+) -> Tensor:
     """Noise [B, T, D] for embeddings of rows of `lengths` [B] tokens, padded to `width`."""
     noise = torch.rand(len(lengths), width, dim, generator=generator) * 2 - 1
     return noise * (alpha / (lengths * dim).sqrt())[:, None, None]

@@ -10,12 +10,16 @@ import torch
 from torch import Tensor
 
 
-def gae(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float = 1.0, lam: float = 0.95) -> tuple[Tensor, Tensor]:
-    """Advantages and returns [B, T] from rewards and values [B, T]; mask, bool [B, T], is True up to the last token.
+def gae(
+    rewards: Tensor, values: Tensor, mask: Tensor, gamma: float = 1.0, lam: float = 0.95
+) -> tuple[Tensor, Tensor]:
+    """Advantages and returns [B, T] from rewards and values [B, T]; mask, bool [B, T], is True
+    up to the last token.
 
     With values of 0 and lambda 1 the advantages are the discounted rewards to go.
     """
-    rewards, values = torch.where(mask, rewards, 0.0), torch.where(mask, values, 0.0)
+    rewards = torch.where(mask, rewards, 0.0)
+    values = torch.where(mask, values, 0.0)
     advantages = torch.zeros_like(values)
     later_advantage = torch.zeros_like(values[:, 0])
     later_value = torch.zeros_like(values[:, 0])
@@ -26,21 +30,29 @@ def gae(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float = 1.0, lam: 
     return advantages, advantages + values
 
 
-def value_loss(values: Tensor, old_values: Tensor, returns: Tensor, weights: Tensor, clip: float = 0.2) -> Tensor:
-    """Scalar loss of values [B, T] against returns [B, T]; clip bounds how far one rollout may move a value."""
+def value_loss(
+    values: Tensor, old_values: Tensor, returns: Tensor, weights: Tensor, clip: float = 0.2
+) -> Tensor:
+    """Scalar loss of values [B, T] against returns [B, T]; clip bounds how far one rollout may
+    move a value.
+    """
     weighted = weights != 0
-    values, old_values, returns = (torch.where(weighted, x, 0.0) for x in (values, old_values, returns))
+    values, old_values, returns = (
+        torch.where(weighted, x, 0.0) for x in (values, old_values, returns)
+    )
     near = old_values + (values - old_values).clamp(-clip, clip)
     worse = torch.maximum((values - returns).square(), (near - returns).square())
     return (weights * worse).sum() / 2
 
 
 def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> float:
-    """1 - var(return - V) / var(return) over the masked tokens: 1 perfect, 0 no better than a constant; NaN-free.
+    """1 - var(return - V) / var(return) over the masked tokens: 1 perfect, 0 no better than a
+    constant; NaN-free.
 
     0 where the returns do not vary.
     """
-    values, returns = values[mask], returns[mask]
+    values = values[mask]
+    returns = returns[mask]
     if returns.numel() < 2 or (returns == returns[0]).all():
         return 0.0
     return float(1 - (returns - values).var() / returns.var())

@@ -1,9 +1,10 @@
 """Measuring a model on problems: pass@1, pass@k, maj@k, each with a bootstrap interval.
 
-With c of n samples right, the unbiased estimate of pass@k is  1 - C(n-c, k) / C(n, k)  (arXiv 2107.03374).
-maj@k is the chance that the answer most frequent among k of the samples is right (arXiv 2203.11171), ties shared out
-evenly; samples without an answer do not vote. With a score for every sample, best@k is the chance that the one of
-highest score is right (arXiv 2305.20050), and wmaj@k that of the answer whose scores add up to most (arXiv 2206.02336).
+With c of n samples right, the unbiased estimate of pass@k is  1 - C(n-c, k) / C(n, k)  (arXiv
+2107.03374). maj@k is the chance that the answer most frequent among k of the samples is right
+(arXiv 2203.11171), ties shared out evenly; samples without an answer do not vote. With a score
+for every sample, best@k is the chance that the one of highest score is right (arXiv
+2305.20050), and wmaj@k that of the answer whose scores add up to most (arXiv 2206.02336).
 Intervals resample the problems, the unit a benchmark draws from.
 """
 
@@ -43,8 +44,8 @@ class Score:
 
 @dataclass(frozen=True)
 class Graded:
-    """A problem with its n completions, the answer found in each (None: none), whether it is right, and the scores that
-    they were given, if any.
+    """A problem with its n completions, the answer found in each (None: none), whether it is
+    right, and the scores that they were given, if any.
     """
 
     problem: Problem
@@ -56,7 +57,9 @@ class Graded:
 
 @dataclass(frozen=True)
 class Report:
-    """The measurement of one model on one problem set; `scores` is keyed "pass@1", "pass@4", "maj@4", ..."""
+    """The measurement of one model on one problem set; `scores` is keyed "pass@1", "pass@4",
+    "maj@4", ...
+    """
 
     graded: list[Graded]
     scores: dict[str, Score]
@@ -110,35 +113,61 @@ def evaluate(
     reasoning_ends: Sequence[str] = REASONING_ENDS,
     **sampling: Any,
 ) -> Report:
-    """Draw `samples` completions of each problem's prompt, grade them, and score pass@k and maj@k for every k; with
-    `score_all`, which gives each completion a score, best@k and wmaj@k as well.
+    """Draw `samples` completions of each problem's prompt, grade them, and score pass@k and
+    maj@k for every k; with `score_all`, which gives each completion a score, best@k and wmaj@k
+    as well.
     """
     check_measurement(problems, samples, k, by)
-    completions = sampler.generate(prompts, n=samples, seed=seed, progress=progress, **sampling)
+    completions = sampler.generate(
+        prompts, n=samples, seed=seed, progress=progress, **sampling
+    )
     groups = in_groups(completions, samples)
-    graded = [grade(problem, group, lenient, reasoning_ends) for problem, group in zip(problems, groups, strict=True)]
+    graded = [
+        grade(problem, group, lenient, reasoning_ends)
+        for problem, group in zip(problems, groups, strict=True)
+    ]
     if score_all is not None:
         given = score_all([(item.problem, c) for item in graded for c in item.completions])
-        graded = [replace(item, scores=row) for item, row in zip(graded, in_groups(given, samples), strict=True)]
-    scores = {"pass@1": mean_score([pass_at_k(samples, sum(g.right), 1) for g in graded], seed)}
+        graded = [
+            replace(item, scores=row)
+            for item, row in zip(graded, in_groups(given, samples), strict=True)
+        ]
+    scores = {
+        "pass@1": mean_score([pass_at_k(samples, sum(g.right), 1) for g in graded], seed)
+    }
     for size in sorted(set(k)):
-        scores[f"pass@{size}"] = mean_score([pass_at_k(samples, sum(g.right), size) for g in graded], seed)
+        scores[f"pass@{size}"] = mean_score(
+            [pass_at_k(samples, sum(g.right), size) for g in graded], seed
+        )
         if size > 1:
-            scores[f"maj@{size}"] = mean_score([maj_at_k(g.answers, g.right, size, seed) for g in graded], seed)
+            scores[f"maj@{size}"] = mean_score(
+                [maj_at_k(g.answers, g.right, size, seed) for g in graded], seed
+            )
         if size > 1 and score_all is not None:
             best = [best_at_k(g.scores, g.right, size) for g in graded]
             weighted = [maj_at_k(g.answers, g.right, size, seed, g.scores) for g in graded]
-            scores |= {f"best@{size}": mean_score(best, seed), f"wmaj@{size}": mean_score(weighted, seed)}
+            scores |= {
+                f"best@{size}": mean_score(best, seed),
+                f"wmaj@{size}": mean_score(weighted, seed),
+            }
     return Report(graded, scores, _breakdown(graded, by, seed) if by else {})
 
 
-def check_measurement(problems: Sequence[Problem], samples: int, k: Sequence[int] = (1,), by: str = "") -> None:
-    """ValueError for what `evaluate` could not report: better before the sampling than after it."""
+def check_measurement(
+    problems: Sequence[Problem], samples: int, k: Sequence[int] = (1,), by: str = ""
+) -> None:
+    """ValueError for what `evaluate` could not report: better before the sampling than after
+    it.
+    """
     if (largest := max(k, default=1)) > samples:
-        raise ValueError(f"pass@{largest} needs at least {largest} samples of each problem, not {samples}")
+        raise ValueError(
+            f"pass@{largest} needs at least {largest} samples of each problem, not {samples}"
+        )
     known = sorted({name for problem in problems for name in problem.metadata})
     if by and by not in known:
-        raise ValueError(f"no problem has the metadata key {by!r}; there are: {', '.join(known) or 'none'}")
+        raise ValueError(
+            f"no problem has the metadata key {by!r}; there are: {', '.join(known) or 'none'}"
+        )
 
 
 def grade(
@@ -148,8 +177,13 @@ def grade(
     reasoning_ends: Sequence[str] = REASONING_ENDS,
 ) -> Graded:
     """Find and check the answer of every completion of a problem."""
-    answers = [extract_answer(c.text, lenient=lenient, reasoning_ends=reasoning_ends) for c in completions]
-    return Graded(problem, completions, answers, [is_right(problem, answer) for answer in answers])
+    answers = [
+        extract_answer(c.text, lenient=lenient, reasoning_ends=reasoning_ends)
+        for c in completions
+    ]
+    return Graded(
+        problem, completions, answers, [is_right(problem, answer) for answer in answers]
+    )
 
 
 def pass_at_k(samples: int, right: int, k: int) -> float:
@@ -158,14 +192,17 @@ def pass_at_k(samples: int, right: int, k: int) -> float:
 
 
 def best_at_k(scores: Sequence[float], right: Sequence[bool], k: int) -> float:
-    """Chance that the sample of highest score among k of these is right, ties shared out evenly: exactly, by counting
-    the subsets whose highest score each value is.
+    """Chance that the sample of highest score among k of these is right, ties shared out
+    evenly: exactly, by counting the subsets whose highest score each value is.
     """
-    chance, below = 0.0, 0
+    chance = 0.0
+    below = 0
     for value in sorted(set(scores)):
         hits = [ok for one, ok in zip(scores, right, strict=True) if one == value]
         upto = below + len(hits)
-        chance += (comb(upto, k) - comb(below, k)) / comb(len(scores), k) * sum(hits) / len(hits)
+        chance += (
+            (comb(upto, k) - comb(below, k)) / comb(len(scores), k) * sum(hits) / len(hits)
+        )
         below = upto
     return chance
 
@@ -177,8 +214,8 @@ def maj_at_k(
     seed: int = 0,
     weights: Sequence[float] | None = None,
 ) -> float:
-    """Chance that the most frequent answer among k of the samples is right; all right answers are one answer. A sample
-    has one vote, or `weights` of it.
+    """Chance that the most frequent answer among k of the samples is right; all right answers
+    are one answer. A sample has one vote, or `weights` of it.
     """
     names = [
         "right" if ok else None if answer is None else f"wrong: {answer}"
@@ -190,7 +227,9 @@ def maj_at_k(
         subsets = combinations(votes, k)
     else:
         generator = np.random.default_rng(seed)
-        subsets = ([votes[i] for i in generator.permutation(len(votes))[:k]] for _ in range(SUBSETS))
+        subsets = (
+            [votes[i] for i in generator.permutation(len(votes))[:k]] for _ in range(SUBSETS)
+        )
     return float(np.mean([_share_of_right(subset) for subset in islice(subsets, SUBSETS)]))
 
 
@@ -201,14 +240,21 @@ def _share_of_right(votes: Iterable[tuple[str | None, float]]) -> float:
         if name is not None:
             counts[name] += weight
     most = max(counts.values(), default=0)
-    return 0.0 if most == 0 or counts["right"] < most else 1 / sum(count == most for count in counts.values())
+    return (
+        0.0
+        if most == 0 or counts["right"] < most
+        else 1 / sum(count == most for count in counts.values())
+    )
 
 
 def mean_score(values: Sequence[float], seed: int = 0) -> Score:
     """Mean of one value per problem, with a percentile bootstrap interval over the problems."""
     values = np.asarray(values, dtype=np.float64)
     generator = np.random.default_rng(seed)
-    means = [values[generator.integers(len(values), size=len(values))].mean() for _ in range(RESAMPLES)]
+    means = [
+        values[generator.integers(len(values), size=len(values))].mean()
+        for _ in range(RESAMPLES)
+    ]
     low, high = np.percentile(means, [2.5, 97.5])
     return Score(float(values.mean()), float(low), float(high))
 
@@ -220,5 +266,6 @@ def _breakdown(graded: Sequence[Graded], key: str, seed: int) -> dict[str, Score
         if key in item.problem.metadata:
             groups[item.problem.metadata[key]].append(float(np.mean(item.right)))
     return {
-        f"{key}={value}": mean_score(group, seed) for value, group in sorted(groups.items(), key=lambda g: str(g[0]))
+        f"{key}={value}": mean_score(group, seed)
+        for value, group in sorted(groups.items(), key=lambda g: str(g[0]))
     }

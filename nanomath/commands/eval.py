@@ -1,4 +1,5 @@
-"""Measure a model on a problem set: pass@1, pass@k, maj@k, with 95% intervals; with a PRM also the best of k.
+"""Measure a model on a problem set: pass@1, pass@k, maj@k, with 95% intervals; with a PRM also
+the best of k.
 
     python -m nanomath eval MODEL DATA [CONFIG.toml] [key=value ...]
 
@@ -7,8 +8,9 @@
     python -m nanomath eval runs/tiny-grpo world evaluation.samples=16 evaluation.k=4,16 process.prm=runs/tiny-prm
     python -m nanomath eval models/SmolLM2-135M-Instruct gsm8k/test.jsonl problems.limit=100 sampling.temperature=0
 
-MODEL is a Hugging Face directory, a run directory or a hub id; DATA is "world", a file or a hub dataset. A model that
-was trained with a prompt of its own needs the same [prompt] keys here.
+MODEL is a Hugging Face directory, a run directory or a hub id; DATA is "world", a file or a
+hub dataset. A model that was trained with a prompt of its own needs the same [prompt] keys
+here.
 """
 
 from __future__ import annotations
@@ -40,10 +42,14 @@ from nanomath.training.build import (
 def main(argv: list[str]) -> int:
     words = [word for word in argv if not word.startswith("-") and "=" not in word]
     if not {"-h", "--help"} & set(argv) and (len(words) < 2 or "" in words[:2]):
-        raise ValueError("eval needs a model and a problem set: python -m nanomath eval MODEL DATA [key=value ...]")
+        raise ValueError(
+            "eval needs a model and a problem set: python -m nanomath eval MODEL DATA [key=value ...]"
+        )
     for word in words[:2]:
         argv.remove(word)
-    given = [f"model.path={words[0]}", f"problems.source={words[1]}"] if len(words) >= 2 else []
+    given = (
+        [f"model.path={words[0]}", f"problems.source={words[1]}"] if len(words) >= 2 else []
+    )
     config, _ = parse_arguments(settings.EvalConfig, [*given, *argv], __doc__)
     measure = config.evaluation
     if config.sampling.temperature == 0 and measure.samples > 1:
@@ -53,8 +59,11 @@ def main(argv: list[str]) -> int:
         raise FileNotFoundError(f"save: there is no directory to write {config.save} to")
     problems = build_problems(config.problems)
     model, tokenizer = build_model(config.model, measure.seed)
-    template, context = build_template(config.prompt), model.config.max_positions
-    problems, prompts = fitting_prompts(problems, template, tokenizer, context, config.problems.max_tokens)
+    template = build_template(config.prompt)
+    context = model.config.max_positions
+    problems, prompts = fitting_prompts(
+        problems, template, tokenizer, context, config.problems.max_tokens
+    )
     sampler = build_sampler(config.sampling, model, tokenizer)
     with meter(sampler, len(problems) * measure.samples) as progress:
         report = evaluate(
@@ -73,7 +82,9 @@ def main(argv: list[str]) -> int:
         )
     if config.save:
         with open(Path(config.save), "w", encoding="utf-8") as file:
-            file.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in report.records())
+            file.writelines(
+                json.dumps(record, ensure_ascii=False) + "\n" for record in report.records()
+            )
     print_report(report, config)
     return 0
 
@@ -84,14 +95,20 @@ def score_completions(
     """Gives completions the scores that process.prm means, None where it is empty."""
     if not config.process.prm:
         return None
-    watcher = build_watcher(config.process, tokenizer, problems, config.model, config.evaluation.seed)
+    watcher = build_watcher(
+        config.process, tokenizer, problems, config.model, config.evaluation.seed
+    )
     one = AGGREGATES[config.aggregate]
-    return lambda pairs: [one(s) for _, s in watcher.score([(problem.question, c.tokens) for problem, c in pairs])]
+    return lambda pairs: [
+        one(s)
+        for _, s in watcher.score([(problem.question, c.tokens) for problem, c in pairs])
+    ]
 
 
 def print_report(report: Report, config: settings.EvalConfig) -> None:
     """The scores as a table, then what may explain them."""
-    metrics, sampling = report.metrics(), config.sampling
+    metrics = report.metrics()
+    sampling = config.sampling
     print(
         f"{config.model.path} on {config.problems.source}: {len(report.graded)} problems x {config.evaluation.samples} "
         f"samples at temperature {sampling.temperature:g}"
@@ -103,4 +120,7 @@ def print_report(report: Report, config: settings.EvalConfig) -> None:
         f"{sampling.max_new_tokens} tokens; no answer found in {metrics['heldout/no_answer']:.1%}"
     )
     if metrics["heldout/no_answer"] == 1:
-        print("  no completion has a marked answer: look at them with save=FILE, or try lenient=true", file=sys.stderr)
+        print(
+            "  no completion has a marked answer: look at them with save=FILE, or try lenient=true",
+            file=sys.stderr,
+        )

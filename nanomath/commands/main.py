@@ -1,4 +1,6 @@
-"""What every entry point shares: mistakes of the user end in one line and exit code 2, failed runs in 1."""
+"""What every entry point shares: mistakes of the user end in one line and exit code 2, failed
+runs in 1.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,8 @@ from nanomath.training.runlog import RunFailed
 
 
 def run_main(main: Callable[[list[str]], int | None], argv: list[str] | None = None) -> None:
-    """Call main(argv) and exit with its code; NANOMATH_TRACEBACK=1 shows where an error comes from.
+    """Call main(argv) and exit with its code; NANOMATH_TRACEBACK=1 shows where an error comes
+    from.
 
     0 done, 1 a run failed or was stopped, 2 bad usage, config or files.
     """
@@ -31,7 +34,9 @@ def run_main(main: Callable[[list[str]], int | None], argv: list[str] | None = N
     except (ValueError, OSError, ImportError) as error:
         code = _complain(error, 2)
     except (MemoryError, RuntimeError) as error:
-        from nanomath.training import ranks  # only here: it imports torch, which --help can do without
+        from nanomath.training import (
+            ranks,
+        )  # only here: it imports torch, which --help can do without
         from nanomath.training.failure import out_of_memory
 
         lost = ranks.lost(error)
@@ -44,8 +49,9 @@ def run_main(main: Callable[[list[str]], int | None], argv: list[str] | None = N
 
 
 def _leave(code: int) -> NoReturn:
-    """End one of torchrun's processes, without the end of the interpreter: the groups of a sharded model have threads
-    that outlive them, and one that still gives a tensor back would then abort the process.
+    """End one of torchrun's processes, without the end of the interpreter: the groups of a
+    sharded model have threads that outlive them, and one that still gives a tensor back would
+    then abort the process.
     """
     atexit._run_exitfuncs()
     sys.stdout.flush()
@@ -56,6 +62,8 @@ def _leave(code: int) -> NoReturn:
 def _complain(error: BaseException | str, code: int) -> int:
     if isinstance(error, BaseException) and os.environ.get("NANOMATH_TRACEBACK"):
         raise error
-    lines = [str(error)] if isinstance(error, RunFailed) else str(error).split("\n")  # its lines were meant as such
+    lines = (
+        [str(error)] if isinstance(error, RunFailed) else str(error).split("\n")
+    )  # its lines were meant as such
     print("error:", *lines, file=sys.stderr)
     return code

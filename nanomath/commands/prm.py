@@ -9,10 +9,11 @@
     python -m nanomath prm train configs/tiny/prm.toml
     python -m nanomath prm eval runs/tiny-prm processbench/gsm8k.json
 
-`label` draws solutions and writes them with a label for each step: the embedded world's oracle says whether it is
-right, or continuations of it are drawn and counted (arXiv 2312.08935). It goes on where it was stopped. `train` makes a
-PRM of any causal language model. `eval` takes a PRM's directory, or the controls "random" and "length", and a file of
-labelled solutions in the format of trl, Math-Shepherd, PRM800K or ProcessBench.
+`label` draws solutions and writes them with a label for each step: the embedded world's oracle
+says whether it is right, or continuations of it are drawn and counted (arXiv 2312.08935). It
+goes on where it was stopped. `train` makes a PRM of any causal language model. `eval` takes a
+PRM's directory, or the controls "random" and "length", and a file of labelled solutions in the
+format of trl, Math-Shepherd, PRM800K or ProcessBench.
 """
 
 from __future__ import annotations
@@ -34,7 +35,15 @@ from nanomath.process.formats import FORMATS
 from nanomath.process.labelled import Labelled, load_labelled, write
 from nanomath.process.measures import measure_scores
 from nanomath.process.montecarlo import monte_carlo
-from nanomath.process.prm import PRM, Oracle, RandomScores, StepScorer, is_prm, load_prm, new_prm
+from nanomath.process.prm import (
+    PRM,
+    Oracle,
+    RandomScores,
+    StepScorer,
+    is_prm,
+    load_prm,
+    new_prm,
+)
 from nanomath.process.steps import steps_of, texts_of
 from nanomath.rollout import Sampler
 from nanomath.training import ranks
@@ -68,35 +77,53 @@ def main(argv: list[str]) -> int:
         print(__doc__.strip())
         return 0
     if not argv or argv[0] not in commands:
-        raise ValueError(f"prm needs one of {', '.join(commands)}: python -m nanomath prm --help")
+        raise ValueError(
+            f"prm needs one of {', '.join(commands)}: python -m nanomath prm --help"
+        )
     return commands[argv[0]](argv[1:])
 
 
-# --- label -----------------------------------------------------------------------------------------------------------
+# --- label
+# ---------------------------------------------------------------------------------------------
 
 
 def label(argv: list[str]) -> int:
     config, _ = parse_arguments(settings.LabelConfig, argv, __doc__)
     options = config.label
     if not options.save:
-        raise ValueError("label.save is empty: name the JSONL file that labelled solutions are written to")
+        raise ValueError(
+            "label.save is empty: name the JSONL file that labelled solutions are written to"
+        )
     save = Path(options.save)
     problems = build_problems(config.problems)
-    if options.by == "oracle" and any("family" not in problem.metadata for problem in problems):
+    if options.by == "oracle" and any(
+        "family" not in problem.metadata for problem in problems
+    ):
         raise ValueError(
             'label.by = "oracle" knows the embedded world alone: take label.by=monte_carlo for other problems'
         )
-    known = {s.question for s in load_labelled(save)} if save.is_file() and save.stat().st_size else set()
+    known = (
+        {s.question for s in load_labelled(save)}
+        if save.is_file() and save.stat().st_size
+        else set()
+    )
     left = [problem for problem in problems if problem.question not in known]
     if known:
-        say(f"{save} has solutions of {len(problems) - len(left)} of the {len(problems)} problems already")
+        say(
+            f"{save} has solutions of {len(problems) - len(left)} of the {len(problems)} problems already"
+        )
     model, tokenizer = build_model(config.model, options.seed)
-    template, context = build_template(config.prompt), model.config.max_positions
-    left, prompts = fitting_prompts(left, template, tokenizer, context, config.problems.max_tokens)
+    template = build_template(config.prompt)
+    context = model.config.max_positions
+    left, prompts = fitting_prompts(
+        left, template, tokenizer, context, config.problems.max_tokens
+    )
     sampler = build_sampler(config.sampling, model, tokenizer)
     save.parent.mkdir(parents=True, exist_ok=True)
     agreement = Agreement(options.rollouts)
-    for first in tqdm(range(0, len(left), options.problems_at_once), disable=None, dynamic_ncols=True):
+    for first in tqdm(
+        range(0, len(left), options.problems_at_once), disable=None, dynamic_ncols=True
+    ):
         some = slice(first, first + options.problems_at_once)
         labelled = label_some(config, sampler, tokenizer, left[some], prompts[some], agreement)
         write(save, labelled)
@@ -118,39 +145,59 @@ def label_some(
     prompts: Sequence[list[int]],
     agreement: Agreement,
 ) -> list[Labelled]:
-    """Labelled solutions of some problems; those without a text are left out, and all but one of equal ones."""
-    options, sampling = config.label, sampling_options(config.sampling)
+    """Labelled solutions of some problems; those without a text are left out, and all but one
+    of equal ones.
+    """
+    options = config.label
+    sampling = sampling_options(config.sampling)
     drawn = sampler.generate(prompts, n=options.samples, seed=options.seed, **sampling)
-    completions = list({(c.prompt_index, text): c for c in drawn if (text := c.text.strip())}.values())
+    completions = list(
+        {(c.prompt_index, text): c for c in drawn if (text := c.text.strip())}.values()
+    )
     steps = [steps_of(tokenizer, c.tokens, options.steps) for c in completions]
     solutions = [
-        (problems[c.prompt_index].question, [text.strip() for text in texts_of(tokenizer, c.tokens, s)])
+        (
+            problems[c.prompt_index].question,
+            [text.strip() for text in texts_of(tokenizer, c.tokens, s)],
+        )
         for c, s in zip(completions, steps, strict=True)
     ]
     exact = Oracle(problems).score_all(solutions) if "family" in problems[0].metadata else None
     if options.by == "oracle":
         labels = exact
     else:
-        rollouts, seed = options.rollouts, options.seed + 1
+        rollouts = options.rollouts
+        seed = options.seed + 1
         sampling["reasoning_ends"] = config.prompt.reasoning_ends
-        verdicts = monte_carlo(sampler, problems, prompts, completions, steps, rollouts, seed, **sampling)
+        verdicts = monte_carlo(
+            sampler, problems, prompts, completions, steps, rollouts, seed, **sampling
+        )
         shares = [[sum(row) / len(row) for row in rows] for rows in verdicts]
-        labels = [[float(share > 0) for share in row] for row in shares] if options.hard else shares
+        labels = (
+            [[float(share > 0) for share in row] for row in shares] if options.hard else shares
+        )
         if exact is not None:
             agreement.add(verdicts, exact)
-    return [Labelled(q, tuple(t), tuple(y)) for (q, t), y in zip(solutions, labels, strict=True)]
+    return [
+        Labelled(q, tuple(t), tuple(y)) for (q, t), y in zip(solutions, labels, strict=True)
+    ]
 
 
 class Agreement:
-    """How often Monte-Carlo labels say what the oracle says, as their number grows: hard labels, and soft ones from
-    1/2 on; of all steps but the last of a solution, which has no continuation.
+    """How often Monte-Carlo labels say what the oracle says, as their number grows: hard
+    labels, and soft ones from 1/2 on; of all steps but the last of a solution, which has no
+    continuation.
     """
 
     def __init__(self, rollouts: int) -> None:
-        self.counts = {n: [0, 0] for n in (2**i for i in range(rollouts.bit_length())) if n <= rollouts}
+        self.counts = {
+            n: [0, 0] for n in (2**i for i in range(rollouts.bit_length())) if n <= rollouts
+        }
         self.steps = 0
 
-    def add(self, verdicts: Sequence[Sequence[Sequence[bool]]], exact: Sequence[Sequence[float]]) -> None:
+    def add(
+        self, verdicts: Sequence[Sequence[Sequence[bool]]], exact: Sequence[Sequence[float]]
+    ) -> None:
         """Verdicts on the continuations of each step of some solutions, and the truth."""
         for rows, truths in zip(verdicts, exact, strict=True):
             for row, truth in zip(rows[:-1], truths[:-1], strict=True):
@@ -170,25 +217,40 @@ class Agreement:
         ]
 
 
-# --- train -----------------------------------------------------------------------------------------------------------
+# --- train
+# ---------------------------------------------------------------------------------------------
 
 
 def train(argv: list[str]) -> int:
     config, flags = parse_arguments(settings.PRMConfig, argv, __doc__, RUN_FLAGS)
-    section, seed = config.prm, config.run.seed
+    section = config.prm
+    seed = config.run.seed
     if not section.train or not section.heldout:
-        raise ValueError("prm.train and prm.heldout must name files of labelled solutions: see nanomath prm label")
+        raise ValueError(
+            "prm.train and prm.heldout must name files of labelled solutions: see nanomath prm label"
+        )
     if not config.model.path:
-        raise ValueError("model.path is empty: a PRM is made of a language model, such as runs/tiny-sft")
+        raise ValueError(
+            "model.path is empty: a PRM is made of a language model, such as runs/tiny-sft"
+        )
     solutions = load_labelled(section.train, section.neutral)
     heldout = load_labelled(section.heldout, section.neutral, section.limit)
     weights = balancing_weights(solutions) if section.balance else (1.0, 1.0)
 
-    use = f"measure it: python -m nanomath prm eval RUN {section.heldout}", "use it: process.prm=RUN"
-    trainer = Trainer(config, "--resume" in flags, use, partial(build_prm, section.format), "heldout/auc")
-    prm = PRM(trainer.model, trainer.tokenizer, FORMATS[section.format](), section.token_budget)
+    use = (
+        f"measure it: python -m nanomath prm eval RUN {section.heldout}",
+        "use it: process.prm=RUN",
+    )
+    trainer = Trainer(
+        config, "--resume" in flags, use, partial(build_prm, section.format), "heldout/auc"
+    )
+    prm = PRM(
+        trainer.model, trainer.tokenizer, FORMATS[section.format](), section.token_budget
+    )
     check_lengths(prm, [*solutions, *heldout])
-    training = PRMStep(prm, trainer.optimizer, weights, section.head_steps, section.token_budget)
+    training = PRMStep(
+        prm, trainer.optimizer, weights, section.head_steps, section.token_budget
+    )
 
     def measure() -> Metrics:
         with whole(prm.model):  # no rank has as many passes to make as another
@@ -204,12 +266,18 @@ def train(argv: list[str]) -> int:
     return trainer.exit_code
 
 
-def build_prm(format: str, section: settings.Model, seed: int, path: str = "") -> tuple[Transformer, Tokenizer]:
-    """The PRM at `path` (default: the section's), or a new one made of the language model that is there."""
+def build_prm(
+    format: str, section: settings.Model, seed: int, path: str = ""
+) -> tuple[Transformer, Tokenizer]:
+    """The PRM at `path` (default: the section's), or a new one made of the language model that
+    is there.
+    """
     if is_prm(place := path or section.path):
         prm = load_prm(place, choose_device(section.device), getattr(torch, section.dtype))
         if not isinstance(prm.format, FORMATS[format]):
-            raise ValueError(f"{place} is a PRM of the format {type(prm.format).__name__}, not prm.format = {format!r}")
+            raise ValueError(
+                f"{place} is a PRM of the format {type(prm.format).__name__}, not prm.format = {format!r}"
+            )
     else:
         prm = new_prm(*build_model(section, seed, path), FORMATS[format](), seed)
     prm.model.gradient_checkpointing = section.gradient_checkpointing
@@ -217,7 +285,9 @@ def build_prm(format: str, section: settings.Model, seed: int, path: str = "") -
 
 
 def check_lengths(prm: PRM, solutions: Sequence[Labelled]) -> None:
-    """ValueError for the first solution that does not fit: better before the training than in it."""
+    """ValueError for the first solution that does not fit: better before the training than in
+    it.
+    """
     for s in solutions:
         try:
             prm.lay_out(0, s.question, s.steps)
@@ -225,15 +295,20 @@ def check_lengths(prm: PRM, solutions: Sequence[Labelled]) -> None:
             raise ValueError(f"{s.place}: {error}") from None
 
 
-# --- eval ------------------------------------------------------------------------------------------------------------
+# --- eval
+# ---------------------------------------------------------------------------------------------
 
 
 def evaluate(argv: list[str]) -> int:
     words = [word for word in argv if not word.startswith("-") and "=" not in word][:2]
     if not {"-h", "--help"} & set(argv) and len(words) < 2:
-        raise ValueError("prm eval needs a PRM and a file: python -m nanomath prm eval PRM DATA [key=value ...]")
+        raise ValueError(
+            "prm eval needs a PRM and a file: python -m nanomath prm eval PRM DATA [key=value ...]"
+        )
     rest = [word for word in argv if word not in words]
-    config, _ = parse_arguments(settings.PRMEvalConfig, [f"model.path={words[0]}", *rest] if words else rest, __doc__)
+    config, _ = parse_arguments(
+        settings.PRMEvalConfig, [f"model.path={words[0]}", *rest] if words else rest, __doc__
+    )
     if config.save and not Path(config.save).absolute().parent.is_dir():
         raise FileNotFoundError(f"save: there is no directory to write {config.save} to")
     solutions = load_labelled(words[1], config.neutral, config.limit)
@@ -244,7 +319,12 @@ def evaluate(argv: list[str]) -> int:
     if config.save:
         with open(config.save, "w", encoding="utf-8") as file:
             for s, row in zip(solutions, scores, strict=True):
-                line = {"question": s.question, "steps": s.steps, "labels": s.labels, "scores": row}
+                line = {
+                    "question": s.question,
+                    "steps": s.steps,
+                    "labels": s.labels,
+                    "scores": row,
+                }
                 file.write(json.dumps(line, ensure_ascii=False) + "\n")
     print(f"{words[0]} on {words[1]}: {len(solutions)} solutions")
     names = "auc", "accuracy", "calibration_error", "f1", "f1_wrong", "f1_right"
@@ -253,7 +333,12 @@ def evaluate(argv: list[str]) -> int:
     rows["random"] = score_shared(RandomScores(), solutions)
     for who, row in rows.items():
         found = measure_scores(solutions, row, config.threshold)
-        print(f"  {who:16}" + "".join(f"{found[name]:18.3f}" if name in found else f"{'-':>18}" for name in names))
+        print(
+            f"  {who:16}"
+            + "".join(
+                f"{found[name]:18.3f}" if name in found else f"{'-':>18}" for name in names
+            )
+        )
     print(f"  {found['steps']} labelled steps, {found['right']:.1%} of them right")
     return 0
 

@@ -1,9 +1,10 @@
 """From sequences of different lengths to the rectangles a model computes on, and back.
 
-An `Example` is a prompt and a response; only response tokens are trained on. `make_batch` lays sequences out in rows,
-either one a row (padded at the end) or several (packed: positions restart, documents do not see one another). Whatever
-the layout, the batch says where each response token is predicted, so that losses always see the same [S, R] matrices:
-S sequences, R response tokens. B rows, T columns, n response tokens in all.
+An `Example` is a prompt and a response; only response tokens are trained on. `make_batch` lays
+sequences out in rows, either one a row (padded at the end) or several (packed: positions
+restart, documents do not see one another). Whatever the layout, the batch says where each
+response token is predicted, so that losses always see the same [S, R] matrices: S sequences, R
+response tokens. B rows, T columns, n response tokens in all.
 """
 
 from __future__ import annotations
@@ -17,7 +18,9 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Example:
-    """Token ids of a prompt (at least one) and of the response that follows it (it ends with its eos, if it ended)."""
+    """Token ids of a prompt (at least one) and of the response that follows it (it ends with
+    its eos, if it ended).
+    """
 
     prompt: list[int]
     response: list[int]
@@ -32,7 +35,9 @@ class Batch:
 
     tokens: Tensor  # int64 [B, T]
     positions: Tensor  # int64 [B, T], from 0 in each sequence
-    documents: Tensor | None  # int64 [B, T], the sequence each token belongs to; None when rows hold one each
+    documents: (
+        Tensor | None
+    )  # int64 [B, T], the sequence each token belongs to; None when rows hold one each
     row: Tensor  # int64 [n]: the state at (row, column) predicts `target`,
     column: Tensor  # int64 [n]
     target: Tensor  # int64 [n]
@@ -43,7 +48,12 @@ class Batch:
     def to(self, device: torch.device | str) -> Batch:
         """The same batch on another device."""
         moved = {f.name: getattr(self, f.name) for f in fields(self)}
-        return Batch(**{name: None if value is None else value.to(device) for name, value in moved.items()})
+        return Batch(
+            **{
+                name: None if value is None else value.to(device)
+                for name, value in moved.items()
+            }
+        )
 
     def matrix(self, values: Tensor) -> Tensor:
         """Lay out values [n] of the response tokens as [S, R], zero where there is no token."""
@@ -52,23 +62,34 @@ class Batch:
 
 
 def make_batch(sequences: Sequence[Example], row_length: int = 0) -> Batch:
-    """Lay out sequences in rows: one a row, or packed into rows of at most `row_length` tokens when that is positive.
+    """Lay out sequences in rows: one a row, or packed into rows of at most `row_length` tokens
+    when that is positive.
 
-    ValueError when a prompt is empty (nothing would predict the first token) or a sequence is longer than a row.
+    ValueError when a prompt is empty (nothing would predict the first token) or a sequence is
+    longer than a row.
     """
     for number, sequence in enumerate(sequences):
         if not sequence.prompt:
-            raise ValueError(f"sequence {number} has an empty prompt: nothing predicts its first token")
-    rows = pack_rows([len(s) for s in sequences], row_length) if row_length else [[i] for i in range(len(sequences))]
+            raise ValueError(
+                f"sequence {number} has an empty prompt: nothing predicts its first token"
+            )
+    rows = (
+        pack_rows([len(s) for s in sequences], row_length)
+        if row_length
+        else [[i] for i in range(len(sequences))]
+    )
     width = max(sum(len(sequences[i]) for i in row) for row in rows)
     tokens = torch.zeros(len(rows), width, dtype=torch.int64)
     positions = torch.zeros_like(tokens)
     documents = torch.full_like(tokens, -1)
-    places: list[tuple[int, int, int, int]] = []  # row, column of the first prediction, sequence, response length
+    places: list[
+        tuple[int, int, int, int]
+    ] = []  # row, column of the first prediction, sequence, response length
     for r, row in enumerate(rows):
         start = 0
         for i in row:
-            sequence, stop = sequences[i], start + len(sequences[i])
+            sequence = sequences[i]
+            stop = start + len(sequences[i])
             tokens[r, start:stop] = torch.tensor(sequence.prompt + sequence.response)
             positions[r, start:stop] = torch.arange(stop - start)
             documents[r, start:stop] = i
@@ -88,7 +109,9 @@ def make_batch(sequences: Sequence[Example], row_length: int = 0) -> Batch:
     )
 
 
-def _predictions(places: list[tuple[int, int, int, int]]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _predictions(
+    places: list[tuple[int, int, int, int]],
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Row, column, sequence and offset of every response token's prediction, int64 [n] each."""
     row, first, sequence, length = torch.tensor(places).T
     offset = torch.cat([torch.arange(n) for n in length.tolist()])
@@ -97,7 +120,9 @@ def _predictions(places: list[tuple[int, int, int, int]]) -> tuple[Tensor, Tenso
 
 
 def pack_rows(lengths: Sequence[int], row_length: int) -> list[list[int]]:
-    """Put items into rows of at most `row_length` tokens, the longest first, each where it fits best."""
+    """Put items into rows of at most `row_length` tokens, the longest first, each where it
+    fits best.
+    """
     rows: list[tuple[int, list[int]]] = []  # room left, items
     for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
         if lengths[i] > row_length:
@@ -113,9 +138,11 @@ def pack_rows(lengths: Sequence[int], row_length: int) -> list[list[int]]:
 
 
 def micro_batches(lengths: Sequence[int], token_budget: int) -> list[list[int]]:
-    """Cut items into groups of at most `token_budget` tokens each *after padding*, alike lengths together.
+    """Cut items into groups of at most `token_budget` tokens each *after padding*, alike
+    lengths together.
 
-    A single item longer than the budget gets a group of its own. A budget of 0 puts everything in one group.
+    A single item longer than the budget gets a group of its own. A budget of 0 puts everything
+    in one group.
     """
     order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
     groups: list[list[int]] = []

@@ -10,9 +10,10 @@ from typing import Any
 class Problem:
     """A question with its gold answer.
 
-    `id` is unique within its problem set; `answer` is the gold answer as text, never empty; `solution` is a worked
-    solution where one is known (the world's have a blank line between steps); `metadata` is JSON-serialisable and
-    holds every other field of the record (difficulty, subject, language, what an oracle needs).
+    `id` is unique within its problem set; `answer` is the gold answer as text, never empty;
+    `solution` is a worked solution where one is known (the world's have a blank line between
+    steps); `metadata` is JSON-serialisable and holds every other field of the record
+    (difficulty, subject, language, what an oracle needs).
     """
 
     id: str

@@ -3,11 +3,12 @@
     load_problems("gsm8k/train.jsonl", Fields(remove=r"<<[^>]*>>"))
     load_problems("openai/gsm8k:main", split="test", limit=100)
 
-Files are .jsonl, .json, .csv, .tsv (each also .gz) and .parquet. The usual field names of public sets are known: GSM8K
-(Cobbe et al., arXiv 2110.14168), MATH-500 (2305.20050), SVAMP (2103.07191), MGSM (2210.03057, no header) and BIG-Bench
-Hard (2210.09261) load without a mapping, in small letters or capitals. A record without a question or a gold answer is
-an error and never skipped: a missing gold answer must not turn into a reward later on. Nor must one that no completion
-can match: a worked solution in which no final answer is marked.
+Files are .jsonl, .json, .csv, .tsv (each also .gz) and .parquet. The usual field names of
+public sets are known: GSM8K (Cobbe et al., arXiv 2110.14168), MATH-500 (2305.20050), SVAMP
+(2103.07191), MGSM (2210.03057, no header) and BIG-Bench Hard (2210.09261) load without a
+mapping, in small letters or capitals. A record without a question or a gold answer is an error
+and never skipped: a missing gold answer must not turn into a reward later on. Nor must one
+that no completion can match: a worked solution in which no final answer is marked.
 """
 
 from __future__ import annotations
@@ -31,7 +32,15 @@ from nanomath.data.problem import Problem
 
 Record = tuple[str, Any]  # where it stands, for errors, and what stands there
 
-QUESTION = (("question",), ("problem",), ("prompt",), ("Body", "Question"), ("Question",), ("input",), ("0",))
+QUESTION = (
+    ("question",),
+    ("problem",),
+    ("prompt",),
+    ("Body", "Question"),
+    ("Question",),
+    ("input",),
+    ("0",),
+)
 ANSWER = (("answer",), ("Answer",), ("target",), ("1",))
 SOLUTION = (("solution",),)
 ID = (("id",), ("ID",), ("unique_id",))
@@ -50,8 +59,9 @@ _ARITHMETIC = re.compile(r"=|\d\s*[-+*/×÷]\s*\d")
 
 @dataclass(frozen=True)
 class Fields:
-    """Which fields of a record are what. An empty name means the first usual one that the record has; a path such as
-    `reward_model.ground_truth` or `prompt.0.content` leads to a field of a field, or to an entry of a list.
+    """Which fields of a record are what. An empty name means the first usual one that the
+    record has; a path such as `reward_model.ground_truth` or `prompt.0.content` leads to a
+    field of a field, or to an entry of a list.
 
     question      one or more fields, joined with a space
     answer        the field that holds the gold answer
@@ -75,7 +85,9 @@ class Fields:
         try:
             re.compile(self.remove)
         except (re.error, OverflowError, RecursionError) as error:
-            raise ValueError(f"remove={self.remove!r:.60} is not a regular expression: {error}") from None
+            raise ValueError(
+                f"remove={self.remove!r:.60} is not a regular expression: {error}"
+            ) from None
 
 
 def load_problems(
@@ -89,24 +101,30 @@ def load_problems(
 ) -> list[Problem]:
     """The problems of a file, or of `split` of a hub dataset `org/name` or `org/name:config`.
 
-    The first `skip` rows are left out and at most `limit` read, 0 meaning all. `header` says whether the first line of
-    a .tsv or .csv names its columns; without it they are called "0", "1", ... FileNotFoundError if there is no such
-    file or dataset; ValueError, with the file and line, for a record that makes no Problem and for an id used twice;
-    ModuleNotFoundError if parquet is to be read without pyarrow.
+    The first `skip` rows are left out and at most `limit` read, 0 meaning all. `header` says
+    whether the first line of a .tsv or .csv names its columns; without it they are called "0",
+    "1", ... FileNotFoundError if there is no such file or dataset; ValueError, with the file
+    and line, for a record that makes no Problem and for an id used twice; ModuleNotFoundError
+    if parquet is to be read without pyarrow.
     """
     if skip < 0 or limit < 0:
         raise ValueError(f"skip and limit must be at least 0, got {skip} and {limit}")
     name, paths = _find(source, split)
-    problems, places = [], {}
+    problems = []
+    places = {}
     records = enumerate(record for path in paths for record in read_records(path, header))
     for row, (place, record) in islice(records, skip, skip + limit if limit else None):
         problem = _problem(record, place, f"{name}-{row}", fields or Fields())
         if problem.id in places:
-            raise ValueError(f"{place}: the id {problem.id!r:.60} is taken by {places[problem.id]}; ids must differ")
+            raise ValueError(
+                f"{place}: the id {problem.id!r:.60} is taken by {places[problem.id]}; ids must differ"
+            )
         places[problem.id] = place
         problems.append(problem)
     if not problems:
-        raise ValueError(f"{source}: no problems" + (f" after the first {skip}" if skip else ""))
+        raise ValueError(
+            f"{source}: no problems" + (f" after the first {skip}" if skip else "")
+        )
     return problems
 
 
@@ -116,13 +134,17 @@ def _find(source: str | Path, split: str) -> tuple[str, list[Path]]:
         return path.name.partition(".")[0], [path]
     match = re.fullmatch(r"([\w-][\w.-]*)/([\w.-]+)(?::([\w.-]+))?", str(source))
     if not match or re.search(r"\.(jsonl?|csv|tsv|parquet)(\.gz)?$", str(source)):
-        raise FileNotFoundError(f"problem set not found: {source} (expected a file, or org/name of a hub dataset)")
+        raise FileNotFoundError(
+            f"problem set not found: {source} (expected a file, or org/name of a hub dataset)"
+        )
     organisation, name, config = match.groups(default="")
     return f"{name}-{split}", _download(f"{organisation}/{name}", config, split)
 
 
 def _download(name: str, config: str, split: str) -> list[Path]:
-    """The files of one split of a hub dataset, downloaded or from the cache; HF_HUB_OFFLINE=1 asks the cache only."""
+    """The files of one split of a hub dataset, downloaded or from the cache; HF_HUB_OFFLINE=1
+    asks the cache only.
+    """
     from huggingface_hub import snapshot_download  # slow to import, and most sets are files
 
     patterns = [f"{config}/{split}*"] if config else [f"{split}*", f"*/{split}*"]
@@ -130,33 +152,51 @@ def _download(name: str, config: str, split: str) -> list[Path]:
         root = Path(snapshot_download(name, repo_type="dataset", allow_patterns=patterns))
     except OSError as error:
         reason = str(error).strip().partition("\n")[0]
-        raise FileNotFoundError(f"problem set not found: {name} is no file, and from the hub: {reason}") from None
-    file_name = re.compile(rf"{re.escape(split)}(-\d+-of-\d+[^.]*)?\.(jsonl|json|csv|tsv|parquet)(\.gz)?")
-    paths = sorted(path for path in (root / config).rglob(f"{split}*") if file_name.fullmatch(path.name))
+        raise FileNotFoundError(
+            f"problem set not found: {name} is no file, and from the hub: {reason}"
+        ) from None
+    file_name = re.compile(
+        rf"{re.escape(split)}(-\d+-of-\d+[^.]*)?\.(jsonl|json|csv|tsv|parquet)(\.gz)?"
+    )
+    paths = sorted(
+        path for path in (root / config).rglob(f"{split}*") if file_name.fullmatch(path.name)
+    )
     folders = sorted({str(path.parent.relative_to(root)) for path in paths})
     if not paths:
         config = f" of the config {config!r}" if config else ""
-        raise FileNotFoundError(f"{name}: no file of the split {split!r}{config} in the hub dataset")
+        raise FileNotFoundError(
+            f"{name}: no file of the split {split!r}{config} in the hub dataset"
+        )
     if len(folders) > 1:
-        raise ValueError(f"{name}: several configs; choose one, as {name}:{folders[0]}, of {', '.join(folders)}")
+        raise ValueError(
+            f"{name}: several configs; choose one, as {name}:{folders[0]}, of {', '.join(folders)}"
+        )
     return paths
 
 
-# --- records to problems ---------------------------------------------------------------------------------------------
+# --- records to problems
+# ---------------------------------------------------------------------------------------------
 
 
 def _problem(record: Any, place: str, row_id: str, fields: Fields) -> Problem:
     if not isinstance(record, dict):
-        raise ValueError(f"{place}: expected an object with named fields, got {type(record).__name__}")
+        raise ValueError(
+            f"{place}: expected an object with named fields, got {type(record).__name__}"
+        )
     question = _names(record, place, "question", fields.question, QUESTION)
     (answer,) = _names(record, place, "answer", (fields.answer,), ANSWER)
     solution = _names(record, place, "solution", (fields.solution,), SOLUTION, required=False)
     identity = _names(record, place, "id", (fields.id,), ID, required=False)
     named = (*question, answer, *solution, *identity)
-    text = {name: _text(_value(record, name), place, name, several=name == answer) for name in named}
+    text = {
+        name: _text(_value(record, name), place, name, several=name == answer)
+        for name in named
+    }
 
     worked, gold = _split_answer(text[answer], place, fields.answer_after)
-    worked = re.sub(fields.remove, "", " ".join(text[name] for name in solution) or worked).strip()
+    worked = re.sub(
+        fields.remove, "", " ".join(text[name] for name in solution) or worked
+    ).strip()
     asked = " ".join(filter(None, (text[name] for name in question)))
     if not asked or not gold:
         raise ValueError(f"{place}: the {'answer' if asked else 'question'} is empty")
@@ -166,8 +206,14 @@ def _problem(record: Any, place: str, row_id: str, fields: Fields) -> Problem:
             "name the field of the final answer, or in answer_after what stands before it"
         )
     identifier = "".join(text[name] for name in identity) or row_id
-    metadata = {name: None if value != value else value for name, value in record.items() if name not in text}
-    return Problem(id=identifier, question=asked, answer=gold, solution=worked or None, metadata=metadata)
+    metadata = {
+        name: None if value != value else value
+        for name, value in record.items()
+        if name not in text
+    }
+    return Problem(
+        id=identifier, question=asked, answer=gold, solution=worked or None, metadata=metadata
+    )
 
 
 def _names(
@@ -178,8 +224,8 @@ def _names(
     usual: tuple[tuple[str, ...], ...],
     required: bool = True,
 ) -> tuple[str, ...]:
-    """The fields that play a role: those given, all of which must be there, or the first usual ones that are, in any
-    case where none is written as usual.
+    """The fields that play a role: those given, all of which must be there, or the first usual
+    ones that are, in any case where none is written as usual.
     """
     if given := tuple(filter(None, given)):
         found = given if all(_value(record, name) is not ABSENT for name in given) else None
@@ -189,17 +235,25 @@ def _names(
         return found
     if not given and not required:
         return ()
-    expected = " + ".join(given) or ", ".join(" + ".join(names) for names in usual if not names[0].isdigit())
+    expected = " + ".join(given) or ", ".join(
+        " + ".join(names) for names in usual if not names[0].isdigit()
+    )
     present = ", ".join(map(_shown, record)) or "none"
-    raise ValueError(f"{place}: no {role} field (expected {expected}); the fields are: {present:.300}")
+    raise ValueError(
+        f"{place}: no {role} field (expected {expected}); the fields are: {present:.300}"
+    )
 
 
-def _first(record: dict[str, Any], options: Iterable[tuple[str, ...]]) -> tuple[str, ...] | None:
+def _first(
+    record: dict[str, Any], options: Iterable[tuple[str, ...]]
+) -> tuple[str, ...] | None:
     """The first of which the record has all names."""
     return next((names for names in options if all(name in record for name in names)), None)
 
 
-def _first_in_any_case(record: dict[str, Any], usual: Iterable[tuple[str, ...]]) -> tuple[str, ...] | None:
+def _first_in_any_case(
+    record: dict[str, Any], usual: Iterable[tuple[str, ...]]
+) -> tuple[str, ...] | None:
     """The same, in capitals or not; of Body + Question and question the one of more names."""
     written = {name.lower(): name for name in record}
     options = [tuple(written.get(name.lower(), name) for name in names) for names in usual]
@@ -223,8 +277,8 @@ def _value(record: dict[str, Any], name: str) -> Any:
 
 
 def _text(value: Any, place: str, name: str, several: bool = False) -> str:
-    """A field as text. Whole numbers lose their `.0`, as 51.0 in SVAMP; a list is what its only entry is, or `several`
-    with commas between them.
+    """A field as text. Whole numbers lose their `.0`, as 51.0 in SVAMP; a list is what its
+    only entry is, or `several` with commas between them.
     """
     if value is None or value != value:  # NaN is how tables say that there is nothing
         return ""
@@ -238,18 +292,35 @@ def _text(value: Any, place: str, name: str, several: bool = False) -> str:
         return str(value)
     if isinstance(value, list) and (several or len(value) < 2):
         return ", ".join(filter(None, (_text(entry, place, name) for entry in value)))
-    inside = next(iter(value), "") if isinstance(value, dict) else 0 if isinstance(value, list) else None
-    hint = "" if inside is None else f"; what is in it has a name such as {_shown(f'{name}.{inside}')}"
-    raise ValueError(f"{place}: field {name!r:.60}: expected text or a finite number, got {value!r:.60}{hint}")
+    inside = (
+        next(iter(value), "")
+        if isinstance(value, dict)
+        else 0
+        if isinstance(value, list)
+        else None
+    )
+    hint = (
+        ""
+        if inside is None
+        else f"; what is in it has a name such as {_shown(f'{name}.{inside}')}"
+    )
+    raise ValueError(
+        f"{place}: field {name!r:.60}: expected text or a finite number, got {value!r:.60}{hint}"
+    )
 
 
 def _cannot_be_matched(gold: str) -> bool:
-    """Whether an answer is a worked solution, many words with sentences or arithmetic, that marks no final answer."""
+    """Whether an answer is a worked solution, many words with sentences or arithmetic, that
+    marks no final answer.
+    """
     words = len(_WORD.findall(re.sub(r"\\[a-zA-Z]+", " ", gold)))
     if words < 8 or _MARKED.search(gold):
         return False
-    sentences, arithmetic = _SENTENCE_END.search(gold), _ARITHMETIC.search(gold)
-    return bool(sentences and arithmetic) or (words >= 20 and bool(sentences or re.search(r"\d", gold)))
+    sentences = _SENTENCE_END.search(gold)
+    arithmetic = _ARITHMETIC.search(gold)
+    return bool(sentences and arithmetic) or (
+        words >= 20 and bool(sentences or re.search(r"\d", gold))
+    )
 
 
 def _split_answer(text: str, place: str, marker: str | None) -> tuple[str, str]:
@@ -262,7 +333,8 @@ def _split_answer(text: str, place: str, marker: str | None) -> tuple[str, str]:
     return worked.strip(), gold.strip()
 
 
-# --- files to records ------------------------------------------------------------------------------------------------
+# --- files to records
+# ---------------------------------------------------------------------------------------------
 
 
 def read_records(path: Path, header: bool = True) -> Iterator[Record]:
@@ -276,7 +348,9 @@ def read_records(path: Path, header: bool = True) -> Iterator[Record]:
         return _table(path, "\t" if name.endswith(".tsv") else ",", header)
     if name.endswith(".parquet"):
         return _parquet(path)
-    raise ValueError(f"{path}: unknown format; expected .jsonl, .json, .csv, .tsv (each also .gz) or .parquet")
+    raise ValueError(
+        f"{path}: unknown format; expected .jsonl, .json, .csv, .tsv (each also .gz) or .parquet"
+    )
 
 
 def _decode(path: Path) -> str:
@@ -302,7 +376,9 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """ValueError where one of two fields of the same name would be lost."""
     found = dict(pairs)
     if len(found) < len(pairs):
-        raise ValueError(f"the field {_repeated([name for name, _ in pairs])!r:.60} is there twice")
+        raise ValueError(
+            f"the field {_repeated([name for name, _ in pairs])!r:.60} is there twice"
+        )
     return found
 
 
@@ -316,18 +392,25 @@ def _parse(text: str, path: Path, line: int = 0) -> Any:
     try:
         return json.loads(text, parse_float=_Number, object_pairs_hook=_object)
     except json.JSONDecodeError as error:
-        if not line and error.msg == "Extra data" and text.lstrip().startswith("{"):  # lines of JSON after all
+        if (
+            not line and error.msg == "Extra data" and text.lstrip().startswith("{")
+        ):  # lines of JSON after all
             return [record for _, record in _jsonl(path)]
-        raise ValueError(f"{path}:{line or error.lineno}: not valid JSON: {error.msg} (column {error.colno})") from None
+        raise ValueError(
+            f"{path}:{line or error.lineno}: not valid JSON: {error.msg} (column {error.colno})"
+        ) from None
     except (ValueError, RecursionError) as error:
         place = f"{path}:{line}" if line else path
-        reason = "JSON that is nested too deeply" if isinstance(error, RecursionError) else error
+        reason = (
+            "JSON that is nested too deeply" if isinstance(error, RecursionError) else error
+        )
         raise ValueError(f"{place}: {reason}") from None
 
 
 def _checked(record: Any, place: str) -> Any:
-    """The record itself. ValueError, with the field, for half a surrogate pair, which JSON can write and no text can be
-    made of, and for more levels than any of its readers would go down.
+    """The record itself. ValueError, with the field, for half a surrogate pair, which JSON can
+    write and no text can be made of, and for more levels than any of its readers would go
+    down.
     """
     for name, field in record.items() if isinstance(record, dict) else [("", record)]:
         left = [(0, name), (0, field)]
@@ -342,14 +425,17 @@ def _checked(record: Any, place: str) -> Any:
             if isinstance(value, dict):
                 left += [(depth + 1, entry) for entry in value.values()]
             if depth > DEEPEST:
-                raise ValueError(f"{place}: field {name!r:.60}: lists or objects in one another, more than {DEEPEST}")
+                raise ValueError(
+                    f"{place}: field {name!r:.60}: lists or objects in one another, more than {DEEPEST}"
+                )
     return record
 
 
 def _jsonl(path: Path) -> Iterator[Record]:
     for number, line in enumerate(_decode(path).split("\n"), start=1):
         if line.strip():
-            place, record = f"{path}:{number}", _parse(line, path, number)
+            place = f"{path}:{number}"
+            record = _parse(line, path, number)
             suspect = "\\ud" in line.lower() or line.count("[") + line.count("{") > DEEPEST
             yield place, _checked(record, place) if suspect else record
 
@@ -361,17 +447,33 @@ def _json(path: Path) -> Iterator[Record]:
         lists = [value for value in content.values() if isinstance(value, list)]
         content = content.get("examples", lists[0] if len(lists) == 1 else None)
     if not isinstance(content, list):
-        raise ValueError(f"{path}: expected a list of records, or an object with one list or a list called examples")
-    return ((place := f"{path}: row {row}", _checked(record, place)) for row, record in enumerate(content))
+        raise ValueError(
+            f"{path}: expected a list of records, or an object with one list or a list called examples"
+        )
+    return (
+        (place := f"{path}: row {row}", _checked(record, place))
+        for row, record in enumerate(content)
+    )
 
 
 def _table(path: Path, delimiter: str, header: bool) -> Iterator[Record]:
-    """Rows of a .csv, where quotes may enclose a cell, or of a .tsv, where a quote is a character as any other."""
+    """Rows of a .csv, where quotes may enclose a cell, or of a .tsv, where a quote is a
+    character as any other.
+    """
     quoting = csv.QUOTE_NONE if delimiter == "\t" else csv.QUOTE_MINIMAL
     csv.field_size_limit(2**31 - 1)  # of all readers: there is no limit of one
-    reader = csv.reader(io.StringIO(_decode(path), newline=""), delimiter=delimiter, quoting=quoting, strict=True)
+    reader = csv.reader(
+        io.StringIO(_decode(path), newline=""),
+        delimiter=delimiter,
+        quoting=quoting,
+        strict=True,
+    )
     try:
-        rows = ((reader.line_num, cells) for cells in reader if len(cells) > 1 or "".join(cells).strip())
+        rows = (
+            (reader.line_num, cells)
+            for cells in reader
+            if len(cells) > 1 or "".join(cells).strip()
+        )
         line, names = next(rows, (0, [])) if header else (0, None)
         names = names and [name.strip() for name in names]
         if (name := _repeated(list(filter(None, names or ())))) is not None:
@@ -379,7 +481,9 @@ def _table(path: Path, delimiter: str, header: bool) -> Iterator[Record]:
         for line, cells in rows:
             columns = names or [str(column) for column in range(len(cells))]
             if len(cells) != len(columns):
-                raise ValueError(f"{path}:{line}: expected {len(columns)} columns, got {len(cells)}")
+                raise ValueError(
+                    f"{path}:{line}: expected {len(columns)} columns, got {len(cells)}"
+                )
             yield f"{path}:{line}", dict(zip(columns, cells, strict=True))
     except csv.Error as error:
         raise ValueError(f"{path}:{reader.line_num}: {error}") from None
@@ -389,10 +493,14 @@ def _parquet(path: Path) -> Iterator[Record]:
     try:
         import pyarrow.parquet
     except ModuleNotFoundError:
-        raise ModuleNotFoundError(f"{path}: reading parquet needs pyarrow: pip install pyarrow") from None
+        raise ModuleNotFoundError(
+            f"{path}: reading parquet needs pyarrow: pip install pyarrow"
+        ) from None
     try:
         batches = pyarrow.parquet.ParquetFile(path).iter_batches()
-        records: Iterable[dict[str, Any]] = (record for batch in batches for record in batch.to_pylist())
+        records: Iterable[dict[str, Any]] = (
+            record for batch in batches for record in batch.to_pylist()
+        )
         for row, record in enumerate(records):
             yield f"{path}: row {row}", record
     except pyarrow.ArrowInvalid as error:

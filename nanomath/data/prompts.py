@@ -1,13 +1,16 @@
-r"""Prompts: how a Problem becomes the text that a model reads, and the text that it should write.
+r"""Prompts: how a Problem becomes the text that a model reads, and the text that it should
+write.
 
-A template is plain text in which `{question}`, `{answer}`, `{solution}` and `{KEY}`, for each metadata key of the
-problem, are replaced in one pass. Every other brace stands for itself, so that LaTeX needs no escapes: the template
-`\boxed{{answer}}` becomes `\boxed{18}`, and `{x \in S}`, `\boxed{}` and `\text{no}` stay. A word in braces that is no
-field, and no argument of a LaTeX command, is a mistake; `{{word}}` is the way to write `{word}`.
+A template is plain text in which `{question}`, `{answer}`, `{solution}` and `{KEY}`, for each
+metadata key of the problem, are replaced in one pass. Every other brace stands for itself, so
+that LaTeX needs no escapes: the template `\boxed{{answer}}` becomes `\boxed{18}`, and `{x \in
+S}`, `\boxed{}` and `\text{no}` stay. A word in braces that is no field, and no argument of a
+LaTeX command, is a mistake; `{{word}}` is the way to write `{word}`.
 
-In a chat (instruction-tuned models) the prompt is a system message, the few-shot examples as turns, and the question,
-all laid out by the tokenizer's own chat template. In plain text (base models) it is the same parts joined with blank
-lines, where an example is its prompt followed by its response, exactly as training concatenates the two.
+In a chat (instruction-tuned models) the prompt is a system message, the few-shot examples as
+turns, and the question, all laid out by the tokenizer's own chat template. In plain text (base
+models) it is the same parts joined with blank lines, where an example is its prompt followed
+by its response, exactly as training concatenates the two.
 """
 
 from __future__ import annotations
@@ -31,9 +34,9 @@ Message = dict[str, str]  # {"role": "system" | "user" | "assistant", "content":
 class PromptTemplate:
     """How problems are asked and answered.
 
-    `template` makes the question and `response` the answer to it, also in the `few_shot` examples: mappings with
-    `question` and whatever else the two templates name. ValueError if `template` does not ask the question or an
-    example lacks a field.
+    `template` makes the question and `response` the answer to it, also in the `few_shot`
+    examples: mappings with `question` and whatever else the two templates name. ValueError if
+    `template` does not ask the question or an example lacks a field.
     """
 
     template: str = "{question}"
@@ -44,15 +47,24 @@ class PromptTemplate:
 
     def __post_init__(self) -> None:
         if "{question}" not in self.template:
-            raise ValueError(f"the prompt template {self.template!r} must contain {{question}}")
+            raise ValueError(
+                f"the prompt template {self.template!r} must contain {{question}}"
+            )
         self.example_turns()
 
     def example_turns(self) -> list[tuple[str, str]]:
         """(question, response) of each few-shot example, as text."""
         turns = []
         for i, example in enumerate(self.few_shot):
-            question, answer = example.get("question", ""), example.get("answer", "")
-            problem = Problem(f"few_shot[{i}]", question, answer, example.get("solution"), metadata=dict(example))
+            question = example.get("question", "")
+            answer = example.get("answer", "")
+            problem = Problem(
+                f"few_shot[{i}]",
+                question,
+                answer,
+                example.get("solution"),
+                metadata=dict(example),
+            )
             turns.append((_fill(self.template, problem), _fill(self.response, problem)))
         return turns
 
@@ -64,35 +76,51 @@ def render_prompt(
 ) -> str:
     """The text that a model is given for a problem.
 
-    `apply_chat_template(messages, add_generation_prompt)` is the tokenizer's method; a chat needs it (ValueError).
+    `apply_chat_template(messages, add_generation_prompt)` is the tokenizer's method; a chat
+    needs it (ValueError).
     """
     question = _fill(template.template, problem)
     if not template.chat:
         examples = [asked + answered for asked, answered in template.example_turns()]
         return "\n\n".join([*filter(None, [template.system]), *examples, question])
     if apply_chat_template is None:
-        raise ValueError("a chat prompt needs the tokenizer's chat template; for a base model set chat=false")
+        raise ValueError(
+            "a chat prompt needs the tokenizer's chat template; for a base model set chat=false"
+        )
     messages = [{"role": "system", "content": template.system}] if template.system else []
     for asked, answered in template.example_turns():
-        messages += [{"role": "user", "content": asked}, {"role": "assistant", "content": answered}]
+        messages += [
+            {"role": "user", "content": asked},
+            {"role": "assistant", "content": answered},
+        ]
     return apply_chat_template([*messages, {"role": "user", "content": question}], True)
 
 
 def render_response(problem: Problem, template: PromptTemplate) -> str:
-    """The text that a model is trained to write for a problem; ValueError if the problem lacks what it is made of."""
+    """The text that a model is trained to write for a problem; ValueError if the problem lacks
+    what it is made of.
+    """
     return _fill(template.response, problem)
 
 
 def _fill(text: str, problem: Problem) -> str:
-    """`text` with the problem's fields put in for their names in braces. ValueError for a field that there is not."""
-    own = {"question": problem.question, "answer": problem.answer, "solution": problem.solution}
+    """`text` with the problem's fields put in for their names in braces. ValueError for a
+    field that there is not.
+    """
+    own = {
+        "question": problem.question,
+        "answer": problem.answer,
+        "solution": problem.solution,
+    }
     fields = {**problem.metadata, **own}
 
     def value(match: re.Match[str]) -> str:
         doubled, name = match.groups()
         if name in fields:
             if fields[name] is None or (name in own and not own[name]):
-                raise ValueError(f"problem {problem.id!r} has no {name}, which the template {text!r} needs")
+                raise ValueError(
+                    f"problem {problem.id!r} has no {name}, which the template {text!r} needs"
+                )
             return f"{{{fields[name]}}}" if doubled else str(fields[name])
         if not WORD.fullmatch(name):
             return match[0]

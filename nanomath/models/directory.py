@@ -20,10 +20,14 @@ HUB_ID = re.compile(r"\w[\w.-]*(/[\w.-]+)?")
 STEP_DIRECTORY = re.compile(r"step-(\d+)")
 
 
-def resolve_model_dir(path_or_hub_id: str | PathLike[str], files: tuple[str, ...] = MODEL_FILES) -> Path:
-    """The directory a model lies in: the one named, a run's newest complete checkpoint, or a copy from the hub.
+def resolve_model_dir(
+    path_or_hub_id: str | PathLike[str], files: tuple[str, ...] = MODEL_FILES
+) -> Path:
+    """The directory a model lies in: the one named, a run's newest complete checkpoint, or a
+    copy from the hub.
 
-    `files` are the patterns of what is fetched from the hub; without a network, what was fetched before is used.
+    `files` are the patterns of what is fetched from the hub; without a network, what was
+    fetched before is used.
     """
     path = Path(path_or_hub_id).expanduser()
     if path.is_dir():
@@ -34,36 +38,53 @@ def resolve_model_dir(path_or_hub_id: str | PathLike[str], files: tuple[str, ...
         raise FileNotFoundError(f"no such model directory: {path}")
     try:
         # "consolidated" files are a second copy of the weights, in their authors' own layout
-        copy = snapshot_download(str(path_or_hub_id), allow_patterns=list(files), ignore_patterns=["consolidated*"])
-    except Exception as error:  # the hub client raises its own kinds, the HTTP library's and the system's
+        copy = snapshot_download(
+            str(path_or_hub_id), allow_patterns=list(files), ignore_patterns=["consolidated*"]
+        )
+    except (
+        Exception
+    ) as error:  # the hub client raises its own kinds, the HTTP library's and the system's
         reason = str(error).strip().partition("\n")[0]
         kind = type(error).__name__
-        raise FileNotFoundError(f"{path} is no directory here, nor can the hub give it ({kind}: {reason})") from error
+        raise FileNotFoundError(
+            f"{path} is no directory here, nor can the hub give it ({kind}: {reason})"
+        ) from error
     return Path(copy)
 
 
 def _newest_checkpoint(path: Path) -> Path:
-    """The complete step-N of the highest N in a run directory or its checkpoints; any other directory as it is."""
+    """The complete step-N of the highest N in a run directory or its checkpoints; any other
+    directory as it is.
+    """
     checkpoints = path / "checkpoints" if (path / "checkpoints").is_dir() else path
-    steps = {int(match[1]): place for place in checkpoints.iterdir() if (match := STEP_DIRECTORY.fullmatch(place.name))}
+    steps = {
+        int(match[1]): place
+        for place in checkpoints.iterdir()
+        if (match := STEP_DIRECTORY.fullmatch(place.name))
+    }
     complete = [step for step in steps if (steps[step] / "config.json").is_file()]
     if complete:
         return steps[max(complete)]
     if steps or checkpoints != path:
-        raise FileNotFoundError(f"no complete checkpoint (a step-N directory with a config.json) in {checkpoints}")
+        raise FileNotFoundError(
+            f"no complete checkpoint (a step-N directory with a config.json) in {checkpoints}"
+        )
     return path
 
 
 @contextmanager
 def replace_directory(target: Path) -> Iterator[Path]:
-    """A scratch directory beside `target` that takes its place when the block ends, and vanishes when it fails.
+    """A scratch directory beside `target` that takes its place when the block ends, and
+    vanishes when it fails.
 
-    Its files are on the disk itself before it is renamed: a crash of the machine cannot leave empty ones. What
-    safetensors says of a disk that is full becomes an OSError.
+    Its files are on the disk itself before it is renamed: a crash of the machine cannot leave
+    empty ones. What safetensors says of a disk that is full becomes an OSError.
     """
     scratch = target.with_name(f".{target.name}.{os.getpid()}.new")
     former = target.with_name(f".{target.name}.{os.getpid()}.old")
-    shutil.rmtree(scratch, ignore_errors=True)  # left by a process that was killed and had the same number
+    shutil.rmtree(
+        scratch, ignore_errors=True
+    )  # left by a process that was killed and had the same number
     scratch.mkdir(parents=True)
     try:
         yield scratch
@@ -92,6 +113,8 @@ def _sync(path: Path) -> None:
 
 
 def remove_scratch(directory: Path) -> None:
-    """Delete what `replace_directory` left beside its targets in `directory` when its process was killed."""
+    """Delete what `replace_directory` left beside its targets in `directory` when its process
+    was killed.
+    """
     for path in (*directory.glob(".*.new"), *directory.glob(".*.old")):
         shutil.rmtree(path, ignore_errors=True)

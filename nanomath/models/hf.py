@@ -1,9 +1,11 @@
-"""Models in and out of the Hugging Face layout: config.json, safetensors (one file or several), tokenizer files.
+"""Models in and out of the Hugging Face layout: config.json, safetensors (one file or
+several), tokenizer files.
 
-Loading streams: the headers of the files are held against config.json, then the model is allocated once, empty, in its
-final place and dtype, and each stored tensor is copied into the rows it belongs to (q, k and v share one matrix here,
-gate and up another), so that no second copy of the weights ever exists. Saving is the same loop backwards,
-written beside the target and renamed. Only safetensors files are read: unpickling a .bin file would run whatever code
+Loading streams: the headers of the files are held against config.json, then the model is
+allocated once, empty, in its final place and dtype, and each stored tensor is copied into the
+rows it belongs to (q, k and v share one matrix here, gate and up another), so that no second
+copy of the weights ever exists. Saving is the same loop backwards, written beside the target
+and renamed. Only safetensors files are read: unpickling a .bin file would run whatever code
 its author put there.
 """
 
@@ -33,7 +35,8 @@ if TYPE_CHECKING:
 INDEX_FILE = "model.safetensors.index.json"
 MAX_SHARD_BYTES = 5_000_000_000
 LONGEST_NAME = 255  # bytes of a file's name, on any usual file system
-EMBEDDING, LM_HEAD = "model.embed_tokens.weight", "lm_head.weight"
+EMBEDDING = "model.embed_tokens.weight"
+LM_HEAD = "lm_head.weight"
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 STORED_DTYPES = ("F32", "BF16", "F16", "F64")
 
@@ -53,18 +56,22 @@ def load_model(
     dtype: torch.dtype | str = torch.float32,
     head: Callable[[ModelConfig], nn.Module] | None = None,
 ) -> Transformer:
-    """The model in a Hugging Face directory, under a hub id, or in a run directory (its newest checkpoint).
+    """The model in a Hugging Face directory, under a hub id, or in a run directory (its newest
+    checkpoint).
 
-    dtype may be a name, "bfloat16". head: makes the module that stands in place of the lm_head as `score`, as in
-    classifiers and reward models. As in transformers, a stored lm_head that differs from the embedding is kept whatever
-    config.json says of a tie. FileNotFoundError when a file is not there; ValueError when an architecture is not
-    supported, a file is damaged, or its tensors are not those of its config.json.
+    dtype may be a name, "bfloat16". head: makes the module that stands in place of the lm_head
+    as `score`, as in classifiers and reward models. As in transformers, a stored lm_head that
+    differs from the embedding is kept whatever config.json says of a tie. FileNotFoundError
+    when a file is not there; ValueError when an architecture is not supported, a file is
+    damaged, or its tensors are not those of its config.json.
     """
     dtype = _dtype(dtype)
     directory = resolve_model_dir(path_or_hub_id)
     config = _read_config(directory)
     headers = _read_headers(directory)
-    perhaps_tied = config.tie_embeddings and head is None and {EMBEDDING, LM_HEAD} <= headers.keys()
+    perhaps_tied = (
+        config.tie_embeddings and head is None and {EMBEDDING, LM_HEAD} <= headers.keys()
+    )
     with torch.device("meta"):
         model = Transformer(replace(config, tie_embeddings=False) if perhaps_tied else config)
         if head is not None:
@@ -93,7 +100,9 @@ def _tie(model: Transformer, config: ModelConfig) -> None:
 
 
 def replace_head(model: Transformer, head: nn.Module) -> None:
-    """Put `head` in place of the lm_head, as `model.score`: the model predicts no token any more."""
+    """Put `head` in place of the lm_head, as `model.score`: the model predicts no token any
+    more.
+    """
     del model.lm_head
     model.score = head
 
@@ -104,11 +113,12 @@ def save_model(
     directory: str | PathLike[str],
     dtype: torch.dtype | str | None = None,
 ) -> None:
-    """Write the model, and its tokenizer if one is given, as a Hugging Face directory that transformers can load.
+    """Write the model, and its tokenizer if one is given, as a Hugging Face directory that
+    transformers can load.
 
-    Everything is written beside `directory` and renamed at the end; a model that was there is replaced whole.
-    `dtype` defaults to the model's own, and then loading gives the same bits. FileExistsError when `directory` is
-    something other than a model.
+    Everything is written beside `directory` and renamed at the end; a model that was there is
+    replaced whole. `dtype` defaults to the model's own, and then loading gives the same bits.
+    FileExistsError when `directory` is something other than a model.
     """
     target = Path(directory).resolve()
     if target.exists() and not (target / "config.json").is_file() and any(target.iterdir()):
@@ -119,8 +129,15 @@ def save_model(
         if tokenizer is not None:
             tokenizer.save(scratch)
             names = tokenizer.token_ids()
-        config = {**model.config.to_hf(), **names, "torch_dtype": str(dtype).removeprefix("torch."), **model.hf_keys}
-        (scratch / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        config = {
+            **model.config.to_hf(),
+            **names,
+            "torch_dtype": str(dtype).removeprefix("torch."),
+            **model.hf_keys,
+        }
+        (scratch / "config.json").write_text(
+            json.dumps(config, indent=2) + "\n", encoding="utf-8"
+        )
         _write_weights(_hf_tensors(model), dtype, scratch)
 
 
@@ -154,9 +171,19 @@ def _weight_files(directory: Path) -> list[Path]:
         return [directory / "model.safetensors"]
     index = directory / INDEX_FILE
     if not index.is_file():
-        pickled = [file.name for pattern in ("*.bin", "*.pt", "*.pth") for file in sorted(directory.glob(pattern))]
-        hint = f" ({pickled[0]} is a pickle, which is never loaded: convert it to safetensors)" if pickled else ""
-        raise FileNotFoundError(f"no model.safetensors and no {INDEX_FILE} in {directory}{hint}")
+        pickled = [
+            file.name
+            for pattern in ("*.bin", "*.pt", "*.pth")
+            for file in sorted(directory.glob(pattern))
+        ]
+        hint = (
+            f" ({pickled[0]} is a pickle, which is never loaded: convert it to safetensors)"
+            if pickled
+            else ""
+        )
+        raise FileNotFoundError(
+            f"no model.safetensors and no {INDEX_FILE} in {directory}{hint}"
+        )
     files = [directory / name for name in sorted(_shard_names(index))]
     for file in files:
         if not file.is_file():
@@ -165,13 +192,21 @@ def _weight_files(directory: Path) -> list[Path]:
 
 
 def _shard_names(index: Path) -> set[str]:
-    """The files an index names. ValueError when one would lie elsewhere, or is no safetensors file."""
+    """The files an index names. ValueError when one would lie elsewhere, or is no safetensors
+    file.
+    """
     weight_map = read_json(index).get("weight_map", {})
     names = weight_map.values() if isinstance(weight_map, dict) else [weight_map]
     for name in names:
         beside = isinstance(name, str) and name.isprintable() and Path(name).name == name
-        if not beside or not name.endswith(".safetensors") or len(name.encode()) > LONGEST_NAME:
-            raise ValueError(f"{index}: weight_map has {name!r:.60}, which is no safetensors file beside it")
+        if (
+            not beside
+            or not name.endswith(".safetensors")
+            or len(name.encode()) > LONGEST_NAME
+        ):
+            raise ValueError(
+                f"{index}: weight_map has {name!r:.60}, which is no safetensors file beside it"
+            )
     return set(names)
 
 
@@ -181,31 +216,42 @@ def _open_safetensors(file: Path) -> Iterator[safe_open]:
         with safe_open(file, framework="pt") as stored:
             yield stored
     except SafetensorError as error:
-        raise ValueError(f"{file} is not a readable safetensors file: {one_line(error)}") from error
+        raise ValueError(
+            f"{file} is not a readable safetensors file: {one_line(error)}"
+        ) from error
 
 
 def _read_headers(directory: Path) -> dict[str, _Header]:
-    """What the files of `directory` say of each of their tensors; ValueError when two have the same name."""
+    """What the files of `directory` say of each of their tensors; ValueError when two have the
+    same name.
+    """
     headers: dict[str, _Header] = {}
     for file in _weight_files(directory):
         with _open_safetensors(file) as stored:
             for name in stored.keys():  # noqa: SIM118 (it is no dictionary)
                 if name in headers:
-                    raise ValueError(f"{file} holds {name:.100}, which is in {headers[name].file.name} as well")
+                    raise ValueError(
+                        f"{file} holds {name:.100}, which is in {headers[name].file.name} as well"
+                    )
                 tensor = stored.get_slice(name)
                 headers[name] = _Header(file, tuple(tensor.get_shape()), tensor.get_dtype())
     return headers
 
 
 def _hf_tensors(model: Transformer) -> dict[str, Tensor]:
-    """Views into the model's parameters under their Hugging Face names; writing to them writes to the model."""
+    """Views into the model's parameters under their Hugging Face names; writing to them writes
+    to the model.
+    """
     parameters = dict(model.named_parameters())
-    return {hf_name: parameters[name].data[start:stop] for hf_name, name, start, stop in model.hf_slices()}
+    return {
+        hf_name: parameters[name].data[start:stop]
+        for hf_name, name, start, stop in model.hf_slices()
+    }
 
 
 def _places(model: Transformer, headers: dict[str, _Header]) -> dict[str, Tensor]:
-    """`_hf_tensors` under the names of the files: where only an lm_head is stored of the two that are tied, it is the
-    embedding.
+    """`_hf_tensors` under the names of the files: where only an lm_head is stored of the two
+    that are tied, it is the embedding.
     """
     tensors = _hf_tensors(model)
     if model.config.tie_embeddings and EMBEDDING not in headers and LM_HEAD in headers:
@@ -214,27 +260,42 @@ def _places(model: Transformer, headers: dict[str, _Header]) -> dict[str, Tensor
 
 
 def _check_headers(
-    headers: dict[str, _Header], tensors: dict[str, Tensor], directory: Path, without_head: bool
+    headers: dict[str, _Header],
+    tensors: dict[str, Tensor],
+    directory: Path,
+    without_head: bool,
 ) -> None:
-    """ValueError for tensors that are missing or unknown, of another shape, or no floating-point numbers. Old files
-    also store the rotary frequencies; an lm_head that is not wanted may be there.
+    """ValueError for tensors that are missing or unknown, of another shape, or no
+    floating-point numbers. Old files also store the rotary frequencies; an lm_head that is not
+    wanted may be there.
     """
-    unknown = {name for name in headers.keys() - tensors.keys() if not name.endswith("rotary_emb.inv_freq")}
+    unknown = {
+        name
+        for name in headers.keys() - tensors.keys()
+        if not name.endswith("rotary_emb.inv_freq")
+    }
     if without_head:
         unknown.discard(LM_HEAD)
     for fault, names in (("lack", tensors.keys() - headers.keys()), ("hold unknown", unknown)):
         if names:
             first = ", ".join(sorted(names)[:3]) + (", ..." if len(names) > 3 else "")
-            hint = ": config.json says tie_word_embeddings = false" if names == {LM_HEAD} else ""
+            hint = (
+                ": config.json says tie_word_embeddings = false" if names == {LM_HEAD} else ""
+            )
             raise ValueError(
                 f"the safetensors files of {directory} {fault} {len(names)} tensors: {one_line(first)}{hint}"
             )
     for name, tensor in tensors.items():
-        header, expected = headers[name], tuple(tensor.shape)
+        header = headers[name]
+        expected = tuple(tensor.shape)
         if header.shape != expected:
-            raise ValueError(f"{header.file}: {name} has shape {header.shape}, config.json means {expected}")
+            raise ValueError(
+                f"{header.file}: {name} has shape {header.shape}, config.json means {expected}"
+            )
         if header.dtype not in STORED_DTYPES:
-            raise ValueError(f"{header.file}: {name} is stored as {header.dtype}, not as {', '.join(STORED_DTYPES)}")
+            raise ValueError(
+                f"{header.file}: {name} is stored as {header.dtype}, not as {', '.join(STORED_DTYPES)}"
+            )
 
 
 def _copy_weights(headers: dict[str, _Header], tensors: dict[str, Tensor]) -> None:
@@ -247,18 +308,34 @@ def _copy_weights(headers: dict[str, _Header], tensors: dict[str, Tensor]) -> No
 
 
 def _write_weights(tensors: dict[str, Tensor], dtype: torch.dtype, directory: Path) -> None:
-    """model.safetensors, or numbered files with an index when there are more than `MAX_SHARD_BYTES`."""
-    shards = _shards({name: tensor.numel() * dtype.itemsize for name, tensor in tensors.items()})
+    """model.safetensors, or numbered files with an index when there are more than
+    `MAX_SHARD_BYTES`.
+    """
+    shards = _shards(
+        {name: tensor.numel() * dtype.itemsize for name, tensor in tensors.items()}
+    )
     weight_map = {}
     for number, names in enumerate(shards, start=1):
-        file = "model.safetensors" if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+        file = (
+            "model.safetensors"
+            if len(shards) == 1
+            else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+        )
         weight_map |= dict.fromkeys(names, file)
-        save_file({name: tensors[name].to("cpu", dtype) for name in names}, directory / file, {"format": "pt"})
-        shutil.copymode(directory / "config.json", directory / file)  # safetensors makes it readable to its owner only
+        save_file(
+            {name: tensors[name].to("cpu", dtype) for name in names},
+            directory / file,
+            {"format": "pt"},
+        )
+        shutil.copymode(
+            directory / "config.json", directory / file
+        )  # safetensors makes it readable to its owner only
     if len(shards) > 1:
         size = sum(tensor.numel() for tensor in tensors.values()) * dtype.itemsize
         index = {"metadata": {"total_size": size}, "weight_map": weight_map}
-        (directory / INDEX_FILE).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+        (directory / INDEX_FILE).write_text(
+            json.dumps(index, indent=2) + "\n", encoding="utf-8"
+        )
 
 
 def _shards(sizes: dict[str, int]) -> list[list[str]]:

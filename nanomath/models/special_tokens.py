@@ -1,7 +1,9 @@
-"""The special and the added tokens of a tokenizer in the files around tokenizer.json, read as in transformers.
+"""The special and the added tokens of a tokenizer in the files around tokenizer.json, read as
+in transformers.
 
-tokenizer_config.json names the special tokens, and its `added_tokens_decoder` gives the added ones their ids. Where it
-has none, an older transformers wrote it, whose special_tokens_map.json and added_tokens.json said so.
+tokenizer_config.json names the special tokens, and its `added_tokens_decoder` gives the added
+ones their ids. Where it has none, an older transformers wrote it, whose
+special_tokens_map.json and added_tokens.json said so.
 """
 
 from __future__ import annotations
@@ -13,7 +15,15 @@ from typing import Any
 import tokenizers
 from tokenizers import AddedToken
 
-from nanomath.models.stored import LARGEST_COUNT, flag, naming, read_optional, table, text, whole
+from nanomath.models.stored import (
+    LARGEST_COUNT,
+    flag,
+    naming,
+    read_optional,
+    table,
+    text,
+    whole,
+)
 
 SPECIAL_TOKENS = ("bos_token", "eos_token", "pad_token", "unk_token")
 EXTRA_TOKENS = ("additional_special_tokens", "extra_special_tokens")
@@ -21,24 +31,33 @@ ADDED_TOKENS = "added_tokens_decoder"
 FLAGS = ("special", "lstrip", "rstrip", "single_word", "normalized")
 
 
-def special_tokens(backend: tokenizers.Tokenizer, directory: Path, config: dict[str, Any]) -> dict[str, str]:
-    """The special tokens by kind, after the backend has got all tokens that the files of `directory` add to it.
+def special_tokens(
+    backend: tokenizers.Tokenizer, directory: Path, config: dict[str, Any]
+) -> dict[str, str]:
+    """The special tokens by kind, after the backend has got all tokens that the files of
+    `directory` add to it.
 
-    config: its tokenizer_config.json. A pad_token or unk_token that is not in the vocabulary is left out. ValueError
-    when a bos_token or eos_token is not, or a token would get another id than the one stated.
+    config: its tokenizer_config.json. A pad_token or unk_token that is not in the vocabulary
+    is left out. ValueError when a bos_token or eos_token is not, or a token would get another
+    id than the one stated.
     """
     files = {directory / "tokenizer_config.json": config}
     if ADDED_TOKENS not in config:
         file = directory / "special_tokens_map.json"
         files[file] = read_optional(file)
-    named, extra = _named_tokens(files), _extra_tokens(files)
+    named = _named_tokens(files)
+    extra = _extra_tokens(files)
     texts = [token for token, _ in named.values()]
     if ADDED_TOKENS in config:
         _add_stated(backend, config[ADDED_TOKENS], texts, directory / "tokenizer_config.json")
     else:
         _add_old(backend, {*texts, *extra}, directory / "added_tokens.json")
     _make_special(backend, [*texts, *extra])
-    return {kind: token for kind, (token, file) in named.items() if _is_known(backend, kind, token, file)}
+    return {
+        kind: token
+        for kind, (token, file) in named.items()
+        if _is_known(backend, kind, token, file)
+    }
 
 
 def _token_text(token: Any, key: str) -> str:
@@ -47,7 +66,9 @@ def _token_text(token: Any, key: str) -> str:
 
 
 def _named_tokens(files: dict[Path, dict[str, Any]]) -> dict[str, tuple[str, Path]]:
-    """The text of each special token that has one, and the file it is from: the last that has the key."""
+    """The text of each special token that has one, and the file it is from: the last that has
+    the key.
+    """
     found: dict[str, tuple[str, Path]] = {}
     for file, settings in files.items():
         for kind in SPECIAL_TOKENS:
@@ -74,15 +95,23 @@ def _extra_tokens(files: dict[Path, dict[str, Any]]) -> list[str]:
 
 
 def _is_known(backend: tokenizers.Tokenizer, kind: str, token: str, file: Path) -> bool:
-    """Whether a special token is in the vocabulary. ValueError, with its file, for one that texts begin or end with."""
+    """Whether a special token is in the vocabulary. ValueError, with its file, for one that
+    texts begin or end with.
+    """
     known = backend.token_to_id(token) is not None
     if not known and kind in ("bos_token", "eos_token"):
-        raise ValueError(f"{file}: {kind} is {token!r:.60}, which is not in the tokenizer's vocabulary")
+        raise ValueError(
+            f"{file}: {kind} is {token!r:.60}, which is not in the tokenizer's vocabulary"
+        )
     return known
 
 
-def _add_stated(backend: tokenizers.Tokenizer, stored: Any, named: list[str], file: Path) -> None:
-    """Add the tokens of an added_tokens_decoder, or give those that are there the flags it states."""
+def _add_stated(
+    backend: tokenizers.Tokenizer, stored: Any, named: list[str], file: Path
+) -> None:
+    """Add the tokens of an added_tokens_decoder, or give those that are there the flags it
+    states.
+    """
     same = {repr(token) for token in backend.get_added_tokens_decoder().values()}
     with naming(file):
         stated = _stated_tokens(stored)
@@ -97,8 +126,14 @@ def _add_old(backend: tokenizers.Tokenizer, special: set[str], file: Path) -> No
     """Add the tokens of an added_tokens.json; those that are there keep their flags."""
     present = {token.content for token in backend.get_added_tokens_decoder().values()}
     with naming(file):
-        ids = {token: whole(id, f"{token!r:.60}", 0, LARGEST_COUNT) for token, id in read_optional(file).items()}
-        flags = {token: {"special": token in special, "normalized": token not in special} for token in ids}
+        ids = {
+            token: whole(id, f"{token!r:.60}", 0, LARGEST_COUNT)
+            for token, id in read_optional(file).items()
+        }
+        flags = {
+            token: {"special": token in special, "normalized": token not in special}
+            for token in ids
+        }
         stated = [(id, AddedToken(token, **flags[token])) for token, id in ids.items()]
         _add(backend, [(id, token) for id, token in stated if token.content not in present])
         _check_ids(backend, stated)
@@ -113,20 +148,28 @@ def _check_ids(backend: tokenizers.Tokenizer, stated: list[tuple[int, AddedToken
     """ValueError when a token has another id than the one stated."""
     for id, token in stated:
         if (given := backend.token_to_id(token.content)) != id:
-            raise ValueError(f"the token {token.content!r:.60} has id {id} here, but {given} after tokenizer.json")
+            raise ValueError(
+                f"the token {token.content!r:.60} has id {id} here, but {given} after tokenizer.json"
+            )
 
 
 def _make_special(backend: tokenizers.Tokenizer, tokens: list[str]) -> None:
-    """Make special those of the vocabulary that are no added tokens yet. A name alone adds none: it would get an id
-    that the model was not trained on.
+    """Make special those of the vocabulary that are no added tokens yet. A name alone adds
+    none: it would get an id that the model was not trained on.
     """
     added = {token.content for token in backend.get_added_tokens_decoder().values()}
-    plain = [token for token in tokens if token not in added and backend.token_to_id(token) is not None]
+    plain = [
+        token
+        for token in tokens
+        if token not in added and backend.token_to_id(token) is not None
+    ]
     backend.add_tokens([AddedToken(token, special=True) for token in plain])
 
 
 def _stated_tokens(stored: Any) -> list[tuple[int, AddedToken]]:
-    """The ids and tokens of an added_tokens_decoder, {"260": {"content": "<think>", "special": false, ...}}."""
+    """The ids and tokens of an added_tokens_decoder, {"260": {"content": "<think>", "special":
+    false, ...}}.
+    """
     stated = []
     for id, token in table(stored, ADDED_TOKENS).items():
         key = f"{ADDED_TOKENS}[{id!r:.20}]"
@@ -134,5 +177,7 @@ def _stated_tokens(stored: Any) -> list[tuple[int, AddedToken]]:
             raise ValueError(f"{key}: an id must be a whole number")
         token = table(token, key)
         flags = {name: flag(token[name], f"{key}.{name}") for name in FLAGS if name in token}
-        stated.append((int(id), AddedToken(text(token.get("content"), f"{key}.content"), **flags)))
+        stated.append(
+            (int(id), AddedToken(text(token.get("content"), f"{key}.content"), **flags))
+        )
     return stated

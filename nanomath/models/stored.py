@@ -1,7 +1,9 @@
-"""What stands in the JSON files of a model's directory: read as what it says, or refused in one line.
+"""What stands in the JSON files of a model's directory: read as what it says, or refused in
+one line.
 
-Someone else's tool wrote the files, or an editor, or half a download. A value is taken where it can mean one thing only
-(2048.0 is 2048); text in place of a number, or a key that is there twice, is refused and never guessed at.
+Someone else's tool wrote the files, or an editor, or half a download. A value is taken where
+it can mean one thing only (2048.0 is 2048); text in place of a number, or a key that is there
+twice, is refused and never guessed at.
 """
 
 from __future__ import annotations
@@ -26,15 +28,21 @@ def read_text(file: Path) -> str:
 
 
 def read_json(file: Path) -> dict[str, Any]:
-    """The object in a JSON file; ValueError names the file when it is not one, or holds what no text can."""
-    text = read_text(file).removeprefix("\ufeff")  # some editors of Windows write a byte order mark
+    """The object in a JSON file; ValueError names the file when it is not one, or holds what
+    no text can.
+    """
+    text = read_text(file).removeprefix(
+        "\ufeff"
+    )  # some editors of Windows write a byte order mark
     try:
         content = json.loads(text, object_pairs_hook=_object)
         json.dumps(content, ensure_ascii=False).encode()
     except RecursionError:
         raise ValueError(f"{file} is JSON that is nested too deeply") from None
     except UnicodeEncodeError:
-        raise ValueError(f"{file} holds half a surrogate pair, which is no character") from None
+        raise ValueError(
+            f"{file} holds half a surrogate pair, which is no character"
+        ) from None
     except ValueError as error:
         raise ValueError(f"{file} is not valid JSON: {one_line(error)}") from error
     if not isinstance(content, dict):
@@ -72,24 +80,36 @@ def naming(file: Path) -> Iterator[None]:
 
 
 def whole(value: Any, key: str, least: int = 1, most: int = LARGEST_SIZE) -> int:
-    """The whole number that is stored under `key`. ValueError when it is none, or not between `least` and `most`."""
+    """The whole number that is stored under `key`. ValueError when it is none, or not between
+    `least` and `most`.
+    """
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
-        raise ValueError(f"{key} = {value!r:.60} must be a whole number from {least} to {most}")
+        raise ValueError(
+            f"{key} = {value!r:.60} must be a whole number from {least} to {most}"
+        )
     return value
 
 
 def number(value: Any, key: str) -> float:
-    """The positive number that is stored under `key`. ValueError when it is none, or beyond float32."""
+    """The positive number that is stored under `key`. ValueError when it is none, or beyond
+    float32.
+    """
     least, most = NUMBERS
-    if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= most:
+    if (
+        isinstance(value, bool)
+        or not isinstance(value, int | float)
+        or not least <= value <= most
+    ):
         raise ValueError(f"{key} = {value!r:.60} must be a number from {least:g} to {most:g}")
     return float(value)
 
 
 def flag(value: Any, key: str) -> bool:
-    """The truth value that is stored under `key`. ValueError when it is another kind of value, 0 and 1 too."""
+    """The truth value that is stored under `key`. ValueError when it is another kind of value,
+    0 and 1 too.
+    """
     if not isinstance(value, bool):
         raise ValueError(f"{key} = {value!r:.60} must be true or false")
     return value
@@ -103,7 +123,9 @@ def text(value: Any, key: str) -> str:
 
 
 def table(value: Any, key: str) -> dict[str, Any]:
-    """The object that is stored under `key`, empty for null. ValueError when it is another kind of value."""
+    """The object that is stored under `key`, empty for null. ValueError when it is another
+    kind of value.
+    """
     if not isinstance(value, dict | None):
         raise ValueError(f"{key} = {value!r:.60} must be an object")
     return value or {}

@@ -1,12 +1,15 @@
-"""Text to token ids and back, and chats to prompts, for any model with a fast Hugging Face tokenizer.
+"""Text to token ids and back, and chats to prompts, for any model with a fast Hugging Face
+tokenizer.
 
-The byte-pair arithmetic is the `tokenizers` library's own; what is added is what a trainer needs of the files around
-tokenizer.json: the special tokens, every id that ends a completion, and the chat template. What stands around plain
-text is tokenizer.json's alone: `add_bos_token` and `add_eos_token` of tokenizer_config.json change nothing beside it,
-in transformers neither.
+The byte-pair arithmetic is the `tokenizers` library's own; what is added is what a trainer
+needs of the files around tokenizer.json: the special tokens, every id that ends a completion,
+and the chat template. What stands around plain text is tokenizer.json's alone: `add_bos_token`
+and `add_eos_token` of tokenizer_config.json change nothing beside it, in transformers neither.
 
-A chat template is Jinja that came with somebody's weights, so it runs in jinja2's sandbox, in the dialect transformers
-defines (https://huggingface.co/docs/transformers/chat_templating_writing), and renders the same text as there.
+A chat template is Jinja that came with somebody's weights, so it runs in jinja2's sandbox, in
+the dialect transformers defines
+(https://huggingface.co/docs/transformers/chat_templating_writing), and renders the same text
+as there.
 """
 
 from __future__ import annotations
@@ -27,15 +30,24 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from nanomath.models.directory import TOKENIZER_FILES, resolve_model_dir
 from nanomath.models.special_tokens import SPECIAL_TOKENS, special_tokens
-from nanomath.models.stored import LARGEST_COUNT, naming, one_line, read_optional, read_text, text, whole
+from nanomath.models.stored import (
+    LARGEST_COUNT,
+    naming,
+    one_line,
+    read_optional,
+    read_text,
+    text,
+    whole,
+)
 
 
 class Tokenizer:
-    """A tokenizer with its special tokens and its chat template, or several of them under names.
+    """A tokenizer with its special tokens and its chat template, or several of them under
+    names.
 
-    `backend` is a `tokenizers.Tokenizer`; the special tokens are given as text, ValueError when its vocabulary lacks
-    one. `eos_ids` are all ids that end a completion, that of `eos_token` first: an instruction-tuned model often has
-    several.
+    `backend` is a `tokenizers.Tokenizer`; the special tokens are given as text, ValueError
+    when its vocabulary lacks one. `eos_ids` are all ids that end a completion, that of
+    `eos_token` first: an instruction-tuned model often has several.
     """
 
     def __init__(
@@ -48,44 +60,61 @@ class Tokenizer:
         pad_token: str | None = None,
         unk_token: str | None = None,
     ) -> None:
-        # Files saved in the middle of a training job can carry its truncation, which would silently cut prompts.
+        # Files saved in the middle of a training job can carry its truncation, which would
+        # silently cut prompts.
         backend.no_truncation()
         backend.no_padding()
         self.backend = backend
         self.chat_template = chat_template
-        given = dict(zip(SPECIAL_TOKENS, (bos_token, eos_token, pad_token, unk_token), strict=True))
-        self.special_tokens = {kind: token for kind, token in given.items() if token is not None}
+        given = dict(
+            zip(SPECIAL_TOKENS, (bos_token, eos_token, pad_token, unk_token), strict=True)
+        )
+        self.special_tokens = {
+            kind: token for kind, token in given.items() if token is not None
+        }
         for kind, token in self.special_tokens.items():
             if backend.token_to_id(token) is None:
-                raise ValueError(f"{kind} is {token!r}, which is not in the tokenizer's vocabulary")
+                raise ValueError(
+                    f"{kind} is {token!r}, which is not in the tokenizer's vocabulary"
+                )
         own = () if eos_token is None else (backend.token_to_id(eos_token),)
         self.eos_ids: tuple[int, ...] = tuple(dict.fromkeys((*own, *eos_ids)))
 
     def encode(self, text: str, add_special_tokens: bool = False) -> list[int]:
         """Token ids of `text`. A special token written out in the text becomes its id.
 
-        Nothing is added by default, because a chat template writes its own beginning; `add_special_tokens=True` adds
-        what the tokenizer puts around plain text (the beginning-of-sequence token of Llama, nothing for Qwen).
+        Nothing is added by default, because a chat template writes its own beginning;
+        `add_special_tokens=True` adds what the tokenizer puts around plain text (the
+        beginning-of-sequence token of Llama, nothing for Qwen).
         """
         return self.backend.encode(text, add_special_tokens=add_special_tokens).ids
 
     def decode(self, ids: Sequence[int], skip_special: bool = True) -> str:
-        """The text of `ids`, special tokens left out unless asked for. Bytes that are not UTF-8 become U+FFFD."""
+        """The text of `ids`, special tokens left out unless asked for. Bytes that are not
+        UTF-8 become U+FFFD.
+        """
         return self.backend.decode(ids, skip_special_tokens=skip_special)
 
     def offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
-        """`encode(text)`, and for each token the characters [start, end) of `text` it stands for."""
+        """`encode(text)`, and for each token the characters [start, end) of `text` it stands
+        for.
+        """
         encoding = self.backend.encode(text, add_special_tokens=False)
         return encoding.ids, encoding.offsets
 
     def apply_chat_template(
-        self, messages: Sequence[dict[str, Any]], add_generation_prompt: bool = True, **extra: Any
+        self,
+        messages: Sequence[dict[str, Any]],
+        add_generation_prompt: bool = True,
+        **extra: Any,
     ) -> str:
-        """The prompt text of `messages`, each {"role": ..., "content": ...}, in the model's own chat format.
+        """The prompt text of `messages`, each {"role": ..., "content": ...}, in the model's
+        own chat format.
 
-        `add_generation_prompt` opens the assistant's turn; `extra` is passed to the template (`tools=[...]`,
-        `enable_thinking=False`). Of several templates `tool_use` is the one for tools, `default` that for all else.
-        ValueError when there is no template or the template refuses the messages.
+        `add_generation_prompt` opens the assistant's turn; `extra` is passed to the template
+        (`tools=[...]`, `enable_thinking=False`). Of several templates `tool_use` is the one
+        for tools, `default` that for all else. ValueError when there is no template or the
+        template refuses the messages.
         """
         template = self._template(extra.get("tools") is not None)
         names = {"tools": None, "documents": None, **self.special_tokens, **extra}
@@ -95,25 +124,35 @@ class Tokenizer:
             )
         except Exception as error:  # a template is foreign code: whatever it raises is a refusal of these messages
             reason = " ".join(str(error).split())
-            raise ValueError(f"the chat template failed on these messages: {reason}") from error
+            raise ValueError(
+                f"the chat template failed on these messages: {reason}"
+            ) from error
 
     def _template(self, with_tools: bool) -> str:
         """The chat template for messages with or without tools."""
         if self.chat_template is None:
-            raise ValueError("the tokenizer has no chat template: chat=false in the config uses plain prompts")
+            raise ValueError(
+                "the tokenizer has no chat template: chat=false in the config uses plain prompts"
+            )
         if isinstance(self.chat_template, str):
             return self.chat_template
         name = "tool_use" if with_tools and "tool_use" in self.chat_template else "default"
         if name not in self.chat_template:
             given = ", ".join(map(repr, sorted(self.chat_template)))
-            raise ValueError(f"the tokenizer has no chat template of the name 'default', but {one_line(given)}")
+            raise ValueError(
+                f"the tokenizer has no chat template of the name 'default', but {one_line(given)}"
+            )
         return self.chat_template[name]
 
     @property
     def eos_id(self) -> int:
-        """The id that ends a text of the training data; `eos_ids` has all that end a completion."""
+        """The id that ends a text of the training data; `eos_ids` has all that end a
+        completion.
+        """
         if not self.eos_ids:
-            raise ValueError("the tokenizer has no end-of-sequence token: set eos_token in tokenizer_config.json")
+            raise ValueError(
+                "the tokenizer has no end-of-sequence token: set eos_token in tokenizer_config.json"
+            )
         return self.eos_ids[0]
 
     @property
@@ -123,28 +162,41 @@ class Tokenizer:
 
     @property
     def vocab_size(self) -> int:
-        """Number of tokens, added tokens included. The model may have more rows than this (padding)."""
+        """Number of tokens, added tokens included. The model may have more rows than this
+        (padding).
+        """
         return self.backend.get_vocab_size(with_added_tokens=True)
 
     def save(self, directory: str | PathLike[str]) -> None:
-        """Write tokenizer.json, tokenizer_config.json and generation_config.json, which transformers reads as well."""
+        """Write tokenizer.json, tokenizer_config.json and generation_config.json, which
+        transformers reads as well.
+        """
         target = Path(directory)
         target.mkdir(parents=True, exist_ok=True)
         self.backend.save(str(target / "tokenizer.json"), pretty=False)
-        config = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
+        config = {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "clean_up_tokenization_spaces": False,
+        }
         config |= self.special_tokens
         if isinstance(self.chat_template, str):
             config["chat_template"] = self.chat_template
         elif self.chat_template is not None:
             named = self.chat_template.items()
-            config["chat_template"] = [{"name": name, "template": template} for name, template in named]
+            config["chat_template"] = [
+                {"name": name, "template": template} for name, template in named
+            ]
         _write_json(target / "tokenizer_config.json", config)
         _write_json(target / "generation_config.json", self.token_ids())
 
     def token_ids(self) -> dict[str, int | list[int] | None]:
         """The ids that generation needs, under the names of a Hugging Face config."""
         eos = self.eos_ids[0] if len(self.eos_ids) == 1 else list(self.eos_ids) or None
-        return {"bos_token_id": self.bos_id, "eos_token_id": eos, "pad_token_id": self._special_id("pad_token")}
+        return {
+            "bos_token_id": self.bos_id,
+            "eos_token_id": eos,
+            "pad_token_id": self._special_id("pad_token"),
+        }
 
     def _special_id(self, kind: str) -> int | None:
         token = self.special_tokens.get(kind)
@@ -152,25 +204,35 @@ class Tokenizer:
 
 
 def load_tokenizer(path_or_hub_id: str | PathLike[str]) -> Tokenizer:
-    """The tokenizer of a Hugging Face directory, a hub id, or a run directory (its newest checkpoint).
+    """The tokenizer of a Hugging Face directory, a hub id, or a run directory (its newest
+    checkpoint).
 
-    A pad_token or unk_token that is not in the vocabulary is left out. FileNotFoundError without a tokenizer.json,
-    ValueError for a file that cannot be read, or that tokenizer.json contradicts.
+    A pad_token or unk_token that is not in the vocabulary is left out. FileNotFoundError
+    without a tokenizer.json, ValueError for a file that cannot be read, or that tokenizer.json
+    contradicts.
     """
     directory = resolve_model_dir(path_or_hub_id, TOKENIZER_FILES)
     file = directory / "tokenizer.json"
     if not file.is_file():
-        raise FileNotFoundError(f"no tokenizer.json in {directory}: nanomath reads fast tokenizers only")
+        raise FileNotFoundError(
+            f"no tokenizer.json in {directory}: nanomath reads fast tokenizers only"
+        )
     try:
         backend = tokenizers.Tokenizer.from_file(str(file))
-        backend.encode("")  # only now a post-processor notices that it lacks a token it is to add
+        backend.encode(
+            ""
+        )  # only now a post-processor notices that it lacks a token it is to add
     except (KeyboardInterrupt, SystemExit):
         raise
-    except BaseException as error:  # the library raises a bare Exception, or panics with what is not even that
+    except (
+        BaseException
+    ) as error:  # the library raises a bare Exception, or panics with what is not even that
         raise ValueError(f"{file} is not a readable tokenizer: {one_line(error)}") from error
     config = read_optional(directory / "tokenizer_config.json")
     special = special_tokens(backend, directory, config)
-    return Tokenizer(backend, _chat_template(directory, config), _stored_eos_ids(directory), **special)
+    return Tokenizer(
+        backend, _chat_template(directory, config), _stored_eos_ids(directory), **special
+    )
 
 
 def _write_json(file: Path, content: dict[str, Any]) -> None:
@@ -178,10 +240,15 @@ def _write_json(file: Path, content: dict[str, Any]) -> None:
 
 
 def _chat_template(directory: Path, config: dict[str, Any]) -> str | dict[str, str] | None:
-    """Files of templates go before tokenizer_config.json. Several have names, alone it is `default`."""
+    """Files of templates go before tokenizer_config.json. Several have names, alone it is
+    `default`.
+    """
     main = directory / "chat_template.jinja"
     named = {"default": main} if main.is_file() else {}
-    named |= {file.stem: file for file in sorted((directory / "additional_chat_templates").glob("*.jinja"))}
+    named |= {
+        file.stem: file
+        for file in sorted((directory / "additional_chat_templates").glob("*.jinja"))
+    }
     if named:
         templates = {name: read_text(file) for name, file in named.items()}
     else:
@@ -191,21 +258,28 @@ def _chat_template(directory: Path, config: dict[str, Any]) -> str | dict[str, s
 
 
 def _stored_templates(stored: Any) -> dict[str, str]:
-    """The templates in tokenizer_config.json under their names, of which a single one has none."""
+    """The templates in tokenizer_config.json under their names, of which a single one has
+    none.
+    """
     if stored is None:
         return {}
     if not isinstance(stored, list):
         return {"default": text(stored, "chat_template")}
     if not all(isinstance(entry, dict) for entry in stored):
-        raise ValueError(f"chat_template = {stored!r:.60} must be text, or a list of objects with name and template")
+        raise ValueError(
+            f"chat_template = {stored!r:.60} must be text, or a list of objects with name and template"
+        )
     names = [text(entry.get("name"), "chat_template.name") for entry in stored]
     return {
-        name: text(entry.get("template"), "chat_template.template") for name, entry in zip(names, stored, strict=True)
+        name: text(entry.get("template"), "chat_template.template")
+        for name, entry in zip(names, stored, strict=True)
     }
 
 
 def _stored_eos_ids(directory: Path) -> list[int]:
-    """The ids that end a completion: generation_config.json knows more than config.json, which may be older."""
+    """The ids that end a completion: generation_config.json knows more than config.json, which
+    may be older.
+    """
     for name in ("generation_config.json", "config.json"):
         stored = read_optional(directory / name).get("eos_token_id")
         if stored is not None:
@@ -216,7 +290,9 @@ def _stored_eos_ids(directory: Path) -> list[int]:
 
 
 class _GenerationBlock(Extension):
-    """{% generation %}...{% endgeneration %} marks the assistant's words in some templates; it renders its body."""
+    """{% generation %}...{% endgeneration %} marks the assistant's words in some templates; it
+    renders its body.
+    """
 
     tags = {"generation"}
 
@@ -228,7 +304,9 @@ class _GenerationBlock(Extension):
 
 @cache
 def _compile(chat_template: str) -> jinja2.Template:
-    """The template, compiled in the environment that transformers promises to template authors."""
+    """The template, compiled in the environment that transformers promises to template
+    authors.
+    """
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationBlock, loopcontrols]
     )
@@ -245,8 +323,16 @@ def _tojson(
     separators: tuple[str, str] | None = None,
     sort_keys: bool = False,
 ) -> str:
-    """JSON as models saw it in training; jinja2's own filter escapes for HTML and sorts the keys."""
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+    """JSON as models saw it in training; jinja2's own filter escapes for HTML and sorts the
+    keys.
+    """
+    return json.dumps(
+        value,
+        ensure_ascii=ensure_ascii,
+        indent=indent,
+        separators=separators,
+        sort_keys=sort_keys,
+    )
 
 
 def _raise_exception(message: str) -> NoReturn:

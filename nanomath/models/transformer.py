@@ -1,14 +1,17 @@
-"""One readable decoder-only transformer for Llama 1-3.x, Mistral, Qwen2/2.5 and Qwen3 checkpoints.
+"""One readable decoder-only transformer for Llama 1-3.x, Mistral, Qwen2/2.5 and Qwen3
+checkpoints.
 
-Each layer is  x += Attention(RMSNorm(x));  x += SwiGLU(RMSNorm(x)),  with rotary positions (arXiv 2104.09864),
-grouped-query attention (arXiv 2305.13245) and SwiGLU (arXiv 2002.05202). What differs between the families is five
-fields of `ModelConfig`: a bias on q, k, v (Qwen2), RMSNorm on the heads of q and k (Qwen3), a sliding window (Mistral),
-tied embeddings, and the scaling of the rotary frequencies (Llama 3).
+Each layer is  x += Attention(RMSNorm(x));  x += SwiGLU(RMSNorm(x)),  with rotary positions
+(arXiv 2104.09864), grouped-query attention (arXiv 2305.13245) and SwiGLU (arXiv 2002.05202).
+What differs between the families is five fields of `ModelConfig`: a bias on q, k, v (Qwen2),
+RMSNorm on the heads of q and k (Qwen3), a sliding window (Mistral), tied embeddings, and the
+scaling of the rotary frequencies (Llama 3).
 
-The transformer knows nothing of packing or padding: it is given `attend(layer, q, k, v)`, which is `causal_attention`
-for plain training and `document_attention(...)` for packed rows. The sampler has its own form of the same arithmetic,
-nanomath/rollout/decoder.py; with `exact = True` the two agree to the last bit. Shapes: B sequences, T tokens, D width,
-V vocabulary, H query heads, K key/value heads, E head dimension.
+The transformer knows nothing of packing or padding: it is given `attend(layer, q, k, v)`,
+which is `causal_attention` for plain training and `document_attention(...)` for packed rows.
+The sampler has its own form of the same arithmetic, nanomath/rollout/decoder.py; with `exact =
+True` the two agree to the last bit. Shapes: B sequences, T tokens, D width, V vocabulary, H
+query heads, K key/value heads, E head dimension.
 """
 
 from __future__ import annotations
@@ -31,13 +34,28 @@ from kernels.rope_write import apply_rope
 from kernels.swiglu import swiglu, swiglu_reference
 from nanomath.models.stored import LARGEST_COUNT, LARGEST_SIZE, flag, number, table, whole
 
-Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]  # layer, q [B,H,T,E], k and v [B,K,T,E] -> [B,H,T,E]
+Attend = Callable[
+    [int, Tensor, Tensor, Tensor], Tensor
+]  # layer, q [B,H,T,E], k and v [B,K,T,E] -> [B,H,T,E]
 
 FAMILIES = {  # each with what a config.json leaves out where it is the same as in transformers' own
     "llama": {"max_position_embeddings": 2048},
-    "mistral": {"max_position_embeddings": 131072, "num_key_value_heads": 8, "sliding_window": 4096},
-    "qwen2": {"max_position_embeddings": 32768, "num_key_value_heads": 32, "sliding_window": 4096},
-    "qwen3": {"max_position_embeddings": 32768, "num_key_value_heads": 32, "sliding_window": 4096, "head_dim": 128},
+    "mistral": {
+        "max_position_embeddings": 131072,
+        "num_key_value_heads": 8,
+        "sliding_window": 4096,
+    },
+    "qwen2": {
+        "max_position_embeddings": 32768,
+        "num_key_value_heads": 32,
+        "sliding_window": 4096,
+    },
+    "qwen3": {
+        "max_position_embeddings": 32768,
+        "num_key_value_heads": 32,
+        "sliding_window": 4096,
+        "head_dim": 128,
+    },
 }
 MOST_LAYERS = 1024  # a model of a million layers takes hours to be built before its files can contradict it
 ROPE_SCALINGS = {  # each with the settings it needs, and what reads them
@@ -54,7 +72,9 @@ ROPE_SCALINGS = {  # each with the settings it needs, and what reads them
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """The shape of a model; `from_hf` and `to_hf` translate the names of a Hugging Face config.json."""
+    """The shape of a model; `from_hf` and `to_hf` translate the names of a Hugging Face
+    config.json.
+    """
 
     vocab_size: int
     hidden_size: int
@@ -67,7 +87,9 @@ class ModelConfig:
     model_type: str = "llama"
     norm_eps: float = 1e-5
     rope_theta: float = 10000.0
-    rope_scaling: dict[str, Any] | None = None  # {"rope_type": "linear" | "llama3", "factor": ..., ...}
+    rope_scaling: dict[str, Any] | None = (
+        None  # {"rope_type": "linear" | "llama3", "factor": ..., ...}
+    )
     tie_embeddings: bool = True
     qkv_bias: bool = False
     qk_norm: bool = False
@@ -75,20 +97,29 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         if self.num_heads % self.num_kv_heads:
-            raise ValueError(f"{self.num_heads} query heads cannot share {self.num_kv_heads} key/value heads evenly")
+            raise ValueError(
+                f"{self.num_heads} query heads cannot share {self.num_kv_heads} key/value heads evenly"
+            )
         if self.head_dim % 2:
-            raise ValueError(f"head_dim is {self.head_dim}: rotary positions need an even head dimension")
+            raise ValueError(
+                f"head_dim is {self.head_dim}: rotary positions need an even head dimension"
+            )
         if self.num_heads * self.head_dim > LARGEST_SIZE:
-            raise ValueError(f"{self.num_heads} heads of {self.head_dim} are more than {LARGEST_SIZE} rows")
+            raise ValueError(
+                f"{self.num_heads} heads of {self.head_dim} are more than {LARGEST_SIZE} rows"
+            )
 
     @classmethod
     def from_hf(cls, hf: dict[str, Any]) -> ModelConfig:
-        """Read a config.json. ValueError names what is not implemented, rather than computing something else, and the
-        key of a value that is none; KeyError, with the key, where there is no value.
+        """Read a config.json. ValueError names what is not implemented, rather than computing
+        something else, and the key of a value that is none; KeyError, with the key, where
+        there is no value.
         """
         family = hf.get("model_type")
         if not isinstance(family, str) or family not in FAMILIES:
-            raise ValueError(f"unsupported model_type {family!r:.60}: nanomath has {', '.join(FAMILIES)}")
+            raise ValueError(
+                f"unsupported model_type {family!r:.60}: nanomath has {', '.join(FAMILIES)}"
+            )
         hf = {**FAMILIES[family], **hf}
         _refuse_unsupported(hf, family)
         rope_theta, rope_scaling = _rope(hf)
@@ -101,14 +132,20 @@ class ModelConfig:
             hidden_size=width,
             num_layers=layers,
             num_heads=heads,
-            num_kv_heads=whole(_given(hf, "num_key_value_heads", heads), "num_key_value_heads"),
+            num_kv_heads=whole(
+                _given(hf, "num_key_value_heads", heads), "num_key_value_heads"
+            ),
             head_dim=whole(_given(hf, "head_dim", width / heads), "head_dim"),
             intermediate_size=whole(hf["intermediate_size"], "intermediate_size"),
-            max_positions=whole(hf["max_position_embeddings"], "max_position_embeddings", most=LARGEST_COUNT),
+            max_positions=whole(
+                hf["max_position_embeddings"], "max_position_embeddings", most=LARGEST_COUNT
+            ),
             norm_eps=number(_given(hf, "rms_norm_eps", 1e-6), "rms_norm_eps"),
             rope_theta=rope_theta,
             rope_scaling=rope_scaling,
-            tie_embeddings=flag(_given(hf, "tie_word_embeddings", False), "tie_word_embeddings"),
+            tie_embeddings=flag(
+                _given(hf, "tie_word_embeddings", False), "tie_word_embeddings"
+            ),
             qkv_bias=family == "qwen2",
             qk_norm=family == "qwen3",
             sliding_window=_sliding_window(hf, family, layers),
@@ -116,7 +153,12 @@ class ModelConfig:
 
     def to_hf(self) -> dict[str, Any]:
         """The config.json that transformers (4 and 5) reads back as this model."""
-        architecture = {"llama": "Llama", "mistral": "Mistral", "qwen2": "Qwen2", "qwen3": "Qwen3"}[self.model_type]
+        architecture = {
+            "llama": "Llama",
+            "mistral": "Mistral",
+            "qwen2": "Qwen2",
+            "qwen3": "Qwen3",
+        }[self.model_type]
         hf: dict[str, Any] = {
             "architectures": [f"{architecture}ForCausalLM"],
             "model_type": self.model_type,
@@ -152,19 +194,29 @@ def _given(hf: dict[str, Any], key: str, default: Any) -> Any:
 
 def _rope_table(hf: dict[str, Any]) -> dict[str, Any]:
     """The settings of the rotary positions, under the new or the old name."""
-    return table(hf.get("rope_parameters"), "rope_parameters") or table(hf.get("rope_scaling"), "rope_scaling")
+    return table(hf.get("rope_parameters"), "rope_parameters") or table(
+        hf.get("rope_scaling"), "rope_scaling"
+    )
 
 
 def _refuse_unsupported(hf: dict[str, Any], family: str) -> None:
     """ValueError for a config.json that asks for arithmetic this file does not have."""
     hf = {**_rope_table(hf), **hf}
-    wanted = {"hidden_act": ("silu", None), "mlp_bias": (False, None), "partial_rotary_factor": (1.0, None)}
+    wanted = {
+        "hidden_act": ("silu", None),
+        "mlp_bias": (False, None),
+        "partial_rotary_factor": (1.0, None),
+    }
     wanted["attention_bias"] = (True, False, None) if family == "qwen2" else (False, None)
     for key, accepted in wanted.items():
         if hf.get(key) not in accepted:
-            raise ValueError(f"unsupported {key} = {hf[key]!r:.60}: nanomath has {accepted[0]!r} for {family}")
+            raise ValueError(
+                f"unsupported {key} = {hf[key]!r:.60}: nanomath has {accepted[0]!r} for {family}"
+            )
     if hf.get("quantization_config"):
-        raise ValueError("unsupported quantization_config: nanomath reads float32, bfloat16 and float16 weights")
+        raise ValueError(
+            "unsupported quantization_config: nanomath reads float32, bfloat16 and float16 weights"
+        )
 
 
 def _rope(hf: dict[str, Any]) -> tuple[float, dict[str, Any] | None]:
@@ -172,33 +224,55 @@ def _rope(hf: dict[str, Any]) -> tuple[float, dict[str, Any] | None]:
     rope = _rope_table(hf)
     kind = _given(rope, "rope_type", _given(rope, "type", "default"))
     if not isinstance(kind, str) or kind not in ROPE_SCALINGS:
-        raise ValueError(f"unsupported RoPE scaling {kind!r:.60}: nanomath has {', '.join(ROPE_SCALINGS)}")
+        raise ValueError(
+            f"unsupported RoPE scaling {kind!r:.60}: nanomath has {', '.join(ROPE_SCALINGS)}"
+        )
     if lacking := [key for key in ROPE_SCALINGS[kind] if key not in rope]:
         raise ValueError(f"RoPE scaling {kind!r} lacks {', '.join(lacking)}")
     if nested := [key for key, value in rope.items() if isinstance(value, dict)]:
-        raise ValueError(f"unsupported RoPE settings for {nested[0]!r:.60} alone: nanomath has one kind in a model")
+        raise ValueError(
+            f"unsupported RoPE settings for {nested[0]!r:.60} alone: nanomath has one kind in a model"
+        )
     theta = number(_given(rope, "rope_theta", _given(hf, "rope_theta", 10000.0)), "rope_theta")
     if kind == "default":
         return theta, None
     scaling = {key: read(rope[key], key) for key, read in ROPE_SCALINGS[kind].items()}
     if kind == "llama3" and scaling["low_freq_factor"] >= scaling["high_freq_factor"]:
-        low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
-        raise ValueError(f"low_freq_factor = {low} must be less than high_freq_factor = {high}")
+        low = scaling["low_freq_factor"]
+        high = scaling["high_freq_factor"]
+        raise ValueError(
+            f"low_freq_factor = {low} must be less than high_freq_factor = {high}"
+        )
     return theta, {"rope_type": kind, **scaling}
 
 
 def _sliding_window(hf: dict[str, Any], family: str, layers: int) -> int | None:
-    """The window of all layers. Qwen has one only where it is switched on, from layer `max_window_layers` upwards."""
+    """The window of all layers. Qwen has one only where it is switched on, from layer
+    `max_window_layers` upwards.
+    """
     full = layers
     if family == "mistral":
         full = 0
-    elif family.startswith("qwen") and flag(_given(hf, "use_sliding_window", False), "use_sliding_window"):
-        full = whole(_given(hf, "max_window_layers", 28), "max_window_layers", least=0, most=LARGEST_COUNT)
+    elif family.startswith("qwen") and flag(
+        _given(hf, "use_sliding_window", False), "use_sliding_window"
+    ):
+        full = whole(
+            _given(hf, "max_window_layers", 28),
+            "max_window_layers",
+            least=0,
+            most=LARGEST_COUNT,
+        )
     kinds = {"full_attention"} if full else set()
     kinds |= {"sliding_attention"} if full < layers else set()
     if (types := hf.get("layer_types")) is not None:
-        if not isinstance(types, list) or len(types) != layers or not all(isinstance(kind, str) for kind in types):
-            raise ValueError(f"layer_types = {types!r:.60} must name the kind of each of the {layers} layers")
+        if (
+            not isinstance(types, list)
+            or len(types) != layers
+            or not all(isinstance(kind, str) for kind in types)
+        ):
+            raise ValueError(
+                f"layer_types = {types!r:.60} must name the kind of each of the {layers} layers"
+            )
         kinds = set(types)
     if kinds not in ({"full_attention"}, {"sliding_attention"}):
         raise ValueError(
@@ -213,18 +287,22 @@ def _sliding_window(hf: dict[str, Any], family: str, layers: int) -> int | None:
 def rope_frequencies(config: ModelConfig) -> Tensor:
     """Rotary frequencies theta^(-2i/E), float32 [E/2], scaled as `config.rope_scaling` says.
 
-    `linear` divides all of them by `factor` (positions are interpolated). `llama3` leaves wavelengths shorter than
-    original/high_freq_factor alone, divides those longer than original/low_freq_factor, and blends between
-    (Llama 3.1's public reference code).
+    `linear` divides all of them by `factor` (positions are interpolated). `llama3` leaves
+    wavelengths shorter than original/high_freq_factor alone, divides those longer than
+    original/low_freq_factor, and blends between (Llama 3.1's public reference code).
     """
-    exponent = torch.arange(0, config.head_dim, 2, dtype=torch.float32, device="cpu") / config.head_dim
+    exponent = (
+        torch.arange(0, config.head_dim, 2, dtype=torch.float32, device="cpu")
+        / config.head_dim
+    )
     frequencies = 1.0 / config.rope_theta**exponent
     scaling = config.rope_scaling
     if scaling is None:
         return frequencies
     if scaling["rope_type"] == "linear":
         return frequencies / scaling["factor"]
-    low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
+    low = scaling["low_freq_factor"]
+    high = scaling["high_freq_factor"]
     wavelengths = 2 * math.pi / frequencies
     turns = (
         scaling["original_max_position_embeddings"] / wavelengths
@@ -234,15 +312,18 @@ def rope_frequencies(config: ModelConfig) -> Tensor:
 
 
 def causal_attention(window: int | None = None, exact: bool = False) -> Attend:
-    """Every token sees itself and what came before (at most `window` tokens). Right for rows padded at the end. With
-    `exact` the result for a token depends on that token and those it sees alone, bit for bit.
+    """Every token sees itself and what came before (at most `window` tokens). Right for rows
+    padded at the end. With `exact` the result for a token depends on that token and those it
+    sees alone, bit for bit.
     """
     attention = exact_attention if exact else library_attention
     return lambda layer, q, k, v: attention(q, k, v, window)
 
 
 def document_attention(documents: Tensor, window: int | None = None) -> Attend:
-    """Tokens see earlier tokens of their own document only. documents [B, T] numbers the documents of packed rows."""
+    """Tokens see earlier tokens of their own document only. documents [B, T] numbers the
+    documents of packed rows.
+    """
     place = torch.arange(documents.shape[1], device=documents.device)
     same = documents[:, None, :, None] == documents[:, None, None, :]
     mask = same & window_mask(place[:, None], place[None, :], window)
@@ -254,7 +335,9 @@ def document_attention(documents: Tensor, window: int | None = None) -> Attend:
 
 
 class RMSNorm(nn.Module):
-    """y = w * x / sqrt(mean(x^2) + eps), the mean taken in float32 (arXiv 1910.07467). `exact` as in `Linear`."""
+    """y = w * x / sqrt(mean(x^2) + eps), the mean taken in float32 (arXiv 1910.07467). `exact`
+    as in `Linear`.
+    """
 
     exact = False
 
@@ -277,29 +360,48 @@ class RMSNorm(nn.Module):
 
 
 class Linear(nn.Linear):
-    """y = x W^T + b. With `exact` a row of y is a function of that row of x alone, bit for bit."""
+    """y = x W^T + b. With `exact` a row of y is a function of that row of x alone, bit for
+    bit.
+    """
 
     exact = False
 
     def forward(self, x: Tensor) -> Tensor:
-        return invariant_linear(x, self.weight, self.bias) if self.exact else super().forward(x)
+        return (
+            invariant_linear(x, self.weight, self.bias) if self.exact else super().forward(x)
+        )
 
 
 class Attention(nn.Module):
-    """Grouped-query attention; q, k and v come from one matrix, so that decoding makes one call instead of three."""
+    """Grouped-query attention; q, k and v come from one matrix, so that decoding makes one
+    call instead of three.
+    """
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.split = [config.num_heads * config.head_dim] + [config.num_kv_heads * config.head_dim] * 2
+        self.split = [config.num_heads * config.head_dim] + [
+            config.num_kv_heads * config.head_dim
+        ] * 2
         self.head_dim = config.head_dim
         self.qkv_proj = Linear(config.hidden_size, sum(self.split), bias=config.qkv_bias)
         self.o_proj = Linear(self.split[0], config.hidden_size, bias=False)
-        self.q_norm = RMSNorm(config.head_dim, config.norm_eps) if config.qk_norm else nn.Identity()
-        self.k_norm = RMSNorm(config.head_dim, config.norm_eps) if config.qk_norm else nn.Identity()
+        self.q_norm = (
+            RMSNorm(config.head_dim, config.norm_eps) if config.qk_norm else nn.Identity()
+        )
+        self.k_norm = (
+            RMSNorm(config.head_dim, config.norm_eps) if config.qk_norm else nn.Identity()
+        )
 
-    def forward(self, x: Tensor, rope: tuple[Tensor, Tensor], attend: Attend, layer: int) -> Tensor:
-        heads = [part.unflatten(-1, (-1, self.head_dim)) for part in self.qkv_proj(x).split(self.split, dim=-1)]
-        q, k, v = self.q_norm(heads[0]).transpose(1, 2), self.k_norm(heads[1]).transpose(1, 2), heads[2].transpose(1, 2)
+    def forward(
+        self, x: Tensor, rope: tuple[Tensor, Tensor], attend: Attend, layer: int
+    ) -> Tensor:
+        heads = [
+            part.unflatten(-1, (-1, self.head_dim))
+            for part in self.qkv_proj(x).split(self.split, dim=-1)
+        ]
+        q = self.q_norm(heads[0]).transpose(1, 2)
+        k = self.k_norm(heads[1]).transpose(1, 2)
+        v = heads[2].transpose(1, 2)
         out = attend(layer, apply_rope(q, *rope), apply_rope(k, *rope), v)
         return self.o_proj(out.transpose(1, 2).flatten(2))
 
@@ -311,7 +413,9 @@ class SwiGLU(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.gate_up_proj = Linear(config.hidden_size, 2 * config.intermediate_size, bias=False)
+        self.gate_up_proj = Linear(
+            config.hidden_size, 2 * config.intermediate_size, bias=False
+        )
         self.down_proj = Linear(config.intermediate_size, config.hidden_size, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -339,28 +443,36 @@ class Layer(nn.Module):
 
 
 class Transformer(nn.Module):
-    """tokens [B, T] -> logits [B, T, V]. Parameter names follow Hugging Face, but for the fused qkv and gate_up."""
+    """tokens [B, T] -> logits [B, T, V]. Parameter names follow Hugging Face, but for the
+    fused qkv and gate_up.
+    """
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
         self.gradient_checkpointing = False
-        self.hf_keys: dict[str, Any] = {}  # what config.json says beyond the family, of a model with another head
+        self.hf_keys: dict[
+            str, Any
+        ] = {}  # what config.json says beyond the family, of a model with another head
         self._exact = False
         self.model = nn.Module()
         self.model.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
-        self.model.layers = nn.ModuleList(Layer(config, index) for index in range(config.num_layers))
+        self.model.layers = nn.ModuleList(
+            Layer(config, index) for index in range(config.num_layers)
+        )
         self.model.norm = RMSNorm(config.hidden_size, config.norm_eps)
         self.lm_head = Linear(config.hidden_size, config.vocab_size, bias=False)
         if config.tie_embeddings:
             self.lm_head.weight = self.model.embed_tokens.weight
-        # Not a buffer: .to(bfloat16) must not round the frequencies, nor may an empty allocation lose them.
+        # Not a buffer: .to(bfloat16) must not round the frequencies, nor may an empty
+        # allocation lose them.
         self.frequencies = rope_frequencies(config)
 
     @property
     def exact(self) -> bool:
-        """Whether the logits after a token depend, bit for bit, on that token and those before it alone: not on the
-        batch, its padding or the number of threads. Packed rows (`document_attention`) are not that exact.
+        """Whether the logits after a token depend, bit for bit, on that token and those before
+        it alone: not on the batch, its padding or the number of threads. Packed rows
+        (`document_attention`) are not that exact.
         """
         return self._exact
 
@@ -392,8 +504,8 @@ class Transformer(nn.Module):
     ) -> Tensor:
         """The last layer's normalised states [B, T, D].
 
-        positions [B, T] or [T] default to 0..T-1; attend defaults to causal attention; embedding_noise [B, T, D] is
-        added to the embeddings (NEFTune).
+        positions [B, T] or [T] default to 0..T-1; attend defaults to causal attention;
+        embedding_noise [B, T, D] is added to the embeddings (NEFTune).
         """
         if positions is None:
             positions = torch.arange(tokens.shape[1], device=tokens.device)
@@ -414,7 +526,9 @@ class Transformer(nn.Module):
         return self.lm_head(hidden).float()
 
     def rope(self, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """cos and sin [B or 1, 1, T, E] of positions [B, T] or [T]; angles are computed in float32."""
+        """cos and sin [B or 1, 1, T, E] of positions [B, T] or [T]; angles are computed in
+        float32.
+        """
         if self.frequencies.device != positions.device:
             self.frequencies = self.frequencies.to(positions.device)
         angles = positions.float()[..., None] * self.frequencies
@@ -424,8 +538,9 @@ class Transformer(nn.Module):
 
     @torch.no_grad()
     def init_weights(self, seed: int) -> Transformer:
-        """Fresh weights: N(0, 2/(5 D)) (arXiv 1910.05895), and 1/sqrt(2 L) of that std where a block writes to the
-        residual (GPT-2). At D = 768 this is the usual 0.02; a model of D = 128 learns twice as fast as with 0.02.
+        """Fresh weights: N(0, 2/(5 D)) (arXiv 1910.05895), and 1/sqrt(2 L) of that std where a
+        block writes to the residual (GPT-2). At D = 768 this is the usual 0.02; a model of D =
+        128 learns twice as fast as with 0.02.
         """
         generator = torch.Generator(self.device).manual_seed(seed)
         std = math.sqrt(2 / (5 * self.config.hidden_size))
@@ -433,7 +548,9 @@ class Transformer(nn.Module):
         for name, parameter in self.named_parameters():
             if parameter.dim() == 2:
                 writes_residual = name.endswith(("o_proj.weight", "down_proj.weight"))
-                parameter.normal_(0.0, residual_std if writes_residual else std, generator=generator)
+                parameter.normal_(
+                    0.0, residual_std if writes_residual else std, generator=generator
+                )
             elif name.endswith("bias"):
                 parameter.zero_()
             else:
@@ -441,7 +558,9 @@ class Transformer(nn.Module):
         return self
 
     def hf_slices(self) -> Iterator[tuple[str, str, int, int]]:
-        """(Hugging Face name, our parameter name, first row, last row + 1) of every tensor of a checkpoint."""
+        """(Hugging Face name, our parameter name, first row, last row + 1) of every tensor of
+        a checkpoint.
+        """
         fused = {
             "qkv_proj": (("q_proj", "k_proj", "v_proj"), self._qkv_rows()),
             "gate_up_proj": (("gate_proj", "up_proj"), self._gate_up_rows()),
@@ -458,7 +577,11 @@ class Transformer(nn.Module):
 
     def _qkv_rows(self) -> tuple[int, int, int]:
         c = self.config
-        return c.num_heads * c.head_dim, c.num_kv_heads * c.head_dim, c.num_kv_heads * c.head_dim
+        return (
+            c.num_heads * c.head_dim,
+            c.num_kv_heads * c.head_dim,
+            c.num_kv_heads * c.head_dim,
+        )
 
     def _gate_up_rows(self) -> tuple[int, int]:
         return self.config.intermediate_size, self.config.intermediate_size

@@ -1,1 +1,3 @@
-"""Process rewards: the steps of a solution, the models that score them, and what a policy earns for each."""
+"""Process rewards: the steps of a solution, the models that score them, and what a policy
+earns for each.
+"""

@@ -1,14 +1,16 @@
-"""The published formats of process reward models: how a question and steps become tokens, and where the scores stand.
+"""The published formats of process reward models: how a question and steps become tokens, and
+where the scores stand.
 
     math_shepherd         "question Step 1: .. ки\\nStep 2: .. ки"; logits of "-" and "+" at each ки
     qwen                  a chat's answer, <extra_0> after each step; there a head of two layers
     token_classification  question, then each step and a separator; at its end a linear head
 
-Math-Shepherd: arXiv 2312.08935. Qwen2.5-Math-PRM: arXiv 2501.07301. The last is what trl's PRMTrainer writes and any
-`..ForTokenClassification` reads. Every format gives two logits for each step, of "wrong" and of "right", and
-p = softmax[right].
+Math-Shepherd: arXiv 2312.08935. Qwen2.5-Math-PRM: arXiv 2501.07301. The last is what trl's
+PRMTrainer writes and any `..ForTokenClassification` reads. Every format gives two logits for
+each step, of "wrong" and of "right", and p = softmax[right].
 
-A marker that a policy writes into its own solution is taken out: it would be scored as a step that is not there.
+A marker that a policy writes into its own solution is taken out: it would be scored as a step
+that is not there.
 """
 
 from __future__ import annotations
@@ -24,7 +26,11 @@ from nanomath.models.tokenizer import Tokenizer
 from nanomath.models.transformer import ModelConfig, Transformer
 
 SYSTEM = "Please reason step by step, and put your final answer within \\boxed{}."  # what Qwen's was trained with
-LABELS = {"id2label": {"0": "wrong", "1": "right"}, "label2id": {"wrong": 0, "right": 1}, "num_labels": 2}
+LABELS = {
+    "id2label": {"0": "wrong", "1": "right"},
+    "label2id": {"wrong": 0, "right": 1},
+    "num_labels": 2,
+}
 
 
 class Format(Protocol):
@@ -33,11 +39,15 @@ class Format(Protocol):
     def check(self, tokenizer: Tokenizer) -> None:
         """ValueError where the tokenizer lacks what the format needs."""
 
-    def lay_out(self, tokenizer: Tokenizer, question: str, steps: Sequence[str]) -> tuple[list[int], list[int]]:
+    def lay_out(
+        self, tokenizer: Tokenizer, question: str, steps: Sequence[str]
+    ) -> tuple[list[int], list[int]]:
         """Tokens, and the places among them of the steps' scores."""
 
     def head(self, config: ModelConfig) -> nn.Module | None:
-        """What stands in place of the lm_head, with fresh weights; None where that is used itself."""
+        """What stands in place of the lm_head, with fresh weights; None where that is used
+        itself.
+        """
 
     def logits(self, model: Transformer, tokenizer: Tokenizer, states: Tensor) -> Tensor:
         """[n, 2] of "wrong" and "right", float32, from the states [n, D] at the places."""
@@ -57,19 +67,28 @@ class MathShepherd:
     def check(self, tokenizer: Tokenizer) -> None:
         wrong, right = self._signs(tokenizer)
         if wrong == right:
-            raise ValueError(f"the tokenizer has no tokens of their own for {self.right!r} and {self.wrong!r}")
+            raise ValueError(
+                f"the tokenizer has no tokens of their own for {self.right!r} and {self.wrong!r}"
+            )
 
-    def lay_out(self, tokenizer: Tokenizer, question: str, steps: Sequence[str]) -> tuple[list[int], list[int]]:
-        text, ends = f"{question} ", []
+    def lay_out(
+        self, tokenizer: Tokenizer, question: str, steps: Sequence[str]
+    ) -> tuple[list[int], list[int]]:
+        text = f"{question} "
+        ends = []
         for number, step in enumerate(steps, start=1):
             step = step.replace(self.marker, "").strip()
-            numbered = step if re.match(rf"Step {number}\b", step) else f"Step {number}: {step}"
+            numbered = (
+                step if re.match(rf"Step {number}\b", step) else f"Step {number}: {step}"
+            )
             text += f"{numbered} {self.marker}"
             ends.append(len(text))
             text += "\n" * (number < len(steps))
         ids, spans = tokenizer.offsets(text)
         start = beginning(tokenizer)
-        crossing = [max(i for i, (begin, _) in enumerate(spans) if begin < end) for end in ends]
+        crossing = [
+            max(i for i, (begin, _) in enumerate(spans) if begin < end) for end in ends
+        ]
         return start + ids, [len(start) + i for i in crossing]
 
     def head(self, config: ModelConfig) -> None:
@@ -94,9 +113,13 @@ class Qwen:
 
     def check(self, tokenizer: Tokenizer) -> None:
         if tokenizer.backend.token_to_id(self.marker) is None:
-            raise ValueError(f"the tokenizer has no token {self.marker!r}, which ends a step in this format")
+            raise ValueError(
+                f"the tokenizer has no token {self.marker!r}, which ends a step in this format"
+            )
 
-    def lay_out(self, tokenizer: Tokenizer, question: str, steps: Sequence[str]) -> tuple[list[int], list[int]]:
+    def lay_out(
+        self, tokenizer: Tokenizer, question: str, steps: Sequence[str]
+    ) -> tuple[list[int], list[int]]:
         answer = "".join(step.replace(self.marker, "").strip() + self.marker for step in steps)
         question = question.replace(self.marker, "")
         if tokenizer.chat_template is None:
@@ -104,7 +127,9 @@ class Qwen:
         else:
             chat = [("system", SYSTEM), ("user", question), ("assistant", answer)]
             messages = [{"role": role, "content": content} for role, content in chat]
-            ids = tokenizer.encode(tokenizer.apply_chat_template(messages, add_generation_prompt=False))
+            ids = tokenizer.encode(
+                tokenizer.apply_chat_template(messages, add_generation_prompt=False)
+            )
         marker = tokenizer.backend.token_to_id(self.marker)
         return ids, [i for i, token in enumerate(ids) if token == marker]
 
@@ -116,7 +141,11 @@ class Qwen:
         return model.score(states).float()
 
     def config_keys(self, architecture: str) -> dict[str, Any]:
-        return {"architectures": [f"{architecture}ForProcessRewardModel"], "prm_format": "qwen", **LABELS}
+        return {
+            "architectures": [f"{architecture}ForProcessRewardModel"],
+            "prm_format": "qwen",
+            **LABELS,
+        }
 
 
 @dataclass(frozen=True)
@@ -127,10 +156,15 @@ class TokenClassification:
 
     def check(self, tokenizer: Tokenizer) -> None:
         if not tokenizer.encode(self.separator):
-            raise ValueError(f"the tokenizer makes no token of the separator {self.separator!r}")
+            raise ValueError(
+                f"the tokenizer makes no token of the separator {self.separator!r}"
+            )
 
-    def lay_out(self, tokenizer: Tokenizer, question: str, steps: Sequence[str]) -> tuple[list[int], list[int]]:
-        ids, places = beginning(tokenizer) + tokenizer.encode(question), []
+    def lay_out(
+        self, tokenizer: Tokenizer, question: str, steps: Sequence[str]
+    ) -> tuple[list[int], list[int]]:
+        ids = beginning(tokenizer) + tokenizer.encode(question)
+        places = []
         for step in steps:
             ids += tokenizer.encode(step.strip()) + tokenizer.encode(self.separator)
             places.append(len(ids) - 1)
@@ -143,13 +177,26 @@ class TokenClassification:
         return model.score(states).float()
 
     def config_keys(self, architecture: str) -> dict[str, Any]:
-        kind = {"architectures": [f"{architecture}ForTokenClassification"], "prm_format": "token_classification"}
+        kind = {
+            "architectures": [f"{architecture}ForTokenClassification"],
+            "prm_format": "token_classification",
+        }
         return {**kind, "prm_separator": self.separator, **LABELS}
 
 
-FORMATS = {"math_shepherd": MathShepherd, "qwen": Qwen, "token_classification": TokenClassification}
+FORMATS = {
+    "math_shepherd": MathShepherd,
+    "qwen": Qwen,
+    "token_classification": TokenClassification,
+}
 
 
 def beginning(tokenizer: Tokenizer) -> list[int]:
-    """What the tokenizer puts before plain text: the beginning-of-sequence token of Llama, nothing for Qwen."""
-    return [token for token in tokenizer.encode("", add_special_tokens=True) if token not in tokenizer.eos_ids]
+    """What the tokenizer puts before plain text: the beginning-of-sequence token of Llama,
+    nothing for Qwen.
+    """
+    return [
+        token
+        for token in tokenizer.encode("", add_special_tokens=True)
+        if token not in tokenizer.eos_ids
+    ]

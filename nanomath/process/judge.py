@@ -1,15 +1,16 @@
-"""AI feedback: a frozen language model judges solutions, by the probabilities of its next token, without decoding.
+"""AI feedback: a frozen language model judges solutions, by the probabilities of its next
+token, without decoding.
 
     pointwise   s_i = (sum_k P(k) k - 1) / (K - 1),  k = 1 .. K        expected mark, arXiv 2309.00267
     pairwise    s_i = mean over j of 1/2 [P("A" | i, j) + P("B" | j, i)]    share of wins, each pair in both orders
 
-P is over the possible answers alone. A judge likes what stands first, or what is long, and is often wrong: so it ranks
-right answers only,
+P is over the possible answers alone. A judge likes what stands first, or what is long, and is
+often wrong: so it ranks right answers only,
 
     total_i += weight * correct_i * (s_i - 1/2),
 
-and every rollout reports whether it says the same in both orders, whether it knows right from wrong, and how much its
-scores have to do with length. Q prompts.
+and every rollout reports whether it says the same in both orders, whether it knows right from
+wrong, and how much its scores have to do with length. Q prompts.
 """
 
 from __future__ import annotations
@@ -41,8 +42,9 @@ LEAST_MASS = 0.01  # a judge whose possible answers have less of the probability
 
 @dataclass
 class Judge:
-    """A model with the questions that it is asked, templates with {question}, {first} and {second}. token_budget:
-    padded tokens computed at once. ValueError where the tokenizer cannot tell the answers apart.
+    """A model with the questions that it is asked, templates with {question}, {first} and
+    {second}. token_budget: padded tokens computed at once. ValueError where the tokenizer
+    cannot tell the answers apart.
     """
 
     model: Transformer
@@ -50,26 +52,35 @@ class Judge:
     pointwise: str = POINTWISE
     pairwise: str = PAIRWISE
     token_budget: int = 16384
-    masses: list[float] = field(default_factory=list)  # of the possible answers, since they were last asked for
+    masses: list[float] = field(
+        default_factory=list
+    )  # of the possible answers, since they were last asked for
 
     def __post_init__(self) -> None:
         for answers in (MARKS, ("A", "B")):
             tokens = [token for answer in answers for token in self._tokens(answer)]
             if len(tokens) != len(set(tokens)):
-                raise ValueError(f"the judge's tokenizer has no tokens of their own for {', '.join(answers)}")
+                raise ValueError(
+                    f"the judge's tokenizer has no tokens of their own for {', '.join(answers)}"
+                )
 
     def _tokens(self, answer: str) -> set[int]:
         """With and without a space before it."""
         return {self.tokenizer.encode(text)[-1] for text in (answer, f" {answer}")}
 
     @torch.no_grad()
-    def probabilities(self, prompts: Sequence[str], answers: Sequence[str], groups: Sequence[str]) -> torch.Tensor:
-        """[Q, answers]: of each answer after each prompt, among these; float64, on the CPU. What the prompts of a group
-        begin with is computed once.
+    def probabilities(
+        self, prompts: Sequence[str], answers: Sequence[str], groups: Sequence[str]
+    ) -> torch.Tensor:
+        """[Q, answers]: of each answer after each prompt, among these; float64, on the CPU.
+        What the prompts of a group begin with is computed once.
         """
         tokens = [self._encode(prompt) for prompt in prompts]
         ends = [[len(prompt) - 1] for prompt in tokens]
-        columns = [torch.tensor(sorted(self._tokens(answer)), device=self.model.device) for answer in answers]
+        columns = [
+            torch.tensor(sorted(self._tokens(answer)), device=self.model.device)
+            for answer in answers
+        ]
         found = torch.zeros(len(prompts), len(answers), dtype=torch.float64)
         for rows, states in states_at(self.model, tokens, ends, groups, self.token_budget):
             everything = self.model.logits(states).double().softmax(dim=1)
@@ -82,14 +93,22 @@ class Judge:
         if self.tokenizer.chat_template is None:
             tokens = self.tokenizer.encode(prompt + "\n\nAnswer:", add_special_tokens=True)
         else:
-            tokens = self.tokenizer.encode(self.tokenizer.apply_chat_template([{"role": "user", "content": prompt}]))
+            tokens = self.tokenizer.encode(
+                self.tokenizer.apply_chat_template([{"role": "user", "content": prompt}])
+            )
         if len(tokens) >= (context := self.model.config.max_positions):
-            raise ValueError(f"what the judge is asked has {len(tokens)} tokens: its context holds {context}")
+            raise ValueError(
+                f"what the judge is asked has {len(tokens)} tokens: its context holds {context}"
+            )
         return tokens
 
     def check(self, question: str, answer: str) -> None:
-        """ValueError for a judge that answers nonsense: hardly any of its probability is on a possible answer."""
-        self.probabilities([fill(self.pairwise, question, answer, answer)], ("A", "B"), [question])
+        """ValueError for a judge that answers nonsense: hardly any of its probability is on a
+        possible answer.
+        """
+        self.probabilities(
+            [fill(self.pairwise, question, answer, answer)], ("A", "B"), [question]
+        )
         if (mass := self.masses.pop()) < LEAST_MASS:
             raise ValueError(
                 f"the judge gives A and B {mass:.2%} of the probability: it does not answer the question; take a model "
@@ -104,23 +123,31 @@ class Judge:
         return (self.probabilities(prompts, MARKS, questions) @ values).tolist()
 
     def compare(self, pairs: Sequence[tuple[str, str, str]]) -> list[tuple[float, float]]:
-        """For every (question, one, other) the probability that `one` is preferred: standing first, standing second."""
-        orders = [(q, *order) for q, one, other in pairs for order in ((one, other), (other, one))]
+        """For every (question, one, other) the probability that `one` is preferred: standing
+        first, standing second.
+        """
+        orders = [
+            (q, *order) for q, one, other in pairs for order in ((one, other), (other, one))
+        ]
         prompts = [fill(self.pairwise, *order) for order in orders]
-        chances = self.probabilities(prompts, ("A", "B"), [question for question, *_ in orders]).view(-1, 2, 2)
+        chances = self.probabilities(
+            prompts, ("A", "B"), [question for question, *_ in orders]
+        ).view(-1, 2, 2)
         return list(zip(chances[:, 0, 0].tolist(), chances[:, 1, 1].tolist(), strict=True))
 
 
 def fill(template: str, question: str, first: str, second: str = "") -> str:
-    """The template with the three put in, in one pass: what a solution writes in braces stays as it is."""
+    """The template with the three put in, in one pass: what a solution writes in braces stays
+    as it is.
+    """
     fields = {"{question}": question, "{first}": first, "{second}": second}
     return re.sub("|".join(map(re.escape, fields)), lambda match: fields[match[0]], template)
 
 
 @dataclass
 class Feedback:
-    """What a judge said of the samples of a rollout: their scores, and how often both orders of a pair named the same
-    winner (None: there were no pairs).
+    """What a judge said of the samples of a rollout: their scores, and how often both orders
+    of a pair named the same winner (None: there were no pairs).
     """
 
     scores: list[float]
@@ -129,14 +156,20 @@ class Feedback:
 
 def judge_pointwise(judge: Judge, groups: Sequence[tuple[str, Sequence[str]]]) -> Feedback:
     """Of groups (question, solutions)."""
-    return Feedback(judge.mark([(question, text) for question, texts in groups for text in texts]))
+    return Feedback(
+        judge.mark([(question, text) for question, texts in groups for text in texts])
+    )
 
 
-def judge_pairwise(judge: Judge, groups: Sequence[tuple[str, Sequence[str]]], opponents: int) -> Feedback:
-    """Each solution against `opponents` others of its group, those that follow it, in both orders; equal ones are not
-    compared, and a solution without an opponent has 1/2.
+def judge_pairwise(
+    judge: Judge, groups: Sequence[tuple[str, Sequence[str]]], opponents: int
+) -> Feedback:
+    """Each solution against `opponents` others of its group, those that follow it, in both
+    orders; equal ones are not compared, and a solution without an opponent has 1/2.
     """
-    places, pairs, start = [], [], 0
+    places = []
+    pairs = []
+    start = 0
     for question, texts in groups:
         for i, text in enumerate(texts):
             for step in range(1, min(opponents, len(texts) - 1) + 1):
@@ -157,20 +190,31 @@ def judge_pairwise(judge: Judge, groups: Sequence[tuple[str, Sequence[str]]], op
 
 @dataclass
 class JudgeReward:
-    """`judge_reward(groups)` adds to the rewards "judge" and "total". opponents: of each sample, 0 for marks."""
+    """`judge_reward(groups)` adds to the rewards "judge" and "total". opponents: of each
+    sample, 0 for marks.
+    """
 
     judge: Judge
     weight: float = 0.3
     opponents: int = 4
-    consistency: list[float] = field(default_factory=list)  # since the metrics were last asked for
+    consistency: list[float] = field(
+        default_factory=list
+    )  # since the metrics were last asked for
 
     def __call__(self, groups: Groups) -> None:
-        found = self._ask([(group[0].problem.question, [e.completion.text for e in group]) for group in groups])
+        found = self._ask(
+            [
+                (group[0].problem.question, [e.completion.text for e in group])
+                for group in groups
+            ]
+        )
         self.consistency += [] if found.consistency is None else [found.consistency]
         episodes = [episode for group in groups for episode in group]
         for episode, score in zip(episodes, found.scores, strict=True):
             episode.rewards["judge"] = score
-            episode.rewards["total"] += self.weight * bool(episode.rewards["accuracy"]) * (score - 0.5)
+            episode.rewards["total"] += (
+                self.weight * bool(episode.rewards["accuracy"]) * (score - 0.5)
+            )
 
     def _ask(self, groups: Sequence[tuple[str, Sequence[str]]]) -> Feedback:
         if self.opponents:
@@ -178,8 +222,9 @@ class JudgeReward:
         return judge_pointwise(self.judge, groups)
 
     def metrics(self, groups: Groups) -> dict[str, float]:
-        """Of a rollout: agreement with the verifier (AUC), correlation with length, consistency of both orders, and the
-        probability of the possible answers; what there is nothing to take from is left out.
+        """Of a rollout: agreement with the verifier (AUC), correlation with length,
+        consistency of both orders, and the probability of the possible answers; what there is
+        nothing to take from is left out.
         """
         episodes = [episode for group in groups for episode in group]
         scores = torch.tensor([e.rewards["judge"] for e in episodes], dtype=torch.float64)
@@ -191,7 +236,9 @@ class JudgeReward:
         if len(set(right)) == 2:
             found["judge/auc"] = auc(scores.tolist(), right)
         if len(episodes) > 1 and scores.std() > 0 and lengths.std() > 0:
-            found["judge/length_correlation"] = float(torch.corrcoef(torch.stack([scores, lengths]))[0, 1])
+            found["judge/length_correlation"] = float(
+                torch.corrcoef(torch.stack([scores, lengths]))[0, 1]
+            )
         self.judge.masses.clear()
         self.consistency.clear()
         return found

@@ -5,8 +5,9 @@
     prm800k         {"question": {"problem": ..}, "label": {"steps": [{"completions": [..]}]}}        arXiv 2305.20050
     processbench    {"problem": .., "steps": [..], "label": the first wrong step, or -1}              arXiv 2412.06559
 
-A label is the probability that a step is right: 1, 0, a share of Monte-Carlo samples, or None where nobody has said.
-PRM800K's neutral rating is counted as right by Qwen and PURE, as wrong by trl's script: the choice is `neutral`.
+A label is the probability that a step is right: 1, 0, a share of Monte-Carlo samples, or None
+where nobody has said. PRM800K's neutral rating is counted as right by Qwen and PURE, as wrong
+by trl's script: the choice is `neutral`.
 """
 
 from __future__ import annotations
@@ -36,9 +37,13 @@ class Labelled:
 
     def __post_init__(self) -> None:
         if not self.steps or not all(step.strip() for step in self.steps):
-            raise ValueError(f"{self.place}: an empty {'step' if self.steps else 'solution'} cannot be scored")
+            raise ValueError(
+                f"{self.place}: an empty {'step' if self.steps else 'solution'} cannot be scored"
+            )
         if len(self.labels) != len(self.steps):
-            raise ValueError(f"{self.place}: {len(self.steps)} steps, but {len(self.labels)} labels")
+            raise ValueError(
+                f"{self.place}: {len(self.steps)} steps, but {len(self.labels)} labels"
+            )
         for label in self.labels:
             if label is not None and not 0 <= label <= 1:
                 raise ValueError(f"{self.place}: the label {label!r} is not between 0 and 1")
@@ -46,17 +51,24 @@ class Labelled:
     @property
     def first_wrong(self) -> int:
         """The index of the first step whose label is below 1/2, -1 if there is none."""
-        return next((k for k, label in enumerate(self.labels) if label is not None and label < 0.5), -1)
+        return next(
+            (k for k, label in enumerate(self.labels) if label is not None and label < 0.5), -1
+        )
 
 
 def load_labelled(path: str | Path, neutral: str = "right", limit: int = 0) -> list[Labelled]:
-    """The labelled solutions of a file (.jsonl, .json, .parquet; also .gz); its format is told by its fields. One row
-    of PRM800K is several of them. FileNotFoundError, ValueError with the file and the row.
+    """The labelled solutions of a file (.jsonl, .json, .parquet; also .gz); its format is told
+    by its fields. One row of PRM800K is several of them. FileNotFoundError, ValueError with
+    the file and the row.
     """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no such file of labelled solutions: {path}")
-    found = [solution for place, row in read_records(path) for solution in _solutions(row, place, neutral)]
+    found = [
+        solution
+        for place, row in read_records(path)
+        for solution in _solutions(row, place, neutral)
+    ]
     if not found:
         raise ValueError(f"{path}: there is no labelled solution in it")
     return found[:limit] if limit else found
@@ -66,7 +78,11 @@ def write(path: Path, solutions: Iterable[Labelled]) -> None:
     """Append rows in trl's format."""
     with open(path, "a", encoding="utf-8") as file:
         for s in solutions:
-            row = {"prompt": s.question, "completions": list(s.steps), "labels": list(s.labels)}
+            row = {
+                "prompt": s.question,
+                "completions": list(s.steps),
+                "labels": list(s.labels),
+            }
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 
@@ -77,23 +93,33 @@ def _solutions(row: Any, place: str, neutral: str) -> Iterator[Labelled]:
     if "completions" in row and "labels" in row:
         yield _trl(row, place)
     elif "input" in row and "label" in row:
-        yield _math_shepherd(_field(row, "input", str, place), _field(row, "label", str, place), place)
+        yield _math_shepherd(
+            _field(row, "input", str, place), _field(row, "label", str, place), place
+        )
     elif "problem" in row and "steps" in row:
         yield _processbench(row, place)
     elif isinstance(row.get("question"), dict):
         stages = _field(_field(row, "label", dict, place), "steps", list, place)
-        yield from _prm800k(_question(row["question"], "problem", place), stages, place, NEUTRAL[neutral])
+        yield from _prm800k(
+            _question(row["question"], "problem", place), stages, place, NEUTRAL[neutral]
+        )
     else:
         names = ", ".join(" ".join(name.split()) for name in row)
-        raise ValueError(f"{place}: no labelled solution; its fields are: {names or 'none':.300}")
+        raise ValueError(
+            f"{place}: no labelled solution; its fields are: {names or 'none':.300}"
+        )
 
 
 def _field(row: Any, name: str, kind: type, place: str) -> Any:
     """row[name], of type `kind`, a key of KINDS."""
     if not isinstance(row, dict):
-        raise ValueError(f"{place}: expected an object with the field {name!r}, got {row!r:.60}")
+        raise ValueError(
+            f"{place}: expected an object with the field {name!r}, got {row!r:.60}"
+        )
     if not isinstance(row.get(name), kind):
-        raise ValueError(f"{place}: field {name!r}: expected {KINDS[kind]}, got {row.get(name, 'nothing')!r:.60}")
+        raise ValueError(
+            f"{place}: field {name!r}: expected {KINDS[kind]}, got {row.get(name, 'nothing')!r:.60}"
+        )
     return row[name]
 
 
@@ -101,10 +127,16 @@ def _question(row: dict[str, Any], name: str, place: str) -> str:
     """The question in that field, which may be a chat in which the user speaks once."""
     value = row.get(name)
     if isinstance(value, list):
-        said = [message for message in value if isinstance(message, dict) and message.get("role") == "user"]
+        said = [
+            message
+            for message in value
+            if isinstance(message, dict) and message.get("role") == "user"
+        ]
         value = said[0].get("content") if len(said) == 1 else value
     if not isinstance(value, str) or not value.strip():
-        raise ValueError(f"{place}: field {name!r}: expected a question, as text or a chat, got {row.get(name)!r:.60}")
+        raise ValueError(
+            f"{place}: field {name!r}: expected a question, as text or a chat, got {row.get(name)!r:.60}"
+        )
     return value
 
 
@@ -112,13 +144,21 @@ def _steps(row: dict[str, Any], name: str, place: str) -> tuple[str, ...]:
     steps = _field(row, name, list, place)
     for number, step in enumerate(steps, start=1):
         if not isinstance(step, str):
-            raise ValueError(f"{place}: step {number} of {name!r}: expected text, got {step!r:.60}")
+            raise ValueError(
+                f"{place}: step {number} of {name!r}: expected text, got {step!r:.60}"
+            )
     return tuple(steps)
 
 
-def _index(value: Any, least: int, entries: Sequence[Any], what: str, of: str, place: str) -> int:
+def _index(
+    value: Any, least: int, entries: Sequence[Any], what: str, of: str, place: str
+) -> int:
     """An index of the entries, from `least` on; tables make floats of integers."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or value not in range(least, len(entries)):
+    if (
+        isinstance(value, bool)
+        or not isinstance(value, int | float)
+        or value not in range(least, len(entries))
+    ):
         raise ValueError(f"{place}: {what} is {value!r:.60}, of {len(entries)} {of}")
     return int(value)
 
@@ -127,7 +167,9 @@ def _trl(row: dict[str, Any], place: str) -> Labelled:
     labels = tuple(_label(label, place) for label in _field(row, "labels", list, place))
     if labels and not any(label is not None for label in labels):
         raise ValueError(f"{place}: no step has a label")
-    return Labelled(_question(row, "prompt", place), _steps(row, "completions", place), labels, place)
+    return Labelled(
+        _question(row, "prompt", place), _steps(row, "completions", place), labels, place
+    )
 
 
 def _label(label: Any, place: str) -> float | None:
@@ -142,16 +184,27 @@ def _label(label: Any, place: str) -> float | None:
 
 
 def _math_shepherd(text: str, labelled: str, place: str, marker: str = "ки") -> Labelled:
-    """The first step begins where "Step 1:" last stands before its marker: the question may say it as well."""
+    """The first step begins where "Step 1:" last stands before its marker: the question may
+    say it as well.
+    """
     *parts, rest = text.split(marker)
-    labels, at = [], 0
-    for part in parts:  # the labelled text is the same, but for one character in place of each marker
+    labels = []
+    at = 0
+    for (
+        part
+    ) in parts:  # the labelled text is the same, but for one character in place of each marker
         at += len(part)
         labels.append({"+": 1.0, "-": 0.0}.get(labelled[at : at + 1]))
         if labels[-1] is None or not labelled.startswith(part, at - len(part)):
-            raise ValueError(f"{place}: step {len(labels)} has neither + nor - where its marker {marker} stands")
+            raise ValueError(
+                f"{place}: step {len(labels)} has neither + nor - where its marker {marker} stands"
+            )
         at += 1
-    begins = [list(re.finditer(pattern, parts[0])) for pattern in (r"\bStep 1:", r"\bStep 1\b")] if parts else [[], []]
+    begins = (
+        [list(re.finditer(pattern, parts[0])) for pattern in (r"\bStep 1:", r"\bStep 1\b")]
+        if parts
+        else [[], []]
+    )
     first = next((found[-1].start() for found in begins if found), 0)
     question = text[:first].strip()
     if not question or rest.strip():
@@ -172,8 +225,12 @@ def _processbench(row: dict[str, Any], place: str) -> Labelled:
     return Labelled(_question(row, "problem", place), steps, tuple(labels), place)
 
 
-def _prm800k(question: str, stages: Sequence[Any], place: str, neutral: float | None) -> Iterator[Labelled]:
-    """The chosen path, and a solution for every other completion, which ends with it and has a label there alone."""
+def _prm800k(
+    question: str, stages: Sequence[Any], place: str, neutral: float | None
+) -> Iterator[Labelled]:
+    """The chosen path, and a solution for every other completion, which ends with it and has a
+    label there alone.
+    """
     path: list[str] = []
     labels: list[float | None] = []
     for stage in stages:
@@ -201,6 +258,12 @@ def _rated(completion: Any, neutral: float | None, place: str) -> float | None:
     rating = completion.get("rating") if isinstance(completion, dict) else ""
     if rating is None:
         return None
-    if isinstance(rating, bool) or not isinstance(rating, int | float) or rating not in (-1, 0, 1):
-        raise ValueError(f"{place}: expected a completion with a rating of -1, 0, 1 or null, got {completion!r:.60}")
+    if (
+        isinstance(rating, bool)
+        or not isinstance(rating, int | float)
+        or rating not in (-1, 0, 1)
+    ):
+        raise ValueError(
+            f"{place}: expected a completion with a rating of -1, 0, 1 or null, got {completion!r:.60}"
+        )
     return {1: 1.0, 0: neutral, -1: 0.0}[rating]

@@ -24,8 +24,8 @@ BINS = 10
 def measure_scores(
     solutions: Sequence[Labelled], scores: Sequence[Sequence[float]], threshold: float = 0.5
 ) -> dict[str, float]:
-    """The measures above of the scores of all steps; one that there is nothing to take from is left out. Soft labels
-    count as right from 1/2 on.
+    """The measures above of the scores of all steps; one that there is nothing to take from is
+    left out. Soft labels count as right from 1/2 on.
     """
     pairs = [
         (score, label)
@@ -36,7 +36,9 @@ def measure_scores(
     right = [label >= 0.5 for _, label in pairs]
     found = {"steps": len(pairs), "right": fmean(right)} if pairs else {}
     if pairs:
-        found["accuracy"] = fmean((score >= 0.5) == ok for (score, _), ok in zip(pairs, right, strict=True))
+        found["accuracy"] = fmean(
+            (score >= 0.5) == ok for (score, _), ok in zip(pairs, right, strict=True)
+        )
         found["calibration_error"] = calibration_error(*zip(*pairs, strict=True))
     if len(set(right)) == 2:
         found["auc"] = auc([score for score, _ in pairs], right)
@@ -45,10 +47,12 @@ def measure_scores(
 
 def auc(scores: Sequence[float], right: Sequence[bool]) -> float:
     """Ties count half: 1 perfect, 1/2 no better than chance. By ranks, in n log n."""
-    values, ok = torch.tensor(scores, dtype=torch.float64), torch.tensor(right)
+    values = torch.tensor(scores, dtype=torch.float64)
+    ok = torch.tensor(right)
     _, which, counts = values.unique(return_inverse=True, return_counts=True)
     ranks = counts.cumsum(0) - (counts - 1) / 2  # the mean of the ranks of those that tie
-    n, total = int(ok.sum()), float(ranks[which[ok]].sum())
+    n = int(ok.sum())
+    total = float(ranks[which[ok]].sum())
     return (total - n * (n + 1) / 2) / (n * (len(ok) - n))
 
 
@@ -61,15 +65,21 @@ def calibration_error(scores: Sequence[float], labels: Sequence[float]) -> float
     return sum(gaps) / len(scores)
 
 
-def f1(solutions: Sequence[Labelled], scores: Sequence[Sequence[float]], threshold: float = 0.5) -> dict[str, float]:
-    """f1, f1_wrong and f1_right: the harmonic mean and the accuracies it is of; those there is no solution for are
-    left out.
+def f1(
+    solutions: Sequence[Labelled], scores: Sequence[Sequence[float]], threshold: float = 0.5
+) -> dict[str, float]:
+    """f1, f1_wrong and f1_right: the harmonic mean and the accuracies it is of; those there is
+    no solution for are left out.
     """
     hits: dict[bool, list[bool]] = {True: [], False: []}  # whether a solution has a wrong step
     for solution, row in zip(solutions, scores, strict=True):
         predicted = next((k for k, score in enumerate(row) if score < threshold), -1)
         hits[solution.first_wrong >= 0].append(predicted == solution.first_wrong)
-    found = {name: fmean(hits[wrong]) for name, wrong in (("f1_wrong", True), ("f1_right", False)) if hits[wrong]}
+    found = {
+        name: fmean(hits[wrong])
+        for name, wrong in (("f1_wrong", True), ("f1_right", False))
+        if hits[wrong]
+    }
     if len(found) == 2:
         a, b = found.values()
         found["f1"] = 2 * a * b / (a + b) if a + b else 0.0

@@ -1,8 +1,10 @@
-"""Rewards of sampled solutions: by functions of the whole (a verifier), and by scores of their steps.
+"""Rewards of sampled solutions: by functions of the whole (a verifier), and by scores of their
+steps.
 
-A policy finds out what a scorer pays for, whether that is right or not: steps without content, as many of them as fit,
-or none (arXiv 2410.15115, 2504.15275). So a solution without any text is one step of score 0, and beside its rewards
-every rollout reports how the scorer fares against the verifier, how long steps are, and what it gives for nonsense.
+A policy finds out what a scorer pays for, whether that is right or not: steps without content,
+as many of them as fit, or none (arXiv 2410.15115, 2504.15275). So a solution without any text
+is one step of score 0, and beside its rewards every rollout reports how the scorer fares
+against the verifier, how long steps are, and what it gives for nonsense.
 """
 
 from __future__ import annotations
@@ -23,19 +25,25 @@ from nanomath.process.steps import steps_of, texts_of
 from nanomath.rollout.episodes import Groups
 from nanomath.rollout.sampler import Completion
 
-AGGREGATES: dict[str, Callable[[Sequence[float]], float]] = {  # a solution's score from those of its steps
+AGGREGATES: dict[
+    str, Callable[[Sequence[float]], float]
+] = {  # a solution's score from those of its steps
     "min": min,
     "last": lambda scores: scores[-1],
     "product": math.prod,
     "mean": fmean,
 }
-PROBES = ("So,", "Thanks.", "Let us think step by step.")  # a PRM that has been hacked paid for such steps
+PROBES = (
+    "So,",
+    "Thanks.",
+    "Let us think step by step.",
+)  # a PRM that has been hacked paid for such steps
 
 
 @dataclass
 class VerifiedReward:
-    """`verified_reward(groups)` sets the episodes' rewards to what functions of problem and completion give: `reward`
-    as `nanomath.rewards.RewardSet`.
+    """`verified_reward(groups)` sets the episodes' rewards to what functions of problem and
+    completion give: `reward` as `nanomath.rewards.RewardSet`.
     """
 
     reward: Callable[[Problem, Sequence[Completion]], list[dict[str, float]]]
@@ -53,11 +61,11 @@ class VerifiedReward:
 
 @dataclass
 class ProcessReward:
-    """`process_reward(groups)` sets the episodes' step_ends, step_scores, step_rewards, and their reward "prm": the
-    least of a solution's scores.
+    """`process_reward(groups)` sets the episodes' step_ends, step_scores, step_rewards, and
+    their reward "prm": the least of a solution's scores.
 
-    credit: makes rewards of scores, as `algorithms.credit`; None where steps are only watched. The rest are the
-    arguments of `steps_of`.
+    credit: makes rewards of scores, as `algorithms.credit`; None where steps are only watched.
+    The rest are the arguments of `steps_of`.
     """
 
     scorer: StepScorer
@@ -72,14 +80,19 @@ class ProcessReward:
         episodes = [episode for group in groups for episode in group]
         found = self.score([(e.problem.question, e.completion.tokens) for e in episodes])
         for episode, (ends, scores) in zip(episodes, found, strict=True):
-            episode.step_ends, episode.step_scores = ends, scores
+            episode.step_ends = ends
+            episode.step_scores = scores
             episode.rewards["prm"] = min(scores)
             if self.credit:
                 rewards = self.credit(torch.tensor([scores]).double(), torch.tensor([ends]))
                 episode.step_rewards = rewards[0].tolist()
 
-    def score(self, completions: Sequence[tuple[str, Sequence[int]]]) -> list[tuple[list[int], list[float]]]:
-        """For each question and completion's tokens the tokens that its steps end on, and their scores."""
+    def score(
+        self, completions: Sequence[tuple[str, Sequence[int]]]
+    ) -> list[tuple[list[int], list[float]]]:
+        """For each question and completion's tokens the tokens that its steps end on, and
+        their scores.
+        """
         split = self.by, self.least_tokens, self.most_steps, self.drop_repeats
         steps = [steps_of(self.tokenizer, tokens, *split) for _, tokens in completions]
         solutions = [
@@ -89,19 +102,24 @@ class ProcessReward:
         ]
         scores = iter(self.scorer.score_all(solutions))
         return [
-            ([step.token for step in parts], next(scores)) if parts else ([len(tokens) - 1], [0.0])
+            ([step.token for step in parts], next(scores))
+            if parts
+            else ([len(tokens) - 1], [0.0])
             for (_, tokens), parts in zip(completions, steps, strict=True)
         ]
 
     def metrics(self, groups: Groups) -> dict[str, float]:
-        """Of a rollout: the mean score of a step, what the steps of a completion earn in all, their number, tokens of a
-        step, the mean score of PROBES as first steps, and how well the lowest score tells right from wrong answers
-        (left out where all are alike).
+        """Of a rollout: the mean score of a step, what the steps of a completion earn in all,
+        their number, tokens of a step, the mean score of PROBES as first steps, and how well
+        the lowest score tells right from wrong answers (left out where all are alike).
         """
         episodes = [episode for group in groups for episode in group]
         steps = [len(e.step_scores) for e in episodes]
-        probes = self.scorer.score_all([(episodes[0].problem.question, [probe]) for probe in PROBES])
-        scores, right = [e.rewards["prm"] for e in episodes], [bool(e.rewards["accuracy"]) for e in episodes]
+        probes = self.scorer.score_all(
+            [(episodes[0].problem.question, [probe]) for probe in PROBES]
+        )
+        scores = [e.rewards["prm"] for e in episodes]
+        right = [bool(e.rewards["accuracy"]) for e in episodes]
         found = {
             "prm/step": fmean(score for e in episodes for score in e.step_scores),
             "prm/probes": fmean(score for (score,) in probes),

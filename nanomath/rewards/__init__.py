@@ -1,4 +1,6 @@
-"""Rewards: find the answer in a completion, compare it with the gold one, and turn that into numbers."""
+"""Rewards: find the answer in a completion, compare it with the gold one, and turn that into
+numbers.
+"""
 
 from nanomath.rewards.equality import answers_equal
 from nanomath.rewards.extraction import extract_answer

@@ -1,12 +1,14 @@
 r"""Is a predicted answer equal to the gold one?
 
-Both are read into typed values (`reading.py`), and a rule for each pair of types compares them; a pair without a rule
-is unequal. Plain numbers are compared exactly. Two expressions are compared by `symbolic.py` in a process of its own,
-with math-verify's reader where the `math` extra is installed and an expression is beyond the grammar there.
+Both are read into typed values (`reading.py`), and a rule for each pair of types compares
+them; a pair without a rule is unequal. Plain numbers are compared exactly. Two expressions are
+compared by `symbolic.py` in a process of its own, with math-verify's reader where the `math`
+extra is installed and an expression is beyond the grammar there.
 
-Conventions, the graders' usual ones: 50% equals 0.5 and 50; a unit on one side only is ignored; a bare list and a set
-have no order; `x = 5` equals `5`; a decimal of four or more significant digits equals a fraction or root that rounds to
-it, one of sixteen or more digits (a binary float) what it stands for.
+Conventions, the graders' usual ones: 50% equals 0.5 and 50; a unit on one side only is
+ignored; a bare list and a set have no order; `x = 5` equals `5`; a decimal of four or more
+significant digits equals a fraction or root that rounds to it, one of sixteen or more digits
+(a binary float) what it stands for.
 """
 
 from __future__ import annotations
@@ -52,23 +54,34 @@ _LOOSE_SPACE = re.compile(r"(?<!\w) | (?!\w)|(?<=\d) (?=[a-zA-Z])|(?<=[a-zA-Z]) 
 
 
 def answers_equal(gold: str, prediction: str) -> bool:
-    """Whether `prediction` is the same answer as `gold`. Either may be a bare answer or a text that ends in one.
+    """Whether `prediction` is the same answer as `gold`. Either may be a bare answer or a text
+    that ends in one.
 
-    Never hangs and never evaluates its input; callable from any thread. ValueError if `gold` is blank.
+    Never hangs and never evaluates its input; callable from any thread. ValueError if `gold`
+    is blank.
     """
     if not gold.strip():
         raise ValueError("a missing gold answer is an error, never a reward")
-    gold, prediction = gold.strip(), prediction.strip()
-    return gold == prediction or bool(prediction) and _equal_texts(gold[-MAX_TEXT:], prediction[-MAX_TEXT:])
+    gold = gold.strip()
+    prediction = prediction.strip()
+    return (
+        gold == prediction
+        or bool(prediction)
+        and _equal_texts(gold[-MAX_TEXT:], prediction[-MAX_TEXT:])
+    )
 
 
 @lru_cache(maxsize=1 << 12)
 def _equal_texts(gold: str, prediction: str) -> bool:
-    if _DIGITS.fullmatch(gold) and _DIGITS.fullmatch(prediction):  # most answers: not worth the cleaning
-        left, right = read_number(gold), read_number(prediction)
+    if _DIGITS.fullmatch(gold) and _DIGITS.fullmatch(
+        prediction
+    ):  # most answers: not worth the cleaning
+        left = read_number(gold)
+        right = read_number(prediction)
         if left and right and "," not in gold + prediction:
             return _numbers(left, right)
-    gold, prediction = isolate(gold), isolate(prediction)
+    gold = isolate(gold)
+    prediction = isolate(prediction)
     if max(len(gold), len(prediction)) > MAX_ANSWER:
         return gold == prediction
     _deadline.set(time.monotonic() + SECONDS)
@@ -108,8 +121,8 @@ def _only_part(value: Value) -> str | None:
 
 
 def _value(equation: Equation) -> str | None:
-    """What an equation gives, if all that it says is equal is: 4 of `2 + 2 = 4`, and nothing of `2 + 2 = 5 = 4`. What
-    it is rounded to only where nothing exact is said.
+    """What an equation gives, if all that it says is equal is: 4 of `2 + 2 = 4`, and nothing
+    of `2 + 2 = 5 = 4`. What it is rounded to only where nothing exact is said.
     """
     *others, last = equation.values or [equation.rounded or None]
     return last if last is not None and all(same(other, last) for other in others) else None
@@ -121,14 +134,20 @@ def _numbers(gold: Number, prediction: Number) -> bool:
     if gold.percent != prediction.percent and any((*gold.unit, *prediction.unit)):
         return False
     if gold.percent == prediction.percent:
-        return gold.value == prediction.value or abs(gold.value - prediction.value) <= _tolerance(gold, prediction)
+        return gold.value == prediction.value or abs(
+            gold.value - prediction.value
+        ) <= _tolerance(gold, prediction)
     share, whole = (prediction, gold) if gold.percent else (gold, prediction)
     tolerance = _tolerance(gold, prediction)
-    return any(abs(share.value * scale - whole.value) <= tolerance * scale for scale in (1, 100))
+    return any(
+        abs(share.value * scale - whole.value) <= tolerance * scale for scale in (1, 100)
+    )
 
 
 def _tolerance(gold: Number, prediction: Number) -> Fraction | int:
-    """That of the only decimal, or of the only binary float: two that are alike are compared as they are written."""
+    """That of the only decimal, or of the only binary float: two that are alike are compared
+    as they are written.
+    """
     decimals = [number for number in (gold, prediction) if number.places is not None]
     floats = [number for number in decimals if len(number.latex) > 15 and number.is_float]
     only = floats if len(floats) == 1 else decimals
@@ -137,7 +156,8 @@ def _tolerance(gold: Number, prediction: Number) -> Fraction | int:
 
 def _texts(gold: Text, prediction: Text) -> bool:
     """Words have no case, letters of a formula do."""
-    left, right = _plain(gold.text), _plain(prediction.text)
+    left = _plain(gold.text)
+    right = _plain(prediction.text)
     return left.casefold() == right.casefold() and "\\" not in left + right
 
 
@@ -157,29 +177,39 @@ def _items(gold: Items, prediction: Items) -> bool:
         return False
     if "U" in (gold.kind, prediction.kind) and gold.kind != prediction.kind:
         listed = prediction.items if gold.kind == "U" else gold.items
-        if not all(isinstance(read(item)[0], Sequence) and read(item)[0].name for item in listed):
+        if not all(
+            isinstance(read(item)[0], Sequence) and read(item)[0].name for item in listed
+        ):
             return False  # x < 1 or x > 2 is a union as well
     if _is_system(gold) != _is_system(prediction):
         return _in_order(gold.items, prediction.items)
-    left, right = gold.items, prediction.items
+    left = gold.items
+    right = prediction.items
     if ">" in (gold.kind, prediction.kind):
         return _in_order(left, right)
     if "{" in (gold.kind, prediction.kind) and max(len(left), len(right)) <= MAX_ITEMS:
-        left, right = _distinct(left), _distinct(right)
+        left = _distinct(left)
+        right = _distinct(right)
     return _in_any_order(left, right)
 
 
 def _is_system(value: Items) -> bool:
     """Whether every part has a name of its own: `x = 1, y = 2` but not `x = 1, x = 2`."""
     parts = [read(item)[0] for item in value.items]
-    names = {part.name for part in parts if isinstance(part, Equation) and part.values and part.name}
+    names = {
+        part.name for part in parts if isinstance(part, Equation) and part.values and part.name
+    }
     return len(parts) > 1 and len(names) == len(parts)
 
 
 def _system(gold: Value, prediction: Value) -> bool:
     """`x = 1, y = 2` beside the pair (1, 2)."""
     system, pair = (gold, prediction) if isinstance(gold, Items) else (prediction, gold)
-    return _is_system(system) and pair.opening + pair.closing == "()" and _in_order(gold.items, prediction.items)
+    return (
+        _is_system(system)
+        and pair.opening + pair.closing == "()"
+        and _in_order(gold.items, prediction.items)
+    )
 
 
 def _in_order(gold: tuple[str, ...], prediction: tuple[str, ...]) -> bool:
@@ -222,7 +252,8 @@ def _equations(gold: Equation, prediction: Equation) -> bool:
     """Their values where both give one, else two equations that are multiples of one another."""
     names_fit = gold.name == prediction.name or not (gold.name and prediction.name)
     if names_fit and all(value.values or value.rounded for value in (gold, prediction)):
-        left, right = _value(gold), _value(prediction)
+        left = _value(gold)
+        right = _value(prediction)
         return left is not None and right is not None and same(left, right)
     sides = [equation.text.split("=") for equation in (gold, prediction)]
     if any(len(parts) != 2 for parts in sides):
@@ -233,7 +264,8 @@ def _equations(gold: Equation, prediction: Equation) -> bool:
 
 def _congruences(gold: Congruence, prediction: Congruence) -> bool:
     """The same residue of the same modulus; what is reduced may be left out."""
-    left, right = gold.left, prediction.left
+    left = gold.left
+    right = prediction.left
     if not (same(left, right) if left and right else re.fullmatch("[a-zA-Z]?", left + right)):
         return False
     return same(gold.modulus, prediction.modulus) and same(gold.residue, prediction.residue)
@@ -249,14 +281,21 @@ def _expressions(gold: Number | Expression, prediction: Number | Expression) -> 
     if not gold.unit.fits(prediction.unit) or any(number.percent for number in numbers):
         return False
     tolerance = float(max((number.tolerance for number in numbers), default=0))
-    return _plain(gold.latex) == _plain(prediction.latex) or _ask(gold.latex, prediction.latex, tolerance=tolerance)
+    return _plain(gold.latex) == _plain(prediction.latex) or _ask(
+        gold.latex, prediction.latex, tolerance=tolerance
+    )
 
 
 def _ask(gold: str, prediction: str, relation: str = "", tolerance: float = 0.0) -> bool:
     """Put the question to the worker; its fields are those of `symbolic.answer`."""
     if time.monotonic() > _deadline.get(math.inf):
         return False
-    question = {"gold": gold, "prediction": prediction, "relation": relation, "tolerance": tolerance}
+    question = {
+        "gold": gold,
+        "prediction": prediction,
+        "relation": relation,
+        "tolerance": tolerance,
+    }
     return WORKER.ask(question | {"math_verify": HAVE_MATH_VERIFY})
 
 

@@ -1,9 +1,10 @@
 r"""Find the final answer in a completion.
 
-Looked for in this order, the last occurrence of each: `\boxed{...}` or `\fbox{...}` (the convention of MATH; several
-that follow each other are one answer), `<answer>...</answer>` (DeepSeek-R1), `#### x` (GSM8K), "the answer is ..." and
-its relatives, and the Japanese and Chinese forms (MGSM). Nothing else counts unless `lenient`: a guess at "the last
-number anywhere" rewards a completion for mentioning numbers, which a policy soon learns.
+Looked for in this order, the last occurrence of each: `\boxed{...}` or `\fbox{...}` (the
+convention of MATH; several that follow each other are one answer), `<answer>...</answer>`
+(DeepSeek-R1), `#### x` (GSM8K), "the answer is ..." and its relatives, and the Japanese and
+Chinese forms (MGSM). Nothing else counts unless `lenient`: a guess at "the last number
+anywhere" rewards a completion for mentioning numbers, which a policy soon learns.
 """
 
 from __future__ import annotations
@@ -32,9 +33,13 @@ HALF_WIDTH = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)} | {0x3000: 
 _BOX = r"\\(?:boxed|f(?:rame)?box)"
 _BOX_START = re.compile(_BOX)
 _BOX_TOKEN = re.compile(rf"{_BOX}(?![a-zA-Z])\s*(?P<open>\{{)?|\\.|[{{}}]", re.DOTALL)
-_BARE_BOX = re.compile(rf"(?!{_BOX})(?=\\?[^\s${{}}\\]{{0,59}}[^\W_])\\?[^\s${{}}\\]{{1,60}}")  # not a "." after it
+_BARE_BOX = re.compile(
+    rf"(?!{_BOX})(?=\\?[^\s${{}}\\]{{0,59}}[^\W_])\\?[^\s${{}}\\]{{1,60}}"
+)  # not a "." after it
 _GSM8K = re.compile(r"^.*####[ \t]*(?!Step\b|Part\b|\d+\.\s)(\S.*)$", re.MULTILINE)
-_NESTED = re.compile(rf"{_BOX}(?![a-zA-Z])\s*|####|</?answer>")  # marks within a box find nothing more
+_NESTED = re.compile(
+    rf"{_BOX}(?![a-zA-Z])\s*|####|</?answer>"
+)  # marks within a box find nothing more
 _ANSWER_TAG = re.compile(r"<answer>((?:(?!<answer>).)*?)(?:</answer>|$)", re.DOTALL)
 _ENGLISH = re.compile(
     r"(?<!wrong )(?<!incorrect )\banswers?\b(?:\s+(?:to|for|of)\s[^.:\n]{1,60}?|, \w+,)?[\s*_]*"
@@ -45,16 +50,25 @@ _ENGLISH = re.compile(
     r"therefore|equal to|given by)\b[\s,:*_]*)*",
     re.IGNORECASE,
 )
-_JAPANESE = re.compile(r"(?:答え?|解答|正解|答案)[\s*]*(?:は|是|为|為|:|=|】|[ \t]|\n)[\s*:、]*")
-_ENGLISH_END = re.compile(r"\n|\.(?=\s|\*|$)|<\||</|\s(?:because|since|where|which|(?<!or )so)\b")
-# What follows a value without a digit or formula: "72, in total", "72 (see above)". A word that takes it back does not.
+_JAPANESE = re.compile(
+    r"(?:答え?|解答|正解|答案)[\s*]*(?:は|是|为|為|:|=|】|[ \t]|\n)[\s*:、]*"
+)
+_ENGLISH_END = re.compile(
+    r"\n|\.(?=\s|\*|$)|<\||</|\s(?:because|since|where|which|(?<!or )so)\b"
+)
+# What follows a value without a digit or formula: "72, in total", "72 (see above)". A word
+# that takes it back does not.
 _REMARK = re.compile(
     r"(?<=[\w}$%)]),\s+(?!(?:pi|sqrt)\b)(?=[a-z]{2}|i\.e|e\.g)[^\d$\\=]*$"
     r"|(?<=[\d}$%])\s+\((?!mod\b|(?:sin|cos|tan|log|ln|exp|sqrt|pi)\b)(?=[^()]*[a-z]{2})[^()\d$\\=]*\)$"
     r"|(?<=\d)!+$"
 )
-_JAPANESE_END = re.compile(r"\n|。|<\||(?:です|である|となる|となります|になる|になります|だ)(?=$|[\s.!。])")
-_DISPLAY = re.compile(r"(\$\$|\$|\\\[|\\\()(.+?)(\$\$|\$|\\\]|\\\))(?=[\s.,。*]*(?:\n|$)|\.\s)", re.DOTALL)
+_JAPANESE_END = re.compile(
+    r"\n|。|<\||(?:です|である|となる|となります|になる|になります|だ)(?=$|[\s.!。])"
+)
+_DISPLAY = re.compile(
+    r"(\$\$|\$|\\\[|\\\()(.+?)(\$\$|\$|\\\]|\\\))(?=[\s.,。*]*(?:\n|$)|\.\s)", re.DOTALL
+)
 _SEGMENT = r"(?<!\\)\$\$?(?:\\\$|[^$])+?(?<!\\)\$\$?|\\\([^)]+?\\\)|\\\[.+?\\\]"
 _LINKED = re.compile(
     rf"\b(?:is|are|equals)\s+(?:({_SEGMENT})(?=\s*(?:[.!<]|$))|([$€£¥]?-?\d(?:(?!\bis\b|\bare\b)[^.,;!?<\n]|[.,]\d)*))",
@@ -77,7 +91,9 @@ class Box(NamedTuple):
 
 
 def find_boxes(text: str) -> tuple[list[Box], bool]:
-    r"""All outermost boxes of `text` in order, and whether the text ends inside one (a cut completion). Linear time."""
+    r"""All outermost boxes of `text` in order, and whether the text ends inside one (a cut
+    completion). Linear time.
+    """
     boxes: list[Box] = []
     depth = start = inside = 0
     for token in _BOX_TOKEN.finditer(text):
@@ -87,25 +103,35 @@ def find_boxes(text: str) -> tuple[list[Box], bool]:
             if not depth:
                 boxes.append(Box(start, token.end(), text[inside : token.start()].strip()))
         elif token["open"]:
-            depth, start, inside = 1, token.start(), token.end()
+            depth = 1
+            start = token.start()
+            inside = token.end()
         elif len(token[0]) > 2 and (bare := _BARE_BOX.match(text, token.end())):
             boxes.append(Box(token.start(), bare.end(), bare[0].rstrip(".,")))
     return boxes, depth > 0
 
 
 def last_run(text: str, boxes: list[Box]) -> str:
-    r"""`\boxed{1} and \boxed{2}` is one answer, "1, 2", with the names of `x = \boxed{1}, y = \boxed{2}`; boxes with a
-    sentence between them are not.
+    r"""`\boxed{1} and \boxed{2}` is one answer, "1, 2", with the names of `x = \boxed{1}, y =
+    \boxed{2}`; boxes with a sentence between them are not.
     """
     boxes = [box for box in boxes if box.content] or boxes[-1:]
     run = [boxes[-1]]
     for box in reversed(boxes[:-1]):
-        if re.search(r"\d|[.。]\s|\n\s*\n", text[box.end : run[0].start]) or run[0].start - box.end > 60:
+        if (
+            re.search(r"\d|[.。]\s|\n\s*\n", text[box.end : run[0].start])
+            or run[0].start - box.end > 60
+        ):
             break
         run.insert(0, box)
-    if len({box.content for box in run}) == 1 or text[run[-2].end : run[-1].start].strip(" $") == "=":
+    if (
+        len({box.content for box in run}) == 1
+        or text[run[-2].end : run[-1].start].strip(" $") == "="
+    ):
         return run[-1].content
-    return ", ".join(_box_name(text[max(0, box.start - 20) : box.start]) + box.content for box in run)
+    return ", ".join(
+        _box_name(text[max(0, box.start - 20) : box.start]) + box.content for box in run
+    )
 
 
 def _box_name(before: str) -> str:
@@ -114,9 +140,9 @@ def _box_name(before: str) -> str:
 
 
 def isolate(text: str) -> str:
-    r"""The answer in a text that may be one itself: its last run of boxes, what "the answer is" announces, or the value
-    of a sentence. A sentence gives its value by a link at its end ("... is 5") or by the only formula it holds, at its
-    end.
+    r"""The answer in a text that may be one itself: its last run of boxes, what "the answer
+    is" announces, or the value of a sentence. A sentence gives its value by a link at its end
+    ("... is 5") or by the only formula it holds, at its end.
     """
     text = after_reasoning(unescape(text))
     boxes, cut = find_boxes(text)
@@ -131,28 +157,43 @@ def isolate(text: str) -> str:
     if not _WORD.search(prose):
         return text
     if link := _last_match(_LINKED, text):
-        before = re.split(r"[.!?]\s|\n|\b(?:So|Then|Thus|Hence|Therefore)\b", text[: link.start()])[-1]
-        return text if re.search(r"\d", before) or _DENIAL.search(before) else link[1] or link[2]
+        before = re.split(
+            r"[.!?]\s|\n|\b(?:So|Then|Thus|Hence|Therefore)\b", text[: link.start()]
+        )[-1]
+        return (
+            text if re.search(r"\d", before) or _DENIAL.search(before) else link[1] or link[2]
+        )
     formulas = list(re.finditer(_SEGMENT, text, flags=re.DOTALL))
     alone = len(formulas) == 1 and not re.search(r"\d", prose) and not _DENIAL.search(prose)
-    return formulas[0][0] if alone and _NOTHING_MORE.fullmatch(text[formulas[0].end() :]) else text
+    return (
+        formulas[0][0]
+        if alone and _NOTHING_MORE.fullmatch(text[formulas[0].end() :])
+        else text
+    )
 
 
 def after_reasoning(text: str, ends: Sequence[str] = REASONING_ENDS) -> str:
     """What follows the last mark that ends the reasoning; the whole text where there is none."""
-    return text[max((text.rfind(end) + len(end) for end in ends if end and end in text), default=0) :]
+    return text[
+        max((text.rfind(end) + len(end) for end in ends if end and end in text), default=0) :
+    ]
 
 
-def extract_answer(text: str, *, lenient: bool = False, reasoning_ends: Sequence[str] = REASONING_ENDS) -> str | None:
+def extract_answer(
+    text: str, *, lenient: bool = False, reasoning_ends: Sequence[str] = REASONING_ENDS
+) -> str | None:
     r"""The final answer of a completion as written, or None where it gives none.
 
-    Text up to a mark of `reasoning_ends` does not count. A completion that was cut inside its last `\boxed{` has no
-    answer, and an empty box is none. `lenient` falls back to the last number of the text, also where what the answer is
-    said to be holds none: meant for weak base models that follow no format yet.
+    Text up to a mark of `reasoning_ends` does not count. A completion that was cut inside its
+    last `\boxed{` has no answer, and an empty box is none. `lenient` falls back to the last
+    number of the text, also where what the answer is said to be holds none: meant for weak
+    base models that follow no format yet.
     """
     text = after_reasoning(text, reasoning_ends).translate(HALF_WIDTH)
     boxes, cut = find_boxes(text)
-    if cut:  # an early box may have lost its brace: what counts is whether the *last* one is closed
+    if (
+        cut
+    ):  # an early box may have lost its brace: what counts is whether the *last* one is closed
         text = text[_last_match(_BOX_START, text).start() :]
         boxes, cut = find_boxes(text)
     if cut:
@@ -160,7 +201,9 @@ def extract_answer(text: str, *, lenient: bool = False, reasoning_ends: Sequence
     if boxes:
         return _NESTED.sub(" ", last_run(text, boxes)).strip() or None
     answer = answer_phrase(text)
-    prose = answer is None or re.search(r"[a-zA-Z]{2}", answer) and not re.search(r"\d", answer)
+    prose = (
+        answer is None or re.search(r"[a-zA-Z]{2}", answer) and not re.search(r"\d", answer)
+    )
     return lenient and prose and _last_number(text) or answer
 
 
@@ -197,7 +240,9 @@ def _until(end: re.Pattern[str], text: str) -> str | None:
 
 
 def _tidy(answer: str) -> str | None:
-    """Without markdown bold, code ticks, quotes, enclosing `$` and the full stop; None if nothing is left."""
+    """Without markdown bold, code ticks, quotes, enclosing `$` and the full stop; None if
+    nothing is left.
+    """
     answer = answer.strip().strip('*`_"“”').rstrip(' .,。*"“”')
     if len(answer) > 1 and answer[0] == answer[-1] == "$":
         answer = answer.strip("$")

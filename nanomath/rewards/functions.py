@@ -1,12 +1,13 @@
 r"""Reward functions of a group of completions, and their weighted sum.
 
-A reward function maps the completions of *one* problem to one number each, because some rewards compare within the
-group. All are pure: the same group always gets the same rewards. Every component is logged apart; the sum
+A reward function maps the completions of *one* problem to one number each, because some
+rewards compare within the group. All are pure: the same group always gets the same rewards.
+Every component is logged apart; the sum
 
     total_i = Σ_k weight_k · reward_k(problem, group)_i
 
-is what the advantages are made of. "accuracy" is always computed, also when it has no weight: without it nobody can
-see that another component is being gamed.
+is what the advantages are made of. "accuracy" is always computed, also when it has no weight:
+without it nobody can see that another component is being gamed.
 """
 
 from __future__ import annotations
@@ -23,7 +24,12 @@ from typing import Any
 
 from nanomath.data.problem import Problem
 from nanomath.rewards.equality import answers_equal
-from nanomath.rewards.extraction import REASONING_ENDS, after_reasoning, extract_answer, find_boxes
+from nanomath.rewards.extraction import (
+    REASONING_ENDS,
+    after_reasoning,
+    extract_answer,
+    find_boxes,
+)
 
 _POSITIVE = ("max_length", "buffer", "ngram")
 # Japanese and Chinese write no spaces between words: there, every character counts as a word.
@@ -32,7 +38,9 @@ _WORD = re.compile(r"[\u3040-\u30ff\u4e00-\u9fff]|[^\s\u3040-\u30ff\u4e00-\u9fff
 
 @dataclass(frozen=True)
 class Response:
-    """What a reward sees of a completion: its text, its length in tokens, and whether it ended before the limit."""
+    """What a reward sees of a completion: its text, its length in tokens, and whether it ended
+    before the limit.
+    """
 
     text: str
     length: int
@@ -43,16 +51,23 @@ RewardFunction = Callable[..., list[float]]
 
 
 def is_correct(
-    problem: Problem, text: str, lenient: bool = False, reasoning_ends: Sequence[str] = REASONING_ENDS
+    problem: Problem,
+    text: str,
+    lenient: bool = False,
+    reasoning_ends: Sequence[str] = REASONING_ENDS,
 ) -> bool:
-    """Whether the completion `text` gives the gold answer, found as in `extract_answer`. ValueError if the problem has
-    none.
+    """Whether the completion `text` gives the gold answer, found as in `extract_answer`.
+    ValueError if the problem has none.
     """
-    return is_right(problem, extract_answer(text, lenient=lenient, reasoning_ends=reasoning_ends))
+    return is_right(
+        problem, extract_answer(text, lenient=lenient, reasoning_ends=reasoning_ends)
+    )
 
 
 def is_right(problem: Problem, answer: str | None) -> bool:
-    """Whether an answer (None: there is none) is the gold one. ValueError if the problem has none."""
+    """Whether an answer (None: there is none) is the gold one. ValueError if the problem has
+    none.
+    """
     if not problem.answer.strip():
         raise ValueError(
             f"problem {problem.id!r} has no gold answer: a missing gold answer is an error, never a reward"
@@ -67,19 +82,25 @@ def accuracy(
     reasoning_ends: Sequence[str] = REASONING_ENDS,
 ) -> list[float]:
     """1 for the gold answer, 0 for any other and for none."""
-    return [float(is_correct(problem, completion.text, lenient, reasoning_ends)) for completion in completions]
+    return [
+        float(is_correct(problem, completion.text, lenient, reasoning_ends))
+        for completion in completions
+    ]
 
 
 def format_reward(
-    problem: Problem, completions: Sequence[Response], reasoning_ends: Sequence[str] = REASONING_ENDS
+    problem: Problem,
+    completions: Sequence[Response],
+    reasoning_ends: Sequence[str] = REASONING_ENDS,
 ) -> list[float]:
     r"""1 for exactly one non-empty `\boxed{}` that stands in the last paragraph, 0 otherwise.
 
-    The box has its place after the reasoning: an answer that comes first, or a box for every intermediate result, is
-    not the format.
+    The box has its place after the reasoning: an answer that comes first, or a box for every
+    intermediate result, is not the format.
     """
     return [
-        float(_box_in_place(after_reasoning(completion.text, reasoning_ends).rstrip())) for completion in completions
+        float(_box_in_place(after_reasoning(completion.text, reasoning_ends).rstrip()))
+        for completion in completions
     ]
 
 
@@ -101,11 +122,13 @@ def cosine(
     lenient: bool = False,
     reasoning_ends: Sequence[str] = REASONING_ENDS,
 ) -> list[float]:
-    """Right answers earn less the longer they are, wrong ones lose less (arXiv 2502.03373; settings of 2507.08267).
+    """Right answers earn less the longer they are, wrong ones lose less (arXiv 2502.03373;
+    settings of 2507.08267).
 
-    r = m + (M - m)/2 · (1 + cos(π · min(1, len / max_length))), len in characters, M the value at length 0 and m the
-    value from max_length on: right 1.0 to 0.1, wrong -1.0 to -0.1. So the *shortest* wrong answer loses most: where
-    the answer is not found yet, thinking on is worth while.
+    r = m + (M - m)/2 · (1 + cos(π · min(1, len / max_length))), len in characters, M the value
+    at length 0 and m the value from max_length on: right 1.0 to 0.1, wrong -1.0 to -0.1. So
+    the *shortest* wrong answer loses most: where the answer is not found yet, thinking on is
+    worth while.
     """
     rewards = []
     for completion in completions:
@@ -122,32 +145,54 @@ def group_length(
     lenient: bool = False,
     reasoning_ends: Sequence[str] = REASONING_ENDS,
 ) -> list[float]:
-    """Shorter than the others of the group is better (Kimi 1.5, arXiv 2501.12599): λ for right, min(0, λ) for wrong.
+    """Shorter than the others of the group is better (Kimi 1.5, arXiv 2501.12599): λ for
+    right, min(0, λ) for wrong.
 
-    λ = 1/2 - (len - min len) / (max len - min len), len in tokens; 0 for all where all lengths are equal.
+    λ = 1/2 - (len - min len) / (max len - min len), len in tokens; 0 for all where all lengths
+    are equal.
     """
     lengths = [completion.length for completion in completions]
-    shortest, spread = min(lengths), max(lengths) - min(lengths)
+    shortest = min(lengths)
+    spread = max(lengths) - min(lengths)
     if not spread:
         return [0.0] * len(completions)
     lambdas = [0.5 - (length - shortest) / spread for length in lengths]
-    right = (is_correct(problem, completion.text, lenient, reasoning_ends) for completion in completions)
-    return [value if correct else min(0.0, value) for value, correct in zip(lambdas, right, strict=True)]
+    right = (
+        is_correct(problem, completion.text, lenient, reasoning_ends)
+        for completion in completions
+    )
+    return [
+        value if correct else min(0.0, value)
+        for value, correct in zip(lambdas, right, strict=True)
+    ]
 
 
 def overlong(
-    problem: Problem, completions: Sequence[Response], max_length: float = 20_480, buffer: float = 4_096
+    problem: Problem,
+    completions: Sequence[Response],
+    max_length: float = 20_480,
+    buffer: float = 4_096,
 ) -> list[float]:
-    """DAPO's soft overlong punishment (arXiv 2503.14476): -clamp((len - (L - c)) / c, 0, 1), len in tokens."""
+    """DAPO's soft overlong punishment (arXiv 2503.14476): -clamp((len - (L - c)) / c, 0, 1),
+    len in tokens.
+    """
     start = max_length - buffer
-    return [-min(1.0, max(0.0, (completion.length - start) / buffer)) for completion in completions]
+    return [
+        -min(1.0, max(0.0, (completion.length - start) / buffer)) for completion in completions
+    ]
 
 
 def repetition(
-    problem: Problem, completions: Sequence[Response], ngram: float = 3, max_penalty: float = 1.0
+    problem: Problem,
+    completions: Sequence[Response],
+    ngram: float = 3,
+    max_penalty: float = 1.0,
 ) -> list[float]:
     """-max_penalty · (1 - distinct n-grams / n-grams) of the words, in (-max_penalty, 0] (as in open-r1)."""
-    return [-max_penalty * _repeated_share(completion.text, int(ngram)) for completion in completions]
+    return [
+        -max_penalty * _repeated_share(completion.text, int(ngram))
+        for completion in completions
+    ]
 
 
 def _repeated_share(text: str, n: int) -> float:
@@ -157,14 +202,24 @@ def _repeated_share(text: str, n: int) -> float:
 
 
 def random_reward(
-    problem: Problem, completions: Sequence[Response], seed: float = 0, probability: float = 0.5
+    problem: Problem,
+    completions: Sequence[Response],
+    seed: float = 0,
+    probability: float = 0.5,
 ) -> list[float]:
-    """A control: 1 with the given probability whatever the answer, a fixed function of seed, problem and text.
+    """A control: 1 with the given probability whatever the answer, a fixed function of seed,
+    problem and text.
 
-    Some models improve on benchmarks under it (arXiv 2506.10947); a gain that it matches shows nothing about a method.
+    Some models improve on benchmarks under it (arXiv 2506.10947); a gain that it matches shows
+    nothing about a method.
     """
     keys = (f"{int(seed)}\0{problem.id}\0{completion.text}" for completion in completions)
-    draws = (int.from_bytes(hashlib.sha256(key.encode("utf-8", "surrogatepass")).digest()[:8], "big") for key in keys)
+    draws = (
+        int.from_bytes(
+            hashlib.sha256(key.encode("utf-8", "surrogatepass")).digest()[:8], "big"
+        )
+        for key in keys
+    )
     return [float(draw < probability * 2**64) for draw in draws]
 
 
@@ -180,11 +235,12 @@ REWARDS: dict[str, RewardFunction] = {
 
 
 class RewardSet:
-    """The weighted sum of named rewards: `reward_set(problem, completions)` gives a dict for each completion.
+    """The weighted sum of named rewards: `reward_set(problem, completions)` gives a dict for
+    each completion.
 
-    `params` holds parameters by reward name, `lenient` and `reasoning_ends` are passed on to every function that takes
-    them. Each dict has all components by name, unweighted, and "total". ValueError for a name or parameter that does
-    not exist.
+    `params` holds parameters by reward name, `lenient` and `reasoning_ends` are passed on to
+    every function that takes them. Each dict has all components by name, unweighted, and
+    "total". ValueError for a name or parameter that does not exist.
     """
 
     def __init__(
@@ -200,15 +256,29 @@ class RewardSet:
         self.weights = {"accuracy": 0.0} | dict(weights)
         for name in params:
             if name not in self.weights:
-                raise ValueError(f"parameters for the reward {name!r}, which has no weight: give it one, or drop them")
+                raise ValueError(
+                    f"parameters for the reward {name!r}, which has no weight: give it one, or drop them"
+                )
         grading = {"lenient": lenient, "reasoning_ends": tuple(reasoning_ends)}
-        self.functions = {name: _bind(name, params.get(name, {}), grading) for name in self.weights}
+        self.functions = {
+            name: _bind(name, params.get(name, {}), grading) for name in self.weights
+        }
 
-    def __call__(self, problem: Problem, completions: Sequence[Response]) -> list[dict[str, float]]:
-        """One dict of components and "total" for each completion of the group. ValueError without a gold answer."""
+    def __call__(
+        self, problem: Problem, completions: Sequence[Response]
+    ) -> list[dict[str, float]]:
+        """One dict of components and "total" for each completion of the group. ValueError
+        without a gold answer.
+        """
         columns = [function(problem, completions) for function in self.functions.values()]
-        rows = [dict(zip(self.functions, values, strict=True)) for values in zip(*columns, strict=True)]
-        return [row | {"total": sum(self.weights[name] * value for name, value in row.items())} for row in rows]
+        rows = [
+            dict(zip(self.functions, values, strict=True))
+            for values in zip(*columns, strict=True)
+        ]
+        return [
+            row | {"total": sum(self.weights[name] * value for name, value in row.items())}
+            for row in rows
+        ]
 
 
 def _bind(name: str, params: Mapping[str, Any], grading: Mapping[str, Any]) -> RewardFunction:
@@ -218,13 +288,23 @@ def _bind(name: str, params: Mapping[str, Any], grading: Mapping[str, Any]) -> R
     for parameter, value in params.items():
         _check_known(parameter, known, f"parameter of the reward {name!r}")
         if parameter in _POSITIVE and not value > 0:
-            raise ValueError(f"the parameter {parameter!r} of the reward {name!r} is {value}: it must be above 0")
-    return partial(function, **{option: value for option, value in grading.items() if option in taken} | dict(params))
+            raise ValueError(
+                f"the parameter {parameter!r} of the reward {name!r} is {value}: it must be above 0"
+            )
+    return partial(
+        function,
+        **{option: value for option, value in grading.items() if option in taken}
+        | dict(params),
+    )
 
 
 def _check_known(name: str, known: Iterable[str], what: str) -> None:
     known = list(known)
     if name not in known:
         close = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
-        hint = f"did you mean {close[0]!r}? known: {', '.join(known)}" if close else "it takes none"
+        hint = (
+            f"did you mean {close[0]!r}? known: {', '.join(known)}"
+            if close
+            else "it takes none"
+        )
         raise ValueError(f"unknown {what}: {name!r}; {hint}")

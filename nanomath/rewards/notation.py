@@ -32,7 +32,9 @@ NUMBER_WORDS = frozenset(
         seventeen eighteen nineteen twenty thirty forty fifty sixty seventy eighty ninety""",
     )
 )
-UNIT_LETTERS = "mgshLlVWJNAK"  # units of one letter, where \text says that the letter is no variable
+UNIT_LETTERS = (
+    "mgshLlVWJNAK"  # units of one letter, where \text says that the letter is no variable
+)
 
 _RAISED = re.compile("[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿⁱ]+")
 _LOWERED = re.compile("[₀₁₂₃₄₅₆₇₈₉₊₋ₙᵢ]+")
@@ -85,11 +87,17 @@ _LATEX = [
     (re.compile(pattern), replacement)
     for pattern, replacement in [
         (r",\\!\s*", ","),  # 11,\! 111
-        (r"\\(?:begin|end)\{(?:aligned|align\*?|equation\*?|gather\*?|split)\}|\\(?:left|right)\s*\.", " "),
+        (
+            r"\\(?:begin|end)\{(?:aligned|align\*?|equation\*?|gather\*?|split)\}|\\(?:left|right)\s*\.",
+            " ",
+        ),
         (r"(?<=\\\\)\[[\d.]+\w+\]", ""),  # room between rows
         (r"&\s*=", "="),
         (r"\^\s*(?:\{\s*\\prime\s*\}|\\prime(?![a-zA-Z]))", "'"),
-        (r"\\not\s*\\(in|mid)(?![a-zA-Z])", lambda match: {"in": r"\notin ", "mid": r"\nmid "}[match[1]]),
+        (
+            r"\\not\s*\\(in|mid)(?![a-zA-Z])",
+            lambda match: {"in": r"\notin ", "mid": r"\nmid "}[match[1]],
+        ),
         (r"\{([^{}]*)\\over(?![a-zA-Z])([^{}]*)\}", r"\\frac{\1}{\2}"),
         (r"\\(?:text)?color(?:box)?\s*(?:\[\w*\])?\s*\{[\w!.,#]*\}", " "),
         (r"\\(?:[hv](?:space|phantom)|phantom|tag|label)\*?\s*\{[^{}]*\}", " "),
@@ -101,14 +109,20 @@ _LATEX = [
         (rf"\\(?:{FONTS}){_END}", ""),
         (r"\\([a-zA-Z]+)", lambda match: _COMMANDS.get(match[1], match[0])),
         (r"\\not\s*=", "!="),
-        (r"\\(frac|binom)\s*(?:\{([^{}]*)\}|(\d))\s*(?:\{([^{}]*)\}|(\d))", r"\\\1{\2\3}{\4\5}"),
+        (
+            r"\\(frac|binom)\s*(?:\{([^{}]*)\}|(\d))\s*(?:\{([^{}]*)\}|(\d))",
+            r"\\\1{\2\3}{\4\5}",
+        ),
         (r"\\\{\s*\\\}", r"\\emptyset "),
         (rf"\^\s*(?:\{{\s*\\(?:circ|degree)\s*\}}|\\circ{_END})", r"\\degree "),
         (r"\\%", "%"),
         (r"\[?\s*\\begin\{array\}\s*\{[^{}]*\}", r"\\begin{pmatrix}"),
         (r"\\end\{array\}\s*\]?", r"\\end{pmatrix}"),
         (r"\\(begin|end)\{(?:[bpB]|small)?matrix\}", r"\\\1{pmatrix}"),
-        (r"\\dot\s*\{?(\d)\}?(?:(\d*)\\dot\s*\{?(\d)\}?)?", r"\\overline{\1\2\3}"),  # a repeating decimal
+        (
+            r"\\dot\s*\{?(\d)\}?(?:(\d*)\\dot\s*\{?(\d)\}?)?",
+            r"\\overline{\1\2\3}",
+        ),  # a repeating decimal
         (r"\\(angle|triangle)\s*\{\s*(\w+)\s*\}", r"\\\1 \2"),
     ]
 ]
@@ -129,7 +143,8 @@ _RULES = [
         (r" +", " "),
     ]
 ]
-# Commands escaped twice, by JSON or a careless prompt. Never a row break, since none of the names begins a cell.
+# Commands escaped twice, by JSON or a careless prompt. Never a row break, since none of the
+# names begins a cell.
 _TWICE_ESCAPED = re.compile(
     r"\\\\(?=(?:[dtc]?frac|left|right|sqrt|text|boxed|cdot|times|pi|leq?|geq?|infty|circ|pm|cup|cap|mbox|mathrm)(?![a-zA-Z]))"
 )
@@ -142,7 +157,10 @@ def unescape(text: str) -> str:
 
 def clean(text: str) -> str:
     """One answer in plain notation; what is plain already comes back as it is."""
-    text = _METRES.sub(lambda unit: rf" \unit{{{unit[1]}}}^{unicodedata.normalize('NFKC', unit[2])}", unescape(text))
+    text = _METRES.sub(
+        lambda unit: rf" \unit{{{unit[1]}}}^{unicodedata.normalize('NFKC', unit[2])}",
+        unescape(text),
+    )
     if re.search(r"\\(?:nabla|vec)", text):
         text = text.replace(r"\times", r"\cross ")  # not the same as \cdot
     text = re.sub(r"^\s*\*\*(.*)\*\*\s*$", r"\1", text, flags=re.DOTALL)  # markdown
@@ -156,7 +174,9 @@ def clean(text: str) -> str:
         bare = text.strip().rstrip(" .,;:")
         if len(bare) > 1 and bare[0] in _QUOTES and bare[-1] in _QUOTES:
             bare = bare[1:-1]
-        if enclosed(bare, "{", "}") or (enclosed(bare, "(", ")") and len(split(bare[1:-1], ",;")) == 1):
+        if enclosed(bare, "{", "}") or (
+            enclosed(bare, "(", ")") and len(split(bare[1:-1], ",;")) == 1
+        ):
             bare = bare[1:-1]
         if bare == text:
             return text
@@ -164,7 +184,9 @@ def clean(text: str) -> str:
 
 
 def _words(match: re.Match[str]) -> str:
-    r"""What \text holds, as words; the letter of a unit after a value is marked, as in `5\text{ m}`, `9\text{ m/s}`."""
+    r"""What \text holds, as words; the letter of a unit after a value is marked, as in
+    `5\text{ m}`, `9\text{ m/s}`.
+    """
     words = match[1].strip(" ~")
     before = match.string[: match.start()]
     if re.search(r"[\d)}%a-z]$|\}\s*(?:/|\\cdot)$", before) and re.fullmatch(
@@ -175,8 +197,12 @@ def _words(match: re.Match[str]) -> str:
 
 
 def _ascii(text: str) -> str:
-    """LaTeX and ASCII for the characters that stand for it; what is left is Unicode's compatible form (NFKC)."""
-    text = _VULGAR.sub(lambda char: r"\frac{{{}}}{{{}}}".format(*_compatible(char[0]).split("⁄")), text)
+    """LaTeX and ASCII for the characters that stand for it; what is left is Unicode's
+    compatible form (NFKC).
+    """
+    text = _VULGAR.sub(
+        lambda char: r"\frac{{{}}}{{{}}}".format(*_compatible(char[0]).split("⁄")), text
+    )
     text = _RAISED.sub(lambda run: f"^{{{_compatible(run[0])}}}", text)
     text = _LOWERED.sub(lambda run: f"_{{{_compatible(run[0])}}}", text)
     return re.sub(r"[^\x00-\x7f]", lambda char: _plain(char[0]), text)
@@ -188,10 +214,13 @@ def _compatible(text: str) -> str:
 
 @lru_cache(maxsize=1 << 10)
 def _plain(char: str) -> str:
-    """One character that is not ASCII: symbols and Greek as commands, any hyphen, space and digit as the usual one."""
+    """One character that is not ASCII: symbols and Greek as commands, any hyphen, space and
+    digit as the usual one.
+    """
     if char in _SYMBOLS:
         return _SYMBOLS[char]
-    kind, name = unicodedata.category(char), unicodedata.name(char, "").split()
+    kind = unicodedata.category(char)
+    name = unicodedata.name(char, "").split()
     if kind == "Nd":
         return str(unicodedata.decimal(char))
     if kind == "No":  # ① is no digit
@@ -205,7 +234,9 @@ def _plain(char: str) -> str:
 
 
 def enclosed(text: str, opening: str = "([", closing: str = ")]") -> bool:
-    """Whether the first character is a bracket whose partner is the last one: "(0, 1]" but not "(a)(b)"."""
+    """Whether the first character is a bracket whose partner is the last one: "(0, 1]" but not
+    "(a)(b)".
+    """
     if len(text) < 2 or text[0] not in opening or text[-1] not in closing:
         return False
     depth = 0
@@ -217,10 +248,20 @@ def enclosed(text: str, opening: str = "([", closing: str = ")]") -> bool:
 
 
 def split(text: str, separators: str | re.Pattern[str]) -> list[str]:
-    """Parts of `text` between separators (characters, or a pattern) that stand outside all brackets."""
-    pattern = separators if isinstance(separators, re.Pattern) else re.compile(f"[{re.escape(separators)}]")
-    parts, depth, start = [], 0, 0
-    for token in re.finditer(rf"(?P<open>[(\[{{])|(?P<close>[)\]}}])|(?P<separator>{pattern.pattern})", text):
+    """Parts of `text` between separators (characters, or a pattern) that stand outside all
+    brackets.
+    """
+    pattern = (
+        separators
+        if isinstance(separators, re.Pattern)
+        else re.compile(f"[{re.escape(separators)}]")
+    )
+    parts = []
+    depth = 0
+    start = 0
+    for token in re.finditer(
+        rf"(?P<open>[(\[{{])|(?P<close>[)\]}}])|(?P<separator>{pattern.pattern})", text
+    ):
         depth += (token["open"] is not None) - (token["close"] is not None)
         if token["separator"] and depth == 0:
             parts.append(text[start : token.start()].strip())

@@ -1,8 +1,9 @@
 r"""Read an answer into a value whose type says how it may be compared.
 
-A number with its unit, a number in a base, a choice, a tuple or interval, an unordered list, set or union, a relation,
-a congruence, an expression, a text: every character of the answer belongs to the value, and what fits no other type is
-a text. Few answers have two readings (`1,000` is a number, and may be a list of two); `read` returns them all.
+A number with its unit, a number in a base, a choice, a tuple or interval, an unordered list,
+set or union, a relation, a congruence, an expression, a text: every character of the answer
+belongs to the value, and what fits no other type is a text. Few answers have two readings
+(`1,000` is a number, and may be a list of two); `read` returns them all.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ MAX_NUMBER = 1_000  # characters
 
 # Units.
 
-# The name, the other spellings; a plural "s" is dropped. Any other words after a plain number name what is counted.
+# The name, the other spellings; a plural "s" is dropped. Any other words after a plain number
+# name what is counted.
 _SPELLINGS = r"""
 mm millimetre millimeter, cm centimetre centimeter, dm, m metre meter, km kilometre kilometer, in inch inches, ft foot
 feet, yd yard, mi mile, mg milligram milligramme, g gram gramme, kg kilogram kilogramme kilo, lb lbs pound \pound, oz
@@ -68,29 +70,46 @@ _NAME = (
     r"|[kcdm]?m(?=\s?/)|(?<=/)[smhL]\b|[a-zA-Z][a-zA-Z'-]+\.?"
 )
 _PHRASE = rf"(?:{_NAME}){_POWER}?(?:(?:\s?/\s?|\s?\*\s?|\s)(?:{_NAME}){_POWER}?)*"
-_WITH_UNIT = re.compile(rf"(?P<value>.*?[\d)}}%|a-z\].])(?:\s|(?<=[\d)}}.])|(?=\\))(?P<unit>{_PHRASE})\s?", re.DOTALL)
-_UNIT_TOKEN = re.compile(rf"(?P<slash>/)?\s?(?P<name>\\?[a-zA-Z][a-zA-Z'-]*\.?)(?P<power>{_POWER})?")
+_WITH_UNIT = re.compile(
+    rf"(?P<value>.*?[\d)}}%|a-z\].])(?:\s|(?<=[\d)}}.])|(?=\\))(?P<unit>{_PHRASE})\s?",
+    re.DOTALL,
+)
+_UNIT_TOKEN = re.compile(
+    rf"(?P<slash>/)?\s?(?P<name>\\?[a-zA-Z][a-zA-Z'-]*\.?)(?P<power>{_POWER})?"
+)
 _WITH_CJK_UNIT = re.compile(r"(?P<value>.*\d) ?(?P<unit>[\u3040-\u30ff\u4e00-\u9fff]+)")
-_NO_CJK_UNIT = re.compile("[以未超不非约約万億兆千百十割倍でなは分点點亿萬半成折余多左右か的の减減加乘錯错违違よ]")
+_NO_CJK_UNIT = re.compile(
+    "[以未超不非约約万億兆千百十割倍でなは分点點亿萬半成折余多左右か的の减減加乘錯错违違よ]"
+)
 _LETTER = re.compile(r"[a-zA-Z\\\u3040-\u30ff\u4e00-\u9fff]")
-_CURRENCY = re.compile(r"(?P<sign>-?)\s?\\(?P<unit>dollar|euro|pound|yen)\s?(?P<value>.*)", re.DOTALL)
+_CURRENCY = re.compile(
+    r"(?P<sign>-?)\s?\\(?P<unit>dollar|euro|pound|yen)\s?(?P<value>.*)", re.DOTALL
+)
 
 
 class Unit(NamedTuple):
-    """Powers of the known units, and the words that are none: {m: 1, s: -2} and {} of `m/s^2`, {} and {apple}."""
+    """Powers of the known units, and the words that are none: {m: 1, s: -2} and {} of `m/s^2`,
+    {} and {apple}.
+    """
 
     powers: frozenset[tuple[str, int]] = frozenset()
     words: frozenset[str] = frozenset()
 
     def fits(self, other: Unit) -> bool:
-        """Whether both may be one: a missing unit fits any; more words may say more of what is counted."""
+        """Whether both may be one: a missing unit fits any; more words may say more of what is
+        counted.
+        """
         if not any(self) or not any(other):
             return True
-        return self.powers == other.powers and (self.words <= other.words or other.words <= self.words)
+        return self.powers == other.powers and (
+            self.words <= other.words or other.words <= self.words
+        )
 
 
 def split_unit(text: str) -> tuple[str, Unit]:
-    """The value and its unit: `64 square feet`, `5個`, `\\dollar 5`; no unit where the words after it are none."""
+    """The value and its unit: `64 square feet`, `5個`, `\\dollar 5`; no unit where the words
+    after it are none.
+    """
     if match := _CURRENCY.fullmatch(text):
         value, unit = split_unit(match["value"])
         return match["sign"] + value, unit if any(unit) else _read_unit("\\" + match["unit"])
@@ -100,7 +119,9 @@ def split_unit(text: str) -> tuple[str, Unit]:
     match = _WITH_CJK_UNIT.fullmatch(text)
     if match and (match["unit"] == "分" or not _NO_CJK_UNIT.search(match["unit"])):
         name = match["unit"]
-        return match["value"], Unit(frozenset([("yen", 1)])) if name == "円" else Unit(words=frozenset([name]))
+        return match["value"], Unit(frozenset([("yen", 1)])) if name == "円" else Unit(
+            words=frozenset([name])
+        )
     return text, Unit()
 
 
@@ -109,13 +130,19 @@ def _read_unit(phrase: str) -> Unit | None:
     for pattern, plain in _REWRITTEN:
         phrase = pattern.sub(plain, phrase)
     powers: Counter[str] = Counter()
-    words, sign = set(), 1
+    words = set()
+    sign = 1
     for token in _UNIT_TOKEN.finditer(phrase):
         sign = -1 if token["slash"] else sign
         name = token["name"].rstrip(".")
         lower = name.lower()
         known = next(
-            (_KNOWN[spelling] for spelling in (name, lower, lower.removesuffix("s")) if spelling in _KNOWN), None
+            (
+                _KNOWN[spelling]
+                for spelling in (name, lower, lower.removesuffix("s"))
+                if spelling in _KNOWN
+            ),
+            None,
         )
         if known:
             powers[known] += sign * int(re.sub(r"[^-\d]", "", token["power"] or "1"))
@@ -127,7 +154,9 @@ def _read_unit(phrase: str) -> Unit | None:
 
 
 def _is_no_unit(word: str, before: int) -> bool:
-    """Whether a word says something else; of numbers only near the value: `12 ways to meet the three conditions`."""
+    """Whether a word says something else; of numbers only near the value: `12 ways to meet the
+    three conditions`.
+    """
     parts = set(re.split("[-']", word)) | {word}
     if parts & _NO_UNITS or (before < 3 and parts & NUMBER_WORDS) or word in _GREEK:
         return True
@@ -141,7 +170,9 @@ _FRACTION = re.compile(
     rf"(?:(?P<whole>\d+)\s*)?\\frac\{{\s*(?P<top>{_PLAIN})\s*\}}\{{\s*(?P<bottom>{_PLAIN})\s*\}}"
     rf"|(?:(?P<whole_>\d+) )?(?P<top_>{_PLAIN}) ?/ ?(?P<bottom_>{_PLAIN})"
 )
-_DECIMAL = re.compile(rf"(?P<digits>{_PLAIN})(?:(?:[eE]| ?\* ?10 ?\^)\{{?(?P<exponent>[-+]?\d{{1,3}})\}}?)?")
+_DECIMAL = re.compile(
+    rf"(?P<digits>{_PLAIN})(?:(?:[eE]| ?\* ?10 ?\^)\{{?(?P<exponent>[-+]?\d{{1,3}})\}}?)?"
+)
 _REPEATING = re.compile(
     r"(?P<whole>\d*)\.(?P<fixed>\d*?)"
     r"(?:\\overline\s?(?:\{(?P<run>\d+)\}|(?P<digit>\d))|(?P<seen>\d{1,9}?)(?P=seen){2,}\s?\\ldots)"
@@ -151,7 +182,9 @@ _BASED = re.compile(r"\(?(?P<digits>[\dA-Fa-f]*\d[\dA-Fa-f]*)\)?_\{?(?P<base>\d{
 
 
 class Number(NamedTuple):
-    """A number as written: its exact value, decimals after the point (None: a fraction or integer), "%", its unit."""
+    """A number as written: its exact value, decimals after the point (None: a fraction or
+    integer), "%", its unit.
+    """
 
     value: Fraction
     places: int | None = None
@@ -162,12 +195,17 @@ class Number(NamedTuple):
     @property
     def significant(self) -> Fraction:
         """The digits of a decimal as an integer; 0 of a fraction or integer, which is exact."""
-        return Fraction(0) if self.places is None else abs(self.value) * Fraction(10) ** self.places
+        return (
+            Fraction(0)
+            if self.places is None
+            else abs(self.value) * Fraction(10) ** self.places
+        )
 
     @property
     def tolerance(self) -> Fraction:
-        """What a decimal may be off by. Of four significant digits it may be a rounding: half a unit in the last place.
-        Of sixteen it is a binary float as JSON writes one: 2^-50 of it.
+        """What a decimal may be off by. Of four significant digits it may be a rounding: half
+        a unit in the last place. Of sixteen it is a binary float as JSON writes one: 2^-50 of
+        it.
         """
         if self.significant < 1000 or self.places <= 0:
             return Fraction(0)
@@ -176,12 +214,16 @@ class Number(NamedTuple):
 
     @property
     def is_float(self) -> bool:
-        """Whether it has the sixteen digits or more of a binary float that arithmetic has rounded."""
+        """Whether it has the sixteen digits or more of a binary float that arithmetic has
+        rounded.
+        """
         return self.significant >= 10**15
 
 
 def read_number(text: str, european: bool = False) -> Number | None:
-    """The number that a text is, None if it is anything else. `european`: the comma is the decimal point."""
+    """The number that a text is, None if it is anything else. `european`: the comma is the
+    decimal point.
+    """
     if len(text) > MAX_NUMBER or not any(map(str.isdigit, text)):
         return None
     text, unit = split_unit(text) if _LETTER.search(text) else (text, Unit())
@@ -198,14 +240,17 @@ def read_number(text: str, european: bool = False) -> Number | None:
         return None
     value, places = found
     if factor != 1:
-        value, places, latex = factor * value, None, f"{factor}*({latex})"
+        value = factor * value
+        places = None
+        latex = f"{factor}*({latex})"
     return Number(-value if sign < 0 else value, places, percent, unit, latex)
 
 
 def _unsigned(text: str) -> tuple[Fraction, int | None] | None:
     """The value and the decimals after the point."""
     if match := _DECIMAL.fullmatch(text):
-        digits, exponent = _bare(match["digits"]), int(match["exponent"] or 0)
+        digits = _bare(match["digits"])
+        exponent = int(match["exponent"] or 0)
         places = len(digits.partition(".")[2]) - exponent if "." in digits else None
         value = Fraction(digits)
         return value * Fraction(10) ** exponent if exponent else value, places
@@ -215,7 +260,10 @@ def _unsigned(text: str) -> tuple[Fraction, int | None] | None:
         value = fixed + Fraction(int(run), 10 ** len(run) - 1)
         return value / 10 ** len(match["fixed"]), None
     if match := _FRACTION.fullmatch(text):
-        whole, top, bottom = (_bare(match[name] or match[name + "_"] or "0") for name in ("whole", "top", "bottom"))
+        whole, top, bottom = (
+            _bare(match[name] or match[name + "_"] or "0")
+            for name in ("whole", "top", "bottom")
+        )
         if Fraction(bottom):
             return int(whole) + Fraction(top) / Fraction(bottom), None
     return None
@@ -229,7 +277,9 @@ def _bare(digits: str) -> str:
 
 
 class Based(NamedTuple):
-    """Digits in a base, as in 2516_8: the same digits and base are equal, its value in base ten is not."""
+    """Digits in a base, as in 2516_8: the same digits and base are equal, its value in base
+    ten is not.
+    """
 
     digits: str
     base: int
@@ -243,7 +293,9 @@ class Choice(NamedTuple):
 
 
 class Sequence(NamedTuple):
-    """A tuple or interval: the brackets matter, and so does the order. `name`: the variable of `0 <= x < 1`."""
+    """A tuple or interval: the brackets matter, and so does the order. `name`: the variable of
+    `0 <= x < 1`.
+    """
 
     opening: str
     items: tuple[str, ...]
@@ -252,8 +304,9 @@ class Sequence(NamedTuple):
 
 
 class Items(NamedTuple):
-    r"""Parts without an order: kind "" of a list, "{" of a set (which holds nothing twice), "U" of a union, "&" of
-    inequalities that hold together. A list of kind ">" has an order: `1, 3, \ldots`, and 1,000 taken for two numbers.
+    r"""Parts without an order: kind "" of a list, "{" of a set (which holds nothing twice),
+    "U" of a union, "&" of inequalities that hold together. A list of kind ">" has an order:
+    `1, 3, \ldots`, and 1,000 taken for two numbers.
     """
 
     items: tuple[str, ...]
@@ -261,7 +314,9 @@ class Items(NamedTuple):
 
 
 class Inequality(NamedTuple):
-    """left < right, also <= and !=: one side minus the other tells it, up to a positive factor."""
+    """left < right, also <= and !=: one side minus the other tells it, up to a positive
+    factor.
+    """
 
     left: str
     operator: str
@@ -269,8 +324,9 @@ class Inequality(NamedTuple):
 
 
 class Equation(NamedTuple):
-    """An equality whole, and what it gives: the name x and the values 2 + 3 and 5 of `x = 2 + 3 = 5`, no name of
-    `2 + 2 = 4`, no values of `x + y = 3`; and what the last value is said to round to.
+    """An equality whole, and what it gives: the name x and the values 2 + 3 and 5 of `x = 2 +
+    3 = 5`, no name of `2 + 2 = 4`, no values of `x + y = 3`; and what the last value is said
+    to round to.
     """
 
     text: str
@@ -300,16 +356,31 @@ class Text(NamedTuple):
     text: str
 
 
-Value = Number | Based | Choice | Sequence | Items | Inequality | Equation | Congruence | Expression | Text
+Value = (
+    Number
+    | Based
+    | Choice
+    | Sequence
+    | Items
+    | Inequality
+    | Equation
+    | Congruence
+    | Expression
+    | Text
+)
 
-_SEPARATOR = re.compile(r",|;|(?<![a-zA-Z\\])(?:and|or)(?![a-z])|または|および|(?<=[\d}\s])[或和と](?=[\d\\\s-])")
+_SEPARATOR = re.compile(
+    r",|;|(?<![a-zA-Z\\])(?:and|or)(?![a-z])|または|および|(?<=[\d}\s])[或和と](?=[\d\\\s-])"
+)
 _UNION = re.compile(r"\\cup(?![a-zA-Z])")
 _APPROX = re.compile(r"\\approx(?![a-zA-Z])")
 _EQUALS = re.compile(r"(?<![<>!])=|\\in(?![a-zA-Z])")
 _INEQUALITY = re.compile(r"<=|>=|!=|<|>")
 _FLIPPED = {">": "<", ">=": "<=", "<": "<", "<=": "<=", "!=": "!="}
 _VARIABLE = re.compile(r"(?:[a-zA-Z]|\\[a-z]+)(?:_\w|_\{\w+\})?")
-_FREE_LETTER = re.compile(r"(?<![a-zA-Z\\])(?!sin|cos|tan|log|ln|exp|sqrt|pi)[a-df-hj-zA-Z]")  # not e, i, a command
+_FREE_LETTER = re.compile(
+    r"(?<![a-zA-Z\\])(?!sin|cos|tan|log|ln|exp|sqrt|pi)[a-df-hj-zA-Z]"
+)  # not e, i, a command
 _LETTER_NAME = rf"(?:[a-zA-Z]|\\(?:{'|'.join(_GREEK)}))'*(?:_(?:\{{[^{{}}]*\}}|\w))?'*"
 _POINTS = r"(?:\\(?:angle|triangle|overline|m\\angle))?\{?[A-Z]{1,4}\}?(?:_(?:\{\w*\}|\w))?"
 _MODULO = r"(?:\\pmod\s?\{?|\(\s?\\?mod\s|\s\\?(?:mod|bmod)\s)"
@@ -373,14 +444,23 @@ def _congruence(text: str) -> Congruence | None:
     match = _CONGRUENCE.fullmatch(text)
     if not match or match["left"] is None and match["name"] is None and "bmod" in match["mod"]:
         return None  # 17 \bmod 5 computes a number
-    return Congruence(match["left"] or match["name"] or "", match["residue"], match["modulus"].strip())
+    return Congruence(
+        match["left"] or match["name"] or "", match["residue"], match["modulus"].strip()
+    )
 
 
 def _items(text: str) -> Items | None:
-    r"""The parts of a list, set or union; p ± q is two of them. Parts of `p=5,q=2;p=7,q=2` are tuples."""
+    r"""The parts of a list, set or union; p ± q is two of them. Parts of `p=5,q=2;p=7,q=2` are
+    tuples.
+    """
     kind = ""
-    if text.startswith(r"\{") and text.endswith(r"\}") and enclosed(text[1:-2] + "}", "{", "}"):
-        text, kind = text[2:-2].strip(), "{"
+    if (
+        text.startswith(r"\{")
+        and text.endswith(r"\}")
+        and enclosed(text[1:-2] + "}", "{", "}")
+    ):
+        text = text[2:-2].strip()
+        kind = "{"
     elif len(parts := split(text, _UNION)) > 1:
         return Items(tuple(parts), "U")
     groups = split(text, ";")
@@ -397,9 +477,16 @@ def _items(text: str) -> Items | None:
 
 
 def _plus_minus(text: str) -> list[str]:
-    if not re.search(r"\\(?:pm|mp)(?![a-zA-Z])", text) or enclosed(text) or text.count(r"\pm") > 1:
+    if (
+        not re.search(r"\\(?:pm|mp)(?![a-zA-Z])", text)
+        or enclosed(text)
+        or text.count(r"\pm") > 1
+    ):
         return [text]
-    return [re.sub(r"\\pm(?![a-zA-Z])", plus, re.sub(r"\\mp(?![a-zA-Z])", minus, text)) for plus, minus in ("+-", "-+")]
+    return [
+        re.sub(r"\\pm(?![a-zA-Z])", plus, re.sub(r"\\mp(?![a-zA-Z])", minus, text))
+        for plus, minus in ("+-", "-+")
+    ]
 
 
 def _sequence(text: str) -> Sequence | None:
@@ -410,23 +497,33 @@ def _sequence(text: str) -> Sequence | None:
 
 def _solution_interval(text: str) -> Sequence | None:
     """The interval of `a <= x < b` or `x < b`."""
-    parts, operators = split(text, _INEQUALITY), _INEQUALITY.findall(text)
-    if "!=" in operators or len({operator[0] for operator in operators}) != 1 or len(parts) != len(operators) + 1:
+    parts = split(text, _INEQUALITY)
+    operators = _INEQUALITY.findall(text)
+    if (
+        "!=" in operators
+        or len({operator[0] for operator in operators}) != 1
+        or len(parts) != len(operators) + 1
+    ):
         return None
     if operators[0][0] == ">":
-        parts, operators = parts[::-1], [_FLIPPED[operator] for operator in reversed(operators)]
+        parts = parts[::-1]
+        operators = [_FLIPPED[operator] for operator in reversed(operators)]
     if len(parts) == 2 and _VARIABLE.fullmatch(parts[0]):
-        parts, operators = [r"-\infty", *parts], ["<", *operators]
+        parts = [r"-\infty", *parts]
+        operators = ["<", *operators]
     elif len(parts) == 2:
-        parts, operators = [*parts, r"\infty"], [*operators, "<"]
+        parts = [*parts, r"\infty"]
+        operators = [*operators, "<"]
     if len(parts) != 3 or not _VARIABLE.fullmatch(parts[1]):
         return None
-    opening, closing = "[" if operators[0] == "<=" else "(", "]" if operators[1] == "<=" else ")"
+    opening = "[" if operators[0] == "<=" else "("
+    closing = "]" if operators[1] == "<=" else ")"
     return Sequence(opening, (parts[0], parts[2]), closing, parts[1])
 
 
 def _inequality(text: str) -> Inequality | None:
-    parts, operators = split(text, _INEQUALITY), _INEQUALITY.findall(text)
+    parts = split(text, _INEQUALITY)
+    operators = _INEQUALITY.findall(text)
     if len(parts) != 2 or len(operators) != 1:
         return None
     left, right = reversed(parts) if operators[0][0] == ">" else parts
@@ -440,7 +537,12 @@ def _equation(text: str) -> Equation | None:
     if len(rounded) > 1 or not all((*parts, *rounded)):
         return None
     name = _name(parts[0], parts[-1])
-    if not name and len(parts) == 2 and "\\in" not in exact and (name := _name(parts[1], parts[0])):
+    if (
+        not name
+        and len(parts) == 2
+        and "\\in" not in exact
+        and (name := _name(parts[1], parts[0]))
+    ):
         parts.reverse()
     values = parts[1:] if name and len(parts) > 1 else [] if name else parts
     bare = [re.sub(r"\\(?:begin|end)\{\w+\}", "", value) for value in values]
@@ -452,23 +554,31 @@ def _equation(text: str) -> Equation | None:
 
 
 def _name(text: str, value: str) -> str:
-    """The name a value is given to: x_1, W of `W(n)`, P(A), (x,y), AB, AB : CD, area; "" of anything that computes."""
+    """The name a value is given to: x_1, W of `W(n)`, P(A), (x,y), AB, AB : CD, area; "" of
+    anything that computes.
+    """
     bare = text.replace(" ", "")
     if match := re.fullmatch(rf"(?P<function>{_LETTER_NAME})\((?P<of>.*)\)", bare):
         return match["function"] if re.fullmatch("[a-z]", match["of"]) else bare
-    if re.fullmatch(rf"{_LETTER_NAME}|\({_LETTER_NAME}(?:,{_LETTER_NAME})*\)|{_POINTS}(?::{_POINTS})?", bare):
+    if re.fullmatch(
+        rf"{_LETTER_NAME}|\({_LETTER_NAME}(?:,{_LETTER_NAME})*\)|{_POINTS}(?::{_POINTS})?",
+        bare,
+    ):
         return bare
     if re.fullmatch(r"\\frac\{[A-Z]{2,}\}\{[A-Z]{2,}\}", bare):
         return bare
     words = re.findall(r"[a-z']+", text.casefold())
-    of_words = re.fullmatch(r"[a-zA-Z]{3,}(?: [a-zA-Z]+)*", text) and re.search(r"[\d\\]", value)
+    of_words = re.fullmatch(r"[a-zA-Z]{3,}(?: [a-zA-Z]+)*", text) and re.search(
+        r"[\d\\]", value
+    )
     return text if of_words and not (CHANGING | NUMBER_WORDS) & set(words) else ""
 
 
 def _expression(text: str) -> Expression | Text:
     value, unit = split_unit(text)
     if dict(unit.powers).get("deg") and _FUNCTION.search(value):  # \sin 30\degree is no angle
-        value, unit = text, Unit()
+        value = text
+        unit = Unit()
     if (
         unit.words
         or _NO_SYMBOLS.search(value)

@@ -1,14 +1,18 @@
-r"""Symbolic equality, as a program of its own: a question per line on stdin, `1` or `0` per line on stdout.
+r"""Symbolic equality, as a program of its own: a question per line on stdin, `1` or `0` per
+line on stdout.
 
-`nanomath.rewards.worker` runs this file by its path, in a process that can be killed, because no time limit inside a
-process stops sympy for certain (SIGALRM only reaches the main thread and waits for C code). The file therefore imports
-nothing of nanomath, so that the process starts without torch.
+`nanomath.rewards.worker` runs this file by its path, in a process that can be killed, because
+no time limit inside a process stops sympy for certain (SIGALRM only reaches the main thread
+and waits for C code). The file therefore imports nothing of nanomath, so that the process
+starts without torch.
 
-No text is ever evaluated as Python: a recursive-descent parser reads LaTeX and plain arithmetic and builds the sympy
-expression itself. Two expressions are equal when they agree to 30 digits at random points: by the argument of
-Schwartz (1980) and Zippel (1979) chance agreement is negligible, and it costs milliseconds where `simplify` can hang.
-What the grammar does not cover (sums, integrals, ...) is left to math-verify where the question allows it and its
-reader has read the whole: a reading that stays the same when a token is taken out has passed over that token.
+No text is ever evaluated as Python: a recursive-descent parser reads LaTeX and plain
+arithmetic and builds the sympy expression itself. Two expressions are equal when they agree to
+30 digits at random points: by the argument of Schwartz (1980) and Zippel (1979) chance
+agreement is negligible, and it costs milliseconds where `simplify` can hang. What the grammar
+does not cover (sums, integrals, ...) is left to math-verify where the question allows it and
+its reader has read the whole: a reading that stays the same when a token is taken out has
+passed over that token.
 """
 
 from __future__ import annotations
@@ -57,16 +61,23 @@ GREEK = re.findall(
     "alpha beta gamma delta epsilon varepsilon zeta eta theta vartheta iota kappa lambda mu nu xi rho sigma tau "
     "upsilon phi varphi chi psi omega Gamma Delta Theta Lambda Xi Sigma Upsilon Phi Psi Omega ell",
 )
-OPERATORS = re.findall(r"\w+", "frac sqrt binom log lg div bmod mod begin end degree lfloor rfloor lceil rceil")
+OPERATORS = re.findall(
+    r"\w+", "frac sqrt binom log lg div bmod mod begin end degree lfloor rfloor lceil rceil"
+)
 COMMANDS = frozenset([*FUNCTIONS, *CONSTANTS, *GREEK, *OPERATORS])
 ROUNDED = {"lfloor": sympy.floor, "lceil": sympy.ceiling}
 CLOSING = {"(": ")", "[": "]", "{": "}"}
-# Function names are read without a backslash as well; the longest first, so that "sinh" is not "sin" times h.
+# Function names are read without a backslash as well; the longest first, so that "sinh" is not
+# "sin" times h.
 WORDS = "|".join(sorted({*FUNCTIONS, "log", "lg", "sqrt", "pi"}, key=len, reverse=True))
 TOKEN = re.compile(
-    r"\\(?:begin|end)\{[a-zA-Z]*\}|\\\\|\\[a-zA-Z]+|\d+(?:\.\d*)?|\.\d+|" + WORDS + r"|[a-zA-Z]|[-+*/^(){}\[\]|!_&]"
+    r"\\(?:begin|end)\{[a-zA-Z]*\}|\\\\|\\[a-zA-Z]+|\d+(?:\.\d*)?|\.\d+|"
+    + WORDS
+    + r"|[a-zA-Z]|[-+*/^(){}\[\]|!_&]"
 )
-MEANINGFUL = re.compile(r"\\(?:[a-zA-Z]+|.)|[^\s{}()\[\]*]")  # tokens; products and groups say nothing by their signs
+MEANINGFUL = re.compile(
+    r"\\(?:[a-zA-Z]+|.)|[^\s{}()\[\]*]"
+)  # tokens; products and groups say nothing by their signs
 
 
 class BeyondGrammar(ValueError):
@@ -74,16 +85,24 @@ class BeyondGrammar(ValueError):
 
 
 class Parser:
-    """Recursive descent over the tokens of one expression. Each method reads one phrase and returns its value."""
+    """Recursive descent over the tokens of one expression. Each method reads one phrase and
+    returns its value.
+    """
 
     def __init__(self, text: str):
-        unknown = [command for command in re.findall(r"\\([a-zA-Z]+)", text) if command not in COMMANDS]
+        unknown = [
+            command
+            for command in re.findall(r"\\([a-zA-Z]+)", text)
+            if command not in COMMANDS
+        ]
         rest = TOKEN.sub("", text).strip()
         if unknown:
             raise BeyondGrammar(unknown[0])
         if rest:
             raise ValueError(f"not in the grammar: {rest[:20]!r}")
-        self.tokens = [token if token == r"\\" else token.lstrip("\\") for token in TOKEN.findall(text)]
+        self.tokens = [
+            token if token == r"\\" else token.lstrip("\\") for token in TOKEN.findall(text)
+        ]
         self.position = 0
         self.bars = 0  # open |...|: inside, a bar closes
 
@@ -126,7 +145,9 @@ class Parser:
                 return value
 
     def at_mixed_number(self) -> bool:
-        r"""`1\frac{2}{3}` is 1 + 2/3, as school books write it; with letters inside it is a product."""
+        r"""`1\frac{2}{3}` is 1 + 2/3, as school books write it; with letters inside it is a
+        product.
+        """
         window = self.tokens[max(self.position - 1, 0) : self.position + 7]
         return re.fullmatch(r"\d+ frac \{ \d+ \} \{ \d+ \}", " ".join(window)) is not None
 
@@ -135,7 +156,9 @@ class Parser:
         token = self.peek()
         if token == "|":
             return not self.bars
-        return bool(re.match(r"[a-zA-Z(\[{]", token)) and not token.startswith(("end", "rfloor", "rceil", "degree"))
+        return bool(re.match(r"[a-zA-Z(\[{]", token)) and not token.startswith(
+            ("end", "rfloor", "rceil", "degree")
+        )
 
     def signed(self):
         if self.accept("-"):
@@ -184,11 +207,14 @@ class Parser:
         if self.accept("_"):
             start = self.position
             self.atom()
-            return sympy.Symbol(f"{name}_{' '.join(self.tokens[start : self.position]).strip('{ }')}")
+            return sympy.Symbol(
+                f"{name}_{' '.join(self.tokens[start : self.position]).strip('{ }')}"
+            )
         return CONSTANTS[name] if name in CONSTANTS else sympy.Symbol(name)
 
     def enclosed(self, closing: str):
-        bars, self.bars = self.bars, 0
+        bars = self.bars
+        self.bars = 0
         value = self.sum()
         self.take(closing)
         self.bars = bars
@@ -202,13 +228,18 @@ class Parser:
         return sympy.Abs(value)
 
     def matrix(self) -> sympy.Matrix | sympy.Expr:
-        kind, rows = self.tokens[self.position - 1], [[]]
+        kind = self.tokens[self.position - 1]
+        rows = [[]]
         while not self.peek().startswith("end{"):
             if self.accept(r"\\"):
                 rows.append([])
             else:
                 rows[-1].append(self.sum())
-                if not self.accept("&") and self.peek() != r"\\" and not self.peek().startswith("end{"):
+                if (
+                    not self.accept("&")
+                    and self.peek() != r"\\"
+                    and not self.peek().startswith("end{")
+                ):
                     raise ValueError("an entry without &")
         self.take()
         matrix = sympy.Matrix([row for row in rows if row])
@@ -222,11 +253,15 @@ class Parser:
 
     def logarithm(self, name: str):
         """`log` without a base is the natural one, as in university maths; `lg` has base 10."""
-        base = self.atom() if self.accept("_") else sympy.Integer(10) if name == "lg" else sympy.E
+        base = (
+            self.atom() if self.accept("_") else sympy.Integer(10) if name == "lg" else sympy.E
+        )
         return sympy.log(self.argument()) / sympy.log(base)
 
     def argument(self):
-        """Of a function: what the brackets hold, or all factors that follow (`sin 2x`) up to the next function."""
+        """Of a function: what the brackets hold, or all factors that follow (`sin 2x`) up to
+        the next function.
+        """
         if self.peek() in CLOSING:
             return self.atom()
         value = self.power()
@@ -262,14 +297,21 @@ def binomial(n, k):
 
 
 def sample(*expressions: sympy.Basic, digits: int = 100) -> Iterator[list[sympy.Expr]]:
-    """The expressions at random points of several scales (one is enough for constants), to DIGITS digits; where terms
-    cancel, the computation has up to `digits`.
+    """The expressions at random points of several scales (one is enough for constants), to
+    DIGITS digits; where terms cancel, the computation has up to `digits`.
     """
-    symbols = sorted(set().union(*(expression.free_symbols for expression in expressions)), key=str)
+    symbols = sorted(
+        set().union(*(expression.free_symbols for expression in expressions)), key=str
+    )
     rng = random.Random(0)
-    bends = any(expression.has(*BENDS) or fractional_power(expression) for expression in expressions)
+    bends = any(
+        expression.has(*BENDS) or fractional_power(expression) for expression in expressions
+    )
     for scale in (SCALES if bends else SCALES[::2]) if symbols else (1,):
-        point = {symbol: sympy.Rational(scale * rng.randrange(-30_000, 30_000), 10_007) for symbol in symbols}
+        point = {
+            symbol: sympy.Rational(scale * rng.randrange(-30_000, 30_000), 10_007)
+            for symbol in symbols
+        }
         yield [expression.evalf(DIGITS, subs=point, maxn=digits) for expression in expressions]
 
 
@@ -277,7 +319,9 @@ def fractional_power(expression: sympy.Basic) -> bool:
     return any(not power.exp.is_integer for power in expression.atoms(sympy.Pow))
 
 
-def close(left: sympy.Expr, right: sympy.Expr, tolerance: float = 0.0, zero: float = 0.0) -> bool:
+def close(
+    left: sympy.Expr, right: sympy.Expr, tolerance: float = 0.0, zero: float = 0.0
+) -> bool:
     """Within the tolerance or the last digits; what is below `zero` in size is 0."""
     if not (left.is_finite and right.is_finite):
         return bool(left == right and not left.has(sympy.nan, sympy.zoo))
@@ -288,7 +332,9 @@ def close(left: sympy.Expr, right: sympy.Expr, tolerance: float = 0.0, zero: flo
 def equal(gold: sympy.Basic, prediction: sympy.Basic, tolerance: float) -> bool:
     if isinstance(gold, sympy.MatrixBase) or isinstance(prediction, sympy.MatrixBase):
         same_shape = getattr(gold, "shape", None) == getattr(prediction, "shape", None)
-        return same_shape and all(equal(a, b, tolerance) for a, b in zip(gold, prediction, strict=True))
+        return same_shape and all(
+            equal(a, b, tolerance) for a, b in zip(gold, prediction, strict=True)
+        )
     if any(value.has(sympy.nan, sympy.zoo) for value in (gold, prediction)):
         return False
     if gold == prediction:
@@ -302,12 +348,17 @@ def equal(gold: sympy.Basic, prediction: sympy.Basic, tolerance: float) -> bool:
         if not close(*pair, tolerance, 1e-60):
             return False
         doubtful = doubtful or not close(*pair, tolerance)
-    # Terms that cancel leave a number that shrinks as more digits are computed; a small number stays what it is.
-    return not doubtful or all(close(*pair, tolerance, TINY) for pair in sample(prediction, gold, digits=1000))
+    # Terms that cancel leave a number that shrinks as more digits are computed; a small number
+    # stays what it is.
+    return not doubtful or all(
+        close(*pair, tolerance, TINY) for pair in sample(prediction, gold, digits=1000)
+    )
 
 
 def multiple(gold: sympy.Basic, prediction: sympy.Basic, positive: bool) -> bool:
-    """Whether gold = c * prediction for a constant c != 0 (c > 0 if `positive`): the same equation (inequality)."""
+    """Whether gold = c * prediction for a constant c != 0 (c > 0 if `positive`): the same
+    equation (inequality).
+    """
     ratios = [a / b for a, b in sample(gold, prediction)]
     first = ratios[0]
     usable = first.is_finite and first != 0 and (first.is_positive or not positive)
@@ -315,38 +366,49 @@ def multiple(gold: sympy.Basic, prediction: sympy.Basic, positive: bool) -> bool
 
 
 def math_verify_equal(gold: str, prediction: str) -> bool:
-    """math-verify's verdict; its own time limits use SIGALRM and are off, since the parent keeps the time."""
+    """math-verify's verdict; its own time limits use SIGALRM and are off, since the parent
+    keeps the time.
+    """
     from math_verify import verify
 
-    return verify(read_whole(gold), read_whole(prediction), float_rounding=12, timeout_seconds=None)
+    return verify(
+        read_whole(gold), read_whole(prediction), float_rounding=12, timeout_seconds=None
+    )
 
 
 def read_whole(text: str) -> sympy.Basic:
-    """math-verify's reading of `text`. ValueError if it is the same without one of the tokens, or with another."""
+    """math-verify's reading of `text`. ValueError if it is the same without one of the tokens,
+    or with another.
+    """
     if len(text) > MAX_LATEX:
         raise ValueError(f"{len(text)} characters")
     whole = read_latex(text)
     names = {str(symbol) for symbol in whole.free_symbols}
     if any(re.fullmatch("[a-zA-Z]{2,}", name) and name not in GREEK for name in names):
         raise ValueError(f"a command is taken for a name in {text!r}")
-    if any(limit.args[1] not in limit.args[0].free_symbols for limit in whole.atoms(sympy.Limit)) or any(
-        derivative.doit() == 0 for derivative in whole.atoms(sympy.Derivative)
-    ):
+    if any(
+        limit.args[1] not in limit.args[0].free_symbols for limit in whole.atoms(sympy.Limit)
+    ) or any(derivative.doit() == 0 for derivative in whole.atoms(sympy.Derivative)):
         raise ValueError(f"a derivative or a limit of what depends on nothing in {text!r}")
     printed = re.sub(r"[a-zA-Z]{2,}(?=\()|dir='.'|oo", "", str(whole))
     for token in MEANINGFUL.finditer(text):
         shown = token[0].isalnum() and printed.count(token[0]) >= text.count(token[0])
-        if not shown and reads_as(text[: token.start()] + other(token[0]) + text[token.end() :], whole):
+        if not shown and reads_as(
+            text[: token.start()] + other(token[0]) + text[token.end() :], whole
+        ):
             raise ValueError(f"{token[0]!r} is passed over in {text!r}")
     return whole
 
 
 def read_latex(text: str) -> sympy.Basic:
-    """math-verify's reading, nothing of the text left out beforehand. Any exception where it has none."""
+    """math-verify's reading, nothing of the text left out beforehand. Any exception where it
+    has none.
+    """
     from latex2sympy2_extended import NormalizationConfig, latex2sympy
     from latex2sympy2_extended.latex2sympy2 import ConversionConfig
 
-    plain, exact = NormalizationConfig(basic_latex=False, boxed="none"), ConversionConfig(lowercase_symbols=False)
+    plain = NormalizationConfig(basic_latex=False, boxed="none")
+    exact = ConversionConfig(lowercase_symbols=False)
     return latex2sympy(text, normalization_config=plain, conversion_config=exact)
 
 
@@ -366,12 +428,19 @@ def other(token: str) -> str:
 
 def answer(question: dict) -> bool:
     """`question`: gold, prediction, relation ("", "=" or "<"), tolerance, math_verify."""
-    gold, prediction, relation = question["gold"], question["prediction"], question["relation"]
+    gold = question["gold"]
+    prediction = question["prediction"]
+    relation = question["relation"]
     try:
-        expected, found = Parser(gold).parse(), Parser(prediction).parse()
+        expected = Parser(gold).parse()
+        found = Parser(prediction).parse()
     except BeyondGrammar:
         return question["math_verify"] and not relation and math_verify_equal(gold, prediction)
-    return multiple(expected, found, relation == "<") if relation else equal(expected, found, question["tolerance"])
+    return (
+        multiple(expected, found, relation == "<")
+        if relation
+        else equal(expected, found, question["tolerance"])
+    )
 
 
 def main() -> None:
@@ -382,13 +451,17 @@ def main() -> None:
     with contextlib.suppress(ImportError):  # before the clock of a question runs
         import math_verify  # noqa: F401
     replies = os.fdopen(os.dup(1), "w", buffering=1)
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # nothing that a library prints may be taken for a verdict
+    os.dup2(
+        os.open(os.devnull, os.O_WRONLY), 1
+    )  # nothing that a library prints may be taken for a verdict
     print("ready", file=replies)
     for line in sys.stdin:
         signal.alarm(ORPHAN_LIMIT)
         try:
             verdict = answer(json.loads(line))
-        except Exception:  # whatever a library raises on hostile text (MemoryError included): not shown equal
+        except (
+            Exception
+        ):  # whatever a library raises on hostile text (MemoryError included): not shown equal
             verdict = False
         signal.alarm(0)
         print(int(verdict), file=replies)

@@ -1,9 +1,10 @@
 """The process that answers symbolic questions, and that can be killed.
 
-One persistent process for the whole run, started at the first question. It is a fresh interpreter, neither forked
-(torch's threads do not survive a fork) nor spawned by multiprocessing (which imports the user's main module again), so
-it can be used from any thread and inside a training process. A question that exceeds the limit costs the process its
-life, and the next question starts another.
+One persistent process for the whole run, started at the first question. It is a fresh
+interpreter, neither forked (torch's threads do not survive a fork) nor spawned by
+multiprocessing (which imports the user's main module again), so it can be used from any thread
+and inside a training process. A question that exceeds the limit costs the process its life,
+and the next question starts another.
 """
 
 from __future__ import annotations
@@ -21,7 +22,9 @@ PROGRAM = Path(__file__).with_name("symbolic.py")
 
 
 class Worker:
-    """Asks `program` one question at a time; `seconds` bounds each of them, not the start of the process."""
+    """Asks `program` one question at a time; `seconds` bounds each of them, not the start of
+    the process.
+    """
 
     START_SECONDS = 60.0  # importing sympy, on a machine that may be busy
 
@@ -47,7 +50,11 @@ class Worker:
     def _start(self) -> None:
         self.starts += 1
         self.process = subprocess.Popen(
-            [sys.executable, "-P", str(self.program)],  # -P: the folder of the program is no place to import from
+            [
+                sys.executable,
+                "-P",
+                str(self.program),
+            ],  # -P: the folder of the program is no place to import from
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
@@ -55,10 +62,14 @@ class Worker:
             start_new_session=True,  # Ctrl-C is for the training run, which then closes the worker
         )
         if self._exchange("", self.START_SECONDS) != "ready":
-            raise RuntimeError(f"the grading process {self.program.name} did not start: is sympy installed?")
+            raise RuntimeError(
+                f"the grading process {self.program.name} did not start: is sympy installed?"
+            )
 
     def _exchange(self, line: str, seconds: float) -> str:
-        """Send `line` (nothing if empty) and read one line; "" if the process died or had to be killed."""
+        """Send `line` (nothing if empty) and read one line; "" if the process died or had to
+        be killed.
+        """
         expired = threading.Event()
         process = self.process
 
@@ -79,22 +90,29 @@ class Worker:
         finally:
             watchdog.cancel()
             watchdog.join()  # now it has either killed the process or never will
-            if expired.is_set() or not reply:  # an interrupt also ends here: a late reply must not answer the next one
+            if (
+                expired.is_set() or not reply
+            ):  # an interrupt also ends here: a late reply must not answer the next one
                 self._stop()
         return reply
 
     def _stop(self) -> None:
-        process, self.process = self.process, None
+        process = self.process
+        self.process = None
         if process is None:
             return
         process.kill()
         process.wait()
         for pipe in (process.stdin, process.stdout):
-            with contextlib.suppress(BrokenPipeError):  # what was not yet written when the process died
+            with contextlib.suppress(
+                BrokenPipeError
+            ):  # what was not yet written when the process died
                 pipe.close()
 
 
 WORKER = Worker()
 atexit.register(WORKER.close)
-if hasattr(os, "register_at_fork"):  # a forked child shares the pipes and perhaps a held lock: it needs its own worker
+if hasattr(
+    os, "register_at_fork"
+):  # a forked child shares the pipes and perhaps a held lock: it needs its own worker
     os.register_at_fork(after_in_child=WORKER.__init__)

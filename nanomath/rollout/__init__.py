@@ -1,6 +1,14 @@
 """Generation: the sampler, its KV cache, and episodes."""
 
-from .episodes import KEEP_GROUPS, Episode, Scorer, collect_groups, episode_metrics, in_groups, sample_episodes
+from .episodes import (
+    KEEP_GROUPS,
+    Episode,
+    Scorer,
+    collect_groups,
+    episode_metrics,
+    in_groups,
+    sample_episodes,
+)
 from .sampler import Completion, Sampler
 
 __all__ = [

@@ -1,4 +1,5 @@
-"""What a sampler is asked for: prompts and stop strings in any form that can mean one thing only, and numbers in range.
+"""What a sampler is asked for: prompts and stop strings in any form that can mean one thing
+only, and numbers in range.
 
 Everything else is a ValueError of one line that says what was expected.
 """
@@ -12,9 +13,15 @@ from typing import Any
 from nanomath.models.tokenizer import Tokenizer
 
 
-def checked(name: str, value: Any, kind: type, holds: Callable[[Any], bool], expected: str) -> Any:
-    """`value` as an int or a float, whichever `kind` is; NumPy's will do as well, a bool for neither."""
-    known = isinstance(value, Integral if kind is int else Real) and not isinstance(value, bool)
+def checked(
+    name: str, value: Any, kind: type, holds: Callable[[Any], bool], expected: str
+) -> Any:
+    """`value` as an int or a float, whichever `kind` is; NumPy's will do as well, a bool for
+    neither.
+    """
+    known = isinstance(value, Integral if kind is int else Real) and not isinstance(
+        value, bool
+    )
     try:
         number = kind(value) if known else None
     except OverflowError:  # an integer beyond any float
@@ -29,44 +36,67 @@ def stop_strings(stop: Any) -> tuple[str, ...]:
     alone = isinstance(stop, str) or not isinstance(stop, Iterable)
     strings = () if stop is None else (stop,) if alone else tuple(stop)
     if not all(isinstance(string, str) and string for string in strings):
-        raise ValueError(f"stop is {_shown(stop)}: it must be a string or a list of strings, none of them empty")
+        raise ValueError(
+            f"stop is {_shown(stop)}: it must be a string or a list of strings, none of them empty"
+        )
     return strings
 
 
-def token_lists(prompts: Any, tokenizer: Tokenizer, vocabulary: int, context: int) -> list[list[int]]:
-    """The token ids of every prompt. A prompt is a text, encoded as `tokenizer.encode` does, or its ids in a list, a
-    tuple, a tensor or an array; one that stands alone is a list of one. ids are below `vocabulary`, and a prompt is
-    shorter than the `context`.
+def token_lists(
+    prompts: Any, tokenizer: Tokenizer, vocabulary: int, context: int
+) -> list[list[int]]:
+    """The token ids of every prompt. A prompt is a text, encoded as `tokenizer.encode` does,
+    or its ids in a list, a tuple, a tensor or an array; one that stands alone is a list of
+    one. ids are below `vocabulary`, and a prompt is shorter than the `context`.
     """
     prompts = _plain(prompts)
-    if isinstance(prompts, str) or (isinstance(prompts, list) and prompts and {int}.issuperset(map(type, prompts))):
+    if isinstance(prompts, str) or (
+        isinstance(prompts, list) and prompts and {int}.issuperset(map(type, prompts))
+    ):
         prompts = [prompts]
     if not isinstance(prompts, list):
-        raise ValueError(f"prompts is {_shown(prompts)}: it must be a list of texts or of lists of token ids")
-    return [_ids(prompt, index, tokenizer, vocabulary, context) for index, prompt in enumerate(prompts)]
+        raise ValueError(
+            f"prompts is {_shown(prompts)}: it must be a list of texts or of lists of token ids"
+        )
+    return [
+        _ids(prompt, index, tokenizer, vocabulary, context)
+        for index, prompt in enumerate(prompts)
+    ]
 
 
-def _ids(prompt: Any, index: int, tokenizer: Tokenizer, vocabulary: int, context: int) -> list[int]:
+def _ids(
+    prompt: Any, index: int, tokenizer: Tokenizer, vocabulary: int, context: int
+) -> list[int]:
     if isinstance(prompt, str):
         try:
             ids = tokenizer.encode(prompt)
         except (TypeError, ValueError):  # what the library says of half a surrogate pair
-            raise ValueError(f"prompt {index} is {_shown(prompt)}: it is no valid Unicode text") from None
+            raise ValueError(
+                f"prompt {index} is {_shown(prompt)}: it is no valid Unicode text"
+            ) from None
     else:
         ids = _plain(prompt)
     if not isinstance(ids, list) or not {int}.issuperset(map(type, ids)):
-        raise ValueError(f"prompt {index} is {_shown(prompt)}: it must be a text or a list of token ids")
+        raise ValueError(
+            f"prompt {index} is {_shown(prompt)}: it must be a text or a list of token ids"
+        )
     if not ids:
         raise ValueError(f"prompt {index} is empty: the first token needs something to follow")
     if len(ids) >= context:
-        raise ValueError(f"prompt {index} has {len(ids)} tokens: the model's context holds {context}")
+        raise ValueError(
+            f"prompt {index} has {len(ids)} tokens: the model's context holds {context}"
+        )
     if not 0 <= min(ids) <= max(ids) < vocabulary:
-        raise ValueError(f"prompt {index} has a token outside the model's vocabulary of {vocabulary}")
+        raise ValueError(
+            f"prompt {index} has a token outside the model's vocabulary of {vocabulary}"
+        )
     return ids
 
 
 def _plain(values: Any) -> Any:
-    """A list in place of a tensor, an array, a tuple or an iterator, of ints in place of their scalars."""
+    """A list in place of a tensor, an array, a tuple or an iterator, of ints in place of their
+    scalars.
+    """
     if hasattr(values, "tolist"):
         return values.tolist()
     if isinstance(values, str | bytes | Mapping) or not isinstance(values, Iterable):

@@ -1,12 +1,14 @@
 """Keys and values in pages: the full pages of a prompt are shared by its samples.
 
-A slot's pages are named in a table, so that samples can share pages and move to other slots without copying any keys.
-Every slot has pages of its own for the longest sample there can be; the page at the end of a prompt that is not full is
-copied to each of its samples. On a GPU, where prompts have CASCADE pages or more, all queries of a group meet the
-shared pages together (kernels/attention.py). The tensors that a decoding step reads never move: the step can be a CUDA
-graph. A prompt is computed in the same way as a step, each of its tokens being a row.
+A slot's pages are named in a table, so that samples can share pages and move to other slots
+without copying any keys. Every slot has pages of its own for the longest sample there can be;
+the page at the end of a prompt that is not full is copied to each of its samples. On a GPU,
+where prompts have CASCADE pages or more, all queries of a group meet the shared pages together
+(kernels/attention.py). The tensors that a decoding step reads never move: the step can be a
+CUDA graph. A prompt is computed in the same way as a step, each of its tokens being a row.
 
-L layers, K key/value heads, E head dimension, P pages of the longest sample, J of the longest prompt.
+L layers, K key/value heads, E head dimension, P pages of the longest sample, J of the longest
+prompt.
 """
 
 from __future__ import annotations
@@ -25,8 +27,9 @@ CASCADE = 2  # shared pages from which reading them once for a group is worth an
 
 
 class Cache:
-    """`slots` samples of at most `positions` tokens in all; prompts of at most `longest` cached tokens (all but the
-    last), of which up to `prompts` are held at a time. share: whether samples share pages.
+    """`slots` samples of at most `positions` tokens in all; prompts of at most `longest`
+    cached tokens (all but the last), of which up to `prompts` are held at a time. share:
+    whether samples share pages.
     """
 
     def __init__(
@@ -41,11 +44,16 @@ class Cache:
         share: bool = True,
         exact: bool = False,
     ) -> None:
-        self.config, self.share, self.page = config, share, page_size(device)
+        self.config = config
+        self.share = share
+        self.page = page_size(device)
         self.cascades = share and not exact and device.type == "cuda"
-        self.slot_pages, self.prompt_pages = _pages(positions, self.page), _pages(longest, self.page)
+        self.slot_pages = _pages(positions, self.page)
+        self.prompt_pages = _pages(longest, self.page)
         integers = {"dtype": torch.int32, "device": device}
-        self.own = torch.arange(slots * self.slot_pages, **integers).view(slots, self.slot_pages)  # by slot
+        self.own = torch.arange(slots * self.slot_pages, **integers).view(
+            slots, self.slot_pages
+        )  # by slot
         shape = config.num_layers, slots * self.slot_pages + prompts * self.prompt_pages
         kept = new_pages(shape, config.num_kv_heads, config.head_dim, dtype, device)
         self.pages = Pages(*kept, self.own.clone())  # of all layers
@@ -58,7 +66,11 @@ class Cache:
 
     @staticmethod
     def bytes_per_slot(
-        config: ModelConfig, positions: int, longest: int, dtype: torch.dtype, device: torch.device
+        config: ModelConfig,
+        positions: int,
+        longest: int,
+        dtype: torch.dtype,
+        device: torch.device,
     ) -> int:
         """Memory of a slot and of the prompt that it may hold."""
         page = page_size(device)
@@ -67,7 +79,9 @@ class Cache:
 
     def clear(self) -> None:
         """Forget all samples and prompts."""
-        self.prompt_of = [-1] * len(self.slot)  # on the host: the number of the prompt in each slot
+        self.prompt_of = [-1] * len(
+            self.slot
+        )  # on the host: the number of the prompt in each slot
         self.free = list(range(self.places))
         self.place: dict[int, int] = {}  # of each prompt
         self.full: dict[int, int] = {}  # pages of each prompt that are full
@@ -77,18 +91,27 @@ class Cache:
     def prefill(self, decoder: Decoder, prompts: dict[int, Sequence[int]]) -> None:
         """Compute and keep all but the last token of each prompt, known by a number."""
         for number, prompt in prompts.items():
-            self.place[number], self.full[number] = self.free.pop(), (len(prompt) - 1) // self.page
-        device, integers = self.slot.device, {"dtype": torch.int32, "device": self.slot.device}
-        tokens = torch.tensor([token for prompt in prompts.values() for token in prompt[:-1]], device=device)
+            self.place[number] = self.free.pop()
+            self.full[number] = (len(prompt) - 1) // self.page
+        device = self.slot.device
+        integers = {"dtype": torch.int32, "device": self.slot.device}
+        tokens = torch.tensor(
+            [token for prompt in prompts.values() for token in prompt[:-1]], device=device
+        )
         if not len(tokens):
             return
         lengths = [len(prompt) - 1 for prompt in prompts.values()]
         first = torch.tensor([self._prompt_page(number) for number in prompts], **integers)
         table = first[:, None] + torch.arange(_pages(max(lengths), self.page), **integers)
-        self.step_pages, self.tiles_used = self.pages._replace(table=table), 0
+        self.step_pages = self.pages._replace(table=table)
+        self.tiles_used = 0
         if decoder.small is not None:
-            return decoder.small.prefill(tokens, lengths, decoder.rope(max(lengths)), self.step_pages)
-        self.step_slot = torch.arange(len(prompts), **integers).repeat_interleave(torch.tensor(lengths, device=device))
+            return decoder.small.prefill(
+                tokens, lengths, decoder.rope(max(lengths)), self.step_pages
+            )
+        self.step_slot = torch.arange(len(prompts), **integers).repeat_interleave(
+            torch.tensor(lengths, device=device)
+        )
         self.position = torch.cat([torch.arange(length, **integers) for length in lengths])
         self.length = self.position + 1
         decoder.states(tokens, self.attend, max(lengths))
@@ -102,11 +125,18 @@ class Cache:
         for row, number in zip(rows.tolist(), prompts, strict=True):
             self.prompt_of[row] = number
         integers = {"dtype": torch.int64, "device": rows.device}
-        first = torch.tensor([self._prompt_page(number) for number in prompts], **integers)[:, None]
-        shared = torch.tensor([self.full[number] if self.share else 0 for number in prompts], **integers)[:, None]
-        own, page = self.own[rows].long(), torch.arange(self.slot_pages, device=rows.device)
+        first = torch.tensor([self._prompt_page(number) for number in prompts], **integers)[
+            :, None
+        ]
+        shared = torch.tensor(
+            [self.full[number] if self.share else 0 for number in prompts], **integers
+        )[:, None]
+        own = self.own[rows].long()
+        page = torch.arange(self.slot_pages, device=rows.device)
         self.pages.table[rows] = torch.where(page < shared, first + page, own).int()
-        at = ((page >= shared) & (page * self.page < lengths[:, None] - 1)).nonzero(as_tuple=True)
+        at = ((page >= shared) & (page * self.page < lengths[:, None] - 1)).nonzero(
+            as_tuple=True
+        )
         for kept in self.pages[:2]:
             kept[:, own[at]] = kept[:, (first + page)[at]]
         self.grouped = 0
@@ -125,36 +155,54 @@ class Cache:
         del self.full[prompt]
 
     def arrange(self, live: int) -> int:
-        """Before steps of the first `live` slots: name groups that share pages. Returns the number of tiles."""
+        """Before steps of the first `live` slots: name groups that share pages. Returns the
+        number of tiles.
+        """
         if self.cascades and self.grouped != live:
             groups: dict[int, list[int]] = {}
             for row, number in enumerate(self.prompt_of[:live]):
                 groups.setdefault(number, []).append(row)
-            cut = [(n, rows[i : i + self.width]) for n, rows in groups.items() for i in range(0, len(rows), self.width)]
+            cut = [
+                (n, rows[i : i + self.width])
+                for n, rows in groups.items()
+                for i in range(0, len(rows), self.width)
+            ]
             self.tile_count = 0
             if max(self.full[number] for number in groups) >= CASCADE:
                 rows = [rows + [-1] * (self.width - len(rows)) for _, rows in cut]
                 self.tiles.fill_(-1)
                 self.tiles[: len(cut)] = torch.tensor(rows, dtype=torch.int32)
-                self.shared[: len(cut)] = torch.tensor([self.full[number] for number, _ in cut], dtype=torch.int32)
+                self.shared[: len(cut)] = torch.tensor(
+                    [self.full[number] for number, _ in cut], dtype=torch.int32
+                )
                 self.tile_count = len(cut)
             self.grouped = live
         return self.tile_count
 
     def prepare(self, positions: Tensor, tiles: int) -> None:
-        """The next step feeds the tokens of the first len(positions) slots, which stand at `positions`, -1: none."""
+        """The next step feeds the tokens of the first len(positions) slots, which stand at
+        `positions`, -1: none.
+        """
         rows = len(positions)
-        self.position, self.length, self.step_slot = positions, positions + 1, self.slot[:rows]
-        self.step_pages, self.tiles_used = self.pages._replace(table=self.pages.table[:rows]), tiles
+        self.position = positions
+        self.length = positions + 1
+        self.step_slot = self.slot[:rows]
+        self.step_pages = self.pages._replace(table=self.pages.table[:rows])
+        self.tiles_used = tiles
 
     def attend(self, layer: int, qkv: Tensor, rope: Rope, norms: Norms, eps: float) -> Tensor:
-        """[rows, H E]: remember the keys and values of the step's rows, and attend to all before them."""
+        """[rows, H E]: remember the keys and values of the step's rows, and attend to all
+        before them.
+        """
         keys, values, table = self.step_pages
-        pages, tiles = Pages(keys[layer], values[layer], table), self.tiles_used
+        pages = Pages(keys[layer], values[layer], table)
+        tiles = self.tiles_used
         q = rope_write(qkv, self.position, self.step_slot, rope, pages, norms, eps)
         groups = (self.tiles[:tiles], self.shared[:tiles]) if tiles else ()
         window = self.config.sliding_window
-        return paged_attention(q, pages, self.step_slot, self.length, window, *groups).flatten(1)
+        return paged_attention(q, pages, self.step_slot, self.length, window, *groups).flatten(
+            1
+        )
 
 
 def _pages(tokens: int, page: int) -> int:

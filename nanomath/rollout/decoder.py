@@ -1,14 +1,16 @@
-"""The transformer as the sampler runs it: no gradient, rows of tokens [M] instead of sequences, fused kernels.
+"""The transformer as the sampler runs it: no gradient, rows of tokens [M] instead of
+sequences, fused kernels.
 
     x += o(attention(rope(qkv(norm(x)))));  x += down(swiglu(gate_up(norm(x))))
 
-The same arithmetic as `nanomath.models.transformer`, layer by layer; tests hold the two together. The steps between the
-matrix products are kernels; on a CPU the products read weights that were packed for it once. The weights are the
-model's own tensors, so there is nothing to synchronise after an optimizer step, or one copy of them in another dtype,
-which `refresh` writes in place.
+The same arithmetic as `nanomath.models.transformer`, layer by layer; tests hold the two
+together. The steps between the matrix products are kernels; on a CPU the products read weights
+that were packed for it once. The weights are the model's own tensors, so there is nothing to
+synchronise after an optimizer step, or one copy of them in another dtype, which `refresh`
+writes in place.
 
-The rows' attention is a method of the cache, `attend`: it rotates queries and keys, remembers keys and values, and
-attends.
+The rows' attention is a method of the cache, `attend`: it rotates queries and keys, remembers
+keys and values, and attends.
 """
 
 from __future__ import annotations
@@ -28,7 +30,9 @@ from kernels.small_model import SmallModel
 from kernels.swiglu import swiglu
 from nanomath.models.transformer import Transformer
 
-AttendPages = Callable[[int, Tensor, Rope, Norms, float], Tensor]  # layer, qkv [M, (H + 2 K) E], .., eps -> [M, H E]
+AttendPages = Callable[
+    [int, Tensor, Rope, Norms, float], Tensor
+]  # layer, qkv [M, (H + 2 K) E], .., eps -> [M, H E]
 
 
 @dataclass(frozen=True)
@@ -49,11 +53,14 @@ class LayerWeights:
 class Decoder:
     """`states(tokens, attend, longest)` and `logits(states)` of a model, computed in `dtype`.
 
-    exact: every row's result is a function of that row alone, as in the trainer with `model.exact`.
+    exact: every row's result is a function of that row alone, as in the trainer with
+    `model.exact`.
     """
 
     def __init__(self, model: Transformer, dtype: torch.dtype, exact: bool = False) -> None:
-        self.model, self.dtype, self.exact = model, dtype, exact
+        self.model = model
+        self.dtype = dtype
+        self.exact = exact
         self.on_gpu = model.device.type == "cuda"
         self.linear = invariant_linear if exact else F.linear if self.on_gpu else packed_linear
         self.shadow: dict[str, Tensor] = {}
@@ -62,13 +69,16 @@ class Decoder:
 
     @torch.no_grad()
     def refresh(self) -> None:
-        """Look up the weights as they are now. A copy in another dtype keeps its place in memory."""
+        """Look up the weights as they are now. A copy in another dtype keeps its place in
+        memory.
+        """
         modules = self.model.model
         forget_packed()  # what a weight was packed from may have changed unseen
         self.eps = self.model.config.norm_eps
         self.layers = []
         for i, layer in enumerate(modules.layers):
-            attention, mlp = layer.self_attn, layer.mlp
+            attention = layer.self_attn
+            mlp = layer.mlp
             named = {
                 "input_norm": layer.input_layernorm.weight,
                 "qkv": attention.qkv_proj.weight,
@@ -80,26 +90,50 @@ class Decoder:
                 "gate_up": mlp.gate_up_proj.weight,
                 "down": mlp.down_proj.weight,
             }
-            self.layers.append(LayerWeights(**{name: self._in_dtype(f"{i}.{name}", w) for name, w in named.items()}))
+            self.layers.append(
+                LayerWeights(
+                    **{name: self._in_dtype(f"{i}.{name}", w) for name, w in named.items()}
+                )
+            )
         self.norm = self._in_dtype("norm", modules.norm.weight)
         self.lm_head = self._in_dtype("lm_head", self.model.lm_head.weight)
         tied = self.model.lm_head.weight is modules.embed_tokens.weight
-        self.embedding = self.lm_head if tied else self._in_dtype("embedding", modules.embed_tokens.weight)
+        self.embedding = (
+            self.lm_head if tied else self._in_dtype("embedding", modules.embed_tokens.weight)
+        )
         self.small = self._small_model()
 
     def _small_model(self) -> SmallModel | None:
         """The step in one call, for a model that is small enough."""
-        matrices = [w for layer in self.layers for w in vars(layer).values() if w is not None and w.dim() == 2]
+        matrices = [
+            w
+            for layer in self.layers
+            for w in vars(layer).values()
+            if w is not None and w.dim() == 2
+        ]
         if self.on_gpu or not all(is_small(w, self.dtype) for w in (*matrices, self.lm_head)):
             return None
         layers = [
-            [w if w is None or w.dim() == 1 else packed(w, self.dtype) for w in vars(layer).values()]
+            [
+                w if w is None or w.dim() == 1 else packed(w, self.dtype)
+                for w in vars(layer).values()
+            ]
             for layer in self.layers
         ]
         config = self.model.config
-        shape = config.vocab_size, config.intermediate_size, config.num_heads, self.eps, config.sliding_window
+        shape = (
+            config.vocab_size,
+            config.intermediate_size,
+            config.num_heads,
+            self.eps,
+            config.sliding_window,
+        )
         return SmallModel(
-            self.embedding.detach().to(self.dtype), layers, self.norm, packed(self.lm_head, self.dtype), *shape
+            self.embedding.detach().to(self.dtype),
+            layers,
+            self.norm,
+            packed(self.lm_head, self.dtype),
+            *shape,
         )
 
     def addresses(self) -> tuple[int, ...]:
@@ -108,8 +142,14 @@ class Decoder:
         return tuple(w.data_ptr() for w in (*tensors, self.norm, self.lm_head, self.embedding))
 
     def _in_dtype(self, name: str, weight: Tensor | None) -> Tensor | None:
-        """The weight itself, or its copy; on a CPU matrices are rounded when they are packed, or looked up."""
-        if weight is None or weight.dtype == self.dtype or (weight.dim() == 2 and not self.on_gpu):
+        """The weight itself, or its copy; on a CPU matrices are rounded when they are packed,
+        or looked up.
+        """
+        if (
+            weight is None
+            or weight.dtype == self.dtype
+            or (weight.dim() == 2 and not self.on_gpu)
+        ):
             return weight
         if name not in self.shadow:
             self.shadow[name] = torch.empty_like(weight, dtype=self.dtype, requires_grad=False)
@@ -119,35 +159,49 @@ class Decoder:
         """cos and sin [P, E] of at least so many positions."""
         if self._rope is None or len(self._rope[0]) < positions:
             place = torch.arange(positions, device=self.model.device)
-            self._rope = tuple(table[0, 0].contiguous() for table in self.model.rope(place, self.dtype))
+            self._rope = tuple(
+                table[0, 0].contiguous() for table in self.model.rope(place, self.dtype)
+            )
         return self._rope
 
     def states(self, tokens: Tensor, attend: AttendPages, longest: int) -> Tensor:
-        """The last layer's normalised states [M, D] of tokens [M]; `attend` knows where they stand, below `longest`."""
+        """The last layer's normalised states [M, D] of tokens [M]; `attend` knows where they
+        stand, below `longest`.
+        """
         rope = self.rope(longest)
-        x, delta = F.embedding(tokens, self.embedding).to(self.dtype), None
+        x = F.embedding(tokens, self.embedding).to(self.dtype)
+        delta = None
         for i, w in enumerate(self.layers):
             x, h = add_rms_norm(x, delta, w.input_norm, self.eps)
-            qkv, norms = self.linear(h, w.qkv, w.qkv_bias), (w.q_norm, w.k_norm)
+            qkv = self.linear(h, w.qkv, w.qkv_bias)
+            norms = (w.q_norm, w.k_norm)
             if self.exact and self.on_gpu and w.q_norm is not None:
-                qkv, norms = self.with_normed_heads(qkv, w.q_norm, w.k_norm), (None, None)
+                qkv = self.with_normed_heads(qkv, w.q_norm, w.k_norm)
+                norms = (None, None)
             out = attend(i, qkv, rope, norms, self.eps)
             x, h = add_rms_norm(x, self.linear(out, w.o), w.post_norm, self.eps)
             delta = self.linear(swiglu(self.linear(h, w.gate_up)), w.down)
         return add_rms_norm(x, delta, self.norm, self.eps)[1]
 
     def with_normed_heads(self, qkv: Tensor, q_weight: Tensor, k_weight: Tensor) -> Tensor:
-        """The heads of q and k normed by the trainer's kernel; rope_write's own adds a head up in another order."""
+        """The heads of q and k normed by the trainer's kernel; rope_write's own adds a head up
+        in another order.
+        """
         config = self.model.config
         heads = qkv.unflatten(1, (-1, config.head_dim))
-        q, k, v = heads.split([config.num_heads, config.num_kv_heads, config.num_kv_heads], dim=1)
+        q, k, v = heads.split(
+            [config.num_heads, config.num_kv_heads, config.num_kv_heads], dim=1
+        )
         normed = [
-            add_rms_norm(x.flatten(0, 1), None, w, self.eps)[1].view(x.shape) for x, w in ((q, q_weight), (k, k_weight))
+            add_rms_norm(x.flatten(0, 1), None, w, self.eps)[1].view(x.shape)
+            for x, w in ((q, q_weight), (k, k_weight))
         ]
         return torch.cat((*normed, v), dim=1).flatten(1)
 
     def logits(self, states: Tensor) -> Tensor:
-        """[M, V], on a GPU in float32, as the trainer's logits are there, else in the decoder's dtype."""
+        """[M, V], on a GPU in float32, as the trainer's logits are there, else in the
+        decoder's dtype.
+        """
         if self.on_gpu and states.dtype.itemsize < 4:
             return torch.mm(states, self.lm_head.T, out_dtype=torch.float32)
         return self.linear(states, self.lm_head)

@@ -2,9 +2,10 @@
 
     states = decoder(last tokens);  next tokens ~ softmax(states W^T / temperature);  done if eos or at the limit
 
-Everything per token stays on the model's device, in tensors that never move. On a GPU the whole step is one CUDA graph
-for each number of rows: it is captured once, stays valid when an optimizer step changes the weights in place, and the
-host only looks at the done flags now and then.
+Everything per token stays on the model's device, in tensors that never move. On a GPU the
+whole step is one CUDA graph for each number of rows: it is captured once, stays valid when an
+optimizer step changes the weights in place, and the host only looks at the done flags now and
+then.
 """
 
 from __future__ import annotations
@@ -25,8 +26,9 @@ LOOK_EVERY = 8  # steps between two looks at the flags, where steps run without 
 
 
 class Slots:
-    """The samples in flight, a row each. Tensors with `width` + 1 columns have a spare last one, into which slots that
-    are done write until the host next looks. An empty slot is done, and stands at position -1.
+    """The samples in flight, a row each. Tensors with `width` + 1 columns have a spare last
+    one, into which slots that are done write until the host next looks. An empty slot is done,
+    and stands at position -1.
     """
 
     def __init__(self, slots: int, width: int, device: torch.device) -> None:
@@ -34,7 +36,9 @@ class Slots:
             return torch.zeros(shape, dtype=torch.int64, device=device)
 
         self.width = width
-        self.sample, self.count, self.limit = integers(slots), integers(slots), integers(slots)
+        self.sample = integers(slots)
+        self.count = integers(slots)
+        self.limit = integers(slots)
         self.token = integers(slots)  # the last token, and where it stands
         self.position = torch.full((slots,), -1, dtype=torch.int32, device=device)
         self.done = torch.ones(slots, dtype=torch.bool, device=device)
@@ -45,7 +49,10 @@ class Slots:
     def state(self, rows: int) -> tuple[Tensor, ...]:
         """What the end of a step needs of the first `rows` slots, as `record` takes it."""
         written = self.tokens, self.logprobs, self.sampling_logprobs
-        return tuple(x[:rows] for x in (self.token, self.position, self.count, self.limit, self.done, *written))
+        return tuple(
+            x[:rows]
+            for x in (self.token, self.position, self.count, self.limit, self.done, *written)
+        )
 
     def move(self, source: Tensor, target: Tensor) -> None:
         """Slots `target` take over what is in slots `source`."""
@@ -55,12 +62,15 @@ class Slots:
 
     def clear(self, rows: slice) -> None:
         """Empty slots."""
-        self.done[rows], self.position[rows] = True, -1
+        self.done[rows] = True
+        self.position[rows] = -1
 
 
 @dataclass
 class Engine:
-    """A decoder, a cache and slots; `advance(live, steps)` draws the next tokens of the first `live` slots."""
+    """A decoder, a cache and slots; `advance(live, steps)` draws the next tokens of the first
+    `live` slots.
+    """
 
     decoder: Decoder
     cache: Cache
@@ -75,17 +85,22 @@ class Engine:
         self.weights = self.decoder.addresses()  # that the graphs read
 
     def clear(self) -> None:
-        """Forget all samples and prompts; keep the graphs if the weights are still where they were."""
+        """Forget all samples and prompts; keep the graphs if the weights are still where they
+        were.
+        """
         self.slots.clear(slice(None))
         self.cache.clear()
         if self.weights != (now := self.decoder.addresses()):
-            self.graphs, self.weights = {}, now
+            self.graphs = {}
+            self.weights = now
 
     def advance(self, live: int, steps: int, params: SamplingParams) -> None:
         """Draw up to `steps` tokens; slots that are done earlier idle."""
         if not self.decoder.on_gpu:
             while steps:
-                at_once = steps if self.in_one_call(params) and not self.threads.trying(live) else 1
+                at_once = (
+                    steps if self.in_one_call(params) and not self.threads.trying(live) else 1
+                )
                 self.threads.run(live, partial(self._on_cpu, live, at_once, params))
                 steps -= at_once
             return
@@ -102,15 +117,21 @@ class Engine:
         return self.decoder.small is not None and not params.cuts
 
     def look_every(self, params: SamplingParams) -> int:
-        """After how many steps to look at the flags: a look costs, and so do steps of what has ended."""
+        """After how many steps to look at the flags: a look costs, and so do steps of what has
+        ended.
+        """
         return LOOK_EVERY if self.decoder.on_gpu or self.in_one_call(params) else 1
 
     def _on_cpu(self, rows: int, steps: int, params: SamplingParams) -> None:
         """So many steps in one call, or one step."""
         if not self.in_one_call(params):
             return self.step(rows, self.cache.arrange(rows), params)
-        state, noise, rope = self.slots.state(rows), self.slots.noise, self.decoder.rope(self.positions)
-        self.decoder.small.advance(steps, state, noise, self.eos, rope, self.cache.pages, params.temperature)
+        state = self.slots.state(rows)
+        noise = self.slots.noise
+        rope = self.decoder.rope(self.positions)
+        self.decoder.small.advance(
+            steps, state, noise, self.eos, rope, self.cache.pages, params.temperature
+        )
 
     def step(self, rows: int, tiles: int, params: SamplingParams) -> None:
         """Advance the first `rows` slots by one token."""
@@ -118,24 +139,32 @@ class Engine:
         self.cache.prepare(s.position[:rows], tiles)
         states = self.decoder.states(s.token[:rows], self.cache.attend, self.positions)
         place = s.count[:rows, None, None].expand(-1, 1, 2)
-        drawn = next_tokens(self.decoder, states, s.noise[:rows].gather(1, place)[:, 0], params)
+        drawn = next_tokens(
+            self.decoder, states, s.noise[:rows].gather(1, place)[:, 0], params
+        )
         record(drawn, s.state(rows), self.eos)
 
     def _capture(self, rows: int, tiles: int, params: SamplingParams) -> torch.cuda.CUDAGraph:
-        """Do a step, which compiles what there is to compile, and capture the graph of the following ones."""
+        """Do a step, which compiles what there is to compile, and capture the graph of the
+        following ones.
+        """
         aside = torch.cuda.Stream()
         aside.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(aside):
             self.step(rows, tiles, params)
         torch.cuda.current_stream().wait_stream(aside)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=next((g.pool() for g in self.graphs.values()), None)):
+        with torch.cuda.graph(
+            graph, pool=next((g.pool() for g in self.graphs.values()), None)
+        ):
             self.step(rows, tiles, params)
         return graph
 
 
 def bucket(number: int, most: int) -> int:
-    """The least of 0, 1, 2, 3, 4, 6, 8, 12, 16, 24, ... that is not below `number`, at most `most`."""
+    """The least of 0, 1, 2, 3, 4, 6, 8, 12, 16, 24, ... that is not below `number`, at most
+    `most`.
+    """
     if number < 2:
         return number
     power = 1 << (number - 1).bit_length()

@@ -1,7 +1,8 @@
 """Episodes: the completions of a group of samples, with their rewards and advantages.
 
-Dynamic sampling (DAPO, arXiv 2503.14476, section 3.2) keeps the groups that teach something and samples others in place
-of the rest, here at most so many times: a model that solves everything, or nothing, must not sample for ever.
+Dynamic sampling (DAPO, arXiv 2503.14476, section 3.2) keeps the groups that teach something
+and samples others in place of the rest, here at most so many times: a model that solves
+everything, or nothing, must not sample for ever.
 """
 
 from __future__ import annotations
@@ -19,9 +20,9 @@ T = TypeVar("T")
 
 @dataclass
 class Episode:
-    """One rewarded sample. `rewards` has every component and "total"; `advantages`, one a token, are set by the policy
-    step. Where steps are scored, `step_ends` has the tokens they end on; where they are rewarded, `step_rewards` has
-    what is earned there beside "total".
+    """One rewarded sample. `rewards` has every component and "total"; `advantages`, one a
+    token, are set by the policy step. Where steps are scored, `step_ends` has the tokens they
+    end on; where they are rewarded, `step_rewards` has what is earned there beside "total".
     """
 
     problem: Problem
@@ -35,7 +36,10 @@ class Episode:
 
     def record(self) -> dict[str, Any]:
         """What rollouts.jsonl keeps of it."""
-        steps = {name: [round(x, 6) for x in getattr(self, name)] for name in ("step_scores", "step_rewards")}
+        steps = {
+            name: [round(x, 6) for x in getattr(self, name)]
+            for name in ("step_scores", "step_rewards")
+        }
         return {
             "problem": self.problem.id,
             "question": self.problem.question,
@@ -55,8 +59,8 @@ Groups = Sequence[Sequence[Episode]]  # the episodes of each problem of a rollou
 
 
 class Scorer(Protocol):
-    """What gives episodes their rewards, or adds to those that scorers before it gave: the verifier, a process reward
-    model, a judge.
+    """What gives episodes their rewards, or adds to those that scorers before it gave: the
+    verifier, a process reward model, a judge.
     """
 
     def __call__(self, groups: Groups) -> None:
@@ -75,14 +79,17 @@ def sample_episodes(
     progress: Progress | None = None,
     **sampling: Any,
 ) -> list[list[Episode]]:
-    """The groups of all problems, `group_size` episodes each, scored; `sampling` as in `Sampler.generate`.
+    """The groups of all problems, `group_size` episodes each, scored; `sampling` as in
+    `Sampler.generate`.
 
     FloatingPointError names the problem and the component of a reward that is not finite.
     """
     completions = sampler.generate(prompts, n=group_size, progress=progress, **sampling)
     groups = [
         [Episode(problem, prompt, completion) for completion in group]
-        for problem, prompt, group in zip(problems, prompts, in_groups(completions, group_size), strict=True)
+        for problem, prompt, group in zip(
+            problems, prompts, in_groups(completions, group_size), strict=True
+        )
     ]
     for score in scorers:
         score(groups)
@@ -107,7 +114,9 @@ def is_mixed(group: Sequence[Episode]) -> bool:
 
 
 def is_uneven(group: Sequence[Episode]) -> bool:
-    """The rewards of the group, or those of its steps, are not all equal, so that its advantages are not all zero."""
+    """The rewards of the group, or those of its steps, are not all equal, so that its
+    advantages are not all zero.
+    """
     return len({(e.rewards["total"], *e.step_rewards) for e in group}) > 1
 
 
@@ -123,8 +132,9 @@ def collect_groups(
 ) -> tuple[list[list[Episode]], list[list[Episode]]]:
     """Up to `wanted` groups worth keeping, and all that were sampled to find them.
 
-    sample(k) draws the groups of refill k: 0, then 1 to `refills` while some are missing. keep: a key of KEEP_GROUPS.
-    When none is worth keeping, those of the last refill are returned as they are: they are measured, and teach nothing.
+    sample(k) draws the groups of refill k: 0, then 1 to `refills` while some are missing.
+    keep: a key of KEEP_GROUPS. When none is worth keeping, those of the last refill are
+    returned as they are: they are measured, and teach nothing.
     """
     kept: list[list[Episode]] = []
     sampled: list[list[Episode]] = []
@@ -138,10 +148,11 @@ def collect_groups(
 
 
 def episode_metrics(groups: Groups) -> dict[str, float]:
-    """Means over the episodes of a rollout: rewards by component, pass@1, groups that teach nothing, lengths.
+    """Means over the episodes of a rollout: rewards by component, pass@1, groups that teach
+    nothing, lengths.
 
-    A group is flat when its rewards are all equal: its advantages are zero. Lengths are in tokens; those of
-    right, wrong and truncated completions are left out where there are none.
+    A group is flat when its rewards are all equal: its advantages are zero. Lengths are in
+    tokens; those of right, wrong and truncated completions are left out where there are none.
     """
     episodes = [episode for group in groups for episode in group]
     right = [[bool(e.rewards["accuracy"]) for e in group] for group in groups]
@@ -149,7 +160,9 @@ def episode_metrics(groups: Groups) -> dict[str, float]:
         "length": [e.completion.length for e in episodes],
         "length/right": [e.completion.length for e in episodes if e.rewards["accuracy"]],
         "length/wrong": [e.completion.length for e in episodes if not e.rewards["accuracy"]],
-        "length/truncated": [e.completion.length for e in episodes if not e.completion.finished],
+        "length/truncated": [
+            e.completion.length for e in episodes if not e.completion.finished
+        ],
     }
     components = [name for name in episodes[0].rewards if name != "total"]
     return {
@@ -171,7 +184,9 @@ def in_groups(samples: Sequence[T], group_size: int) -> list[list[T]]:
 
 
 def repeated_share(tokens: Sequence[int], n: int = 4) -> float:
-    """Share of the n-grams of tokens that have stood before: near 1 when a completion goes in circles."""
+    """Share of the n-grams of tokens that have stood before: near 1 when a completion goes in
+    circles.
+    """
     ngrams = [tuple(tokens[i : i + n]) for i in range(len(tokens) - n + 1)]
     return 1 - len(set(ngrams)) / len(ngrams) if ngrams else 0.0
 

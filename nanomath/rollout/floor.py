@@ -1,10 +1,12 @@
-"""The least time in which a machine can do a decoding step: what has to be read, and what has to be multiplied.
+"""The least time in which a machine can do a decoding step: what has to be read, and what has
+to be multiplied.
 
     seconds of a stage = max(bytes read / bytes copied a second, FLOPs / FLOPs a second of matrix products)
 
-A step reads every weight once, whatever the number of rows, and the keys and values of every row; activations, norms
-and biases are not counted. What is cached in faster memory may be read faster than this: a model of a few megabytes can
-beat its floor on a CPU. The sum over the stages is the floor, as no machine overlaps them in one stream of work.
+A step reads every weight once, whatever the number of rows, and the keys and values of every
+row; activations, norms and biases are not counted. What is cached in faster memory may be read
+faster than this: a model of a few megabytes can beat its floor on a CPU. The sum over the
+stages is the floor, as no machine overlaps them in one stream of work.
 """
 
 from __future__ import annotations
@@ -19,8 +21,14 @@ import torch.nn.functional as F
 from kernels.packed import packed_linear
 from nanomath.models.transformer import ModelConfig
 
-COPIED = {"cpu": 256 << 20, "cuda": 1 << 30}  # bytes of what is copied: far more than the last cache holds
-PRODUCTS = {"cpu": ((16, 2048), (64, 2048), (256, 2048)), "cuda": ((256, 8192), (4096, 8192))}  # (rows, width)
+COPIED = {
+    "cpu": 256 << 20,
+    "cuda": 1 << 30,
+}  # bytes of what is copied: far more than the last cache holds
+PRODUCTS = {
+    "cpu": ((16, 2048), (64, 2048), (256, 2048)),
+    "cuda": ((256, 8192), (4096, 8192)),
+}  # (rows, width)
 
 
 @dataclass(frozen=True)
@@ -44,14 +52,21 @@ def step_floor(
     shared: float = 0,
     group: int = 1,
 ) -> dict[str, float]:
-    """Least seconds of each stage of a decoding step of `rows` sequences with `context` tokens each.
+    """Least seconds of each stage of a decoding step of `rows` sequences with `context` tokens
+    each.
 
-    The first `shared` tokens of a context are common to `group` neighbouring rows, and read once for them.
+    The first `shared` tokens of a context are common to `group` neighbouring rows, and read
+    once for them.
     """
-    c, size, layers = config, dtype.itemsize, config.num_layers
-    heads, kv_heads = c.num_heads * c.head_dim, c.num_kv_heads * c.head_dim
+    c = config
+    size = dtype.itemsize
+    layers = config.num_layers
+    heads = c.num_heads * c.head_dim
+    kv_heads = c.num_kv_heads * c.head_dim
     attention = c.hidden_size * (2 * heads + 2 * kv_heads)  # q, k, v and o
-    projections = layers * (attention + 3 * c.hidden_size * c.intermediate_size)  # gate, up and down
+    projections = layers * (
+        attention + 3 * c.hidden_size * c.intermediate_size
+    )  # gate, up and down
     lm_head = c.vocab_size * c.hidden_size
     seen = context if c.sliding_window is None else min(context, c.sliding_window)
     common = max(0, shared - (context - seen))  # of what is seen
@@ -59,12 +74,17 @@ def step_floor(
     return {
         "projections": machine.seconds(projections * size, 2 * rows * projections),
         "lm_head": machine.seconds(lm_head * size, 2 * rows * lm_head),
-        "attention": machine.seconds(2 * layers * kv_heads * size * read, 4 * layers * heads * rows * seen),
+        "attention": machine.seconds(
+            2 * layers * kv_heads * size * read, 4 * layers * heads * rows * seen
+        ),
     }
 
 
-def measure_machine(device: torch.device | str, dtype: torch.dtype, seconds: float = 0.3) -> Machine:
-    """How fast this machine copies, and multiplies matrices of a decoding step's shapes in `dtype`; `seconds` for each.
+def measure_machine(
+    device: torch.device | str, dtype: torch.dtype, seconds: float = 0.3
+) -> Machine:
+    """How fast this machine copies, and multiplies matrices of a decoding step's shapes in
+    `dtype`; `seconds` for each.
 
     On a CPU with the sampler's own matrix product and as many threads as torch uses.
     """
@@ -76,14 +96,22 @@ def measure_machine(device: torch.device | str, dtype: torch.dtype, seconds: flo
     rates = []
     for rows, width in PRODUCTS[device.type]:
         x, weight = (torch.randn(n, width, device=device, dtype=dtype) for n in (rows, width))
-        rates.append(2 * rows * width**2 / fastest(lambda x=x, weight=weight: linear(x, weight), device, seconds))
+        rates.append(
+            2
+            * rows
+            * width**2
+            / fastest(lambda x=x, weight=weight: linear(x, weight), device, seconds)
+        )
     return Machine(2 * source.nbytes / copying, max(rates))
 
 
 def fastest(run: Callable[[], object], device: torch.device, seconds: float) -> float:
-    """Seconds of the fastest call of those that fit into `seconds`, three at least, after one that is not timed."""
+    """Seconds of the fastest call of those that fit into `seconds`, three at least, after one
+    that is not timed.
+    """
     seconds_of(run, device)
-    found, until = [], time.perf_counter() + seconds
+    found = []
+    until = time.perf_counter() + seconds
     while len(found) < 3 or time.perf_counter() < until:
         found.append(seconds_of(run, device))
     return min(found)

@@ -1,4 +1,6 @@
-"""A progress bar for sampling: completions, tokens a second, samples in flight, share of the machine's floor."""
+"""A progress bar for sampling: completions, tokens a second, samples in flight, share of the
+machine's floor.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,9 @@ MEASURED = 0.1  # seconds for each of the two measurements of the machine that t
 
 @contextmanager
 def meter(sampler: Sampler, total: int) -> Iterator[Progress]:
-    """Give this to `generate` as its `progress`. On a terminal it shows a bar for `total` completions meanwhile."""
+    """Give this to `generate` as its `progress`. On a terminal it shows a bar for `total`
+    completions meanwhile.
+    """
     with tqdm(total=total, unit="completion", disable=None, leave=False) as bar:
         yield (lambda *now: None) if bar.disable else _Meter(sampler, bar).show
 
@@ -25,15 +29,23 @@ class _Meter:
     machine: Machine | None = None  # measured once
 
     def __init__(self, sampler: Sampler, bar: tqdm) -> None:
-        self.sampler, self.bar, self.began, self.drawn, self.floor = sampler, bar, time.perf_counter(), 0, 0.0
-        _Meter.machine = _Meter.machine or measure_machine(sampler.model.device, sampler.decoder.dtype, MEASURED)
+        self.sampler = sampler
+        self.bar = bar
+        self.began = time.perf_counter()
+        self.drawn = 0
+        self.floor = 0.0
+        _Meter.machine = _Meter.machine or measure_machine(
+            sampler.model.device, sampler.decoder.dtype, MEASURED
+        )
 
     def show(self, finished: int, drawn: int, live: int, context: float) -> None:
         if live:
-            config, dtype = self.sampler.model.config, self.sampler.decoder.dtype
+            config = self.sampler.model.config
+            dtype = self.sampler.decoder.dtype
             step = sum(step_floor(config, live, context, dtype, self.machine).values())
             self.floor += (drawn - self.drawn) / live * step
-        self.drawn, seconds = drawn, time.perf_counter() - self.began
+        self.drawn = drawn
+        seconds = time.perf_counter() - self.began
         words = f"{drawn / seconds:.0f} tokens/s, {live} in flight, {self.floor / seconds:.0%} of the floor"
         self.bar.set_postfix_str(words, refresh=False)
         self.bar.update(finished - self.bar.n)

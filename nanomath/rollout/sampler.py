@@ -1,17 +1,20 @@
-"""The sampler: batched generation with a KV cache, fixed slots, and each prompt computed once for its group.
+"""The sampler: batched generation with a KV cache, fixed slots, and each prompt computed once
+for its group.
 
-The samples form a known queue in prompt-major order. A prompt is prefilled (all of it but its last token) once for its
-n samples, which share its keys and values; from then on one loop feeds the last token of every live slot and draws the
-next. A finished slot is refilled from the queue; when that is empty the live slots move together, so that finished rows
-cost nothing. All keys and values are dropped at the end: no prompt can be stale after an optimizer step.
+The samples form a known queue in prompt-major order. A prompt is prefilled (all of it but its
+last token) once for its n samples, which share its keys and values; from then on one loop
+feeds the last token of every live slot and draws the next. A finished slot is refilled from
+the queue; when that is empty the live slots move together, so that finished rows cost nothing.
+All keys and values are dropped at the end: no prompt can be stale after an optimizer step.
 
-Noise is keyed by (seed, prompt, sample, position) with a counter-based generator: a sample is the same whatever the
-number of slots and the order of the prompts, up to rounding of its logits, and with `exact` to the last bit. (When one
-prompt is given twice, its second copy continues the sample numbers of the first; ranks that share prompts out are told
-where each continues.)
+Noise is keyed by (seed, prompt, sample, position) with a counter-based generator: a sample is
+the same whatever the number of slots and the order of the prompts, up to rounding of its
+logits, and with `exact` to the last bit. (When one prompt is given twice, its second copy
+continues the sample numbers of the first; ranks that share prompts out are told where each
+continues.)
 
-The host looks at the done flags every `check_every` steps, because each look makes it wait for the device. A small
-model on a CPU does so many steps in one call.
+The host looks at the done flags every `check_every` steps, because each look makes it wait for
+the device. A small model on a CPU does so many steps in one call.
 """
 
 from __future__ import annotations
@@ -42,18 +45,20 @@ from nanomath.rollout.threads import Threads
 PREFILL_TOKENS = 8192  # padded prompt tokens computed in one forward pass, to bound its memory
 MEMORY_SHARE = 0.8  # of the free memory that keys and values may take
 
-# Called with the samples that finished, the tokens drawn so far, the samples in flight, and the mean length of those
-# that were in flight before.
+# Called with the samples that finished, the tokens drawn so far, the samples in flight, and
+# the mean length of those that were in flight before.
 Progress = Callable[[int, int, int, float], None]
 
 
 @dataclass(frozen=True)
 class Completion:
-    """One sample. `tokens` include the eos, or the token that completed the stop string, that ended them.
+    """One sample. `tokens` include the eos, or the token that completed the stop string, that
+    ended them.
 
-    `logprobs` are under the full distribution at the sampling temperature (what a trainer computes),
-    `sampling_logprobs` under the truncated one actually sampled from: the same numbers when top-k, top-p and min-p are
-    off. `text` leaves out the eos and everything from the stop string on.
+    `logprobs` are under the full distribution at the sampling temperature (what a trainer
+    computes), `sampling_logprobs` under the truncated one actually sampled from: the same
+    numbers when top-k, top-p and min-p are off. `text` leaves out the eos and everything from
+    the stop string on.
     """
 
     prompt_index: int
@@ -76,11 +81,13 @@ class Completion:
 
 
 class Sampler:
-    """Draws completions from a model. `slots` sequences are decoded side by side, or as many as fit the free memory.
+    """Draws completions from a model. `slots` sequences are decoded side by side, or as many
+    as fit the free memory.
 
-    exact: logprobs are bit for bit those of the model's forward pass with `model.exact`, whatever the slots and the
-    order of the prompts. dtype: compute in this one instead of the model's own. share_prompts: whether the samples of a
-    prompt share its keys and values. keep: hold on to a GPU's cache and captured graphs between calls.
+    exact: logprobs are bit for bit those of the model's forward pass with `model.exact`,
+    whatever the slots and the order of the prompts. dtype: compute in this one instead of the
+    model's own. share_prompts: whether the samples of a prompt share its keys and values.
+    keep: hold on to a GPU's cache and captured graphs between calls.
     """
 
     def __init__(
@@ -93,31 +100,45 @@ class Sampler:
         share_prompts: bool = True,
         keep: bool = True,
     ) -> None:
-        self.model, self.tokenizer = model, tokenizer
-        self.slots = checked("slots", slots, int, lambda slots: slots >= 1, "an integer, at least 1")
+        self.model = model
+        self.tokenizer = tokenizer
+        self.slots = checked(
+            "slots", slots, int, lambda slots: slots >= 1, "an integer, at least 1"
+        )
         self.share_prompts = share_prompts
         self.decoder = Decoder(model, dtype or model.dtype, exact)
         self.keep = keep and self.decoder.on_gpu
         if exact and not self.decoder.on_gpu:
             matrices = [p for p in model.model.layers[0].parameters() if p.dim() == 2]
             check_rows(matrices, self.decoder.dtype)
-        matrices = [] if exact or self.decoder.on_gpu else [p for p in model.parameters() if p.dim() == 2]
-        self.threads = Threads(choose=all(in_panels(matrix, self.decoder.dtype) for matrix in matrices))
+        matrices = (
+            []
+            if exact or self.decoder.on_gpu
+            else [p for p in model.parameters() if p.dim() == 2]
+        )
+        self.threads = Threads(
+            choose=all(in_panels(matrix, self.decoder.dtype) for matrix in matrices)
+        )
         self.check_every: int | None = None  # None: what suits the engine
         self._engine: Engine | None = None
 
     def release(self) -> None:
-        """Give the memory that is kept between calls back: on a GPU the cache and the captured graphs."""
+        """Give the memory that is kept between calls back: on a GPU the cache and the captured
+        graphs.
+        """
         self._engine = None
         if self.decoder.on_gpu:
             torch.cuda.empty_cache()
 
     def slots_that_fit(self, longest: int, width: int) -> int:
-        """`slots`, or fewer (with a warning) where the keys and values of so many would not fit into the free memory.
-        MemoryError where not even one does.
+        """`slots`, or fewer (with a warning) where the keys and values of so many would not
+        fit into the free memory. MemoryError where not even one does.
         """
-        config, device = self.model.config, self.model.device
-        each = Cache.bytes_per_slot(config, longest + width, longest, self.decoder.dtype, device)
+        config = self.model.config
+        device = self.model.device
+        each = Cache.bytes_per_slot(
+            config, longest + width, longest, self.decoder.dtype, device
+        )
         free = free_memory(device) + (self._engine.sizes[0] * each if self._engine else 0)
         fit = int(MEMORY_SHARE * free) // each
         if fit < 1:
@@ -126,12 +147,15 @@ class Sampler:
                 f"has {free / 2**30:.2f} GiB free: take a lower max_new_tokens or shorter prompts"
             )
         if fit < self.slots:
-            warnings.warn(f"{fit} of {self.slots} slots fit into the memory that is free", stacklevel=2)
+            warnings.warn(
+                f"{fit} of {self.slots} slots fit into the memory that is free", stacklevel=2
+            )
         return min(fit, self.slots)
 
     def engine(self, rows: int, width: int, longest: int, prompts: int) -> Engine:
-        """An engine for `rows` samples at a time of at most `width` tokens, and prompts of at most `longest`, of which
-        as many are held at a time as `prompts` says. On a GPU the last one is used again if it is large enough.
+        """An engine for `rows` samples at a time of at most `width` tokens, and prompts of at
+        most `longest`, of which as many are held at a time as `prompts` says. On a GPU the
+        last one is used again if it is large enough.
         """
         self.decoder.refresh()
         wanted = rows, width, longest, prompts
@@ -139,13 +163,25 @@ class Sampler:
             self._engine.clear()
             return self._engine
         self.release()
-        config, device, dtype = self.model.config, self.model.device, self.decoder.dtype
+        config = self.model.config
+        device = self.model.device
+        dtype = self.decoder.dtype
         cache = Cache(
-            config, rows, longest + width, longest - 1, prompts, dtype, device, self.share_prompts, self.decoder.exact
+            config,
+            rows,
+            longest + width,
+            longest - 1,
+            prompts,
+            dtype,
+            device,
+            self.share_prompts,
+            self.decoder.exact,
         )
         eos = torch.tensor(self.tokenizer.eos_ids, dtype=torch.int64, device=device)
         slots = Slots(rows, width, device)
-        self._engine = Engine(self.decoder, cache, slots, eos, longest + width, self.threads, wanted)
+        self._engine = Engine(
+            self.decoder, cache, slots, eos, longest + width, self.threads, wanted
+        )
         return self._engine
 
     @torch.no_grad()
@@ -163,13 +199,14 @@ class Sampler:
         progress: Progress | None = None,
         first: Sequence[int] | None = None,
     ) -> list[Completion]:
-        """`n` completions of every prompt, a list of token ids or a text to encode, in prompt-major order. ValueError
-        for a prompt that does not fit, FloatingPointError when the model gives logits that are not numbers.
+        """`n` completions of every prompt, a list of token ids or a text to encode, in
+        prompt-major order. ValueError for a prompt that does not fit, FloatingPointError when
+        the model gives logits that are not numbers.
 
-        A completion ends with an eos, with a stop string, after `max_new_tokens`, or where the model's context ends. A
-        stop string may be, or hold, the text of a special token.
-        `first`: which of its samples each prompt begins with, for prompts that are part of a longer list; by default
-        `first_samples` of these.
+        A completion ends with an eos, with a stop string, after `max_new_tokens`, or where the
+        model's context ends. A stop string may be, or hold, the text of a special token.
+        `first`: which of its samples each prompt begins with, for prompts that are part of a
+        longer list; by default `first_samples` of these.
         """
         params = SamplingParams(temperature, top_k, top_p, min_p)
         run = _Run(self, prompts, n, max_new_tokens, params, stop, seed, first)
@@ -189,14 +226,20 @@ class Sampler:
         seed: int = 0,
         **sampling: float,
     ) -> Iterator[str]:
-        """The text of one completion, piece by piece as it is drawn; arguments as in `generate`."""
+        """The text of one completion, piece by piece as it is drawn; arguments as in
+        `generate`.
+        """
         run = _Run(self, [prompt], 1, max_new_tokens, SamplingParams(**sampling), stop, seed)
-        held_back = max(map(len, run.stop), default=1) - 1  # may turn out to begin a stop string
+        held_back = (
+            max(map(len, run.stop), default=1) - 1
+        )  # may turn out to begin a stop string
         shown = 0
         for _ in run.steps():
             text = run.completion(0, run.slots.tokens[0, : run.slots.count[0]].tolist()).text
             safe = len(text) - held_back
-            if safe > shown and not text.endswith("\ufffd"):  # else the last character's bytes are not all there yet
+            if safe > shown and not text.endswith(
+                "\ufffd"
+            ):  # else the last character's bytes are not all there yet
                 yield text[shown:safe]
                 shown = safe
         if not self.keep:
@@ -205,7 +248,9 @@ class Sampler:
 
 
 class _Run:
-    """One call of `generate`: the queue of samples, those in flight, and the results, a row for every sample."""
+    """One call of `generate`: the queue of samples, those in flight, and the results, a row
+    for every sample.
+    """
 
     def __init__(
         self,
@@ -218,35 +263,60 @@ class _Run:
         seed: int,
         first: Sequence[int] | None = None,
     ) -> None:
-        self.model, self.tokenizer, self.params = sampler.model, sampler.tokenizer, params
-        self.device, context = self.model.device, self.model.config.max_positions
-        n = self.n = checked("n", n, int, lambda n: n >= 1, "an integer, at least 1: completions of each prompt")
-        max_new_tokens = checked("max_new_tokens", max_new_tokens, int, lambda n: n >= 1, "an integer, at least 1")
-        self.seed = checked("seed", seed, int, lambda seed: 0 <= seed < 2**64, "an integer from 0 to 2^64 - 1")
+        self.model = sampler.model
+        self.tokenizer = sampler.tokenizer
+        self.params = params
+        self.device = self.model.device
+        context = self.model.config.max_positions
+        n = self.n = checked(
+            "n", n, int, lambda n: n >= 1, "an integer, at least 1: completions of each prompt"
+        )
+        max_new_tokens = checked(
+            "max_new_tokens", max_new_tokens, int, lambda n: n >= 1, "an integer, at least 1"
+        )
+        self.seed = checked(
+            "seed", seed, int, lambda seed: 0 <= seed < 2**64, "an integer from 0 to 2^64 - 1"
+        )
         self.stop = stop_strings(stop)
-        prompts = self.prompts = token_lists(prompts, self.tokenizer, self.model.config.vocab_size, context)
+        prompts = self.prompts = token_lists(
+            prompts, self.tokenizer, self.model.config.vocab_size, context
+        )
         first = first_samples(prompts, n) if first is None else first
         self.samples = len(prompts) * n
-        limits = [min(max_new_tokens, context - len(prompt)) for prompt in prompts for _ in range(n)]
+        limits = [
+            min(max_new_tokens, context - len(prompt)) for prompt in prompts for _ in range(n)
+        ]
         self.width = max(limits, default=0)
         self.limit = self._tensor(limits)
-        self.prompt_length = self._tensor([len(prompt) for prompt in prompts for _ in range(n)])
+        self.prompt_length = self._tensor(
+            [len(prompt) for prompt in prompts for _ in range(n)]
+        )
         self.last_token = self._tensor([prompt[-1] for prompt in prompts for _ in range(n)])
         self.noise_key = self._tensor(noise_keys(prompts, n, first))  # [samples, 3]
         self.left = [n] * len(prompts)  # samples of each prompt that have not finished
-        self.live, self.next_sample, self.prefilled_to = 0, 0, 0  # of the queue
+        # of the queue
+        self.live = 0
+        self.next_sample = 0
+        self.prefilled_to = 0
         longest = max(map(len, prompts), default=1)
         self.rows = min(sampler.slots_that_fit(longest, self.width), self.samples)
-        # Prompts that are held: one for each sample in flight at most, and those of the next refill.
+        # Prompts that are held: one for each sample in flight at most, and those of the next
+        # refill.
         held = self.rows + -(-self.rows // n)
         self.engine = sampler.engine(self.rows, self.width, longest, held)
         self.slots = self.engine.slots
         self.check_every = sampler.check_every or self.engine.look_every(params)
 
-        self.tokens = torch.zeros(self.samples, self.width, dtype=torch.int64, device=self.device)
-        self.logprobs, self.sampling_logprobs = torch.zeros(2, self.samples, self.width, device=self.device)
+        self.tokens = torch.zeros(
+            self.samples, self.width, dtype=torch.int64, device=self.device
+        )
+        self.logprobs, self.sampling_logprobs = torch.zeros(
+            2, self.samples, self.width, device=self.device
+        )
         self.count = torch.zeros(self.samples, dtype=torch.int64, device=self.device)
-        self.stopped: dict[int, str] = {}  # sample -> its text, for those that a stop string ended
+        self.stopped: dict[
+            int, str
+        ] = {}  # sample -> its text, for those that a stop string ended
 
     def _tensor(self, values: Sequence) -> Tensor:
         return torch.tensor(values, dtype=torch.int64, device=self.device)
@@ -255,17 +325,26 @@ class _Run:
 
     def steps(self) -> Iterator[tuple[int, int, int, float]]:
         """Run to the end; after each look at the flags, yield what `Progress` is called with."""
-        finished, drawn, s = 0, 0, self.slots  # drawn: tokens of samples that finished
+        # drawn: tokens of samples that finished
+        finished = 0
+        drawn = 0
+        s = self.slots
         self.live = self.refill(torch.arange(self.rows, device=self.device))
         try:
             while self.live:
                 self.engine.advance(self.live, self.check_every, self.params)
                 if self.stop:
                     self.find_stop_strings()
-                look = torch.stack([state[: self.live].long() for state in (s.done, s.count, s.position)])
-                done, count, position = look.cpu()  # all at once: the host waits for the device here
-                so_far, length = drawn + int(count.sum()), float(position.double().mean())
-                finished, drawn = finished + int(done.sum()), drawn + int(count @ done)
+                look = torch.stack(
+                    [state[: self.live].long() for state in (s.done, s.count, s.position)]
+                )
+                done, count, position = (
+                    look.cpu()
+                )  # all at once: the host waits for the device here
+                so_far = drawn + int(count.sum())
+                length = float(position.double().mean())
+                finished = finished + int(done.sum())
+                drawn = drawn + int(count @ done)
                 if done.any():
                     self.retire(done.nonzero()[:, 0].to(self.device))
                 yield finished, so_far, self.live, length
@@ -273,13 +352,17 @@ class _Run:
             forget_packed()
 
     def retire(self, free: Tensor) -> None:
-        """Free the slots of finished samples; start the next ones there, or close the gaps if there are none."""
+        """Free the slots of finished samples; start the next ones there, or close the gaps if
+        there are none.
+        """
         self.keep_results(free, self.slots.sample[free])
         started = self.refill(free)
         self.close_gaps(free[started:])
 
     def keep_results(self, rows: Tensor, samples: Tensor) -> None:
-        """Copy what finished slots hold to the results; forget prompts of which no sample is left."""
+        """Copy what finished slots hold to the results; forget prompts of which no sample is
+        left.
+        """
         self.count[samples] = self.slots.count[rows]
         for name in ("tokens", "logprobs", "sampling_logprobs"):
             getattr(self, name)[samples] = getattr(self.slots, name)[rows, : self.width]
@@ -289,7 +372,9 @@ class _Run:
                 self.engine.cache.forget(prompt)
 
     def refill(self, rows: Tensor) -> int:
-        """Start the next samples of the queue in free slots `rows`; returns how many there were."""
+        """Start the next samples of the queue in free slots `rows`; returns how many there
+        were.
+        """
         started = 0
         while started < len(rows) and self.next_sample < self.samples:
             if self.next_sample == self.prefilled_to:
@@ -310,21 +395,32 @@ class _Run:
 
     def start(self, rows: Tensor) -> None:
         """Put the next len(rows) samples, whose prompts are prefilled, into slots `rows`."""
-        s, sample = self.slots, torch.arange(self.next_sample, self.next_sample + len(rows), device=self.device)
+        s = self.slots
+        sample = torch.arange(
+            self.next_sample, self.next_sample + len(rows), device=self.device
+        )
         self.engine.cache.begin(rows, (sample // self.n).tolist(), self.prompt_length[sample])
-        s.sample[rows], s.limit[rows] = sample, self.limit[sample]
-        s.token[rows], s.position[rows] = self.last_token[sample], (self.prompt_length[sample] - 1).int()
-        s.count[rows], s.done[rows] = 0, False
+        s.sample[rows] = sample
+        s.limit[rows] = self.limit[sample]
+        s.token[rows] = self.last_token[sample]
+        s.position[rows] = (self.prompt_length[sample] - 1).int()
+        s.count[rows] = 0
+        s.done[rows] = False
         place = torch.arange(s.width + 1, device=self.device)
-        s.noise[rows] = uniform_pair(self.seed, place, *self.noise_key[sample][:, :, None].unbind(1))
+        s.noise[rows] = uniform_pair(
+            self.seed, place, *self.noise_key[sample][:, :, None].unbind(1)
+        )
         self.next_sample += len(rows)
 
     def close_gaps(self, free: Tensor) -> None:
-        """Move the last live slots into the `free` ones, so that the live ones are the first rows again."""
+        """Move the last live slots into the `free` ones, so that the live ones are the first
+        rows again.
+        """
         taken = torch.ones(self.live, dtype=torch.bool, device=self.device)
         taken[free] = False
         self.live -= len(free)
-        target, source = free[free < self.live], taken[self.live :].nonzero()[:, 0] + self.live
+        target = free[free < self.live]
+        source = taken[self.live :].nonzero()[:, 0] + self.live
         if len(target):
             self.engine.cache.move(source, target)
             self.slots.move(source, target)
@@ -333,7 +429,9 @@ class _Run:
     # Stop strings, on the host.
 
     def find_stop_strings(self) -> None:
-        """End the live samples whose newest tokens completed a stop string, and cut tokens and logprobs there."""
+        """End the live samples whose newest tokens completed a stop string, and cut tokens and
+        logprobs there.
+        """
         s = self.slots
         states = (state[: self.live].tolist() for state in (s.sample, s.count))
         for row, (sample, count) in enumerate(zip(*states, strict=True)):
@@ -341,36 +439,48 @@ class _Run:
                 text = self.text_before_stop(s.tokens[row, :kept].tolist())
                 if text is not None:
                     self.stopped[sample] = text
-                    s.count[row], s.done[row] = kept, True
+                    s.count[row] = kept
+                    s.done[row] = True
                     break
 
     def text_before_stop(self, tokens: list[int]) -> str | None:
-        """The text up to the first stop string, or None. Stop strings are looked for in what is shown, and in what is
-        written with special tokens. Only the tail is decoded when that shows none and has no special token.
+        """The text up to the first stop string, or None. Stop strings are looked for in what
+        is shown, and in what is written with special tokens. Only the tail is decoded when
+        that shows none and has no special token.
         """
         decode = self.tokenizer.decode
-        tail = tokens[-(4 * max(map(len, self.stop)) + 4) :]  # a character has at most four bytes, a token at least one
-        shown, written = decode(tail), decode(tail, skip_special=False)
+        tail = tokens[
+            -(4 * max(map(len, self.stop)) + 4) :
+        ]  # a character has at most four bytes, a token at least one
+        shown = decode(tail)
+        written = decode(tail, skip_special=False)
         if shown == written and not any(stop in shown for stop in self.stop):
             return None
-        shown, written = decode(tokens), decode(tokens, skip_special=False)
+        shown = decode(tokens)
+        written = decode(tokens, skip_special=False)
         ends = [shown.find(stop) for stop in self.stop if stop in shown]
         if places := [written.find(stop) for stop in self.stop if stop in written]:
             ends.append(self.shown_before(tokens, written, min(places)))
         return shown[: min(ends)] if ends else None
 
     def shown_before(self, tokens: list[int], written: str, end: int) -> int:
-        """How many characters are shown of written[:end], where `written` are the tokens with the special ones."""
+        """How many characters are shown of written[:end], where `written` are the tokens with
+        the special ones.
+        """
         decode = self.tokenizer.decode
         for whole in reversed(range(len(tokens))):  # tokens that end before there
             before = decode(tokens[:whole], skip_special=False)
             if len(before) <= end and written.startswith(before):
                 break
-        return min(len(decode(tokens[:whole])) + end - len(before), len(decode(tokens[: whole + 1])))
+        return min(
+            len(decode(tokens[:whole])) + end - len(before), len(decode(tokens[: whole + 1]))
+        )
 
     # The results.
 
-    def completion(self, sample: int, tokens: list[int], logprobs=(), sampling_logprobs=()) -> Completion:
+    def completion(
+        self, sample: int, tokens: list[int], logprobs=(), sampling_logprobs=()
+    ) -> Completion:
         """The record of one sample."""
         ended = bool(tokens) and tokens[-1] in self.tokenizer.eos_ids
         reason = "eos" if ended else "stop" if sample in self.stopped else "length"
@@ -378,12 +488,16 @@ class _Run:
         if text is None:
             text = self.tokenizer.decode(tokens[:-1] if ended else tokens)
         prompt, number = divmod(sample, self.n)
-        return Completion(prompt, number, tokens, list(logprobs), list(sampling_logprobs), text, reason)
+        return Completion(
+            prompt, number, tokens, list(logprobs), list(sampling_logprobs), text, reason
+        )
 
     def completions(self) -> list[Completion]:
         """All samples in prompt-major order."""
         counts = self.count.tolist()
-        columns = [matrix.cpu() for matrix in (self.tokens, self.logprobs, self.sampling_logprobs)]
+        columns = [
+            matrix.cpu() for matrix in (self.tokens, self.logprobs, self.sampling_logprobs)
+        ]
         self.check_finite(columns[1])
         return [
             self.completion(sample, *(column[sample, :count].tolist() for column in columns))
@@ -391,10 +505,13 @@ class _Run:
         ]
 
     def check_finite(self, logprobs: Tensor) -> None:
-        """FloatingPointError for the first sample that was drawn from logits that are not numbers."""
+        """FloatingPointError for the first sample that was drawn from logits that are not
+        numbers.
+        """
         bad = (~logprobs.isfinite()).nonzero()
         if len(bad):
-            (prompt, number), token = divmod(int(bad[0, 0]), self.n), int(bad[0, 1])
+            (prompt, number) = divmod(int(bad[0, 0]), self.n)
+            token = int(bad[0, 1])
             raise FloatingPointError(
                 f"the logprob of token {token} of sample {number} of prompt {prompt} is {logprobs[*bad[0]].item()}"
             )
@@ -408,12 +525,16 @@ def free_memory(device: torch.device) -> int:
     meminfo = Path("/proc/meminfo")
     if meminfo.is_file():  # what the operating system would give up its caches for
         lines = meminfo.read_text(encoding="utf-8").splitlines()
-        return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
+        return 1024 * next(
+            int(line.split()[1]) for line in lines if line.startswith("MemAvailable")
+        )
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def first_samples(prompts: Sequence[list[int]], n: int) -> list[int]:
-    """The number of each prompt's first sample: 0, and n more for every time that the same prompt came before."""
+    """The number of each prompt's first sample: 0, and n more for every time that the same
+    prompt came before.
+    """
     seen: Counter[tuple[int, ...]] = Counter()
     first = []
     for prompt in map(tuple, prompts):
@@ -423,12 +544,13 @@ def first_samples(prompts: Sequence[list[int]], n: int) -> list[int]:
 
 
 def noise_keys(prompts: Sequence[list[int]], n: int, first: Sequence[int]) -> list[list[int]]:
-    """For every sample the counter words that key its noise: its number among its prompt's samples, and the prompt's
-    64-bit hash in two halves.
+    """For every sample the counter words that key its noise: its number among its prompt's
+    samples, and the prompt's 64-bit hash in two halves.
     """
     keys = []
     for prompt, start in zip(prompts, first, strict=True):
         digest = hashlib.blake2b(repr(list(prompt)).encode(), digest_size=8).digest()
-        low, high = int.from_bytes(digest[:4], "little"), int.from_bytes(digest[4:], "little")
+        low = int.from_bytes(digest[:4], "little")
+        high = int.from_bytes(digest[4:], "little")
         keys += [[number, low, high] for number in range(start, start + n)]
     return keys

@@ -1,7 +1,7 @@
 """Choosing the next token: temperature, top-k, top-p, min-p, greedy.
 
-The choice is the inverse of the cumulative distribution at two uniform numbers a token (kernels/lm_head.py), which are
-cheap to key by (seed, sample, position). n rows, V vocabulary.
+The choice is the inverse of the cumulative distribution at two uniform numbers a token
+(kernels/lm_head.py), which are cheap to key by (seed, sample, position). n rows, V vocabulary.
 """
 
 from __future__ import annotations
@@ -27,7 +27,9 @@ REQUIREMENTS = {
 
 @dataclass(frozen=True)
 class SamplingParams:
-    """temperature 0 is greedy; top_k 0, top_p 1 and min_p 0 are off. ValueError for what makes no sense."""
+    """temperature 0 is greedy; top_k 0, top_p 1 and min_p 0 are off. ValueError for what makes
+    no sense.
+    """
 
     temperature: float = 1.0
     top_k: int = 0
@@ -36,7 +38,9 @@ class SamplingParams:
 
     def __post_init__(self) -> None:
         for name, requirement in REQUIREMENTS.items():
-            object.__setattr__(self, name, checked(name, getattr(self, name), *requirement))  # frozen, but not yet
+            object.__setattr__(
+                self, name, checked(name, getattr(self, name), *requirement)
+            )  # frozen, but not yet
 
     @property
     def cuts(self) -> bool:
@@ -44,11 +48,15 @@ class SamplingParams:
         return self.temperature > 0 and (self.top_k > 0 or self.top_p < 1 or self.min_p > 0)
 
 
-def next_tokens(decoder: Decoder, states: Tensor, u: Tensor, params: SamplingParams) -> tuple[Tensor, Tensor, Tensor]:
-    """Next tokens [n], their logprobs [n] under the full distribution and [n] under the one sampled from.
+def next_tokens(
+    decoder: Decoder, states: Tensor, u: Tensor, params: SamplingParams
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Next tokens [n], their logprobs [n] under the full distribution and [n] under the one
+    sampled from.
 
-    states [n, D]; u [n, 2] in [0, 1). The full distribution is softmax(logits / temperature), at temperature 1 when
-    greedy; the one sampled from has what top-k, top-p and min-p cut off removed and is renormalised.
+    states [n, D]; u [n, 2] in [0, 1). The full distribution is softmax(logits / temperature),
+    at temperature 1 when greedy; the one sampled from has what top-k, top-p and min-p cut off
+    removed and is renormalised.
     """
     if decoder.on_gpu and not params.cuts:
         token, logprob, _ = lm_head.sample(states, decoder.lm_head, u, params.temperature)
@@ -58,14 +66,18 @@ def next_tokens(decoder: Decoder, states: Tensor, u: Tensor, params: SamplingPar
     if decoder.exact and params.cuts:  # by the kernel that the trainer's logprobs come from
         kept = sampling - logprob
         if decoder.on_gpu:
-            logprob = lm_head.logprobs_triton(states, decoder.lm_head, token, params.temperature)[0]
+            logprob = lm_head.logprobs_triton(
+                states, decoder.lm_head, token, params.temperature
+            )[0]
         else:
             logprob = lm_head.statistics(logits, token, params.temperature)[0]
         sampling = logprob + kept
     return token, logprob, sampling
 
 
-def sample_tokens(logits: Tensor, u: Tensor, params: SamplingParams) -> tuple[Tensor, Tensor, Tensor]:
+def sample_tokens(
+    logits: Tensor, u: Tensor, params: SamplingParams
+) -> tuple[Tensor, Tensor, Tensor]:
     """`next_tokens` from logits [n, V]."""
     if params.cuts:
         options = params.top_k, params.top_p, params.min_p
@@ -75,5 +87,7 @@ def sample_tokens(logits: Tensor, u: Tensor, params: SamplingParams) -> tuple[Te
 
 
 def under_sampling(logprob: Tensor, params: SamplingParams) -> Tensor:
-    """Logprobs under the distribution sampled from, where nothing is cut off: a greedy choice is certain."""
+    """Logprobs under the distribution sampled from, where nothing is cut off: a greedy choice
+    is certain.
+    """
     return logprob if params.temperature else torch.zeros_like(logprob)

@@ -1,8 +1,9 @@
 """How many CPU threads a decoding step takes: tried out on the first steps, not guessed.
 
-A thread more costs a barrier in every operation, which with few rows can be more than the work it takes over, and far
-more where another program wants the core. The bits of a run must not depend on the choice: where they do (products by
-oneDNN, see kernels/packed.py) there is none, and all threads are taken.
+A thread more costs a barrier in every operation, which with few rows can be more than the work
+it takes over, and far more where another program wants the core. The bits of a run must not
+depend on the choice: where they do (products by oneDNN, see kernels/packed.py) there is none,
+and all threads are taken.
 """
 
 from __future__ import annotations
@@ -19,8 +20,8 @@ Trials = dict[int, list[float]]  # threads -> what steps with so many took
 
 
 class Threads:
-    """Runs steps with the best of all of torch's threads, half of them and one, found for each doubling of the rows;
-    with all of them if it may not `choose`.
+    """Runs steps with the best of all of torch's threads, half of them and one, found for each
+    doubling of the rows; with all of them if it may not `choose`.
     """
 
     def __init__(self, choose: bool = True) -> None:
@@ -30,18 +31,27 @@ class Threads:
 
     def trying(self, rows: int) -> bool:
         """Whether the next step of so many rows is a trial."""
-        return self.choose and torch.get_num_threads() > 1 and _to_try(self.seconds.get(rows.bit_length(), {1: []})) > 0
+        return (
+            self.choose
+            and torch.get_num_threads() > 1
+            and _to_try(self.seconds.get(rows.bit_length(), {1: []})) > 0
+        )
 
     def run(self, rows: int, step: Callable[[], None]) -> None:
         """step(), which works on so many rows."""
         if self.most != (most := torch.get_num_threads()):
-            self.most, self.seconds = most, {}
+            self.most = most
+            self.seconds = {}
         if most == 1 or not self.choose:
             return step()
-        trials = self.seconds.setdefault(rows.bit_length(), {n: [] for n in (most, most // 2, 1)})
+        trials = self.seconds.setdefault(
+            rows.bit_length(), {n: [] for n in (most, most // 2, 1)}
+        )
         threads = _to_try(trials)
         began = time.perf_counter()
-        torch.set_num_threads(threads or min((n for n in trials if trials[n]), key=lambda n: min(trials[n])))
+        torch.set_num_threads(
+            threads or min((n for n in trials if trials[n]), key=lambda n: min(trials[n]))
+        )
         try:
             step()
         finally:

@@ -1,1 +1,3 @@
-"""Training: one step of SFT or of policy gradient, the loop around it, and what a run leaves on disk."""
+"""Training: one step of SFT or of policy gradient, the loop around it, and what a run leaves
+on disk.
+"""

@@ -1,4 +1,5 @@
-"""Alarms: what an attentive reader would see in the curves of a run, said in words when it begins.
+"""Alarms: what an attentive reader would see in the curves of a run, said in words when it
+begins.
 
     collapse  the accuracy of the rollouts is far below its best, and the KL to the starting model or the repetition of
               the completions far above what it was then (the policy no longer solves problems: it exploits something)
@@ -8,7 +9,8 @@
     hacked    a process reward model pays more and more for solutions, while fewer of them are right
 
 The rules and thresholds are ours: papers show such curves and leave the judgement to the eye.
-Everything is a pure function of the lines of metrics.jsonl, so a resumed run says what an unbroken one says.
+Everything is a pure function of the lines of metrics.jsonl, so a resumed run says what an
+unbroken one says.
 """
 
 from __future__ import annotations
@@ -23,22 +25,34 @@ History = Sequence[Mapping[str, Any]]  # lines of metrics.jsonl in the order of 
 
 WINDOW = 10  # steps an average is taken over: sampling noise shrinks to a third, and a collapse lasts far longer
 QUIET = 50  # steps before an alarm that has ended may begin again: a curve at the edge of a threshold crosses it often
-DROP = 2 / 3  # collapse: accuracy is below this share of its best; a plateau wavers less, a collapse goes on falling
+DROP = (
+    2 / 3
+)  # collapse: accuracy is below this share of its best; a plateau wavers less, a collapse goes on falling
 NOISE = 5.0  # collapse: and the drop is this many standard errors: one noisy plateau of 200 steps in 400 has such a one
 RISE = 2.0  # collapse: what rises has doubled since the best; in a healthy run it rises while accuracy does too
-FLOORS = {"kl": 0.01, "repetition": 0.05}  # collapse: nats a token, share of n-grams; below these it explains nothing
+FLOORS = {
+    "kl": 0.01,
+    "repetition": 0.05,
+}  # collapse: nats a token, share of n-grams; below these it explains nothing
 FLAT = 0.9  # flat: with nine groups of ten idle, a step costs ten times what it teaches
-HACKED, FELL = 0.1, 0.05  # hacked: what is paid has risen by so much since accuracy was best, which fell by so much
+# hacked: what is paid has risen by so much since accuracy was best, which fell by so much
+HACKED = 0.1
+FELL = 0.05
 PAID = ("prm/return", "prm/step", "reward/prm")  # hacked: in all, a step, the lowest step
-JUMP, JUMP_STEPS = 8.0, 5  # kl: so many times in so many steps; a steady drift needs dozens of steps for that
+# kl: so many times in so many steps; a steady drift needs dozens of steps for that
+JUMP = 8.0
+JUMP_STEPS = 5
 JUMP_FLOOR = 0.05  # kl: nats a token; the first steps of any run multiply the KL too, but far below this
 
 
 def new_alarms(history: History, said: Mapping[str, int]) -> dict[str, str]:
-    """The alarms that begin with the newest line, each with its text; `said` has the step each was last said at."""
+    """The alarms that begin with the newest line, each with its text; `said` has the step each
+    was last said at.
+    """
     if not history:
         return {}
-    before, step = sounding(history[:-1]), history[-1]["step"]
+    before = sounding(history[:-1])
+    step = history[-1]["step"]
     return {
         name: text
         for name, text in sounding(history).items()
@@ -48,14 +62,23 @@ def new_alarms(history: History, said: Mapping[str, int]) -> dict[str, str]:
 
 def sounding(history: History) -> dict[str, str]:
     """The alarms that hold at the newest line."""
-    rules = {"collapse": collapse, "flat": flat_groups, "format": no_format, "kl": kl_jump, "hacked": hacked}
+    rules = {
+        "collapse": collapse,
+        "flat": flat_groups,
+        "format": no_format,
+        "kl": kl_jump,
+        "hacked": hacked,
+    }
     return {name: text for name, rule in rules.items() if (text := rule(history))}
 
 
 def collapse(history: History) -> str:
-    """Accuracy far below its best while KL or repetition is far above what it was then; "" if all is well."""
+    """Accuracy far below its best while KL or repetition is far above what it was then; "" if
+    all is well.
+    """
     then, newest, error = _since_best(history)
-    before, now = _mean(then, "pass@1"), _mean(newest, "pass@1")
+    before = _mean(then, "pass@1")
+    now = _mean(newest, "pass@1")
     if now >= DROP * before or before - now < NOISE * error:
         return ""
     risen = [
@@ -68,17 +91,26 @@ def collapse(history: History) -> str:
 
 
 def hacked(history: History) -> str:
-    """What solutions earn for their steps, or how these are scored, has risen since accuracy was best, and accuracy has
-    fallen since; "" if all is well.
+    """What solutions earn for their steps, or how these are scored, has risen since accuracy
+    was best, and accuracy has fallen since; "" if all is well.
     """
     then, newest, error = _since_best(history)
-    before, now = _mean(then, "pass@1"), _mean(newest, "pass@1")
+    before = _mean(then, "pass@1")
+    now = _mean(newest, "pass@1")
     if before - now < max(FELL, NOISE * error):
         return ""
     changes = _changes(PAID, then, newest)
-    risen = [f"{name} from {old:.3f} to {new:.3f}" for name, old, new in changes if new - old >= HACKED]
+    risen = [
+        f"{name} from {old:.3f} to {new:.3f}"
+        for name, old, new in changes
+        if new - old >= HACKED
+    ]
     fall = f"accuracy from {before:.1%} to {now:.1%} since step {then[-1]['step']}"
-    return f"PRM reward rises while accuracy falls: {' and '.join(risen)}, {fall}" if risen else ""
+    return (
+        f"PRM reward rises while accuracy falls: {' and '.join(risen)}, {fall}"
+        if risen
+        else ""
+    )
 
 
 def flat_groups(history: History) -> str:
@@ -86,8 +118,13 @@ def flat_groups(history: History) -> str:
     lines = [line for line in history if "flat_groups" in line][-WINDOW:]
     if len(lines) < WINDOW or (flat := _mean(lines, "flat_groups")) < FLAT:
         return ""
-    right, wrong = _mean(lines, "all_right"), _mean(lines, "all_wrong")
-    why = f"too easy ({right:.0%} all right)" if right > wrong else f"too hard ({wrong:.0%} all wrong)"
+    right = _mean(lines, "all_right")
+    wrong = _mean(lines, "all_wrong")
+    why = (
+        f"too easy ({right:.0%} all right)"
+        if right > wrong
+        else f"too hard ({wrong:.0%} all wrong)"
+    )
     return f"{flat:.0%} of the groups of {WINDOW} steps have no spread: {why}"
 
 
@@ -101,20 +138,23 @@ def no_format(history: History) -> str:
 def kl_jump(history: History) -> str:
     """The KL is many times what it was a few steps ago; "" if all is well.
 
-    Medians of three, because a single unlikely token can make the k3 estimate of one step arbitrarily large.
+    Medians of three, because a single unlikely token can make the k3 estimate of one step
+    arbitrarily large.
     """
     values = [line["kl"] for line in history if "kl" in line]
     if len(values) < JUMP_STEPS + 3:
         return ""
-    now, then = median(values[-3:]), median(values[-3 - JUMP_STEPS : -JUMP_STEPS])
+    now = median(values[-3:])
+    then = median(values[-3 - JUMP_STEPS : -JUMP_STEPS])
     if now < JUMP_FLOOR or now < JUMP * then:
         return ""
     return f"KL jumped {now / max(then, 1e-6):.0f}x in {JUMP_STEPS} steps, from {then:.4f} to {now:.4f}"
 
 
 def _since_best(history: History) -> tuple[History, History, float]:
-    """The window of best accuracy among those that share no step with the newest, the newest, and the standard error of
-    the difference of their means; all lines twice while there are too few for two windows.
+    """The window of best accuracy among those that share no step with the newest, the newest,
+    and the standard error of the difference of their means; all lines twice while there are
+    too few for two windows.
     """
     lines = [line for line in history if "pass@1" in line]
     if len(lines) < 2 * WINDOW:
@@ -122,10 +162,16 @@ def _since_best(history: History) -> tuple[History, History, float]:
     accuracy = np.array([line["pass@1"] for line in lines])
     averages = np.convolve(accuracy, np.full(WINDOW, 1 / WINDOW), mode="valid")
     best = int(averages[:-WINDOW].argmax())
-    return lines[best : best + WINDOW], lines[-WINDOW:], float(np.sqrt((np.diff(accuracy) ** 2).mean() / WINDOW))
+    return (
+        lines[best : best + WINDOW],
+        lines[-WINDOW:],
+        float(np.sqrt((np.diff(accuracy) ** 2).mean() / WINDOW)),
+    )
 
 
-def _changes(names: Iterable[str], then: History, newest: History) -> list[tuple[str, float, float]]:
+def _changes(
+    names: Iterable[str], then: History, newest: History
+) -> list[tuple[str, float, float]]:
     """The means of both windows of what all of their lines have."""
     known = [name for name in names if all(name in line for line in (*then, *newest))]
     return [(name, _mean(then, name), _mean(newest, name)) for name in known]

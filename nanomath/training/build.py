@@ -35,11 +35,18 @@ LEAVE_OUT = "; max_tokens of a problem set leaves out what is longer"
 WORLD_PROBLEMS = 20000  # the world has no end; this many are drawn where no limit is set
 
 
-def build_model(section: settings.Model, seed: int, path: str = "") -> tuple[Transformer, Tokenizer]:
-    """The model and tokenizer at `path` (default: the section's), or new ones for the embedded world."""
-    device, dtype, path = choose_device(section.device), getattr(torch, section.dtype), path or section.path
+def build_model(
+    section: settings.Model, seed: int, path: str = ""
+) -> tuple[Transformer, Tokenizer]:
+    """The model and tokenizer at `path` (default: the section's), or new ones for the embedded
+    world.
+    """
+    device = choose_device(section.device)
+    dtype = getattr(torch, section.dtype)
+    path = path or section.path
     if path:
-        model, tokenizer = load_model(path, device, dtype), load_tokenizer(path)
+        model = load_model(path, device, dtype)
+        tokenizer = load_tokenizer(path)
         check_vocabulary(model, tokenizer)
     else:
         tokenizer = Tokenizer(world_tokenizer(), CHAT_TEMPLATE, eos_token="<|endoftext|>")
@@ -51,7 +58,9 @@ def build_model(section: settings.Model, seed: int, path: str = "") -> tuple[Tra
 def new_model(section: settings.Model, vocab_size: int, seed: int) -> Transformer:
     """A model of the section's shape with fresh weights, on the CPU in float32."""
     if section.hidden_size % section.heads:
-        raise ValueError(f"[model] {section.heads} heads do not divide hidden_size = {section.hidden_size}")
+        raise ValueError(
+            f"[model] {section.heads} heads do not divide hidden_size = {section.hidden_size}"
+        )
     config = ModelConfig(
         vocab_size=vocab_size,
         hidden_size=section.hidden_size,
@@ -66,13 +75,17 @@ def new_model(section: settings.Model, vocab_size: int, seed: int) -> Transforme
 
 
 def choose_device(name: str) -> torch.device:
-    """The named device, or for "auto" the best there is. ValueError for one that this machine does not have."""
+    """The named device, or for "auto" the best there is. ValueError for one that this machine
+    does not have.
+    """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         torch.zeros(1, device=name).tolist()  # "meta" exists, but holds no numbers
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise ValueError(f"device {name!r} is not to be had here: {str(error).splitlines()[0]}") from None
+        raise ValueError(
+            f"device {name!r} is not to be had here: {str(error).splitlines()[0]}"
+        ) from None
     return torch.device(name)
 
 
@@ -88,7 +101,12 @@ def build_problems(section: settings.Problems) -> list[Problem]:
             remove=section.remove,
         )
         return load_problems(
-            section.source, fields, split=section.split, header=section.header, skip=section.skip, limit=section.limit
+            section.source,
+            fields,
+            split=section.split,
+            header=section.header,
+            skip=section.skip,
+            limit=section.limit,
         )
     if not section.families:
         raise ValueError("families is empty: name at least one family of the world")
@@ -96,7 +114,9 @@ def build_problems(section: settings.Problems) -> list[Problem]:
     share = -(-limit // len(section.families))
     difficulty = (section.difficulty[0], section.difficulty[1])
     drawn = [
-        generate(family, section.split, share, 0, difficulty, section.languages, section.direct)
+        generate(
+            family, section.split, share, 0, difficulty, section.languages, section.direct
+        )
         for family in section.families
     ]
     return [problem for together in zip(*drawn, strict=True) for problem in together][:limit]
@@ -104,13 +124,17 @@ def build_problems(section: settings.Problems) -> list[Problem]:
 
 def build_template(section: settings.Prompt) -> PromptTemplate:
     """The template that the section describes."""
-    return PromptTemplate(section.template, section.response, section.system, section.few_shot, section.chat)
+    return PromptTemplate(
+        section.template, section.response, section.system, section.few_shot, section.chat
+    )
 
 
 def encode_prompts(
     problems: Sequence[Problem], template: PromptTemplate, tokenizer: Tokenizer, longest: int
 ) -> list[list[int]]:
-    """Prompt tokens of every problem. ValueError names the first that leaves no room in a context of `longest`."""
+    """Prompt tokens of every problem. ValueError names the first that leaves no room in a
+    context of `longest`.
+    """
     return fitting_prompts(problems, template, tokenizer, longest, 0, hint="")[1]
 
 
@@ -118,7 +142,9 @@ def build_prompts(
     section: settings.Problems, template: PromptTemplate, tokenizer: Tokenizer, longest: int
 ) -> tuple[list[Problem], list[list[int]]]:
     """The problems that the section names, and their prompt tokens; see `fitting_prompts`."""
-    return fitting_prompts(build_problems(section), template, tokenizer, longest, section.max_tokens)
+    return fitting_prompts(
+        build_problems(section), template, tokenizer, longest, section.max_tokens
+    )
 
 
 def fitting_prompts(
@@ -129,8 +155,9 @@ def fitting_prompts(
     max_tokens: int,
     hint: str = LEAVE_OUT,
 ) -> tuple[list[Problem], list[list[int]]]:
-    """The problems whose prompts have at most `max_tokens` tokens (0: all), and these prompts. ValueError names the
-    first that leaves no room in a context of `longest`, and ends with the `hint`.
+    """The problems whose prompts have at most `max_tokens` tokens (0: all), and these prompts.
+    ValueError names the first that leaves no room in a context of `longest`, and ends with the
+    `hint`.
     """
     pairs = [(problem, _prompt(problem, template, tokenizer)) for problem in problems]
     if max_tokens:
@@ -145,10 +172,15 @@ def fitting_prompts(
 
 
 def encode_examples(
-    problems: Sequence[Problem], template: PromptTemplate, tokenizer: Tokenizer, longest: int, max_tokens: int = 0
+    problems: Sequence[Problem],
+    template: PromptTemplate,
+    tokenizer: Tokenizer,
+    longest: int,
+    max_tokens: int = 0,
 ) -> list[Example]:
-    """Prompt and solution tokens of every problem, the end-of-sequence token included in the response; of those that
-    have at most `max_tokens` (0: all). ValueError names the first that a context of `longest` does not hold.
+    """Prompt and solution tokens of every problem, the end-of-sequence token included in the
+    response; of those that have at most `max_tokens` (0: all). ValueError names the first that
+    a context of `longest` does not hold.
     """
     examples = []
     for problem in problems:
@@ -167,18 +199,26 @@ def encode_examples(
 
 
 def _prompt(problem: Problem, template: PromptTemplate, tokenizer: Tokenizer) -> list[int]:
-    """A chat template writes its own special tokens; plain text gets those the tokenizer puts around it."""
+    """A chat template writes its own special tokens; plain text gets those the tokenizer puts
+    around it.
+    """
     text = render_prompt(problem, template, tokenizer.apply_chat_template)
     return tokenizer.encode(text, add_special_tokens=not template.chat)
 
 
 def _short_enough(items: Sequence[T], lengths: Sequence[int], max_tokens: int) -> list[T]:
-    """Those of at most `max_tokens` tokens; says how many are left out. ValueError where none is left."""
+    """Those of at most `max_tokens` tokens; says how many are left out. ValueError where none
+    is left.
+    """
     kept = [item for item, length in zip(items, lengths, strict=True) if length <= max_tokens]
     if items and not kept:
-        raise ValueError(f"max_tokens = {max_tokens} leaves no problem: the shortest has {min(lengths)} tokens")
+        raise ValueError(
+            f"max_tokens = {max_tokens} leaves no problem: the shortest has {min(lengths)} tokens"
+        )
     if left_out := len(items) - len(kept):
-        say(f"{left_out} of {len(items)} problems have more than max_tokens = {max_tokens} tokens and are left out")
+        say(
+            f"{left_out} of {len(items)} problems have more than max_tokens = {max_tokens} tokens and are left out"
+        )
     return kept
 
 
@@ -195,42 +235,64 @@ def sampling_options(section: settings.Sampling) -> dict[str, object]:
     return options
 
 
-def build_sampler(section: settings.Sampling, model: Transformer, tokenizer: Tokenizer) -> Sampler:
-    """The sampler that the section describes. With `exact` the model's forward pass is made exact as well."""
+def build_sampler(
+    section: settings.Sampling, model: Transformer, tokenizer: Tokenizer
+) -> Sampler:
+    """The sampler that the section describes. With `exact` the model's forward pass is made
+    exact as well.
+    """
     model.exact = section.exact
     dtype = getattr(torch, section.dtype) if section.dtype else None
     return Sampler(model, tokenizer, section.slots, section.exact, dtype, keep=section.keep)
 
 
-def build_scorers(config: settings.GRPOConfig, tokenizer: Tokenizer, problems: Sequence[Problem]) -> list[Scorer]:
-    """What rewards the policy's solutions of `problems`: the verifier, then what adds to its rewards."""
+def build_scorers(
+    config: settings.GRPOConfig, tokenizer: Tokenizer, problems: Sequence[Problem]
+) -> list[Scorer]:
+    """What rewards the policy's solutions of `problems`: the verifier, then what adds to its
+    rewards.
+    """
     made = [build(config, tokenizer, problems) for build in SCORERS.values()]
     return [scorer for scorer in made if scorer]
 
 
-def build_verifier(config: settings.GRPOConfig, tokenizer: Tokenizer, problems: Sequence[Problem]) -> VerifiedReward:
+def build_verifier(
+    config: settings.GRPOConfig, tokenizer: Tokenizer, problems: Sequence[Problem]
+) -> VerifiedReward:
     """The weighted rewards of [reward]."""
     section = config.reward
-    return VerifiedReward(RewardSet(section.weights, section.params, section.lenient, config.prompt.reasoning_ends))
+    return VerifiedReward(
+        RewardSet(
+            section.weights, section.params, section.lenient, config.prompt.reasoning_ends
+        )
+    )
 
 
 def build_process_reward(
     config: settings.GRPOConfig, tokenizer: Tokenizer, problems: Sequence[Problem]
 ) -> ProcessReward | None:
-    """What scores the steps of the policy's solutions, None where [process] names nothing; the oracle knows the
-    `problems`, a PRM computes where and in what dtype the policy does.
+    """What scores the steps of the policy's solutions, None where [process] names nothing; the
+    oracle knows the `problems`, a PRM computes where and in what dtype the policy does.
     """
     if not config.process.prm:
         return None
-    watching = build_watcher(config.process, tokenizer, problems, config.model, config.run.seed)
+    watching = build_watcher(
+        config.process, tokenizer, problems, config.model, config.run.seed
+    )
     if (a := config.algorithm).credit == "off":
         return watching
-    credit = partial(algorithms.credit, form=a.credit, temperature=a.credit_temperature, eta=a.credit_eta)
+    credit = partial(
+        algorithms.credit, form=a.credit, temperature=a.credit_temperature, eta=a.credit_eta
+    )
     return replace(watching, credit=credit)
 
 
 def build_watcher(
-    section: settings.Process, tokenizer: Tokenizer, problems: Sequence[Problem], model: settings.Model, seed: int
+    section: settings.Process,
+    tokenizer: Tokenizer,
+    problems: Sequence[Problem],
+    model: settings.Model,
+    seed: int,
 ) -> ProcessReward:
     """What scores steps, and rewards none."""
     known = Oracle(problems) if section.prm == "oracle" else None
@@ -239,8 +301,12 @@ def build_watcher(
     return ProcessReward(scorer, tokenizer, None, *split)
 
 
-def build_scorer(name: str, section: settings.Model, token_budget: int, seed: int = 0) -> StepScorer:
-    """The control of that name, "random" or "length", or the PRM that is there, on the section's device."""
+def build_scorer(
+    name: str, section: settings.Model, token_budget: int, seed: int = 0
+) -> StepScorer:
+    """The control of that name, "random" or "length", or the PRM that is there, on the
+    section's device.
+    """
     if name in ("random", "length"):
         return RandomScores(seed) if name == "random" else LengthScores()
     prm = load_prm(name, choose_device(section.device), getattr(torch, section.dtype))
@@ -251,20 +317,36 @@ def build_scorer(name: str, section: settings.Model, token_budget: int, seed: in
 def build_judge_reward(
     config: settings.GRPOConfig, tokenizer: Tokenizer, problems: Sequence[Problem]
 ) -> JudgeReward | None:
-    """The judge of right answers, None where [judge] names none. ValueError for one that answers nonsense."""
-    section, model = config.judge, config.model
+    """The judge of right answers, None where [judge] names none. ValueError for one that
+    answers nonsense.
+    """
+    section = config.judge
+    model = config.model
     if not section.path:
         return None
-    device, dtype = choose_device(model.device), getattr(torch, model.dtype)
+    device = choose_device(model.device)
+    dtype = getattr(torch, model.dtype)
     frozen = load_model(section.path, device, dtype).requires_grad_(False)
-    asked = {"pointwise": section.pointwise or POINTWISE, "pairwise": section.pairwise or PAIRWISE}
-    for name, fields in (("pointwise", ("question", "first")), ("pairwise", ("question", "first", "second"))):
+    asked = {
+        "pointwise": section.pointwise or POINTWISE,
+        "pairwise": section.pairwise or PAIRWISE,
+    }
+    for name, fields in (
+        ("pointwise", ("question", "first")),
+        ("pairwise", ("question", "first", "second")),
+    ):
         if lacking := [f"{{{key}}}" for key in fields if f"{{{key}}}" not in asked[name]]:
             raise ValueError(f"judge.{name} lacks {', '.join(lacking)}")
-    judge = Judge(frozen, load_tokenizer(section.path), **asked, token_budget=section.token_budget)
+    judge = Judge(
+        frozen, load_tokenizer(section.path), **asked, token_budget=section.token_budget
+    )
     judge.check(problems[0].question, problems[0].answer)
     opponents = section.opponents if section.mode == "pairwise" else 0
     return JudgeReward(judge, section.weight, opponents)
 
 
-SCORERS = {"verifier": build_verifier, "process": build_process_reward, "judge": build_judge_reward}
+SCORERS = {
+    "verifier": build_verifier,
+    "process": build_process_reward,
+    "judge": build_judge_reward,
+}

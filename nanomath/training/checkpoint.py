@@ -1,9 +1,11 @@
-"""Checkpoints: everything a run needs to go on, in one directory that transformers can load as a model.
+"""Checkpoints: everything a run needs to go on, in one directory that transformers can load as
+a model.
 
-checkpoints/step-N/ is the model after N optimizer steps in Hugging Face layout, with trainer.safetensors (Adam's
-moments, float32 masters) and trainer.json beside it. It is written under another name and renamed when complete.
-Nothing else has to be saved: every random draw of a run is a function of its seed and the step. checkpoints/best is a
-link to the best of them, for runs that keep it.
+checkpoints/step-N/ is the model after N optimizer steps in Hugging Face layout, with
+trainer.safetensors (Adam's moments, float32 masters) and trainer.json beside it. It is written
+under another name and renamed when complete. Nothing else has to be saved: every random draw
+of a run is a function of its seed and the step. checkpoints/best is a link to the best of
+them, for runs that keep it.
 """
 
 from __future__ import annotations
@@ -39,24 +41,29 @@ def save_checkpoint(
 ) -> Path:
     """Write step-`step` into `directory`; `facts` are kept in trainer.json. Returns its path.
 
-    others: by name, the optimizers of other modules in training, made to keep their weights. All ranks must come here
-    together, to put sharded weights together; one of them writes.
+    others: by name, the optimizers of other modules in training, made to keep their weights.
+    All ranks must come here together, to put sharded weights together; one of them writes.
     """
-    target, tensors = directory / f"step-{step}", optimizer.state()
+    target = directory / f"step-{step}"
+    tensors = optimizer.state()
     for name, other in (others or {}).items():
         tensors |= {f"{name}/{key}": tensor for key, tensor in other.state().items()}
     with whole(model):
         if ranks.is_main():
             with replace_directory(target) as scratch:
                 save_model(model, tokenizer, scratch)
-                save_file({name: t.contiguous() for name, t in tensors.items()}, scratch / "trainer.safetensors")
+                save_file(
+                    {name: t.contiguous() for name, t in tensors.items()},
+                    scratch / "trainer.safetensors",
+                )
                 text = json.dumps({"step": step, **facts}, indent=2) + "\n"
                 (scratch / "trainer.json").write_text(text, encoding="utf-8")
     return target
 
 
 def load_checkpoint(directory: Path, optimizer: Optimizer, name: str = "") -> dict[str, Any]:
-    """Put the optimizer, or the one saved beside it as `name`, where the checkpoint left it; returns trainer.json.
+    """Put the optimizer, or the one saved beside it as `name`, where the checkpoint left it;
+    returns trainer.json.
 
     ValueError when a file is damaged or the state of another model.
     """
@@ -64,7 +71,13 @@ def load_checkpoint(directory: Path, optimizer: Optimizer, name: str = "") -> di
     try:
         facts = json.loads((directory / "trainer.json").read_text(encoding="utf-8"))
         tensors = load_file(directory / "trainer.safetensors")
-        optimizer.load_state({key.removeprefix(prefix): t for key, t in tensors.items() if key.startswith(prefix)})
+        optimizer.load_state(
+            {
+                key.removeprefix(prefix): t
+                for key, t in tensors.items()
+                if key.startswith(prefix)
+            }
+        )
     except (SafetensorError, json.JSONDecodeError) as error:
         raise ValueError(f"{directory}: damaged trainer state: {error}") from None
     return facts
@@ -72,8 +85,14 @@ def load_checkpoint(directory: Path, optimizer: Optimizer, name: str = "") -> di
 
 def checkpoint_steps(directory: Path) -> dict[int, Path]:
     """The complete checkpoints of a run by their step, in rising order."""
-    found = ((re.fullmatch(r"step-(\d+)", path.name), path) for path in directory.glob("step-*"))
-    steps = {int(match[1]): path for match, path in found if match and (path / "trainer.json").is_file()}
+    found = (
+        (re.fullmatch(r"step-(\d+)", path.name), path) for path in directory.glob("step-*")
+    )
+    steps = {
+        int(match[1]): path
+        for match, path in found
+        if match and (path / "trainer.json").is_file()
+    }
     return dict(sorted(steps.items()))
 
 
@@ -81,8 +100,13 @@ def prune_checkpoints(directory: Path, keep_last: int, best: int | None = None) 
     """Delete all but the newest `keep_last` checkpoints and step-`best`; 0 keeps them all."""
     steps = checkpoint_steps(directory)
     for step in list(steps)[:-keep_last] if keep_last > 0 else ():
-        if step != best:  # renamed first: half a checkpoint must not look like one if we are killed meanwhile
-            shutil.rmtree(steps[step].rename(directory / f".step-{step}.{os.getpid()}.old"), ignore_errors=True)
+        if (
+            step != best
+        ):  # renamed first: half a checkpoint must not look like one if we are killed meanwhile
+            shutil.rmtree(
+                steps[step].rename(directory / f".step-{step}.{os.getpid()}.old"),
+                ignore_errors=True,
+            )
 
 
 def link_best(directory: Path, step: int) -> None:

@@ -2,8 +2,9 @@
 
     V_t = w . h_t + b,   h_t the state that predicts token t
 
-h_t comes from the policy itself ("shared": the value loss then also moves the policy's layers) or from a copy of the
-model it started from ("own"). The head starts at zero, so that the first advantages are the rewards themselves.
+h_t comes from the policy itself ("shared": the value loss then also moves the policy's layers)
+or from a copy of the model it started from ("own"). The head starts at zero, so that the first
+advantages are the rewards themselves.
 """
 
 from __future__ import annotations
@@ -19,19 +20,27 @@ from nanomath.training.logprobs import response_states
 
 
 class Critic(nn.Module):
-    """Values [S, R] of a batch's response tokens; `trunk` is None where the policy's states are used."""
+    """Values [S, R] of a batch's response tokens; `trunk` is None where the policy's states
+    are used.
+    """
 
     def __init__(self, model: Transformer, own_trunk: bool) -> None:
         super().__init__()
         self.trunk = copy.deepcopy(model).requires_grad_(True) if own_trunk else None
         if self.trunk is not None:  # it predicts no token
             del self.trunk.lm_head
-        self.head = nn.Linear(model.config.hidden_size, 1, device=model.device, dtype=torch.float32)
+        self.head = nn.Linear(
+            model.config.hidden_size, 1, device=model.device, dtype=torch.float32
+        )
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
 
-    def forward(self, model: Transformer, batch: Batch, states: Tensor | None = None) -> Tensor:
-        """Values, float32, zero where there is no token; `states` [n, D] of the policy, if known, save a pass."""
+    def forward(
+        self, model: Transformer, batch: Batch, states: Tensor | None = None
+    ) -> Tensor:
+        """Values, float32, zero where there is no token; `states` [n, D] of the policy, if
+        known, save a pass.
+        """
         if self.trunk is not None:
             states = response_states(self.trunk, batch)
         elif states is None:

@@ -1,6 +1,7 @@
 """How a run fails: with one line that says what, where and why, whatever was the cause.
 
-NaN and infinity are failures too (`check_finite`): nothing that is not a number is logged or saved as if it were.
+NaN and infinity are failures too (`check_finite`): nothing that is not a number is logged or
+saved as if it were.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ from contextlib import contextmanager
 from nanomath.training import ranks
 from nanomath.training.runlog import RunFailed
 
-# What a step was doing when it failed, by the module of the innermost frame that has a name here.
+# What a step was doing when it failed, by the module of the innermost frame that has a name
+# here.
 PHASES = {
     "nanomath.rollout": "sampling",
     "nanomath.rewards": "rewarding",
@@ -27,7 +29,9 @@ PHASES = {
 
 @contextmanager
 def failing(place: str | Callable[[], str]) -> Iterator[None]:
-    """What goes wrong inside becomes a RunFailed of one line: the place, the phase of a step, and the reason."""
+    """What goes wrong inside becomes a RunFailed of one line: the place, the phase of a step,
+    and the reason.
+    """
     try:
         yield
     except RunFailed:
@@ -41,13 +45,23 @@ def failing(place: str | Callable[[], str]) -> Iterator[None]:
 
 def phase_of(error: BaseException) -> str:
     """What was being done where the error was raised, "" if PHASES does not know."""
-    modules = [frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(error.__traceback__)]
-    known = [PHASES[name] for module in modules for name in PHASES if module == name or module.startswith(f"{name}.")]
+    modules = [
+        frame.f_globals.get("__name__", "")
+        for frame, _ in traceback.walk_tb(error.__traceback__)
+    ]
+    known = [
+        PHASES[name]
+        for module in modules
+        for name in PHASES
+        if module == name or module.startswith(f"{name}.")
+    ]
     return known[-1] if known else ""
 
 
 def reason(error: BaseException) -> str:
-    """One line about an error. Errors that nobody foresaw have their type as well, and a way to see more."""
+    """One line about an error. Errors that nobody foresaw have their type as well, and a way
+    to see more.
+    """
     text = str(error).strip().partition("\n")[0]
     if memory := out_of_memory(error):
         return memory
@@ -57,15 +71,24 @@ def reason(error: BaseException) -> str:
 
 
 def out_of_memory(error: BaseException | None) -> str:
-    """What Python's, the CPU's or CUDA's allocator says of memory that it does not have, "" for other errors."""
+    """What Python's, the CPU's or CUDA's allocator says of memory that it does not have, ""
+    for other errors.
+    """
     text = str(error)
-    if not isinstance(error, MemoryError) and not re.search("out of memory|can't allocate memory|ALLOC_FAILED", text):
+    if not isinstance(error, MemoryError) and not re.search(
+        "out of memory|can't allocate memory|ALLOC_FAILED", text
+    ):
         return ""
     asked = re.search(r"ried to allocate ([\d.]+) (bytes|[KMG]iB)", text)
     if not asked:
         return "out of memory"
-    number, unit = float(asked[1]), asked[2]
-    return "out of memory: " + (f"{number / 2**30:.2f} GiB" if unit == "bytes" else f"{number:g} {unit}") + " asked for"
+    number = float(asked[1])
+    unit = asked[2]
+    return (
+        "out of memory: "
+        + (f"{number / 2**30:.2f} GiB" if unit == "bytes" else f"{number:g} {unit}")
+        + " asked for"
+    )
 
 
 def check_finite(metrics: Mapping[str, float]) -> None:

@@ -1,7 +1,8 @@
-"""The loop that every kind of training shares: step, log, evaluate, save, show, and stop cleanly when asked to.
+"""The loop that every kind of training shares: step, log, evaluate, save, show, and stop
+cleanly when asked to.
 
-Steps are counted by the updates done: metrics line N and checkpoint step-N belong to the model after N updates; what is
-measured before the first is line 0.
+Steps are counted by the updates done: metrics line N and checkpoint step-N belong to the model
+after N updates; what is measured before the first is line 0.
 """
 
 from __future__ import annotations
@@ -33,12 +34,13 @@ class Loop:
             for step in loop:
                 loop.record({"loss": ...})  # of update step + 1
 
-    evaluate() measures the model as it is (None: never); save(n) writes checkpoint step-n. Both happen every so many
-    steps (0: never) and at the end. keep(n, measured) says whether what was measured after n updates is worth a
-    checkpoint of its own. `show` names the metrics worth a place on the progress bar, each with the text it is shown
-    as. The run ends, saved, before `minutes` have passed (0: no limit) by the `clock` (in seconds), and with
-    `stop_on_collapse` when the alarm of a collapse or of a hacked PRM sounds. All ranks go through the same steps and
-    end at the same one; `log` and `save` know which of them writes.
+    evaluate() measures the model as it is (None: never); save(n) writes checkpoint step-n.
+    Both happen every so many steps (0: never) and at the end. keep(n, measured) says whether
+    what was measured after n updates is worth a checkpoint of its own. `show` names the
+    metrics worth a place on the progress bar, each with the text it is shown as. The run ends,
+    saved, before `minutes` have passed (0: no limit) by the `clock` (in seconds), and with
+    `stop_on_collapse` when the alarm of a collapse or of a hacked PRM sounds. All ranks go
+    through the same steps and end at the same one; `log` and `save` know which of them writes.
     """
 
     log: RunLog
@@ -57,8 +59,8 @@ class Loop:
     def running(self, start: int = 0) -> Iterator[Loop]:
         """What the steps need around them.
 
-        RunFailed when something went wrong, with nothing saved since; KeyboardInterrupt when asked twice to stop, or
-        once before there is anything to save.
+        RunFailed when something went wrong, with nothing saved since; KeyboardInterrupt when
+        asked twice to stop, or once before there is anything to save.
         """
         self.done = start
         self._budget = TimeBudget(self.minutes, self.clock)
@@ -66,14 +68,18 @@ class Loop:
         self._said = {line["alarm"]: line["step"] for line in self.log.read("alarms.jsonl")}
         self._latest: Metrics = {}
         hidden = None if ranks.is_main() else True  # None: but on a terminal
-        with asked_to_stop() as stop, tqdm(total=self.steps, initial=start, disable=hidden, **BAR) as bar:
-            self._stop, self._bar = stop, bar
+        with (
+            asked_to_stop() as stop,
+            tqdm(total=self.steps, initial=start, disable=hidden, **BAR) as bar,
+        ):
+            self._stop = stop
+            self._bar = bar
             with failing(lambda: f"step {self.done + 1}"):
                 yield self
 
     def __iter__(self) -> Iterator[int]:
-        """The numbers of the updates to make, from 0. Between them, and after the last, the run is measured and saved;
-        it ends early, saved, when asked to.
+        """The numbers of the updates to make, from 0. Between them, and after the last, the
+        run is measured and saved; it ends early, saved, when asked to.
         """
         if self.done == 0:
             self._before_the_first()
@@ -90,7 +96,9 @@ class Loop:
         return self.done == self.steps
 
     def record(self, metrics: Metrics) -> None:
-        """Log the metrics of the step that this ends. FloatingPointError for one that is not finite."""
+        """Log the metrics of the step that this ends. FloatingPointError for one that is not
+        finite.
+        """
         check_finite(metrics)
         seconds = self.clock() - self._began
         self.log.metrics(self.done + 1, **metrics, seconds=round(seconds, 3))
@@ -99,7 +107,9 @@ class Loop:
         self._latest |= metrics
 
     def _before_the_first(self) -> None:
-        """Measure what the run starts from. There is nothing to save yet: whoever asks to stop need not wait."""
+        """Measure what the run starts from. There is nothing to save yet: whoever asks to stop
+        need not wait.
+        """
         self._stop.at_once = True
         measured = self._measure(0)
         if self._keeps(0, measured):
@@ -120,18 +130,25 @@ class Loop:
         if self.evaluate is None:
             return {}
         with failing(f"measuring after step {done}"), self._budget.timed("measurement"):
-            metrics = ranks.from_main(self.evaluate())  # a grader's timeout must not tell ranks apart
+            metrics = ranks.from_main(
+                self.evaluate()
+            )  # a grader's timeout must not tell ranks apart
             check_finite(metrics)
             self.log.metrics(done, **metrics)
         self._latest |= metrics
         return metrics
 
     def _save(self, done: int) -> None:
-        with failing(f"checkpoint step-{done} could not be written"), self._budget.timed("save"):
+        with (
+            failing(f"checkpoint step-{done} could not be written"),
+            self._budget.timed("save"),
+        ):
             self.save(done)
 
     def _measures(self, done: int) -> bool:
-        return self.evaluate is not None and (_due(self.eval_every, done) or done == self.steps)
+        return self.evaluate is not None and (
+            _due(self.eval_every, done) or done == self.steps
+        )
 
     def _saves(self, done: int) -> bool:
         return _due(self.save_every, done)
@@ -140,10 +157,14 @@ class Loop:
         return bool(measured) and self.keep is not None and self.keep(done, measured)
 
     def _ends(self, done: int) -> bool:
-        """Whether the run ends with this step: the one place where that is decided, for all ranks together."""
+        """Whether the run ends with this step: the one place where that is decided, for all
+        ranks together.
+        """
         collapsed = self._sound_alarms(done)
         with failing(f"after step {done}"):
-            return done == self.steps or ranks.any(self._stop.asked or collapsed or self._out_of_time(done))
+            return done == self.steps or ranks.any(
+                self._stop.asked or collapsed or self._out_of_time(done)
+            )
 
     def _sound_alarms(self, done: int) -> bool:
         """Say and log the alarms that begin with this step; whether one of them ends the run."""
@@ -157,8 +178,15 @@ class Loop:
         return bool(ending)
 
     def _out_of_time(self, done: int) -> bool:
-        """Whether the next step, what follows it and the saves around it might not end in time."""
-        ahead = ["step", "save", *["save"] * self._saves(done), *["measurement"] * self._measures(done + 1)]
+        """Whether the next step, what follows it and the saves around it might not end in
+        time.
+        """
+        ahead = [
+            "step",
+            "save",
+            *["save"] * self._saves(done),
+            *["measurement"] * self._measures(done + 1),
+        ]
         if self._budget.allows(ahead):
             return False
         say(f"step {done}: another one might not end within run.minutes = {self.minutes:g}")
@@ -166,8 +194,13 @@ class Loop:
 
     def _display(self, done: int) -> None:
         """The bar on a terminal; elsewhere a line every tenth of the way."""
-        bar, metrics = self._bar, self._latest
-        shown = "  ".join(text.format(metrics[name]) for name, text in (self.show or {}).items() if name in metrics)
+        bar = self._bar
+        metrics = self._latest
+        shown = "  ".join(
+            text.format(metrics[name])
+            for name, text in (self.show or {}).items()
+            if name in metrics
+        )
         if not bar.disable:
             bar.set_postfix_str(shown, refresh=False)
             bar.update()
@@ -187,7 +220,9 @@ def say(text: str) -> None:
 
 @dataclass
 class TimeBudget:
-    """How long the parts of a step took at most, and whether more of them fit into what is left of `minutes`."""
+    """How long the parts of a step took at most, and whether more of them fit into what is
+    left of `minutes`.
+    """
 
     minutes: float
     clock: Callable[[], float]
@@ -213,7 +248,9 @@ class TimeBudget:
 
 @dataclass
 class Stop:
-    """Whether a signal has asked the run to stop, and whether it need not wait for the step to end."""
+    """Whether a signal has asked the run to stop, and whether it need not wait for the step to
+    end.
+    """
 
     asked: bool = False
     at_once: bool = False
@@ -221,7 +258,9 @@ class Stop:
 
 @contextmanager
 def asked_to_stop() -> Iterator[Stop]:
-    """Turn the first Ctrl-C or SIGTERM into a request to stop after the current step; the second one interrupts."""
+    """Turn the first Ctrl-C or SIGTERM into a request to stop after the current step; the
+    second one interrupts.
+    """
     stop = Stop()
 
     def note(number: int, frame: object) -> None:
@@ -230,9 +269,14 @@ def asked_to_stop() -> Iterator[Stop]:
         stop.asked = True
         if ranks.is_main():
             name = signal.Signals(number).name
-            print(f"\n{name}: stopping after this step; once more to stop at once", file=sys.stderr)
+            print(
+                f"\n{name}: stopping after this step; once more to stop at once",
+                file=sys.stderr,
+            )
 
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {
+        number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)
+    }
     try:
         yield stop
     finally:

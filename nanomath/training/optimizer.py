@@ -1,16 +1,19 @@
-"""AdamW (arXiv 1711.05101) on float32 weights, whatever the model computes in, and the learning-rate schedule.
+"""AdamW (arXiv 1711.05101) on float32 weights, whatever the model computes in, and the
+learning-rate schedule.
 
     m <- b1 m + (1 - b1) g        v <- b2 v + (1 - b2) g^2        g: the gradient, summed over ranks, clipped
     w <- w - lr [ m / (1 - b1^t) / (sqrt(v / (1 - b2^t)) + eps) + decay w ]
 
-At a learning rate of 1e-6 an update is far below the resolution of a bfloat16 weight and would vanish. So when a model
-computes in bfloat16 the optimizer keeps float32 masters: gradients of all micro-batches are summed in float32, the
-masters are updated, and their rounded values are written into the model's own tensors, in place. Masters and moments
-may live on the CPU while the model does not.
+At a learning rate of 1e-6 an update is far below the resolution of a bfloat16 weight and would
+vanish. So when a model computes in bfloat16 the optimizer keeps float32 masters: gradients of
+all micro-batches are summed in float32, the masters are updated, and their rounded values are
+written into the model's own tensors, in place. Masters and moments may live on the CPU while
+the model does not.
 
-The moments m and v may be kept in bfloat16 between the steps. Its resolution is 1/256, and an average that moves by
-less, as v does with b2 = 0.999, would be stuck if it were rounded to the nearest. It is rounded up or down by chance
-instead (arXiv 1502.02551), up with the probability of the part that is cut off, which is right on average.
+The moments m and v may be kept in bfloat16 between the steps. Its resolution is 1/256, and an
+average that moves by less, as v does with b2 = 0.999, would be stuck if it were rounded to the
+nearest. It is rounded up or down by chance instead (arXiv 1502.02551), up with the probability
+of the part that is cut off, which is right on average.
 """
 
 from __future__ import annotations
@@ -23,13 +26,24 @@ from torch import Tensor, nn
 from torch.optim.adamw import adamw
 
 from nanomath.training import ranks
-from nanomath.training.sharding import assemble, computes_in, drop_copies, is_slice, local, slice_of
+from nanomath.training.sharding import (
+    assemble,
+    computes_in,
+    drop_copies,
+    is_slice,
+    local,
+    slice_of,
+)
 
 SCHEDULES = ("constant", "linear", "cosine")
 
 
-def learning_rate(step: int, steps: int, peak: float, schedule: str, warmup: int = 0, final: float = 0.0) -> float:
-    """The rate of step 0, 1, ... steps-1: up over `warmup` steps, then down to `final` (a share of the peak)."""
+def learning_rate(
+    step: int, steps: int, peak: float, schedule: str, warmup: int = 0, final: float = 0.0
+) -> float:
+    """The rate of step 0, 1, ... steps-1: up over `warmup` steps, then down to `final` (a
+    share of the peak).
+    """
     if step < warmup:
         return peak * (step + 1) / warmup
     done = (step - warmup) / max(1, steps - warmup)
@@ -44,9 +58,11 @@ def learning_rate(step: int, steps: int, peak: float, schedule: str, warmup: int
 
 @dataclass
 class Weight:
-    """A trainable parameter with its Adam state: tensors of the parameter's shape, or of this rank's slice of it.
+    """A trainable parameter with its Adam state: tensors of the parameter's shape, or of this
+    rank's slice of it.
 
-    `copy` is the float32 master of a parameter that is rounded or lies elsewhere; any other is its own master.
+    `copy` is the float32 master of a parameter that is rounded or lies elsewhere; any other is
+    its own master.
     """
 
     parameter: nn.Parameter
@@ -70,16 +86,20 @@ class Weight:
 
     @property
     def rounded(self) -> bool:
-        """Whether the model computes with less than the master, which a checkpoint must therefore hold as well."""
+        """Whether the model computes with less than the master, which a checkpoint must
+        therefore hold as well.
+        """
         return computes_in(self.parameter).itemsize < self.master.dtype.itemsize
 
 
 class Optimizer:
-    """AdamW over a model's trainable parameters. Matrices decay, vectors (norms, biases) do not.
+    """AdamW over a model's trainable parameters. Matrices decay, vectors (norms, biases) do
+    not.
 
-    `state_dtype` is what the moments are kept in, float32 or bfloat16; `device` where they and the masters are, by
-    default beside the weights. With `keep_weights` its state has all weights, for a module that no other file of a
-    checkpoint holds. Among several ranks each makes the same update, or that of its slices of the weights.
+    `state_dtype` is what the moments are kept in, float32 or bfloat16; `device` where they and
+    the masters are, by default beside the weights. With `keep_weights` its state has all
+    weights, for a module that no other file of a checkpoint holds. Among several ranks each
+    makes the same update, or that of its slices of the weights.
     """
 
     def __init__(
@@ -93,10 +113,18 @@ class Optimizer:
         device: str = "",
         keep_weights: bool = False,
     ) -> None:
-        self.model, self.weight_decay, self.betas, self.eps, self.max_norm = model, weight_decay, betas, eps, max_norm
-        self.state_dtype, self.keep_weights = state_dtype, keep_weights
+        self.model = model
+        self.weight_decay = weight_decay
+        self.betas = betas
+        self.eps = eps
+        self.max_norm = max_norm
+        self.state_dtype = state_dtype
+        self.keep_weights = keep_weights
         trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
-        self.weights = {name: self._weight(p, torch.device(device or p.device)) for name, p in trainable.items()}
+        self.weights = {
+            name: self._weight(p, torch.device(device or p.device))
+            for name, p in trainable.items()
+        }
 
     def _weight(self, parameter: nn.Parameter, device: torch.device) -> Weight:
         own = parameter.dtype.itemsize >= 4 and parameter.device.type == device.type
@@ -105,15 +133,18 @@ class Optimizer:
             collect_gradients(parameter, copy)
         like = local(parameter.detach()) if copy is None else copy
         dtype = torch.bfloat16 if self.state_dtype == torch.bfloat16 else like.dtype
-        return Weight(parameter, copy, *(torch.zeros_like(like, dtype=dtype) for _ in range(2)))
+        return Weight(
+            parameter, copy, *(torch.zeros_like(like, dtype=dtype) for _ in range(2))
+        )
 
     @torch.no_grad()
     def step(self, lr: float) -> dict[str, float]:
         """Update the weights from the gradients summed so far and clear them.
 
-        Returns the norm of the gradient before clipping and ||update|| / ||weights||. FloatingPointError names the
-        parameter whose gradient is not finite, the weights then being untouched, or which is not finite itself after
-        the update. Parameters without a gradient stay as they are.
+        Returns the norm of the gradient before clipping and ||update|| / ||weights||.
+        FloatingPointError names the parameter whose gradient is not finite, the weights then
+        being untouched, or which is not finite itself after the update. Parameters without a
+        gradient stay as they are.
         """
         gradients = self._gradients()
         norms = self._norms(gradients)
@@ -129,35 +160,55 @@ class Optimizer:
         self._write_back()
         sizes = self._norms({name: weight.master for name, weight in self.weights.items()})
         if bad := [name for name, size in sizes.items() if not math.isfinite(size)]:
-            raise FloatingPointError(f"the weights are not finite after the update: {bad[0]} has norm {sizes[bad[0]]}")
-        change = math.hypot(*self._over_slices(moved).values()) / (math.hypot(*sizes.values()) or 1.0)
+            raise FloatingPointError(
+                f"the weights are not finite after the update: {bad[0]} has norm {sizes[bad[0]]}"
+            )
+        change = math.hypot(*self._over_slices(moved).values()) / (
+            math.hypot(*sizes.values()) or 1.0
+        )
         return {"grad_norm": norm, "update_ratio": change}
 
     def _gradients(self) -> dict[str, Tensor]:
         """The gradients of the global step, of the parameters that have one on any rank."""
         gradients = {name: weight.gradient for name, weight in self.weights.items()}
-        present = torch.tensor([gradient is not None for gradient in gradients.values()], dtype=torch.int32)
+        present = torch.tensor(
+            [gradient is not None for gradient in gradients.values()], dtype=torch.int32
+        )
         ranks.sum_([present])
         known = {
             name: torch.zeros_like(self.weights[name].master) if gradient is None else gradient
-            for (name, gradient), somewhere in zip(gradients.items(), present.tolist(), strict=True)
+            for (name, gradient), somewhere in zip(
+                gradients.items(), present.tolist(), strict=True
+            )
             if somewhere
         }
         # The backward pass has summed those of slices.
-        ranks.sum_([gradient for name, gradient in known.items() if not is_slice(self.weights[name].parameter)])
+        ranks.sum_(
+            [
+                gradient
+                for name, gradient in known.items()
+                if not is_slice(self.weights[name].parameter)
+            ]
+        )
         return known
 
     def _norms(self, tensors: dict[str, Tensor]) -> dict[str, float]:
-        return self._over_slices({name: torch.linalg.vector_norm(tensor) for name, tensor in tensors.items()})
+        return self._over_slices(
+            {name: torch.linalg.vector_norm(tensor) for name, tensor in tensors.items()}
+        )
 
     def _over_slices(self, norms: dict[str, Tensor]) -> dict[str, float]:
-        """The norms of whole tensors from those of this rank's slices; the values come to the host together."""
+        """The norms of whole tensors from those of this rank's slices; the values come to the
+        host together.
+        """
         if not norms:
             return {}
         values = torch.stack(list(norms.values())).cpu().double()
         cut = torch.tensor([is_slice(self.weights[name].parameter) for name in norms])
         if cut.any():
-            squares = torch.where(cut | ranks.is_main(), values.square(), 0.0)  # what is not cut counts once
+            squares = torch.where(
+                cut | ranks.is_main(), values.square(), 0.0
+            )  # what is not cut counts once
             ranks.sum_([squares])
             values = squares.sqrt()
         return dict(zip(norms, values.tolist(), strict=True))
@@ -166,7 +217,10 @@ class Optimizer:
         """AdamW's update of one parameter; returns the norm of what it changed."""
         master = weight.master
         before = master.clone()
-        moments = [weight.exp_avg.to(master.dtype), weight.exp_avg_sq.to(master.dtype)]  # themselves, if not rounded
+        moments = [
+            weight.exp_avg.to(master.dtype),
+            weight.exp_avg_sq.to(master.dtype),
+        ]  # themselves, if not rounded
         adamw(
             [master],
             [gradient],
@@ -184,15 +238,23 @@ class Optimizer:
         )
         weight.updates += 1
         if self.state_dtype == torch.bfloat16:
-            self._round_moments(weight, *moments, seed=weight.updates * len(self.weights) + index)
+            self._round_moments(
+                weight, *moments, seed=weight.updates * len(self.weights) + index
+            )
         return torch.linalg.vector_norm(before.sub_(master))
 
-    def _round_moments(self, weight: Weight, exp_avg: Tensor, exp_avg_sq: Tensor, seed: int) -> None:
-        """Keep the moments in bfloat16, rounded by noise that depends on the step and the parameter alone."""
+    def _round_moments(
+        self, weight: Weight, exp_avg: Tensor, exp_avg_sq: Tensor, seed: int
+    ) -> None:
+        """Keep the moments in bfloat16, rounded by noise that depends on the step and the
+        parameter alone.
+        """
         generator = torch.Generator(exp_avg.device).manual_seed(seed)
         # Drawn for the whole parameter: a slice is rounded as it would be without being cut.
         noise = torch.empty(weight.parameter.shape, dtype=torch.int32, device=exp_avg.device)
-        noise = slice_of(noise.random_(-(2**31), 2**31, generator=generator), like=weight.parameter)
+        noise = slice_of(
+            noise.random_(-(2**31), 2**31, generator=generator), like=weight.parameter
+        )
         noise = noise.to(exp_avg.device)
         weight.exp_avg.copy_(round_by_chance(exp_avg, noise & 0xFFFF))
         weight.exp_avg_sq.copy_(round_by_chance(exp_avg_sq, (noise >> 16) & 0xFFFF))
@@ -212,29 +274,38 @@ class Optimizer:
 
     @torch.no_grad()
     def state(self) -> dict[str, Tensor]:
-        """What a checkpoint must hold besides the model: moments, step counts, and the masters of rounded weights.
+        """What a checkpoint must hold besides the model: moments, step counts, and the masters
+        of rounded weights.
 
-        All ranks must call it together; the tensors, whole whether or not the weights are cut, go to the main one.
+        All ranks must call it together; the tensors, whole whether or not the weights are cut,
+        go to the main one.
         """
         tensors = {}
         for name, weight in self.weights.items():
             parts = {"exp_avg": weight.exp_avg, "exp_avg_sq": weight.exp_avg_sq}
             if weight.rounded or self.keep_weights:
                 parts["master"] = weight.master
-            whole = {f"{key}.{name}": assemble(part, like=weight.parameter).cpu() for key, part in parts.items()}
+            whole = {
+                f"{key}.{name}": assemble(part, like=weight.parameter).cpu()
+                for key, part in parts.items()
+            }
             if ranks.is_main():
                 tensors |= {f"step.{name}": torch.tensor(float(weight.updates)), **whole}
         return tensors
 
     @torch.no_grad()
     def load_state(self, tensors: dict[str, Tensor]) -> None:
-        """Continue from `state()`. ValueError names what is missing or of another shape, and changes nothing."""
+        """Continue from `state()`. ValueError names what is missing or of another shape, and
+        changes nothing.
+        """
         for name, weight in self.weights.items():
             _check_state(name, weight, tensors, weight.rounded or self.keep_weights)
         for name, weight in self.weights.items():
             weight.updates = int(tensors[f"step.{name}"])
             parts = {"exp_avg": weight.exp_avg, "exp_avg_sq": weight.exp_avg_sq}
-            if f"master.{name}" in tensors:  # more exact than the model's own file, needed or not
+            if (
+                f"master.{name}" in tensors
+            ):  # more exact than the model's own file, needed or not
                 parts["master"] = weight.master
             for key, part in parts.items():
                 part.copy_(slice_of(tensors[f"{key}.{name}"], like=weight.parameter))
@@ -245,8 +316,11 @@ def _check_state(name: str, weight: Weight, tensors: dict[str, Tensor], master: 
     """ValueError if the tensors do not hold the state of this weight."""
     for key in ("step", "exp_avg", "exp_avg_sq", *["master"] * master):
         if f"{key}.{name}" not in tensors:
-            raise ValueError(f"the checkpoint's optimizer state lacks {key}.{name}: it is of another model or dtype")
-        found, expected = tensors[f"{key}.{name}"].shape, weight.parameter.shape if key != "step" else torch.Size()
+            raise ValueError(
+                f"the checkpoint's optimizer state lacks {key}.{name}: it is of another model or dtype"
+            )
+        found = tensors[f"{key}.{name}"].shape
+        expected = weight.parameter.shape if key != "step" else torch.Size()
         if found != expected:
             raise ValueError(
                 f"the checkpoint's optimizer state is of another model: {key}.{name} has shape {list(found)}, "
@@ -255,7 +329,8 @@ def _check_state(name: str, weight: Weight, tensors: dict[str, Tensor], master: 
 
 
 def collect_gradients(parameter: nn.Parameter, master: Tensor) -> None:
-    """Add the parameter's gradients to the master's, in its type and on its device, as backward produces them.
+    """Add the parameter's gradients to the master's, in its type and on its device, as
+    backward produces them.
 
     A master that did so before no longer does.
     """
@@ -271,5 +346,9 @@ def collect_gradients(parameter: nn.Parameter, master: Tensor) -> None:
 
 
 def round_by_chance(values: Tensor, noise: Tensor) -> Tensor:
-    """float32 values in bfloat16, rounded away from zero where noise, int32 in [0, 2^16), carries over the cut."""
-    return ((values.float().view(torch.int32) + noise) & -(2**16)).view(torch.float32).bfloat16()
+    """float32 values in bfloat16, rounded away from zero where noise, int32 in [0, 2^16),
+    carries over the cut.
+    """
+    return (
+        ((values.float().view(torch.int32) + noise) & -(2**16)).view(torch.float32).bfloat16()
+    )

@@ -1,9 +1,10 @@
 """One policy step: run the models over a rollout, and follow the gradient of the objective.
 
-The algorithm is in `nanomath/algorithms/objective.py`; here are the forward and backward passes, the micro-batches and
-the ranks. Matrices [B, T] have B = N G episodes in prompt-major order and T response tokens, on the CPU in float64.
-Whatever is a statistic of the batch (advantages, weights, selections) is computed for the whole of it, by every rank
-alike, before the rows are shared out among ranks and cut into micro-batches.
+The algorithm is in `nanomath/algorithms/objective.py`; here are the forward and backward
+passes, the micro-batches and the ranks. Matrices [B, T] have B = N G episodes in prompt-major
+order and T response tokens, on the CPU in float64. Whatever is a statistic of the batch
+(advantages, weights, selections) is computed for the whole of it, by every rank alike, before
+the rows are shared out among ranks and cut into micro-batches.
 """
 
 from __future__ import annotations
@@ -32,10 +33,11 @@ from nanomath.training.sharding import micro_batches_of
 class PolicyStep:
     """`step(episodes, number, lr)` updates the model on one rollout and returns its metrics.
 
-    algorithm: the keys of [algorithm]. reward_weights: the weight of each reward by name. step_weight: what the rewards
-    of steps are multiplied by. max_length: L_max of the "constant" aggregation. token_budget: padded tokens of a
-    micro-batch, 0 for all at once. critic: the value model of baseline "value", with its optimizer in
-    `critic_optimizer`; its learning rate is `critic_rate` times the policy's. ValueError for an `algorithm.loss` that
+    algorithm: the keys of [algorithm]. reward_weights: the weight of each reward by name.
+    step_weight: what the rewards of steps are multiplied by. max_length: L_max of the
+    "constant" aggregation. token_budget: padded tokens of a micro-batch, 0 for all at once.
+    critic: the value model of baseline "value", with its optimizer in `critic_optimizer`; its
+    learning rate is `critic_rate` times the policy's. ValueError for an `algorithm.loss` that
     cannot be imported.
     """
 
@@ -60,22 +62,28 @@ class PolicyStep:
     def step(self, episodes: list[Episode], number: int, lr: float) -> dict[str, float]:
         """Update on the episodes of N groups; sets their advantages."""
         rollout = self.prepare(episodes)
-        for episode, advantages in zip(episodes, rollout.tokens.advantages.tolist(), strict=True):
+        for episode, advantages in zip(
+            episodes, rollout.tokens.advantages.tolist(), strict=True
+        ):
             episode.advantages = advantages[: episode.completion.length]
         updates: list[dict[str, float]] = []
         gap: dict[str, float] = {}
         for epoch in range(self.algorithm.epochs):
             for rows in self._minibatches(len(episodes), number, epoch):
                 updates.append(self._update(rollout, rows, lr))
-                gap = gap or rollout.gap(rows)  # the first pass was made by the weights that sampled
-        means = {name: sum(update[name] for update in updates) / len(updates) for name in updates[0]}
+                gap = gap or rollout.gap(
+                    rows
+                )  # the first pass was made by the weights that sampled
+        means = {
+            name: sum(update[name] for update in updates) / len(updates) for name in updates[0]
+        }
         return {**means, **rollout.metrics(), **gap}
 
     def prepare(self, episodes: list[Episode]) -> Rollout:
         """The rollout as matrices, with the advantages that the algorithm asks for.
 
-        ValueError where the algorithm needs a value model and there is none. FloatingPointError names the model and the
-        episode of a number that is not finite.
+        ValueError where the algorithm needs a value model and there is none.
+        FloatingPointError names the model and the episode of a number that is not finite.
         """
         a = self.algorithm
         if a.baseline == "value" and self.critic is None:
@@ -85,7 +93,9 @@ class PolicyStep:
         if a.overlong_filter:
             finished = torch.tensor([e.completion.finished for e in episodes])
             tokens.loss_mask = algorithms.overlong_filter(tokens.mask, finished)
-        tokens.ref_logprobs, _ = self._measure(rollout, "the reference model", self._logprobs_of(self.reference), 2)
+        tokens.ref_logprobs, _ = self._measure(
+            rollout, "the reference model", self._logprobs_of(self.reference), 2
+        )
         tokens.old_logprobs, tokens.old_entropy = self._old_policy(rollout)
         if self.critic:
             (tokens.values,) = self._measure(rollout, "the value model", self._values, 1)
@@ -94,22 +104,32 @@ class PolicyStep:
         return rollout
 
     def _old_policy(self, rollout: Rollout) -> tuple[Tensor | None, Tensor | None]:
-        """The policy's logprobs and entropies before the first update, None where nothing needs them. With an exact
-        model the sampler's logprobs are the same, and need no pass over the rollout.
+        """The policy's logprobs and entropies before the first update, None where nothing
+        needs them. With an exact model the sampler's logprobs are the same, and need no pass
+        over the rollout.
         """
-        a, entropy = self.algorithm, None
+        a = self.algorithm
+        entropy = None
         sampler_logprobs = rollout.tokens.sampler_logprobs
         logprobs = sampler_logprobs if self.model.exact else None
-        early = algorithms.penalises_kl(a, "reward") or a.sampler_correction != "off" or a.covariance != "off"
+        early = (
+            algorithms.penalises_kl(a, "reward")
+            or a.sampler_correction != "off"
+            or a.covariance != "off"
+        )
         wanted = a.old_logprobs == "trainer" and (early or not algorithms.updates_once(a))
         if a.top_entropy < 1 or (wanted and logprobs is None):
-            logprobs, entropy = self._measure(rollout, "the policy", self._logprobs_of(self.model), 2)
+            logprobs, entropy = self._measure(
+                rollout, "the policy", self._logprobs_of(self.model), 2
+            )
         return (sampler_logprobs if a.old_logprobs == "sampler" else logprobs), entropy
 
     def _logprobs_of(self, model: Transformer) -> Callable[[Batch], tuple[Tensor, ...]]:
         def logprobs(batch: Batch) -> tuple[Tensor, ...]:
             batch = batch.to(model.device)  # the reference may be elsewhere
-            return states_logprobs(model, response_states(model, batch), batch, self.temperature)
+            return states_logprobs(
+                model, response_states(model, batch), batch, self.temperature
+            )
 
         return logprobs
 
@@ -118,10 +138,18 @@ class PolicyStep:
 
     @torch.no_grad()
     def _measure(
-        self, rollout: Rollout, who: str, function: Callable[[Batch], tuple[Tensor, ...]], outputs: int
+        self,
+        rollout: Rollout,
+        who: str,
+        function: Callable[[Batch], tuple[Tensor, ...]],
+        outputs: int,
     ) -> list[Tensor]:
-        """The `outputs` matrices [S, R] that `function` gives of a batch, of all rows and ranks as [B, T]."""
-        matrices = [torch.zeros(rollout.tokens.mask.shape, dtype=torch.float64) for _ in range(outputs)]
+        """The `outputs` matrices [S, R] that `function` gives of a batch, of all rows and
+        ranks as [B, T].
+        """
+        matrices = [
+            torch.zeros(rollout.tokens.mask.shape, dtype=torch.float64) for _ in range(outputs)
+        ]
         for rows, counts in micro_batches_of(self.model, rollout.lengths, self.token_budget):
             parts = function(self._batch(rollout, rows))
             if counts:
@@ -134,27 +162,40 @@ class PolicyStep:
     def _minibatches(self, total: int, number: int, epoch: int) -> list[Tensor]:
         if self.algorithm.minibatches == 1:
             return [torch.arange(total)]
-        parts = torch.randperm(total, generator=generator_of(self.seed, number, epoch)).tensor_split(
-            self.algorithm.minibatches
-        )
+        parts = torch.randperm(
+            total, generator=generator_of(self.seed, number, epoch)
+        ).tensor_split(self.algorithm.minibatches)
         return [part for part in parts if len(part)]
 
     def _update(self, rollout: Rollout, rows: Tensor, lr: float) -> dict[str, float]:
         """One optimizer step on the episodes `rows`, none if they teach nothing."""
-        a, part = self.algorithm, rollout.rows(rows)
-        part.tokens = replace(part.tokens, **algorithms.compute_weights(a, part.tokens, self.max_length))
+        a = self.algorithm
+        part = rollout.rows(rows)
+        part.tokens = replace(
+            part.tokens, **algorithms.compute_weights(a, part.tokens, self.max_length)
+        )
         if not rollout.updated and a.old_logprobs == "trainer":
-            part.tokens.old_logprobs = None  # it is the policy: rounding must not make a small number of their ratio
-        teaches = torch.ones(len(rows), dtype=torch.bool) if a.loss else algorithms.has_gradient(a, part.tokens)
+            part.tokens.old_logprobs = (
+                None  # it is the policy: rounding must not make a small number of their ratio
+            )
+        teaches = (
+            torch.ones(len(rows), dtype=torch.bool)
+            if a.loss
+            else algorithms.has_gradient(a, part.tokens)
+        )
         measured = [torch.zeros(part.tokens.mask.shape, dtype=torch.float64) for _ in MEASURED]
         total = torch.zeros((), dtype=torch.float64)
         for active in (True, False):
             of_part = (teaches == active).nonzero()[:, 0]
             with torch.set_grad_enabled(active):
-                for micro, counts in micro_batches_of(self.model, part.lengths, self.token_budget, of_part):
+                for micro, counts in micro_batches_of(
+                    self.model, part.lengths, self.token_budget, of_part
+                ):
                     loss, found = self._loss(part, micro)
                     if active:
-                        (loss * counts).backward()  # a batch that only keeps ranks in step counts 0
+                        (
+                            loss * counts
+                        ).backward()  # a batch that only keeps ranks in step counts 0
                     if counts:
                         total += loss.detach().double().cpu()
                         note(measured, micro, found)
@@ -172,7 +213,9 @@ class PolicyStep:
         return metrics
 
     def _loss(self, rollout: Rollout, rows: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """The share of the loss of some rows, and what their forward pass shows, in the order of MEASURED."""
+        """The share of the loss of some rows, and what their forward pass shows, in the order
+        of MEASURED.
+        """
         batch = self._batch(rollout, rows)
         states = response_states(self.model, batch)
         logprobs, entropy = states_logprobs(self.model, states, batch, self.temperature)

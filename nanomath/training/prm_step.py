@@ -1,4 +1,5 @@
-"""One optimizer step of a process reward model: cross-entropy of the steps' scores against labels, hard or soft.
+"""One optimizer step of a process reward model: cross-entropy of the steps' scores against
+labels, hard or soft.
 
     L = - sum_k w_k [ y_k log p_k + (1 - y_k) log(1 - p_k) ] / sum_k w_k,    w_k = y_k w_right + (1 - y_k) w_wrong
 
@@ -24,11 +25,13 @@ from nanomath.training.sharding import is_sharded, micro_batches_of
 
 @dataclass
 class PRMStep:
-    """`step(solutions, number, lr)` takes one optimizer step on the labelled steps of solutions.
+    """`step(solutions, number, lr)` takes one optimizer step on the labelled steps of
+    solutions.
 
-    weights: (w_wrong, w_right). head_steps: for so many steps only the new head learns, `model.score`. token_budget:
-    padded tokens of a micro-batch, 0 for all at once; the gradient does not depend on it. ValueError for head_steps of
-    a sharded model: FSDP2 sums no gradient where the layers before need none.
+    weights: (w_wrong, w_right). head_steps: for so many steps only the new head learns,
+    `model.score`. token_budget: padded tokens of a micro-batch, 0 for all at once; the
+    gradient does not depend on it. ValueError for head_steps of a sharded model: FSDP2 sums no
+    gradient where the layers before need none.
     """
 
     prm: PRM
@@ -39,34 +42,51 @@ class PRMStep:
 
     def __post_init__(self) -> None:
         if self.head_steps and is_sharded(self.prm.model):
-            raise ValueError("prm.head_steps freezes weights for a while, which sharded ones cannot be: set it to 0")
+            raise ValueError(
+                "prm.head_steps freezes weights for a while, which sharded ones cannot be: set it to 0"
+            )
 
     def step(self, solutions: Sequence[Labelled], number: int, lr: float) -> dict[str, float]:
-        """Metrics of step `number`: the loss, the mean score and the mean label of its steps, the optimizer's.
+        """Metrics of step `number`: the loss, the mean score and the mean label of its steps,
+        the optimizer's.
 
         ValueError when no step has a label.
         """
         self._freeze(number < self.head_steps)
         laid_out = [self.prm.lay_out(i, s.question, s.steps) for i, s in enumerate(solutions)]
-        labels = [torch.tensor([torch.nan if y is None else y for y in s.labels]) for s in solutions]
+        labels = [
+            torch.tensor([torch.nan if y is None else y for y in s.labels]) for s in solutions
+        ]
         every = torch.cat(labels)
         known = every[every.isfinite()]
         if not len(known):
-            raise ValueError(f"none of the {len(every)} steps of a batch has a label: take a larger prm.batch_size")
-        total, lengths = self._weight(known).sum(), [len(tokens) for tokens, _ in laid_out]
+            raise ValueError(
+                f"none of the {len(every)} steps of a batch has a label: take a larger prm.batch_size"
+            )
+        total = self._weight(known).sum()
+        lengths = [len(tokens) for tokens, _ in laid_out]
         sums = torch.zeros(2, dtype=torch.float64)  # of the loss and of the scores
         for rows, counts in micro_batches_of(self.prm.model, lengths, self.token_budget):
             logprobs = self.prm.logits([laid_out[i] for i in rows.tolist()]).log_softmax(dim=1)
             y = torch.cat([labels[i] for i in rows.tolist()]).to(logprobs.device)
             here = y.isfinite()
-            y, logprobs = y[here], logprobs[here]
+            y = y[here]
+            logprobs = logprobs[here]
             nll = -(y * logprobs[:, 1] + (1 - y) * logprobs[:, 0])
             loss = (self._weight(y) * nll).sum() / total
             (loss * counts).backward()
             if counts:
-                sums += torch.stack([loss.detach(), logprobs[:, 1].detach().exp().sum()]).double().cpu()
+                sums += (
+                    torch.stack([loss.detach(), logprobs[:, 1].detach().exp().sum()])
+                    .double()
+                    .cpu()
+                )
         ranks.sum_([sums])
-        means = {"loss": float(sums[0]), "score": float(sums[1]) / len(known), "label": float(known.mean())}
+        means = {
+            "loss": float(sums[0]),
+            "score": float(sums[1]) / len(known),
+            "label": float(known.mean()),
+        }
         return {**means, "steps": len(known), **self.optimizer.step(lr)}
 
     def _weight(self, labels: Tensor) -> Tensor:
@@ -80,7 +100,9 @@ class PRMStep:
 
 
 def balancing_weights(solutions: Sequence[Labelled]) -> tuple[float, float]:
-    """(w_wrong, w_right) with which both count for as much in all. ValueError where all labels are alike."""
+    """(w_wrong, w_right) with which both count for as much in all. ValueError where all labels
+    are alike.
+    """
     labels = [y for s in solutions for y in s.labels if y is not None]
     right = sum(labels)
     if not 0 < right < len(labels):

@@ -1,10 +1,12 @@
-"""Several processes that compute what one would: `torchrun --nproc_per_node N train_sft.py ...`.
+"""Several processes that compute what one would: `torchrun --nproc_per_node N train_sft.py
+...`.
 
     grad L = sum_i w_i grad l_i = sum over ranks of  sum over the rank's items i of  w_i grad l_i
 
-Whatever is a statistic of the whole batch (loss weights w, advantages, metrics) every rank computes alike, from the
-whole batch; only forward and backward passes and sampling are shared out. So gradients are summed over ranks, never
-averaged, and N ranks follow the path of one. Without torchrun there is one rank and everything here is the identity.
+Whatever is a statistic of the whole batch (loss weights w, advantages, metrics) every rank
+computes alike, from the whole batch; only forward and backward passes and sampling are shared
+out. So gradients are summed over ranks, never averaged, and N ranks follow the path of one.
+Without torchrun there is one rank and everything here is the identity.
 """
 
 from __future__ import annotations
@@ -37,7 +39,8 @@ def is_main() -> bool:
 
 
 def start(device: torch.device) -> torch.device:
-    """Meet the other ranks that torchrun started, and return this rank's own device of the given kind.
+    """Meet the other ranks that torchrun started, and return this rank's own device of the
+    given kind.
 
     ValueError when there are more ranks than GPUs on a machine.
     """
@@ -51,9 +54,12 @@ def start(device: torch.device) -> torch.device:
 def _own(device: torch.device) -> torch.device:
     if device.type != "cuda" or "LOCAL_RANK" not in os.environ:
         return device
-    local, gpus = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
+    local = int(os.environ["LOCAL_RANK"])
+    gpus = torch.cuda.device_count()
     if local >= gpus:
-        raise ValueError(f"rank {local} of this machine finds {gpus} GPUs: set --nproc_per_node to {gpus} at most")
+        raise ValueError(
+            f"rank {local} of this machine finds {gpus} GPUs: set --nproc_per_node to {gpus} at most"
+        )
     torch.cuda.set_device(local)
     return torch.device("cuda", local)
 
@@ -65,8 +71,12 @@ def finish() -> None:
 
 
 def lost(error: BaseException) -> str:
-    """The line to print when `error` came of another rank's death; empty when it is this rank's own."""
-    if count() == 1 or not (isinstance(error, dist.DistError) or "gloo" in str(error)):  # gloo's are RuntimeErrors
+    """The line to print when `error` came of another rank's death; empty when it is this
+    rank's own.
+    """
+    if count() == 1 or not (
+        isinstance(error, dist.DistError) or "gloo" in str(error)
+    ):  # gloo's are RuntimeErrors
         return ""
     return f"rank {number()} of {count()}: another rank died and this one cannot go on; its own message says why"
 
@@ -101,16 +111,25 @@ def sum_(tensors: Sequence[Tensor]) -> None:
     for bucket in _buckets(tensors):
         flat = torch.cat([tensor.reshape(-1) for tensor in bucket])
         dist.all_reduce(flat)
-        for tensor, values in zip(bucket, flat.split([tensor.numel() for tensor in bucket]), strict=True):
+        for tensor, values in zip(
+            bucket, flat.split([tensor.numel() for tensor in bucket]), strict=True
+        ):
             tensor.copy_(values.view_as(tensor))
 
 
 def _buckets(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
-    """Neighbours of one type and device, together at most BUCKET numbers (or a single larger tensor)."""
+    """Neighbours of one type and device, together at most BUCKET numbers (or a single larger
+    tensor).
+    """
     bucket: list[Tensor] = []
     for tensor in tensors:
-        alike = not bucket or (tensor.dtype, tensor.device) == (bucket[0].dtype, bucket[0].device)
-        if bucket and not (alike and sum(t.numel() for t in bucket) + tensor.numel() <= BUCKET):
+        alike = not bucket or (tensor.dtype, tensor.device) == (
+            bucket[0].dtype,
+            bucket[0].device,
+        )
+        if bucket and not (
+            alike and sum(t.numel() for t in bucket) + tensor.numel() <= BUCKET
+        ):
             yield bucket
             bucket = []
         bucket.append(tensor)
@@ -124,7 +143,9 @@ def share(items: Sequence[T]) -> Sequence[T]:
 
 
 def gather(part: Sequence[T]) -> list[T]:
-    """Everyone's parts as one list in the order that `share` cut; `part` may be made of anything that pickles."""
+    """Everyone's parts as one list in the order that `share` cut; `part` may be made of
+    anything that pickles.
+    """
     if count() == 1:
         return list(part)
     parts: list[Any] = [None] * count()
@@ -138,15 +159,22 @@ def gather(part: Sequence[T]) -> list[T]:
 def cut(
     lengths: Sequence[int], cut_one: Callable[[list[int]], list[list[int]]], equal: bool
 ) -> list[tuple[list[int], bool]]:
-    """This rank's micro-batches of an optimizer step over items of the given lengths, each with whether it counts.
+    """This rank's micro-batches of an optimizer step over items of the given lengths, each
+    with whether it counts.
 
-    The items are dealt out by length; `cut_one` cuts a rank's (from their lengths into groups of their places). With
-    `equal`, for a model whose weights are sharded, all ranks get the same number, because they meet in every forward
-    and backward pass: those with fewer go through the shortest item once more, which must then have weight 0.
+    The items are dealt out by length; `cut_one` cuts a rank's (from their lengths into groups
+    of their places). With `equal`, for a model whose weights are sharded, all ranks get the
+    same number, because they meet in every forward and backward pass: those with fewer go
+    through the shortest item once more, which must then have weight 0.
     """
     cuts = []
     for items in _deal(lengths, count()):
-        cuts.append([[items[place] for place in group] for group in cut_one([lengths[i] for i in items])])
+        cuts.append(
+            [
+                [items[place] for place in group]
+                for group in cut_one([lengths[i] for i in items])
+            ]
+        )
     mine = [(micro, True) for micro in cuts[number()]]
     if equal and (missing := max(map(len, cuts)) - len(mine)):
         mine += [([lengths.index(min(lengths))], False)] * missing

@@ -1,6 +1,7 @@
 """The episodes of one policy step as matrices [B, T], and what the passes over them measured.
 
-B = N G episodes in prompt-major order, T response tokens; on the CPU, float64 but for the masks.
+B = N G episodes in prompt-major order, T response tokens; on the CPU, float64 but for the
+masks.
 """
 
 from __future__ import annotations
@@ -12,7 +13,14 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from nanomath.algorithms import Rewards, Tokens, explained_variance, kl_estimate, response_mask, top_entropy
+from nanomath.algorithms import (
+    Rewards,
+    Tokens,
+    explained_variance,
+    kl_estimate,
+    response_mask,
+    top_entropy,
+)
 from nanomath.data.packing import Example
 from nanomath.rollout.episodes import Episode
 
@@ -22,8 +30,9 @@ TOP_ENTROPY = 0.2  # share of the tokens whose mean entropy is logged apart (arX
 
 @dataclass
 class Rollout:
-    """Examples to run a model over, the names of their episodes (for errors), what is known of their tokens, and what
-    the newest forward passes of the policy measured of them; `updated`: whether it has been updated since it sampled.
+    """Examples to run a model over, the names of their episodes (for errors), what is known of
+    their tokens, and what the newest forward passes of the policy measured of them; `updated`:
+    whether it has been updated since it sampled.
     """
 
     examples: list[Example]
@@ -45,7 +54,10 @@ class Rollout:
         behavior_logprobs = matrix([e.completion.sampling_logprobs for e in episodes])
         rollout = cls(
             examples=[Example(e.prompt, e.completion.tokens) for e in episodes],
-            names=[f"sample {e.completion.sample_index} of problem {e.problem.id}" for e in episodes],
+            names=[
+                f"sample {e.completion.sample_index} of problem {e.problem.id}"
+                for e in episodes
+            ],
             tokens=Tokens(mask, mask, sampler_logprobs, behavior_logprobs),
             measured={name: torch.zeros(mask.shape, dtype=torch.float64) for name in MEASURED},
         )
@@ -65,14 +77,20 @@ class Rollout:
         return Rollout(examples, [self.names[i] for i in chosen], self.tokens.rows(rows))
 
     def check(self, values: Tensor, who: str) -> None:
-        """FloatingPointError naming the first episode for which `who` gave a number [B, T] that is not finite."""
+        """FloatingPointError naming the first episode for which `who` gave a number [B, T]
+        that is not finite.
+        """
         bad = (~values.isfinite()).nonzero()
         if len(bad):
             row, token = bad[0].tolist()
-            raise FloatingPointError(f"{who} gave {values[row, token].item()} at token {token} of {self.names[row]}")
+            raise FloatingPointError(
+                f"{who} gave {values[row, token].item()} at token {token} of {self.names[row]}"
+            )
 
     def note(self, rows: Tensor, values: Sequence[Tensor]) -> None:
-        """Keep the newest measurements of the given rows of matrices [B, T], in the order of MEASURED."""
+        """Keep the newest measurements of the given rows of matrices [B, T], in the order of
+        MEASURED.
+        """
         for name, value in zip(MEASURED, values, strict=True):
             self.measured[name][rows] = value
 
@@ -83,7 +101,8 @@ class Rollout:
         def mean(matrix: Tensor, mask: Tensor = tokens.mask) -> float:
             return float(matrix[mask].mean())
 
-        now, entropy = self.measured["logprob"], self.measured["entropy"]
+        now = self.measured["logprob"]
+        entropy = self.measured["entropy"]
         metrics = {
             "kl": mean(kl_estimate(now, tokens.ref_logprobs, "k3")),
             "kl_k1": mean(kl_estimate(now, tokens.ref_logprobs, "k1")),
@@ -93,26 +112,36 @@ class Rollout:
             "clipped_high": mean(self.measured["clipped_high"]),
         }
         if tokens.values is not None:
-            metrics["explained_variance"] = explained_variance(tokens.values, tokens.returns, tokens.mask)
+            metrics["explained_variance"] = explained_variance(
+                tokens.values, tokens.returns, tokens.mask
+            )
         return metrics
 
     def gap(self, rows: Tensor) -> dict[str, float]:
-        """Sampler against trainer on the given rows, as last measured: |Δlogprob|, mean and largest, and the effective
-        sample size (sum w)^2 / (n sum w^2) of w = trainer / sampler probability, as a share of the n tokens.
+        """Sampler against trainer on the given rows, as last measured: |Δlogprob|, mean and
+        largest, and the effective sample size (sum w)^2 / (n sum w^2) of w = trainer / sampler
+        probability, as a share of the n tokens.
         """
-        tokens, mask = self.tokens, self.tokens.mask[rows]
+        tokens = self.tokens
+        mask = self.tokens.mask[rows]
         matrices = self.measured["logprob"], tokens.sampler_logprobs, tokens.behavior_logprobs
         return sampler_gap(*(matrix[rows][mask] for matrix in matrices))
 
 
 def rewards_of(
-    episodes: Sequence[Episode], component_weights: Mapping[str, float], group_size: int, step_weight: float
+    episodes: Sequence[Episode],
+    component_weights: Mapping[str, float],
+    group_size: int,
+    step_weight: float,
 ) -> Rewards:
     """The rewards of the episodes of N groups."""
     components = [[e.rewards[name] for e in episodes] for name in component_weights]
     steps = step_ends = None
     if any(e.step_rewards for e in episodes):
-        steps = pad_sequence([torch.tensor(e.step_rewards, dtype=torch.float64) for e in episodes], batch_first=True)
+        steps = pad_sequence(
+            [torch.tensor(e.step_rewards, dtype=torch.float64) for e in episodes],
+            batch_first=True,
+        )
         ends = [torch.tensor(e.step_ends, dtype=torch.int64) for e in episodes]
         step_ends = pad_sequence(ends, batch_first=True, padding_value=-1)
     return Rewards(
@@ -127,7 +156,14 @@ def rewards_of(
 
 
 def sampler_gap(trainer: Tensor, sampler: Tensor, behavior: Tensor) -> dict[str, float]:
-    """`Rollout.gap` of the logprobs [n] of n tokens: the trainer's, the sampler's, those under what it drew from."""
-    gap, weights = (trainer - sampler).abs(), (trainer - behavior).exp()
+    """`Rollout.gap` of the logprobs [n] of n tokens: the trainer's, the sampler's, those under
+    what it drew from.
+    """
+    gap = (trainer - sampler).abs()
+    weights = (trainer - behavior).exp()
     size = weights.sum().square() / (len(weights) * weights.square().sum())
-    return {"gap_mean": float(gap.mean()), "gap_max": float(gap.max()), "effective_samples": float(size)}
+    return {
+        "gap_mean": float(gap.mean()),
+        "gap_max": float(gap.max()),
+        "effective_samples": float(size),
+    }

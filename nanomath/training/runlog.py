@@ -1,7 +1,9 @@
-"""A run's directory: runs/NAME/ with config.toml, metrics.jsonl, rollouts.jsonl, alarms.jsonl and checkpoints/step-N/.
+"""A run's directory: runs/NAME/ with config.toml, metrics.jsonl, rollouts.jsonl, alarms.jsonl
+and checkpoints/step-N/.
 
-Every line is flushed as it is written, so nothing computed is lost when a run dies. On resuming, the lines of steps
-after the checkpoint are dropped (they will be computed again), as is a last line that was cut short.
+Every line is flushed as it is written, so nothing computed is lost when a run dies. On
+resuming, the lines of steps after the checkpoint are dropped (they will be computed again), as
+is a last line that was cut short.
 """
 
 from __future__ import annotations
@@ -15,42 +17,58 @@ from typing import Any
 
 
 class RunFailed(RuntimeError):
-    """A run could not go on; the message says where, why, and what is intact. The commands exit with 1."""
+    """A run could not go on; the message says where, why, and what is intact. The commands
+    exit with 1.
+    """
 
 
 def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
-    """The records of a JSONL file; a truncated last line is passed over. ValueError for a broken line elsewhere."""
-    lines = path.read_bytes().split(b"\n")  # bytes, because the last line may end in the middle of a character
+    """The records of a JSONL file; a truncated last line is passed over. ValueError for a
+    broken line elsewhere.
+    """
+    lines = path.read_bytes().split(
+        b"\n"
+    )  # bytes, because the last line may end in the middle of a character
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
         try:
             yield json.loads(line)
         except ValueError as error:
-            if number == len(lines):  # no newline after it: the writer was stopped in the middle
+            if number == len(
+                lines
+            ):  # no newline after it: the writer was stopped in the middle
                 return
             raise ValueError(f"{path}:{number}: not valid JSON: {error}") from None
 
 
 class RunLog:
-    """The directory of one run, open for writing. An OSError names the file that could not be written.
+    """The directory of one run, open for writing. An OSError names the file that could not be
+    written.
 
-    Of several processes that compute the same run only one `writes`; for the others all methods but `read` do nothing.
+    Of several processes that compute the same run only one `writes`; for the others all
+    methods but `read` do nothing.
     """
 
     def __init__(self, directory: str | Path, resume: bool, writes: bool = True) -> None:
-        """Nothing is written yet. FileExistsError if the directory holds another run and `resume` is not asked for."""
-        self.directory, self.writes = Path(directory), writes
+        """Nothing is written yet. FileExistsError if the directory holds another run and
+        `resume` is not asked for.
+        """
+        self.directory = Path(directory)
+        self.writes = writes
         held = (self.directory / "config.toml").exists()
         if held and not resume:
             raise FileExistsError(
                 f"{directory} already holds a run: add --resume to go on with it, or choose another run.name"
             )
         if resume and not held:
-            raise FileNotFoundError(f"{directory} holds no run to resume: leave out --resume to start it")
+            raise FileNotFoundError(
+                f"{directory} holds no run to resume: leave out --resume to start it"
+            )
 
     def begin(self, config: str, step: int) -> None:
-        """Write the resolved config and forget what was logged after `step`, where training goes on.
+        """Write the resolved config and forget what was logged after `step`, where training
+        goes on.
 
         At step 0 all is forgotten: what is measured before the first update is measured again.
         """
@@ -60,7 +78,9 @@ class RunLog:
         write_atomically(self.directory / "config.toml", config)
         for path in self.directory.glob("*.jsonl"):
             kept = [record for record in read_jsonl(path) if record["step"] <= (step or -1)]
-            write_atomically(path, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in kept))
+            write_atomically(
+                path, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in kept)
+            )
 
     @property
     def checkpoints(self) -> Path:
@@ -81,10 +101,15 @@ class RunLog:
 
     def alarms(self, step: int, texts: dict[str, str]) -> None:
         """Add the alarms that began at `step` to alarms.jsonl."""
-        self._append("alarms.jsonl", [{"step": step, "alarm": name, "text": text} for name, text in texts.items()])
+        self._append(
+            "alarms.jsonl",
+            [{"step": step, "alarm": name, "text": text} for name, text in texts.items()],
+        )
 
     def sync(self) -> None:
-        """Have the log on the disk itself: a checkpoint must not survive a crash of the machine without its lines."""
+        """Have the log on the disk itself: a checkpoint must not survive a crash of the
+        machine without its lines.
+        """
         for path in self.directory.glob("*.jsonl") if self.writes else ():
             with _named(path), open(path, "rb") as file:
                 os.fsync(file.fileno())
@@ -94,11 +119,15 @@ class RunLog:
             return
         path = self.directory / name
         with _named(path), open(path, "a", encoding="utf-8") as file:
-            file.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+            file.writelines(
+                json.dumps(record, ensure_ascii=False) + "\n" for record in records
+            )
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Replace a file's content in one go: a reader, or a crash, sees the old text or the new one."""
+    """Replace a file's content in one go: a reader, or a crash, sees the old text or the new
+    one.
+    """
     scratch = path.with_name(path.name + ".tmp")
     try:
         with _named(path), open(scratch, "w", encoding="utf-8") as file:

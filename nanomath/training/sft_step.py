@@ -22,9 +22,10 @@ from nanomath.training.sharding import micro_batches_of, whole
 class SFTStep:
     """`step(examples, number, lr)` takes one optimizer step on the responses of `examples`.
 
-    aggregation: "token" or "sequence" mean. token_budget: padded tokens of a micro-batch, 0 for all at once.
-    row_length: pack several examples into rows of that many tokens, 0 for one a row. The gradient does not depend on
-    either. dft and neftune_alpha: see `nanomath.algorithms.sft`.
+    aggregation: "token" or "sequence" mean. token_budget: padded tokens of a micro-batch, 0
+    for all at once. row_length: pack several examples into rows of that many tokens, 0 for one
+    a row. The gradient does not depend on either. dft and neftune_alpha: see
+    `nanomath.algorithms.sft`.
     """
 
     model: Transformer
@@ -37,31 +38,49 @@ class SFTStep:
     seed: int = 0
 
     def step(self, examples: list[Example], number: int, lr: float) -> dict[str, float]:
-        """Metrics of step `number`: the loss that was descended, the mean NLL and entropy per token, the optimizer's.
+        """Metrics of step `number`: the loss that was descended, the mean NLL and entropy per
+        token, the optimizer's.
 
-        FloatingPointError, before anything is updated, names the example whose NLL or entropy is not finite.
+        FloatingPointError, before anything is updated, names the example whose NLL or entropy
+        is not finite.
         """
         lengths = torch.tensor([len(example.response) for example in examples])
         weights = loss_weights(response_mask(lengths), self.aggregation)
         noise = self._noise(examples, number)
-        loss, nll, entropy = totals = torch.zeros(3, len(examples), dtype=torch.float64)  # by example
+        loss, nll, entropy = totals = torch.zeros(
+            3, len(examples), dtype=torch.float64
+        )  # by example
         cut = self._cut if self.row_length else micro_batches
-        for micro, counts in micro_batches_of(self.model, list(map(len, examples)), self.token_budget, cut=cut):
-            batch = make_batch([examples[i] for i in micro.tolist()], self.row_length).to(self.model.device)
+        for micro, counts in micro_batches_of(
+            self.model, list(map(len, examples)), self.token_budget, cut=cut
+        ):
+            batch = make_batch([examples[i] for i in micro.tolist()], self.row_length).to(
+                self.model.device
+            )
             added = lay_out([noise[i] for i in micro.tolist()], batch) if noise else None
             logprobs, entropies = response_logprobs(self.model, batch, embedding_noise=added)
             part = weights[micro, : logprobs.shape[1]].to(logprobs)
             micro_loss = sft_loss(logprobs, part * counts, self.dft)
             micro_loss.backward()
             if counts:
-                loss[micro[0]] = float(micro_loss.detach())  # a sum over the micro-batch; only the total is of interest
+                loss[micro[0]] = float(
+                    micro_loss.detach()
+                )  # a sum over the micro-batch; only the total is of interest
                 nll[micro] = -logprobs.detach().sum(1).double().cpu()
                 entropy[micro] = entropies.sum(1).double().cpu()
         ranks.sum_([totals])
         check_finite(nll=nll, entropy=entropy)
         tokens = int(lengths.sum())
-        means = {"nll": float(nll.sum()) / max(1, tokens), "entropy": float(entropy.sum()) / max(1, tokens)}
-        return {"loss": float(loss.sum()), **means, "tokens": tokens, **self.optimizer.step(lr)}
+        means = {
+            "nll": float(nll.sum()) / max(1, tokens),
+            "entropy": float(entropy.sum()) / max(1, tokens),
+        }
+        return {
+            "loss": float(loss.sum()),
+            **means,
+            "tokens": tokens,
+            **self.optimizer.step(lr),
+        }
 
     @staticmethod
     def _cut(lengths: list[int], token_budget: int) -> list[list[int]]:
@@ -77,11 +96,14 @@ class SFTStep:
         return cuts
 
     def _noise(self, examples: list[Example], number: int) -> list[Tensor]:
-        """NEFTune's noise [T, D] of every example, drawn before the batch is cut; empty when it is off."""
+        """NEFTune's noise [T, D] of every example, drawn before the batch is cut; empty when
+        it is off.
+        """
         if not self.neftune_alpha:
             return []
         generator = generator_of(self.seed, number)
-        dim, alpha = self.model.config.hidden_size, self.neftune_alpha
+        dim = self.model.config.hidden_size
+        alpha = self.neftune_alpha
         lengths = [len(example) for example in examples]
         return [neftune_noise(torch.tensor([n]), n, dim, alpha, generator)[0] for n in lengths]
 
@@ -97,18 +119,26 @@ def lay_out(noise: list[Tensor], batch: Batch) -> Tensor:
 
 
 def check_finite(**sums: Tensor) -> None:
-    """FloatingPointError names the first of the sums [S] by example that is not finite, and the example."""
+    """FloatingPointError names the first of the sums [S] by example that is not finite, and
+    the example.
+    """
     for name, values in sums.items():
         for i, value in enumerate(values.tolist()):
             if not math.isfinite(value):
-                raise FloatingPointError(f"the {name} of example {i + 1} of {len(values)} in the batch is {value}")
+                raise FloatingPointError(
+                    f"the {name} of example {i + 1} of {len(values)} in the batch is {value}"
+                )
 
 
 def heldout_loss(model: Transformer, examples: list[Example], token_budget: int) -> float:
     """Mean negative logprob per response token. FloatingPointError when one is not finite."""
     mine = ranks.share(examples)
     with whole(model):
-        sums = response_scores(model, mine, token_budget)[0].double().sum(1).tolist() if mine else []
+        sums = (
+            response_scores(model, mine, token_budget)[0].double().sum(1).tolist()
+            if mine
+            else []
+        )
     nll = -torch.tensor(ranks.gather(sums), dtype=torch.float64)
     check_finite(nll=nll)
     return float(nll.sum()) / sum(len(example.response) for example in examples)

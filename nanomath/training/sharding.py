@@ -1,9 +1,10 @@
-"""Weights cut over the ranks (FSDP2; arXiv 2304.11277), for models whose weights and Adam state do not fit one device.
+"""Weights cut over the ranks (FSDP2; arXiv 2304.11277), for models whose weights and Adam
+state do not fit one device.
 
-Each rank keeps a float32 slice of every weight; a layer is put together, in the dtype that it computes in, for the time
-of its forward and of its backward pass, and the gradients are summed in float32 into the slices. The slices are thus
-the optimizer's float32 masters. A parameter that is cut is a DTensor; the functions on tensors here leave any other
-tensor as it is.
+Each rank keeps a float32 slice of every weight; a layer is put together, in the dtype that it
+computes in, for the time of its forward and of its backward pass, and the gradients are summed
+in float32 into the slices. The slices are thus the optimizer's float32 masters. A parameter
+that is cut is a DTensor; the functions on tensors here leave any other tensor as it is.
 """
 
 from __future__ import annotations
@@ -14,7 +15,12 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+from torch.distributed.fsdp import (
+    FSDPModule,
+    MixedPrecisionPolicy,
+    fully_shard,
+    register_fsdp_forward_method,
+)
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from nanomath.data.packing import micro_batches
@@ -29,26 +35,36 @@ def micro_batches_of(
     rows: Tensor | None = None,
     cut: Callable[[list[int], int], list[list[int]]] = micro_batches,
 ) -> Iterator[tuple[Tensor, bool]]:
-    """This rank's micro-batches of an optimizer step on the given rows (None: all) of items of the given lengths, each
-    with whether it counts. `cut` makes them of a rank's lengths and the budget of tokens, 0 for all at once.
+    """This rank's micro-batches of an optimizer step on the given rows (None: all) of items of
+    the given lengths, each with whether it counts. `cut` makes them of a rank's lengths and
+    the budget of tokens, 0 for all at once.
     """
     rows = torch.arange(len(lengths)) if rows is None else rows
     chosen = [lengths[i] for i in rows.tolist()]
-    for micro, counts in ranks.cut(chosen, lambda own: cut(own, token_budget), is_sharded(model)):
+    for micro, counts in ranks.cut(
+        chosen, lambda own: cut(own, token_budget), is_sharded(model)
+    ):
         yield rows[micro], counts
 
 
 def shard(model: Transformer, dtype: torch.dtype) -> Transformer:
-    """Cut the model's weights over the ranks, layer by layer, to compute in `dtype`; with one rank there is no cut."""
+    """Cut the model's weights over the ranks, layer by layer, to compute in `dtype`; with one
+    rank there is no cut.
+    """
     if ranks.count() == 1:
         return model
     exact = torch.promote_types(dtype, torch.float32)
     model.to(exact)
-    policy = MixedPrecisionPolicy(param_dtype=None if dtype == exact else dtype, reduce_dtype=exact)
+    policy = MixedPrecisionPolicy(
+        param_dtype=None if dtype == exact else dtype, reduce_dtype=exact
+    )
     mesh = init_device_mesh(next(model.parameters()).device.type, (ranks.count(),))
     for module in (*model.model.layers, model):
-        # The root's weights stay together after its forward pass: lm_head is used after that, and by the backward pass.
-        fully_shard(module, mesh=mesh, mp_policy=policy, reshard_after_forward=module is not model)
+        # The root's weights stay together after its forward pass: lm_head is used after that,
+        # and by the backward pass.
+        fully_shard(
+            module, mesh=mesh, mp_policy=policy, reshard_after_forward=module is not model
+        )
         module.set_gradient_divide_factor(1.0)  # gradients are sums over ranks, and
         module.set_force_sum_reduction_for_comms(True)  # gloo knows no other way to say so
     register_fsdp_forward_method(model, "hidden")
@@ -69,11 +85,17 @@ def computes_in(parameter: Tensor) -> torch.dtype:
 
 @contextmanager
 def whole(model: nn.Module) -> Iterator[None]:
-    """Every rank has all weights meanwhile, so that forward passes without gradient need no other rank.
+    """Every rank has all weights meanwhile, so that forward passes without gradient need no
+    other rank.
 
-    For what differs in length from rank to rank (sampling, scoring) and for saving. All ranks must come here together.
+    For what differs in length from rank to rank (sampling, scoring) and for saving. All ranks
+    must come here together.
     """
-    parts = [m for m in model.modules() if isinstance(m, FSDPModule) and isinstance(next(m.parameters()), DTensor)]
+    parts = [
+        m
+        for m in model.modules()
+        if isinstance(m, FSDPModule) and isinstance(next(m.parameters()), DTensor)
+    ]
     for part in parts:
         part.set_reshard_after_forward(False, recurse=False)
         part.unshard()
@@ -86,7 +108,9 @@ def whole(model: nn.Module) -> Iterator[None]:
 
 
 def drop_copies(model: nn.Module) -> None:
-    """Forget weights that a forward pass put together and left so: the next one must see the updated slices."""
+    """Forget weights that a forward pass put together and left so: the next one must see the
+    updated slices.
+    """
     for module in model.modules():
         if isinstance(module, FSDPModule):
             module.reshard()
@@ -103,12 +127,17 @@ def local(tensor: Tensor) -> Tensor:
 
 
 def assemble(slice_: Tensor, like: Tensor) -> Tensor:
-    """The whole of which every rank gives its slice, cut as `like` is. All ranks must come here together."""
+    """The whole of which every rank gives its slice, cut as `like` is. All ranks must come
+    here together.
+    """
     if not isinstance(like, DTensor):
         return slice_
-    # From where the weight lies: a collective needs its device, the slice may be kept on another.
+    # From where the weight lies: a collective needs its device, the slice may be kept on
+    # another.
     slice_ = slice_.to(like.device)
-    cut = DTensor.from_local(slice_, like.device_mesh, like.placements, shape=like.shape, stride=like.stride())
+    cut = DTensor.from_local(
+        slice_, like.device_mesh, like.placements, shape=like.shape, stride=like.stride()
+    )
     return cut.full_tensor()
 
 
@@ -116,4 +145,6 @@ def slice_of(whole_: Tensor, like: Tensor) -> Tensor:
     """This rank's slice of a whole that all ranks have, cut as `like` is."""
     if not isinstance(like, DTensor):
         return whole_
-    return distribute_tensor(whole_.to(like.device), like.device_mesh, like.placements, src_data_rank=None).to_local()
+    return distribute_tensor(
+        whole_.to(like.device), like.device_mesh, like.placements, src_data_rank=None
+    ).to_local()

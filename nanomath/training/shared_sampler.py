@@ -1,7 +1,9 @@
-"""Sampling shared out among ranks: each draws for some of the prompts, and all get what one rank would have drawn.
+"""Sampling shared out among ranks: each draws for some of the prompts, and all get what one
+rank would have drawn.
 
-A sample is a function of (seed, prompt, number of the sample), so it does not matter which rank draws it. Only the
-copies of a prompt that land on different ranks have to be told which numbers are theirs.
+A sample is a function of (seed, prompt, number of the sample), so it does not matter which
+rank draws it. Only the copies of a prompt that land on different ranks have to be told which
+numbers are theirs.
 """
 
 from __future__ import annotations
@@ -21,19 +23,29 @@ T = TypeVar("T")
 
 @dataclass
 class SharedSampler:
-    """`generate` and `episodes` for all ranks together, with the same arguments on each and the same result."""
+    """`generate` and `episodes` for all ranks together, with the same arguments on each and
+    the same result.
+    """
 
     sampler: Sampler
 
-    def generate(self, prompts: Sequence[list[int]], n: int = 1, **sampling: Any) -> list[Completion]:
-        """`n` completions of every prompt, in prompt-major order; `sampling` as in `Sampler.generate`."""
+    def generate(
+        self, prompts: Sequence[list[int]], n: int = 1, **sampling: Any
+    ) -> list[Completion]:
+        """`n` completions of every prompt, in prompt-major order; `sampling` as in
+        `Sampler.generate`.
+        """
 
         def draw(which: Sequence[int], first: Sequence[int]) -> list[list[Completion]]:
-            mine = self.sampler.generate([prompts[i] for i in which], n=n, first=first, **sampling)
+            mine = self.sampler.generate(
+                [prompts[i] for i in which], n=n, first=first, **sampling
+            )
             return in_groups(mine, n)
 
         groups = self._share(prompts, n, draw)
-        return [replace(c, prompt_index=index) for index, group in enumerate(groups) for c in group]
+        return [
+            replace(c, prompt_index=index) for index, group in enumerate(groups) for c in group
+        ]
 
     def episodes(
         self,
@@ -43,11 +55,15 @@ class SharedSampler:
         group_size: int,
         **sampling: Any,
     ) -> list[list[Episode]]:
-        """As `sample_episodes`. A rank scores what it drew: a grader's timeout is then the same for all."""
+        """As `sample_episodes`. A rank scores what it drew: a grader's timeout is then the
+        same for all.
+        """
 
         def draw(which: Sequence[int], first: Sequence[int]) -> list[list[Episode]]:
             mine = [problems[i] for i in which], [prompts[i] for i in which]
-            return sample_episodes(self.sampler, *mine, scorers, group_size, first=first, **sampling)
+            return sample_episodes(
+                self.sampler, *mine, scorers, group_size, first=first, **sampling
+            )
 
         groups = self._share(prompts, group_size, draw)
         for index, group in enumerate(groups):
@@ -61,8 +77,11 @@ class SharedSampler:
         n: int,
         draw: Callable[[Sequence[int], Sequence[int]], list[list[T]]],
     ) -> list[list[T]]:
-        """The groups of all prompts; draw(which, first) gives those of some, whose samples begin at numbers `first`."""
-        which, first = ranks.share(range(len(prompts))), ranks.share(first_samples(prompts, n))
+        """The groups of all prompts; draw(which, first) gives those of some, whose samples
+        begin at numbers `first`.
+        """
+        which = ranks.share(range(len(prompts)))
+        first = ranks.share(first_samples(prompts, n))
         with whole(self.sampler.model):
             groups = draw(which, first)
         return ranks.gather(groups)

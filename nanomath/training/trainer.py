@@ -1,4 +1,6 @@
-"""A model in training, with its optimizer and its run directory: what all training scripts share."""
+"""A model in training, with its optimizer and its run directory: what all training scripts
+share.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +39,8 @@ RUN_FLAGS = {"--resume": "go on from the newest checkpoint of the run"}
 Config = settings.SFTConfig | settings.GRPOConfig | settings.PRMConfig
 Build = Callable[[settings.Model, int, str], tuple[Transformer, Tokenizer]]
 
-# What saves memory, in the order in which to try it: none of the first four changes a gradient.
+# What saves memory, in the order in which to try it: none of the first four changes a
+# gradient.
 MEMORY_KNOBS = {
     "sft.token_budget": "smaller micro-batches",
     "grpo.token_budget": "smaller micro-batches",
@@ -50,10 +53,11 @@ MEMORY_KNOBS = {
 
 
 class Trainer:
-    """Started anew, or put where the newest checkpoint of the run left it when `resume` is asked for.
+    """Started anew, or put where the newest checkpoint of the run left it when `resume` is
+    asked for.
 
-    build: makes the model. score: what is measured of it that says how good it is; more is better. use: the commands
-    to go on with, `RUN` standing for the run's directory.
+    build: makes the model. score: what is measured of it that says how good it is; more is
+    better. use: the commands to go on with, `RUN` standing for the run's directory.
     """
 
     def __init__(
@@ -65,16 +69,25 @@ class Trainer:
         score: str = "heldout/pass@1",
     ) -> None:
         if config.model.dtype == "float16":
-            raise ValueError("model.dtype is float16, whose small gradients become 0: train in bfloat16 or float32")
+            raise ValueError(
+                "model.dtype is float16, whose small gradients become 0: train in bfloat16 or float32"
+            )
         if config.run.threads:
             torch.set_num_threads(config.run.threads)
         make_deterministic(config.run.deterministic, config.model.device)
         self.device = str(ranks.start(choose_device(config.model.device)))
-        self.config, self.others, self.score, self.use = config, {}, score, use
+        self.config = config
+        self.others = {}
+        self.score = score
+        self.use = use
         self.exit_code = 1
-        self.log = RunLog(Path(config.run.directory) / config.run.name, resume, writes=ranks.is_main())
+        self.log = RunLog(
+            Path(config.run.directory) / config.run.name, resume, writes=ranks.is_main()
+        )
         if resume:  # "the newest checkpoint of a run" may have become another one since
-            config.model.path = load(type(config), self.log.directory / "config.toml").model.path
+            config.model.path = load(
+                type(config), self.log.directory / "config.toml"
+            ).model.path
         elif config.model.path:
             config.model.path = str(resolve_model_dir(config.model.path))
         steps = checkpoint_steps(self.log.checkpoints)
@@ -88,15 +101,29 @@ class Trainer:
         best = facts.get("best", {})  # {"step": ..., "score": ...}, of a run that keeps it
         self.best = best if best.get("step") in steps else {}
         if self.start >= config.run.steps:
-            raise ValueError(f"{self.log.directory} has done its {self.start} steps: a larger run.steps goes on")
+            raise ValueError(
+                f"{self.log.directory} has done its {self.start} steps: a larger run.steps goes on"
+            )
 
     def _optimizer(self, module: nn.Module, keep_weights: bool = False) -> Optimizer:
         o = self.config.optim
-        betas, state_dtype = (o.beta1, o.beta2), getattr(torch, o.state_dtype)
-        return Optimizer(module, o.weight_decay, betas, o.eps, o.max_norm, state_dtype, o.device, keep_weights)
+        betas = (o.beta1, o.beta2)
+        state_dtype = getattr(torch, o.state_dtype)
+        return Optimizer(
+            module,
+            o.weight_decay,
+            betas,
+            o.eps,
+            o.max_norm,
+            state_dtype,
+            o.device,
+            keep_weights,
+        )
 
     def train_beside(self, name: str, module: nn.Module) -> Optimizer:
-        """The optimizer of another module in training; checkpoints hold both under `name`, and give them back."""
+        """The optimizer of another module in training; checkpoints hold both under `name`, and
+        give them back.
+        """
         optimizer = self.others[name] = self._optimizer(module, keep_weights=True)
         if self.checkpoint:
             load_checkpoint(self.checkpoint, optimizer, name)
@@ -116,9 +143,11 @@ class Trainer:
 
     @contextmanager
     def running(self, evaluate: Callable[[], Metrics], show: dict[str, str]) -> Iterator[Loop]:
-        """The loop over the steps that are left. At its end this says how it went, and sets `exit_code`.
+        """The loop over the steps that are left. At its end this says how it went, and sets
+        `exit_code`.
 
-        RunFailed says what went wrong, which checkpoint there is, and what to do about memory if it was that.
+        RunFailed says what went wrong, which checkpoint there is, and what to do about memory
+        if it was that.
         """
         run = self.config.run
         self.begin()
@@ -148,15 +177,27 @@ class Trainer:
         """Write checkpoint `step` and drop those that are too old to keep."""
         self.log.sync()
         best = {"best": self.best} if self.best else {}
-        save_checkpoint(self.log.checkpoints, step, self.model, self.tokenizer, self.optimizer, self.others, **best)
+        save_checkpoint(
+            self.log.checkpoints,
+            step,
+            self.model,
+            self.tokenizer,
+            self.optimizer,
+            self.others,
+            **best,
+        )
         if ranks.is_main():
             if self.best:
                 link_best(self.log.checkpoints, self.best["step"])
-            prune_checkpoints(self.log.checkpoints, self.config.run.keep_last, self.best.get("step"))
+            prune_checkpoints(
+                self.log.checkpoints, self.config.run.keep_last, self.best.get("step")
+            )
         ranks.barrier()  # no rank goes on, or ends, before it is written
 
     def keeps(self, step: int, measured: Metrics) -> bool:
-        """Whether the model after `step` updates is the best so far on held-out problems; remembered if so."""
+        """Whether the model after `step` updates is the best so far on held-out problems;
+        remembered if so.
+        """
         score = measured[self.score]
         if self.best and score <= self.best["score"]:
             return False
@@ -171,7 +212,9 @@ class Trainer:
         return f"the checkpoints written before it are intact, --resume goes on from step-{max(steps)}"
 
     def _memory_advice(self) -> str:
-        return f"\n{memory_use(self.model.device)}; what to turn down or on:\n" + memory_knobs(self.config)
+        return f"\n{memory_use(self.model.device)}; what to turn down or on:\n" + memory_knobs(
+            self.config
+        )
 
     def _conclude(self, finished: bool) -> None:
         """Say how the run ended and what can be done next."""
@@ -180,25 +223,36 @@ class Trainer:
             print(self.summary())
         elif not finished:
             step = max(checkpoint_steps(self.log.checkpoints))
-            say(f"stopped after step {step}, which is saved: the same command with --resume goes on")
+            say(
+                f"stopped after step {step}, which is saved: the same command with --resume goes on"
+            )
 
     def summary(self) -> str:
-        """The held-out score before, after and at its best, as the log has it, and where to look next."""
+        """The held-out score before, after and at its best, as the log has it, and where to
+        look next.
+        """
         measured = [line for line in self.log.read("metrics.jsonl") if self.score in line]
-        low, high = f"{self.score}_low", f"{self.score}_high"
+        low = f"{self.score}_low"
+        high = f"{self.score}_high"
         lines = [
             f"{when} {100 * line[self.score]:5.1f}%"
-            + (f"  (95% interval {100 * line[low]:.1f} to {100 * line[high]:.1f})" if low in line else "")
+            + (
+                f"  (95% interval {100 * line[low]:.1f} to {100 * line[high]:.1f})"
+                if low in line
+                else ""
+            )
             for when, line in (("before", measured[0]), ("after ", measured[-1]))
         ]
-        place, name = self.log.directory, self.score.removeprefix("heldout/")
+        place = self.log.directory
+        name = self.score.removeprefix("heldout/")
         sampling = getattr(self.config, "sampling", None)
         if self.best:
             best = f"best   {100 * self.best['score']:5.1f}%  after step {self.best['step']}: {place}/checkpoints/best"
             lines.append(best)
         return "\n".join(
             [
-                f"{place}: held-out {name}" + (f" at temperature {sampling.temperature:g}" if sampling else ""),
+                f"{place}: held-out {name}"
+                + (f" at temperature {sampling.temperature:g}" if sampling else ""),
                 *(f"  {line}" for line in lines),
                 f"  every step: {place}/metrics.jsonl   the model: {place}/checkpoints/step-{measured[-1]['step']}",
                 *(f"  {line.replace('RUN', str(place))}" for line in self.use),
@@ -215,17 +269,26 @@ def use_of_policy(source: str) -> tuple[str, ...]:
 
 
 def make_deterministic(mode: str, device: str) -> None:
-    """Have torch take only algorithms that give the same bits every time: "true", "false", or "auto" on a CPU only."""
+    """Have torch take only algorithms that give the same bits every time: "true", "false", or
+    "auto" on a CPU only.
+    """
     if mode == "true":  # cuBLAS reads this when it is first used
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.utils.deterministic.fill_uninitialized_memory = False  # a debugging aid that writes all memory twice
-    torch.use_deterministic_algorithms(mode == "true" or (mode == "auto" and choose_device(device).type == "cpu"))
+    torch.utils.deterministic.fill_uninitialized_memory = (
+        False  # a debugging aid that writes all memory twice
+    )
+    torch.use_deterministic_algorithms(
+        mode == "true" or (mode == "auto" and choose_device(device).type == "cpu")
+    )
 
 
 def memory_use(device: torch.device) -> str:
-    """The most memory used so far and all there is: of the GPU, or of this process and its machine."""
+    """The most memory used so far and all there is: of the GPU, or of this process and its
+    machine.
+    """
     if device.type == "cuda":
-        peak, total = torch.cuda.max_memory_allocated(device), torch.cuda.get_device_properties(device).total_memory
+        peak = torch.cuda.max_memory_allocated(device)
+        total = torch.cuda.get_device_properties(device).total_memory
     else:
         unit = 1 if sys.platform == "darwin" else 1024
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -1,4 +1,6 @@
-"""Advantages and token rewards against loops over the definitions, and at the edges: equal rewards, absent steps."""
+"""Advantages and token rewards against loops over the definitions, and at the edges: equal
+rewards, absent steps.
+"""
 
 from __future__ import annotations
 
@@ -26,13 +28,18 @@ sizes = st.integers(1, 5)
 EPS = 1e-3
 
 
-def loop(rewards: list[list[float]], baseline: str, scale: str, eps: float = EPS) -> list[list[float]]:
+def loop(
+    rewards: list[list[float]], baseline: str, scale: str, eps: float = EPS
+) -> list[list[float]]:
     """Each reward less that of its group, or of the others of it, over a standard deviation."""
     whole = std([r for row in rewards for r in row])
     found = []
     for row in rewards:
         by = {"group": std(row) + eps, "batch": whole + eps, "off": 1.0}[scale]
-        others = [mean(row[:i] + row[i + 1 :]) if baseline == "leave_one_out" else mean(row) for i in range(len(row))]
+        others = [
+            mean(row[:i] + row[i + 1 :]) if baseline == "leave_one_out" else mean(row)
+            for i in range(len(row))
+        ]
         found.append([(r - other) / by for r, other in zip(row, others, strict=True)])
     return found
 
@@ -50,13 +57,17 @@ def test_group_advantages_are_their_definition(baseline, scale, seed, prompts, g
 
 def test_the_defaults_are_grpo():
     rewards = randoms(0, (3, 4))[0]
-    assert torch.equal(group_advantages(rewards), group_advantages(rewards, "group", "group", 1e-4))
+    assert torch.equal(
+        group_advantages(rewards), group_advantages(rewards, "group", "group", 1e-4)
+    )
     both = torch.stack([rewards, rewards * 3])
     weights = torch.tensor([1.0, 2.0]).double()
     default = decoupled_advantages(both, weights)
     assert torch.equal(default, decoupled_advantages(both, weights, "group", "group", 1e-4))
     ends = torch.tensor([[0, 1, 2, 3]] * 3)
-    assert torch.equal(process_advantages(rewards, ends, 4), process_advantages(rewards, ends, 4, 1e-4))
+    assert torch.equal(
+        process_advantages(rewards, ends, 4), process_advantages(rewards, ends, 4, 1e-4)
+    )
     mask = torch.ones(3, 4, dtype=torch.bool)
     assert torch.equal(whiten(rewards * 1e-8, mask), whiten(rewards * 1e-8, mask, 1e-8))
 
@@ -74,7 +85,9 @@ def test_one_right_answer_has_the_published_advantage():
 def test_equal_rewards_teach_exactly_nothing(baseline, scale, eps, values, group):
     """The mean of seven rewards of 0.1 is not 0.1, and no eps must be needed either."""
     rewards = torch.tensor(values)[:, None].expand(-1, group)
-    assert torch.equal(group_advantages(rewards, baseline, scale, eps), torch.zeros(len(values), group))
+    assert torch.equal(
+        group_advantages(rewards, baseline, scale, eps), torch.zeros(len(values), group)
+    )
 
 
 def test_a_flat_group_stays_zero_beside_others():
@@ -91,9 +104,13 @@ def test_a_group_needs_company(shape):
 
 
 def test_unknown_names_tell_the_choices():
-    with pytest.raises(ValueError, match="unknown scale 'rows': choose one of group, batch, off$"):
+    with pytest.raises(
+        ValueError, match="unknown scale 'rows': choose one of group, batch, off$"
+    ):
         group_advantages(torch.zeros(2, 2), scale="rows")
-    with pytest.raises(ValueError, match="unknown baseline 'best': choose one of group, leave_one_out"):
+    with pytest.raises(
+        ValueError, match="unknown baseline 'best': choose one of group, leave_one_out"
+    ):
         group_advantages(torch.zeros(2, 2), "best")
     assert set(BASELINES) == {"group", "leave_one_out"} and set(SCALES) == {"group", "batch"}
 
@@ -101,9 +118,13 @@ def test_unknown_names_tell_the_choices():
 @pytest.mark.parametrize("scale", ["group", "batch", "off"])
 @pytest.mark.parametrize("baseline", ["group", "leave_one_out"])
 def test_decoupled_advantages_are_the_weighted_sum_of_each_components(baseline, scale):
-    components = randoms(1, (3, 2, 4))[0] * torch.tensor([1.0, 100.0, 0.01]).double()[:, None, None]
+    components = (
+        randoms(1, (3, 2, 4))[0] * torch.tensor([1.0, 100.0, 0.01]).double()[:, None, None]
+    )
     weights = [1.0, 0.5, -2.0]
-    found = decoupled_advantages(components, torch.tensor(weights).double(), baseline, scale, EPS)
+    found = decoupled_advantages(
+        components, torch.tensor(weights).double(), baseline, scale, EPS
+    )
     apart = [loop(rewards.tolist(), baseline, scale) for rewards in components]
     for n in range(2):
         for i in range(4):
@@ -127,7 +148,9 @@ def test_token_rewards_pay_at_the_last_token_and_charge_for_drift(seed, lengths,
 
 def test_without_a_coefficient_the_kl_costs_nothing():
     b = new_batch(0)
-    assert torch.equal(token_rewards(b.values[:, 0], b.mask, b.rewards), token_rewards(b.values[:, 0], b.mask))
+    assert torch.equal(
+        token_rewards(b.values[:, 0], b.mask, b.rewards), token_rewards(b.values[:, 0], b.mask)
+    )
 
 
 @quick
@@ -138,7 +161,11 @@ def test_whitened_advantages_are_their_definition(seed, lengths):
     for i, n in enumerate(lengths):
         for t in range(b.mask.shape[1]):
             whole = t < n and len(values) > 1
-            expected = (float(b.advantages[i, t]) - mean(values)) / (std(values) + EPS) if whole else 0.0
+            expected = (
+                (float(b.advantages[i, t]) - mean(values)) / (std(values) + EPS)
+                if whole
+                else 0.0
+            )
             assert float(found[i, t]) == pytest.approx(expected, abs=1e-10)
 
 
@@ -174,7 +201,9 @@ def test_process_advantages_are_their_definition(seed, group, steps, width):
 
 
 def test_two_steps_are_enough_for_process_advantages():
-    found = process_advantages(torch.tensor([[1.0], [3.0]]), torch.tensor([[1], [0]]), 2, eps=0.0)
+    found = process_advantages(
+        torch.tensor([[1.0], [3.0]]), torch.tensor([[1], [0]]), 2, eps=0.0
+    )
     half = 0.5**0.5
     assert found.flatten().tolist() == pytest.approx([-half, -half, half, 0.0])
 
@@ -182,7 +211,10 @@ def test_two_steps_are_enough_for_process_advantages():
 @pytest.mark.parametrize("junk", [math.nan, math.inf, 1e30])
 def test_absent_steps_never_count(junk):
     ends = torch.tensor([[1, 3], [2, -1]])
-    clean, dirty = torch.tensor([[1.0, 0.0], [0.5, 0.0]]), torch.tensor([[1.0, 0.0], [0.5, junk]])
+    clean, dirty = (
+        torch.tensor([[1.0, 0.0], [0.5, 0.0]]),
+        torch.tensor([[1.0, 0.0], [0.5, junk]]),
+    )
     assert torch.equal(process_advantages(dirty, ends, 5), process_advantages(clean, ends, 5))
 
 
@@ -195,13 +227,20 @@ def test_equal_step_rewards_or_a_lone_one_teach_nothing(eps):
 
 
 def test_more_steps_give_more_advantage():
-    """The property that is to be logged: a completion of more good steps stands higher at its first token."""
-    rewards, ends = torch.tensor([[1.0, 1.0, 1.0], [1.0, 0.0, 0.0]]), torch.tensor([[0, 1, 2], [2, -1, -1]])
+    """The property that is to be logged: a completion of more good steps stands higher at its
+    first token.
+    """
+    rewards, ends = (
+        torch.tensor([[1.0, 1.0, 1.0], [1.0, 0.0, 0.0]]),
+        torch.tensor([[0, 1, 2], [2, -1, -1]]),
+    )
     rewards[1, 0] = 0.5
     found = process_advantages(rewards, ends, 3)
     assert found[0, 0] > found[0, 1] > found[0, 2] > 0 > found[1, 0]
 
 
 def test_lengths_of_the_shared_batch_hold_the_edges():
-    """The other files count on it: an empty completion, a lone token, and rows of different lengths."""
+    """The other files count on it: an empty completion, a lone token, and rows of different
+    lengths.
+    """
     assert {0, 1} < set(LENGTHS) and len(set(LENGTHS)) == len(LENGTHS)

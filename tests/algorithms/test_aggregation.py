@@ -30,20 +30,26 @@ def test_weights_are_their_definition(lengths, how):
     weights = loss_weights(mask, how, max_length=9)
     assert weights.dtype == torch.float64
     for i, n in enumerate(lengths):
-        expected = [weight_of(how, lengths, i, 9) if t < n else 0.0 for t in range(mask.shape[1])]
+        expected = [
+            weight_of(how, lengths, i, 9) if t < n else 0.0 for t in range(mask.shape[1])
+        ]
         assert weights[i].tolist() == pytest.approx(expected, rel=1e-14, abs=0)
 
 
 @pytest.mark.parametrize("how", NAMES)
 def test_empty_responses_weigh_nothing(how):
-    assert torch.equal(loss_weights(torch.zeros(3, 2, dtype=torch.bool), how, 4), torch.zeros(3, 2).double())
+    assert torch.equal(
+        loss_weights(torch.zeros(3, 2, dtype=torch.bool), how, 4), torch.zeros(3, 2).double()
+    )
 
 
 @pytest.mark.parametrize("how", NAMES)
 def test_any_mask_will_do(how):
     """A selection has holes: weights count what is selected."""
     mask = torch.tensor([[True, False, True], [False, False, True]])
-    expected = {"token": [1 / 3] * 3, "sequence": [0.25, 0.25, 0.5], "constant": [1 / 8] * 3}[how]
+    expected = {"token": [1 / 3] * 3, "sequence": [0.25, 0.25, 0.5], "constant": [1 / 8] * 3}[
+        how
+    ]
     assert loss_weights(mask, how, 4)[mask].tolist() == pytest.approx(expected)
 
 
@@ -55,6 +61,8 @@ def test_mistakes_are_named():
     with pytest.raises(ValueError, match="maximum length: 0"):
         loss_weights(mask, "constant")
     assert float(loss_weights(mask, "constant", 1)) == 1.0
-    with pytest.raises(ValueError, match="unknown aggregation 'mean': choose one of token, sequence, constant"):
+    with pytest.raises(
+        ValueError, match="unknown aggregation 'mean': choose one of token, sequence, constant"
+    ):
         loss_weights(mask, "mean")
     assert list(AGGREGATIONS) == NAMES

@@ -1,4 +1,6 @@
-"""Credit against the papers' formulas written out step by step, and the properties that each form is there for."""
+"""Credit against the papers' formulas written out step by step, and the properties that each
+form is there for.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nanomath.algorithms import CREDITS, credit, on_tokens, process_advantages, to_go, token_baseline_advantages
+from nanomath.algorithms import (
+    CREDITS,
+    credit,
+    on_tokens,
+    process_advantages,
+    to_go,
+    token_baseline_advantages,
+)
 
 quick = settings(max_examples=60, deadline=None)
 solutions = st.lists(st.lists(st.floats(0, 1), max_size=5), min_size=1, max_size=4)
@@ -30,14 +39,20 @@ def plain(form: str, p: list[float]) -> list[float]:
     if form == "clip":
         return [min(x - ETA, 0.0) for x in p]
     if form == "delta":
-        return [p[k] - p[k + 1] if k < n - 2 else p[k] if k == n - 2 else 0.0 for k in range(n)]
+        return [
+            p[k] - p[k + 1] if k < n - 2 else p[k] if k == n - 2 else 0.0 for k in range(n)
+        ]
     return [0.0] * (n - 1) + [p[-1] if form == "last" else math.prod(p)] if n else []
 
 
 def matrices(rows: list[list[float]], gap: int = 2) -> tuple[torch.Tensor, torch.Tensor]:
-    """Scores [B, S] with junk where there is no step, and step ends; each step has `gap` tokens."""
+    """Scores [B, S] with junk where there is no step, and step ends; each step has `gap`
+    tokens.
+    """
     width = max(1, *map(len, rows))
-    scores = torch.tensor([row + [math.nan] * (width - len(row)) for row in rows], dtype=torch.float64)
+    scores = torch.tensor(
+        [row + [math.nan] * (width - len(row)) for row in rows], dtype=torch.float64
+    )
     ends = [[gap * (k + 1) - 1 if k < len(row) else -1 for k in range(width)] for row in rows]
     return scores, torch.tensor(ends)
 
@@ -50,7 +65,9 @@ def test_credit_is_its_definition(form, rows, gap):
     found = credit(scores, ends, form, T, ETA)
     for row, rewards in zip(rows, found.tolist(), strict=True):
         expected = plain(form, row)
-        assert rewards == pytest.approx(expected + [0.0] * (scores.shape[1] - len(row)), abs=1e-12)
+        assert rewards == pytest.approx(
+            expected + [0.0] * (scores.shape[1] - len(row)), abs=1e-12
+        )
 
 
 def test_the_forms():
@@ -71,7 +88,9 @@ def test_the_changes_names():
 @quick
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=6))
 def test_what_a_whole_solution_earns(p):
-    """The sum grows with every step; the minimum is bounded by its scores; the returns of delta are the scores."""
+    """The sum grows with every step; the minimum is bounded by its scores; the returns of
+    delta are the scores.
+    """
     scores, ends = matrices([p])
     whole = {form: float(credit(scores, ends, form, 0.01, ETA).sum()) for form in CREDITS}
     assert whole["sum"] == pytest.approx(math.fsum(p))
@@ -90,14 +109,19 @@ def test_an_added_step_of_middling_score(form):
 
 
 def test_on_tokens_and_to_go():
-    rewards, ends = torch.tensor([[1.0, 2.0], [4.0, math.nan]]), torch.tensor([[0, 3], [2, -1]])
+    rewards, ends = (
+        torch.tensor([[1.0, 2.0], [4.0, math.nan]]),
+        torch.tensor([[0, 3], [2, -1]]),
+    )
     placed = on_tokens(rewards, ends, 4)
     assert placed.tolist() == [[1, 0, 0, 2], [0, 0, 4, 0]]
     assert to_go(placed).tolist() == [[3, 2, 2, 2], [4, 4, 4, 0]]
 
 
 @quick
-@given(st.lists(st.lists(st.floats(-1, 1), max_size=4), min_size=2, max_size=4), st.integers(1, 3))
+@given(
+    st.lists(st.lists(st.floats(-1, 1), max_size=4), min_size=2, max_size=4), st.integers(1, 3)
+)
 def test_the_baseline_is_what_others_earn_a_token(rows, gap):
     rewards, ends = matrices(rows, gap)
     lengths = [max(1, gap * len(row)) for row in rows]
@@ -111,7 +135,9 @@ def test_the_baseline_is_what_others_earn_a_token(rows, gap):
 
 
 def test_a_mean_per_token_does_not_favour_few_steps():
-    """The same rewards and lengths, cut into one step or four: against a mean per step, one step would look better."""
+    """The same rewards and lengths, cut into one step or four: against a mean per step, one
+    step would look better.
+    """
     rewards = torch.tensor([[0.4, 0, 0, 0], [0.1, 0.1, 0.1, 0.1]])
     ends, lengths = torch.tensor([[7, -1, -1, -1], [1, 3, 5, 7]]), torch.tensor([8, 8])
     found = token_baseline_advantages(rewards, ends, lengths, 8)
@@ -125,7 +151,9 @@ def test_the_baseline_of_a_single_token():
 
 
 def test_a_lone_solution_has_no_baseline():
-    found = token_baseline_advantages(torch.ones(1, 1), torch.tensor([[1]]), torch.tensor([3]), 3)
+    found = token_baseline_advantages(
+        torch.ones(1, 1), torch.tensor([[1]]), torch.tensor([3]), 3
+    )
     assert found.tolist() == [[1, 1, 0]]
 
 
@@ -134,5 +162,8 @@ def test_inputs_stay_as_they_are():
     kept = scores.clone(), ends.clone()
     for form in CREDITS:
         credit(scores, ends, form)
-    process_advantages(scores, ends, 5), token_baseline_advantages(scores, ends, torch.tensor([4, 2]), 5)
+    (
+        process_advantages(scores, ends, 5),
+        token_baseline_advantages(scores, ends, torch.tensor([4, 2]), 5),
+    )
     torch.testing.assert_close((scores, ends), kept, rtol=0, atol=0, equal_nan=True)

@@ -1,4 +1,6 @@
-"""Ratios, and the sampler's correction by truncated and masked importance weights, against their definitions."""
+"""Ratios, and the sampler's correction by truncated and masked importance weights, against
+their definitions.
+"""
 
 from __future__ import annotations
 
@@ -30,13 +32,16 @@ def test_ratios_are_logarithms_with_the_gradient_of_log_pi_and_1_outside_the_mas
 def test_truncated_and_masked_weights(seed):
     b = new_batch(seed)
     truncated, masked, off = (
-        sampler_correction(b.old, b.sampled, b.mask, how, 0.7, 1.3) for how in ("truncate", "mask", "off")
+        sampler_correction(b.old, b.sampled, b.mask, how, 0.7, 1.3)
+        for how in ("truncate", "mask", "off")
     )
     assert torch.equal(off, torch.ones_like(b.old))
     for i, t in each_token(LENGTHS):
         weight = math.exp(float(b.old[i, t]) - float(b.sampled[i, t]))
         assert float(truncated[i, t]) == pytest.approx(min(weight, 1.3), abs=1e-12)
-        assert float(masked[i, t]) == pytest.approx(weight if 0.7 <= weight <= 1.3 else 0, abs=1e-12)
+        assert float(masked[i, t]) == pytest.approx(
+            weight if 0.7 <= weight <= 1.3 else 0, abs=1e-12
+        )
 
 
 def test_equal_logprobs_weigh_one_and_both_bounds_belong_to_the_range():
@@ -50,7 +55,9 @@ def test_equal_logprobs_weigh_one_and_both_bounds_belong_to_the_range():
 @pytest.mark.parametrize("how", ["truncate", "mask", "off"])
 def test_a_weight_has_no_gradient(how):
     b = new_batch(0)
-    assert not sampler_correction(b.old.requires_grad_(), b.sampled, b.mask, how, 0.5, 2.0).requires_grad
+    assert not sampler_correction(
+        b.old.requires_grad_(), b.sampled, b.mask, how, 0.5, 2.0
+    ).requires_grad
 
 
 @pytest.mark.parametrize("gap", [-1000.0, 1000.0])
@@ -66,6 +73,9 @@ def test_a_sampler_that_is_far_off(gap):
 
 def test_unknown_names_tell_the_choices():
     b = new_batch(0)
-    with pytest.raises(ValueError, match="unknown sampler correction 'clip': choose one of truncate, mask, off$"):
+    with pytest.raises(
+        ValueError,
+        match="unknown sampler correction 'clip': choose one of truncate, mask, off$",
+    ):
         sampler_correction(b.old, b.sampled, b.mask, "clip", 0.5, 2.0)
     assert set(SAMPLER_CORRECTIONS) == {"truncate", "mask"}

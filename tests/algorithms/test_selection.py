@@ -16,11 +16,17 @@ some_lengths = st.lists(st.integers(0, 6), min_size=1, max_size=4)
 
 
 def highest(scores: dict[tuple[int, int], float], share: float) -> set[tuple[int, int]]:
-    """The round(share n) highest, at least one of a share above 0, and all that equal the last of them."""
+    """The round(share n) highest, at least one of a share above 0, and all that equal the last
+    of them.
+    """
     count = max(1, round(share * len(scores))) if share > 0 else 0
     chosen = sorted(scores.values(), reverse=True)[:count]
     size = max(map(abs, scores.values()), default=0)
-    return {token for token, score in scores.items() if chosen and score >= chosen[-1] - 1e-5 * size}
+    return {
+        token
+        for token, score in scores.items()
+        if chosen and score >= chosen[-1] - 1e-5 * size
+    }
 
 
 def tokens_of(mask: torch.Tensor) -> set[tuple[int, int]]:
@@ -43,8 +49,13 @@ def test_top_covariance_is_the_head_of_the_sorted_tokens(seed, lengths, share):
     found = top_covariance(b.new, b.advantages, b.mask, share)
     scores = {}
     if tokens:
-        logprob, advantage = (mean([float(x[i, t]) for i, t in tokens]) for x in (b.new, b.advantages))
-        scores = {(i, t): (float(b.advantages[i, t]) - advantage) * (float(b.new[i, t]) - logprob) for i, t in tokens}
+        logprob, advantage = (
+            mean([float(x[i, t]) for i, t in tokens]) for x in (b.new, b.advantages)
+        )
+        scores = {
+            (i, t): (float(b.advantages[i, t]) - advantage) * (float(b.new[i, t]) - logprob)
+            for i, t in tokens
+        }
     assert tokens_of(found) == {token for token in highest(scores, share) if scores[token] > 0}
 
 
@@ -54,7 +65,9 @@ def test_the_whole_share_is_the_whole_mask():
 
 
 def test_tokens_that_are_equal_up_to_rounding_are_chosen_together():
-    """As the first tokens of one prompt's samples are, whose entropies differ by what the batch rounds them to."""
+    """As the first tokens of one prompt's samples are, whose entropies differ by what the
+    batch rounds them to.
+    """
     entropies = torch.tensor([[3.0, 1.0, 0.5], [2.0 + 1e-6, 0.2, 0.1], [2.0 - 1e-6, 1.9, 0.3]])
     found = top_entropy(entropies, torch.ones(3, 3, dtype=torch.bool), 2 / 9)
     assert found.tolist() == [[True, False, False], [True, False, False], [True, False, False]]
@@ -79,16 +92,23 @@ def test_without_spread_no_token_has_a_high_covariance():
 
 
 def test_a_token_surer_and_better_than_others_has_a_high_covariance():
-    logprobs, advantages = torch.tensor([[-0.1, -5.0, -2.5, -2.4]]), torch.tensor([[2.0, 2.0, 0.1, 0.0]])
+    logprobs, advantages = (
+        torch.tensor([[-0.1, -5.0, -2.5, -2.4]]),
+        torch.tensor([[2.0, 2.0, 0.1, 0.0]]),
+    )
     found = top_covariance(logprobs, advantages, torch.ones(1, 4, dtype=torch.bool), 0.25)
     assert found.tolist() == [[True, False, False, False]]
 
 
-@pytest.mark.parametrize("finished", [[True, True, True], [True, False, True], [False, False, False]])
+@pytest.mark.parametrize(
+    "finished", [[True, True, True], [True, False, True], [False, False, False]]
+)
 def test_overlong_filter_drops_whole_completions(finished):
     lengths = [2, 4, 0]
     found = overlong_filter(response_mask(torch.tensor(lengths), 5), torch.tensor(finished))
-    assert found.tolist() == [[t < n and whole for t in range(5)] for n, whole in zip(lengths, finished, strict=True)]
+    assert found.tolist() == [
+        [t < n and whole for t in range(5)] for n, whole in zip(lengths, finished, strict=True)
+    ]
 
 
 def test_selecting_has_no_gradient():

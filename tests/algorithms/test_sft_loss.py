@@ -14,12 +14,19 @@ from nanomath.algorithms import loss_weights, neftune_noise, response_mask, sft_
 
 def case(seed: int, lengths: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
     mask = response_mask(torch.tensor(lengths), max(lengths) + 1)
-    logprobs = -torch.rand(mask.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) * 5
+    logprobs = (
+        -torch.rand(
+            mask.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64
+        )
+        * 5
+    )
     return logprobs, loss_weights(mask, "token").double()
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.integers(0, 10**6), st.lists(st.integers(0, 6), min_size=1, max_size=4), st.booleans())
+@given(
+    st.integers(0, 10**6), st.lists(st.integers(0, 6), min_size=1, max_size=4), st.booleans()
+)
 def test_value_and_gradient(seed, lengths, dft):
     logprobs, weights = case(seed, lengths)
     kept = logprobs.clone(), weights.clone()

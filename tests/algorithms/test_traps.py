@@ -1,7 +1,8 @@
 """What every public function has to stand, one table of calls against one property at a time.
 
-Inputs stay as they are, views and strides do not matter, garbage outside the mask never counts, nor do padding, the
-order of rows or how a batch is cut; low precision and far-off policies stay finite; and eos gets its gradient.
+Inputs stay as they are, views and strides do not matter, garbage outside the mask never
+counts, nor do padding, the order of rows or how a batch is cut; low precision and far-off
+policies stay finite; and eos gets its gradient.
 """
 
 from __future__ import annotations
@@ -61,7 +62,9 @@ Call = Callable[[SimpleNamespace], Tensor]
 
 
 def policy_call(ratio: str, clip: str, b: SimpleNamespace) -> Tensor:
-    return policy_loss(b.new, b.old, b.advantages, b.weights, ratio=ratio, clip=clip, mask=b.mask)[0]
+    return policy_loss(
+        b.new, b.old, b.advantages, b.weights, ratio=ratio, clip=clip, mask=b.mask
+    )[0]
 
 
 def kl_call(kind: str, correction: str, b: SimpleNamespace) -> Tensor:
@@ -104,10 +107,21 @@ OBJECTIVES = {
 
 # A scalar, as a sum over tokens with weights that were made for the whole batch.
 LOSSES: dict[str, Call] = {
-    **{f"policy_loss {pair}": partial(policy_call, *pair) for pair in itertools.product(RATIOS, CLIPS)},
-    **{f"kl_loss {pair}": partial(kl_call, *pair) for pair in itertools.product(ESTIMATORS, CORRECTIONS)},
-    "policy_loss without mask": lambda b: policy_loss(b.new, b.old, b.advantages, b.weights, ratio="sequence")[0],
-    **{f"policy_objective {name}": partial(objective_call, options) for name, options in OBJECTIVES.items()},
+    **{
+        f"policy_loss {pair}": partial(policy_call, *pair)
+        for pair in itertools.product(RATIOS, CLIPS)
+    },
+    **{
+        f"kl_loss {pair}": partial(kl_call, *pair)
+        for pair in itertools.product(ESTIMATORS, CORRECTIONS)
+    },
+    "policy_loss without mask": lambda b: policy_loss(
+        b.new, b.old, b.advantages, b.weights, ratio="sequence"
+    )[0],
+    **{
+        f"policy_objective {name}": partial(objective_call, options)
+        for name, options in OBJECTIVES.items()
+    },
     "value_objective": lambda b: value_objective(Algorithm(), b.new, tokens_of(b)),
     "value_loss": lambda b: value_loss(b.new, b.old_values, b.rewards, b.weights),
     "sft_loss": lambda b: sft_loss(b.new, b.weights),
@@ -123,13 +137,25 @@ MATRICES: dict[str, Call] = {
     "top_entropy": lambda b: top_entropy(b.values, b.mask, 0.4),
     "top_covariance": lambda b: top_covariance(b.new, b.advantages, b.mask, 0.4),
     "overlong_filter": lambda b: overlong_filter(b.mask, b.outcomes > 0),
-    "compute_advantages off": partial(advantages_call, {"baseline": "off", "kl_in": "reward", "kl_estimator": "k1"}),
+    "compute_advantages off": partial(
+        advantages_call, {"baseline": "off", "kl_in": "reward", "kl_estimator": "k1"}
+    ),
     "compute_advantages value": partial(advantages_call, {"baseline": "value"}),
-    "compute_weights": lambda b: compute_weights(Algorithm(top_entropy=0.4), tokens_of(b), 9)["policy_weights"],
-    "clipped_tokens": lambda b: clipped_tokens(Algorithm(), b.new, tokens_of(b))["clipped_low"],
-    "clipped_low": lambda b: policy_loss(b.new, b.old, b.advantages, b.weights)[1]["clipped_low"],
-    "clipped_high": lambda b: policy_loss(b.new, b.old, b.advantages, b.weights)[1]["clipped_high"],
-    "process_advantages": lambda b: process_advantages(b.step_rewards, b.step_ends, b.mask.shape[1]),
+    "compute_weights": lambda b: compute_weights(Algorithm(top_entropy=0.4), tokens_of(b), 9)[
+        "policy_weights"
+    ],
+    "clipped_tokens": lambda b: clipped_tokens(Algorithm(), b.new, tokens_of(b))[
+        "clipped_low"
+    ],
+    "clipped_low": lambda b: policy_loss(b.new, b.old, b.advantages, b.weights)[1][
+        "clipped_low"
+    ],
+    "clipped_high": lambda b: policy_loss(b.new, b.old, b.advantages, b.weights)[1][
+        "clipped_high"
+    ],
+    "process_advantages": lambda b: process_advantages(
+        b.step_rewards, b.step_ends, b.mask.shape[1]
+    ),
     "token_baseline_advantages": lambda b: token_baseline_advantages(
         b.step_rewards, b.step_ends, b.mask.sum(1), b.mask.shape[1]
     ),
@@ -138,7 +164,10 @@ MATRICES: dict[str, Call] = {
     "kl_estimate": lambda b: torch.where(b.mask, kl_estimate(b.new, b.ref), 0.0),
     **{
         f"sampler_correction {how}": partial(
-            lambda how, b: sampler_correction(b.old, b.sampled, b.mask, how, 0.5, 2.0) * b.mask, how
+            lambda how, b: (
+                sampler_correction(b.old, b.sampled, b.mask, how, 0.5, 2.0) * b.mask
+            ),
+            how,
         )
         for how in ("off", "truncate", "mask")
     },
@@ -150,12 +179,21 @@ MATRICES: dict[str, Call] = {
 
 # Of other shapes, or a single number for the whole batch.
 OTHERS: dict[str, Call] = {
-    "explained_variance": lambda b: torch.tensor(explained_variance(b.values, b.rewards, b.mask)),
+    "explained_variance": lambda b: torch.tensor(
+        explained_variance(b.values, b.rewards, b.mask)
+    ),
     "group_advantages": lambda b: group_advantages(b.group_rewards),
-    "decoupled_advantages": lambda b: decoupled_advantages(b.components, b.component_weights, "leave_one_out", "batch"),
+    "decoupled_advantages": lambda b: decoupled_advantages(
+        b.components, b.component_weights, "leave_one_out", "batch"
+    ),
     "has_gradient": lambda b: has_gradient(Algorithm(), tokens_of(b)),
     "response_mask": lambda b: response_mask(b.mask.sum(1)),
-    **{f"credit {form}": partial(lambda form, b: credit(b.step_rewards, b.step_ends, form), form) for form in CREDITS},
+    **{
+        f"credit {form}": partial(
+            lambda form, b: credit(b.step_rewards, b.step_ends, form), form
+        )
+        for form in CREDITS
+    },
 }
 NOT_OF_A_BATCH = {
     "Rewards",
@@ -174,7 +212,9 @@ def batch_of(seed: int = 2, lengths: list[int] = LENGTHS) -> SimpleNamespace:
     """A batch with what the calls above need besides."""
     b = new_batch(seed, lengths)
     shapes = (len(lengths),), (2, 3), (4, 2, 3), (4,), (len(lengths), 3)
-    b.outcomes, b.group_rewards, b.components, b.component_weights, b.step_rewards = randoms(seed + 1, *shapes)
+    b.outcomes, b.group_rewards, b.components, b.component_weights, b.step_rewards = randoms(
+        seed + 1, *shapes
+    )
     b.step_ends = torch.stack([b.mask.sum(1) - 1 - j for j in range(3)], dim=1)
     return b
 
@@ -186,7 +226,9 @@ def each(change: Callable[[Tensor], Tensor], b: SimpleNamespace) -> SimpleNamesp
 def of_tokens(change: Callable[[Tensor], Tensor], b: SimpleNamespace) -> SimpleNamespace:
     """Changes the matrices [B, T] of numbers, but neither the mask nor the weights."""
     kept = {"mask": b.mask, "weights": b.weights}
-    changed = {k: change(v) for k, v in vars(b).items() if v.shape == b.mask.shape and k not in kept}
+    changed = {
+        k: change(v) for k, v in vars(b).items() if v.shape == b.mask.shape and k not in kept
+    }
     return SimpleNamespace(**{**vars(b), **changed})
 
 
@@ -199,12 +241,18 @@ def value_and_gradient(call: Call, b: SimpleNamespace) -> tuple[Tensor, Tensor]:
 
 def test_every_public_function_is_in_the_tables():
     public = {name for name in algorithms.__all__ if callable(getattr(algorithms, name))}
-    assert public == {name.split()[0] for name in EVERYTHING} - {"clipped_low", "clipped_high"} | NOT_OF_A_BATCH
+    assert (
+        public
+        == {name.split()[0] for name in EVERYTHING} - {"clipped_low", "clipped_high"}
+        | NOT_OF_A_BATCH
+    )
 
 
 @pytest.mark.parametrize("name", EVERYTHING)
 def test_inputs_stay_as_they_are_and_strides_do_not_matter(name):
-    """Each input is the inside of a larger tensor, every other element of it: writing on a view would show outside."""
+    """Each input is the inside of a larger tensor, every other element of it: writing on a
+    view would show outside.
+    """
     b = batch_of()
     around = each(lambda x: torch.zeros([2 * n + 3 for n in x.shape], dtype=x.dtype), b)
     inside = each(lambda x: x[tuple(slice(1, -2, 2) for _ in x.shape)], around)
@@ -219,7 +267,9 @@ def test_inputs_stay_as_they_are_and_strides_do_not_matter(name):
 @pytest.mark.parametrize("name", EVERYTHING)
 def test_transposed_inputs(name):
     b = each(lambda x: x.mT.contiguous().mT if x.dim() > 1 else x, batch_of())
-    torch.testing.assert_close(EVERYTHING[name](b), EVERYTHING[name](batch_of()), rtol=0, atol=1e-14)
+    torch.testing.assert_close(
+        EVERYTHING[name](b), EVERYTHING[name](batch_of()), rtol=0, atol=1e-14
+    )
 
 
 @pytest.mark.parametrize("junk", [math.nan, math.inf, -math.inf, 1e30])
@@ -227,7 +277,9 @@ def test_transposed_inputs(name):
 def test_garbage_outside_the_mask_reaches_neither_value_nor_gradient(name, junk):
     b = batch_of()
     dirty = of_tokens(lambda x: torch.where(b.mask, x, junk), b)
-    (loss, gradient), (clean, clean_gradient) = (value_and_gradient(LOSSES[name], x) for x in (dirty, b))
+    (loss, gradient), (clean, clean_gradient) = (
+        value_and_gradient(LOSSES[name], x) for x in (dirty, b)
+    )
     assert torch.equal(loss, clean) and torch.equal(gradient, clean_gradient)
     assert (gradient[~b.mask] == 0).all()
 
@@ -245,11 +297,20 @@ def test_garbage_outside_the_mask_does_not_show(name, junk):
 @pytest.mark.parametrize("name", [*LOSSES, *MATRICES])
 def test_padding_and_the_order_of_rows_do_not_matter(name):
     b, order = batch_of(), torch.tensor([2, 3, 0, 1])
-    wide = each(lambda x: torch.cat([x, torch.zeros_like(x[:, :3])], 1) if x.shape == b.mask.shape else x, b)
+    wide = each(
+        lambda x: (
+            torch.cat([x, torch.zeros_like(x[:, :3])], 1) if x.shape == b.mask.shape else x
+        ),
+        b,
+    )
     mixed = each(lambda x: x[order] if len(x) == len(order) else x, wide)
     found, moved, expected = (EVERYTHING[name](x) for x in (wide, mixed, b))
     if found.dim():
-        found, moved, expected = found[:, : b.mask.shape[1]], moved[:, : b.mask.shape[1]], expected
+        found, moved, expected = (
+            found[:, : b.mask.shape[1]],
+            moved[:, : b.mask.shape[1]],
+            expected,
+        )
         moved = moved[order.argsort()]
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-13)
     torch.testing.assert_close(moved, expected, rtol=0, atol=1e-13)
@@ -257,7 +318,11 @@ def test_padding_and_the_order_of_rows_do_not_matter(name):
 
 @pytest.mark.parametrize("name", LOSSES)
 @settings(max_examples=4, deadline=None)
-@given(st.integers(0, 10**6), st.lists(st.integers(0, 5), min_size=2, max_size=6), st.integers(1, 5))
+@given(
+    st.integers(0, 10**6),
+    st.lists(st.integers(0, 5), min_size=2, max_size=6),
+    st.integers(1, 5),
+)
 def test_the_parts_of_a_batch_sum_to_the_whole(name, seed, lengths, cut):
     """Each part is padded to its own longest row, as a micro-batch is."""
     b = batch_of(seed, lengths)
@@ -287,13 +352,17 @@ def test_low_precision_gives_the_same_roughly(name, dtype, rtol):
     """Weights stay float64, as loss_weights makes them."""
     b = of_tokens(lambda x: x.bfloat16().double(), batch_of())
     low = of_tokens(lambda x: x.to(dtype), b)
-    (loss, gradient), (expected, expected_gradient) = (value_and_gradient(LOSSES[name], x) for x in (low, b))
+    (loss, gradient), (expected, expected_gradient) = (
+        value_and_gradient(LOSSES[name], x) for x in (low, b)
+    )
     assert gradient.dtype == dtype
     torch.testing.assert_close(loss.double(), expected, rtol=rtol, atol=rtol)
     torch.testing.assert_close(gradient.double(), expected_gradient, rtol=rtol, atol=rtol)
 
 
-@pytest.mark.parametrize("name", [name for name in LOSSES if name != "sft_loss dft"])  # exp(1000) is no probability
+@pytest.mark.parametrize(
+    "name", [name for name in LOSSES if name != "sft_loss dft"]
+)  # exp(1000) is no probability
 @pytest.mark.parametrize("gap", [-1000.0, 1000.0])
 def test_far_off_policies_leave_everything_finite(name, gap):
     b = of_tokens(Tensor.float, batch_of())
@@ -311,7 +380,9 @@ LEARNING = {
 
 @pytest.mark.parametrize("loss", LEARNING.values(), ids=LEARNING.keys())
 def test_the_eos_that_ends_a_completion_is_taught_though_pads_look_like_it(loss):
-    """Ids 0 end completions and fill the rows up: logits of the first 0 get a gradient, those after it none."""
+    """Ids 0 end completions and fill the rows up: logits of the first 0 get a gradient, those
+    after it none.
+    """
     eos = 0
     tokens = torch.tensor([[3, 1, eos, eos, eos], [2, eos, eos, eos, eos], [1, 2, 3, 1, eos]])
     lengths = torch.tensor([3, 2, 5])
@@ -320,7 +391,9 @@ def test_the_eos_that_ends_a_completion_is_taught_though_pads_look_like_it(loss)
     mask = response_mask(lengths)
     new = logits.log_softmax(-1).gather(-1, tokens[:, :, None])[:, :, 0]
     old, ref = new.detach() - 0.1, new.detach() - 0.2
-    batch = SimpleNamespace(new=new, old=old, ref=ref, outcomes=b.outcomes, weights=loss_weights(mask, "token"))
+    batch = SimpleNamespace(
+        new=new, old=old, ref=ref, outcomes=b.outcomes, weights=loss_weights(mask, "token")
+    )
     loss(batch).backward()
     touched = (logits.grad != 0).any(dim=-1)
     assert torch.equal(touched, mask)

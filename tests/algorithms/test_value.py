@@ -10,7 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracles import LENGTHS, clip, mean, new_batch, std, sum_and_slopes, weight_of
 
-from nanomath.algorithms import explained_variance, gae, loss_weights, response_mask, value_loss
+from nanomath.algorithms import (
+    explained_variance,
+    gae,
+    loss_weights,
+    response_mask,
+    value_loss,
+)
 
 factor = st.sampled_from([0.0, 0.5, 0.95, 1.0])
 some_lengths = st.lists(st.integers(0, 6), min_size=1, max_size=4)
@@ -19,7 +25,9 @@ some_lengths = st.lists(st.integers(0, 6), min_size=1, max_size=4)
 @settings(max_examples=40, deadline=None)
 @given(st.integers(0, 10**6), some_lengths, factor, factor)
 def test_gae_is_its_definition(seed, lengths, gamma, lam):
-    """A_t = sum_k (gamma lambda)^k delta_{t+k}, delta_t = r_t + gamma V_{t+1} - V_t, V after the end being 0."""
+    """A_t = sum_k (gamma lambda)^k delta_{t+k}, delta_t = r_t + gamma V_{t+1} - V_t, V after
+    the end being 0.
+    """
     b = new_batch(seed, lengths)
     advantages, returns = gae(b.rewards, b.values, b.mask, gamma, lam)
     for i, n in enumerate(lengths):
@@ -28,7 +36,9 @@ def test_gae_is_its_definition(seed, lengths, gamma, lam):
         for t in range(b.mask.shape[1]):
             expected = sum((gamma * lam) ** (k - t) * delta[k] for k in range(t, n))
             assert float(advantages[i, t]) == pytest.approx(expected, abs=1e-10)
-            assert float(returns[i, t]) == pytest.approx(expected + value[t] if t < n else 0.0, abs=1e-10)
+            assert float(returns[i, t]) == pytest.approx(
+                expected + value[t] if t < n else 0.0, abs=1e-10
+            )
 
 
 @settings(max_examples=20, deadline=None)
@@ -42,13 +52,17 @@ def test_lambda_one_is_the_discounted_return_less_the_value(seed, lengths, gamma
             total = sum(gamma ** (k - t) * float(b.rewards[i, k]) for k in range(t, n))
             assert float(to_go[i, t]) == pytest.approx(total, abs=1e-10)
             assert float(returns[i, t]) == pytest.approx(total, abs=1e-10)
-            assert float(advantages[i, t]) == pytest.approx(total - float(b.values[i, t]), abs=1e-10)
+            assert float(advantages[i, t]) == pytest.approx(
+                total - float(b.values[i, t]), abs=1e-10
+            )
 
 
 def test_gae_by_default_does_not_discount_and_looks_95_percent_ahead():
     b = new_batch(0)
     for found, expected in zip(
-        gae(b.rewards, b.values, b.mask), gae(b.rewards, b.values, b.mask, 1.0, 0.95), strict=True
+        gae(b.rewards, b.values, b.mask),
+        gae(b.rewards, b.values, b.mask, 1.0, 0.95),
+        strict=True,
     ):
         assert torch.equal(found, expected)
 
@@ -91,8 +105,14 @@ def test_explained_variance_is_its_definition(seed, lengths):
     returns, values = b.rewards[b.mask].tolist(), b.values[b.mask].tolist()
     expected = 0.0
     if len(returns) > 1:
-        expected = 1 - std([r - v for r, v in zip(returns, values, strict=True)]) ** 2 / std(returns) ** 2
-    assert explained_variance(b.values, b.rewards, b.mask) == pytest.approx(expected, rel=1e-9, abs=1e-9)
+        expected = (
+            1
+            - std([r - v for r, v in zip(returns, values, strict=True)]) ** 2
+            / std(returns) ** 2
+        )
+    assert explained_variance(b.values, b.rewards, b.mask) == pytest.approx(
+        expected, rel=1e-9, abs=1e-9
+    )
 
 
 def test_explained_variance_at_its_landmarks():
@@ -100,12 +120,19 @@ def test_explained_variance_at_its_landmarks():
     constant = torch.full_like(b.values, mean(b.rewards[b.mask].tolist()))
     assert explained_variance(b.rewards, b.rewards, b.mask) == 1.0
     assert explained_variance(constant, b.rewards, b.mask) == pytest.approx(0.0, abs=1e-12)
-    assert explained_variance(b.rewards[:, :2], b.rewards[:, :2], response_mask(torch.tensor([2, 0, 0, 0]))) == 1.0
+    assert (
+        explained_variance(
+            b.rewards[:, :2], b.rewards[:, :2], response_mask(torch.tensor([2, 0, 0, 0]))
+        )
+        == 1.0
+    )
 
 
 @pytest.mark.parametrize("value", [0.0, 0.1, 0.3])
 @pytest.mark.parametrize("lengths", [[7, 0], [1, 0], [0, 0]])
 def test_returns_that_do_not_vary_explain_nothing(value, lengths):
-    """The mean of seven times 0.1 is not 0.1: their variance is 2e-34, by which nothing must be divided."""
+    """The mean of seven times 0.1 is not 0.1: their variance is 2e-34, by which nothing must
+    be divided.
+    """
     b = new_batch(0, lengths)
     assert explained_variance(b.values, torch.full_like(b.values, value), b.mask) == 0.0

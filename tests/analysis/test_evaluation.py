@@ -1,4 +1,6 @@
-"""pass@k and maj@k against enumeration, the intervals, and the report of a sampler whose completions are known."""
+"""pass@k and maj@k against enumeration, the intervals, and the report of a sampler whose
+completions are known.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nanomath.analysis.evaluation import SUBSETS, best_at_k, evaluate, grade, maj_at_k, mean_score, pass_at_k
+from nanomath.analysis.evaluation import (
+    SUBSETS,
+    best_at_k,
+    evaluate,
+    grade,
+    maj_at_k,
+    mean_score,
+    pass_at_k,
+)
 from nanomath.data.problem import Problem
 from nanomath.rollout import Completion
 
@@ -19,7 +29,8 @@ from nanomath.rollout import Completion
 votes = st.lists(st.sampled_from([None, "7", "1", "2", "3"]), min_size=1, max_size=7)
 
 
-# --- pass@k and maj@k ------------------------------------------------------------------------------------------------
+# --- pass@k and maj@k
+# ---------------------------------------------------------------------------------------------
 
 
 @settings(deadline=None, max_examples=60)
@@ -27,7 +38,9 @@ votes = st.lists(st.sampled_from([None, "7", "1", "2", "3"]), min_size=1, max_si
 def test_pass_at_k_is_the_share_of_subsets_with_a_right_sample(right, data):
     k = data.draw(st.integers(1, len(right)))
     subsets = list(combinations(right, k))
-    assert pass_at_k(len(right), sum(right), k) == pytest.approx(sum(map(any, subsets)) / len(subsets), abs=1e-12)
+    assert pass_at_k(len(right), sum(right), k) == pytest.approx(
+        sum(map(any, subsets)) / len(subsets), abs=1e-12
+    )
 
 
 def majority_by_sorting(answers: tuple[str | None, ...], gold: str) -> Fraction:
@@ -44,7 +57,9 @@ def test_maj_at_k_is_the_mean_over_all_subsets(answers, data):
     k = data.draw(st.integers(1, len(answers)))
     ways = [majority_by_sorting(subset, "7") for subset in combinations(answers, k)]
     exact = sum(ways) / len(ways)
-    assert maj_at_k(answers, [a == "7" for a in answers], k) == pytest.approx(float(exact), abs=1e-12)
+    assert maj_at_k(answers, [a == "7" for a in answers], k) == pytest.approx(
+        float(exact), abs=1e-12
+    )
 
 
 @pytest.mark.parametrize(
@@ -60,7 +75,9 @@ def test_maj_at_k_is_the_mean_over_all_subsets(answers, data):
     ],
 )
 def test_majority_of_all_samples(answers, expected):
-    assert maj_at_k(answers, [a == "7" for a in answers], len(answers)) == pytest.approx(expected)
+    assert maj_at_k(answers, [a == "7" for a in answers], len(answers)) == pytest.approx(
+        expected
+    )
 
 
 def test_right_answers_are_one_answer_however_they_are_written():
@@ -72,13 +89,16 @@ def test_many_subsets_are_sampled_and_the_estimate_is_near():
     answers = ["7"] * 9 + ["1"] * 7 + [None] * 4
     right = [a == "7" for a in answers]
     assert comb(20, 5) > SUBSETS
-    exact = float(sum(majority_by_sorting(s, "7") for s in combinations(answers, 5)) / comb(20, 5))
+    exact = float(
+        sum(majority_by_sorting(s, "7") for s in combinations(answers, 5)) / comb(20, 5)
+    )
     estimates = [maj_at_k(answers, right, 5, seed) for seed in range(20)]
     assert estimates[0] == maj_at_k(answers, right, 5, seed=0)
     assert abs(np.mean(estimates) - exact) < 4 * 0.5 / np.sqrt(20 * SUBSETS)
 
 
-# --- intervals -------------------------------------------------------------------------------------------------------
+# --- intervals
+# ---------------------------------------------------------------------------------------------
 
 
 def test_the_interval_holds_the_true_mean_about_as_often_as_it_says():
@@ -99,7 +119,8 @@ def test_score():
     assert str(mean_score([0.25] * 3)) == "25.0% (95% interval 25.0 to 25.0)"
 
 
-# --- reports ---------------------------------------------------------------------------------------------------------
+# --- reports
+# ---------------------------------------------------------------------------------------------
 
 
 class Echo:
@@ -111,7 +132,9 @@ class Echo:
     def generate(self, prompts, n, seed, progress=None, **sampling) -> list[Completion]:
         self.calls.append({"prompts": prompts, "n": n, "seed": seed, **sampling})
         return [
-            Completion(p, s, [5, 6], [-0.5, -0.5], [-0.5, -0.5], text, "eos" if text else "length")
+            Completion(
+                p, s, [5, 6], [-0.5, -0.5], [-0.5, -0.5], text, "eos" if text else "length"
+            )
             for p in range(len(prompts))
             for s, text in enumerate(self.texts[p][:n])
         ]
@@ -161,7 +184,9 @@ def test_metrics():
 
 def test_records_are_one_for_each_completion_in_order():
     records = list(measured().records())
-    assert [(r["problem"], r["sample"]) for r in records] == [(p, s) for p in "abc" for s in range(4)]
+    assert [(r["problem"], r["sample"]) for r in records] == [
+        (p, s) for p in "abc" for s in range(4)
+    ]
     assert records[5] == {
         "problem": "b",
         "question": "3+4?",
@@ -179,7 +204,9 @@ def test_records_are_one_for_each_completion_in_order():
 def test_breakdown_by_a_metadata_key():
     parts = measured(by="level").breakdown
     assert {name: s.mean for name, s in parts.items()} == {"level=1": 0.75, "level=2": 0.125}
-    assert list(measured(by="topic").breakdown) == ["topic=sums"]  # of the problems that have it
+    assert list(measured(by="topic").breakdown) == [
+        "topic=sums"
+    ]  # of the problems that have it
 
 
 def test_what_cannot_be_measured_is_refused_before_anything_is_sampled():
@@ -188,7 +215,9 @@ def test_what_cannot_be_measured_is_refused_before_anything_is_sampled():
         evaluate(sampler, PROBLEMS, [[1], [2], [3]], samples=4, by="levle")
     with pytest.raises(ValueError, match="there are: none$"):
         evaluate(sampler, [Problem("d", "?", "1")], [[1]], samples=4, by="level")
-    with pytest.raises(ValueError, match=r"pass@5 needs at least 5 samples of each problem, not 4"):
+    with pytest.raises(
+        ValueError, match=r"pass@5 needs at least 5 samples of each problem, not 4"
+    ):
         evaluate(sampler, PROBLEMS, [[1], [2], [3]], samples=4, k=[1, 5])
     assert sampler.calls == []
 
@@ -196,7 +225,9 @@ def test_what_cannot_be_measured_is_refused_before_anything_is_sampled():
 def test_the_sampler_is_asked_once_for_everything():
     sampler = Echo(TEXTS)
     evaluate(sampler, PROBLEMS, [[1], [2], [3]], samples=4, seed=9, temperature=0.5)
-    assert sampler.calls == [{"prompts": [[1], [2], [3]], "n": 4, "seed": 9, "temperature": 0.5}]
+    assert sampler.calls == [
+        {"prompts": [[1], [2], [3]], "n": 4, "seed": 9, "temperature": 0.5}
+    ]
 
 
 def test_lenient_grading_takes_the_last_number():
@@ -212,7 +243,9 @@ def test_a_problem_without_a_gold_answer_is_an_error():
         grade(Problem("e", "?", " "), [completion])
 
 
-@given(st.lists(st.tuples(st.integers(0, 3), st.booleans()), min_size=1, max_size=7), st.data())
+@given(
+    st.lists(st.tuples(st.integers(0, 3), st.booleans()), min_size=1, max_size=7), st.data()
+)
 def test_best_at_k_is_the_mean_over_all_subsets(samples, data):
     k = data.draw(st.integers(1, len(samples)))
     chances = []

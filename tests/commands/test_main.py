@@ -39,16 +39,21 @@ def keys(cls: type) -> list[str]:
     for field in dataclasses.fields(cls):
         value = getattr(cls(), field.name)
         inner = dataclasses.fields(value) if dataclasses.is_dataclass(value) else None
-        found += [field.name] if inner is None else [f"{field.name}.{each.name}" for each in inner]
+        found += (
+            [field.name] if inner is None else [f"{field.name}.{each.name}" for each in inner]
+        )
     return found
 
 
 def shell(*words: str) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    return subprocess.run([sys.executable, *words], env=environment, capture_output=True, text=True, timeout=120)
+    return subprocess.run(
+        [sys.executable, *words], env=environment, capture_output=True, text=True, timeout=120
+    )
 
 
-# --- usage and help --------------------------------------------------------------------------------------------------
+# --- usage and help
+# ---------------------------------------------------------------------------------------------
 
 
 def test_without_a_command_it_says_which_there_are(call):
@@ -75,12 +80,16 @@ def test_help_wins_over_what_else_is_wrong(call):
     assert call(main, "sample", "model", "question", "--help").code == 0
 
 
-# --- the page of all keys --------------------------------------------------------------------------------------------
+# --- the page of all keys
+# --------------------------------------------------------------------------------------------
 
 
 def test_the_page_has_every_key_of_every_config(call):
     page = call(main, "config").out
-    commands = [f"python -m nanomath {name}" for name in ("eval", "sample", "prm label", "prm train", "prm eval")]
+    commands = [
+        f"python -m nanomath {name}"
+        for name in ("eval", "sample", "prm label", "prm train", "prm eval")
+    ]
     headings = ["The methods", "train_sft.py", "train_grpo.py", *commands]
     parts = page.split("\n## ")[1:]
     assert [part.partition("\n")[0] for part in parts] == headings
@@ -98,10 +107,15 @@ def test_the_page_in_the_documentation_is_the_newest(call):
 def test_the_page_takes_no_arguments(call):
     assert call(main, "config", "--help").code == 0
     outcome = call(main, "config", "docs/config.md")
-    assert outcome.code == 2 and outcome.err.startswith("error: ") and outcome.err.count("\n") == 1
+    assert (
+        outcome.code == 2
+        and outcome.err.startswith("error: ")
+        and outcome.err.count("\n") == 1
+    )
 
 
-# --- exit codes ------------------------------------------------------------------------------------------------------
+# --- exit codes
+# ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -130,11 +144,16 @@ def test_errors_end_in_one_line(call, error, code):
 
 def test_a_failed_run_may_say_more_than_one_line(call):
     def fail(argv: list[str]) -> int:
-        raise RunFailed("step 3: out of memory\n  grpo.token_budget = 0: smaller micro-batches")
+        raise RunFailed(
+            "step 3: out of memory\n  grpo.token_budget = 0: smaller micro-batches"
+        )
 
     outcome = call(fail)
     assert outcome.code == 1
-    assert outcome.err == "error: step 3: out of memory\n  grpo.token_budget = 0: smaller micro-batches\n"
+    assert (
+        outcome.err
+        == "error: step 3: out of memory\n  grpo.token_budget = 0: smaller micro-batches\n"
+    )
 
 
 def test_a_bug_keeps_its_traceback():
@@ -170,15 +189,23 @@ run_main(main, [])
 """
     environment = {**os.environ, "RANK": "0", "PYTHONPATH": str(ROOT)}
     found = subprocess.run(
-        [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=False, timeout=120
+        [sys.executable, "-c", program],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
     )
     assert (found.returncode, found.stdout, found.stderr) == (3, "done closed\n", "")
 
 
-# --- what both training scripts share --------------------------------------------------------------------------------
+# --- what both training scripts share
+# --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("config", [settings.SFTConfig(), settings.GRPOConfig()], ids=["sft", "grpo"])
+@pytest.mark.parametrize(
+    "config", [settings.SFTConfig(), settings.GRPOConfig()], ids=["sft", "grpo"]
+)
 def test_advice_about_memory_names_keys_that_exist_with_their_values(config):
     """A line each, in the form in which the key is set."""
     config.sampling.slots, config.model.gradient_checkpointing = 96, True
@@ -191,7 +218,9 @@ def test_advice_about_memory_names_keys_that_exist_with_their_values(config):
 
 
 def test_memory_in_use_is_a_number_below_what_there_is():
-    found = re.fullmatch(r"used at most ([\d.]+) GiB of ([\d.]+) GiB on cpu", memory_use(torch.device("cpu")))
+    found = re.fullmatch(
+        r"used at most ([\d.]+) GiB of ([\d.]+) GiB on cpu", memory_use(torch.device("cpu"))
+    )
     assert 0.05 < float(found[1]) < float(found[2])
 
 
@@ -207,13 +236,17 @@ def test_memory_in_use_is_a_number_below_what_there_is():
 )
 def test_deterministic_algorithms(monkeypatch, mode, device, expected):
     monkeypatch.setattr(trainer, "choose_device", torch.device)
-    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", "")  # so that it is as before when the test is over
+    monkeypatch.setenv(
+        "CUBLAS_WORKSPACE_CONFIG", ""
+    )  # so that it is as before when the test is over
     monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG")
     before = torch.are_deterministic_algorithms_enabled()
     try:
         make_deterministic(mode, device)
         assert torch.are_deterministic_algorithms_enabled() is expected
-        assert os.environ.get("CUBLAS_WORKSPACE_CONFIG") == (":4096:8" if mode == "true" else None)
+        assert os.environ.get("CUBLAS_WORKSPACE_CONFIG") == (
+            ":4096:8" if mode == "true" else None
+        )
     finally:
         torch.use_deterministic_algorithms(before)
 
@@ -226,7 +259,10 @@ def test_the_code_a_command_returns(call, returned, code):
 def test_from_the_shell():
     done = shell("-m", "nanomath", "evla", "model", "world")
     assert done.returncode == 2 and done.stdout == ""
-    assert done.stderr == f"error: unknown command 'evla': expected one of {', '.join(COMMANDS)}\n"
+    assert (
+        done.stderr
+        == f"error: unknown command 'evla': expected one of {', '.join(COMMANDS)}\n"
+    )
     done = shell("-m", "nanomath")
     assert done.returncode == 2 and done.stdout.startswith("usage: ") and done.stderr == ""
     done = shell(str(ROOT / "train_sft.py"), "optim.lr=fast")

@@ -35,8 +35,15 @@ class FakeJudge:
 
 def metrics_of_a_judge() -> set[str]:
     group = [
-        Episode(Problem("p", "q", "a"), [5], Completion(0, i, [1] * n, [0.0] * n, [0.0] * n, "x" * n, "eos"), rewards)
-        for i, (n, rewards) in enumerate([(2, {"accuracy": 1.0, "total": 1.0}), (5, {"accuracy": 0.0, "total": 0.0})])
+        Episode(
+            Problem("p", "q", "a"),
+            [5],
+            Completion(0, i, [1] * n, [0.0] * n, [0.0] * n, "x" * n, "eos"),
+            rewards,
+        )
+        for i, (n, rewards) in enumerate(
+            [(2, {"accuracy": 1.0, "total": 1.0}), (5, {"accuracy": 0.0, "total": 0.0})]
+        )
     ]
     judge = JudgeReward(FakeJudge(), 0.3, 1)
     judge([group])
@@ -52,20 +59,52 @@ def logged(call, model_directory, tmp_path) -> set[str]:
     rows = tmp_path / "rows.jsonl"
     rows.write_text("".join(json.dumps(row) + "\n" for row in LABELLED))
     small = (f"model.path={model_directory}", "run.directory=runs", "run.steps=2")
-    data = ("train.limit=16", "heldout.limit=3", "train.difficulty=1,1", "heldout.difficulty=1,1")
-    measured = ("evaluation.samples=2", "evaluation.k=1,2", "evaluation.by=difficulty", "sampling.max_new_tokens=24")
+    data = (
+        "train.limit=16",
+        "heldout.limit=3",
+        "train.difficulty=1,1",
+        "heldout.difficulty=1,1",
+    )
+    measured = (
+        "evaluation.samples=2",
+        "evaluation.k=1,2",
+        "evaluation.by=difficulty",
+        "sampling.max_new_tokens=24",
+    )
     runs = {
         "sft": (train_sft.main, (*small, *data, *measured, "sft.batch_size=4")),
-        "prm": (main, ("prm", "train", *small, f"prm.train={rows}", f"prm.heldout={rows}", "prm.batch_size=2")),
-        "grpo": (train_grpo.main, (*small, *data, *measured, "grpo.prompts=4", "process.prm=oracle")),
+        "prm": (
+            main,
+            (
+                "prm",
+                "train",
+                *small,
+                f"prm.train={rows}",
+                f"prm.heldout={rows}",
+                "prm.batch_size=2",
+            ),
+        ),
+        "grpo": (
+            train_grpo.main,
+            (*small, *data, *measured, "grpo.prompts=4", "process.prm=oracle"),
+        ),
     }
-    options = ("algorithm.method=ppo", "algorithm.minibatches=1", "algorithm.credit=sum", "reward.weights.format=1")
+    options = (
+        "algorithm.method=ppo",
+        "algorithm.minibatches=1",
+        "algorithm.credit=sum",
+        "reward.weights.format=1",
+    )
     found = metrics_of_a_judge()
     for name, (command, words) in runs.items():
-        outcome = call(command, *words, f"run.name={name}", *(options if name == "grpo" else ()))
+        outcome = call(
+            command, *words, f"run.name={name}", *(options if name == "grpo" else ())
+        )
         assert outcome.code == 0, outcome.err
         found |= {
-            key for line in Path(f"runs/{name}/metrics.jsonl").read_text().splitlines() for key in json.loads(line)
+            key
+            for line in Path(f"runs/{name}/metrics.jsonl").read_text().splitlines()
+            for key in json.loads(line)
         }
     return found
 
@@ -73,11 +112,17 @@ def logged(call, model_directory, tmp_path) -> set[str]:
 def test_the_page_names_what_is_logged(logged):
     if not PAGE.exists():
         pytest.skip(f"{PAGE} is not here")
-    rows = [line for line in PAGE.read_text(encoding="utf-8").splitlines() if line.startswith("| `")]
+    rows = [
+        line
+        for line in PAGE.read_text(encoding="utf-8").splitlines()
+        if line.startswith("| `")
+    ]
     named = {name for row in rows for name in re.findall("`([^`]+)`", row.split("|")[1])}
 
     def name_of(key: str) -> str:
-        return next((general for general, shape in GENERAL.items() if re.fullmatch(shape, key)), key)
+        return next(
+            (general for general, shape in GENERAL.items() if re.fullmatch(shape, key)), key
+        )
 
     assert {name_of(key) for key in logged} - named == set()
     rare = {"prm/auc", "length/right", "heldout/f1"}  # a model this small is never right

@@ -1,4 +1,6 @@
-"""`python -m nanomath prm`: labels to a file, a PRM from it, and what it measures; and every kind of bad input."""
+"""`python -m nanomath prm`: labels to a file, a PRM from it, and what it measures; and every
+kind of bad input.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,12 @@ import pytest
 from nanomath.__main__ import main
 from nanomath.process.labelled import load_labelled
 
-LABEL = ("problems.limit=6", "problems.difficulty=1,1", "sampling.max_new_tokens=8", "label.samples=2")
+LABEL = (
+    "problems.limit=6",
+    "problems.difficulty=1,1",
+    "sampling.max_new_tokens=8",
+    "label.samples=2",
+)
 ROWS = [
     {"prompt": "1 + 1?", "completions": ["1 + 1 = 2", "so 3"], "labels": [1, 0]},
     {"prompt": "2 + 1?", "completions": ["2 + 1 = 3", "so 3"], "labels": [1, 1]},
@@ -28,13 +35,22 @@ def rows(tmp_path):
 
 @pytest.mark.parametrize("by", ["oracle", "monte_carlo"])
 def test_label_and_go_on(call, model_directory, by, tmp_path):
-    words = ("prm", "label", f"model.path={model_directory}", *LABEL, f"label.by={by}", "label.rollouts=4")
+    words = (
+        "prm",
+        "label",
+        f"model.path={model_directory}",
+        *LABEL,
+        f"label.by={by}",
+        "label.rollouts=4",
+    )
     words = (*words, "label.save=out/labels.jsonl", "label.problems_at_once=4")
     outcome = call(main, *words)
     assert outcome.code == 0, outcome.err
     solutions = load_labelled(tmp_path / "out" / "labels.jsonl")
     assert 6 <= len(solutions) <= 12 and len({s.question for s in solutions}) == 6
-    assert outcome.out.startswith(f"out/labels.jsonl: {len(solutions)} solutions of 6 problems\n")
+    assert outcome.out.startswith(
+        f"out/labels.jsonl: {len(solutions)} solutions of 6 problems\n"
+    )
     assert all(0 <= y <= 1 for s in solutions for y in s.labels)
     again = call(main, *words, "problems.limit=8")
     assert "has solutions of 6 of the 8 problems already" in again.err
@@ -47,11 +63,26 @@ def lines_of(path: str) -> list[dict]:
 
 
 def test_train_resume_and_evaluate(call, model_directory, rows):
-    words = ("prm", "train", f"model.path={model_directory}", f"prm.train={rows}", f"prm.heldout={rows}")
-    words = (*words, "run.directory=runs", "run.name=p", "optim.lr=0.01", "optim.schedule=constant", "prm.head_steps=1")
+    words = (
+        "prm",
+        "train",
+        f"model.path={model_directory}",
+        f"prm.train={rows}",
+        f"prm.heldout={rows}",
+    )
+    words = (
+        *words,
+        "run.directory=runs",
+        "run.name=p",
+        "optim.lr=0.01",
+        "optim.schedule=constant",
+        "prm.head_steps=1",
+    )
     outcome = call(main, *words, "run.steps=3")
     assert outcome.code == 0, outcome.err
-    assert re.search(r"^runs/p: held-out auc\n  before  50\.0%\n  after  +\d+\.\d%\n", outcome.out)
+    assert re.search(
+        r"^runs/p: held-out auc\n  before  50\.0%\n  after  +\d+\.\d%\n", outcome.out
+    )
     assert "use it: process.prm=runs/p" in outcome.out
     assert call(main, *words, "run.steps=40", "--resume").code == 0
     metrics = lines_of("runs/p/metrics.jsonl")
@@ -63,7 +94,11 @@ def test_train_resume_and_evaluate(call, model_directory, rows):
     assert lines[0] == f"runs/p on {rows}: 6 solutions" and lines[1].split()[0] == "auc"
     found = {line[:16].strip(): line[16:].split() for line in lines[2:5]}
     assert list(found) == ["it", "always right", "random"]
-    assert found["it"][0] == "1.000" and found["always right"][3:] == ["0.000", "0.000", "1.000"]
+    assert found["it"][0] == "1.000" and found["always right"][3:] == [
+        "0.000",
+        "0.000",
+        "1.000",
+    ]
     assert lines[5] == "  10 labelled steps, 60.0% of them right"
     saved = lines_of("scores.jsonl")
     assert [len(row["scores"]) for row in saved] == [len(row["completions"]) for row in ROWS]
@@ -78,24 +113,57 @@ def test_controls_are_measured(call, rows, control):
 def test_a_policy_is_trained_with_it(call, model_directory, rows):
     from train_grpo import main as grpo
 
-    train = ("prm", "train", f"model.path={model_directory}", f"prm.train={rows}", f"prm.heldout={rows}", "run.steps=2")
+    train = (
+        "prm",
+        "train",
+        f"model.path={model_directory}",
+        f"prm.train={rows}",
+        f"prm.heldout={rows}",
+        "run.steps=2",
+    )
     assert call(main, *train, "run.directory=runs", "run.name=p").code == 0
-    words = (f"model.path={model_directory}", "run.directory=runs", "run.steps=2", "train.limit=20", "heldout.limit=3")
-    words = (*words, "train.difficulty=1,1", "heldout.difficulty=1,1", "sampling.max_new_tokens=8", "grpo.prompts=2")
+    words = (
+        f"model.path={model_directory}",
+        "run.directory=runs",
+        "run.steps=2",
+        "train.limit=20",
+        "heldout.limit=3",
+    )
+    words = (
+        *words,
+        "train.difficulty=1,1",
+        "heldout.difficulty=1,1",
+        "sampling.max_new_tokens=8",
+        "grpo.prompts=2",
+    )
     words = (*words, "grpo.group_size=2", "process.prm=runs/p", "reward.weights.accuracy=0")
     for method in ("process_grpo", "pure", "ppo"):
-        options = (f"algorithm.method={method}", f"run.name={method}", *(["algorithm.credit=sum"] * (method == "ppo")))
+        options = (
+            f"algorithm.method={method}",
+            f"run.name={method}",
+            *(["algorithm.credit=sum"] * (method == "ppo")),
+        )
         outcome = call(grpo, *words, *options)
         assert outcome.code == 0, outcome.err
-        first = next(line for line in lines_of(f"runs/{method}/metrics.jsonl") if "loss" in line)
+        first = next(
+            line for line in lines_of(f"runs/{method}/metrics.jsonl") if "loss" in line
+        )
         assert {"reward/prm", "prm/step", "prm/probes", "steps", "step_length"} <= set(first)
-        assert "step_scores" in lines_of(f"runs/{method}/rollouts.jsonl")[0] and first["grad_norm"] > 0
+        assert (
+            "step_scores" in lines_of(f"runs/{method}/rollouts.jsonl")[0]
+            and first["grad_norm"] > 0
+        )
 
 
 def test_a_judge_that_answers_nonsense(call, model_directory):
     from train_grpo import main as grpo
 
-    words = (f"model.path={model_directory}", f"judge.path={model_directory}", "train.limit=8", "heldout.limit=2")
+    words = (
+        f"model.path={model_directory}",
+        f"judge.path={model_directory}",
+        "train.limit=8",
+        "heldout.limit=2",
+    )
     outcome = call(grpo, *words, "run.directory=runs", "judge.pairwise={question} {first}")
     assert (outcome.code, outcome.err) == (2, "error: judge.pairwise lacks {second}\n")
     outcome = call(grpo, *words, "run.directory=runs", "process.prm=oracle")
@@ -124,12 +192,25 @@ def test_a_judge_that_answers_nonsense(call, model_directory):
 )  # fmt: skip
 def test_bad_input_is_one_line(call, model_directory, rows, tmp_path, words, message):
     good = json.dumps(ROWS[0]) + "\n"
-    (tmp_path / "bad.jsonl").write_text(good + json.dumps({"prompt": "q", "completions": ["a"], "labels": [1, 0]}))
-    (tmp_path / "long.jsonl").write_text(
-        json.dumps({"prompt": "q", "completions": ["a b c " * 99], "labels": [1]}) + "\n" + good
+    (tmp_path / "bad.jsonl").write_text(
+        good + json.dumps({"prompt": "q", "completions": ["a"], "labels": [1, 0]})
     )
-    places = {"MODEL": model_directory, "ROWS": rows, "BAD": tmp_path / "bad.jsonl", "LONG": tmp_path / "long.jsonl"}
+    (tmp_path / "long.jsonl").write_text(
+        json.dumps({"prompt": "q", "completions": ["a b c " * 99], "labels": [1]})
+        + "\n"
+        + good
+    )
+    places = {
+        "MODEL": model_directory,
+        "ROWS": rows,
+        "BAD": tmp_path / "bad.jsonl",
+        "LONG": tmp_path / "long.jsonl",
+    }
     for name, place in places.items():
         words = [word.replace(name, str(place)) for word in words]
     outcome = call(main, *words)
-    assert outcome.code == 2 and message in outcome.err and len(outcome.err.strip().splitlines()) == 1, outcome.err
+    assert (
+        outcome.code == 2
+        and message in outcome.err
+        and len(outcome.err.strip().splitlines()) == 1
+    ), outcome.err

@@ -11,7 +11,9 @@ QUESTION = "What is 3 + 4?"
 def test_it_prints_what_the_sampler_draws(call, model_directory):
     outcome = call(main, "sample", model_directory, QUESTION, "sampling.max_new_tokens=12")
     tokenizer = load_tokenizer(model_directory)
-    prompt = tokenizer.encode(tokenizer.apply_chat_template([{"role": "user", "content": QUESTION}]))
+    prompt = tokenizer.encode(
+        tokenizer.apply_chat_template([{"role": "user", "content": QUESTION}])
+    )
     sampler = Sampler(load_model(model_directory), tokenizer)
     (greedy,) = sampler.generate([prompt], max_new_tokens=12, temperature=0)
     assert greedy.text.strip()
@@ -19,7 +21,13 @@ def test_it_prints_what_the_sampler_draws(call, model_directory):
 
 
 def test_seed_and_temperature(call, model_directory):
-    words = ("sample", model_directory, QUESTION, "sampling.max_new_tokens=12", "sampling.temperature=1")
+    words = (
+        "sample",
+        model_directory,
+        QUESTION,
+        "sampling.max_new_tokens=12",
+        "sampling.temperature=1",
+    )
     one, same, other = (call(main, *words, f"seed={seed}") for seed in (1, 1, 2))
     assert one.code == 0 and one == same and one.out != other.out
 
@@ -29,7 +37,9 @@ def test_plain_text_instead_of_a_chat(call, model_directory):
     chat, plain = call(main, *words), call(main, *words, "prompt.chat=false")
     tokenizer = load_tokenizer(model_directory)
     sampler = Sampler(load_model(model_directory), tokenizer)
-    (expected,) = sampler.generate([tokenizer.encode("1, 2, 3,")], max_new_tokens=12, temperature=0)
+    (expected,) = sampler.generate(
+        [tokenizer.encode("1, 2, 3,")], max_new_tokens=12, temperature=0
+    )
     assert plain.out == expected.text + "\n" != chat.out
 
 

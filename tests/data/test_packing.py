@@ -1,4 +1,6 @@
-"""Packing: whatever the layout, every response token is predicted from its own sequence and no other."""
+"""Packing: whatever the layout, every response token is predicted from its own sequence and no
+other.
+"""
 
 from __future__ import annotations
 
@@ -12,16 +14,27 @@ from nanomath.training.logprobs import response_logprobs, response_scores
 
 some_lengths = st.lists(st.integers(1, 30), max_size=25)
 examples = st.lists(
-    st.builds(Example, st.lists(st.integers(1, 99), min_size=1, max_size=5), st.lists(st.integers(1, 99), max_size=6)),
+    st.builds(
+        Example,
+        st.lists(st.integers(1, 99), min_size=1, max_size=5),
+        st.lists(st.integers(1, 99), max_size=6),
+    ),
     min_size=1,
     max_size=7,
 )
-FIXED = [Example([3, 5, 7], [11, 13]), Example([2], [0, 0, 0, 9, 8, 7]), Example([6, 6], []), Example([4] * 4, [0])]
+FIXED = [
+    Example([3, 5, 7], [11, 13]),
+    Example([2], [0, 0, 0, 9, 8, 7]),
+    Example([6, 6], []),
+    Example([4] * 4, [0]),
+]
 
 
 def alone(model, example: Example, temperature: float = 1.0) -> torch.Tensor:
     """Logprobs of one response from a plain forward pass."""
-    logits = model(torch.tensor([example.prompt + example.response]))[0, len(example.prompt) - 1 : -1]
+    logits = model(torch.tensor([example.prompt + example.response]))[
+        0, len(example.prompt) - 1 : -1
+    ]
     chosen = torch.tensor(example.response, dtype=torch.int64)[:, None]
     return (logits / temperature).log_softmax(-1).gather(-1, chosen)[:, 0]
 
@@ -35,7 +48,9 @@ def test_documents_do_not_see_one_another(new_model, family_shape, row_length, t
         logprobs, entropy = response_logprobs(model, batch, temperature)
         for row, example in zip(logprobs, FIXED, strict=True):
             n = len(example.response)
-            torch.testing.assert_close(row[:n], alone(model, example, temperature), rtol=0, atol=1e-10)
+            torch.testing.assert_close(
+                row[:n], alone(model, example, temperature), rtol=0, atol=1e-10
+            )
             assert torch.equal(row[n:], torch.zeros(6 - n, dtype=torch.float64))
     assert (entropy[1] > 0).all() and not entropy.requires_grad
 
@@ -55,7 +70,9 @@ def test_score_is_the_same_for_every_budget(new_model):
         for row, example in zip(expected, FIXED, strict=True):
             row[: len(example.response)] = alone(model, example)
     for budget in (0, 1, 8, 1000):
-        torch.testing.assert_close(response_scores(model, FIXED, budget)[0], expected, rtol=0, atol=1e-5)
+        torch.testing.assert_close(
+            response_scores(model, FIXED, budget)[0], expected, rtol=0, atol=1e-5
+        )
 
 
 @settings(max_examples=60, deadline=None)
@@ -82,7 +99,9 @@ def test_every_response_token_has_its_place(sequences, row_length):
 
 def test_to_moves_every_field():
     moved = make_batch(FIXED, 20).to("meta")
-    assert all(getattr(moved, name).device.type == "meta" for name in moved.__dataclass_fields__)
+    assert all(
+        getattr(moved, name).device.type == "meta" for name in moved.__dataclass_fields__
+    )
     assert make_batch(FIXED).to("cpu").documents is None
 
 
@@ -95,7 +114,10 @@ def test_micro_batches_cover_everything_once_within_the_budget(lengths, budget):
     if budget == 0:
         assert len(groups) <= 1
     else:
-        assert all(len(group) == 1 or len(group) * max(lengths[i] for i in group) <= budget for group in groups)
+        assert all(
+            len(group) == 1 or len(group) * max(lengths[i] for i in group) <= budget
+            for group in groups
+        )
 
 
 @settings(max_examples=100, deadline=None)

@@ -21,13 +21,17 @@ from nanomath.data.problem_sets import Fields, load_problems
 
 ROW = {"question": "2 + 3?", "answer": "5"}
 SHARED = Path(__file__).parents[3] / "shared" / "data"
-needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason="the folder of public data sets is not here")
+needs_shared = pytest.mark.skipif(
+    not SHARED.is_dir(), reason="the folder of public data sets is not here"
+)
 
 
 def write(folder: Path, name: str, *lines: object) -> Path:
     """A file of these lines, those that are no text as JSON."""
     path = folder / name
-    text = "".join((line if isinstance(line, str) else json.dumps(line)) + "\n" for line in lines)
+    text = "".join(
+        (line if isinstance(line, str) else json.dumps(line)) + "\n" for line in lines
+    )
     path.write_bytes(gzip.compress(text.encode()) if name.endswith(".gz") else text.encode())
     return path
 
@@ -39,9 +43,13 @@ def error_of(path: Path | str, fields: Fields | None = None, **options: object) 
     return str(caught.value).replace(str(path), Path(path).name)
 
 
-# --- formats ---------------------------------------------------------------------------------------------------------
+# --- formats
+# ---------------------------------------------------------------------------------------------
 
-ROWS = [{"question": "2 + 3?", "answer": "5", "level": "1"}, {"question": 'a, "b"?', "answer": "c", "level": "2"}]
+ROWS = [
+    {"question": "2 + 3?", "answer": "5", "level": "1"},
+    {"question": 'a, "b"?', "answer": "c", "level": "2"},
+]
 CONTENTS = {
     "set.jsonl": "".join(json.dumps(row) + "\n" for row in ROWS),
     "set.json": json.dumps(ROWS, indent=4),
@@ -59,7 +67,9 @@ EXPECTED = [
 @pytest.mark.parametrize("start", ["", "\ufeff"], ids=["", "byte order mark"])
 @pytest.mark.parametrize("newline", ["\n", "\r\n"])
 @pytest.mark.parametrize("end", ["", "\n\n"], ids=["", "blank last lines"])
-def test_formats(tmp_path: Path, name: str, suffix: str, start: str, newline: str, end: str) -> None:
+def test_formats(
+    tmp_path: Path, name: str, suffix: str, start: str, newline: str, end: str
+) -> None:
     data = (start + CONTENTS[name] + end).replace("\n", newline).encode()
     path = tmp_path / (name + suffix)
     path.write_bytes(gzip.compress(data) if suffix else data)
@@ -70,9 +80,13 @@ def test_parquet(tmp_path: Path) -> None:
     pyarrow = pytest.importorskip("pyarrow")
     parquet = pytest.importorskip("pyarrow.parquet")
     path = tmp_path / "set.parquet"
-    parquet.write_table(pyarrow.Table.from_pylist([{"question": "2 + 3?", "answer": 5.0, "tags": ["a"]}]), path)
+    parquet.write_table(
+        pyarrow.Table.from_pylist([{"question": "2 + 3?", "answer": 5.0, "tags": ["a"]}]), path
+    )
     assert load_problems(path) == [Problem("set-0", "2 + 3?", "5", None, {"tags": ["a"]})]
-    assert error_of(path, Fields(answer="gold")).startswith("set.parquet: row 0: no answer field (expected gold)")
+    assert error_of(path, Fields(answer="gold")).startswith(
+        "set.parquet: row 0: no answer field (expected gold)"
+    )
     path.write_bytes(b"PAR1 and nothing else")
     assert error_of(path).startswith("set.parquet: not a parquet file: ")
 
@@ -80,15 +94,21 @@ def test_parquet(tmp_path: Path) -> None:
 def test_parquet_without_pyarrow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     monkeypatch.delitem(sys.modules, "pyarrow.parquet", raising=False)
-    with pytest.raises(ModuleNotFoundError, match=r"set\.parquet: reading parquet needs pyarrow: pip install pyarrow"):
+    with pytest.raises(
+        ModuleNotFoundError,
+        match=r"set\.parquet: reading parquet needs pyarrow: pip install pyarrow",
+    ):
         load_problems(write(tmp_path, "set.parquet"))
 
 
 @pytest.mark.parametrize(
-    "content", [{"canary": "x", "examples": [ROW], "more": [1]}, {"version": 1, "data": [ROW]}, [ROW]]
+    "content",
+    [{"canary": "x", "examples": [ROW], "more": [1]}, {"version": 1, "data": [ROW]}, [ROW]],
 )
 def test_shapes_of_json(tmp_path: Path, content: object) -> None:
-    assert load_problems(write(tmp_path, "set.json", content)) == [Problem("set-0", "2 + 3?", "5")]
+    assert load_problems(write(tmp_path, "set.json", content)) == [
+        Problem("set-0", "2 + 3?", "5")
+    ]
 
 
 def test_a_table_without_a_header_has_numbered_columns(tmp_path: Path) -> None:
@@ -102,38 +122,73 @@ def test_a_table_without_a_header_has_numbered_columns(tmp_path: Path) -> None:
 
 @settings(deadline=None, max_examples=50)
 @given(
-    texts=st.lists(st.text(min_size=1).filter(lambda text: text.strip() and "\0" not in text), min_size=1, max_size=4)
+    texts=st.lists(
+        st.text(min_size=1).filter(lambda text: text.strip() and "\0" not in text),
+        min_size=1,
+        max_size=4,
+    )
 )
-def test_texts_survive_jsonl_and_csv(tmp_path_factory: pytest.TempPathFactory, texts: list[str]) -> None:
+def test_texts_survive_jsonl_and_csv(
+    tmp_path_factory: pytest.TempPathFactory, texts: list[str]
+) -> None:
     folder = tmp_path_factory.mktemp("texts")
     expected = [(f"set-{row}", text.strip()) for row, text in enumerate(texts)]
-    rows = "".join(json.dumps({"question": text, "answer": "1"}, ensure_ascii=False) + "\n" for text in texts)
+    rows = "".join(
+        json.dumps({"question": text, "answer": "1"}, ensure_ascii=False) + "\n"
+        for text in texts
+    )
     (folder / "set.jsonl").write_bytes(rows.encode())
     table = io.StringIO(newline="")
-    csv.writer(table, quoting=csv.QUOTE_ALL).writerows([["question", "answer"], *([text, "1"] for text in texts)])
+    csv.writer(table, quoting=csv.QUOTE_ALL).writerows(
+        [["question", "answer"], *([text, "1"] for text in texts)]
+    )
     (folder / "set.csv").write_bytes(table.getvalue().encode())
     for name in ("set.jsonl", "set.csv"):
-        assert [(problem.id, problem.question) for problem in load_problems(folder / name)] == expected
+        assert [
+            (problem.id, problem.question) for problem in load_problems(folder / name)
+        ] == expected
 
 
-# --- fields ----------------------------------------------------------------------------------------------------------
+# --- fields
+# ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("row", "expected"),
     [
-        ({"problem": "q", "answer": "1", "solution": "s", "unique_id": "u"}, Problem("u", "q", "1", "s")),
+        (
+            {"problem": "q", "answer": "1", "solution": "s", "unique_id": "u"},
+            Problem("u", "q", "1", "s"),
+        ),
         ({"prompt": "q", "answer": "1", "id": 7}, Problem("7", "q", "1")),
-        ({"Body": "b.", "Question": "q", "Answer": 51.0, "ID": "c"}, Problem("c", "b. q", "51")),
+        (
+            {"Body": "b.", "Question": "q", "Answer": 51.0, "ID": "c"},
+            Problem("c", "b. q", "51"),
+        ),
         ({"Question": "q", "Answer": 0.5}, Problem("set-0", "q", "0.5")),
         ({"input": "q", "target": "t"}, Problem("set-0", "q", "t")),
-        ({"question": " q ", "answer": " 1 ", "n": None}, Problem("set-0", "q", "1", None, {"n": None})),
+        (
+            {"question": " q ", "answer": " 1 ", "n": None},
+            Problem("set-0", "q", "1", None, {"n": None}),
+        ),
         ({"question": "q", "answer": -3, "solution": None}, Problem("set-0", "q", "-3")),
-        ({"question": "q", "answer": "1", "solution": "", "id": ""}, Problem("set-0", "q", "1")),
-        ({"question": "q", "problem": "p", "answer": "1"}, Problem("set-0", "q", "1", None, {"problem": "p"})),
+        (
+            {"question": "q", "answer": "1", "solution": "", "id": ""},
+            Problem("set-0", "q", "1"),
+        ),
+        (
+            {"question": "q", "problem": "p", "answer": "1"},
+            Problem("set-0", "q", "1", None, {"problem": "p"}),
+        ),
         ({"question": "q", "answer": "so\n#### 4\n"}, Problem("set-0", "q", "4", "so")),
-        ({"question": "q", "answer": "a #### b #### 4"}, Problem("set-0", "q", "4", "a #### b")),
-        ({"question": "q", "answer": "so #### 4", "solution": "s"}, Problem("set-0", "q", "4", "s")),
+        (
+            {"question": "q", "answer": "a #### b #### 4"},
+            Problem("set-0", "q", "4", "a #### b"),
+        ),
+        (
+            {"question": "q", "answer": "so #### 4", "solution": "s"},
+            Problem("set-0", "q", "4", "s"),
+        ),
     ],
 )
 def test_usual_names_need_no_mapping(tmp_path: Path, row: dict, expected: Problem) -> None:
@@ -143,16 +198,24 @@ def test_usual_names_need_no_mapping(tmp_path: Path, row: dict, expected: Proble
 @pytest.mark.parametrize(
     ("row", "expected"),
     [
-        ({"Problem": "q", "Answer": "1", "Solution": "s", "Id": "u"}, Problem("u", "q", "1", "s")),
+        (
+            {"Problem": "q", "Answer": "1", "Solution": "s", "Id": "u"},
+            Problem("u", "q", "1", "s"),
+        ),
         ({"QUESTION": "q", "ANSWER": "1"}, Problem("set-0", "q", "1")),
         ({"BODY": "b.", "QUESTION": "q", "Target": "1"}, Problem("set-0", "b. q", "1")),
-        ({"Question": "no", "question": "q", "Answer": "0", "answer": "1"}, {"Question": "no", "Answer": "0"}),
+        (
+            {"Question": "no", "question": "q", "Answer": "0", "answer": "1"},
+            {"Question": "no", "Answer": "0"},
+        ),
         ({"Question": "no", "problem": "q", "answer": "1"}, {"Question": "no"}),
     ],
 )
 def test_usual_names_in_capitals(tmp_path: Path, row: dict, expected: Problem | dict) -> None:
     """They stand in where none is written in the usual way."""
-    expected = Problem("set-0", "q", "1", None, expected) if isinstance(expected, dict) else expected
+    expected = (
+        Problem("set-0", "q", "1", None, expected) if isinstance(expected, dict) else expected
+    )
     assert load_problems(write(tmp_path, "set.jsonl", row)) == [expected]
 
 
@@ -168,18 +231,32 @@ NESTED = {
     ("fields", "expected"),
     [
         (Fields(("prompt.1.content",), "reward_model.ground_truth"), ("set-0", "2 + 3?", "5")),
-        (Fields(("prompt.-1.content",), "reward_model.ground_truth", id="extra_info.index"), ("7", "2 + 3?", "5")),
-        (Fields(("reward_model.style", "prompt.0.role"), "prompt.1.role"), ("set-0", "rule system", "user")),
+        (
+            Fields(("prompt.-1.content",), "reward_model.ground_truth", id="extra_info.index"),
+            ("7", "2 + 3?", "5"),
+        ),
+        (
+            Fields(("reward_model.style", "prompt.0.role"), "prompt.1.role"),
+            ("set-0", "rule system", "user"),
+        ),
     ],
 )
 @pytest.mark.parametrize("name", ["set.jsonl", "set.json"])
-def test_names_of_fields_in_fields(tmp_path: Path, name: str, fields: Fields, expected: tuple[str, ...]) -> None:
-    (problem,) = load_problems(write(tmp_path, name, NESTED if name == "set.jsonl" else [NESTED]), fields)
-    assert (problem.id, problem.question, problem.answer, problem.metadata) == (*expected, NESTED)
+def test_names_of_fields_in_fields(
+    tmp_path: Path, name: str, fields: Fields, expected: tuple[str, ...]
+) -> None:
+    (problem,) = load_problems(
+        write(tmp_path, name, NESTED if name == "set.jsonl" else [NESTED]), fields
+    )
+    assert (problem.id, problem.question, problem.answer, problem.metadata) == (
+        *expected,
+        NESTED,
+    )
 
 
 @pytest.mark.parametrize(
-    "path", ["prompt.2.content", "prompt.user", "prompt.0.0", "reward_model", "reward_model.", "x.y"]
+    "path",
+    ["prompt.2.content", "prompt.user", "prompt.0.0", "reward_model", "reward_model.", "x.y"],
 )
 def test_paths_that_lead_to_no_text(tmp_path: Path, path: str) -> None:
     error = error_of(write(tmp_path, "set.jsonl", NESTED), Fields(("prompt.1.content",), path))
@@ -218,14 +295,23 @@ def test_answers_that_are_no_text(tmp_path: Path, written: str, answer: str) -> 
 
 
 def test_numbers_remain_numbers_in_metadata(tmp_path: Path) -> None:
-    path = write(tmp_path, "set.jsonl", '{"question": "q", "answer": "1", "a": 0.50, "b": [1.0], "c": NaN, "d": null}')
+    path = write(
+        tmp_path,
+        "set.jsonl",
+        '{"question": "q", "answer": "1", "a": 0.50, "b": [1.0], "c": NaN, "d": null}',
+    )
     metadata = load_problems(path)[0].metadata
     assert metadata == {"a": 0.5, "b": [1.0], "c": None, "d": None}
-    assert json.dumps(pickle.loads(pickle.dumps(metadata))) == '{"a": 0.5, "b": [1.0], "c": null, "d": null}'
+    assert (
+        json.dumps(pickle.loads(pickle.dumps(metadata)))
+        == '{"a": 0.5, "b": [1.0], "c": null, "d": null}'
+    )
 
 
 def test_a_list_of_one_text_is_that_text(tmp_path: Path) -> None:
-    path = write(tmp_path, "set.jsonl", {"question": ["q"], "answer": ["1"], "solution": ["s"]})
+    path = write(
+        tmp_path, "set.jsonl", {"question": ["q"], "answer": ["1"], "solution": ["s"]}
+    )
     assert load_problems(path) == [Problem("set-0", "q", "1", "s")]
 
 
@@ -236,8 +322,19 @@ WORKED = [
     "太郎はりんごを三つ持っています。花子から二つもらいました。合わせると 3 + 2 = 5 になります。",
 ]
 ANSWERS = [
-    *("Paris", "the empty set", "no solution", "18", "x = 1 and y = 2", "all real numbers except 2 and 3"),
-    *("every prime number that leaves the remainder 1 when it is divided by 4", "Mr. Smith", "3 p.m. on Monday"),
+    *(
+        "Paris",
+        "the empty set",
+        "no solution",
+        "18",
+        "x = 1 and y = 2",
+        "all real numbers except 2 and 3",
+    ),
+    *(
+        "every prime number that leaves the remainder 1 when it is divided by 4",
+        "Mr. Smith",
+        "3 p.m. on Monday",
+    ),
     *(
         r"\begin{pmatrix} 1 & 2 \\ 3 & 4 \end{pmatrix}",
         r"f(x) = \begin{cases} 2x & \text{if } x > 0 \\ 0 & \text{else}",
@@ -262,7 +359,12 @@ def test_a_gold_answer_that_nothing_can_match_is_refused(tmp_path: Path, gold: s
 
 @pytest.mark.parametrize("gold", ANSWERS)
 def test_answers_in_words_are_answers(tmp_path: Path, gold: str) -> None:
-    assert load_problems(write(tmp_path, "set.jsonl", {"question": "q", "answer": gold}))[0].answer == gold
+    assert (
+        load_problems(write(tmp_path, "set.jsonl", {"question": "q", "answer": gold}))[
+            0
+        ].answer
+        == gold
+    )
 
 
 @pytest.mark.parametrize("delimiter", [",", "\t"])
@@ -279,8 +381,13 @@ def test_cells_of_any_length_and_odd_rows(tmp_path: Path, delimiter: str) -> Non
 
 def test_lines_of_json_in_a_json_file(tmp_path: Path) -> None:
     path = write(tmp_path, "set.json", ROW, "", {**ROW, "level": 2})
-    assert load_problems(path) == [Problem("set-0", "2 + 3?", "5"), Problem("set-1", "2 + 3?", "5", None, {"level": 2})]
-    assert error_of(write(tmp_path, "set.json", ROW, "{")).startswith("set.json:2: not valid JSON: Expecting property")
+    assert load_problems(path) == [
+        Problem("set-0", "2 + 3?", "5"),
+        Problem("set-1", "2 + 3?", "5", None, {"level": 2}),
+    ]
+    assert error_of(write(tmp_path, "set.json", ROW, "{")).startswith(
+        "set.json:2: not valid JSON: Expecting property"
+    )
 
 
 def test_a_mapping(tmp_path: Path) -> None:
@@ -293,11 +400,19 @@ def test_a_mapping(tmp_path: Path) -> None:
         "question": "no",
     }
     path = write(tmp_path, "set.jsonl", row)
-    fields = Fields(question=("task", "text"), answer="gold", id="key", answer_after="A:", remove=r"<<[^>]*>>")
+    fields = Fields(
+        question=("task", "text"),
+        answer="gold",
+        id="key",
+        answer_after="A:",
+        remove=r"<<[^>]*>>",
+    )
     assert load_problems(path, fields) == [
         Problem("k", "Add. 2 + 3", "5", "so 5.", {"why": "<<x>>why", "question": "no"}),
     ]
-    fields = Fields(question=("text",), answer="gold", solution="why", id="key", answer_after="")
+    fields = Fields(
+        question=("text",), answer="gold", solution="why", id="key", answer_after=""
+    )
     problem = load_problems(path, fields)[0]
     assert (problem.answer, problem.solution) == ("so <<2+3=5>>5. A: 5", "<<x>>why")
 
@@ -308,7 +423,9 @@ def test_an_empty_marker_keeps_the_answer_field_whole(tmp_path: Path) -> None:
 
 
 def test_skip_and_limit_count_rows_of_the_file(tmp_path: Path) -> None:
-    path = write(tmp_path, "set.jsonl", *({"question": f"q{row}", "answer": row} for row in range(5)))
+    path = write(
+        tmp_path, "set.jsonl", *({"question": f"q{row}", "answer": row} for row in range(5))
+    )
     ids = [problem.id for problem in load_problems(path)]
     assert ids == [f"set-{row}" for row in range(5)]
     assert [problem.id for problem in load_problems(path, skip=1, limit=2)] == ids[1:3]
@@ -316,7 +433,8 @@ def test_skip_and_limit_count_rows_of_the_file(tmp_path: Path) -> None:
     assert [problem.id for problem in load_problems(path, limit=9)] == ids
 
 
-# --- errors ----------------------------------------------------------------------------------------------------------
+# --- errors
+# ---------------------------------------------------------------------------------------------
 
 
 ANY_ANSWER = "set.jsonl:1: no answer field (expected answer, Answer, target); the fields are: "
@@ -329,7 +447,10 @@ ANY_ANSWER = "set.jsonl:1: no answer field (expected answer, Answer, target); th
             [ROW, "", "{'a': 1}"],
             "set.jsonl:3: not valid JSON: Expecting property name enclosed in double quotes (column 2)",
         ),
-        ([ROW, '{"question": "q", "ans'], "set.jsonl:2: not valid JSON: Unterminated string starting at (column 19)"),
+        (
+            [ROW, '{"question": "q", "ans'],
+            "set.jsonl:2: not valid JSON: Unterminated string starting at (column 19)",
+        ),
         ([ROW, [1]], "set.jsonl:2: expected an object with named fields, got list"),
         (
             [{"text": "q", "answer": "1"}],
@@ -379,7 +500,10 @@ ANY_ANSWER = "set.jsonl:1: no answer field (expected answer, Answer, target); th
             ['{"question": "q", "answer": 1e400}'],
             "set.jsonl:1: field 'answer': expected text or a finite number, got inf",
         ),
-        ([ROW, '{"question": "q", "answer": 1, "answer": 2}'], "set.jsonl:2: the field 'answer' is there twice"),
+        (
+            [ROW, '{"question": "q", "answer": 1, "answer": 2}'],
+            "set.jsonl:2: the field 'answer' is there twice",
+        ),
         (
             [ROW, '{"question": "a \\ud83d b", "answer": 1}'],
             "set.jsonl:2: field 'question': half a surrogate pair, which is no character: 'a \\ud83d b'",
@@ -392,7 +516,10 @@ ANY_ANSWER = "set.jsonl:1: no answer field (expected answer, Answer, target); th
             ['{"question": "q", "answer": 1, "\\ud800": 1}'],
             "set.jsonl:1: field '\\ud800': half a surrogate pair, which is no character: '\\ud800'",
         ),
-        (['{"question": "q", "answer": 1, "x": ' + "[" * 10**5], "set.jsonl:1: JSON that is nested too deeply"),
+        (
+            ['{"question": "q", "answer": 1, "x": ' + "[" * 10**5],
+            "set.jsonl:1: JSON that is nested too deeply",
+        ),
         (
             [{**ROW, "x": json.loads("[" * 120 + "]" * 120)}],
             "set.jsonl:1: field 'x': lists or objects in one another, more than 100",
@@ -406,26 +533,60 @@ ANY_ANSWER = "set.jsonl:1: no answer field (expected answer, Answer, target); th
         (["", " "], "set.jsonl: no problems"),
     ],
 )
-def test_errors_name_the_file_and_the_line(tmp_path: Path, lines: list[object], message: str) -> None:
+def test_errors_name_the_file_and_the_line(
+    tmp_path: Path, lines: list[object], message: str
+) -> None:
     assert error_of(write(tmp_path, "set.jsonl", *lines)) == message
 
 
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("set.json", "[1,\n2", "set.json:2: not valid JSON: Expecting ',' delimiter (column 2)"),
-        ("set.json", '[{"question": "q", "answer": ""}]', "set.json: row 0: the answer is empty"),
-        ("set.json", '{"a": [], "b": []}', "set.json: expected a list of records, or an object with one list or"),
-        ("set.json", '{"examples": 3}', "set.json: expected a list of records, or an object with one list or"),
-        ("set.json", "3", "set.json: expected a list of records, or an object with one list or a list called examples"),
+        (
+            "set.json",
+            "[1,\n2",
+            "set.json:2: not valid JSON: Expecting ',' delimiter (column 2)",
+        ),
+        (
+            "set.json",
+            '[{"question": "q", "answer": ""}]',
+            "set.json: row 0: the answer is empty",
+        ),
+        (
+            "set.json",
+            '{"a": [], "b": []}',
+            "set.json: expected a list of records, or an object with one list or",
+        ),
+        (
+            "set.json",
+            '{"examples": 3}',
+            "set.json: expected a list of records, or an object with one list or",
+        ),
+        (
+            "set.json",
+            "3",
+            "set.json: expected a list of records, or an object with one list or a list called examples",
+        ),
         ("set.json", "[]", "set.json: no problems"),
         ("set.csv", "question,answer\na,b,c\n", "set.csv:2: expected 2 columns, got 3"),
         ("set.csv", 'question,answer\n\n"a\nb",\n', "set.csv:4: the answer is empty"),
         ("set.csv", 'question,answer\n"a"b,c\n', "set.csv:2: ',' expected after '\"'"),
         ("set.csv", "question,answer\n", "set.csv: no problems"),
-        ("set.csv", "\nquestion, answer,answer\na,b,c\n", "set.csv:2: two columns are called 'answer'"),
-        ("set.tsv", "question\tanswer\tquestion\na\tb\tc\n", "set.tsv:1: two columns are called 'question'"),
-        ("set.csv", '"ques\ntion",answer\na,b\n', "set.csv:3: no question field (expected question, "),
+        (
+            "set.csv",
+            "\nquestion, answer,answer\na,b,c\n",
+            "set.csv:2: two columns are called 'answer'",
+        ),
+        (
+            "set.tsv",
+            "question\tanswer\tquestion\na\tb\tc\n",
+            "set.tsv:1: two columns are called 'question'",
+        ),
+        (
+            "set.csv",
+            '"ques\ntion",answer\na,b\n',
+            "set.csv:3: no question field (expected question, ",
+        ),
         (
             "set.json",
             '[{"question": "\\udc00", "answer": 1}]',
@@ -439,7 +600,11 @@ def test_errors_name_the_file_and_the_line(tmp_path: Path, lines: list[object], 
         ("set.json", "[" * 10**5, "set.json: JSON that is nested too deeply"),
         ("set.json", "[" + "1" * 5000 + "]", "set.json: Exceeds the limit (4300 digits)"),
         ("set.jsonl", "\n" + "1" * 5000, "set.jsonl:2: Exceeds the limit (4300 digits)"),
-        ("set.tsv", "question,answer\na,b\n", "set.tsv:2: no question field (expected question, "),
+        (
+            "set.tsv",
+            "question,answer\na,b\n",
+            "set.tsv:2: no question field (expected question, ",
+        ),
         ("set.tsv.gz", "question\tanswer", "set.tsv.gz: not a whole gzip file: "),
         (
             "set.txt",
@@ -448,7 +613,9 @@ def test_errors_name_the_file_and_the_line(tmp_path: Path, lines: list[object], 
         ),
     ],
 )
-def test_errors_of_the_other_formats(tmp_path: Path, name: str, text: str, message: str) -> None:
+def test_errors_of_the_other_formats(
+    tmp_path: Path, name: str, text: str, message: str
+) -> None:
     path = tmp_path / name
     path.write_bytes(text.encode())
     assert error_of(path).startswith(message)
@@ -461,14 +628,24 @@ def test_errors_of_the_other_formats(tmp_path: Path, name: str, text: str, messa
             Fields(question=("question", "body")),
             "no question field (expected question + body); the fields are: question,",
         ),
-        (Fields(answer="gold"), "no answer field (expected gold); the fields are: question, answer"),
-        (Fields(solution="why"), "no solution field (expected why); the fields are: question, answer"),
+        (
+            Fields(answer="gold"),
+            "no answer field (expected gold); the fields are: question, answer",
+        ),
+        (
+            Fields(solution="why"),
+            "no solution field (expected why); the fields are: question, answer",
+        ),
         (Fields(id="key"), "no id field (expected key); the fields are: question, answer"),
         (Fields(answer_after="A:"), "no 'A:' in the answer field"),
     ],
 )
-def test_a_field_that_is_named_must_be_there(tmp_path: Path, fields: Fields, message: str) -> None:
-    assert error_of(write(tmp_path, "set.jsonl", ROW), fields).startswith(f"set.jsonl:1: {message}")
+def test_a_field_that_is_named_must_be_there(
+    tmp_path: Path, fields: Fields, message: str
+) -> None:
+    assert error_of(write(tmp_path, "set.jsonl", ROW), fields).startswith(
+        f"set.jsonl:1: {message}"
+    )
 
 
 def test_other_errors(tmp_path: Path) -> None:
@@ -485,15 +662,20 @@ def test_other_errors(tmp_path: Path) -> None:
         Fields(remove="(")
 
 
-@pytest.mark.parametrize("source", ["none.jsonl", "data/none.jsonl.gz", "none", "a/b/c", "org/name:", "./org/name"])
+@pytest.mark.parametrize(
+    "source", ["none.jsonl", "data/none.jsonl.gz", "none", "a/b/c", "org/name:", "./org/name"]
+)
 def test_a_file_that_is_not_there(source: str) -> None:
     with pytest.raises(FileNotFoundError) as caught:
         load_problems(source)
-    message = f"problem set not found: {source} (expected a file, or org/name of a hub dataset)"
+    message = (
+        f"problem set not found: {source} (expected a file, or org/name of a hub dataset)"
+    )
     assert str(caught.value) == message
 
 
-# --- the hub, from its cache -----------------------------------------------------------------------------------------
+# --- the hub, from its cache
+# -----------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -508,39 +690,64 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for folder in ("main", "socratic"):
         (snapshot / folder).mkdir(parents=True)
         write(snapshot / folder, "test.jsonl", {"question": folder, "answer": "1"})
-    write(snapshot / "main", "train-00000-of-00002.jsonl", {"question": "first", "answer": "1"})
-    write(snapshot / "main", "train-00001-of-00002-0a1b.jsonl", {"question": "second", "answer": "2"})
+    write(
+        snapshot / "main", "train-00000-of-00002.jsonl", {"question": "first", "answer": "1"}
+    )
+    write(
+        snapshot / "main",
+        "train-00001-of-00002-0a1b.jsonl",
+        {"question": "second", "answer": "2"},
+    )
     write(snapshot / "main", "train_extra.jsonl", {"question": "no", "answer": "0"})
     write(snapshot, "validation.jsonl", {"question": "top", "answer": "1"})
     return snapshot
 
 
 def test_a_hub_dataset_in_parts(cache: Path) -> None:
-    expected = [Problem("maths-train-0", "first", "1"), Problem("maths-train-1", "second", "2")]
-    assert load_problems("org/maths:main") == load_problems("org/maths", split="train") == expected
+    expected = [
+        Problem("maths-train-0", "first", "1"),
+        Problem("maths-train-1", "second", "2"),
+    ]
+    assert (
+        load_problems("org/maths:main")
+        == load_problems("org/maths", split="train")
+        == expected
+    )
     assert load_problems("org/maths:main", skip=1) == expected[1:]
 
 
 def test_the_split_and_the_config_of_a_hub_dataset(cache: Path) -> None:
-    assert load_problems("org/maths:socratic", split="test") == [Problem("maths-test-0", "socratic", "1")]
-    assert load_problems("org/maths", split="validation") == [Problem("maths-validation-0", "top", "1")]
+    assert load_problems("org/maths:socratic", split="test") == [
+        Problem("maths-test-0", "socratic", "1")
+    ]
+    assert load_problems("org/maths", split="validation") == [
+        Problem("maths-validation-0", "top", "1")
+    ]
     with pytest.raises(ValueError) as caught:
         load_problems("org/maths", split="test")
-    assert str(caught.value) == "org/maths: several configs; choose one, as org/maths:main, of main, socratic"
+    assert (
+        str(caught.value)
+        == "org/maths: several configs; choose one, as org/maths:main, of main, socratic"
+    )
 
 
 def test_a_split_or_dataset_that_the_hub_does_not_have(cache: Path) -> None:
     with pytest.raises(FileNotFoundError) as caught:
         load_problems("org/maths:socratic", split="train")
-    assert str(caught.value) == "org/maths: no file of the split 'train' of the config 'socratic' in the hub dataset"
+    assert (
+        str(caught.value)
+        == "org/maths: no file of the split 'train' of the config 'socratic' in the hub dataset"
+    )
     with pytest.raises(
-        FileNotFoundError, match="problem set not found: org/other is no file, and from the hub: "
+        FileNotFoundError,
+        match="problem set not found: org/other is no file, and from the hub: ",
     ) as caught:
         load_problems("org/other")
     assert "\n" not in str(caught.value)
 
 
-# --- public sets -----------------------------------------------------------------------------------------------------
+# --- public sets
+# ---------------------------------------------------------------------------------------------
 
 
 @needs_shared
@@ -551,13 +758,21 @@ def test_a_split_or_dataset_that_the_hub_does_not_have(cache: Path) -> None:
         ("gsm8k/test.jsonl", {}, 1319, "test-0", "18"),
         ("svamp/SVAMP.json", {}, 1000, "chal-1", "51"),
         ("svamp/test.jsonl", {}, 1000, "chal-777", "145"),
-        ("math/math500.jsonl", {}, 500, "test/precalculus/807.json", r"\left( 3, \frac{\pi}{2} \right)"),
+        (
+            "math/math500.jsonl",
+            {},
+            500,
+            "test/precalculus/807.json",
+            r"\left( 3, \frac{\pi}{2} \right)",
+        ),
         ("mgsm/mgsm_en.tsv", {"header": False}, 250, "mgsm_en-0", "18"),
         ("mgsm/mgsm_ja.tsv", {"header": False}, 250, "mgsm_ja-0", "18"),
         ("general/bbh/object_counting.json", {}, 250, "object_counting-0", "8"),
     ],
 )
-def test_public_sets_load_without_a_mapping(name: str, options: dict, count: int, identifier: str, answer: str) -> None:
+def test_public_sets_load_without_a_mapping(
+    name: str, options: dict, count: int, identifier: str, answer: str
+) -> None:
     problems = load_problems(SHARED / name, **options)
     assert len(problems) == count
     assert (problems[0].id, problems[0].answer) == (identifier, answer)
@@ -566,7 +781,11 @@ def test_public_sets_load_without_a_mapping(name: str, options: dict, count: int
 @needs_shared
 def test_gsm8k_without_its_calculator_notes() -> None:
     first = load_problems(SHARED / "gsm8k" / "test.jsonl", Fields(remove=r"<<[^>]*>>"))[0]
-    digest = hashlib.sha256(first.solution.encode()).hexdigest()  # the exact text, without a copy of it here
+    digest = hashlib.sha256(
+        first.solution.encode()
+    ).hexdigest()  # the exact text, without a copy of it here
     assert digest == "0b7b7ad64b22910315ee67483c16ffe1e33e5715fb1358f2b1f9301054c3a334"
     assert first.metadata == {}
-    assert all(p.solution and p.answer for p in load_problems(SHARED / "gsm8k" / "train.jsonl"))
+    assert all(
+        p.solution and p.answer for p in load_problems(SHARED / "gsm8k" / "train.jsonl")
+    )

@@ -12,7 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nanomath.data.problem import Problem
-from nanomath.data.world import FAMILIES, check_steps, generate, pretraining_documents, split_of
+from nanomath.data.world import (
+    FAMILIES,
+    check_steps,
+    generate,
+    pretraining_documents,
+    split_of,
+)
 from nanomath.rewards import is_correct
 
 LANGUAGES = ("en", "ja")
@@ -30,9 +36,13 @@ def accepted(problem: Problem, text: str) -> bool:
 
 @pytest.mark.parametrize("split", SPLITS)
 @pytest.mark.parametrize("family", FAMILIES)
-def test_oracle_accepts_every_reference_solution_even_after_a_trip_through_json(family: str, split: str) -> None:
+def test_oracle_accepts_every_reference_solution_even_after_a_trip_through_json(
+    family: str, split: str
+) -> None:
     for level in range(1, 9):
-        for problem in generate(family, split, 20, seed=level, difficulty=(level, level), languages=LANGUAGES):
+        for problem in generate(
+            family, split, 20, seed=level, difficulty=(level, level), languages=LANGUAGES
+        ):
             saved = Problem(problem.id, "", "", None, json.loads(json.dumps(problem.metadata)))
             steps = problem.solution.split("\n\n")
             assert check_steps(saved, problem.solution) == [True] * len(steps)
@@ -42,12 +52,15 @@ def test_oracle_accepts_every_reference_solution_even_after_a_trip_through_json(
 
 @pytest.mark.parametrize("family", REASONING)
 def test_difficulty_is_the_number_of_steps(family: str) -> None:
-    extra = 2 if family == "sorting" else 1  # the closing step, and sorting n + 1 items takes n comparisons
+    extra = (
+        2 if family == "sorting" else 1
+    )  # the closing step, and sorting n + 1 items takes n comparisons
     for problem in generate(family, "train", 200, difficulty=(2, 7)):
         assert len(problem.solution.split("\n\n")) == problem.metadata["difficulty"] + extra
-    assert {problem.metadata["difficulty"] for problem in generate(family, "train", 200, difficulty=(2, 7))} == {
-        *range(2, 8)
-    }
+    assert {
+        problem.metadata["difficulty"]
+        for problem in generate(family, "train", 200, difficulty=(2, 7))
+    } == {*range(2, 8)}
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -59,7 +72,9 @@ def test_same_arguments_same_problems_and_another_seed_others(family: str) -> No
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_both_languages_word_the_same_problems(family: str) -> None:
-    for english, japanese in zip(*(generate(family, "train", 100, languages=(x,)) for x in LANGUAGES), strict=True):
+    for english, japanese in zip(
+        *(generate(family, "train", 100, languages=(x,)) for x in LANGUAGES), strict=True
+    ):
         assert english.metadata | {"language": "ja"} == japanese.metadata
         assert english.question != japanese.question and english.id != japanese.id
         assert numbers(english.question) == numbers(japanese.question)
@@ -73,7 +88,11 @@ def numbers(text: str) -> list[int]:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_problems_are_distinct_and_languages_take_turns(family: str) -> None:
     problems = generate(family, "train", 100, languages=LANGUAGES)
-    assert len({problem.id for problem in problems}) == len({problem.question for problem in problems}) == 100
+    assert (
+        len({problem.id for problem in problems})
+        == len({problem.question for problem in problems})
+        == 100
+    )
     assert [problem.metadata["language"] for problem in problems] == [*LANGUAGES] * 50
     assert {problem.metadata["group"] for problem in problems} == {FAMILIES[family]}
 
@@ -85,7 +104,9 @@ def test_splits_are_disjoint_across_seeds_and_languages(family: str) -> None:
     for split in SPLITS:
         for seed, language in ((0, "en"), (1, "en"), (0, "ja"), (2, "ja")):
             for problem in generate(family, split, 50, seed, (1, 2), (language,)):
-                content = {key: value for key, value in problem.metadata.items() if key not in surface}
+                content = {
+                    key: value for key, value in problem.metadata.items() if key not in surface
+                }
                 owners.setdefault(json.dumps(content, sort_keys=True), set()).add(split)
     assert all(len(splits) == 1 for splits in owners.values())
 
@@ -98,7 +119,9 @@ def test_split_shares_are_80_10_10() -> None:
 
 
 def test_an_exhausted_split_says_how_many_problems_there_are() -> None:
-    with pytest.raises(ValueError, match=r"facts/test .* only \d+ distinct problems") as caught:
+    with pytest.raises(
+        ValueError, match=r"facts/test .* only \d+ distinct problems"
+    ) as caught:
         generate("facts", "test", 10_000)
     available = int(re.search(r"only (\d+)", str(caught.value)).group(1))
     assert len(generate("facts", "test", available)) == available >= 40
@@ -139,7 +162,9 @@ def read_maths(question: str) -> str:
         if "twice" in event or "half" in event:
             value = value * 2 if "twice" in event else value / 2
             continue
-        (operator,) = [symbol for phrase, symbol in PHRASES.items() if re.search(phrase, event)]
+        (operator,) = [
+            symbol for phrase, symbol in PHRASES.items() if re.search(phrase, event)
+        ]
         value = eval(f"{value}{operator}{numbers(event)[0]}")
         assert 1 <= value <= 99 and value == int(value)
     return str(int(value))
@@ -172,7 +197,9 @@ def read_copying(question: str) -> str:
 
 
 def read_instruction(question: str) -> str:
-    words, kind, times = re.fullmatch(r"Write ([a-z ]+?)(?:,? (in|each|\d+)(.*))\.", question).groups()
+    words, kind, times = re.fullmatch(
+        r"Write ([a-z ]+?)(?:,? (in|each|\d+)(.*))\.", question
+    ).groups()
     if kind.isdigit():
         return (", " if "commas" in times else "-").join([words] * int(kind))
     if kind == "each":
@@ -195,7 +222,10 @@ def test_maths_events_always_change_the_value() -> None:
 
 @pytest.mark.parametrize("language", LANGUAGES)
 def test_boolean_answers_are_not_lopsided(language: str) -> None:
-    answers = Counter(p.answer for p in generate("boolean", "train", 1000, difficulty=(1, 8), languages=(language,)))
+    answers = Counter(
+        p.answer
+        for p in generate("boolean", "train", 1000, difficulty=(1, 8), languages=(language,))
+    )
     assert len(answers) == 2 and min(answers.values()) > 350
 
 
@@ -203,9 +233,15 @@ def test_boolean_answers_are_not_lopsided(language: str) -> None:
 
 
 def corruptions(solution: str, token: str, others: list[str]) -> Iterator[str]:
-    """`solution` with one match of `token` replaced by each of `others`, and numbers also by their neighbours."""
+    """`solution` with one match of `token` replaced by each of `others`, and numbers also by
+    their neighbours.
+    """
     for match in re.finditer(token, solution):
-        near = [str(int(match[0]) + shift) for shift in (-10, -1, 1, 10)] if match[0].isdigit() else []
+        near = (
+            [str(int(match[0]) + shift) for shift in (-10, -1, 1, 10)]
+            if match[0].isdigit()
+            else []
+        )
         for other in {*others, *near, match[0] * 2} - {match[0]}:
             yield solution[: match.start()] + other + solution[match.end() :]
 
@@ -214,7 +250,10 @@ TOKENS = {
     "maths": (r"\d+|[-+*/=]", ["0", "1", "2", "99", "+", "-", "*", "/", "", "1 2"]),
     "sorting": (r"\d+", ["0", "11", "100", ""]),
     "grid": (r"\d+", ["0", "1", "9", "12", ""]),
-    "boolean": (r"\b[B-HJ-SU-Z]\b|true|false|[真偽]", ["true", "false", "真", "偽", "not true", "Q", ""]),
+    "boolean": (
+        r"\b[B-HJ-SU-Z]\b|true|false|[真偽]",
+        ["true", "false", "真", "偽", "not true", "Q", ""],
+    ),
 }
 
 
@@ -231,8 +270,15 @@ def test_oracle_rejects_every_single_token_corruption(family: str, language: str
 @pytest.mark.parametrize("family", NON_REASONING)
 def test_literal_answers_are_compared_to_the_letter(family: str) -> None:
     for problem in generate(family, "train", 50, languages=LANGUAGES):
-        for wrong in (problem.answer.swapcase() + ".", problem.answer[:-1], problem.answer + "a", ""):
-            assert not accepted(problem, problem.solution.replace(f"{{{problem.answer}}}", f"{{{wrong}}}"))
+        for wrong in (
+            problem.answer.swapcase() + ".",
+            problem.answer[:-1],
+            problem.answer + "a",
+            "",
+        ):
+            assert not accepted(
+                problem, problem.solution.replace(f"{{{problem.answer}}}", f"{{{wrong}}}")
+            )
 
 
 @pytest.mark.parametrize("family", REASONING)
@@ -246,11 +292,18 @@ def test_a_wrong_step_makes_all_later_ones_wrong(family: str) -> None:
             assert check_steps(problem, "\n\n".join(changed)) == verdict
             if steps[index : index + 1] != steps[index + 1 : index + 2]:
                 assert check_steps(problem, "\n\n".join(missing)) == verdict[: len(steps) - 1]
-        assert check_steps(problem, "\n\n".join([*steps, steps[-1]])) == [True] * len(steps) + [False]
+        assert check_steps(problem, "\n\n".join([*steps, steps[-1]])) == [True] * len(
+            steps
+        ) + [False]
         assert not is_correct(problem, "\n\n".join(steps[:-1]))
 
 
-MIA = {"family": "maths", "language": "en", "start": 12, "events": [["+", 7], ["-", 9], ["*", 3]]}
+MIA = {
+    "family": "maths",
+    "language": "en",
+    "start": 12,
+    "events": [["+", 7], ["-", 9], ["*", 3]],
+}
 MIA |= {"name": 0, "object": 0, "wording": [0, 0, 0]}
 
 
@@ -285,22 +338,35 @@ def test_order_matters_for_differences_and_boxes_stand_alone() -> None:
     done = "12+7=19\n \n\n19-9=10\n\n 3*10=30\n\n"
     assert check_steps(mia, "12+7=19\n\n9-19=10") == [True, False]
     assert check_steps(mia, done + "\\boxed{30}") == [True] * 4
-    for closing in ("\\boxed{31}", "\\boxed{30} \\boxed{30}", "-\\boxed{30}", "30", "30 or \\boxed{30}"):
+    for closing in (
+        "\\boxed{31}",
+        "\\boxed{30} \\boxed{30}",
+        "-\\boxed{30}",
+        "30",
+        "30 or \\boxed{30}",
+    ):
         assert check_steps(mia, done + closing) == [True] * 3 + [False]
 
 
 def test_problems_of_other_sources_have_no_oracle() -> None:
-    with pytest.raises(ValueError, match="problem gsm8k-1: the oracle needs metadata of the embedded world"):
+    with pytest.raises(
+        ValueError, match="problem gsm8k-1: the oracle needs metadata of the embedded world"
+    ):
         check_steps(Problem("gsm8k-1", "?", "30"), "30")
 
 
-EXAMPLES = [generate(family, "train", 1, difficulty=(4, 4), languages=("ja",))[0] for family in FAMILIES]
+EXAMPLES = [
+    generate(family, "train", 1, difficulty=(4, 4), languages=("ja",))[0]
+    for family in FAMILIES
+]
 GARBAGE = (
     st.text()
     | st.text(alphabet="12379+-*/=(), .\n{}\\")
-    | st.lists(st.sampled_from(["12+7=19", "\n\n", "\\boxed{", "}", "真", "9" * 5000, " ", "(1,2)", "答えは"])).map(
-        "".join
-    )
+    | st.lists(
+        st.sampled_from(
+            ["12+7=19", "\n\n", "\\boxed{", "}", "真", "9" * 5000, " ", "(1,2)", "答えは"]
+        )
+    ).map("".join)
 )
 
 
@@ -321,18 +387,33 @@ def test_pretraining_states_every_fact_whatever_its_split() -> None:
         for problem in generate("facts", split, 40):
             country = re.search(r"of (\w+)|to (\w+)", problem.question)
             name = country[1] or country[2]
-            assert f"The {problem.metadata['attribute']} of {name} is {problem.answer}." in text
+            assert (
+                f"The {problem.metadata['attribute']} of {name} is {problem.answer}." in text
+            )
 
 
 def test_pretraining_covers_every_family_and_never_shows_a_held_out_question() -> None:
     documents = pretraining_documents(2000, seed=5, difficulty=(1, 2))
-    assert len(documents) == 2000 and documents == pretraining_documents(2000, seed=5, difficulty=(1, 2))
+    assert len(documents) == 2000 and documents == pretraining_documents(
+        2000, seed=5, difficulty=(1, 2)
+    )
     shown = {document.split("\n")[0] for document in documents}
     for family in FAMILIES:
         count = 50 if family == "facts" else 200
         for split in ("validation", "test"):
-            assert not shown & {p.question for p in generate(family, split, count, 0, (1, 2), LANGUAGES)}
-    for start in ("Sort", "A robot", "Write", "Copy this", "次をそのまま", "ロボットは", "Mia has", "ミアは"):
+            assert not shown & {
+                p.question for p in generate(family, split, count, 0, (1, 2), LANGUAGES)
+            }
+    for start in (
+        "Sort",
+        "A robot",
+        "Write",
+        "Copy this",
+        "次をそのまま",
+        "ロボットは",
+        "Mia has",
+        "ミアは",
+    ):
         assert any(document.startswith(start) for document in documents)
 
 

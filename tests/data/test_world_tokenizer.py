@@ -45,14 +45,38 @@ def test_the_blank_line_never_merges() -> None:
 
 def test_common_words_are_one_token_with_their_space() -> None:
     assert pieces("Mia has 12 apples.") == ["Mia", " has", " ", "1", "2", " apples", "."]
-    assert pieces("Buying: 12+7=19.") == ["Buying", ":", " ", "1", "2", "+", "7", "=", "1", "9", "."]
-    assert pieces("The answer is \\boxed{3}.") == ["The", " answer", " is", " \\", "boxed", "{", "3", "}."]
+    assert pieces("Buying: 12+7=19.") == [
+        "Buying",
+        ":",
+        " ",
+        "1",
+        "2",
+        "+",
+        "7",
+        "=",
+        "1",
+        "9",
+        ".",
+    ]
+    assert pieces("The answer is \\boxed{3}.") == [
+        "The",
+        " answer",
+        " is",
+        " \\",
+        "boxed",
+        "{",
+        "3",
+        "}.",
+    ]
     assert pieces("ミアは12個") == ["ミア", "は", "1", "2", "個"]
 
 
 def test_vocabulary_is_small_and_opens_with_the_special_tokens() -> None:
     assert TOKENIZER.get_vocab_size() <= 1024
-    assert [TOKENIZER.token_to_id(token) for token in ("<|endoftext|>", "<|user|>", "<|assistant|>")] == [0, 1, 2]
+    assert [
+        TOKENIZER.token_to_id(token)
+        for token in ("<|endoftext|>", "<|user|>", "<|assistant|>")
+    ] == [0, 1, 2]
     assert TOKENIZER.encode("<|user|>7<|assistant|>").ids == [1, TOKENIZER.token_to_id("7"), 2]
 
 
@@ -72,16 +96,35 @@ def test_training_is_the_same_in_every_process() -> None:
     expected = f"{here} {generate('grid', 'test', 3)[2].id}"
     for hash_seed in ("1", "2"):
         command = [sys.executable, "-c", script]
-        environment = {"PYTHONHASHSEED": hash_seed, "PYTHONPATH": ":".join(filter(None, sys.path))}
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+        environment = {
+            "PYTHONHASHSEED": hash_seed,
+            "PYTHONPATH": ":".join(filter(None, sys.path)),
+        }
+        done = subprocess.run(
+            command, env=environment, capture_output=True, text=True, check=True
+        )
         assert done.stdout.strip() == expected
 
 
 def test_chat_template_spends_one_token_on_each_role() -> None:
     template = jinja2.Environment().from_string(CHAT_TEMPLATE)
-    question, answer = {"role": "user", "content": "1+1?"}, {"role": "assistant", "content": "2"}
+    question, answer = (
+        {"role": "user", "content": "1+1?"},
+        {"role": "assistant", "content": "2"},
+    )
     system = {"role": "system", "content": "Be brief."}
-    assert template.render(messages=[question], add_generation_prompt=True) == "<|user|>1+1?<|assistant|>"
-    assert template.render(messages=[question, answer]) == "<|user|>1+1?<|assistant|>2<|endoftext|>"
-    conversation = template.render(messages=[system, question, answer, question], add_generation_prompt=True)
-    assert conversation == "<|user|>Be brief.\n1+1?<|assistant|>2<|endoftext|><|user|>1+1?<|assistant|>"
+    assert (
+        template.render(messages=[question], add_generation_prompt=True)
+        == "<|user|>1+1?<|assistant|>"
+    )
+    assert (
+        template.render(messages=[question, answer])
+        == "<|user|>1+1?<|assistant|>2<|endoftext|>"
+    )
+    conversation = template.render(
+        messages=[system, question, answer, question], add_generation_prompt=True
+    )
+    assert (
+        conversation
+        == "<|user|>Be brief.\n1+1?<|assistant|>2<|endoftext|><|user|>1+1?<|assistant|>"
+    )

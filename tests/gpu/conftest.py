@@ -16,7 +16,9 @@ pytest.importorskip("triton")
 
 @pytest.fixture
 def gpu(monkeypatch) -> Iterator[bool]:
-    """While a test runs there is a device "cuda"; whether it is real. Pages are small, as interpreting is slow."""
+    """While a test runs there is a device "cuda"; whether it is real. Pages are small, as
+    interpreting is slow.
+    """
     monkeypatch.setattr(attention, "PAGE", 64)
     if torch.cuda.is_available():
         yield True
@@ -29,11 +31,21 @@ def gpu(monkeypatch) -> Iterator[bool]:
 
 @pytest.fixture
 def two_models(gpu, new_model) -> Callable[..., tuple[Transformer, Transformer]]:
-    """two_models(dtype, **changes of the config): a small model on the CPU, and the same on the GPU."""
+    """two_models(dtype, **changes of the config): a small model on the CPU, and the same on
+    the GPU.
+    """
 
     def make(dtype: torch.dtype = torch.float32, **changes) -> tuple[Transformer, Transformer]:
-        small = {"hidden_size": 16, "num_heads": 2, "num_kv_heads": 1, "head_dim": 16, "intermediate_size": 16}
-        model = new_model(1, dtype, **{**small, "num_layers": 1, "max_positions": 256, **changes})
+        small = {
+            "hidden_size": 16,
+            "num_heads": 2,
+            "num_kv_heads": 1,
+            "head_dim": 16,
+            "intermediate_size": 16,
+        }
+        model = new_model(
+            1, dtype, **{**small, "num_layers": 1, "max_positions": 256, **changes}
+        )
         return model, copy.deepcopy(model).to("cuda")
 
     return make

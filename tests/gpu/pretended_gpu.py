@@ -1,13 +1,16 @@
-"""A pretended GPU: runs on a machine without one what nanomath does on "cuda", and is as strict about it.
+"""A pretended GPU: runs on a machine without one what nanomath does on "cuda", and is as
+strict about it.
 
-Its tensors say that they are on cuda:0 and compute on the CPU; Triton's kernels are interpreted. As on a GPU
+Its tensors say that they are on cuda:0 and compute on the CPU; Triton's kernels are
+interpreted. As on a GPU
 
 - operations that mix devices are refused, but for copies, indices, and numbers without dimension,
 - memory that was only allocated holds nothing of use: NaN, or integers that are far out of range,
 - a CUDA graph is captured without anything being computed; what makes the host wait, or reads the host's memory, is
   refused; a replay does the same operations on the same memory, and sees nothing of what Python has changed since.
 
-It cannot show what only the hardware does: speed, races, how much memory there is, the sums of tensor cores.
+It cannot show what only the hardware does: speed, races, how much memory there is, the sums of
+tensor cores.
 """
 
 from __future__ import annotations
@@ -32,7 +35,15 @@ aten = torch.ops.aten
 MEMORY = 8 << 30  # bytes it says it has
 INDEXING = {"index", "index_put", "index_put_", "_index_put_impl_"}
 COPIES = {"copy_", "_to_copy"}
-WAITS = {"_local_scalar_dense", "nonzero", "equal", "masked_select", "_unique2", "unique_dim", "repeat_interleave"}
+WAITS = {
+    "_local_scalar_dense",
+    "nonzero",
+    "equal",
+    "masked_select",
+    "_unique2",
+    "unique_dim",
+    "repeat_interleave",
+}
 ALLOCATES = {"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided"}
 
 
@@ -47,7 +58,8 @@ class GpuTensor(Tensor):
     @staticmethod
     def __new__(cls, inner: Tensor) -> GpuTensor:
         layout = inner.size(), inner.stride(), inner.storage_offset()
-        # PyTorch itself must take it for a tensor of the CPU: without CUDA it has no gradients for others.
+        # PyTorch itself must take it for a tensor of the CPU: without CUDA it has no gradients
+        # for others.
         made = Tensor._make_wrapper_subclass(cls, *layout, dtype=inner.dtype, device="cpu")
         made.inner = inner
         return made
@@ -62,7 +74,11 @@ class GpuTensor(Tensor):
         copy = kwargs.pop("copy", False)
         device, dtype, *_ = torch._C._nn._parse_to(*args, **kwargs)
         here = Tensor.to(self, dtype or self.dtype, copy=copy)
-        return here if device is None or device.type == "cuda" else aten._to_copy(here, device=device)
+        return (
+            here
+            if device is None or device.type == "cuda"
+            else aten._to_copy(here, device=device)
+        )
 
     def cpu(self) -> Tensor:
         return self.to("cpu")
@@ -71,7 +87,9 @@ class GpuTensor(Tensor):
         return self.cpu().tolist()
 
     def numpy(self, *_, **__) -> None:
-        raise TypeError("can't convert cuda:0 device type tensor to numpy. Use Tensor.cpu() first")
+        raise TypeError(
+            "can't convert cuda:0 device type tensor to numpy. Use Tensor.cpu() first"
+        )
 
     def data_ptr(self) -> int:
         return self.inner.data_ptr()
@@ -82,7 +100,11 @@ class GpuTensor(Tensor):
     def __deepcopy__(self, memo: dict) -> Tensor:
         if id(self) not in memo:
             copied = GpuTensor(self.inner.detach().clone())
-            memo[id(self)] = nn.Parameter(copied, self.requires_grad) if isinstance(self, nn.Parameter) else copied
+            memo[id(self)] = (
+                nn.Parameter(copied, self.requires_grad)
+                if isinstance(self, nn.Parameter)
+                else copied
+            )
         return memo[id(self)]
 
 
@@ -92,7 +114,9 @@ class Graph:
     def __init__(self) -> None:
         self.operations: list[Callable[[], None]] = []
         self.own: set[int] = set()  # storages that were allocated while it was captured
-        self.before: dict[int, tuple[Tensor, Tensor]] = {}  # memory that is written meanwhile, and what was in it
+        self.before: dict[
+            int, tuple[Tensor, Tensor]
+        ] = {}  # memory that is written meanwhile, and what was in it
         self.alive: list[Tensor] = []
 
     def pool(self) -> int:
@@ -106,14 +130,20 @@ class Graph:
         """Remember what is in the memory of a tensor that the graph did not allocate itself."""
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in self.own | self.before.keys():
-            everything = torch.empty(0, dtype=torch.uint8).set_(storage, 0, (storage.nbytes(),))
+            everything = torch.empty(0, dtype=torch.uint8).set_(
+                storage, 0, (storage.nbytes(),)
+            )
             self.before[storage.data_ptr()] = everything, everything.clone()
 
-    def captured(self, function: torch._ops.OpOverload, run: Callable, inputs: list[Tensor], out: object) -> None:
+    def captured(
+        self, function: torch._ops.OpOverload, run: Callable, inputs: list[Tensor], out: object
+    ) -> None:
         """An operation that gave `out`."""
         outputs = [x for x in tree_leaves(out) if isinstance(x, Tensor)]
         memory = {x.untyped_storage().data_ptr() for x in inputs}
-        fresh = {i: x for i, x in enumerate(outputs) if x.untyped_storage().data_ptr() not in memory}
+        fresh = {
+            i: x for i, x in enumerate(outputs) if x.untyped_storage().data_ptr() not in memory
+        }
         self.own |= {x.untyped_storage().data_ptr() for x in fresh.values()}
         self.alive += [*inputs, *outputs]
 
@@ -123,7 +153,9 @@ class Graph:
                 x.copy_(found[i])
 
         allocates = function.overloadpacket.__name__ in ALLOCATES
-        if function._schema.is_mutable or (fresh and not allocates):  # else it only names memory
+        if function._schema.is_mutable or (
+            fresh and not allocates
+        ):  # else it only names memory
             self.operations.append(again)
 
     def end(self) -> None:
@@ -160,9 +192,13 @@ class PretendedGpu(TorchDispatchMode):
                 self.capturing.will_write(tensor)
         out = _compute(function, name, *here)
         if self.capturing:
-            self.capturing.captured(function, lambda: _compute(function, name, *here), inputs, out)
+            self.capturing.captured(
+                function, lambda: _compute(function, name, *here), inputs, out
+            )
         known = {id(x.inner): x for x in given if isinstance(x, GpuTensor)}
-        return tree_map_only(Tensor, lambda x: known[id(x)] if id(x) in known else GpuTensor(x), out)
+        return tree_map_only(
+            Tensor, lambda x: known[id(x)] if id(x) in known else GpuTensor(x), out
+        )
 
     def _is_on_gpu(self, name: str, kwargs: dict, given: list[Tensor]) -> bool:
         """Whether an operation gives something on the GPU."""
@@ -173,14 +209,22 @@ class PretendedGpu(TorchDispatchMode):
         if device is None or torch.device(device).type == "cuda":
             return ours or device is not None
         # PyTorch's own code asks for what it takes the device of a tensor to be.
-        like = name.startswith("new_") or name.endswith("_like") or (self.in_backward and "layout" in kwargs)
+        like = (
+            name.startswith("new_")
+            or name.endswith("_like")
+            or (self.in_backward and "layout" in kwargs)
+        )
         return like and ours if given else self.in_backward
 
-    def launch(self, run: Callable, kernel: InterpretedFunction, args: tuple, kwargs: dict) -> None:
+    def launch(
+        self, run: Callable, kernel: InterpretedFunction, args: tuple, kwargs: dict
+    ) -> None:
         """Run a kernel of Triton's; `run` is what the interpreter would do."""
         for tensor in (x for x in (*args, *kwargs.values()) if isinstance(x, Tensor)):
             if not isinstance(tensor, GpuTensor):
-                raise ValueError("Pointer argument cannot be accessed from Triton (cpu tensor?)")
+                raise ValueError(
+                    "Pointer argument cannot be accessed from Triton (cpu tensor?)"
+                )
             if self.capturing:
                 self.capturing.will_write(tensor.inner)
         args, kwargs = tree_map_only(GpuTensor, lambda x: x.inner, (args, kwargs))
@@ -199,18 +243,28 @@ class PretendedGpu(TorchDispatchMode):
             graph.end()
 
 
-def _check_devices(function: torch._ops.OpOverload, name: str, args: tuple, given: list[Tensor]) -> None:
+def _check_devices(
+    function: torch._ops.OpOverload, name: str, args: tuple, given: list[Tensor]
+) -> None:
     """RuntimeError for what needs its tensors on one device."""
     if name in INDEXING:  # the indices may be anywhere
         given = [args[0], *(x for x in args[2:3] if isinstance(x, Tensor))]
     strangers = [x for x in given if not isinstance(x, GpuTensor) and x.dim()]
     if name not in COPIES and strangers and (len(strangers) < len(given) or name in INDEXING):
-        raise RuntimeError(f"{function}: expected all tensors on one device, but found cuda:0 and cpu")
+        raise RuntimeError(
+            f"{function}: expected all tensors on one device, but found cuda:0 and cpu"
+        )
 
 
-def _check_captures(function: torch._ops.OpOverload, name: str, args: tuple, given: list[Tensor], on_gpu: bool) -> None:
+def _check_captures(
+    function: torch._ops.OpOverload, name: str, args: tuple, given: list[Tensor], on_gpu: bool
+) -> None:
     """RuntimeError for what makes the host wait, or reads its memory."""
-    masks = [x for x in args[1] if x is not None and x.dtype == torch.bool] if name in INDEXING else []
+    masks = (
+        [x for x in args[1] if x is not None and x.dtype == torch.bool]
+        if name in INDEXING
+        else []
+    )
     hosts = [x for x in given if not isinstance(x, GpuTensor) and (x.dim() or name in COPIES)]
     if name in WAITS or masks or hosts or not on_gpu:
         raise RuntimeError(f"{function}: operation not permitted when stream is capturing")
@@ -219,14 +273,23 @@ def _check_captures(function: torch._ops.OpOverload, name: str, args: tuple, giv
 def _written(function: torch._ops.OpOverload, args: tuple, kwargs: dict) -> list[Tensor]:
     """The tensors that an operation writes."""
     named = zip(function._schema.arguments, args, strict=False)
-    named = [*named, *((a, kwargs[a.name]) for a in function._schema.arguments if a.name in kwargs)]
-    written = [value for argument, value in named if argument.alias_info and argument.alias_info.is_write]
+    named = [
+        *named,
+        *((a, kwargs[a.name]) for a in function._schema.arguments if a.name in kwargs),
+    ]
+    written = [
+        value
+        for argument, value in named
+        if argument.alias_info and argument.alias_info.is_write
+    ]
     return [x for x in tree_leaves(written) if isinstance(x, Tensor)]
 
 
 def _compute(function: torch._ops.OpOverload, name: str, args: tuple, kwargs: dict) -> object:
     """The operation, on the CPU."""
-    if function is aten.mm.dtype:  # the CPU has no products of bfloat16 that are summed up in float32
+    if (
+        function is aten.mm.dtype
+    ):  # the CPU has no products of bfloat16 that are summed up in float32
         return torch.mm(args[0].to(args[2]), args[1].to(args[2]))
     if function is aten.addmm.dtype_out:
         return torch.addmm(args[0], args[1].to(args[3]), args[2].to(args[3]), **kwargs)
@@ -236,8 +299,12 @@ def _compute(function: torch._ops.OpOverload, name: str, args: tuple, kwargs: di
     return out
 
 
-def converted(values: np.ndarray, source: tl.dtype, target: tl.dtype, rounding: object) -> np.ndarray:
-    """Stands for the interpreter's conversion of numbers, which cuts float32 off to bfloat16 where a GPU rounds."""
+def converted(
+    values: np.ndarray, source: tl.dtype, target: tl.dtype, rounding: object
+) -> np.ndarray:
+    """Stands for the interpreter's conversion of numbers, which cuts float32 off to bfloat16
+    where a GPU rounds.
+    """
     if (source, target) != (tl.float32, tl.bfloat16):
         return CONVERT(values, source, target, rounding)
     rounded = torch.tensor(values.view(np.float32)).bfloat16()
@@ -245,7 +312,9 @@ def converted(values: np.ndarray, source: tl.dtype, target: tl.dtype, rounding: 
 
 
 class Numbered(TorchFunctionMode):
-    """Calls that say "cuda" say "cuda:0": PyTorch would have to ask a driver which one is meant."""
+    """Calls that say "cuda" say "cuda:0": PyTorch would have to ask a driver which one is
+    meant.
+    """
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         kwargs = kwargs or {}
@@ -260,7 +329,11 @@ class Numbered(TorchFunctionMode):
 
 
 def _numbered(value: object) -> object:
-    return torch.device("cuda", 0) if isinstance(value, str | torch.device) and str(value) == "cuda" else value
+    return (
+        torch.device("cuda", 0)
+        if isinstance(value, str | torch.device) and str(value) == "cuda"
+        else value
+    )
 
 
 class AnyGenerator(torch.Generator):
@@ -271,16 +344,24 @@ class AnyGenerator(torch.Generator):
 
 
 def move(module: nn.Module, *args, **kwargs) -> nn.Module:
-    """Stands for `nn.Module.to`, which puts other memory under a parameter where only its class would be another."""
-    device, dtype, *_ = torch._C._nn._parse_to(*tree_map(_numbered, args), **tree_map(_numbered, kwargs))
+    """Stands for `nn.Module.to`, which puts other memory under a parameter where only its
+    class would be another.
+    """
+    device, dtype, *_ = torch._C._nn._parse_to(
+        *tree_map(_numbered, args), **tree_map(_numbered, kwargs)
+    )
     moved: dict[int, Tensor] = {}
     for part in module.modules():
         for named in (part._parameters, part._buffers):
             for name, value in named.items():
                 if value is not None and id(value) not in moved:
-                    new = value.detach().to(device or value.device, dtype if value.is_floating_point() else None)
+                    new = value.detach().to(
+                        device or value.device, dtype if value.is_floating_point() else None
+                    )
                     is_parameter = isinstance(value, nn.Parameter)
-                    moved[id(value)] = nn.Parameter(new, value.requires_grad) if is_parameter else new
+                    moved[id(value)] = (
+                        nn.Parameter(new, value.requires_grad) if is_parameter else new
+                    )
                 named[name] = None if value is None else moved[id(value)]
     return module
 
@@ -288,7 +369,11 @@ def move(module: nn.Module, *args, **kwargs) -> nn.Module:
 @contextlib.contextmanager
 def pretended_gpu() -> Iterator[PretendedGpu]:
     """Inside there is a GPU, "cuda"."""
-    gpu, interpret, engine = PretendedGpu(), InterpretedFunction.run, torch.autograd._engine_run_backward
+    gpu, interpret, engine = (
+        PretendedGpu(),
+        InterpretedFunction.run,
+        torch.autograd._engine_run_backward,
+    )
     stream = SimpleNamespace(wait_stream=lambda _: None)
     properties = SimpleNamespace(total_memory=MEMORY, shared_memory_per_block_optin=227 << 10)
 
@@ -326,6 +411,10 @@ def pretended_gpu() -> Iterator[PretendedGpu]:
         patch.setattr(torch, "Generator", AnyGenerator)
         patch.setattr(nn.Module, "to", move)
         patch.setattr(torch.autograd, "_engine_run_backward", backward)
-        patch.setattr(InterpretedFunction, "run", lambda kernel, *a, **k: gpu.launch(interpret, kernel, a, k))
+        patch.setattr(
+            InterpretedFunction,
+            "run",
+            lambda kernel, *a, **k: gpu.launch(interpret, kernel, a, k),
+        )
         with gpu, Numbered():
             yield gpu

@@ -1,4 +1,6 @@
-"""The sampler on a GPU: the samples of the CPU, from graphs that outlive an update; exact logprobs; memory."""
+"""The sampler on a GPU: the samples of the CPU, from graphs that outlive an update; exact
+logprobs; memory.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,9 @@ def short_looks(monkeypatch):
 def same(found, expected, atol: float = 1e-4) -> bool:
     """The same tokens, and logprobs up to rounding."""
     assert [c.tokens for c in found] == [c.tokens for c in expected]
-    assert [(c.text, c.finish_reason) for c in found] == [(c.text, c.finish_reason) for c in expected]
+    assert [(c.text, c.finish_reason) for c in found] == [
+        (c.text, c.finish_reason) for c in expected
+    ]
     for one, other in zip(found, expected, strict=True):
         assert one.logprobs == pytest.approx(other.logprobs, abs=atol)
         assert one.sampling_logprobs == pytest.approx(other.sampling_logprobs, abs=atol)
@@ -38,7 +42,11 @@ def same(found, expected, atol: float = 1e-4) -> bool:
 
 @pytest.mark.parametrize(
     ("shape", "sampling"),
-    [(MISTRAL, {"n": 3}), (QWEN3, {"temperature": 0.0}), ({}, {"top_k": 50, "top_p": 0.8, "stop": ["e"]})],
+    [
+        (MISTRAL, {"n": 3}),
+        (QWEN3, {"temperature": 0.0}),
+        ({}, {"top_k": 50, "top_p": 0.8, "stop": ["e"]}),
+    ],
     ids=["window", "greedy", "truncated"],
 )
 def test_the_samples_of_a_cpu(two_models, new_tokenizer, shape, sampling):
@@ -53,10 +61,17 @@ def test_a_stop_string_that_is_a_special_token(two_models):
     """In a vocabulary where every other word is one, a sample stops where a CPU's does."""
     cpu, gpu = two_models()
     backend = tokenizers.Tokenizer.from_str(world_tokenizer().to_str())
-    backend.add_special_tokens([token for i in range(100, 1000, 2) if (token := backend.id_to_token(i)).isascii()])
+    backend.add_special_tokens(
+        [token for i in range(100, 1000, 2) if (token := backend.id_to_token(i)).isascii()]
+    )
     tokenizer, options = Tokenizer(backend), {"n": 2, "max_new_tokens": 4, "seed": 1}
     free = Sampler(cpu, tokenizer, 3).generate(PROMPTS, **options)
-    stop = next(tokenizer.decode([t], False) for c in free for t in c.tokens[1:3] if not tokenizer.decode([t]))
+    stop = next(
+        tokenizer.decode([t], False)
+        for c in free
+        for t in c.tokens[1:3]
+        if not tokenizer.decode([t])
+    )
     expected = Sampler(cpu, tokenizer, 3).generate(PROMPTS, stop=stop, **options)
     assert "stop" in [c.finish_reason for c in expected]
     assert same(Sampler(gpu, tokenizer, 3).generate(PROMPTS, stop=stop, **options), expected)
@@ -75,7 +90,9 @@ def test_graphs_see_new_weights(two_models, new_tokenizer, dtype):
             parameter.mul_(1.5)
     after = sampler.generate(PROMPTS, **options)
     assert sampler._engine is kept and graphs and kept.graphs == graphs
-    assert same(after, Sampler(model, new_tokenizer(EOS), 3, dtype=dtype).generate(PROMPTS, **options))
+    assert same(
+        after, Sampler(model, new_tokenizer(EOS), 3, dtype=dtype).generate(PROMPTS, **options)
+    )
     assert [c.tokens for c in after] != [c.tokens for c in before]
 
 
@@ -92,7 +109,11 @@ def test_moved_weights_make_new_graphs(two_models, new_tokenizer):
 
 @pytest.mark.parametrize(
     ("shape", "dtype", "sampling"),
-    [(QWEN3, torch.float32, {}), ({}, torch.bfloat16, {}), ({}, torch.float32, {"top_p": 0.8})],
+    [
+        (QWEN3, torch.float32, {}),
+        ({}, torch.bfloat16, {}),
+        ({}, torch.float32, {"top_p": 0.8}),
+    ],
     ids=["qwen3", "bfloat16", "truncated"],
 )
 def test_exact_logprobs_are_the_trainers(two_models, new_tokenizer, shape, dtype, sampling):
@@ -100,13 +121,17 @@ def test_exact_logprobs_are_the_trainers(two_models, new_tokenizer, shape, dtype
     options = {"n": 2, "max_new_tokens": 4, "seed": 1, **sampling}
     found = Sampler(model, new_tokenizer(EOS), 3, exact=True).generate(PROMPTS, **options)
     model.exact = True
-    scored, _ = response_scores(model, [Example(PROMPTS[c.prompt_index], c.tokens) for c in found], 64)
+    scored, _ = response_scores(
+        model, [Example(PROMPTS[c.prompt_index], c.tokens) for c in found], 64
+    )
     for row, completion in zip(scored, found, strict=True):
         assert torch.equal(row[: completion.length], torch.tensor(completion.logprobs))
 
 
 def test_groups_read_their_pages_together(two_models, new_tokenizer):
-    """Two full pages are shared, in a dtype that the tiles are made for; then by other rows, in the same graphs."""
+    """Two full pages are shared, in a dtype that the tiles are made for; then by other rows,
+    in the same graphs.
+    """
     cpu, gpu = two_models(torch.float16)
     long, sampler = [i % 900 + 1 for i in range(130)], Sampler(gpu, new_tokenizer(), 6)
     for prompts, options in ([long, [7, 5]], {"n": 3}), ([[7, 5], long], {"n": 4}):
@@ -121,16 +146,22 @@ def test_a_step_has_few_kernels(gpu, two_models, new_tokenizer):
     if gpu:
         pytest.skip("a real graph does not tell")
     for layers in 1, 2:
-        _, model = two_models(torch.bfloat16, num_layers=layers, model_type="qwen2", qkv_bias=True)
+        _, model = two_models(
+            torch.bfloat16, num_layers=layers, model_type="qwen2", qkv_bias=True
+        )
         sampler = Sampler(model, new_tokenizer(), 2)
         sampler.generate([[5]], n=2, max_new_tokens=2)
-        assert {len(graph.operations) for graph in sampler._engine.graphs.values()} == {7 + 10 * layers}
+        assert {len(graph.operations) for graph in sampler._engine.graphs.values()} == {
+            7 + 10 * layers
+        }
 
 
 def test_a_stream_is_the_text(two_models, new_tokenizer):
     _, model = two_models()
     sampler = Sampler(model, new_tokenizer(EOS), 1)
-    assert "".join(sampler.stream(PROMPTS[1], 6)) == sampler.generate([PROMPTS[1]], 1, 6)[0].text
+    assert (
+        "".join(sampler.stream(PROMPTS[1], 6)) == sampler.generate([PROMPTS[1]], 1, 6)[0].text
+    )
 
 
 def test_release_gives_the_memory_back(two_models, new_tokenizer):
@@ -140,13 +171,17 @@ def test_release_gives_the_memory_back(two_models, new_tokenizer):
     sampler.generate(PROMPTS[:1], n=2, max_new_tokens=2)
     assert sampler._engine is not None
     sampler.release()
-    assert sampler._engine is None and torch.cuda.memory_allocated() <= before + (32 << 20)  # but for cuBLAS's own
+    assert sampler._engine is None and torch.cuda.memory_allocated() <= before + (
+        32 << 20
+    )  # but for cuBLAS's own
 
 
 def test_memory_for_no_slot_and_for_some(two_models, new_tokenizer, monkeypatch):
     _, model = two_models()
     sampler = Sampler(model, new_tokenizer(EOS), 4)
-    slot = 3 * 2 * 64 * 16 * 4  # a page of its own and two for prompts, keys and values of float32
+    slot = (
+        3 * 2 * 64 * 16 * 4
+    )  # a page of its own and two for prompts, keys and values of float32
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda *_: 0)
     monkeypatch.setattr(torch.cuda, "memory_allocated", lambda *_: 0)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda *_: (4 * slot, 4 * slot))
@@ -154,5 +189,8 @@ def test_memory_for_no_slot_and_for_some(two_models, new_tokenizer, monkeypatch)
         assert len(sampler.generate([[5, 6]], n=4, max_new_tokens=2)) == 4
     sampler.release()
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda *_: (slot, slot))
-    with pytest.raises(MemoryError, match=r"a sequence of 4 tokens .* cuda:0 has 0\.00 GiB free: take a lower max_new"):
+    with pytest.raises(
+        MemoryError,
+        match=r"a sequence of 4 tokens .* cuda:0 has 0\.00 GiB free: take a lower max_new",
+    ):
         sampler.generate([[5, 6]], n=4, max_new_tokens=2)

@@ -17,7 +17,14 @@ def test_tensors_say_where_they_are(gpu):
     there, here = torch.ones(2, device="cuda"), torch.ones(2)
     assert there.is_cuda and not there.is_cpu and there.device == torch.device("cuda", 0)
     assert here.is_cpu and not here.is_cuda
-    for moved in (here.to("cuda"), here.to(there), there.double(), there[1:], there + 1, torch.zeros_like(there)):
+    for moved in (
+        here.to("cuda"),
+        here.to(there),
+        there.double(),
+        there[1:],
+        there + 1,
+        torch.zeros_like(there),
+    ):
         assert moved.is_cuda
     for moved in (there.cpu(), there.to(here), there.to("cpu", torch.float64)):
         assert moved.is_cpu and moved.tolist() == [1, 1]
@@ -54,7 +61,9 @@ def test_modules_move_whole_and_have_gradients(gpu):
     there = copy.deepcopy(module).to("cuda")
     again = copy.deepcopy(there)
     for moved in (there, again):
-        assert moved[1].weight is moved[0].weight and all(isinstance(p, nn.Parameter) for p in moved.parameters())
+        assert moved[1].weight is moved[0].weight and all(
+            isinstance(p, nn.Parameter) for p in moved.parameters()
+        )
         moved.zero_grad()
         moved(x.to("cuda")).square().sum().backward()
         for parameter, gradient in zip(moved.parameters(), expected, strict=True):
@@ -82,7 +91,11 @@ def test_a_graph_computes_when_it_is_replayed(gpu):
     graph = captured(step)
     assert x.tolist() == [1, 1, 1] and y.tolist() == [0, 0, 0]
     graph.replay()
-    assert (x.tolist(), y.tolist(), kept["between"].tolist()) == ([2, 2, 2], [0, 3, 3], [3, 3, 3])
+    assert (x.tolist(), y.tolist(), kept["between"].tolist()) == (
+        [2, 2, 2],
+        [0, 3, 3],
+        [3, 3, 3],
+    )
     x.fill_(10)  # the memory is what counts, and not what Python calls it now
     state.update(weight=torch.zeros(3, device="cuda"), scale=5)
     graph.replay()
@@ -101,14 +114,21 @@ def test_a_graph_launches_kernels_again(gpu):
 
 def test_a_graph_cannot_wait_for_the_host(gpu):
     x = torch.ones(3, device="cuda")
-    for refused in (lambda: x.sum().item(), lambda: x.nonzero(), lambda: x[x > 0], lambda: x.cpu()):
+    for refused in (
+        lambda: x.sum().item(),
+        lambda: x.nonzero(),
+        lambda: x[x > 0],
+        lambda: x.cpu(),
+    ):
         with pytest.raises(RuntimeError):
             captured(refused)
         if gpu:
             break  # a real GPU is left in a state in which it captures no more
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="what fresh memory holds on a real GPU is anything")
+@pytest.mark.skipif(
+    torch.cuda.is_available(), reason="what fresh memory holds on a real GPU is anything"
+)
 def test_fresh_memory_holds_nothing_of_use(gpu):
     x = torch.empty(3, device="cuda")
     assert x.isnan().all() and torch.empty_like(x, dtype=torch.int32).min() > 10**8

@@ -27,7 +27,9 @@ def products(dim: int, vocabulary: int, cut: dict, dtype: torch.dtype = BF16) ->
         numbers, dz = meta(256, dtype=F32), linear_logprob._aligned(256, weight)
         with mock.patch.object(lm_head, "tile", lambda _: cut):
             lm_head.sample_triton(states, weight, meta(256, 2, dtype=F32), 0.9)
-            linear_logprob._logit_gradients(states, weight, meta(256, dtype=I64), numbers, numbers, 0.9, dz)
+            linear_logprob._logit_gradients(
+                states, weight, meta(256, dtype=I64), numbers, numbers, 0.9, dz
+            )
 
     name = f"products {dim} x {vocabulary} {str(dtype)[6:]} {cut['ROWS']} x {cut['COLUMNS']}"
     classes = {} if dtype == F32 else {"_blocks_kernel": CLASSES, "_gradient_kernel": CLASSES}
@@ -36,7 +38,9 @@ def products(dim: int, vocabulary: int, cut: dict, dtype: torch.dtype = BF16) ->
 
 def truncation(vocabulary: int, dtype: torch.dtype = BF16) -> Case:
     def launch() -> None:
-        truncated_sample_triton(meta(256, vocabulary, dtype=dtype), meta(256, 2, dtype=F32), 0.9, 50, 0.9, 0.05)
+        truncated_sample_triton(
+            meta(256, vocabulary, dtype=dtype), meta(256, 2, dtype=F32), 0.9, 50, 0.9, 0.05
+        )
 
     return Case(f"truncation {vocabulary} {str(dtype)[6:]}", launch)
 

@@ -14,7 +14,13 @@ from kernels.rms_norm import add_rms_norm_triton
 from kernels.rope_write import rope_write_triton
 from kernels.swiglu import swiglu_triton
 
-BF16, F16, F32, I32, I64 = torch.bfloat16, torch.float16, torch.float32, torch.int32, torch.int64
+BF16, F16, F32, I32, I64 = (
+    torch.bfloat16,
+    torch.float16,
+    torch.float32,
+    torch.int32,
+    torch.int64,
+)
 TENSOR_CORES = ("mma", "mma", "mma")
 WIDE = ("mma", "wgmma", "tcgen05")
 BOTH = ("mma", "mma|wgmma", "mma|tcgen05")
@@ -26,30 +32,60 @@ def meta(*shape: int, dtype: torch.dtype = BF16) -> torch.Tensor:
 
 def record(rows: int, ends: int) -> Case:
     row, matrix = partial(meta, rows), partial(meta, rows, 1025)
-    state = row(dtype=I64), row(dtype=I32), row(dtype=I64), row(dtype=I64), row(dtype=torch.bool)
+    state = (
+        row(dtype=I64),
+        row(dtype=I32),
+        row(dtype=I64),
+        row(dtype=I64),
+        row(dtype=torch.bool),
+    )
     written = matrix(dtype=I64), matrix(dtype=F32), matrix(dtype=F32)
     drawn = row(dtype=I64), row(dtype=F32), row(dtype=F32)
-    return Case(f"record {rows}", lambda: record_triton(drawn, (*state, *written), meta(ends, dtype=I64)))
+    return Case(
+        f"record {rows}",
+        lambda: record_triton(drawn, (*state, *written), meta(ends, dtype=I64)),
+    )
 
 
-def attention(heads: int, kv_heads: int, dim: int, dtype: torch.dtype = BF16, width: int = 0, pages: int = 8) -> Case:
+def attention(
+    heads: int,
+    kv_heads: int,
+    dim: int,
+    dtype: torch.dtype = BF16,
+    width: int = 0,
+    pages: int = 8,
+) -> Case:
     """width: rows of a tile, 0 for the plain form; pages: those of a slot."""
 
     def launch() -> None:
         cache, row = meta(4096, kv_heads, PAGE, dim, dtype=dtype), meta(256, dtype=I32)
         tiles = (meta(32, width, dtype=I32), meta(32, dtype=I32)) if width else ()
-        q, held = meta(256, heads, dim, dtype=dtype), Pages(cache, cache, meta(256, pages, dtype=I32))
+        q, held = (
+            meta(256, heads, dim, dtype=dtype),
+            Pages(cache, cache, meta(256, pages, dtype=I32)),
+        )
         paged_attention_triton(q, held, row, row, 1 if pages == 1 else None, *tiles)
 
-    classes = {} if dtype == F32 else {"_split_kernel": BOTH if width * heads // kv_heads > 32 else TENSOR_CORES}
-    return Case(f"attention {heads}/{kv_heads} x {dim} {str(dtype)[6:]} tiles of {width}", launch, classes)
+    classes = (
+        {}
+        if dtype == F32
+        else {"_split_kernel": BOTH if width * heads // kv_heads > 32 else TENSOR_CORES}
+    )
+    return Case(
+        f"attention {heads}/{kv_heads} x {dim} {str(dtype)[6:]} tiles of {width}",
+        launch,
+        classes,
+    )
 
 
 def rope(heads: int, kv_heads: int, dim: int, norm: bool, dtype: torch.dtype) -> Case:
     def launch() -> None:
         pages, row = meta(4096, kv_heads, PAGE, dim, dtype=dtype), meta(256, dtype=I32)
         angles, weight = meta(256, dim, dtype=dtype), meta(dim, dtype=dtype) if norm else None
-        qkv, held = meta(256, (heads + 2 * kv_heads) * dim, dtype=dtype), Pages(pages, pages, meta(256, 8, dtype=I32))
+        qkv, held = (
+            meta(256, (heads + 2 * kv_heads) * dim, dtype=dtype),
+            Pages(pages, pages, meta(256, 8, dtype=I32)),
+        )
         rope_write_triton(qkv, row, row, (angles, angles), held, (weight, weight))
 
     return Case(f"rope {heads}/{kv_heads} x {dim} {str(dtype)[6:]}", launch)
@@ -64,7 +100,10 @@ def norm(dim: int, dtype: torch.dtype, delta: bool) -> Case:
 def linear(rows: int, features: int, dim: int, dtype: torch.dtype, bias: bool) -> Case:
     x, weight = meta(rows, dim, dtype=dtype), meta(features, dim, dtype=dtype)
     name = f"linear {dim} -> {features} {str(dtype)[6:]}"
-    launch = lambda: invariant_linear_triton(x, weight, meta(features, dtype=dtype) if bias else None)  # noqa: E731
+
+    def launch() -> None:
+        invariant_linear_triton(x, weight, meta(features, dtype=dtype) if bias else None)
+
     return Case(name, launch, {} if dtype == F32 else {"_linear_kernel": WIDE})
 
 

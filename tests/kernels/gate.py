@@ -1,9 +1,11 @@
-"""Compiles the Triton kernels for GPUs that are not here, exactly as their launchers would have launched them.
+"""Compiles the Triton kernels for GPUs that are not here, exactly as their launchers would
+have launched them.
 
-A case runs a launcher on meta tensors (so it also shows that the launcher reads no device data: a meta tensor has
-none). Instead of launching, Triton's JIT records the kernel, its arguments and its options; these are compiled for each
-architecture, `cuobjdump` tells the registers, the stack and the spills of the cubin, and the PTX which matrix
-instructions it has. Runs in a process of its own, without TRITON_INTERPRET:
+A case runs a launcher on meta tensors (so it also shows that the launcher reads no device
+data: a meta tensor has none). Instead of launching, Triton's JIT records the kernel, its
+arguments and its options; these are compiled for each architecture, `cuobjdump` tells the
+registers, the stack and the spills of the cubin, and the PTX which matrix instructions it has.
+Runs in a process of its own, without TRITON_INTERPRET:
 
     python tests/kernels/gate.py [--show] cases_layers 80 90 100
 """
@@ -22,7 +24,11 @@ from pathlib import Path
 
 import torch
 
-SHARED_LIMIT = {80: 163 << 10, 90: 227 << 10, 100: 227 << 10}  # bytes of shared memory a block may have
+SHARED_LIMIT = {
+    80: 163 << 10,
+    90: 227 << 10,
+    100: 227 << 10,
+}  # bytes of shared memory a block may have
 MMA = {"mma": "mma.sync", "wgmma": "wgmma.mma_async", "tcgen05": "tcgen05.mma"}
 TYPES = {
     torch.float32: "fp32",
@@ -39,8 +45,9 @@ TYPES = {
 class Case:
     """One call of a launcher on meta tensors.
 
-    mma: the matrix instruction class ("mma", "wgmma", "tcgen05") of each kernel on sm_80, sm_90 and sm_100, by the
-    kernel's name, "mma|wgmma" where its launches differ; the kernels that are not named must have none.
+    mma: the matrix instruction class ("mma", "wgmma", "tcgen05") of each kernel on sm_80,
+    sm_90 and sm_100, by the kernel's name, "mma|wgmma" where its launches differ; the kernels
+    that are not named must have none.
     """
 
     name: str
@@ -51,7 +58,9 @@ class Case:
 
 @dataclass(frozen=True)
 class Compiled:
-    """What became of one kernel of a case on one architecture; `shared` includes what is allocated at the launch."""
+    """What became of one kernel of a case on one architecture; `shared` includes what is
+    allocated at the launch.
+    """
 
     case: str
     kernel: str
@@ -72,9 +81,17 @@ class Compiled:
         if self.registers * self.warps * 32 > 65536:
             found.append(f"needs {self.registers} registers in each of {self.warps} warps")
         if self.shared > SHARED_LIMIT[self.sm]:
-            found.append(f"needs {self.shared} bytes of shared memory of {SHARED_LIMIT[self.sm]}")
-        if not (self.mma == [] if self.expected is None else "".join(self.mma) in self.expected.split("|")):
-            found.append(f"uses {self.mma or 'no matrix instruction'}, expected {self.expected or 'none'}")
+            found.append(
+                f"needs {self.shared} bytes of shared memory of {SHARED_LIMIT[self.sm]}"
+            )
+        if not (
+            self.mma == []
+            if self.expected is None
+            else "".join(self.mma) in self.expected.split("|")
+        ):
+            found.append(
+                f"uses {self.mma or 'no matrix instruction'}, expected {self.expected or 'none'}"
+            )
         return found
 
 
@@ -100,7 +117,9 @@ def recorded(launch: Callable[[], object]) -> list[tuple]:
 
 
 def source(kernel, values: dict[str, object]):
-    """The ASTSource that Triton's JIT would make: 1 and None become constants, multiples of 16 are marked as such."""
+    """The ASTSource that Triton's JIT would make: 1 and None become constants, multiples of 16
+    are marked as such.
+    """
     from triton.compiler import ASTSource
 
     signature, constants, attributes = {}, {}, {}
@@ -111,10 +130,15 @@ def source(kernel, values: dict[str, object]):
             signature[parameter.name], constants[parameter.name] = "constexpr", value
             continue
         if isinstance(value, torch.Tensor):
-            signature[parameter.name], aligned = "*" + TYPES[value.dtype], True  # as the allocator aligns
+            signature[parameter.name], aligned = (
+                "*" + TYPES[value.dtype],
+                True,
+            )  # as the allocator aligns
         else:
             wide = isinstance(value, int) and abs(value) >= 1 << 31
-            signature[parameter.name] = "fp32" if isinstance(value, float) else "i64" if wide else "i32"
+            signature[parameter.name] = (
+                "fp32" if isinstance(value, float) else "i64" if wide else "i32"
+            )
             aligned = isinstance(value, int) and value % 16 == 0
         if aligned and not parameter.do_not_specialize:
             attributes[(place,)] = [["tt.divisibility", 16]]
@@ -130,7 +154,10 @@ def resources(cubin: bytes) -> dict[str, int]:
         file.flush()
         command = [knobs.nvidia.cuobjdump.path, "-res-usage", file.name]
         text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    return {name: int(number) for name, number in re.findall(r"(REG|STACK|LOCAL|SHARED):(\d+)", text)}
+    return {
+        name: int(number)
+        for name, number in re.findall(r"(REG|STACK|LOCAL|SHARED):(\d+)", text)
+    }
 
 
 def compile_case(case: Case, sms: tuple[int, ...], seen: dict) -> Iterator[Compiled]:
@@ -144,7 +171,9 @@ def compile_case(case: Case, sms: tuple[int, ...], seen: dict) -> Iterator[Compi
             key = (kernel.__name__, built.hash(), str(options), sm)
             if key not in seen:
                 done = triton.compile(built, target=GPUTarget("cuda", sm, 32), options=options)
-                mma = [name for name, instruction in MMA.items() if instruction in done.asm["ptx"]]
+                mma = [
+                    name for name, instruction in MMA.items() if instruction in done.asm["ptx"]
+                ]
                 seen[key] = resources(done.asm["cubin"]), done.metadata, mma
             used, metadata, mma = seen[key]
             expected = case.mma.get(kernel.__name__)
@@ -181,5 +210,7 @@ def main(module: str, *sms: str) -> None:
 
 if __name__ == "__main__":
     sys.path[:0] = [str(Path(__file__).parents[2])]
-    sys.modules["gate"] = sys.modules["__main__"]  # the cases' own import of `gate` finds this module
+    sys.modules["gate"] = sys.modules[
+        "__main__"
+    ]  # the cases' own import of `gate` finds this module
     main(*(argument for argument in sys.argv[1:] if not argument.startswith("--")))

@@ -1,4 +1,6 @@
-"""Paged attention against a float64 softmax over one query at a time; and a row's bits, whatever else is launched."""
+"""Paged attention against a float64 softmax over one query at a time; and a row's bits,
+whatever else is launched.
+"""
 
 from __future__ import annotations
 
@@ -24,8 +26,15 @@ from kernels.attention import (
 )
 
 pytestmark = pytest.mark.usefixtures("poisoned")
-needs_triton = pytest.mark.skipif(find_spec("triton") is None, reason="triton is not installed")
-TOLERANCE = {torch.float32: 2e-6, torch.bfloat16: 8e-3, torch.float16: 1e-3, torch.float64: 1e-13}
+needs_triton = pytest.mark.skipif(
+    find_spec("triton") is None, reason="triton is not installed"
+)
+TOLERANCE = {
+    torch.float32: 2e-6,
+    torch.bfloat16: 8e-3,
+    torch.float16: 1e-3,
+    torch.float64: 1e-13,
+}
 EDGES = [0, 1, 2, 63, 64, 65, 255, 256, 257, 300, 511, 512, 513, 600]
 
 
@@ -62,11 +71,17 @@ def problem(
     seed: int = 0,
     page: int = PAGE,
 ) -> Problem:
-    """rows: (slot, length). All slots have their first `shared` pages in common; the table has `spare` columns more."""
+    """rows: (slot, length). All slots have their first `shared` pages in common; the table has
+    `spare` columns more.
+    """
     random = torch.Generator().manual_seed(seed)
     slots, columns = max(s for s, _ in rows) + 1, max(1, *(-(-n // page) for _, n in rows))
-    pages = torch.full((2, slots * columns + 1, kv_heads, page, dim), float("nan"), dtype=torch.float64)
-    table = 1 + torch.randperm(slots * columns, generator=random).reshape(slots, columns)  # page 0 is nobody's
+    pages = torch.full(
+        (2, slots * columns + 1, kv_heads, page, dim), float("nan"), dtype=torch.float64
+    )
+    table = 1 + torch.randperm(slots * columns, generator=random).reshape(
+        slots, columns
+    )  # page 0 is nobody's
     table[:, :shared] = table[0, :shared]
     for s in range(slots):
         t = torch.arange(max((n for place, n in rows if place == s), default=0))
@@ -84,11 +99,18 @@ def problem(
 def brute_force(p: Problem) -> Tensor:
     """Float64, one row and one head at a time."""
     out = torch.zeros(p.q.shape, dtype=torch.float64)
-    table, groups, page = p.page_table.cpu().long(), p.q.shape[1] // p.key_pages.shape[1], p.key_pages.shape[2]
+    table, groups, page = (
+        p.page_table.cpu().long(),
+        p.q.shape[1] // p.key_pages.shape[1],
+        p.key_pages.shape[2],
+    )
     for m, (s, n) in enumerate(zip(p.slot.tolist(), p.length.tolist(), strict=True)):
         t = torch.arange(n) if p.window is None else torch.arange(max(0, n - p.window), n)
         for h in range(p.q.shape[1] if n else 0):
-            keys, values = (c.cpu().double()[table[s, t // page], h // groups, t % page] for c in p.pages[:2])
+            keys, values = (
+                c.cpu().double()[table[s, t // page], h // groups, t % page]
+                for c in p.pages[:2]
+            )
             z = keys @ p.q[m, h].cpu().double() / p.q.shape[2] ** 0.5
             weights = (z - z.max()).exp()
             out[m, h] = weights @ values / weights.sum()
@@ -100,13 +122,17 @@ def assert_right(out: Tensor, p: Problem) -> None:
     assert out.shape == p.q.shape and out.dtype == p.q.dtype
     assert (out[p.length == 0] == 0).all()
     error = (out.cpu().double() - expected).flatten(1).norm(dim=1)
-    scale = expected.flatten(1).norm(dim=1).clamp(min=0.2 * p.q[0].numel() ** 0.5)  # values may cancel each other
+    scale = (
+        expected.flatten(1).norm(dim=1).clamp(min=0.2 * p.q[0].numel() ** 0.5)
+    )  # values may cancel each other
     assert (error <= TOLERANCE[p.q.dtype] * scale).all(), error
 
 
 @settings(max_examples=30, deadline=None)
 @given(
-    rows=st.lists(st.tuples(st.integers(0, 2), st.sampled_from(EDGES)), min_size=1, max_size=4),
+    rows=st.lists(
+        st.tuples(st.integers(0, 2), st.sampled_from(EDGES)), min_size=1, max_size=4
+    ),
     kv_heads=st.integers(1, 2),
     groups=st.integers(1, 8),
     dim=st.sampled_from([32, 64, 80, 96, 128]),
@@ -118,7 +144,17 @@ def assert_right(out: Tensor, p: Problem) -> None:
 @needs_triton
 @pytest.mark.slow
 def test_any_rows(kernel_device, rows, kv_heads, groups, dim, dtype, window, spare, seed):
-    p = problem(rows, kv_heads * groups, kv_heads, dim, kernel_device, dtype, window, spare=spare, seed=seed)
+    p = problem(
+        rows,
+        kv_heads * groups,
+        kv_heads,
+        dim,
+        kernel_device,
+        dtype,
+        window,
+        spare=spare,
+        seed=seed,
+    )
     assert_right(paged_attention_triton(*p.arguments()), p)
 
 
@@ -134,7 +170,9 @@ def test_the_reference(dtype, window):
 
 @settings(max_examples=150, deadline=None)
 @given(
-    rows=st.lists(st.tuples(st.integers(0, 2), st.integers(0, 70) | st.just(300)), min_size=1, max_size=5),
+    rows=st.lists(
+        st.tuples(st.integers(0, 2), st.integers(0, 70) | st.just(300)), min_size=1, max_size=5
+    ),
     kv_heads=st.integers(1, 3),
     groups=st.integers(1, 8),
     dim=st.sampled_from([2, 8, 20, 32, 64, 80, 96, 128]),
@@ -144,12 +182,29 @@ def test_the_reference(dtype, window):
     seed=st.integers(0, 99),
 )
 def test_the_cpu_form(rows, kv_heads, groups, dim, dtype, window, spare, seed):
-    p = problem(rows, kv_heads * groups, kv_heads, dim, "cpu", dtype, window, 0, spare, seed, compiled.PAGE)
+    p = problem(
+        rows,
+        kv_heads * groups,
+        kv_heads,
+        dim,
+        "cpu",
+        dtype,
+        window,
+        0,
+        spare,
+        seed,
+        compiled.PAGE,
+    )
     assert_right(paged_attention_cpu(*p.arguments()), p)
     assert torch.equal(paged_attention(*p.arguments()), paged_attention_cpu(*p.arguments()))
     together = paged_attention_cpu(*p.arguments())
     for m in range(len(rows)):
-        alone = replace(p, q=p.q[m : m + 1], slot=p.slot[m : m + 1].clone(), length=p.length[m : m + 1].clone())
+        alone = replace(
+            p,
+            q=p.q[m : m + 1],
+            slot=p.slot[m : m + 1].clone(),
+            length=p.length[m : m + 1].clone(),
+        )
         assert torch.equal(paged_attention_cpu(*alone.arguments())[0], together[m])
 
 
@@ -202,22 +257,33 @@ def test_more_pages_than_one_step_of_the_merge(kernel_device):
 @pytest.mark.slow
 @needs_triton
 @pytest.mark.parametrize(
-    ("dtype", "window"), [(torch.float32, 270), (torch.bfloat16, None)], ids=["float32", "bfloat16"]
+    ("dtype", "window"),
+    [(torch.float32, 270), (torch.bfloat16, None)],
+    ids=["float32", "bfloat16"],
 )
 def test_a_row_has_the_same_bits_in_every_launch(kernel_device, dtype, window, monkeypatch):
     rows = [(0, 300), (1, 520), (2, 0), (1, 256)]
     p = problem(rows, 6, 1, 64, kernel_device, dtype, window)
     together = paged_attention_triton(*p.arguments())
     for m in range(len(rows)):
-        alone = replace(p, q=p.q[m : m + 1], slot=p.slot[m : m + 1], length=p.length[m : m + 1])
+        alone = replace(
+            p, q=p.q[m : m + 1], slot=p.slot[m : m + 1], length=p.length[m : m + 1]
+        )
         assert torch.equal(paged_attention_triton(*alone.arguments())[0], together[m])
     turned = replace(p, q=p.q.flip(0), slot=p.slot.flip(0), length=p.length.flip(0))
     assert torch.equal(paged_attention_triton(*turned.arguments()).flip(0), together)
     wide = replace(p, page_table=torch.nn.functional.pad(p.page_table, (0, 9)))
     assert torch.equal(paged_attention_triton(*wide.arguments()), together)
-    elsewhere = torch.randperm(len(p.key_pages), generator=torch.Generator().manual_seed(1)).to(kernel_device)
+    elsewhere = torch.randperm(
+        len(p.key_pages), generator=torch.Generator().manual_seed(1)
+    ).to(kernel_device)
     places = elsewhere.argsort().int()[p.page_table.long()]
-    moved = replace(p, key_pages=p.key_pages[elsewhere], value_pages=p.value_pages[elsewhere], page_table=places)
+    moved = replace(
+        p,
+        key_pages=p.key_pages[elsewhere],
+        value_pages=p.value_pages[elsewhere],
+        page_table=places,
+    )
     assert torch.equal(paged_attention_triton(*moved.arguments()), together)
     monkeypatch.setattr(attention, "WORKSPACE", 2 * 4 * 6 * 3 * 65)  # two rows at a time
     assert torch.equal(paged_attention_triton(*p.arguments()), together)
@@ -228,11 +294,15 @@ def test_a_row_has_the_same_bits_in_every_launch(kernel_device, dtype, window, m
 @pytest.mark.parametrize("window", [None, 1, 300])
 @pytest.mark.parametrize(("heads", "kv_heads"), [(4, 2), (7, 1)])
 def test_rows_that_share_pages(kernel_device, window, heads, kv_heads):
-    """Two groups of samples: one shares two pages, one none. Idle and short rows have no pages where others read."""
+    """Two groups of samples: one shares two pages, one none. Idle and short rows have no pages
+    where others read.
+    """
     rows = [(0, 520), (1, 600), (2, 512), (0, 77), (1, 300), (3, 200), (4, 0)]
     p = problem(rows, heads, kv_heads, 32, kernel_device, torch.float16, window, shared=2)
     p.page_table[3, 1:], p.page_table[4] = 0, 0
-    tiles = torch.tensor([[5, 0, -1, 2, 6, 1], [3, -1, 4, -1, -1, -1]], dtype=torch.int32, device=kernel_device)
+    tiles = torch.tensor(
+        [[5, 0, -1, 2, 6, 1], [3, -1, 4, -1, -1, -1]], dtype=torch.int32, device=kernel_device
+    )
     for shared in ([2, 0], [2, 1], [0, 2], [1, 1]):
         shared = torch.tensor(shared, dtype=torch.int32, device=kernel_device)
         assert_right(paged_attention_triton(*p.arguments(), tiles, shared), p)
@@ -266,10 +336,16 @@ def test_what_is_refused(kernel_device):
     p = problem([(0, 3), (0, 4)], 8, 2, 32, kernel_device, torch.bfloat16)
     for dim in (24, 144):
         other = problem([(0, 3)], 8, 2, dim, kernel_device)
-        with pytest.raises(ValueError, match=f"head dimension {dim}: .* multiples of 16 up to 128"):
+        with pytest.raises(
+            ValueError, match=f"head dimension {dim}: .* multiples of 16 up to 128"
+        ):
             paged_attention_triton(*other.arguments())
     with pytest.raises(ValueError, match="a tile of 17 rows: at most 16 fit"):
-        paged_attention_triton(*p.arguments(), torch.zeros(1, 17, dtype=torch.int32), torch.zeros(1, dtype=torch.int32))
+        paged_attention_triton(
+            *p.arguments(),
+            torch.zeros(1, 17, dtype=torch.int32),
+            torch.zeros(1, dtype=torch.int32),
+        )
     with pytest.raises(ValueError, match="H a multiple of K"):
         paged_attention_triton(*replace(p, q=p.q[:, :7]).arguments())
     strided = p.key_pages.repeat_interleave(2, dim=-1)[..., ::2]

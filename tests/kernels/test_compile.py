@@ -1,4 +1,6 @@
-"""Every kernel, as launched, compiles for three generations of GPUs: no spills, and the matrix units it should use."""
+"""Every kernel, as launched, compiles for three generations of GPUs: no spills, and the matrix
+units it should use.
+"""
 
 from __future__ import annotations
 
@@ -16,17 +18,31 @@ ROOT = Path(__file__).parents[2]
 LISTS = sorted(path.stem for path in Path(__file__).parent.glob("cases_*.py"))
 ARCHITECTURES = (80, 90, 100)
 
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(find_spec("triton") is None, reason="triton is not installed")]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(find_spec("triton") is None, reason="triton is not installed"),
+]
 
 
 @pytest.fixture(scope="session")
 def compiled() -> dict[str, list[Compiled]]:
-    """What became of each list of cases. The gate's processes compile for real, not for the interpreter."""
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    """What became of each list of cases. The gate's processes compile for real, not for the
+    interpreter.
+    """
+    environment = {
+        name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"
+    }
     found = {}
     for name in LISTS:
-        command = [sys.executable, str(Path(__file__).with_name("gate.py")), name, *map(str, ARCHITECTURES)]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=ROOT, timeout=600)
+        command = [
+            sys.executable,
+            str(Path(__file__).with_name("gate.py")),
+            name,
+            *map(str, ARCHITECTURES),
+        ]
+        done = subprocess.run(
+            command, env=environment, capture_output=True, text=True, cwd=ROOT, timeout=600
+        )
         assert done.returncode == 0, done.stderr[-4000:]
         found[name] = [Compiled(**json.loads(line)) for line in done.stdout.splitlines()]
     return found

@@ -43,7 +43,9 @@ def test_without_a_compiler_the_references_run(fresh, monkeypatch, what):
         monkeypatch.setenv("CXX", "false")
         reason = "the compiler .false. failed"
     x, weight = torch.randn(3, 8), torch.ones(8)
-    with pytest.warns(UserWarning, match=f"^the CPU kernels could not be built, .* more slowly: {reason}"):
+    with pytest.warns(
+        UserWarning, match=f"^the CPU kernels could not be built, .* more slowly: {reason}"
+    ):
         found = add_rms_norm(x, None, weight, 1e-5)[1]
     assert torch.equal(found, add_rms_norm_reference(x, None, weight, 1e-5)[1])
     assert not fresh.exists() or not list(fresh.iterdir())
@@ -66,21 +68,34 @@ def test_without_openmp_there_is_one_thread(fresh, monkeypatch):
 
     monkeypatch.setattr(compiled, "build", refuse)
     x, weight = torch.randn(300, 80), torch.ones(80)
-    assert torch.allclose(add_rms_norm(x, None, weight, 1e-5)[1], add_rms_norm_reference(x, None, weight, 1e-5)[1])
+    assert torch.allclose(
+        add_rms_norm(x, None, weight, 1e-5)[1],
+        add_rms_norm_reference(x, None, weight, 1e-5)[1],
+    )
 
 
 LEVELS = {"AVX2": ["x86-64", "x86-64-v3"], "AVX512": ["x86-64", "x86-64-v3", "x86-64-v4"]}
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("level", LEVELS.get(torch.backends.cpu.get_cpu_capability(), []) if packed.X86 else [])
+@pytest.mark.parametrize(
+    "level", LEVELS.get(torch.backends.cpu.get_cpu_capability(), []) if packed.X86 else []
+)
 def test_the_forms_for_other_processors(level, tmp_path):
-    """Registers of another width, and fewer, take other tiles: the tests of the CPU forms again, built for these."""
+    """Registers of another width, and fewer, take other tiles: the tests of the CPU forms
+    again, built for these.
+    """
     here = Path(__file__).parent
     names = ("attention", "lm_head", "packed", "rms_norm", "rope_write", "swiglu")
-    files = [str(here / f"test_{name}.py") for name in names] + [str(here.parent / "rollout" / "test_small_model.py")]
+    files = [str(here / f"test_{name}.py") for name in names] + [
+        str(here.parent / "rollout" / "test_small_model.py")
+    ]
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *files]
     chosen = ["-k", "cpu or packed or small_model"]
     environment = os.environ | {"CXXFLAGS": f"-march={level}", "XDG_CACHE_HOME": str(tmp_path)}
-    done = subprocess.run([*command, *chosen], env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0 and len(list((tmp_path / "nanomath").iterdir())) == 1, done.stdout[-3000:]
+    done = subprocess.run(
+        [*command, *chosen], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0 and len(list((tmp_path / "nanomath").iterdir())) == 1, (
+        done.stdout[-3000:]
+    )

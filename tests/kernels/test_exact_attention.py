@@ -11,10 +11,15 @@ from kernels import compiled, exact_attention
 from kernels.exact_attention import check_rows, in_pages
 
 
-def qkv(batch: int, heads: int, kv_heads: int, tokens: int, size: int, dtype: torch.dtype) -> tuple[Tensor, ...]:
+def qkv(
+    batch: int, heads: int, kv_heads: int, tokens: int, size: int, dtype: torch.dtype
+) -> tuple[Tensor, ...]:
     generator = torch.Generator().manual_seed(tokens)
     shapes = ((batch, n, tokens, size) for n in (heads, kv_heads, kv_heads))
-    return tuple(torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype) for shape in shapes)
+    return tuple(
+        torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
+        for shape in shapes
+    )
 
 
 def brute_force(q: Tensor, k: Tensor, v: Tensor, window: int | None) -> Tensor:
@@ -22,19 +27,27 @@ def brute_force(q: Tensor, k: Tensor, v: Tensor, window: int | None) -> Tensor:
     seen = place[None, :] <= place[:, None]
     seen &= place[None, :] > place[:, None] - (window or len(place))
     k, v = (x.double().repeat_interleave(q.shape[1] // k.shape[1], 1) for x in (k, v))
-    scores = (q.double() @ k.transpose(2, 3) / q.shape[-1] ** 0.5).masked_fill(~seen, -torch.inf)
+    scores = (q.double() @ k.transpose(2, 3) / q.shape[-1] ** 0.5).masked_fill(
+        ~seen, -torch.inf
+    )
     return scores.softmax(-1) @ v
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize(
+    "dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str
+)
 @pytest.mark.parametrize("window", [None, 1, 70])
 @pytest.mark.parametrize(
-    ("batch", "heads", "kv_heads", "tokens", "size"), [(2, 6, 2, 1, 8), (1, 3, 3, 64, 12), (2, 7, 1, 150, 80)]
+    ("batch", "heads", "kv_heads", "tokens", "size"),
+    [(2, 6, 2, 1, 8), (1, 3, 3, 64, 12), (2, 7, 1, 150, 80)],
 )
 def test_attention(dtype, window, batch, heads, kv_heads, tokens, size):
     given = qkv(batch, heads, kv_heads, tokens, size, dtype)
     expected = brute_force(*given, window)
-    assert float((in_pages(*given, window) - expected).norm() / expected.norm()) < 4 * torch.finfo(dtype).eps
+    assert (
+        float((in_pages(*given, window) - expected).norm() / expected.norm())
+        < 4 * torch.finfo(dtype).eps
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
@@ -53,20 +66,27 @@ def test_a_token_depends_on_what_it_sees_alone(dtype, heads):
 @pytest.mark.parametrize("window", [None, 5])
 def test_the_gradient(window):
     q, k, v = (x.requires_grad_() for x in qkv(2, 4, 2, 9, 6, torch.float64))
-    assert torch.autograd.gradcheck(lambda *x: exact_attention.exact_attention(*x, window), (q, k, v))
+    assert torch.autograd.gradcheck(
+        lambda *x: exact_attention.exact_attention(*x, window), (q, k, v)
+    )
 
 
 def test_a_machine_that_is_not_fit_is_refused(monkeypatch):
     weight = torch.randn(16, 24)
     check_rows([weight], torch.float32)
-    with pytest.raises(ValueError, match="^exact: on a CPU .* float32 or bfloat16; the dtype is torch.float16"):
+    with pytest.raises(
+        ValueError, match="^exact: on a CPU .* float32 or bfloat16; the dtype is torch.float16"
+    ):
         check_rows([weight], torch.float16)
     with monkeypatch.context() as patch:
         patch.setattr(compiled, "library", lambda: None)
         with pytest.raises(ValueError, match="^exact: on a CPU this needs a C[+][+] compiler"):
             check_rows([weight], torch.float32)
-    monkeypatch.setattr(exact_attention, "packed_rows", lambda x, weight: F.linear(x, weight) + len(x))
+    monkeypatch.setattr(
+        exact_attention, "packed_rows", lambda x, weight: F.linear(x, weight) + len(x)
+    )
     with pytest.raises(
-        ValueError, match="^exact: on this CPU the rows of a matrix product depend on how many there are"
+        ValueError,
+        match="^exact: on this CPU the rows of a matrix product depend on how many there are",
     ):
         check_rows([weight], torch.float32)

@@ -1,4 +1,6 @@
-"""The product with independent rows: right, differentiable, and a row's bits whatever the number of rows."""
+"""The product with independent rows: right, differentiable, and a row's bits whatever the
+number of rows.
+"""
 
 from __future__ import annotations
 
@@ -13,14 +15,24 @@ from kernels import linear
 from kernels.linear import invariant_linear, invariant_linear_triton
 
 pytestmark = pytest.mark.usefixtures("poisoned")
-needs_triton = pytest.mark.skipif(find_spec("triton") is None, reason="triton is not installed")
-TOLERANCE = {torch.float32: 2e-6, torch.bfloat16: 8e-3, torch.float16: 1e-3, torch.float64: 1e-14}
+needs_triton = pytest.mark.skipif(
+    find_spec("triton") is None, reason="triton is not installed"
+)
+TOLERANCE = {
+    torch.float32: 2e-6,
+    torch.bfloat16: 8e-3,
+    torch.float16: 1e-3,
+    torch.float64: 1e-14,
+}
 
 
 def inputs(rows, dim, features, dtype, device, seed=0):
     random = torch.Generator().manual_seed(seed)
     shapes = ((rows, dim), (features, dim), (features,))
-    return [torch.randn(s, generator=random, dtype=torch.float64).to(dtype).to(device) for s in shapes]
+    return [
+        torch.randn(s, generator=random, dtype=torch.float64).to(dtype).to(device)
+        for s in shapes
+    ]
 
 
 def assert_right(y, x, weight, bias):
@@ -29,7 +41,10 @@ def assert_right(y, x, weight, bias):
     size = (
         x.double().norm(dim=-1, keepdim=True) * weight.double().norm(dim=-1) + 1
     )  # of the terms: their sum may cancel
-    assert ((y.double() - expected).abs() <= TOLERANCE[x.dtype] * torch.maximum(size, expected.abs())).all()
+    assert (
+        (y.double() - expected).abs()
+        <= TOLERANCE[x.dtype] * torch.maximum(size, expected.abs())
+    ).all()
 
 
 @settings(max_examples=40, deadline=None)
@@ -72,7 +87,9 @@ def test_a_row_has_the_same_bits_in_every_batch(kernel_device, dtype, features):
     together = invariant_linear(x, weight, bias)
     for part in (slice(0, 1), slice(63, 66), slice(140, 150), slice(1, 150)):
         assert torch.equal(invariant_linear(x[part], weight, bias), together[part])
-    assert torch.equal(invariant_linear(x.reshape(3, 50, 96), weight, bias).flatten(0, 1), together)
+    assert torch.equal(
+        invariant_linear(x.reshape(3, 50, 96), weight, bias).flatten(0, 1), together
+    )
 
 
 @needs_triton
@@ -90,7 +107,9 @@ def test_gradients(with_bias):
     arguments = (x, weight, bias) if with_bias else (x, weight)
     assert torch.autograd.gradcheck(invariant_linear, arguments)
     frozen = invariant_linear(x, weight.detach(), bias.detach())
-    torch.testing.assert_close(torch.autograd.grad(frozen.sum(), x)[0], weight.detach().sum(0).expand(5, 1, 7))
+    torch.testing.assert_close(
+        torch.autograd.grad(frozen.sum(), x)[0], weight.detach().sum(0).expand(5, 1, 7)
+    )
 
 
 @needs_triton

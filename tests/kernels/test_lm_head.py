@@ -1,5 +1,6 @@
-"""Tokens, logprobs and entropies from states, both forms against all logits in float64, and the sampler against the
-trainer bit for bit."""
+"""Tokens, logprobs and entropies from states, both forms against all logits in float64, and
+the sampler against the trainer bit for bit.
+"""
 
 from __future__ import annotations
 
@@ -15,31 +16,45 @@ from walk import token_at
 from kernels import compiled, lm_head
 from kernels.lm_head import logprobs_triton, sample, sample_logits, sample_triton, statistics
 
-needs_triton = pytest.mark.skipif(find_spec("triton") is None, reason="triton is not installed")
+needs_triton = pytest.mark.skipif(
+    find_spec("triton") is None, reason="triton is not installed"
+)
 pytestmark = [
     pytest.mark.usefixtures("poisoned"),
-    pytest.mark.filterwarnings("ignore:.*encountered.*:RuntimeWarning"),  # of the interpreter, about padding
+    pytest.mark.filterwarnings(
+        "ignore:.*encountered.*:RuntimeWarning"
+    ),  # of the interpreter, about padding
 ]
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 TILES = [lm_head.WIDE, lm_head.NARROW, lm_head.FLOAT32]
 
 
-def problem(seed: int, n: int, dim: int, vocabulary: int, dtype: torch.dtype, device: str) -> tuple[Tensor, ...]:
+def problem(
+    seed: int, n: int, dim: int, vocabulary: int, dtype: torch.dtype, device: str
+) -> tuple[Tensor, ...]:
     """hidden, weight and u."""
     generator = torch.Generator().manual_seed(seed)
     hidden = torch.randn(n, dim, generator=generator).to(dtype)
     weight = (3 * torch.randn(vocabulary, dim, generator=generator) / dim**0.5).to(dtype)
-    return hidden.to(device), weight.to(device), torch.rand(n, 2, generator=generator).to(device)
+    return (
+        hidden.to(device),
+        weight.to(device),
+        torch.rand(n, 2, generator=generator).to(device),
+    )
 
 
-def softmax64(hidden: Tensor, weight: Tensor, temperature: float) -> tuple[Tensor, Tensor, Tensor]:
+def softmax64(
+    hidden: Tensor, weight: Tensor, temperature: float
+) -> tuple[Tensor, Tensor, Tensor]:
     """Logprobs [n, V], entropies [n] and logsumexps [n]."""
     z = hidden.double().cpu() @ weight.double().cpu().T / (temperature or 1.0)
     logprobs = z.log_softmax(-1)
     return logprobs, -(logprobs.exp() * logprobs).sum(-1), z.logsumexp(-1)
 
 
-def check_sample(found: tuple[Tensor, ...], hidden: Tensor, weight: Tensor, u: Tensor, temperature: float) -> None:
+def check_sample(
+    found: tuple[Tensor, ...], hidden: Tensor, weight: Tensor, u: Tensor, temperature: float
+) -> None:
     token, logprob, entropy = (tensor.cpu() for tensor in found)
     logprobs, expected_entropy, _ = softmax64(hidden, weight, temperature)
     assert token.dtype == torch.int64 and logprob.dtype == entropy.dtype == torch.float32
@@ -51,7 +66,9 @@ def check_sample(found: tuple[Tensor, ...], hidden: Tensor, weight: Tensor, u: T
             assert close or int(token[row]) == expected
     expected = logprobs.gather(-1, token[:, None])[:, 0]
     assert float((logprob - expected).norm()) <= 1e-5 * max(float(expected.norm()), 1)
-    assert float((entropy - expected_entropy).norm()) <= 1e-5 * max(float(expected_entropy.norm()), 1)
+    assert float((entropy - expected_entropy).norm()) <= 1e-5 * max(
+        float(expected_entropy.norm()), 1
+    )
 
 
 shapes = {
@@ -87,7 +104,10 @@ def test_states_that_are_no_numbers(form, vocabulary, temperature):
     hidden, weight, u = problem(0, 3, 8, vocabulary, torch.float32, "cpu")
     hidden[1] = float("nan")
     token, logprob, _ = sample(hidden, weight, u, temperature)
-    assert logprob.isnan().tolist() == [False, True, False] and 0 <= int(token.min()) <= int(token.max()) < vocabulary
+    assert (
+        logprob.isnan().tolist() == [False, True, False]
+        and 0 <= int(token.min()) <= int(token.max()) < vocabulary
+    )
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.6])
@@ -106,16 +126,22 @@ def test_statistics(form, temperature, vocabulary):
     )
     softmax = torch.full_like(z, torch.nan)
     for mine, exact in zip(statistics(z, target, temperature, softmax), expected, strict=True):
-        assert mine.dtype == torch.float32 and float((mine - exact).norm() / exact.norm()) < 1e-6
+        assert (
+            mine.dtype == torch.float32 and float((mine - exact).norm() / exact.norm()) < 1e-6
+        )
     assert float((softmax - logprobs.exp()).abs().max()) < 1e-6
     again = z.clone()
-    assert torch.equal(statistics(again, target, temperature, again)[0], statistics(z, target, temperature)[0])
+    assert torch.equal(
+        statistics(again, target, temperature, again)[0], statistics(z, target, temperature)[0]
+    )
     assert torch.equal(again, softmax)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_the_cpu_form_gives_sampler_and_trainer_the_same_bits(dtype):
-    """With any number of rows and threads; the trainer's logits are float32 that were rounded to the dtype."""
+    """With any number of rows and threads; the trainer's logits are float32 that were rounded
+    to the dtype.
+    """
     generator, before = torch.Generator().manual_seed(0), torch.get_num_threads()
     z = (3 * torch.randn(50, 1000, generator=generator)).to(dtype)
     u = torch.rand(50, 2, generator=generator)
@@ -137,7 +163,8 @@ def test_targets_outside_of_the_vocabulary_have_no_logprob_in_the_cpu_form():
         statistics(torch.zeros(3, 9), torch.tensor([1, 2]))
 
 
-# --- Triton ----------------------------------------------------------------------------------------------------------
+# --- Triton
+# ---------------------------------------------------------------------------------------------
 
 
 @needs_triton
@@ -147,7 +174,9 @@ def test_triton(kernel_device, dtype):
     @given(**shapes)
     def check(seed, n, dim, vocabulary, temperature):
         hidden, weight, u = problem(seed, n, dim, vocabulary, dtype, kernel_device)
-        check_sample(sample_triton(hidden, weight, u, temperature), hidden, weight, u, temperature)
+        check_sample(
+            sample_triton(hidden, weight, u, temperature), hidden, weight, u, temperature
+        )
 
     check()
 
@@ -156,7 +185,9 @@ def test_triton(kernel_device, dtype):
 @pytest.mark.parametrize("cut", TILES, ids=["wide", "narrow", "float32"])
 @pytest.mark.parametrize("temperature", [0.7, 0.0])
 def test_every_tile_with_odd_sizes(kernel_device, cut, temperature, monkeypatch):
-    """More rows than a tile has, a block that is not full, and a tile that lacks its last block."""
+    """More rows than a tile has, a block that is not full, and a tile that lacks its last
+    block.
+    """
     monkeypatch.setattr(lm_head, "tile", lambda weight: cut)
     hidden, weight, u = problem(1, 131, 80, 600, torch.float32, kernel_device)
     check_sample(sample_triton(hidden, weight, u, temperature), hidden, weight, u, temperature)
@@ -170,14 +201,20 @@ def test_logprobs_of_targets(kernel_device, temperature):
     target[:4] = torch.tensor([0, 699, 127, 128])
     found = logprobs_triton(hidden, weight, target.to(kernel_device), temperature)
     logprobs, entropy, logsumexp = softmax64(hidden, weight, temperature)
-    for mine, exact in zip(found, (logprobs.gather(-1, target[:, None])[:, 0], entropy, logsumexp), strict=True):
+    for mine, exact in zip(
+        found, (logprobs.gather(-1, target[:, None])[:, 0], entropy, logsumexp), strict=True
+    ):
         assert mine.dtype == torch.float32
         assert float((mine.cpu() - exact).norm() / exact.norm()) < 1e-6
 
 
 @needs_triton
-@pytest.mark.parametrize(("dtype", "temperature"), list(zip(DTYPES, [1.0, 0.6, 0.0], strict=True)))
-def test_the_trainer_computes_what_the_sampler_returned(kernel_device, dtype, temperature, monkeypatch):
+@pytest.mark.parametrize(
+    ("dtype", "temperature"), list(zip(DTYPES, [1.0, 0.6, 0.0], strict=True))
+)
+def test_the_trainer_computes_what_the_sampler_returned(
+    kernel_device, dtype, temperature, monkeypatch
+):
     """Bit for bit, whatever the number of rows, their order, and how they are cut."""
     n, dim, vocabulary = 300, 576, 49_152
     if kernel_device == "cpu":  # where a row costs a millisecond
@@ -193,14 +230,19 @@ def test_the_trainer_computes_what_the_sampler_returned(kernel_device, dtype, te
         for a, b, c in zip(again[1:], trained, sampled, strict=False):
             assert torch.equal(a, c[rows]) and torch.equal(b, c[rows])
     monkeypatch.setattr(lm_head, "CHUNK_PARTS", 1)
-    for a, b in zip(sample_triton(hidden, weight, u, temperature), (token, *sampled), strict=True):
+    for a, b in zip(
+        sample_triton(hidden, weight, u, temperature), (token, *sampled), strict=True
+    ):
         assert torch.equal(a, b)
 
 
 @needs_triton
 def test_greedy_takes_the_first_of_equals(kernel_device):
     weight = torch.ones(700, 16, device=kernel_device)
-    hidden, u = torch.tensor([[1.0], [-1.0]], device=kernel_device).expand(2, 16), torch.rand(2, 2).to(kernel_device)
+    hidden, u = (
+        torch.tensor([[1.0], [-1.0]], device=kernel_device).expand(2, 16),
+        torch.rand(2, 2).to(kernel_device),
+    )
     assert sample_triton(hidden, weight, u, 0.0)[0].tolist() == [0, 0]
     weight[[130, 250, 600]] = 2.0
     assert sample_triton(hidden, weight, u, 0.0)[0].tolist() == [130, 0]
@@ -214,10 +256,15 @@ def test_the_ends_of_the_unit_interval_never_draw_what_has_no_weight(kernel_devi
     weight[[133, 390]] = 0.0
     u = torch.full((3, 2), edge)
     token, logprob, entropy = sample_triton(
-        torch.ones(3, 1, device=kernel_device), weight.to(kernel_device), u.to(kernel_device), 1.0
+        torch.ones(3, 1, device=kernel_device),
+        weight.to(kernel_device),
+        u.to(kernel_device),
+        1.0,
     )
     assert token.tolist() == [390 if edge else 133] * 3
-    torch.testing.assert_close(torch.stack((-logprob, entropy)).cpu(), torch.full((2, 3), 2.0).log())
+    torch.testing.assert_close(
+        torch.stack((-logprob, entropy)).cpu(), torch.full((2, 3), 2.0).log()
+    )
 
 
 @needs_triton
@@ -237,7 +284,13 @@ def test_states_that_are_no_numbers_in_triton(kernel_device, bad, temperature):
 def test_a_target_outside_of_the_vocabulary_has_no_logprob(kernel_device):
     hidden, weight, _ = problem(7, 5, 8, 300, torch.float32, kernel_device)
     target = torch.tensor([-1, 0, 299, 384, 1 << 40], device=kernel_device)
-    assert logprobs_triton(hidden, weight, target)[0].isnan().tolist() == [True, False, False, True, True]
+    assert logprobs_triton(hidden, weight, target)[0].isnan().tolist() == [
+        True,
+        False,
+        False,
+        True,
+        True,
+    ]
 
 
 @needs_triton

@@ -13,7 +13,9 @@ DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
 
 @pytest.fixture(params=["panels", "library"], autouse=True)
 def form(request, monkeypatch):
-    """Products by kernels/cpu.cpp where it has them, and the same ones by oneDNN or as PyTorch makes them."""
+    """Products by kernels/cpu.cpp where it has them, and the same ones by oneDNN or as PyTorch
+    makes them.
+    """
     forget_packed()
     if request.param == "library":
         monkeypatch.setattr(packed, "in_panels", lambda weight, dtype: False)
@@ -22,13 +24,17 @@ def form(request, monkeypatch):
 
 
 def random(*shape: int, seed: int = 0) -> torch.Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return torch.randn(
+        shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64
+    )
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("function", [packed_linear, packed_rows])
 @pytest.mark.parametrize("rows", [0, 1, 16, 70])
-@pytest.mark.parametrize("shape", [(1, 24), (16, 24), (17, 24), (40, 24), (64, 24), (33, 7), (5, 1)], ids=str)
+@pytest.mark.parametrize(
+    "shape", [(1, 24), (16, 24), (17, 24), (40, 24), (64, 24), (33, 7), (5, 1)], ids=str
+)
 def test_the_product(dtype, function, rows, shape):
     (features, dim), bias = shape, random(shape[0], seed=2)
     x, weight = random(rows, dim), random(features, dim, seed=1)
@@ -36,7 +42,10 @@ def test_the_product(dtype, function, rows, shape):
         found = function(x.to(dtype), weight.to(dtype), given)
         expected = x @ weight.T + (0 if given is None else bias)
         assert found.shape == (rows, features) and found.dtype == dtype
-        assert float((found.double() - expected).abs().max() if rows else 0) < 60 * torch.finfo(dtype).eps
+        assert (
+            float((found.double() - expected).abs().max() if rows else 0)
+            < 60 * torch.finfo(dtype).eps
+        )
 
 
 def test_a_float32_weight_in_bfloat16():

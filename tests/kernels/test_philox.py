@@ -7,13 +7,31 @@ from importlib.util import find_spec
 import pytest
 import torch
 
-from kernels.philox import WORD, philox, uniform_pair, uniform_pair_reference, uniform_pair_triton
+from kernels.philox import (
+    WORD,
+    philox,
+    uniform_pair,
+    uniform_pair_reference,
+    uniform_pair_triton,
+)
 
 # Random123's kat_vectors: counter, key -> output.
 KNOWN_ANSWERS = [
-    ("00000000 00000000 00000000 00000000", "00000000 00000000", "6627e8d5 e169c58d bc57ac4c 9b00dbd8"),
-    ("ffffffff ffffffff ffffffff ffffffff", "ffffffff ffffffff", "408f276d 41c83b0e a20bc7c6 6d5451fd"),
-    ("243f6a88 85a308d3 13198a2e 03707344", "a4093822 299f31d0", "d16cfe09 94fdcceb 5001e420 24126ea1"),
+    (
+        "00000000 00000000 00000000 00000000",
+        "00000000 00000000",
+        "6627e8d5 e169c58d bc57ac4c 9b00dbd8",
+    ),
+    (
+        "ffffffff ffffffff ffffffff ffffffff",
+        "ffffffff ffffffff",
+        "408f276d 41c83b0e a20bc7c6 6d5451fd",
+    ),
+    (
+        "243f6a88 85a308d3 13198a2e 03707344",
+        "a4093822 299f31d0",
+        "d16cfe09 94fdcceb 5001e420 24126ea1",
+    ),
 ]
 
 
@@ -33,7 +51,9 @@ def test_known_answers(counter, key, output):
 
 
 def test_known_answers_side_by_side_with_a_scalar_broadcast():
-    counters = torch.tensor([words(counter) for counter, key, _ in KNOWN_ANSWERS if key.startswith("0000")] * 2)
+    counters = torch.tensor(
+        [words(counter) for counter, key, _ in KNOWN_ANSWERS if key.startswith("0000")] * 2
+    )
     found = philox(0, (counters[:, 0], torch.tensor(0), counters[:, 2], counters[:, 3]))
     assert torch.stack(found, dim=1).tolist() == [words(KNOWN_ANSWERS[0][2])] * 2
 
@@ -41,17 +61,28 @@ def test_known_answers_side_by_side_with_a_scalar_broadcast():
 @pytest.mark.skipif(find_spec("triton") is None, reason="triton is not installed")
 @pytest.mark.parametrize("seed", [0, 1, 16, WORD, 1 << 40, (7 << 32) + 123, (1 << 63) - 1])
 def test_the_same_numbers_as_triton(kernel_device, seed):
-    """Over a last program that is not full, with counters that are broadcast, missing, or not contiguous."""
+    """Over a last program that is not full, with counters that are broadcast, missing, or not
+    contiguous.
+    """
     torch.use_deterministic_algorithms(True, warn_only=True)  # what is never written is NaN
-    counters = torch.randint(0, 2**32, (4, 3, 101), generator=torch.Generator().manual_seed(seed % 1000))
-    for given in (counters[:1], counters, counters.transpose(1, 2), (counters[0], counters[1, :, :1], counters[2, 0])):
+    counters = torch.randint(
+        0, 2**32, (4, 3, 101), generator=torch.Generator().manual_seed(seed % 1000)
+    )
+    for given in (
+        counters[:1],
+        counters,
+        counters.transpose(1, 2),
+        (counters[0], counters[1, :, :1], counters[2, 0]),
+    ):
         found = uniform_pair_triton(seed, *[counter.to(kernel_device) for counter in given])
         assert torch.equal(found.cpu(), uniform_pair_reference(seed, *given))
 
 
 @pytest.mark.parametrize("number", [1, 2, 3, 4])
 def test_a_pair_is_the_first_two_words(number):
-    counters = torch.randint(0, 2**32, (number, 500), generator=torch.Generator().manual_seed(number))
+    counters = torch.randint(
+        0, 2**32, (number, 500), generator=torch.Generator().manual_seed(number)
+    )
     missing = [torch.zeros_like(counters[0])] * (4 - number)
     words = philox(5, (*counters, *missing))
     for found, word in zip(uniform_pair(5, *counters).unbind(-1), words, strict=False):

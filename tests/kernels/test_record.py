@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 
 from kernels.record import record, record_reference, record_triton
 
-needs_triton = pytest.mark.skipif(find_spec("triton") is None, reason="triton is not installed")
+needs_triton = pytest.mark.skipif(
+    find_spec("triton") is None, reason="triton is not installed"
+)
 
 
 def new_case(rows: int, width: int, ends: int, seed: int):
@@ -40,7 +42,9 @@ def new_case(rows: int, width: int, ends: int, seed: int):
 
 def by_hand(drawn, state, eos) -> dict[str, list]:
     s = {name: value.tolist() for name, value in state.items()}
-    for row, (new, logprob, sampling) in enumerate(zip(*(values.tolist() for values in drawn), strict=True)):
+    for row, (new, logprob, sampling) in enumerate(
+        zip(*(values.tolist() for values in drawn), strict=True)
+    ):
         place = -1 if s["done"][row] else s["count"][row]
         s["tokens"][row][place], s["logprobs"][row][place] = new, logprob
         s["sampling_logprobs"][row][place], s["token"][row] = sampling, new
@@ -52,10 +56,17 @@ def by_hand(drawn, state, eos) -> dict[str, list]:
 
 
 def assert_right(function, device, drawn, state, eos):
-    expected, there = by_hand(drawn, state, eos), {name: value.to(device) for name, value in state.items()}
-    assert function([x.to(device) for x in drawn], list(there.values()), eos.to(device)) is None
+    expected, there = (
+        by_hand(drawn, state, eos),
+        {name: value.to(device) for name, value in state.items()},
+    )
+    assert (
+        function([x.to(device) for x in drawn], list(there.values()), eos.to(device)) is None
+    )
     assert {name: value.tolist() for name, value in there.items()} == expected
-    assert [(value.dtype, value.shape) for value in there.values()] == [(v.dtype, v.shape) for v in state.values()]
+    assert [(value.dtype, value.shape) for value in there.values()] == [
+        (v.dtype, v.shape) for v in state.values()
+    ]
 
 
 SIZES = {
@@ -96,4 +107,7 @@ def test_state_that_is_no_piece_of_memory(kernel_device):
     drawn, state, eos = new_case(4, 3, 1, 0)
     state["sampling_logprobs"] = state["sampling_logprobs"].T.contiguous().T
     with pytest.raises(ValueError, match="contiguous"):
-        record_triton(*([x.to(kernel_device) for x in some] for some in (drawn, state.values())), eos.to(kernel_device))
+        record_triton(
+            *([x.to(kernel_device) for x in some] for some in (drawn, state.values())),
+            eos.to(kernel_device),
+        )

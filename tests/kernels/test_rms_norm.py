@@ -9,12 +9,24 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kernels.rms_norm import add_rms_norm, add_rms_norm_cpu, add_rms_norm_reference, add_rms_norm_triton
+from kernels.rms_norm import (
+    add_rms_norm,
+    add_rms_norm_cpu,
+    add_rms_norm_reference,
+    add_rms_norm_triton,
+)
 from nanomath.models.transformer import RMSNorm
 
 pytestmark = pytest.mark.usefixtures("poisoned")
-needs_triton = pytest.mark.skipif(find_spec("triton") is None, reason="triton is not installed")
-TOLERANCE = {torch.float32: 1e-6, torch.bfloat16: 2e-2, torch.float16: 1e-3, torch.float64: 1e-14}
+needs_triton = pytest.mark.skipif(
+    find_spec("triton") is None, reason="triton is not installed"
+)
+TOLERANCE = {
+    torch.float32: 1e-6,
+    torch.bfloat16: 2e-2,
+    torch.float16: 1e-3,
+    torch.float64: 1e-14,
+}
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 EPS = 1e-2  # one that shows
 
@@ -23,7 +35,8 @@ def inputs(rows, dim, dtype, device, seed=0):
     """x, delta and a weight; rows of very different sizes."""
     random = torch.Generator().manual_seed(seed)
     x, delta = (
-        torch.randn(2, rows, dim, generator=random, dtype=torch.float64) * 10.0 ** torch.arange(-2, rows - 2)[:, None]
+        torch.randn(2, rows, dim, generator=random, dtype=torch.float64)
+        * 10.0 ** torch.arange(-2, rows - 2)[:, None]
     )
     weight = 1 + torch.randn(dim, generator=random, dtype=torch.float64) / 2
     return [tensor.to(dtype).to(device) for tensor in (x, delta, weight)]
@@ -64,7 +77,9 @@ def test_the_reference(dtype, with_delta):
     for exact, function in ((False, add_rms_norm_reference), (True, add_rms_norm)):
         norm.exact = exact
         residual, y = function(x, delta, weight, EPS)
-        assert torch.equal(y, norm(residual)) and torch.equal(residual, x if delta is None else x + delta)
+        assert torch.equal(y, norm(residual)) and torch.equal(
+            residual, x if delta is None else x + delta
+        )
 
 
 @settings(max_examples=100, deadline=None)
@@ -82,7 +97,9 @@ def test_the_cpu_form(rows, dim, dtype, with_delta, seed):
     residual, y = add_rms_norm_cpu(x, delta, weight, EPS)
     assert torch.equal(residual, add_rms_norm_reference(x, delta, weight, EPS)[0])
     for m in range(rows):
-        alone = add_rms_norm_cpu(x[m : m + 1], None if delta is None else delta[m : m + 1], weight, EPS)
+        alone = add_rms_norm_cpu(
+            x[m : m + 1], None if delta is None else delta[m : m + 1], weight, EPS
+        )
         assert torch.equal(alone[0][0], residual[m]) and torch.equal(alone[1][0], y[m])
 
 
@@ -95,7 +112,9 @@ def test_threads_change_no_bit_of_the_cpu_form(dtype):
         torch.set_num_threads(threads)
         results.append(add_rms_norm_cpu(x, delta, x[0], EPS))
     torch.set_num_threads(before)
-    assert all(torch.equal(a, b) for found in results for a, b in zip(found, results[0], strict=True))
+    assert all(
+        torch.equal(a, b) for found in results for a, b in zip(found, results[0], strict=True)
+    )
 
 
 def test_what_the_cpu_form_refuses():
@@ -106,11 +125,17 @@ def test_what_the_cpu_form_refuses():
 
 
 @needs_triton
-def test_the_rounded_sum_is_normalised_and_the_quotient_rounded_before_the_weight(kernel_device):
+def test_the_rounded_sum_is_normalised_and_the_quotient_rounded_before_the_weight(
+    kernel_device,
+):
     """Integer arithmetic in float16, where every rounding can be predicted."""
     x = torch.tensor([[2048.0, -2048.0]], dtype=torch.float16, device=kernel_device)
-    delta = torch.tensor([[1.0, 1.0]], dtype=torch.float16, device=kernel_device)  # 2049 rounds to 2048
-    weight = torch.tensor([1001 / 1024, 1001 / 1024], dtype=torch.float16, device=kernel_device)
+    delta = torch.tensor(
+        [[1.0, 1.0]], dtype=torch.float16, device=kernel_device
+    )  # 2049 rounds to 2048
+    weight = torch.tensor(
+        [1001 / 1024, 1001 / 1024], dtype=torch.float16, device=kernel_device
+    )
     residual, y = add_rms_norm_triton(x, delta, weight, 0.0)
     assert residual.tolist() == [[2048, -2047]]
     quotient = (torch.tensor([2048.0, -2047.0]) / (2048**2 / 2 + 2047**2 / 2) ** 0.5).half()
@@ -119,7 +144,9 @@ def test_the_rounded_sum_is_normalised_and_the_quotient_rounded_before_the_weigh
 
 @needs_triton
 def test_bits_of_the_model_and_of_every_batch(kernel_device):
-    """In float16 few of the quotients lie so near a rounding boundary that the order of the mean's sum decides."""
+    """In float16 few of the quotients lie so near a rounding boundary that the order of the
+    mean's sum decides.
+    """
     x, delta, weight = inputs(4, 300, torch.float16, kernel_device)
     residual, y = add_rms_norm_triton(x, delta, weight, EPS)
     expected_residual, expected = add_rms_norm_reference(x, delta, weight, EPS)

@@ -1,4 +1,6 @@
-"""Rotation, norm of the heads and the writing of the cache, against complex numbers in float64 and the model's code."""
+"""Rotation, norm of the heads and the writing of the cache, against complex numbers in float64
+and the model's code.
+"""
 
 from __future__ import annotations
 
@@ -12,18 +14,32 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from kernels.attention import Pages
-from kernels.rope_write import rope_write, rope_write_cpu, rope_write_reference, rope_write_triton
+from kernels.rope_write import (
+    rope_write,
+    rope_write_cpu,
+    rope_write_reference,
+    rope_write_triton,
+)
 from nanomath.models.transformer import RMSNorm, apply_rope
 
 pytestmark = pytest.mark.usefixtures("poisoned")
-needs_triton = pytest.mark.skipif(find_spec("triton") is None, reason="triton is not installed")
-TOLERANCE = {torch.float32: 1e-6, torch.bfloat16: 2e-2, torch.float16: 2e-3, torch.float64: 1e-13}
+needs_triton = pytest.mark.skipif(
+    find_spec("triton") is None, reason="triton is not installed"
+)
+TOLERANCE = {
+    torch.float32: 1e-6,
+    torch.bfloat16: 2e-2,
+    torch.float16: 2e-3,
+    torch.float64: 1e-13,
+}
 EPS, PAGE, POSITIONS = 1e-2, 16, 48  # an eps that shows; pages as small as they may be here
 
 
 @dataclass(frozen=True)
 class Problem:
-    """The arguments of a call; `pages` before it are the keys' and the values', all distinct numbers."""
+    """The arguments of a call; `pages` before it are the keys' and the values', all distinct
+    numbers.
+    """
 
     qkv: Tensor
     position: Tensor
@@ -61,9 +77,14 @@ def problem(
         return torch.randn(shape, generator=random, dtype=torch.float64).to(dtype).to(device)
 
     angles = torch.rand(POSITIONS, dim // 2, generator=random, dtype=torch.float64) * 6.3
-    cos, sin = (torch.cat((part, part), -1).to(dtype).to(device) for part in (angles.cos(), angles.sin()))
+    cos, sin = (
+        torch.cat((part, part), -1).to(dtype).to(device)
+        for part in (angles.cos(), angles.sin())
+    )
     slots = max(s for s, _ in rows) + 1
-    table = torch.randperm(slots * POSITIONS // PAGE, generator=random).int().reshape(slots, -1)
+    table = (
+        torch.randperm(slots * POSITIONS // PAGE, generator=random).int().reshape(slots, -1)
+    )
     slot, position = torch.tensor(rows, dtype=torch.int32, device=device).T
     return Problem(
         qkv=normal(len(rows), (heads + 2 * kv_heads) * dim),
@@ -78,7 +99,9 @@ def problem(
 
 
 def brute_force(p: Problem) -> tuple[Tensor, Tensor, Tensor]:
-    """Rotation as a product of complex numbers, in float64: q, the pages, and where these are written."""
+    """Rotation as a product of complex numbers, in float64: q, the pages, and where these are
+    written.
+    """
     (_, _, kv_heads, _, dim), pages = p.pages.shape, p.pages.cpu().double().clone()
     written = torch.zeros_like(pages, dtype=torch.bool)
     heads = p.qkv.shape[1] // dim - 2 * kv_heads
@@ -97,7 +120,12 @@ def brute_force(p: Problem) -> tuple[Tensor, Tensor, Tensor]:
             if h < heads:
                 q[m, h] = x
             else:
-                entry = (h - heads) // kv_heads, p.table[s, at // PAGE], (h - heads) % kv_heads, at % PAGE
+                entry = (
+                    (h - heads) // kv_heads,
+                    p.table[s, at // PAGE],
+                    (h - heads) % kv_heads,
+                    at % PAGE,
+                )
                 pages[entry], written[entry] = x, True
     return q, pages, written
 
@@ -113,7 +141,9 @@ def assert_right(p: Problem, function) -> None:
 
 
 places = st.dictionaries(
-    st.integers(0, 2), st.sampled_from([-1, 0, 1, PAGE - 1, PAGE, 2 * PAGE - 1, 2 * PAGE, POSITIONS - 1]), min_size=1
+    st.integers(0, 2),
+    st.sampled_from([-1, 0, 1, PAGE - 1, PAGE, 2 * PAGE - 1, 2 * PAGE, POSITIONS - 1]),
+    min_size=1,
 ).map(lambda chosen: list(chosen.items()))
 shapes = {
     "rows": places,
@@ -129,7 +159,10 @@ shapes = {
 @given(**shapes, dtype=st.sampled_from([torch.float32, torch.bfloat16, torch.float16]))
 @needs_triton
 def test_any_rows(kernel_device, rows, heads, kv_heads, dim, norm, dtype, seed):
-    assert_right(problem(rows, heads * kv_heads, kv_heads, dim, norm, dtype, kernel_device, seed), rope_write_triton)
+    assert_right(
+        problem(rows, heads * kv_heads, kv_heads, dim, norm, dtype, kernel_device, seed),
+        rope_write_triton,
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
@@ -159,7 +192,9 @@ def test_the_cpu_form(rows, heads, kv_heads, dim, norm, dtype, seed):
 @needs_triton
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_rotates_with_the_bits_of_the_model(kernel_device, dtype):
-    """Rounded product by product, as apply_rope is: where the interpreter rounds as a GPU does, nothing differs."""
+    """Rounded product by product, as apply_rope is: where the interpreter rounds as a GPU
+    does, nothing differs.
+    """
     if dtype == torch.bfloat16 and kernel_device == "cpu":
         pytest.skip("the interpreter truncates to bfloat16")
     p = problem([(0, 5), (1, 47), (2, 20), (0, 6)], 8, 2, 64, False, dtype, kernel_device)
@@ -184,7 +219,9 @@ def test_the_reference_norms_as_the_model_does(dtype):
 
 @needs_triton
 def test_a_row_has_the_same_bits_in_every_launch(kernel_device):
-    p = problem([(0, 5), (1, -1), (2, 20), (1, 6)], 9, 3, 32, True, torch.float32, kernel_device)
+    p = problem(
+        [(0, 5), (1, -1), (2, 20), (1, 6)], 9, 3, 32, True, torch.float32, kernel_device
+    )
     together, _ = p.run(rope_write_triton)
     for m in range(4):
         part = slice(m, m + 1)

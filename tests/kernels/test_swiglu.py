@@ -12,14 +12,25 @@ from hypothesis import strategies as st
 from kernels.swiglu import swiglu, swiglu_cpu, swiglu_reference, swiglu_triton
 
 pytestmark = pytest.mark.usefixtures("poisoned")
-needs_triton = pytest.mark.skipif(find_spec("triton") is None, reason="triton is not installed")
-TOLERANCE = {torch.float32: 1e-6, torch.bfloat16: 1.6e-2, torch.float16: 1e-3, torch.float64: 1e-14}
+needs_triton = pytest.mark.skipif(
+    find_spec("triton") is None, reason="triton is not installed"
+)
+TOLERANCE = {
+    torch.float32: 1e-6,
+    torch.bfloat16: 1.6e-2,
+    torch.float16: 1e-3,
+    torch.float64: 1e-14,
+}
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
 
 def gate_up(rows, width, dtype, device, seed=0):
     random = torch.Generator().manual_seed(seed)
-    return (3 * torch.randn(rows, 2 * width, generator=random, dtype=torch.float64)).to(dtype).to(device)
+    return (
+        (3 * torch.randn(rows, 2 * width, generator=random, dtype=torch.float64))
+        .to(dtype)
+        .to(device)
+    )
 
 
 def assert_right(function, x):
@@ -49,7 +60,9 @@ def test_the_reference(dtype):
 
 @needs_triton
 def test_silu_is_rounded_before_the_product(kernel_device):
-    """In float16 a product that was rounded once would differ in about a third of the elements."""
+    """In float16 a product that was rounded once would differ in about a third of the
+    elements.
+    """
     x = gate_up(4, 1000, torch.float16, kernel_device)
     assert (swiglu_triton(x) != swiglu_reference(x)).sum() <= 20
 
@@ -79,19 +92,29 @@ def test_the_cpu_form(rows, width, dtype, seed):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("width", [352, 20])
 def test_neither_rows_nor_threads_change_a_bit_of_the_cpu_form(dtype, width):
-    """143 rows of 352 are cut between two threads in the middle of a row, if they are cut as PyTorch does."""
+    """143 rows of 352 are cut between two threads in the middle of a row, if they are cut as
+    PyTorch does.
+    """
     x, before = gate_up(300, width, dtype, "cpu", 0), torch.get_num_threads()
     whole = swiglu_cpu(x)
     for threads in (1, 2, 3):
         torch.set_num_threads(threads)
-        assert all(torch.equal(swiglu_cpu(x[:rows]), whole[:rows]) for rows in (1, 2, 95, 143, 200, 299))
+        assert all(
+            torch.equal(swiglu_cpu(x[:rows]), whole[:rows])
+            for rows in (1, 2, 95, 143, 200, 299)
+        )
     torch.set_num_threads(before)
 
 
 def test_extremes_and_refusals_of_the_cpu_form():
-    x = torch.tensor([[-1e4, 1e4, -100.0, 0.0, -torch.inf, torch.nan, 1.0, 1.0, 2.0, 3.0, 1.0, 1.0]])
+    x = torch.tensor(
+        [[-1e4, 1e4, -100.0, 0.0, -torch.inf, torch.nan, 1.0, 1.0, 2.0, 3.0, 1.0, 1.0]]
+    )
     y = swiglu_cpu(x)[0].tolist()
-    assert y[:4] == [pytest.approx(0.0, abs=1e-30), 1e4, pytest.approx(0.0, abs=1e-30), 0.0] and y[5] != y[5]
+    assert (
+        y[:4] == [pytest.approx(0.0, abs=1e-30), 1e4, pytest.approx(0.0, abs=1e-30), 0.0]
+        and y[5] != y[5]
+    )
     with pytest.raises(ValueError, match=r"expected \[M, 2 F\]"):
         swiglu_cpu(x[:, 1:])
     assert swiglu_cpu(x[:0]).shape == (0, 6)

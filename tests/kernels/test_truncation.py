@@ -13,23 +13,36 @@ from torch import Tensor
 from walk import token_at
 
 from kernels import truncation
-from kernels.truncation import truncated_sample, truncated_sample_reference, truncated_sample_triton
+from kernels.truncation import (
+    truncated_sample,
+    truncated_sample_reference,
+    truncated_sample_triton,
+)
 
 FORMS = [
     truncated_sample_reference,
     pytest.param(
-        truncated_sample_triton, marks=pytest.mark.skipif(find_spec("triton") is None, reason="triton is not installed")
+        truncated_sample_triton,
+        marks=pytest.mark.skipif(
+            find_spec("triton") is None, reason="triton is not installed"
+        ),
     ),
 ]
 pytestmark = [
     pytest.mark.usefixtures("poisoned"),
-    pytest.mark.filterwarnings("ignore:.*encountered.*:RuntimeWarning"),  # of the interpreter, about padding
+    pytest.mark.filterwarnings(
+        "ignore:.*encountered.*:RuntimeWarning"
+    ),  # of the interpreter, about padding
 ]
 INFINITY = float("inf")
 
 
-def kept_tokens(z: list[float], temperature: float, top_k: int, top_p: float, min_p: float) -> tuple[list[int], bool]:
-    """What the rules leave, by going down the sorted list; and whether float32 rounding could decide otherwise."""
+def kept_tokens(
+    z: list[float], temperature: float, top_k: int, top_p: float, min_p: float
+) -> tuple[list[int], bool]:
+    """What the rules leave, by going down the sorted list; and whether float32 rounding could
+    decide otherwise.
+    """
     order = sorted(range(len(z)), key=lambda v: -z[v])
     weight = [math.exp((logit - z[order[0]]) / temperature) for logit in z]
     if top_k:
@@ -49,26 +62,39 @@ def kept_tokens(z: list[float], temperature: float, top_k: int, top_p: float, mi
     return sorted(order), close
 
 
-def check(form, logits: Tensor, u: Tensor, temperature: float, top_k: int, top_p: float, min_p: float) -> None:
+def check(
+    form, logits: Tensor, u: Tensor, temperature: float, top_k: int, top_p: float, min_p: float
+) -> None:
     """Every row of a form's answer against the sort."""
     found = [part.cpu() for part in form(logits, u, temperature, top_k, top_p, min_p)]
-    assert found[0].dtype == torch.int64 and all(part.dtype == torch.float32 for part in found[1:])
+    assert found[0].dtype == torch.int64 and all(
+        part.dtype == torch.float32 for part in found[1:]
+    )
     for row, (z, v) in enumerate(zip(logits.double().tolist(), u.tolist(), strict=True)):
         kept, close = kept_tokens(z, temperature, top_k, top_p, min_p)
         if close:
             continue
         logprobs = (torch.tensor(z, dtype=torch.float64) / temperature).log_softmax(-1)
         mass = logprobs[kept].logsumexp(-1)
-        weights = torch.zeros(len(z), dtype=torch.float64).index_copy_(0, torch.tensor(kept), logprobs[kept].exp())
+        weights = torch.zeros(len(z), dtype=torch.float64).index_copy_(
+            0, torch.tensor(kept), logprobs[kept].exp()
+        )
         token = int(found[0][row])
         expected, close = token_at(weights.tolist(), v)
         assert token in kept and (close or token == expected)
         entropy = -torch.special.xlogy(logprobs.exp(), logprobs.exp()).sum()
         exact = torch.stack((logprobs[token], logprobs[token] - mass, entropy))
-        torch.testing.assert_close(torch.stack([part[row] for part in found[1:]]).double(), exact, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(
+            torch.stack([part[row] for part in found[1:]]).double(),
+            exact,
+            rtol=1e-5,
+            atol=1e-5,
+        )
 
 
-def problem(seed: int, n: int, vocabulary: int, dtype: torch.dtype, device: str, step: float = 0) -> tuple[Tensor, ...]:
+def problem(
+    seed: int, n: int, vocabulary: int, dtype: torch.dtype, device: str, step: float = 0
+) -> tuple[Tensor, ...]:
     """logits and u; a step makes the logits multiples of it, so that many are equal."""
     generator = torch.Generator().manual_seed(seed)
     logits = 2.5 * torch.randn(n, vocabulary, generator=generator)
@@ -99,11 +125,15 @@ def test_against_a_sort(kernel_device, form, dtype):
 
 @pytest.mark.parametrize("form", FORMS)
 def test_a_row_of_several_tiles(kernel_device, form):
-    """With a mass that the reference's first and second list of the likeliest do not reach in the flat rows."""
+    """With a mass that the reference's first and second list of the likeliest do not reach in
+    the flat rows.
+    """
     logits, u = problem(1, 3, 8700, torch.bfloat16, kernel_device)
     logits[1] *= 0.05
     logits[2] *= 5
-    u[:, 0] = torch.tensor([0.3, 0.96, 0.99])  # the second and the third draw from the last tile
+    u[:, 0] = torch.tensor(
+        [0.3, 0.96, 0.99]
+    )  # the second and the third draw from the last tile
     check(form, logits, u, 1.0, 0, 0.93, 0.0)
     check(form, logits, u, 0.9, 4000, 0.5, 0.001)
     u[:, 0] = torch.tensor([0.97, 0.5, 0.5])
@@ -127,7 +157,9 @@ def test_a_row_of_several_tiles(kernel_device, form):
 )
 def test_ties_and_edges(kernel_device, form, options, expected):
     """The tokens that a grid of u draws."""
-    logits = torch.tensor([0.5, -INFINITY, -0.0, 1.0, 0.0, 0.5, -INFINITY], device=kernel_device)
+    logits = torch.tensor(
+        [0.5, -INFINITY, -0.0, 1.0, 0.0, 0.5, -INFINITY], device=kernel_device
+    )
     grid = (torch.arange(10, device=kernel_device) + 0.5) / 10
     u = torch.stack((grid, grid), dim=-1)
     token = form(logits.expand(10, 7), u, 1.0, *options)[0]
@@ -139,13 +171,17 @@ def test_ties_and_edges(kernel_device, form, options, expected):
 def test_the_ends_of_the_unit_interval(kernel_device, form, edge):
     logits = torch.full((1, 500), -5.0, device=kernel_device)
     logits[0, [130, 400]] = 1.0
-    token, full, truncated, _ = form(logits, torch.full((1, 2), edge, device=kernel_device), 1.0, 2, 1.0, 0.0)
+    token, full, truncated, _ = form(
+        logits, torch.full((1, 2), edge, device=kernel_device), 1.0, 2, 1.0, 0.0
+    )
     assert int(token) == (400 if edge else 130)
     assert float(truncated) == pytest.approx(-math.log(2)) and float(full) < float(truncated)
 
 
 @pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("options", [(3, 1.0, 0.0), (0, 0.8, 0.0), (0, 1.0, 0.1), (3, 0.8, 0.1)])
+@pytest.mark.parametrize(
+    "options", [(3, 1.0, 0.0), (0, 0.8, 0.0), (0, 1.0, 0.1), (3, 0.8, 0.1)]
+)
 def test_logits_that_are_no_numbers(kernel_device, form, options):
     logits, u = problem(2, 3, 300, torch.float32, kernel_device)
     expected = form(logits, u, 0.8, *options)
@@ -166,7 +202,11 @@ def test_the_rows_that_one_chunk_holds_do_not_matter(monkeypatch):
 def test_more_than_the_vocabulary_is_everything():
     logits, u = problem(4, 5, 30, torch.float32, "cpu")
     for top_k in (30, 31, 1000):
-        for a, b in zip(truncated_sample(logits, u, 1.0, top_k), truncated_sample(logits, u, 1.0), strict=True):
+        for a, b in zip(
+            truncated_sample(logits, u, 1.0, top_k),
+            truncated_sample(logits, u, 1.0),
+            strict=True,
+        ):
             assert torch.equal(a, b)
 
 

@@ -1,4 +1,6 @@
-"""How a token is drawn, token by token in plain Python: what the kernels' choices are compared with."""
+"""How a token is drawn, token by token in plain Python: what the kernels' choices are compared
+with.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +8,12 @@ from kernels.lm_head import BLOCK
 
 
 def token_at(weights: list[float], u: list[float]) -> tuple[int, bool]:
-    """The token at u, by walking the blocks and then the tokens of one; and whether rounding could decide otherwise."""
-    block, close = _walk([sum(weights[i : i + BLOCK]) for i in range(0, len(weights), BLOCK)], u[0])
+    """The token at u, by walking the blocks and then the tokens of one; and whether rounding
+    could decide otherwise.
+    """
+    block, close = _walk(
+        [sum(weights[i : i + BLOCK]) for i in range(0, len(weights), BLOCK)], u[0]
+    )
     inside, close_too = _walk(weights[block * BLOCK : (block + 1) * BLOCK], u[1])
     return block * BLOCK + inside, close or close_too
 

@@ -1,4 +1,6 @@
-"""Checkpoints: what is saved is what is loaded, by us and by transformers; what is broken is named."""
+"""Checkpoints: what is saved is what is loaded, by us and by transformers; what is broken is
+named.
+"""
 
 from __future__ import annotations
 
@@ -45,9 +47,13 @@ LLAMA3 = {
 }
 MODELS = {
     "llama": ModelConfig(**SHAPE, rope_scaling=LLAMA3),
-    "mistral": ModelConfig(**SHAPE, model_type="mistral", tie_embeddings=False, sliding_window=3),
+    "mistral": ModelConfig(
+        **SHAPE, model_type="mistral", tie_embeddings=False, sliding_window=3
+    ),
     "qwen2": ModelConfig(**SHAPE, model_type="qwen2", qkv_bias=True, rope_theta=1e6),
-    "qwen3": ModelConfig(**SHAPE, model_type="qwen3", qk_norm=True, tie_embeddings=False, norm_eps=1e-6),
+    "qwen3": ModelConfig(
+        **SHAPE, model_type="qwen3", qk_norm=True, tie_embeddings=False, norm_eps=1e-6
+    ),
 }
 TOKENS = torch.arange(22).reshape(2, 11) % 11
 
@@ -78,13 +84,17 @@ def assert_same_bits(one: Transformer, other: Transformer) -> None:
 
 @pytest.mark.parametrize("family", MODELS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_round_trip_gives_the_same_bits(family: str, dtype: torch.dtype, tmp_path: Path) -> None:
+def test_round_trip_gives_the_same_bits(
+    family: str, dtype: torch.dtype, tmp_path: Path
+) -> None:
     model = fresh(family).to(dtype)
     save_model(model, None, tmp_path / "model")
     loaded = load_model(tmp_path / "model", dtype=dtype)
     assert_same_bits(model, loaded)
     assert torch.equal(loaded(TOKENS), model(TOKENS))
-    assert (loaded.lm_head.weight is loaded.model.embed_tokens.weight) == model.config.tie_embeddings
+    assert (
+        loaded.lm_head.weight is loaded.model.embed_tokens.weight
+    ) == model.config.tie_embeddings
 
 
 @pytest.mark.parametrize("family", MODELS)
@@ -109,8 +119,12 @@ def test_a_trained_model_is_saved_as_it_is_now(tmp_path: Path) -> None:
 
 def test_dtype_is_that_asked_for(tmp_path: Path) -> None:
     save_model(fresh(), None, tmp_path / "model", dtype=torch.bfloat16)
-    assert {tensor.dtype for tensor in load_file(tmp_path / "model/model.safetensors").values()} == {torch.bfloat16}
-    assert json.loads((tmp_path / "model/config.json").read_text())["torch_dtype"] == "bfloat16"
+    assert {
+        tensor.dtype for tensor in load_file(tmp_path / "model/model.safetensors").values()
+    } == {torch.bfloat16}
+    assert (
+        json.loads((tmp_path / "model/config.json").read_text())["torch_dtype"] == "bfloat16"
+    )
     loaded = load_model(tmp_path / "model")
     assert {parameter.dtype for parameter in loaded.parameters()} == {torch.float32}
     assert torch.equal(loaded.model.norm.weight, fresh().model.norm.weight.bfloat16().float())
@@ -123,11 +137,15 @@ def test_tensors_are_stored_one_by_one_under_their_usual_names(tmp_path: Path) -
     attention = "model.layers.1.self_attn"
     fused = torch.cat([stored[f"{attention}.{part}_proj.weight"] for part in "qkv"])
     assert torch.equal(fused, model.get_parameter(f"{attention}.qkv_proj.weight"))
-    gate_up = torch.cat([stored[f"model.layers.0.mlp.{part}_proj.weight"] for part in ("gate", "up")])
+    gate_up = torch.cat(
+        [stored[f"model.layers.0.mlp.{part}_proj.weight"] for part in ("gate", "up")]
+    )
     assert torch.equal(gate_up, model.get_parameter("model.layers.0.mlp.gate_up_proj.weight"))
 
 
-def test_shards_of_ours_load_here_and_in_transformers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_shards_of_ours_load_here_and_in_transformers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model = fresh("qwen2")
     monkeypatch.setattr(hf, "MAX_SHARD_BYTES", 3000)
     save_model(model, None, tmp_path)
@@ -151,14 +169,20 @@ def test_shards_of_transformers_load(tmp_path: Path) -> None:
     assert_same_bits(model, load_model(tmp_path / "many"))
 
 
-def test_loading_holds_one_stored_tensor_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_loading_holds_one_stored_tensor_at_a_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     save_model(fresh(), None, tmp_path / "model")
     alive: list[weakref.ref] = []
     original = hf._open_safetensors
 
     class Watched:
         def __init__(self, stored) -> None:
-            self.keys, self.offset_keys, self.get_slice = stored.keys, stored.offset_keys, stored.get_slice
+            self.keys, self.offset_keys, self.get_slice = (
+                stored.keys,
+                stored.offset_keys,
+                stored.get_slice,
+            )
             self.stored = stored
 
         def get_tensor(self, name: str) -> torch.Tensor:
@@ -186,7 +210,9 @@ def test_tolerated_extras(tmp_path: Path) -> None:
     assert_same_bits(load_model(tmp_path), fresh("llama"))
 
 
-def store(directory: Path, tied: bool, change: Callable[[dict[str, torch.Tensor]], None]) -> None:
+def store(
+    directory: Path, tied: bool, change: Callable[[dict[str, torch.Tensor]], None]
+) -> None:
     """A saved model whose config.json says that of its tie, and whose tensors are changed."""
     save_model(fresh(), None, directory)
     config = json.loads((directory / "config.json").read_text())
@@ -198,7 +224,10 @@ EMBEDDING, LM_HEAD = "model.embed_tokens.weight", "lm_head.weight"
 STORED_HEADS = {  # what is done to the tensors of a tied model, and whether it is tied once it is loaded
     "another": (lambda t: t.update({LM_HEAD: t[EMBEDDING].flip(0).contiguous()}), False),
     "the same": (lambda t: t.update({LM_HEAD: t[EMBEDDING].clone()}), True),
-    "the same in bfloat16 only": (lambda t: t.update({LM_HEAD: t[EMBEDDING].bfloat16()}), False),
+    "the same in bfloat16 only": (
+        lambda t: t.update({LM_HEAD: t[EMBEDDING].bfloat16()}),
+        False,
+    ),
     "alone": (lambda t: t.update({LM_HEAD: t.pop(EMBEDDING)}), True),
     "none": (lambda t: None, True),
 }
@@ -206,12 +235,18 @@ STORED_HEADS = {  # what is done to the tensors of a tied model, and whether it 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("case", STORED_HEADS)
-def test_a_stored_head_is_used_as_in_transformers(case: str, dtype: torch.dtype, tmp_path: Path) -> None:
+def test_a_stored_head_is_used_as_in_transformers(
+    case: str, dtype: torch.dtype, tmp_path: Path
+) -> None:
     change, tied = STORED_HEADS[case]
     tied = tied or (dtype == torch.bfloat16 and case != "another")
     store(tmp_path, True, change)
     model = load_model(tmp_path, dtype=dtype)
-    assert model.config.tie_embeddings == tied == (model.lm_head.weight is model.model.embed_tokens.weight)
+    assert (
+        model.config.tie_embeddings
+        == tied
+        == (model.lm_head.weight is model.model.embed_tokens.weight)
+    )
     save_model(model, None, tmp_path / "again")
     assert_same_bits(load_model(tmp_path / "again", dtype=dtype), model)
     transformers = pytest.importorskip("transformers")
@@ -220,13 +255,21 @@ def test_a_stored_head_is_used_as_in_transformers(case: str, dtype: torch.dtype,
     assert torch.equal(model.model.embed_tokens.weight, theirs.model.embed_tokens.weight)
     if dtype == torch.float32:
         with torch.no_grad():
-            torch.testing.assert_close(model(TOKENS), theirs(TOKENS).logits, atol=1e-5, rtol=1e-5)
+            torch.testing.assert_close(
+                model(TOKENS), theirs(TOKENS).logits, atol=1e-5, rtol=1e-5
+            )
 
 
 def test_a_head_of_another_kind_needs_no_lm_head(tmp_path: Path) -> None:
     head = {"score.weight": torch.ones(2, 16)}
-    store(tmp_path, True, lambda t: t.update({LM_HEAD: t[EMBEDDING].flip(0).contiguous(), **head}))
-    model = load_model(tmp_path, head=lambda config: torch.nn.Linear(config.hidden_size, 2, bias=False))
+    store(
+        tmp_path,
+        True,
+        lambda t: t.update({LM_HEAD: t[EMBEDDING].flip(0).contiguous(), **head}),
+    )
+    model = load_model(
+        tmp_path, head=lambda config: torch.nn.Linear(config.hidden_size, 2, bias=False)
+    )
     assert model.config.tie_embeddings
     assert not hasattr(model, "lm_head")
     assert torch.equal(model.model.embed_tokens.weight, fresh().model.embed_tokens.weight)
@@ -234,7 +277,10 @@ def test_a_head_of_another_kind_needs_no_lm_head(tmp_path: Path) -> None:
 
 def test_a_missing_head_is_not_made_up(tmp_path: Path) -> None:
     store(tmp_path, False, lambda t: None)
-    with pytest.raises(ValueError, match="lack 1 tensors: lm_head.weight: config.json says tie_word_embeddings = fal"):
+    with pytest.raises(
+        ValueError,
+        match="lack 1 tensors: lm_head.weight: config.json says tie_word_embeddings = fal",
+    ):
         load_model(tmp_path)
 
 
@@ -244,15 +290,22 @@ def test_a_dtype_may_be_a_name(name: str, tmp_path: Path) -> None:
     for dtype in (name, f"torch.{name}", getattr(torch, name)):
         assert load_model(tmp_path / "model", dtype=dtype).dtype == getattr(torch, name)
     save_model(fresh(), None, tmp_path / "model", dtype=name)
-    assert load_file(tmp_path / "model/model.safetensors")[EMBEDDING].dtype == getattr(torch, name)
+    assert load_file(tmp_path / "model/model.safetensors")[EMBEDDING].dtype == getattr(
+        torch, name
+    )
 
 
-@pytest.mark.parametrize("dtype", ["int8", "bf16", "auto", "", "nn", torch.int8, torch.complex64, None, 16])
+@pytest.mark.parametrize(
+    "dtype", ["int8", "bf16", "auto", "", "nn", torch.int8, torch.complex64, None, 16]
+)
 def test_another_dtype_is_one_line(dtype: object, tmp_path: Path) -> None:
     save_model(fresh(), None, tmp_path / "model")
     with pytest.raises(ValueError) as caught:
         load_model(tmp_path / "model", dtype=dtype)
-    assert str(caught.value) == f"dtype = {dtype!r}: models are float32, bfloat16, float16, float64"
+    assert (
+        str(caught.value)
+        == f"dtype = {dtype!r}: models are float32, bfloat16, float16, float64"
+    )
 
 
 def without(*names: str) -> Callable[[Path], None]:
@@ -273,7 +326,10 @@ def with_tensors(change: Callable[[dict[str, torch.Tensor]], None]) -> Callable[
 
 
 def with_config(text: str) -> Callable[[Path], None]:
-    return lambda directory: (directory / "config.json").write_bytes(text.encode("utf-8", "surrogateescape")) and None
+    return lambda directory: (
+        (directory / "config.json").write_bytes(text.encode("utf-8", "surrogateescape"))
+        and None
+    )
 
 
 def with_value(key: str, value: object) -> Callable[[Path], None]:
@@ -321,16 +377,36 @@ NORM, O_PROJ = "model.norm.weight", "model.layers.1.self_attn.o_proj.weight"
 Q_PROJ = "model.layers.0.self_attn.q_proj.weight"
 DAMAGES = {
     "no config": (without("config.json"), FileNotFoundError, "no config.json in {}"),
-    "no weights": (without("model.safetensors"), FileNotFoundError, "no model.safetensors and no model.safetensors.i"),
-    "pickle": (pickle_only, FileNotFoundError, "pytorch_model.bin is a pickle, which is never loaded"),
+    "no weights": (
+        without("model.safetensors"),
+        FileNotFoundError,
+        "no model.safetensors and no model.safetensors.i",
+    ),
+    "pickle": (
+        pickle_only,
+        FileNotFoundError,
+        "pytorch_model.bin is a pickle, which is never loaded",
+    ),
     "lost shard": (
         with_index({"weight_map": {"a": "model-00001-of-00002.safetensors"}}),
         FileNotFoundError,
         "{}/model-00001-of-00002.safetensors is missing",
     ),
-    "empty index": (with_index({}), ValueError, "the safetensors files of {} lack 20 tensors: "),
-    "truncated": (truncate, ValueError, "{}/model.safetensors is not a readable safetensors file"),
-    "missing": (with_tensors(lambda t: (t.pop(NORM), t.pop(O_PROJ))), ValueError, f"lack 2 tensors: {O_PROJ}, {NORM}"),
+    "empty index": (
+        with_index({}),
+        ValueError,
+        "the safetensors files of {} lack 20 tensors: ",
+    ),
+    "truncated": (
+        truncate,
+        ValueError,
+        "{}/model.safetensors is not a readable safetensors file",
+    ),
+    "missing": (
+        with_tensors(lambda t: (t.pop(NORM), t.pop(O_PROJ))),
+        ValueError,
+        f"lack 2 tensors: {O_PROJ}, {NORM}",
+    ),
     "unknown": (
         with_tensors(lambda t: t.update({f"score.{i}": torch.zeros(2) for i in range(5)})),
         ValueError,
@@ -351,7 +427,11 @@ DAMAGES = {
         ValueError,
         f"{{}}/model.safetensors: {NORM} is stored as I8, not as F32, BF16, F16, F64",
     ),
-    "a name of two lines": (with_tensors(lambda t: t.update({"a\nb": torch.ones(1)})), ValueError, "1 tensors: a b"),
+    "a name of two lines": (
+        with_tensors(lambda t: t.update({"a\nb": torch.ones(1)})),
+        ValueError,
+        "1 tensors: a b",
+    ),
     "empty weights": (
         lambda d: (d / "model.safetensors").write_bytes(b""),
         ValueError,
@@ -362,7 +442,11 @@ DAMAGES = {
         FileNotFoundError,
         "no model.safetensors and no mod",
     ),
-    "a directory of settings": (with_directory("config.json"), FileNotFoundError, "no config.json in {}"),
+    "a directory of settings": (
+        with_directory("config.json"),
+        FileNotFoundError,
+        "no config.json in {}",
+    ),
     "index of a list": (
         with_index({"weight_map": ["a"]}),
         ValueError,
@@ -389,9 +473,21 @@ DAMAGES = {
         "has shape (11, 16), config.json means (11, 16777216)",
     ),
     "empty config": (with_config(""), ValueError, "{}/config.json is not valid JSON"),
-    "no UTF-8": (with_config('{"a": "\udcff"}'), ValueError, "{}/config.json is not UTF-8 text (byte 7)"),
-    "half a pair": (with_config('{"a": "\\ud800"}'), ValueError, "{}/config.json holds half a surrogate pair"),
-    "deep": (with_config("[" * 100000), ValueError, "{}/config.json is JSON that is nested too deeply"),
+    "no UTF-8": (
+        with_config('{"a": "\udcff"}'),
+        ValueError,
+        "{}/config.json is not UTF-8 text (byte 7)",
+    ),
+    "half a pair": (
+        with_config('{"a": "\\ud800"}'),
+        ValueError,
+        "{}/config.json holds half a surrogate pair",
+    ),
+    "deep": (
+        with_config("[" * 100000),
+        ValueError,
+        "{}/config.json is JSON that is nested too deeply",
+    ),
     "a key twice": (
         with_config('{"a": 1, "a": 1}'),
         ValueError,
@@ -403,7 +499,11 @@ DAMAGES = {
         "{}/config.json: hidden_size = '16' must be a whole num",
     ),
     "bad JSON": (with_config("{"), ValueError, "{}/config.json is not valid JSON"),
-    "not an object": (with_config("[]"), ValueError, "{}/config.json must hold a JSON object, not list"),
+    "not an object": (
+        with_config("[]"),
+        ValueError,
+        "{}/config.json must hold a JSON object, not list",
+    ),
     "missing key": (
         with_config('{"model_type": "llama", "num_hidden_layers": 1}'),
         ValueError,
@@ -466,7 +566,9 @@ def test_a_place_that_is_none(tmp_path: Path) -> None:
         load_model(tmp_path / "file")
 
 
-def test_the_hub_is_asked_for_safe_files_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_hub_is_asked_for_safe_files_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     save_model(fresh(), words(), tmp_path)
     asked = {}
 
@@ -500,11 +602,16 @@ def test_a_model_is_replaced_whole(tmp_path: Path) -> None:
     (tmp_path / "model/optimizer.safetensors").touch()
     save_model(fresh(seed=1), None, tmp_path / "model")
     assert_same_bits(load_model(tmp_path / "model"), fresh(seed=1))
-    assert sorted(file.name for file in (tmp_path / "model").iterdir()) == ["config.json", "model.safetensors"]
+    assert sorted(file.name for file in (tmp_path / "model").iterdir()) == [
+        "config.json",
+        "model.safetensors",
+    ]
     assert [file.name for file in tmp_path.iterdir()] == ["model"]
 
 
-def test_a_failed_save_leaves_the_former_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_save_leaves_the_former_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     save_model(fresh(seed=0), words(), tmp_path / "model")
 
     def fail(*args) -> None:
@@ -524,7 +631,10 @@ def test_what_a_killed_process_left_is_no_obstacle(tmp_path: Path) -> None:
     for seed in (0, 1):
         save_model(fresh(seed=seed), None, tmp_path / "model")
     assert_same_bits(load_model(tmp_path / "model"), fresh(seed=1))
-    assert sorted(file.name for file in (tmp_path / "model").iterdir()) == ["config.json", "model.safetensors"]
+    assert sorted(file.name for file in (tmp_path / "model").iterdir()) == [
+        "config.json",
+        "model.safetensors",
+    ]
     assert [file.name for file in tmp_path.iterdir()] == ["model"]
 
 
@@ -553,5 +663,7 @@ def test_the_vocabulary_is_checked(count: int, matches: bool) -> None:
     if matches:
         check_vocabulary(model, words(count))
     else:
-        with pytest.raises(ValueError, match="largest token id is 11, the model has ids 0 to 10"):
+        with pytest.raises(
+            ValueError, match="largest token id is 11, the model has ids 0 to 10"
+        ):
             check_vocabulary(model, words(count))

@@ -1,5 +1,6 @@
-"""Whatever stands in a model's directory: the model and its tokenizer are loaded as what the files say, or one line
-says which of them cannot be read and why. Any other end of a loader is a fault of its own.
+"""Whatever stands in a model's directory: the model and its tokenizer are loaded as what the
+files say, or one line says which of them cannot be read and why. Any other end of a loader is
+a fault of its own.
 """
 
 from __future__ import annotations
@@ -21,7 +22,14 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
-from nanomath.models import ModelConfig, Tokenizer, Transformer, load_model, load_tokenizer, save_model
+from nanomath.models import (
+    ModelConfig,
+    Tokenizer,
+    Transformer,
+    load_model,
+    load_tokenizer,
+    save_model,
+)
 from nanomath.models.hf import INDEX_FILE
 
 T = TypeVar("T")
@@ -31,10 +39,19 @@ quickly = settings(
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 
-SHAPE = {"vocab_size": 9, "hidden_size": 8, "num_layers": 1, "num_heads": 2, "num_kv_heads": 1, "head_dim": 4}
+SHAPE = {
+    "vocab_size": 9,
+    "hidden_size": 8,
+    "num_layers": 1,
+    "num_heads": 2,
+    "num_kv_heads": 1,
+    "head_dim": 4,
+}
 ROPE = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
 ROPE["original_max_position_embeddings"] = 16
-CONFIG = ModelConfig(**SHAPE, intermediate_size=6, max_positions=64, rope_scaling=ROPE, tie_embeddings=False)
+CONFIG = ModelConfig(
+    **SHAPE, intermediate_size=6, max_positions=64, rope_scaling=ROPE, tie_embeddings=False
+)
 VOCABULARY = {"a": 0, "b": 1, "Ġ": 2, "ab": 3, "<unk>": 4, "<s>": 5, "</s>": 6}
 TOKEN = {"content": "<think>", "special": False, "lstrip": False, "normalized": True}
 TOKENIZER_CONFIG = {
@@ -43,10 +60,30 @@ TOKENIZER_CONFIG = {
     "pad_token": None,
     "additional_special_tokens": ["<s>"],
     "added_tokens_decoder": {"7": TOKEN, "8": {**TOKEN, "content": "</think>"}},
-    "chat_template": [{"name": "default", "template": "{{ 1 }}"}, {"name": "tool_use", "template": "{{ 2 }}"}],
+    "chat_template": [
+        {"name": "default", "template": "{{ 1 }}"},
+        {"name": "tool_use", "template": "{{ 2 }}"},
+    ],
 }
 
-SPECIAL = ["", " ", "1", "7", "12", "true", "null", "w1", "<s>", "<x>", "\ud800", "\0", "a\nb", "\u2028", "../x", "{{"]
+SPECIAL = [
+    "",
+    " ",
+    "1",
+    "7",
+    "12",
+    "true",
+    "null",
+    "w1",
+    "<s>",
+    "<x>",
+    "\ud800",
+    "\0",
+    "a\nb",
+    "\u2028",
+    "../x",
+    "{{",
+]
 SPECIAL += [
     "llama",
     "qwen3",
@@ -58,10 +95,33 @@ SPECIAL += [
     "x" * 999,
 ]
 texts = st.sampled_from(SPECIAL) | st.text(max_size=4)
-NUMBERS = [0, 1, 2, 3, 4, 8, 9, -1, 0.5, 2.0, 8.0, 2**24, 2**31, 2**63, 10**30, 10**400, 1e-300, 1e300, 1e400, -0.0]
+NUMBERS = [
+    0,
+    1,
+    2,
+    3,
+    4,
+    8,
+    9,
+    -1,
+    0.5,
+    2.0,
+    8.0,
+    2**24,
+    2**31,
+    2**63,
+    10**30,
+    10**400,
+    1e-300,
+    1e300,
+    1e400,
+    -0.0,
+]
 scalars = st.none() | st.booleans() | st.sampled_from([*NUMBERS, float("nan")]) | texts
 values = st.recursive(
-    scalars, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(texts, inner, max_size=2), max_leaves=5
+    scalars,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(texts, inner, max_size=2),
+    max_leaves=5,
 )
 
 
@@ -69,10 +129,17 @@ def changed(content: Any) -> st.SearchStrategy[Any]:
     """The content with one value, at any depth, replaced, left out or joined by another."""
     if isinstance(content, dict) and content:
         entry = st.sampled_from(sorted(content))
-        replaced = entry.flatmap(lambda key: changed(content[key]).map(lambda value: {**content, key: value}))
-        without = entry.map(lambda key: {name: value for name, value in content.items() if name != key})
+        replaced = entry.flatmap(
+            lambda key: changed(content[key]).map(lambda value: {**content, key: value})
+        )
+        without = entry.map(
+            lambda key: {name: value for name, value in content.items() if name != key}
+        )
         return st.one_of(
-            replaced, replaced, without, st.tuples(texts, values).map(lambda kv: {**content, kv[0]: kv[1]})
+            replaced,
+            replaced,
+            without,
+            st.tuples(texts, values).map(lambda kv: {**content, kv[0]: kv[1]}),
         )
     if isinstance(content, list) and content:
         replaced = changed(content[0]).map(lambda value: [value, *content[1:]])
@@ -82,10 +149,27 @@ def changed(content: Any) -> st.SearchStrategy[Any]:
 
 def broken(data: bytes) -> st.SearchStrategy[bytes]:
     """The bytes with some cut out, and others put in their place."""
-    pieces = [b"", b"\xff", b"\0", b"\n", b'"', b"{", b"]", b",", b"NaN", b"1" * 5000, b"\\ud800", b"[" * 100000]
+    pieces = [
+        b"",
+        b"\xff",
+        b"\0",
+        b"\n",
+        b'"',
+        b"{",
+        b"]",
+        b",",
+        b"NaN",
+        b"1" * 5000,
+        b"\\ud800",
+        b"[" * 100000,
+    ]
     places = st.integers(0, len(data)) | st.integers(0, min(len(data), 40))
-    cut = st.tuples(places, st.integers(0, 4) | places, st.sampled_from(pieces) | st.binary(max_size=4))
-    return cut.map(lambda c: data[: c[0]] + c[2] + data[c[0] + c[1] :]) | st.binary(max_size=20)
+    cut = st.tuples(
+        places, st.integers(0, 4) | places, st.sampled_from(pieces) | st.binary(max_size=4)
+    )
+    return cut.map(lambda c: data[: c[0]] + c[2] + data[c[0] + c[1] :]) | st.binary(
+        max_size=20
+    )
 
 
 def result(read: Callable[[], T], *names: str) -> T | None:
@@ -95,7 +179,11 @@ def result(read: Callable[[], T], *names: str) -> T | None:
     except (ValueError, FileNotFoundError) as error:
         assert type(error) in (ValueError, FileNotFoundError)
         message = str(error)
-        assert any(name in message for name in names) and len(message.splitlines()) == 1 and len(message) < 1000
+        assert (
+            any(name in message for name in names)
+            and len(message.splitlines()) == 1
+            and len(message) < 1000
+        )
         message.encode()  # it can be printed
         return None
 
@@ -104,13 +192,19 @@ def result(read: Callable[[], T], *names: str) -> T | None:
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small model with everything that a directory may have."""
     backend = tokenizers.Tokenizer(models.BPE(VOCABULARY, [("a", "b")], unk_token="<unk>"))
-    backend.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Replace("c", "a")])
+    backend.normalizer = normalizers.Sequence(
+        [normalizers.NFC(), normalizers.Replace("c", "a")]
+    )
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
-    backend.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 5)])
+    backend.post_processor = processors.TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", 5)]
+    )
     backend.add_special_tokens(["<s>", "</s>"])
     directory = tmp_path_factory.mktemp("models") / "whole"
-    save_model(Transformer(CONFIG).init_weights(0), Tokenizer(backend, eos_token="</s>"), directory)
+    save_model(
+        Transformer(CONFIG).init_weights(0), Tokenizer(backend, eos_token="</s>"), directory
+    )
     (directory / "tokenizer_config.json").write_text(json.dumps(TOKENIZER_CONFIG))
     (directory / "generation_config.json").write_text(json.dumps({"eos_token_id": [6, 3]}))
     return directory
@@ -137,9 +231,15 @@ def written(content: Any) -> st.SearchStrategy[bytes]:
 
 def assert_loaded(model: Transformer, directory: Path) -> None:
     """Every number is that of the files, and the model computes."""
-    stored = {name: tensor for file in directory.glob("*.safetensors") for name, tensor in load_file(file).items()}
+    stored = {
+        name: tensor
+        for file in directory.glob("*.safetensors")
+        for name, tensor in load_file(file).items()
+    }
     for name, parameter, start, stop in model.hf_slices():
-        source = "lm_head.weight" if model.config.tie_embeddings and name not in stored else name
+        source = (
+            "lm_head.weight" if model.config.tie_embeddings and name not in stored else name
+        )
         ours, theirs = model.get_parameter(parameter)[start:stop].data, stored[source].float()
         torch.testing.assert_close(ours, theirs, rtol=0, atol=0, equal_nan=True)
     assert model(torch.tensor([[1, 2]])).shape == (1, 2, model.config.vocab_size)
@@ -164,7 +264,9 @@ def tampered(data: bytes) -> st.SearchStrategy[bytes]:
     (length,) = struct.unpack("<Q", data[:8])
     header = json.loads(data[8 : 8 + length])
     said = changed(header).map(lambda content: json.dumps(content).encode())
-    return said.map(lambda header: struct.pack("<Q", len(header)) + header + data[8 + length :])
+    return said.map(
+        lambda header: struct.pack("<Q", len(header)) + header + data[8 + length :]
+    )
 
 
 @quickly
@@ -176,8 +278,23 @@ def test_any_weights(whole: Path, data: st.DataObject) -> None:
         check_model(directory, "model.safetensors")
 
 
-NAMES = ["model.norm.weight", "lm_head.weight", "model.embed_tokens.weight", "score.weight", "a\nb", ""]
-DTYPES = [torch.float32, torch.bfloat16, torch.float64, torch.float8_e4m3fn, torch.int8, torch.bool, torch.complex64]
+NAMES = [
+    "model.norm.weight",
+    "lm_head.weight",
+    "model.embed_tokens.weight",
+    "score.weight",
+    "a\nb",
+    "",
+]
+DTYPES = [
+    torch.float32,
+    torch.bfloat16,
+    torch.float64,
+    torch.float8_e4m3fn,
+    torch.int8,
+    torch.bool,
+    torch.complex64,
+]
 shapes = st.sampled_from([(), (0,), (8,), (9, 8), (8, 9), (1, 8)])
 tensors = st.none() | st.builds(torch.ones, shapes, dtype=st.sampled_from(DTYPES))
 
@@ -200,14 +317,21 @@ def test_any_index(whole: Path, data: st.DataObject) -> None:
     tensors = load_file(whole / "model.safetensors")
     names = sorted(tensors)
     shards = {"one.safetensors": names[::2], "two.safetensors": names[1::2]}
-    files = {file: save({name: tensors[name] for name in held}) for file, held in shards.items()}
-    index = {"metadata": {}, "weight_map": {name: file for file, held in shards.items() for name in held}}
+    files = {
+        file: save({name: tensors[name] for name in held}) for file, held in shards.items()
+    }
+    index = {
+        "metadata": {},
+        "weight_map": {name: file for file, held in shards.items() for name in held},
+    }
     files |= {"model.safetensors": None, INDEX_FILE: data.draw(written(index))}
     with changed_copy(whole, files) as directory:
         check_model(directory, INDEX_FILE)
 
 
-@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json", "generation_config.json"])
+@pytest.mark.parametrize(
+    "name", ["tokenizer.json", "tokenizer_config.json", "generation_config.json"]
+)
 @quickly
 @given(data=st.data())
 def test_any_tokenizer(whole: Path, name: str, data: st.DataObject) -> None:
@@ -216,7 +340,10 @@ def test_any_tokenizer(whole: Path, name: str, data: st.DataObject) -> None:
         check_tokenizer(directory, name, "tokenizer_config.json")
 
 
-OLD = {"added_tokens.json": {"<think>": 7, "<x>": 8}, "special_tokens_map.json": {"eos_token": "</s>"}}
+OLD = {
+    "added_tokens.json": {"<think>": 7, "<x>": 8},
+    "special_tokens_map.json": {"eos_token": "</s>"},
+}
 
 
 @pytest.mark.parametrize("name", OLD)

@@ -1,4 +1,6 @@
-"""States of sequences that begin alike, against whole passes over each of them; and that the beginnings are shared."""
+"""States of sequences that begin alike, against whole passes over each of them; and that the
+beginnings are shared.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,10 @@ SCALED = {"rope_type": "linear", "factor": 2.0}
 def whole(model, sequences, places):
     """The same states, each sequence by itself."""
     with torch.no_grad():
-        return [model.hidden(torch.tensor([tokens]))[0, at] for tokens, at in zip(sequences, places, strict=True)]
+        return [
+            model.hidden(torch.tensor([tokens]))[0, at]
+            for tokens, at in zip(sequences, places, strict=True)
+        ]
 
 
 def collected(model, sequences, places, groups, budget):
@@ -35,7 +40,10 @@ def collected(model, sequences, places, groups, budget):
 
 
 def check(model, sequences, places, groups, budget):
-    found, expected = collected(model, sequences, places, groups, budget), whole(model, sequences, places)
+    found, expected = (
+        collected(model, sequences, places, groups, budget),
+        whole(model, sequences, places),
+    )
     for one, other in zip(found, expected, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-9)
 
@@ -72,14 +80,18 @@ def batches(draw):
     return [[part[i] for i in order] for part in (sequences, places, groups)]
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(batch=batches(), budget=st.sampled_from([0, 1, 17, 40, 1000]))
 def test_as_whole_passes(model, batch, budget):
     check(model, *batch, budget)
 
 
 def test_a_place_in_what_is_shared(model):
-    """Sequences that are all alike share what comes before the first place, which need not be sorted."""
+    """Sequences that are all alike share what comes before the first place, which need not be
+    sorted.
+    """
     check(model, [[1, 2, 3, 4]] * 3, [[3, 0], [2], [1, 1]], ["q"] * 3, 0)
     check(model, [[1, 2, 3, 4]] * 3, [[3], [3], [3]], ["q"] * 3, 0)
 

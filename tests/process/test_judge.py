@@ -1,4 +1,6 @@
-"""The judge: probabilities of its next token alone, both orders of a pair, and a question that it does not answer."""
+"""The judge: probabilities of its next token alone, both orders of a pair, and a question that
+it does not answer.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +8,21 @@ import pytest
 import torch
 
 from nanomath.models import Tokenizer
-from nanomath.process.judge import MARKS, PAIRWISE, POINTWISE, Judge, fill, judge_pairwise, judge_pointwise
+from nanomath.process.judge import (
+    MARKS,
+    PAIRWISE,
+    POINTWISE,
+    Judge,
+    fill,
+    judge_pairwise,
+    judge_pointwise,
+)
 
-GROUPS = [("1 + 1?", ["2", "it is 3", "2"]), ("2 + 2?", ["4 {first}"]), ("3?", ["a", "b", "c", "d"])]
+GROUPS = [
+    ("1 + 1?", ["2", "it is 3", "2"]),
+    ("2 + 2?", ["4 {first}"]),
+    ("3?", ["a", "b", "c", "d"]),
+]
 
 
 @pytest.fixture
@@ -24,7 +38,9 @@ class Biased(Judge):
     def compare(self, pairs):
         found = []
         for _, one, other in pairs:
-            liked = self.strength * (len(one) > len(other)) - self.strength * (len(one) < len(other))
+            liked = self.strength * (len(one) > len(other)) - self.strength * (
+                len(one) < len(other)
+            )
             found.append((0.5 + liked + self.bias, 0.5 + liked - self.bias))
         return found
 
@@ -32,7 +48,9 @@ class Biased(Judge):
 @torch.no_grad()
 def brute_force(judge: Judge, prompt: str, answers: tuple[str, ...]) -> list[float]:
     text = judge.tokenizer.apply_chat_template([{"role": "user", "content": prompt}])
-    after = judge.model(torch.tensor([judge.tokenizer.encode(text)]))[0, -1].double().softmax(0)
+    after = (
+        judge.model(torch.tensor([judge.tokenizer.encode(text)]))[0, -1].double().softmax(0)
+    )
     found = []
     for answer in answers:
         tokens = {judge.tokenizer.encode(answer)[-1], judge.tokenizer.encode(" " + answer)[-1]}
@@ -64,10 +82,16 @@ def test_a_share_of_wins(new_model, new_tokenizer):
     judge = Biased(new_model(3), new_tokenizer())
     groups = [("q", ["a", "bbb", "cc"]), ("r", ["alone"]), ("s", ["same", "same"])]
     found = judge_pairwise(judge, groups, opponents=9)
-    assert found.scores == pytest.approx([0.3, 0.7, 0.5, 0.5, 0.5, 0.5]) and found.consistency == 1
+    assert (
+        found.scores == pytest.approx([0.3, 0.7, 0.5, 0.5, 0.5, 0.5])
+        and found.consistency == 1
+    )
     judge.bias = 0.3  # it now says that the first is better, whichever stands there; the two orders cancel it
     found = judge_pairwise(judge, groups, opponents=9)
-    assert found.scores == pytest.approx([0.3, 0.7, 0.5, 0.5, 0.5, 0.5]) and found.consistency == 0
+    assert (
+        found.scores == pytest.approx([0.3, 0.7, 0.5, 0.5, 0.5, 0.5])
+        and found.consistency == 0
+    )
     assert judge_pairwise(judge, groups[1:], 4).consistency is None
 
 
@@ -82,19 +106,26 @@ def test_each_meets_so_many_others(new_model, new_tokenizer):
 
 
 def test_braces_in_a_solution_stay():
-    assert fill("{question}: {first} or {second}", "q{first}", "{second}", "x") == "q{first}: {second} or x"
+    assert (
+        fill("{question}: {first} or {second}", "q{first}", "{second}", "x")
+        == "q{first}: {second} or x"
+    )
 
 
 def test_errors(judge, new_model, monkeypatch):
     mass = {}
-    monkeypatch.setattr(judge, "probabilities", lambda *asked: judge.masses.append(mass["now"]))
+    monkeypatch.setattr(
+        judge, "probabilities", lambda *asked: judge.masses.append(mass["now"])
+    )
     mass["now"] = 0.3
     judge.check("1 + 1?", "2")
     assert judge.masses == []
     mass["now"] = 0.001
     with pytest.raises(ValueError, match="the judge gives A and B 0.10% of the probability"):
         judge.check("1 + 1?", "2")
-    with pytest.raises(ValueError, match="what the judge is asked has .* tokens: its context holds 64"):
+    with pytest.raises(
+        ValueError, match="what the judge is asked has .* tokens: its context holds 64"
+    ):
         Judge(new_model(0, max_positions=64), judge.tokenizer).mark([("q" * 300, "a")])
 
 

@@ -1,4 +1,6 @@
-"""A judge's feedback on episodes: it ranks right answers, can make no wrong one good, and is measured."""
+"""A judge's feedback on episodes: it ranks right answers, can make no wrong one good, and is
+measured.
+"""
 
 from __future__ import annotations
 
@@ -27,14 +29,18 @@ def episodes(*samples: tuple[str, float]) -> list[Episode]:
         Episode(
             Problem("p", "q", "a"),
             [5],
-            Completion(0, i, [1] * len(text), [0.0] * len(text), [0.0] * len(text), text, "eos"),
+            Completion(
+                0, i, [1] * len(text), [0.0] * len(text), [0.0] * len(text), text, "eos"
+            ),
             {"accuracy": accuracy, "total": accuracy},
         )
         for i, (text, accuracy) in enumerate(samples)
     ]
 
 
-@pytest.mark.parametrize(("opponents", "scores"), [(0, [0.2, 0.6, 0.4, 0.1]), (1, [0.0, 1.0, 1.0, 0.0])])
+@pytest.mark.parametrize(
+    ("opponents", "scores"), [(0, [0.2, 0.6, 0.4, 0.1]), (1, [0.0, 1.0, 1.0, 0.0])]
+)
 def test_it_ranks_right_answers(opponents, scores):
     found = episodes(("aa", 1.0), ("aaaaaa", 0.0), ("aaaa", 1.0), ("a", 0.0))
     JudgeReward(Lengths(), 0.3, opponents)([found[:2], found[2:]])
@@ -49,5 +55,7 @@ def test_it_is_measured():
     judge([found])
     metrics = judge.metrics([found])
     assert metrics["judge/mass"] == pytest.approx(0.8) and metrics["judge/consistency"] == 1
-    assert metrics["judge/auc"] == 0.5 and metrics["judge/length_correlation"] == pytest.approx(0.98, abs=0.03)
+    assert metrics["judge/auc"] == 0.5 and metrics[
+        "judge/length_correlation"
+    ] == pytest.approx(0.98, abs=0.03)
     assert judge.judge.masses == judge.consistency == []

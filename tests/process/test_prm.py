@@ -1,4 +1,6 @@
-"""PRMs: every format against transformers or the formula, and what a score may and may not depend on."""
+"""PRMs: every format against transformers or the formula, and what a score may and may not
+depend on.
+"""
 
 from __future__ import annotations
 
@@ -15,15 +17,26 @@ from nanomath.process.formats import FORMATS, MathShepherd, Qwen, TokenClassific
 from nanomath.process.prm import PRM, LengthScores, Oracle, RandomScores, load_prm, new_prm
 
 QUESTION = "Mia has 12 apples. She buys 8 more. How many apples does Mia have now?"
-STEPS = ["Buying 8 more: 12 + 8 = 20.", "So she has 20.\n\nThat is it.", "The answer is \\boxed{20}."]
-SOLUTIONS = [(QUESTION, STEPS), (QUESTION, STEPS[:1]), ("1 + 1?", ["2"]), ("", ["a", "b", "答え"])]
+STEPS = [
+    "Buying 8 more: 12 + 8 = 20.",
+    "So she has 20.\n\nThat is it.",
+    "The answer is \\boxed{20}.",
+]
+SOLUTIONS = [
+    (QUESTION, STEPS),
+    (QUESTION, STEPS[:1]),
+    ("1 + 1?", ["2"]),
+    ("", ["a", "b", "答え"]),
+]
 
 
 def with_marker(tokenizer: Tokenizer) -> Tokenizer:
     """The same with Qwen's token."""
     backend = tokenizers.Tokenizer.from_str(tokenizer.backend.to_str())
     backend.add_special_tokens(["<extra_0>"])
-    return Tokenizer(backend, tokenizer.chat_template, tokenizer.eos_ids, **tokenizer.special_tokens)
+    return Tokenizer(
+        backend, tokenizer.chat_template, tokenizer.eos_ids, **tokenizer.special_tokens
+    )
 
 
 @pytest.fixture
@@ -54,7 +67,9 @@ def test_a_score_depends_on_nothing_later_and_on_no_batch(build, name):
     assert all(0 < score < 1 for scores in together for score in scores)
     for (question, steps), scores in zip(SOLUTIONS, together, strict=True):
         for k in range(1, len(steps) + 1):
-            assert prm.score_all([(question, steps[:k])])[0] == pytest.approx(scores[:k], abs=1e-5)
+            assert prm.score_all([(question, steps[:k])])[0] == pytest.approx(
+                scores[:k], abs=1e-5
+            )
     prm.token_budget = 1
     for alone, scores in zip(prm.score_all(SOLUTIONS), together, strict=True):
         assert alone == pytest.approx(scores, abs=1e-5)
@@ -71,7 +86,11 @@ def test_a_marker_in_a_solution_is_no_step(build, name):
         assert len(scores) == 2
 
 
-@pytest.mark.parametrize("shape", [{}, {"tie_embeddings": False}, {"model_type": "qwen2", "qkv_bias": True}], ids=str)
+@pytest.mark.parametrize(
+    "shape",
+    [{}, {"tie_embeddings": False}, {"model_type": "qwen2", "qkv_bias": True}],
+    ids=str,
+)
 @pytest.mark.parametrize("name", FORMATS)
 def test_saved_and_loaded(build, name, shape, tmp_path):
     prm = build(name, **shape)
@@ -92,7 +111,9 @@ def test_token_classification_is_that_of_transformers(build, tmp_path):
     transformers = pytest.importorskip("transformers")
     prm = build("token_classification")
     save_model(prm.model, prm.tokenizer, tmp_path / "prm")
-    theirs = transformers.AutoModelForTokenClassification.from_pretrained(tmp_path / "prm").eval()
+    theirs = transformers.AutoModelForTokenClassification.from_pretrained(
+        tmp_path / "prm"
+    ).eval()
     assert type(theirs).__name__ == "LlamaForTokenClassification"
     for question, steps in SOLUTIONS:
         tokens = prm.tokenizer.encode(question)
@@ -100,7 +121,9 @@ def test_token_classification_is_that_of_transformers(build, tmp_path):
         for step in steps:
             tokens += prm.tokenizer.encode(step) + prm.tokenizer.encode("\n")
             with torch.no_grad():
-                expected.append(float(theirs(torch.tensor([tokens])).logits[0, -1].softmax(-1)[1]))
+                expected.append(
+                    float(theirs(torch.tensor([tokens])).logits[0, -1].softmax(-1)[1])
+                )
         assert prm.score_all([(question, steps)])[0] == pytest.approx(expected, abs=1e-5)
 
 
@@ -129,15 +152,26 @@ def test_qwen_is_a_head_at_its_marker(build, chat):
     answer = "".join(f"{step}<extra_0>" for step in STEPS)
     text = f"{QUESTION}\n{answer}"
     if chat:
-        roles = [("system", "Please reason step by step, and put your final answer within \\boxed{}.")]
+        roles = [
+            (
+                "system",
+                "Please reason step by step, and put your final answer within \\boxed{}.",
+            )
+        ]
         roles += [("user", QUESTION), ("assistant", answer)]
         messages = [{"role": role, "content": content} for role, content in roles]
         text = prm.tokenizer.apply_chat_template(messages, add_generation_prompt=False)
     tokens = torch.tensor(prm.tokenizer.encode(text))
     first, _, second = prm.model.score
-    states = prm.model.hidden(tokens[None])[0][tokens == prm.tokenizer.backend.token_to_id("<extra_0>")]
-    logits = (states @ first.weight.T + first.bias).clamp(min=0) @ second.weight.T + second.bias
-    assert prm.score_all([(QUESTION, STEPS)])[0] == pytest.approx(logits.softmax(-1)[:, 1].tolist(), abs=1e-5)
+    states = prm.model.hidden(tokens[None])[0][
+        tokens == prm.tokenizer.backend.token_to_id("<extra_0>")
+    ]
+    logits = (states @ first.weight.T + first.bias).clamp(
+        min=0
+    ) @ second.weight.T + second.bias
+    assert prm.score_all([(QUESTION, STEPS)])[0] == pytest.approx(
+        logits.softmax(-1)[:, 1].tolist(), abs=1e-5
+    )
 
 
 @pytest.mark.parametrize("name", ["qwen", "token_classification"])
@@ -150,20 +184,31 @@ def test_a_new_prm_knows_nothing(new_model, new_tokenizer, name):
 @pytest.mark.parametrize("name", FORMATS)
 def test_steps_beyond_the_context_score_0(build, name):
     prm = build(name)
-    with pytest.warns(UserWarning, match="steps that end beyond the 256 tokens of the PRM's context score 0"):
-        long, short, unread = prm.score_all([(QUESTION, STEPS * 40), (QUESTION, STEPS), (QUESTION * 40, STEPS)])
+    with pytest.warns(
+        UserWarning, match="steps that end beyond the 256 tokens of the PRM's context score 0"
+    ):
+        long, short, unread = prm.score_all(
+            [(QUESTION, STEPS * 40), (QUESTION, STEPS), (QUESTION * 40, STEPS)]
+        )
     assert long[:3] == pytest.approx(short, abs=1e-5) and all(short)
     assert unread == [0.0] * 3 and len(long) == 120
     fitting = 120 - long[::-1].index(next(score for score in long[::-1] if score))
     assert 3 < fitting < 120 and all(long[:fitting])
-    assert long[:fitting] == pytest.approx(prm.score_all([(QUESTION, (STEPS * 40)[:fitting])])[0], abs=1e-5)
+    assert long[:fitting] == pytest.approx(
+        prm.score_all([(QUESTION, (STEPS * 40)[:fitting])])[0], abs=1e-5
+    )
 
 
 def test_errors(build, new_model, new_tokenizer, tmp_path):
     prm = build("token_classification")
-    with pytest.raises(ValueError, match="solution 1 of 'Mia has 12 apples.*is empty: there is no step to score"):
+    with pytest.raises(
+        ValueError,
+        match="solution 1 of 'Mia has 12 apples.*is empty: there is no step to score",
+    ):
         prm.score_all([(QUESTION, STEPS), (QUESTION, [])])
-    with pytest.raises(ValueError, match="solution 0 of .* tokens: the PRM's context holds 256"):
+    with pytest.raises(
+        ValueError, match="solution 0 of .* tokens: the PRM's context holds 256"
+    ):
         prm.lay_out(0, QUESTION, STEPS * 40)
     with pytest.raises(ValueError, match="has no token '<extra_0>'"):
         new_prm(new_model(), Tokenizer(new_tokenizer().backend), Qwen())
@@ -176,9 +221,15 @@ def test_errors(build, new_model, new_tokenizer, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"architectures": ["LlamaForSequenceClassification"]}, "'LlamaForSequenceClassification' is no PRM"),
+        (
+            {"architectures": ["LlamaForSequenceClassification"]},
+            "'LlamaForSequenceClassification' is no PRM",
+        ),
         ({"architectures": None}, "'' is no PRM"),
-        ({"id2label": {"0": "a", "1": "b", "2": "c"}}, "the head has 3 labels, a PRM's has two"),
+        (
+            {"id2label": {"0": "a", "1": "b", "2": "c"}},
+            "the head has 3 labels, a PRM's has two",
+        ),
         ({"architectures": ["LlamaForProcessRewardModel"]}, "lack 4 tensors: score.0.bias"),
     ],
 )
@@ -209,7 +260,9 @@ def test_the_oracle_is_the_worlds():
         merged = ["\n\n".join(steps[:2]), *steps[2:]]
         assert oracle.score_all([(problem.question, merged)]) == [[1.0] * len(merged)]
         wrong = draw.randrange(len(steps) - 1)
-        spoilt = [step.replace("=", "= 9") if k == wrong else step for k, step in enumerate(steps)]
+        spoilt = [
+            step.replace("=", "= 9") if k == wrong else step for k, step in enumerate(steps)
+        ]
         expected = [float(k < wrong) for k in range(len(steps))]
         assert oracle.score_all([(problem.question, spoilt)]) == [expected]
     with pytest.raises(ValueError, match="the oracle knows no problem that asks 'Why"):
@@ -220,7 +273,14 @@ def test_controls():
     scores = RandomScores(3).score_all([(str(i), ["a", "b"]) for i in range(2000)])
     flat = torch.tensor(scores).flatten()
     assert scores == RandomScores(3).score_all([(str(i), ["a", "b"]) for i in range(2000)])
-    assert float(flat.mean()) == pytest.approx(0.5, abs=0.02) and float(flat.std()) == pytest.approx(12**-0.5, abs=0.02)
+    assert float(flat.mean()) == pytest.approx(0.5, abs=0.02) and float(
+        flat.std()
+    ) == pytest.approx(12**-0.5, abs=0.02)
     assert len(flat.unique()) == len(flat)
-    assert RandomScores(4).score_all([("1", ["a"])]) != RandomScores(3).score_all([("1", ["a"])])
-    assert LengthScores(4).score_all([("q", ["a", " ab\n", "abcdef"]), ("q", [])]) == [[0.25, 0.5, 1.0], []]
+    assert RandomScores(4).score_all([("1", ["a"])]) != RandomScores(3).score_all(
+        [("1", ["a"])]
+    )
+    assert LengthScores(4).score_all([("q", ["a", " ab\n", "abcdef"]), ("q", [])]) == [
+        [0.25, 0.5, 1.0],
+        [],
+    ]

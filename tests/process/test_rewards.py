@@ -1,4 +1,6 @@
-"""Process rewards of episodes: what steps are worth and where, and what is reported of the scorer."""
+"""Process rewards of episodes: what steps are worth and where, and what is reported of the
+scorer.
+"""
 
 from __future__ import annotations
 
@@ -22,8 +24,15 @@ def episode(tokenizer):
 
     def make(text: str, accuracy: float = 0.0) -> Episode:
         tokens = [*tokenizer.encode(text), tokenizer.eos_id]
-        completion = Completion(0, 0, tokens, [0.0] * len(tokens), [0.0] * len(tokens), text, "eos")
-        return Episode(Problem("p", "1 + 1?", "2"), [5], completion, {"accuracy": accuracy, "total": accuracy})
+        completion = Completion(
+            0, 0, tokens, [0.0] * len(tokens), [0.0] * len(tokens), text, "eos"
+        )
+        return Episode(
+            Problem("p", "1 + 1?", "2"),
+            [5],
+            completion,
+            {"accuracy": accuracy, "total": accuracy},
+        )
 
     return make
 
@@ -38,8 +47,13 @@ def test_scores_and_rewards_stand_on_the_ends_of_steps(tokenizer, episode):
     assert [e.rewards["total"] for e in episodes] == [0.0] * 3
     for e in episodes:
         assert e.step_ends[-1] == e.completion.length - 1
-        assert e.record()["step_ends"] == e.step_ends and e.record()["step_rewards"] == e.step_rewards
-    assert tokenizer.decode([episodes[0].completion.tokens[episodes[0].step_ends[0]]]) == "\n\n"
+        assert (
+            e.record()["step_ends"] == e.step_ends
+            and e.record()["step_rewards"] == e.step_rewards
+        )
+    assert (
+        tokenizer.decode([episodes[0].completion.tokens[episodes[0].step_ends[0]]]) == "\n\n"
+    )
 
 
 def test_without_credit_steps_are_only_watched(tokenizer, episode):
@@ -61,7 +75,12 @@ def test_every_split_can_be_asked_for():
 
 
 def test_metrics(tokenizer, episode):
-    episodes = [episode("ab\n\nabcd", 1.0), episode("abcdefgh"), episode("abcd", 1.0), episode("")]
+    episodes = [
+        episode("ab\n\nabcd", 1.0),
+        episode("abcdefgh"),
+        episode("abcd", 1.0),
+        episode(""),
+    ]
     process = ProcessReward(LengthScores(8), tokenizer)
     process([episodes])
     found = process.metrics([episodes])
@@ -77,7 +96,9 @@ def test_metrics(tokenizer, episode):
     assert "prm/auc" not in process.metrics([episodes[1:2]])
 
 
-@pytest.mark.parametrize(("form", "paid"), [("sum", [0.75, 1.0]), ("clip", [-0.25, 0.0]), ("last", [0.5, 1.0])])
+@pytest.mark.parametrize(
+    ("form", "paid"), [("sum", [0.75, 1.0]), ("clip", [-0.25, 0.0]), ("last", [0.5, 1.0])]
+)
 def test_what_solutions_earn_in_all_is_reported(tokenizer, episode, form, paid):
     episodes = [episode("ab\n\nabcd"), episode("abcdefgh")]
     process = ProcessReward(LengthScores(8), tokenizer, partial(algorithms.credit, form=form))
@@ -96,15 +117,23 @@ def test_sampled_with_the_oracle(new_model, tokenizer):
             calls.append(len(solutions))
             return super().score_all(solutions)
 
-    process = ProcessReward(Counted(problems), tokenizer, partial(algorithms.credit, form="sum"))
+    process = ProcessReward(
+        Counted(problems), tokenizer, partial(algorithms.credit, form="sum")
+    )
     prompts = [tokenizer.encode(problem.question) for problem in problems]
-    verifier = VerifiedReward(lambda problem, group: [{"accuracy": 0.0, "total": 0.0} for _ in group])
+    verifier = VerifiedReward(
+        lambda problem, group: [{"accuracy": 0.0, "total": 0.0} for _ in group]
+    )
     sampler = Sampler(new_model(0), tokenizer, slots=4)
-    groups = sample_episodes(sampler, problems, prompts, [verifier, process], 2, max_new_tokens=12)
+    groups = sample_episodes(
+        sampler, problems, prompts, [verifier, process], 2, max_new_tokens=12
+    )
     episodes = [e for group in groups for e in group]
     assert len(calls) == 1 and calls[0] <= 6
     assert all(e.step_ends[-1] == e.completion.length - 1 for e in episodes)
-    assert all(len(e.step_rewards) == len(e.step_scores) == len(e.step_ends) > 0 for e in episodes)
+    assert all(
+        len(e.step_rewards) == len(e.step_scores) == len(e.step_ends) > 0 for e in episodes
+    )
 
 
 def test_a_score_that_is_no_number_is_named(new_model, tokenizer):
@@ -113,8 +142,12 @@ def test_a_score_that_is_no_number_is_named(new_model, tokenizer):
             return [[float("nan")] * len(steps) for _, steps in solutions]
 
     problem = Problem("p7", "1 + 1?", "2")
-    verifier = VerifiedReward(lambda problem, group: [{"accuracy": 0.0, "total": 0.0} for _ in group])
+    verifier = VerifiedReward(
+        lambda problem, group: [{"accuracy": 0.0, "total": 0.0} for _ in group]
+    )
     sampler = Sampler(new_model(0), tokenizer, slots=4)
-    with pytest.raises(FloatingPointError, match="the reward 'prm' of sample 0 of problem p7 is nan"):
+    with pytest.raises(
+        FloatingPointError, match="the reward 'prm' of sample 0 of problem p7 is nan"
+    ):
         process = ProcessReward(Broken(), tokenizer)
         sample_episodes(sampler, [problem], [[5]], [verifier, process], 2, max_new_tokens=12)

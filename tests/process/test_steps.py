@@ -1,6 +1,8 @@
-"""Steps: spans tile the text, and each ends on the token that a token-by-token walk finds, whatever the tokenizer.
+"""Steps: spans tile the text, and each ends on the token that a token-by-token walk finds,
+whatever the tokenizer.
 
-With that of a model as well: NANOMATH_TEST_MODEL=models/SmolLM2-135M-Instruct python -m pytest tests/process
+With that of a model as well: NANOMATH_TEST_MODEL=models/SmolLM2-135M-Instruct python -m pytest
+tests/process
 """
 
 from __future__ import annotations
@@ -25,8 +27,9 @@ REAL = os.environ.get("NANOMATH_TEST_MODEL")
 
 @cache
 def tokenizer_of(name: str) -> Tokenizer:
-    """world: the blank line is a token of its own. merging: byte-level, and tokens go across blank lines and parts of
-    characters. metaspace: letters, and bytes for what is none, as Llama's.
+    """world: the blank line is a token of its own. merging: byte-level, and tokens go across
+    blank lines and parts of characters. metaspace: letters, and bytes for what is none, as
+    Llama's.
     """
     if name == "real":
         return load_tokenizer(REAL)
@@ -35,15 +38,28 @@ def tokenizer_of(name: str) -> Tokenizer:
     if name == "metaspace":
         known = [EOS, *(f"<0x{byte:02X}>" for byte in range(256)), "\u2581", *"Soxabcyz.=12"]
         vocabulary = {token: number for number, token in enumerate(known)}
-        backend = tokenizers.Tokenizer(tokenizers.models.BPE(vocabulary, [], byte_fallback=True))
+        backend = tokenizers.Tokenizer(
+            tokenizers.models.BPE(vocabulary, [], byte_fallback=True)
+        )
         backend.add_special_tokens([EOS])
         backend.pre_tokenizer = tokenizers.pre_tokenizers.Metaspace()
-        parts = [tokenizers.decoders.ByteFallback(), tokenizers.decoders.Fuse(), tokenizers.decoders.Metaspace()]
+        parts = [
+            tokenizers.decoders.ByteFallback(),
+            tokenizers.decoders.Fuse(),
+            tokenizers.decoders.Metaspace(),
+        ]
         backend.decoder = tokenizers.decoders.Sequence(parts)
         return Tokenizer(backend, eos_token=EOS)
-    text = ["So x = 2.\n\nThen y.\n\n\n答えは 12 です。\n\n次に、é\n \nあ", "a.\n\nb\n\nc", ".\n\nS", "。\n\n次"] * 3
+    text = [
+        "So x = 2.\n\nThen y.\n\n\n答えは 12 です。\n\n次に、é\n \nあ",
+        "a.\n\nb\n\nc",
+        ".\n\nS",
+        "。\n\n次",
+    ] * 3
     backend = tokenizers.Tokenizer(tokenizers.models.BPE())
-    backend.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    backend.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(
+        add_prefix_space=False, use_regex=False
+    )
     backend.decoder = tokenizers.decoders.ByteLevel()
     alphabet = tokenizers.pre_tokenizers.ByteLevel.alphabet()
     trainer = tokenizers.trainers.BpeTrainer(
@@ -58,7 +74,9 @@ pieces = st.sampled_from(
     ["\n", "\n\n", " ", "\t", "\r\n", "So,", "Step 1:", "Step 12: x", "x = 2"]
     + ["あ", "答えは12", "é", "🙂", "\u3000", "\ufffd", ".", "1"]
 )  # fmt: skip
-texts = st.lists(pieces | st.text(st.characters(codec="utf-8"), max_size=3), max_size=14).map("".join)
+texts = st.lists(pieces | st.text(st.characters(codec="utf-8"), max_size=3), max_size=14).map(
+    "".join
+)
 splits = st.sampled_from(sorted(SEPARATORS))
 
 
@@ -82,17 +100,28 @@ def test_every_step_ends_on_one_token(name, written, by, cut, ends):
     tokenizer = tokenizer_of(name)
     tokens = tokenizer.encode(written)
     tokens = tokens[: max(1, len(tokens) - cut)] + [tokenizer.eos_id] * ends
-    text, made = tokenizer.decode(tokens), [tokenizer.decode(tokens[: i + 1]) for i in range(len(tokens))]
+    text, made = (
+        tokenizer.decode(tokens),
+        [tokenizer.decode(tokens[: i + 1]) for i in range(len(tokens))],
+    )
     steps = steps_of(tokenizer, tokens, by)
     if not split_text(text, by):
         assert steps == []
         return
-    assert steps[0].start == 0 and steps[-1].end == len(text) and steps[-1].token == len(tokens) - 1
-    assert all(one.end == other.start and one.token < other.token for one, other in pairwise(steps))
+    assert (
+        steps[0].start == 0
+        and steps[-1].end == len(text)
+        and steps[-1].token == len(tokens) - 1
+    )
+    assert all(
+        one.end == other.start and one.token < other.token for one, other in pairwise(steps)
+    )
     borders = {end for _, end in split_text(text, by)}
     for step in steps[:-1]:  # walking along, token by token
         assert step.end in borders
-        assert step.token == min(i for i, prefix in enumerate(made) if prefix[: step.end] == text[: step.end])
+        assert step.token == min(
+            i for i, prefix in enumerate(made) if prefix[: step.end] == text[: step.end]
+        )
 
 
 def test_tokens_that_merge_a_blank_line():
@@ -112,7 +141,10 @@ def test_a_character_of_several_tokens(name):
     tokenizer = tokenizer_of(name)
     tokens = tokenizer.encode("x🙂\n\ny🙂")
     first, last = steps_of(tokenizer, tokens)
-    assert tokenizer.decode(tokens[: first.token + 1])[:4] == "x🙂\n\n" and last.token == len(tokens) - 1
+    assert (
+        tokenizer.decode(tokens[: first.token + 1])[:4] == "x🙂\n\n"
+        and last.token == len(tokens) - 1
+    )
 
 
 def test_the_world_is_split_as_its_oracle_splits():
@@ -121,7 +153,9 @@ def test_the_world_is_split_as_its_oracle_splits():
         text, tokens = problem.solution, tokenizer.encode(problem.solution)
         steps = steps_of(tokenizer, [*tokens, tokenizer.eos_id])
         assert [text[step.start : step.end].strip() for step in steps] == split_steps(text)
-        assert [tokenizer.decode([tokens[step.token]]) for step in steps[:-1]] == ["\n\n"] * (len(steps) - 1)
+        assert [tokenizer.decode([tokens[step.token]]) for step in steps[:-1]] == ["\n\n"] * (
+            len(steps) - 1
+        )
 
 
 @pytest.mark.parametrize(
@@ -140,7 +174,10 @@ def test_splits(by, text, expected):
 
 
 def test_an_unknown_split_is_named():
-    with pytest.raises(ValueError, match="steps are split by 'words': one of blank_line, line, step_k was expected"):
+    with pytest.raises(
+        ValueError,
+        match="steps are split by 'words': one of blank_line, line, step_k was expected",
+    ):
         split_text("a", "words")
 
 
@@ -159,9 +196,17 @@ def steps_from(words: list[tuple[str, int]]) -> tuple[list[Step], str]:
         ([("So,", 2), ("a", 5), ("b", 5), ("ok", 1)], {"least_tokens": 3}, ["So, a", "b ok"]),
         ([("So,", 2)], {"least_tokens": 3}, ["So,"]),
         ([("So,", 2), ("Hm,", 2), ("a", 2)], {"least_tokens": 3}, ["So, Hm, a"]),
-        ([("a", 3), ("b", 3), ("a", 3), ("b", 3), ("c", 3)], {"drop_repeats": True}, ["a", "b a b", "c"]),
+        (
+            [("a", 3), ("b", 3), ("a", 3), ("b", 3), ("c", 3)],
+            {"drop_repeats": True},
+            ["a", "b a b", "c"],
+        ),
         ([("a", 3), ("a", 3), ("a", 3)], {}, ["a", "a", "a"]),
-        ([("a", 3), ("b", 3), ("c", 3), ("d", 1)], {"most_steps": 2, "least_tokens": 2}, ["a", "b c d"]),
+        (
+            [("a", 3), ("b", 3), ("c", 3), ("d", 1)],
+            {"most_steps": 2, "least_tokens": 2},
+            ["a", "b c d"],
+        ),
         ([("a", 3), ("b", 3)], {"most_steps": 2}, ["a", "b"]),
         ([("a", 3), ("b", 0), ("c", 2)], {}, ["a", "b c"]),
         ([], {"most_steps": 2, "drop_repeats": True}, []),
@@ -173,7 +218,11 @@ def test_guards(words, options, expected):
     assert [" ".join(text[step.start : step.end].split()) for step in found] == expected
     assert all(one.end == other.start for one, other in pairwise(found))
     if steps:
-        assert (found[0].start, found[-1].end, found[-1].token) == (0, len(text), steps[-1].token)
+        assert (found[0].start, found[-1].end, found[-1].token) == (
+            0,
+            len(text),
+            steps[-1].token,
+        )
 
 
 @settings(max_examples=300, deadline=None)
@@ -184,13 +233,20 @@ def test_guards(words, options, expected):
     st.booleans(),
 )
 def test_guarded_steps_keep_what_was_promised(words, least, most, drop):
-    words = [(word, max(1, length) if i == 0 else length) for i, (word, length) in enumerate(words)]
+    words = [
+        (word, max(1, length) if i == 0 else length) for i, (word, length) in enumerate(words)
+    ]
     steps, text = steps_from(words)
     found = guarded(steps, text, least, most, drop)
     assert bool(found) == bool(steps)
     assert not most or len(found) <= most
-    assert all(one.end == other.start and one.token < other.token for one, other in pairwise(found))
+    assert all(
+        one.end == other.start and one.token < other.token for one, other in pairwise(found)
+    )
     assert set(found[i].end for i in range(len(found))) <= {step.end for step in steps}
     if len(found) > 1:
-        lengths = [step.token - before for step, before in zip(found, [-1, *(s.token for s in found)], strict=False)]
+        lengths = [
+            step.token - before
+            for step, before in zip(found, [-1, *(s.token for s in found)], strict=False)
+        ]
         assert min(lengths) >= least

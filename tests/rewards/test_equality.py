@@ -45,7 +45,13 @@ EQUAL = {
         ("1/3", "0.3333"),
         (r"\frac{5}{6}", r"\cfrac{5}{6}"),
     ],
-    "percents": [("50%", "0.5"), ("50%", "50"), ("50", r"50\%"), ("0.08", "8 percent"), (r"25\%", "1/4")],
+    "percents": [
+        ("50%", "0.5"),
+        ("50%", "50"),
+        ("50", r"50\%"),
+        ("0.08", "8 percent"),
+        (r"25\%", "1/4"),
+    ],
     "units": [
         ("12", r"12\text{ cm}"),
         ("12 cm^2", "12"),
@@ -74,7 +80,11 @@ EQUAL = {
         (r"\sin 30^\circ", "1/2"),
         ("4:30 pm", "4:30 p.m."),
     ],
-    "bases": [("(2516)_8", "2516_{8}"), ("2516_8", r"2516_{\text{8}}"), ("2A_{16}", "2a_{16}")],
+    "bases": [
+        ("(2516)_8", "2516_{8}"),
+        ("2516_8", r"2516_{\text{8}}"),
+        ("2A_{16}", "2a_{16}"),
+    ],
     "decimals": [
         ("434.99999999999994", "435"),
         ("0.30000000000000004", "0.3"),
@@ -83,8 +93,15 @@ EQUAL = {
         (r"0.1\overline{6}", "1/6"),
         ("1/7", r"0.\dot{1}4285\dot{7}"),
     ],
-    "congruences": [(r"n \equiv 1 \pmod{3}", "n ≡ 1 (mod 3)"), (r"1 \pmod 3", r"n \equiv 1 \pmod{3}")],
-    "quotes and dots": [("42", '"42"'), (r"1+2+\cdots+n", r"1 + 2 + \ldots + n"), (r"1,2,\dots", "1, 2, ...")],
+    "congruences": [
+        (r"n \equiv 1 \pmod{3}", "n ≡ 1 (mod 3)"),
+        (r"1 \pmod 3", r"n \equiv 1 \pmod{3}"),
+    ],
+    "quotes and dots": [
+        ("42", '"42"'),
+        (r"1+2+\cdots+n", r"1 + 2 + \ldots + n"),
+        (r"1,2,\dots", "1, 2, ..."),
+    ],
     "fonts": [
         ("5", r"\texttt{5}"),
         ("1/2", r"\mathbf{\frac{1}{2}}"),
@@ -163,7 +180,10 @@ EQUAL = {
     ],
     "matrices": [
         (r"\begin{pmatrix}1/2\\2\end{pmatrix}", r"\begin{bmatrix} 0.5 \\ 2 \end{bmatrix}"),
-        (r"\begin{pmatrix}4\\6\end{pmatrix}", r"\begin{pmatrix}1\\2\end{pmatrix}+\begin{pmatrix}3\\4\end{pmatrix}"),
+        (
+            r"\begin{pmatrix}4\\6\end{pmatrix}",
+            r"\begin{pmatrix}1\\2\end{pmatrix}+\begin{pmatrix}3\\4\end{pmatrix}",
+        ),
     ],
     "words": [
         ("A", "(A)"),
@@ -194,7 +214,13 @@ UNEQUAL = {
         ("12", "1 2"),
         ("0", "1e-30"),
     ],
-    "rounding": [("1/3", "0.33"), ("0.33", "1/3"), (r"\sqrt2", "1.41"), ("2.23", "2.232"), ("0.1", "0.1000001")],
+    "rounding": [
+        ("1/3", "0.33"),
+        ("0.33", "1/3"),
+        (r"\sqrt2", "1.41"),
+        ("2.23", "2.232"),
+        ("0.1", "0.1000001"),
+    ],
     "signs and scale": [
         ("5", "-5"),
         ("5", "not 5"),
@@ -204,7 +230,12 @@ UNEQUAL = {
         ("12:00", "12"),
     ],
     "units": [("5 hours", "5 minutes"), ("10 am", "10 pm"), ("5 hours 30 minutes", "30")],
-    "powers of units": [("25", r"5\text{ m}^2"), ("144", r"12\text{ m}^2"), ("2", r"2\text{n}"), ("5", r"5\mathrm{x}")],
+    "powers of units": [
+        ("25", r"5\text{ m}^2"),
+        ("144", r"12\text{ m}^2"),
+        ("2", r"2\text{n}"),
+        ("5", r"5\mathrm{x}"),
+    ],
     "words after a value": [
         ("player 1 wins", "player 1 loses"),
         ("n/2 if even", "n/2 if odd"),
@@ -251,9 +282,26 @@ UNEQUAL = {
         ("5", "5 times"),
         ("5", "5以上"),
     ],
-    "brackets": [("(0,1)", "[0,1]"), ("(0,1)", "(0,1]"), (r"(1,2)", r"\{1,2\}"), ("[3,5]", "{3,5}"), ("(3,5)", "3,5")],
-    "order": [("(1,2)", "(2,1)"), ("k=1, n=2", "k=2, n=1"), ("k=1, n=2", "2, 1"), ("3:4", "4:3")],
-    "several guesses": [("3", "1, 2, 3"), ("3", "1 or 2 or 3"), ("5", r"\pm 5"), ("1,2", "1,2,3"), ("3", r"1 \mid 3")],
+    "brackets": [
+        ("(0,1)", "[0,1]"),
+        ("(0,1)", "(0,1]"),
+        (r"(1,2)", r"\{1,2\}"),
+        ("[3,5]", "{3,5}"),
+        ("(3,5)", "3,5"),
+    ],
+    "order": [
+        ("(1,2)", "(2,1)"),
+        ("k=1, n=2", "k=2, n=1"),
+        ("k=1, n=2", "2, 1"),
+        ("3:4", "4:3"),
+    ],
+    "several guesses": [
+        ("3", "1, 2, 3"),
+        ("3", "1 or 2 or 3"),
+        ("5", r"\pm 5"),
+        ("1,2", "1,2,3"),
+        ("3", r"1 \mid 3"),
+    ],
     "equalities that do not hold": [
         ("5", "3=5"),
         ("5", "x=6=5"),
@@ -269,7 +317,12 @@ UNEQUAL = {
         ("P(A)=1/2", "P(B)=1/2"),
     ],
     "subscripts": [("x_1=5", "x_2=5"), ("a_1=1, a_2=2", "a_1=2, a_2=1")],
-    "hedges": [("B", "(B) or (C)"), ("B", "(B) is wrong"), ("72", "71 or it is 72"), ("72", "half of it is 72")],
+    "hedges": [
+        ("B", "(B) or (C)"),
+        ("B", "(B) is wrong"),
+        ("72", "71 or it is 72"),
+        ("72", "half of it is 72"),
+    ],
     "thousands": [(r"10,\!080", "10,80"), ("58,500", "500, 58"), ("5,005", "5 and 5")],
     "large and small": [
         ("2^{100}", "1267650600228229401496703205377"),
@@ -277,21 +330,58 @@ UNEQUAL = {
         ("e^{-200}", "0"),
         ("1/0", "2/0"),
     ],
-    "far away": [("|x-5|", "5-x"), (r"\sqrt{(x-10)^2}", "10-x"), ("27648", r"2.765\times10^4")],
+    "far away": [
+        ("|x-5|", "5-x"),
+        (r"\sqrt{(x-10)^2}", "10-x"),
+        ("27648", r"2.765\times10^4"),
+    ],
     "words that change a value": [
-        ("5", f"5 {words}") for words in ("point five", "squared", "in six", "incorrect", "theta")
+        ("5", f"5 {words}")
+        for words in ("point five", "squared", "in six", "incorrect", "theta")
     ],
     "currencies": [("$5", "5 cents"), ("$5", "€5"), ("5%", "5 km")],
     "spaces": [("nowhere", "now here"), ("no", "on")],
     "brackets of sets": [(r"\{\{1\},2\}", r"\{1,2\}"), (r"\emptyset", r"\{\emptyset\}")],
     "primes": [("f", "f'"), ("y' = 2x", "y = 2x"), ("f'(2)", "f(2)")],
-    "junk": [("3", r"1 \clubsuit 2 \clubsuit 3"), ("3", "1 & 2 & 3"), ("3", r"\not= 3"), ("3", "3?"), ("2", r"\{1, 2")],
-    "inequalities": [("x>3", "x<3"), ("x>3", r"x\ge 3"), ("x>3", "3"), ("[0,1)", "x<1"), ("x != 3", "x = 3")],
-    "equations": [("x=5", "y=5"), ("x^2+y^2=4", "4"), ("7 = 11a+c", "7"), ("0", "5x - 7y + 4 = 0"), ("0", "1/0")],
-    "expressions": [("|x|", "x"), (r"\sqrt{x^2}", "x"), ("5", "5x"), ("5", "5!"), ("x+1", "x-1"), ("a+b", "ab")],
+    "junk": [
+        ("3", r"1 \clubsuit 2 \clubsuit 3"),
+        ("3", "1 & 2 & 3"),
+        ("3", r"\not= 3"),
+        ("3", "3?"),
+        ("2", r"\{1, 2"),
+    ],
+    "inequalities": [
+        ("x>3", "x<3"),
+        ("x>3", r"x\ge 3"),
+        ("x>3", "3"),
+        ("[0,1)", "x<1"),
+        ("x != 3", "x = 3"),
+    ],
+    "equations": [
+        ("x=5", "y=5"),
+        ("x^2+y^2=4", "4"),
+        ("7 = 11a+c", "7"),
+        ("0", "5x - 7y + 4 = 0"),
+        ("0", "1/0"),
+    ],
+    "expressions": [
+        ("|x|", "x"),
+        (r"\sqrt{x^2}", "x"),
+        ("5", "5x"),
+        ("5", "5!"),
+        ("x+1", "x-1"),
+        ("a+b", "ab"),
+    ],
     "tiny": [("10^{-30}", "2*10^{-30}")],
     "unions": [(r"[1,2]\cup[3,4]", "[1,4]"), (r"(0,1)\cup(2,3)", "(0,1),(2,3)")],
-    "words": [("A", "B"), ("east", "west"), ("yes", "no"), ("dog", "god"), ("Paris", "Pairs"), ("3", "three")],
+    "words": [
+        ("A", "B"),
+        ("east", "west"),
+        ("yes", "no"),
+        ("dog", "god"),
+        ("Paris", "Pairs"),
+        ("3", "three"),
+    ],
     "matrices": [(r"\begin{pmatrix}1\\2\end{pmatrix}", r"\begin{pmatrix}2\\1\end{pmatrix}")],
 }
 
@@ -331,7 +421,11 @@ WITHIN = {
     "thin spaces": lambda gold: gold.replace(",", r",\,"),
     "no spaces": lambda gold: re.sub("(?<=[,+=-]) +", "", gold),
     "commands as characters": lambda gold: (
-        gold.replace(r"\pi", "π").replace(r"\infty", "∞").replace("-", "−").replace(r"\cup", "∪").replace(r"\pm", "±")
+        gold.replace(r"\pi", "π")
+        .replace(r"\infty", "∞")
+        .replace("-", "−")
+        .replace(r"\cup", "∪")
+        .replace(r"\pm", "±")
     ),
     "degree sign": lambda gold: gold.replace(r"^\circ", "°"),
 }
@@ -375,7 +469,9 @@ def test_unequal_answers(kind: str):
 def read_lines(name: str) -> list[dict]:
     if not (DATA / name).exists():
         pytest.skip(f"{DATA / name} is not here")
-    return [json.loads(line) for line in (DATA / name).read_text(encoding="utf-8").splitlines()]
+    return [
+        json.loads(line) for line in (DATA / name).read_text(encoding="utf-8").splitlines()
+    ]
 
 
 @pytest.mark.usefixtures("math_verify")
@@ -385,7 +481,9 @@ def test_cases_of_public_graders_and_reports(name: str):
     wrong = []
     for case in cases:
         reward = case.get("how") == "reward"
-        prediction = (extract_answer(case["prediction"]) or "") if reward else case["prediction"]
+        prediction = (
+            (extract_answer(case["prediction"]) or "") if reward else case["prediction"]
+        )
         if answers_equal(case["gold"], prediction) != case["expected"]:
             wrong.append(case)
     assert [case for case in wrong if not case["expected"]] == []
@@ -399,7 +497,11 @@ def test_the_answers_of_math_500_in_every_spelling(spelling: str):
     assert [gold for gold in golds if not answers_equal(gold, respell(gold))] == []
     if spelling in MARKED:
         answers = [(gold, extract_answer(respell(gold))) for gold in golds]
-        assert [(gold, answer) for gold, answer in answers if not answer or not answers_equal(gold, answer)] == []
+        assert [
+            (gold, answer)
+            for gold, answer in answers
+            if not answer or not answers_equal(gold, answer)
+        ] == []
 
 
 @pytest.mark.parametrize("gold", ["", " \n"])
@@ -418,13 +520,23 @@ def test_fractions_against_exact_arithmetic(a: Fraction, b: Fraction):
 @settings(deadline=None, max_examples=200)
 @given(st.integers(-(10**9), 10**9), st.integers(-(10**9), 10**9))
 def test_integers_in_any_notation(a: int, b: int):
-    for text in (f"{b:,}", f"{b}.0", f"${b}$", f"x = {b}", rf"\boxed{{{b}}}", f"The answer is {b}."):
+    for text in (
+        f"{b:,}",
+        f"{b}.0",
+        f"${b}$",
+        f"x = {b}",
+        rf"\boxed{{{b}}}",
+        f"The answer is {b}.",
+    ):
         assert answers_equal(str(a), text) is (a == b)
         assert answers_equal(str(b), text)
 
 
 @settings(deadline=None, max_examples=30)
-@given(st.lists(st.integers(-9, 9), min_size=3, max_size=3), st.lists(st.integers(-9, 9), min_size=3, max_size=3))
+@given(
+    st.lists(st.integers(-9, 9), min_size=3, max_size=3),
+    st.lists(st.integers(-9, 9), min_size=3, max_size=3),
+)
 def test_polynomials_against_their_coefficients(a: list[int], b: list[int]):
     def text(c: list[int]) -> str:
         return f"{c[0]} x^2 + {c[1]} x + {c[2]}"
@@ -465,20 +577,33 @@ CHANGED = [
 @pytest.mark.usefixtures("math_verify")
 @settings(deadline=None, max_examples=150)
 @given(st.sampled_from(CHANGED), st.data())
-def test_an_answer_with_another_digit_letter_or_sign_is_refused(gold: str, data: st.DataObject):
-    places = [match.start() for match in re.finditer(r"(?<!\\)(?<![a-z])[a-zA-Z](?![a-z])|[\d<>]", gold)]
+def test_an_answer_with_another_digit_letter_or_sign_is_refused(
+    gold: str, data: st.DataObject
+):
+    places = [
+        match.start()
+        for match in re.finditer(r"(?<!\\)(?<![a-z])[a-zA-Z](?![a-z])|[\d<>]", gold)
+    ]
     place = data.draw(st.sampled_from(places))
-    alphabet = next(signs for signs in ("0123456789", "<>=", string.ascii_letters) if gold[place] in signs)
+    alphabet = next(
+        signs for signs in ("0123456789", "<>=", string.ascii_letters) if gold[place] in signs
+    )
     other = data.draw(st.sampled_from(alphabet).filter(lambda sign: sign != gold[place]))
-    # another name says nothing beside a value: x = 5 and y = 5 do differ, (-oo, 3) and z < 3 do not
+    # another name says nothing beside a value: x = 5 and y = 5 do differ, (-oo, 3) and z < 3
+    # do not
     assert not answers_equal(gold, gold[:place] + other + gold[place + 1 :])
 
 
-@pytest.mark.parametrize("unit", ["cm", "m", "km", "ft", "square feet", "hours", "minutes", "kg", "lbs", "mph", "km/h"])
+@pytest.mark.parametrize(
+    "unit",
+    ["cm", "m", "km", "ft", "square feet", "hours", "minutes", "kg", "lbs", "mph", "km/h"],
+)
 def test_another_unit_is_refused_and_none_is_ignored(unit: str):
     for other in ["inches", "mm^2", "seconds", "g", "m/s", "dollars", "apples"]:
         assert not answers_equal(rf"5\text{{ {unit}}}", rf"5\text{{ {other}}}")
-    assert answers_equal("5", rf"5\text{{ {unit}}}") and answers_equal(rf"5\text{{ {unit}}}", "5")
+    assert answers_equal("5", rf"5\text{{ {unit}}}") and answers_equal(
+        rf"5\text{{ {unit}}}", "5"
+    )
 
 
 @settings(deadline=None, max_examples=300)
@@ -504,7 +629,8 @@ def test_plain_numbers_start_no_process():
 
 
 @pytest.mark.parametrize(
-    "unit", ["9", "(", "x", "1+", "9^", r"\frac{1}{", "$ ", r"\(", r"\[", "is $", "a ", r"\pm 1", "{"]
+    "unit",
+    ["9", "(", "x", "1+", "9^", r"\frac{1}{", "$ ", r"\(", r"\[", "is $", "a ", r"\pm 1", "{"],
 )
 def test_a_million_characters_are_refused_at_once(unit: str):
     long = unit * (1_000_000 // len(unit))
@@ -516,7 +642,9 @@ def test_a_million_characters_are_refused_at_once(unit: str):
 
 def test_deep_brackets_are_no_answer():
     assert not answers_equal("(" * 300 + "1" + ",2)" * 300, "(" * 300 + "1" + ",3)" * 300)
-    assert not answers_equal("(" * 400 + "x" + ")" * 400 + "+1", "(" * 400 + "y" + ")" * 400 + "+2")
+    assert not answers_equal(
+        "(" * 400 + "x" + ")" * 400 + "+1", "(" * 400 + "y" + ")" * 400 + "+2"
+    )
 
 
 @pytest.mark.parametrize("text", [r"\odd x + y", r"x \odd y", r"x' + y", r"x + y_2"])

@@ -110,11 +110,16 @@ def test_reasoning_does_not_count():
         ("<thinking>", "</thinking>"),
         ("[THINK]", "[/THINK]"),
         ("◁think▷", "◁/think▷"),
-        ("<|channel|>analysis<|message|>", "<|end|><|start|>assistant<|channel|>final<|message|>"),
+        (
+            "<|channel|>analysis<|message|>",
+            "<|end|><|start|>assistant<|channel|>final<|message|>",
+        ),
     ]:
         assert extract_answer(begin + r"\boxed{4}" + end + " The answer is 5") == "5"
     assert extract_answer(r"\boxed{4} %% The answer is 5", reasoning_ends=["%%", ""]) == "5"
-    assert extract_answer(r"<think>\boxed{4}</think> The answer is 5", reasoning_ends=[]) == "4"
+    assert (
+        extract_answer(r"<think>\boxed{4}</think> The answer is 5", reasoning_ends=[]) == "4"
+    )
 
 
 def test_lenient_takes_the_last_number_only_as_a_last_resort():
@@ -129,7 +134,12 @@ def test_lenient_takes_the_last_number_only_as_a_last_resort():
 
 
 @settings(deadline=None, max_examples=100)
-@given(st.recursive(st.text("ab1 ", max_size=3), lambda inner: st.builds("{}{{{}}}{}".format, inner, inner, inner)))
+@given(
+    st.recursive(
+        st.text("ab1 ", max_size=3),
+        lambda inner: st.builds("{}{{{}}}{}".format, inner, inner, inner),
+    )
+)
 def test_any_balanced_content_comes_back(content: str):
     boxes, cut = find_boxes(f"before {{ \\boxed{{{content}}} after }}")
     assert [box.content for box in boxes] == [content.strip()] and not cut
@@ -144,7 +154,8 @@ def test_any_text_gives_a_stripped_answer_or_none(text: str, lenient: bool):
 
 
 @pytest.mark.parametrize(
-    "unit", [r"\boxed{", r"\boxed", r"\boxed ", "answer is ", "答え ", "$ ", "{", " ", "#### ", "1,"]
+    "unit",
+    [r"\boxed{", r"\boxed", r"\boxed ", "answer is ", "答え ", "$ ", "{", " ", "#### ", "1,"],
 )
 def test_a_million_characters_do_no_harm(unit: str):
     text = "The answer is " + unit * (1_000_000 // len(unit))

@@ -21,7 +21,12 @@ def group(*texts: str) -> list[Response]:
 
 
 def test_accuracy_and_is_correct():
-    assert REWARDS["accuracy"](PROBLEM, group(RIGHT, WRONG, "5", r"\boxed{5")) == [1.0, 0.0, 0.0, 0.0]
+    assert REWARDS["accuracy"](PROBLEM, group(RIGHT, WRONG, "5", r"\boxed{5")) == [
+        1.0,
+        0.0,
+        0.0,
+        0.0,
+    ]
     assert REWARDS["accuracy"](PROBLEM, group("I get 5"), lenient=True) == [1.0]
     assert is_correct(PROBLEM, "The answer is 5.0") and not is_correct(PROBLEM, "it is 5")
 
@@ -62,8 +67,12 @@ def test_cosine_at_its_ends_and_in_the_middle():
 @given(st.integers(20, 200), st.integers(20, 200))
 def test_cosine_is_monotone_in_length(a: int, b: int):
     short, long = sorted((a, b))
-    right = REWARDS["cosine"](PROBLEM, [padded(RIGHT, short), padded(RIGHT, long)], max_length=150)
-    wrong = REWARDS["cosine"](PROBLEM, [padded(WRONG, short), padded(WRONG, long)], max_length=150)
+    right = REWARDS["cosine"](
+        PROBLEM, [padded(RIGHT, short), padded(RIGHT, long)], max_length=150
+    )
+    wrong = REWARDS["cosine"](
+        PROBLEM, [padded(WRONG, short), padded(WRONG, long)], max_length=150
+    )
     assert 1.0 >= right[0] >= right[1] >= 0.1 - 1e-12
     assert -1.0 <= wrong[0] <= wrong[1] <= -0.1 + 1e-12
 
@@ -88,7 +97,9 @@ def test_group_length_properties(lengths: list[int]):
     assert wrong == [min(0.0, value) for value in right]
     if len(set(lengths)) > 1:
         assert max(right) == 0.5 and min(right) == -0.5
-        mirrored = [Response(RIGHT, max(lengths) + min(lengths) - length) for length in lengths]
+        mirrored = [
+            Response(RIGHT, max(lengths) + min(lengths) - length) for length in lengths
+        ]
         assert sum(right) + sum(REWARDS["group_length"](PROBLEM, mirrored)) == pytest.approx(0)
     else:
         assert set(right) == {0.0}
@@ -96,7 +107,14 @@ def test_group_length_properties(lengths: list[int]):
 
 def test_overlong_by_hand():
     responses = [Response("", length) for length in (0, 80, 85, 90, 100, 200)]
-    assert REWARDS["overlong"](PROBLEM, responses, max_length=100, buffer=20) == [0, 0, -0.25, -0.5, -1.0, -1.0]
+    assert REWARDS["overlong"](PROBLEM, responses, max_length=100, buffer=20) == [
+        0,
+        0,
+        -0.25,
+        -0.5,
+        -1.0,
+        -1.0,
+    ]
     assert REWARDS["overlong"](PROBLEM, [Response("", 20_480 - 2_048)]) == [-0.5]
 
 
@@ -111,15 +129,25 @@ def repeated_share(words: list[str], n: int) -> float:
 
 
 @settings(deadline=None, max_examples=100)
-@given(st.lists(st.sampled_from(["a", "b", "So,"]), max_size=12), st.integers(1, 4), st.floats(0, 2))
+@given(
+    st.lists(st.sampled_from(["a", "b", "So,"]), max_size=12),
+    st.integers(1, 4),
+    st.floats(0, 2),
+)
 def test_repetition_against_a_loop(words: list[str], n: int, penalty: float):
-    (reward,) = REWARDS["repetition"](PROBLEM, group(" ".join(words)), ngram=n, max_penalty=penalty)
-    assert reward == pytest.approx(-penalty * repeated_share([word.lower() for word in words], n))
+    (reward,) = REWARDS["repetition"](
+        PROBLEM, group(" ".join(words)), ngram=n, max_penalty=penalty
+    )
+    assert reward == pytest.approx(
+        -penalty * repeated_share([word.lower() for word in words], n)
+    )
     assert -penalty <= reward <= 0
 
 
 def test_repetition_counts_japanese_characters():
-    assert REWARDS["repetition"](PROBLEM, group("答答答答答", "答えは五です"), ngram=2) == pytest.approx([-0.75, 0.0])
+    assert REWARDS["repetition"](
+        PROBLEM, group("答答答答答", "答えは五です"), ngram=2
+    ) == pytest.approx([-0.75, 0.0])
 
 
 def test_random_is_a_fixed_fair_coin():
@@ -138,13 +166,24 @@ def test_the_sum_of_weighted_components():
     first, second = rewards(PROBLEM, group(RIGHT, "The answer is 6"))
     share = math.cos(math.pi * len(RIGHT) / 100)
     assert first == pytest.approx(
-        {"accuracy": 1.0, "format": 1.0, "cosine": 0.55 + 0.45 * share, "total": 0.5 + 2 * (0.55 + 0.45 * share)}
+        {
+            "accuracy": 1.0,
+            "format": 1.0,
+            "cosine": 0.55 + 0.45 * share,
+            "total": 0.5 + 2 * (0.55 + 0.45 * share),
+        }
     )
-    assert second["accuracy"] == 0 and second["format"] == 0 and second["total"] == 2 * second["cosine"]
+    assert (
+        second["accuracy"] == 0
+        and second["format"] == 0
+        and second["total"] == 2 * second["cosine"]
+    )
 
 
 def test_accuracy_is_logged_without_a_weight_and_lenient_reaches_every_grader():
-    assert RewardSet({"format": 1.0})(PROBLEM, group(RIGHT)) == [{"accuracy": 1.0, "format": 1.0, "total": 1.0}]
+    assert RewardSet({"format": 1.0})(PROBLEM, group(RIGHT)) == [
+        {"accuracy": 1.0, "format": 1.0, "total": 1.0}
+    ]
     lenient = RewardSet({"accuracy": 1.0, "cosine": 1.0, "group_length": 1.0}, lenient=True)
     first, second = lenient(PROBLEM, group("I get 5", "I really do get 5"))
     assert first["accuracy"] == 1 and first["cosine"] > 0.9 and first["group_length"] == 0.5
@@ -152,26 +191,38 @@ def test_accuracy_is_logged_without_a_weight_and_lenient_reaches_every_grader():
 
 
 @settings(deadline=None, max_examples=25)
-@given(st.dictionaries(st.sampled_from(sorted(REWARDS)), st.floats(-2, 2), min_size=1), LENGTHS)
+@given(
+    st.dictionaries(st.sampled_from(sorted(REWARDS)), st.floats(-2, 2), min_size=1), LENGTHS
+)
 def test_total_is_the_weighted_sum(weights: dict[str, float], lengths: list[int]):
     responses = [Response(RIGHT if length % 2 else WRONG, length) for length in lengths]
     for row in RewardSet(weights)(PROBLEM, responses):
         assert set(row) == {*weights, "accuracy", "total"}
-        assert row["total"] == pytest.approx(sum(weight * row[name] for name, weight in weights.items()))
+        assert row["total"] == pytest.approx(
+            sum(weight * row[name] for name, weight in weights.items())
+        )
 
 
 @pytest.mark.parametrize(
     ("weights", "params", "message"),
     [
         ({"acuracy": 1.0}, {}, r"unknown reward: 'acuracy'; did you mean 'accuracy'\?"),
-        ({"accuracy": 1.0}, {"cosin": {}}, r"unknown reward: 'cosin'; did you mean 'cosine'\?"),
+        (
+            {"accuracy": 1.0},
+            {"cosin": {}},
+            r"unknown reward: 'cosin'; did you mean 'cosine'\?",
+        ),
         (
             {"cosine": 1.0},
             {"cosine": {"max_len": 3}},
             r"parameter of the reward 'cosine': 'max_len'; .* 'max_length'\?",
         ),
         ({"format": 1.0}, {"format": {"x": 3}}, "'x'; it takes none"),
-        ({"overlong": 1.0}, {"overlong": {"buffer": 0}}, "'buffer' of the reward 'overlong' is 0: it must be above 0"),
+        (
+            {"overlong": 1.0},
+            {"overlong": {"buffer": 0}},
+            "'buffer' of the reward 'overlong' is 0: it must be above 0",
+        ),
     ],
 )
 def test_wrong_settings_are_refused(weights: dict, params: dict, message: str):

@@ -16,7 +16,13 @@ from nanomath.rewards.equality import answers_equal
 from nanomath.rewards.worker import Worker
 
 ROOT = Path(__file__).parents[2]
-QUESTION = {"gold": "x+x", "prediction": "2x", "relation": "", "tolerance": 0.0, "math_verify": False}
+QUESTION = {
+    "gold": "x+x",
+    "prediction": "2x",
+    "relation": "",
+    "tolerance": 0.0,
+    "math_verify": False,
+}
 HANGS = QUESTION | {"gold": "1", "prediction": r"\cos(9^{9^{9.1}})"}
 
 
@@ -65,7 +71,15 @@ def test_a_program_that_does_not_start_is_an_error(tmp_path: Path):
         Worker(program).ask(QUESTION)
 
 
-BOMBS = ["9^9^9^9", "9**9**9**9", "9^{9^{9^{9}}}", "1000000!", "((9!)!)!", r"\binom{10^9}{10^8}", "(x+1)^{999999999}"]
+BOMBS = [
+    "9^9^9^9",
+    "9**9**9**9",
+    "9^{9^{9^{9}}}",
+    "1000000!",
+    "((9!)!)!",
+    r"\binom{10^9}{10^8}",
+    "(x+1)^{999999999}",
+]
 
 
 def test_bombs_are_refused_before_they_are_computed(worker: Worker):
@@ -75,7 +89,9 @@ def test_bombs_are_refused_before_they_are_computed(worker: Worker):
     assert worker.starts == 1
 
 
-@pytest.mark.skipif(not Path("/proc/self/limits").exists(), reason="reads the limit from /proc")
+@pytest.mark.skipif(
+    not Path("/proc/self/limits").exists(), reason="reads the limit from /proc"
+)
 def test_memory_is_limited(worker: Worker):
     worker.ask(QUESTION)
     limits = Path(f"/proc/{worker.process.pid}/limits").read_text()
@@ -114,7 +130,9 @@ def test_inside_a_process_with_torch_and_after_a_fork(tmp_path: Path):
     script = tmp_path / "script.py"
     script.write_text(textwrap.dedent(SCRIPT))
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    run = subprocess.run([sys.executable, script], env=environment, capture_output=True, text=True, timeout=120)
+    run = subprocess.run(
+        [sys.executable, script], env=environment, capture_output=True, text=True, timeout=120
+    )
     assert run.returncode == 0, run.stderr
     (greeting, pid) = run.stdout.split("\n")[:2]
     assert greeting == "main is run" and run.stdout.count("main is run") == 1

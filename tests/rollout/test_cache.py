@@ -1,4 +1,6 @@
-"""The cache, whose pages samples share: the same samples whoever shares, and every page named rightly."""
+"""The cache, whose pages samples share: the same samples whoever shares, and every page named
+rightly.
+"""
 
 from __future__ import annotations
 
@@ -14,12 +16,22 @@ from nanomath.rollout.engine import bucket
 
 EOS = range(0, 1000, 25)
 library = compiled.library
-PROMPTS = [[5], [7, 300, 12, 44], [9] * 11, [700, 3, 3], [1, 2, 3, 4, 5, 6], [3] * 30, list(range(1, 26))]
+PROMPTS = [
+    [5],
+    [7, 300, 12, 44],
+    [9] * 11,
+    [700, 3, 3],
+    [1, 2, 3, 4, 5, 6],
+    [3] * 30,
+    list(range(1, 26)),
+]
 
 
 @pytest.fixture(params=["small", "cpu", "reference"])
 def form(request, monkeypatch) -> str:
-    """Runs the test with the step of a small model, with the CPU forms of the kernels, and with the references."""
+    """Runs the test with the step of a small model, with the CPU forms of the kernels, and
+    with the references.
+    """
     if request.param == "cpu":
         monkeypatch.setattr(packed, "SMALL", 0)
     if request.param == "reference":
@@ -37,10 +49,21 @@ def keeping(model, tokenizer, slots: int, **options) -> Sampler:
 @pytest.mark.parametrize("share_prompts", [True, False])
 @pytest.mark.parametrize(
     ("slots", "check_every"),
-    [pytest.param(1, 1, marks=pytest.mark.slow), (3, 5), (16, 1), pytest.param(64, 8, marks=pytest.mark.slow)],
+    [
+        pytest.param(1, 1, marks=pytest.mark.slow),
+        (3, 5),
+        (16, 1),
+        pytest.param(64, 8, marks=pytest.mark.slow),
+    ],
 )
-def test_the_same_samples(form, new_model, new_tokenizer, family_shape, slots, check_every, share_prompts):
-    model, tokenizer, options = new_model(1, **family_shape), new_tokenizer(EOS), {"n": 4, "max_new_tokens": 30}
+def test_the_same_samples(
+    form, new_model, new_tokenizer, family_shape, slots, check_every, share_prompts
+):
+    model, tokenizer, options = (
+        new_model(1, **family_shape),
+        new_tokenizer(EOS),
+        {"n": 4, "max_new_tokens": 30},
+    )
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(compiled, "library", library)
         expected = Sampler(model, tokenizer, 4).generate(PROMPTS, seed=1, **options)
@@ -50,7 +73,9 @@ def test_the_same_samples(form, new_model, new_tokenizer, family_shape, slots, c
         found = sampler.generate(PROMPTS, seed=1, **options)
         assert [c.tokens for c in found] == [c.tokens for c in expected]
         for one, other in zip(found, expected, strict=True):
-            assert one.logprobs == pytest.approx(other.logprobs, abs=3e-5)  # float32, added up in other orders
+            assert one.logprobs == pytest.approx(
+                other.logprobs, abs=3e-5
+            )  # float32, added up in other orders
 
 
 def test_stale_keys_are_never_seen(new_model, new_tokenizer):
@@ -81,7 +106,9 @@ def test_an_engine_is_kept_while_it_is_large_enough(new_model, new_tokenizer):
 
 
 def test_pages_are_shared_and_given_back(new_model, new_tokenizer, monkeypatch):
-    """Each prompt is in the cache once, whatever its samples, and no page is named twice for writing."""
+    """Each prompt is in the cache once, whatever its samples, and no page is named twice for
+    writing.
+    """
     sampler = keeping(new_model(1), new_tokenizer(EOS), 6)
     run = []
     original = type(sampler).engine
@@ -99,7 +126,10 @@ def test_pages_are_shared_and_given_back(new_model, new_tokenizer, monkeypatch):
         for row, number in enumerate(cache.prompt_of[:live]):
             full = cache.full[number]
             first = cache._prompt_page(number)
-            assert cache.pages.table[row].tolist() == [*range(first, first + full), *own[row][full:]]
+            assert cache.pages.table[row].tolist() == [
+                *range(first, first + full),
+                *own[row][full:],
+            ]
             assert slots.sample[row] // 3 == number
 
     sampler.generate(PROMPTS, n=3, max_new_tokens=20, progress=look)
@@ -115,13 +145,26 @@ def test_groups_become_tiles(new_model, new_tokenizer, monkeypatch):
         tiles.append(original(cache, live))
         rows = [row for row in cache.tiles[: tiles[-1]].flatten().tolist() if row >= 0]
         assert sorted(rows) == list(range(live))
-        for tile, shared in zip(cache.tiles[: tiles[-1]].tolist(), cache.shared.tolist(), strict=False):
-            assert len({tuple(cache.pages.table[row, :shared].tolist()) for row in tile if row >= 0}) == 1
+        for tile, shared in zip(
+            cache.tiles[: tiles[-1]].tolist(), cache.shared.tolist(), strict=False
+        ):
+            assert (
+                len(
+                    {
+                        tuple(cache.pages.table[row, :shared].tolist())
+                        for row in tile
+                        if row >= 0
+                    }
+                )
+                == 1
+            )
         assert set(cache.shared[: tiles[-1]].tolist()) <= {2, 3}
         return tiles[-1]
 
     monkeypatch.setattr(Cache, "arrange", arrange)
-    Sampler(new_model(1, torch.bfloat16), new_tokenizer(()), 6).generate([[3] * 40, [7] * 50], n=3, max_new_tokens=3)
+    Sampler(new_model(1, torch.bfloat16), new_tokenizer(()), 6).generate(
+        [[3] * 40, [7] * 50], n=3, max_new_tokens=3
+    )
     assert tiles == [2, 2, 2]
 
 
@@ -138,7 +181,8 @@ def test_too_little_memory(new_model, new_tokenizer, monkeypatch):
     sampler = Sampler(new_model(1), new_tokenizer(EOS), 4)
     monkeypatch.setattr("nanomath.rollout.sampler.free_memory", lambda device: 100)
     with pytest.raises(
-        MemoryError, match="^a sequence of 34 tokens needs 0.00 GiB of keys and values, and cpu has 0.00"
+        MemoryError,
+        match="^a sequence of 34 tokens needs 0.00 GiB of keys and values, and cpu has 0.00",
     ):
         sampler.generate([PROMPTS[1]], n=4, max_new_tokens=30)
     monkeypatch.setattr("nanomath.rollout.sampler.free_memory", lambda device: 60_000)

@@ -31,15 +31,24 @@ def test_every_group_is_rewarded_with_its_problem(new_model, tokenizer):
     def score(groups):
         for problem, group in zip(PROBLEMS, groups, strict=True):
             for e in group:
-                e.rewards = {"accuracy": 0.0, "total": 10 * int(problem.answer) + e.completion.sample_index}
+                e.rewards = {
+                    "accuracy": 0.0,
+                    "total": 10 * int(problem.answer) + e.completion.sample_index,
+                }
 
     sampler = Sampler(new_model(), tokenizer)
-    groups = sample_episodes(sampler, PROBLEMS, prompts, [score], 2, max_new_tokens=5, seed=3, top_k=9)
-    assert [[e.problem for e in group] for group in groups] == [[problem] * 2 for problem in PROBLEMS]
+    groups = sample_episodes(
+        sampler, PROBLEMS, prompts, [score], 2, max_new_tokens=5, seed=3, top_k=9
+    )
+    assert [[e.problem for e in group] for group in groups] == [
+        [problem] * 2 for problem in PROBLEMS
+    ]
     episodes = [e for group in groups for e in group]
     assert [e.rewards["total"] for e in episodes] == [0, 1, 10, 11, 20, 21]
     assert [e.prompt for e in episodes] == [p for p in prompts for _ in range(2)]
-    assert [e.completion for e in episodes] == sampler.generate(prompts, 2, max_new_tokens=5, seed=3, top_k=9)
+    assert [e.completion for e in episodes] == sampler.generate(
+        prompts, 2, max_new_tokens=5, seed=3, top_k=9
+    )
     record = json.loads(json.dumps(episodes[3].record()))
     assert record["problem"] == "p1" and record["tokens"] == episodes[3].completion.tokens
     assert record["logprobs"] == pytest.approx(episodes[3].completion.logprobs, abs=1e-6)
@@ -47,11 +56,18 @@ def test_every_group_is_rewarded_with_its_problem(new_model, tokenizer):
 
 def episode(accuracy: float, total: float, length: int, reason: str = "eos") -> Episode:
     completion = Completion(0, 0, [1] * length, [0.0] * length, [0.0] * length, "", reason)
-    return Episode(PROBLEMS[0], [1], completion, {"accuracy": accuracy, "form": 0.5, "total": total})
+    return Episode(
+        PROBLEMS[0], [1], completion, {"accuracy": accuracy, "form": 0.5, "total": total}
+    )
 
 
 def test_metrics_are_means():
-    episodes = [episode(1, 1, 2), episode(1, 1, 4), episode(1, 1, 6), episode(0, 0, 9, "length")]
+    episodes = [
+        episode(1, 1, 2),
+        episode(1, 1, 4),
+        episode(1, 1, 6),
+        episode(0, 0, 9, "length"),
+    ]
     assert episode_metrics([episodes[:2], episodes[2:]]) == pytest.approx(
         {
             "reward": 0.75,
@@ -73,8 +89,14 @@ def test_metrics_are_means():
 
 
 def test_a_truncated_answer_may_be_right():
-    metrics = episode_metrics([[episode(1, 1, 3, "length"), episode(0, 0, 5), episode(0, 0, 7, "length")]])
-    assert (metrics["length/right"], metrics["length/truncated"], metrics["truncated"]) == (3, 5, 2 / 3)
+    metrics = episode_metrics(
+        [[episode(1, 1, 3, "length"), episode(0, 0, 5), episode(0, 0, 7, "length")]]
+    )
+    assert (metrics["length/right"], metrics["length/truncated"], metrics["truncated"]) == (
+        3,
+        5,
+        2 / 3,
+    )
 
 
 @given(st.lists(st.integers(0, 2), max_size=12), st.integers(1, 4))
@@ -91,11 +113,21 @@ def test_a_reward_that_is_no_number_is_named(new_model, tokenizer, bad):
             place = e.problem.id, e.completion.sample_index
             e.rewards = {"accuracy": 0.0, "form": bad if place == ("p1", 1) else 1.0}
 
-    with pytest.raises(FloatingPointError, match=f"^the reward 'form' of sample 1 of problem p1 is {bad}$"):
-        sample_episodes(Sampler(new_model(), tokenizer), PROBLEMS, [[4], [5], [6]], [score], 2, max_new_tokens=2)
+    with pytest.raises(
+        FloatingPointError, match=f"^the reward 'form' of sample 1 of problem p1 is {bad}$"
+    ):
+        sample_episodes(
+            Sampler(new_model(), tokenizer),
+            PROBLEMS,
+            [[4], [5], [6]],
+            [score],
+            2,
+            max_new_tokens=2,
+        )
 
 
-# --- dynamic sampling ------------------------------------------------------------------------------------------------
+# --- dynamic sampling
+# ---------------------------------------------------------------------------------------------
 
 MIXED = [episode(1, 1, 2), episode(0, 0, 3)]
 RIGHT = [episode(1, 1, 2), episode(1, 0.5, 3)]  # the same answer, but not the same reward
@@ -103,7 +135,9 @@ FLAT = [episode(0, 0.5, 2), episode(0, 0.5, 3)]
 
 
 def new_sample(*refills: list) -> tuple[Callable, list[int]]:
-    """A function that gives the groups of each refill, and the list of those that were asked for."""
+    """A function that gives the groups of each refill, and the list of those that were asked
+    for.
+    """
     asked: list[int] = []
 
     def sample(refill: int) -> list:
@@ -114,7 +148,8 @@ def new_sample(*refills: list) -> tuple[Callable, list[int]]:
 
 
 @pytest.mark.parametrize(
-    ("keep", "kept"), [("all", [MIXED, RIGHT, FLAT]), ("mixed", [MIXED]), ("uneven", [MIXED, RIGHT])]
+    ("keep", "kept"),
+    [("all", [MIXED, RIGHT, FLAT]), ("mixed", [MIXED]), ("uneven", [MIXED, RIGHT])],
 )
 def test_what_is_worth_keeping(keep, kept):
     groups = [MIXED, RIGHT, FLAT]
@@ -131,15 +166,21 @@ def test_sampling_ends_with_enough_groups():
 
     sample, asked = new_sample([MIXED, RIGHT, MIXED], [])
     kept, sampled = collect_groups(sample, 2, "uneven", 1)
-    assert kept == [MIXED, RIGHT] and asked == [0] and len(sampled) == 3  # and no more than enough is trained on
+    assert (
+        kept == [MIXED, RIGHT] and asked == [0] and len(sampled) == 3
+    )  # and no more than enough is trained on
 
 
 @pytest.mark.parametrize("refills", [0, 1, 3])
 def test_sampling_ends_with_the_refills(refills):
     """Whatever there is then; the groups of the last refill, as they are, if there is nothing."""
     sample, asked = new_sample(*[[FLAT, MIXED]] + [[FLAT]] * 3)
-    assert collect_groups(sample, 2, "mixed", refills)[0] == [MIXED] and asked == list(range(refills + 1))
+    assert collect_groups(sample, 2, "mixed", refills)[0] == [MIXED] and asked == list(
+        range(refills + 1)
+    )
     sample, asked = new_sample([FLAT], *[[RIGHT, FLAT]] * 3)
     kept, sampled = collect_groups(sample, 2, "mixed", refills)
-    assert kept == ([FLAT] if refills == 0 else [RIGHT, FLAT]) and asked == list(range(refills + 1))
+    assert kept == ([FLAT] if refills == 0 else [RIGHT, FLAT]) and asked == list(
+        range(refills + 1)
+    )
     assert len(sampled) == 1 + 2 * refills

@@ -1,4 +1,6 @@
-"""Exact mode: the sampler's logprobs are the trainer's to the last bit, and samples depend on nothing around them."""
+"""Exact mode: the sampler's logprobs are the trainer's to the last bit, and samples depend on
+nothing around them.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +38,8 @@ def threads():
 def prompts(seed: int, count: int) -> list[list[int]]:
     draw = random.Random(seed)
     return [
-        [draw.randrange(1, 1000) for _ in range(draw.choice((1, 2, 30, 63, 64, 65, LONGEST)))] for _ in range(count)
+        [draw.randrange(1, 1000) for _ in range(draw.choice((1, 2, 30, 63, 64, 65, LONGEST)))]
+        for _ in range(count)
     ]
 
 
@@ -66,17 +69,24 @@ def test_the_gap_is_zero_under_truncation_and_when_greedy(size, new_model, new_t
     model, asked = new_model(1, max_positions=256), prompts(1, 4)
     model.exact = True
     sampler = Sampler(model, new_tokenizer(EOS), 7, exact=True)
-    for options in ({"top_k": 20}, {"top_p": 0.8, "temperature": 1.3}, {"min_p": 0.1}, {"temperature": 0.0}):
+    for options in (
+        {"top_k": 20},
+        {"top_p": 0.8, "temperature": 1.3},
+        {"min_p": 0.1},
+        {"temperature": 0.0},
+    ):
         found = sampler.generate(asked, n=2, max_new_tokens=WIDTH, **options)
         expected = trainer_logprobs(model, asked, found, 0, options.get("temperature") or 1.0)
         assert [c.logprobs for c in found] == expected, options
 
 
-def test_both_logprobs_of_a_truncation_that_cuts_nothing_are_the_trainers(size, new_model, new_tokenizer):
+def test_both_logprobs_of_a_truncation_that_cuts_nothing_are_the_trainers(
+    size, new_model, new_tokenizer
+):
     """The truncated one is the trainer's logprob and the mass that is left, here all of it."""
-    found = Sampler(new_model(1, max_positions=256), new_tokenizer(EOS), 7, exact=True).generate(
-        prompts(1, 4), n=2, max_new_tokens=WIDTH, min_p=1e-30
-    )
+    found = Sampler(
+        new_model(1, max_positions=256), new_tokenizer(EOS), 7, exact=True
+    ).generate(prompts(1, 4), n=2, max_new_tokens=WIDTH, min_p=1e-30)
     assert [c.sampling_logprobs for c in found] == [c.logprobs for c in found]
 
 
@@ -89,40 +99,62 @@ def test_samples_depend_on_nothing_around_them(size, new_model, new_tokenizer, d
         order = random.Random(slots).sample(range(len(asked)), len(asked))
         sampler = Sampler(model, new_tokenizer(EOS), slots, exact=True)
         found = sampler.generate([asked[i] for i in order], n=4, max_new_tokens=WIDTH, seed=3)
-        known = {(order[c.prompt_index], c.sample_index): (c.tokens, c.logprobs) for c in found}
+        known = {
+            (order[c.prompt_index], c.sample_index): (c.tokens, c.logprobs) for c in found
+        }
         assert known == (expected or known)
         expected = known
 
 
 @pytest.mark.parametrize("exact", [True, False])
 def test_long_samples_move_with_all_their_keys(size, new_model, new_tokenizer, exact):
-    """Few ends, so that samples of several blocks are there when others end and slots are given up."""
+    """Few ends, so that samples of several blocks are there when others end and slots are
+    given up.
+    """
     model, asked = new_model(6, max_positions=400), prompts(5, 6)
     model.exact = exact
-    found = Sampler(model, new_tokenizer(range(0, 1000, 90)), 9, exact=exact).generate(asked, n=4, max_new_tokens=260)
+    found = Sampler(model, new_tokenizer(range(0, 1000, 90)), 9, exact=exact).generate(
+        asked, n=4, max_new_tokens=260
+    )
     assert len({c.length // 64 for c in found}) == 5
     expected = trainer_logprobs(model, asked, found, 0, 1.0)
-    gaps = [abs(a - b) for c, row in zip(found, expected, strict=True) for a, b in zip(c.logprobs, row, strict=True)]
+    gaps = [
+        abs(a - b)
+        for c, row in zip(found, expected, strict=True)
+        for a, b in zip(c.logprobs, row, strict=True)
+    ]
     assert max(gaps) == 0 if exact else 0 < max(gaps) < 1e-4
 
 
 def test_the_fast_mode_is_not_that_exact(new_model, new_tokenizer):
     """Else the tests above would show nothing."""
     model, asked = new_model(1, max_positions=256), prompts(0, 5)
-    found = Sampler(model, new_tokenizer(EOS), 7).generate(asked, n=3, max_new_tokens=WIDTH, seed=2)
+    found = Sampler(model, new_tokenizer(EOS), 7).generate(
+        asked, n=3, max_new_tokens=WIDTH, seed=2
+    )
     expected = trainer_logprobs(model, asked, found, 0, 1.0)
-    gaps = [abs(a - b) for c, row in zip(found, expected, strict=True) for a, b in zip(c.logprobs, row, strict=True)]
+    gaps = [
+        abs(a - b)
+        for c, row in zip(found, expected, strict=True)
+        for a, b in zip(c.logprobs, row, strict=True)
+    ]
     assert 0 < max(gaps) < 1e-4
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_the_number_of_threads_changes_no_bit_of_the_fast_mode_either(size, new_model, new_tokenizer, dtype, threads):
+def test_the_number_of_threads_changes_no_bit_of_the_fast_mode_either(
+    size, new_model, new_tokenizer, dtype, threads
+):
     """The sampler tries out how many are best: a run must not depend on what it found."""
     model, asked = new_model(3, dtype, max_positions=256), prompts(4, 6)
     runs = []
     for used in (1, 2):
         threads(used)
-        runs.append(Sampler(model, new_tokenizer(EOS), 9).generate(asked, n=4, max_new_tokens=WIDTH, seed=3))
+        runs.append(
+            Sampler(model, new_tokenizer(EOS), 9).generate(
+                asked, n=4, max_new_tokens=WIDTH, seed=3
+            )
+        )
     assert runs[0] == runs[1]
 
 
@@ -150,13 +182,32 @@ def test_heads_normed_by_the_trainers_kernel(new_model, dtype):
     decoder.refresh()
     weights, rope = decoder.layers[0], decoder.rope(20)
     rows, kv_heads, dim = 9, config.num_kv_heads, config.head_dim
-    qkv = torch.randn(rows, (config.num_heads + 2 * kv_heads) * dim, generator=torch.Generator().manual_seed(1))
-    qkv, place, norms = qkv.to(dtype), torch.arange(rows, dtype=torch.int32), (weights.q_norm, weights.k_norm)
+    qkv = torch.randn(
+        rows,
+        (config.num_heads + 2 * kv_heads) * dim,
+        generator=torch.Generator().manual_seed(1),
+    )
+    qkv, place, norms = (
+        qkv.to(dtype),
+        torch.arange(rows, dtype=torch.int32),
+        (weights.q_norm, weights.k_norm),
+    )
     found = []
-    for given, by_kernel in ((qkv, norms), (decoder.with_normed_heads(qkv, *norms), (None, None))):
+    for given, by_kernel in (
+        (qkv, norms),
+        (decoder.with_normed_heads(qkv, *norms), (None, None)),
+    ):
         pages = [p.zero_() for p in new_pages((1,), kv_heads, dim, dtype, qkv.device)]
         table = torch.zeros(1, 1, dtype=torch.int32)
-        q = rope_write(given, place, torch.zeros_like(place), rope, Pages(*pages, table), by_kernel, decoder.eps)
+        q = rope_write(
+            given,
+            place,
+            torch.zeros_like(place),
+            rope,
+            Pages(*pages, table),
+            by_kernel,
+            decoder.eps,
+        )
         found.append([q, *pages])
     assert not torch.equal(found[0][0].flatten(1), qkv[:, : found[0][0][0].numel()])
     assert all(map(torch.equal, *found))

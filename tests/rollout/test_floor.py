@@ -1,4 +1,6 @@
-"""The floor of a decoding step: a table computed by hand, what is shared, and the measurement of a machine."""
+"""The floor of a decoding step: a table computed by hand, what is shared, and the measurement
+of a machine.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,9 @@ def test_the_table(model, rows, milliseconds, speed):
     stages = step_floor(QWEN[model], rows, 1024, torch.bfloat16, H200)
     assert list(stages) == ["projections", "lm_head", "attention"]
     step = sum(stages.values())
-    assert [1e3 * seconds for seconds in (*stages.values(), step)] == pytest.approx(milliseconds, abs=6e-4)
+    assert [1e3 * seconds for seconds in (*stages.values(), step)] == pytest.approx(
+        milliseconds, abs=6e-4
+    )
     assert rows / step == pytest.approx(speed, abs=500)
 
 
@@ -35,13 +39,29 @@ def test_the_table(model, rows, milliseconds, speed):
 def test_bytes_where_products_are_free_and_flops_where_bytes_are(dtype):
     """Against counts made from the parameters of a layer, one by one."""
     c = ModelConfig(1000, 48, 3, 4, 2, 16, 80, 512)
-    layer = {"q": 48 * 64, "k": 48 * 32, "v": 48 * 32, "o": 64 * 48, "gate": 48 * 80, "up": 48 * 80, "down": 80 * 48}
+    layer = {
+        "q": 48 * 64,
+        "k": 48 * 32,
+        "v": 48 * 32,
+        "o": 64 * 48,
+        "gate": 48 * 80,
+        "up": 48 * 80,
+        "down": 80 * 48,
+    }
     weights = 3 * sum(layer.values())
     size = dtype.itemsize
     read = step_floor(c, 7, 100, dtype, Machine(1.0, float("inf")))
-    assert read == {"projections": weights * size, "lm_head": 48000 * size, "attention": 7 * 100 * 3 * 2 * 32 * size}
+    assert read == {
+        "projections": weights * size,
+        "lm_head": 48000 * size,
+        "attention": 7 * 100 * 3 * 2 * 32 * size,
+    }
     flops = step_floor(c, 7, 100, dtype, Machine(float("inf"), 1.0))
-    assert flops == {"projections": 14 * weights, "lm_head": 14 * 48000, "attention": 7 * 100 * 3 * 2 * 2 * 64}
+    assert flops == {
+        "projections": 14 * weights,
+        "lm_head": 14 * 48000,
+        "attention": 7 * 100 * 3 * 2 * 2 * 64,
+    }
 
 
 def test_shared_tokens_are_read_once_a_group():
@@ -55,7 +75,9 @@ def test_shared_tokens_are_read_once_a_group():
     assert attention(shared=512, group=16) == (64 * 128 + 4 * 512) * token
     assert attention(shared=512, group=48) == (64 * 128 + 2 * 512) * token
     free = Machine(float("inf"), 1.0)
-    parts = [step_floor(config, 64, 640, torch.bfloat16, free, shared, 16) for shared in (0, 512)]
+    parts = [
+        step_floor(config, 64, 640, torch.bfloat16, free, shared, 16) for shared in (0, 512)
+    ]
     assert parts[0] == parts[1]
 
 
@@ -67,7 +89,9 @@ def test_a_window_bounds_what_is_seen():
         return step_floor(c, 8, context, torch.float32, reading, shared, 4)["attention"]
 
     assert [attention(n) for n in (60, 100, 300)] == [8 * n * token for n in (60, 100, 100)]
-    assert attention(120, shared=50) == (8 * 70 + 2 * 30) * token  # 20 of the shared tokens are out of sight
+    assert (
+        attention(120, shared=50) == (8 * 70 + 2 * 30) * token
+    )  # 20 of the shared tokens are out of sight
     assert attention(300, shared=50) == 8 * 100 * token
 
 
@@ -82,7 +106,9 @@ def test_a_copy_counts_twice_and_the_best_product_counts(monkeypatch):
     monkeypatch.setattr(floor, "fastest", pretend)
     monkeypatch.setattr(floor, "COPIED", {"cpu": 4096})
     monkeypatch.setattr(floor, "PRODUCTS", {"cpu": ((2, 32), (8, 32), (4, 64))})
-    assert measure_machine("cpu", torch.float32) == Machine(2 * 4096 / 0.5, 2 * 4 * 64 * 64 / 4.0)
+    assert measure_machine("cpu", torch.float32) == Machine(
+        2 * 4096 / 0.5, 2 * 4 * 64 * 64 / 4.0
+    )
     assert calls == ["cpu"] * 4
 
 

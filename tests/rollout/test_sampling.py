@@ -1,4 +1,6 @@
-"""Choosing tokens: exact frequencies over a grid of u against a loop, and the ends of the unit interval."""
+"""Choosing tokens: exact frequencies over a grid of u against a loop, and the ends of the unit
+interval.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,9 @@ def softmax(logits: list[float], temperature: float) -> list[float]:
 
 
 def kept_tokens(p: list[float], params: SamplingParams) -> list[int]:
-    """The tokens that top-k, then top-p, then min-p leave, by going down the list of the likeliest."""
+    """The tokens that top-k, then top-p, then min-p leave, by going down the list of the
+    likeliest.
+    """
     order = sorted(range(len(p)), key=lambda v: -p[v])
     order = order[: params.top_k or None]
     mass, kept = sum(p[v] for v in order), []
@@ -48,8 +52,12 @@ def is_close_call(p: list[float], params: SamplingParams) -> bool:
     return close or any(abs(v - params.min_p * order[0]) < 1e-5 * order[0] for v in order[1:])
 
 
-def draw_grid(logits: list[float], params: SamplingParams) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Tokens and logprobs of few logits, all in one block, at GRID evenly spaced second numbers."""
+def draw_grid(
+    logits: list[float], params: SamplingParams
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Tokens and logprobs of few logits, all in one block, at GRID evenly spaced second
+    numbers.
+    """
     u = torch.stack((torch.full((GRID,), 0.7), (torch.arange(GRID) + 0.5) / GRID), dim=1)
     return sample_tokens(torch.tensor([logits]).expand(GRID, -1), u, params)
 
@@ -58,7 +66,9 @@ def draw_grid(logits: list[float], params: SamplingParams) -> tuple[torch.Tensor
 @given(some_logits, some_params)
 def test_frequencies_and_logprobs(logits, params):
     p = softmax(logits, params.temperature)
-    assume(len(set(p)) == len(p) and not is_close_call(p, params))  # ties have a test of their own
+    assume(
+        len(set(p)) == len(p) and not is_close_call(p, params)
+    )  # ties have a test of their own
     kept = kept_tokens(p, params)
     mass = sum(p[v] for v in kept)
     token, logprob, sampling = draw_grid(logits, params)
@@ -67,8 +77,12 @@ def test_frequencies_and_logprobs(logits, params):
         expected = p[v] / mass if v in kept else 0.0
         assert float(chosen.float().mean()) == pytest.approx(expected, abs=2 / GRID)
         if chosen.any():
-            assert logprob[chosen].tolist() == pytest.approx([math.log(p[v])] * int(chosen.sum()), abs=1e-4)
-            assert sampling[chosen].tolist() == pytest.approx([math.log(p[v] / mass)] * int(chosen.sum()), abs=1e-4)
+            assert logprob[chosen].tolist() == pytest.approx(
+                [math.log(p[v])] * int(chosen.sum()), abs=1e-4
+            )
+            assert sampling[chosen].tolist() == pytest.approx(
+                [math.log(p[v] / mass)] * int(chosen.sum()), abs=1e-4
+            )
 
 
 @pytest.mark.parametrize(
@@ -82,37 +96,54 @@ def test_frequencies_and_logprobs(logits, params):
         ({"min_p": 0.5}, [0]),
         ({"min_p": 0.4}, [0, 1, 2, 3]),
         ({"top_k": 9}, [0, 1, 2, 3, 4]),
-        ({"top_k": 4, "top_p": 0.43}, [0, 1, 2, 3]),  # 0.43 of the 0.94 that top-k left is more than the first has
+        (
+            {"top_k": 4, "top_p": 0.43},
+            [0, 1, 2, 3],
+        ),  # 0.43 of the 0.94 that top-k left is more than the first has
     ],
 )
 def test_what_ties_with_the_last_one_kept_stays(params, kept):
-    token, _, sampling = draw_grid([math.log(p) for p in (0.4, 0.18, 0.18, 0.18, 0.06)], SamplingParams(**params))
+    token, _, sampling = draw_grid(
+        [math.log(p) for p in (0.4, 0.18, 0.18, 0.18, 0.06)], SamplingParams(**params)
+    )
     assert sorted(set(token.tolist())) == kept
     assert float(sampling[token == 0].exp()[0]) == pytest.approx(
         0.4 / sum((0.4, 0.18, 0.18, 0.18, 0.06)[v] for v in kept)
     )
 
 
-@pytest.mark.parametrize("params", [SamplingParams(), SamplingParams(top_k=150), SamplingParams(top_p=0.9)])
+@pytest.mark.parametrize(
+    "params", [SamplingParams(), SamplingParams(top_k=150), SamplingParams(top_p=0.9)]
+)
 def test_frequencies_over_several_blocks_of_the_vocabulary(params):
-    """A grid over both uniform numbers: the first chooses among three blocks, the second inside one."""
-    logits = torch.randn(1, 300, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    """A grid over both uniform numbers: the first chooses among three blocks, the second
+    inside one.
+    """
+    logits = torch.randn(
+        1, 300, generator=torch.Generator().manual_seed(1), dtype=torch.float64
+    )
     side = (torch.arange(400) + 0.5) / 400
     u = torch.cartesian_prod(side, side)
     token, _, _ = sample_tokens(logits.float().expand(len(u), -1), u, params)
     p = logits.softmax(-1)[0]
     kept = kept_tokens(p.tolist(), params)
-    expected = torch.zeros(300, dtype=torch.float64).index_copy(0, torch.tensor(kept), p[kept] / p[kept].sum())
+    expected = torch.zeros(300, dtype=torch.float64).index_copy(
+        0, torch.tensor(kept), p[kept] / p[kept].sum()
+    )
     found = torch.bincount(token, minlength=300).double() / len(u)
     block = torch.cat([part.sum().expand(len(part)) for part in expected.split(128)])
-    assert ((found - expected).abs() <= (expected / block + block) / 400 + 1e-6).all()  # a step of each grid
+    assert (
+        (found - expected).abs() <= (expected / block + block) / 400 + 1e-6
+    ).all()  # a step of each grid
 
 
 ends = st.sampled_from([0.0, 1e-45, 0.5, 1 - 2**-24, 1 - 2**-23])
 
 
 @settings(max_examples=150, deadline=None)
-@given(st.lists(st.floats(-300, 300, width=32), min_size=1, max_size=12), ends, ends, some_params)
+@given(
+    st.lists(st.floats(-300, 300, width=32), min_size=1, max_size=12), ends, ends, some_params
+)
 def test_no_impossible_token_at_the_ends_of_the_interval(logits, first, second, params):
     row = torch.tensor([logits])
     token, logprob, sampling = sample_tokens(row, torch.tensor([[first, second]]), params)
@@ -124,19 +155,32 @@ def test_no_impossible_token_at_the_ends_of_the_interval(logits, first, second, 
         assert int((p > p[token]).sum()) < params.top_k
 
 
-@pytest.mark.parametrize("params", [SamplingParams(), SamplingParams(top_p=0.999), SamplingParams(top_k=40_000)])
+@pytest.mark.parametrize(
+    "params", [SamplingParams(), SamplingParams(top_p=0.999), SamplingParams(top_k=40_000)]
+)
 def test_a_large_vocabulary_of_which_half_is_impossible(params):
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(1, 50_000, generator=generator) * 3
     logits[:, ::2] = -math.inf  # the first one too
-    u = torch.cat((torch.rand(60, 2, generator=generator), torch.tensor([[0.0, 1 - 2**-24], [1 - 2**-24, 0.0]])))
+    u = torch.cat(
+        (
+            torch.rand(60, 2, generator=generator),
+            torch.tensor([[0.0, 1 - 2**-24], [1 - 2**-24, 0.0]]),
+        )
+    )
     token, logprob, sampling = sample_tokens(logits.expand(len(u), -1), u, params)
-    assert (token % 2 == 1).all() and logprob.isfinite().all() and (sampling >= logprob - 1e-5).all()
+    assert (
+        (token % 2 == 1).all()
+        and logprob.isfinite().all()
+        and (sampling >= logprob - 1e-5).all()
+    )
 
 
 def test_greedy_takes_the_likeliest_and_reports_temperature_one():
     logits = torch.tensor([[0.0, 3.0, 3.0], [5.0, -1.0, 0.0]])
-    token, logprob, sampling = sample_tokens(logits, torch.full((2, 2), 0.9), SamplingParams(temperature=0, top_k=2))
+    token, logprob, sampling = sample_tokens(
+        logits, torch.full((2, 2), 0.9), SamplingParams(temperature=0, top_k=2)
+    )
     assert token.tolist() == [1, 0] and sampling.tolist() == [0.0, 0.0]
     torch.testing.assert_close(logprob, logits.log_softmax(-1)[torch.arange(2), token])
 

@@ -1,4 +1,6 @@
-"""The step of a small model in one call, against the decoder's layers and the sampler's choice, family by family."""
+"""The step of a small model in one call, against the decoder's layers and the sampler's
+choice, family by family.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,15 @@ from kernels import packed
 from nanomath.rollout import Sampler
 
 EOS = range(0, 1000, 25)
-PROMPTS = [[5], [7, 300, 12, 44], [9] * 11, [3] * 30, list(range(1, 26)), [8] * 66, list(range(9, 105))]
+PROMPTS = [
+    [5],
+    [7, 300, 12, 44],
+    [9] * 11,
+    [3] * 30,
+    list(range(1, 26)),
+    [8] * 66,
+    list(range(9, 105)),
+]
 
 
 def samples(model, tokenizer, check_every: int | None = None, **options):
@@ -19,7 +29,9 @@ def samples(model, tokenizer, check_every: int | None = None, **options):
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.6, 0.0])
-def test_the_same_samples_as_layer_by_layer(new_model, new_tokenizer, family_shape, temperature, monkeypatch):
+def test_the_same_samples_as_layer_by_layer(
+    new_model, new_tokenizer, family_shape, temperature, monkeypatch
+):
     model, tokenizer = new_model(1, **family_shape), new_tokenizer(EOS)
     sampler = Sampler(model, tokenizer, 7)
     sampler.decoder.refresh()
@@ -45,7 +57,9 @@ def test_a_step_on_the_optimizer_is_seen(new_model, new_tokenizer):
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.data.mul_(1.1)  # unseen by its version
-    assert sampler.generate(PROMPTS, **options) == Sampler(model, tokenizer, 7).generate(PROMPTS, **options)
+    assert sampler.generate(PROMPTS, **options) == Sampler(model, tokenizer, 7).generate(
+        PROMPTS, **options
+    )
 
 
 def test_other_types_go_layer_by_layer(new_model, new_tokenizer):

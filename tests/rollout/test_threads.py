@@ -1,4 +1,6 @@
-"""The number of threads that steps run with is found by trial, without wasting many steps on it."""
+"""The number of threads that steps run with is found by trial, without wasting many steps on
+it.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,9 @@ def clock(monkeypatch):
     return state
 
 
-def run(chooser: Threads, clock: dict, rows: int, seconds: dict[int, float], steps: int) -> list[int]:
+def run(
+    chooser: Threads, clock: dict, rows: int, seconds: dict[int, float], steps: int
+) -> list[int]:
     clock["ran"] = []
 
     def step() -> None:
@@ -37,7 +41,20 @@ def test_what_is_hopeless_is_tried_once(clock):
     assert chooser.trying(64)
     assert run(chooser, clock, 64, {4: 1.0, 2: 1.2, 1: 3.0}, 9) == [4, 4, 4, 2, 2, 2, 1, 4, 4]
     assert not chooser.trying(64) and not chooser.trying(100) and chooser.trying(128)
-    assert run(chooser, clock, 2, {4: 5.0, 2: 1.2, 1: 1.0}, 12) == [4, 4, 4, 2, 2, 2, 1, 1, 1, 1, 1, 1]
+    assert run(chooser, clock, 2, {4: 5.0, 2: 1.2, 1: 1.0}, 12) == [
+        4,
+        4,
+        4,
+        2,
+        2,
+        2,
+        1,
+        1,
+        1,
+        1,
+        1,
+        1,
+    ]
 
 
 def test_another_number_of_threads_is_tried_anew(clock):
@@ -63,7 +80,9 @@ def test_one_thread_is_left_alone(clock):
 
 def test_without_a_choice_all_are_taken(clock):
     chooser = Threads(choose=False)
-    assert run(chooser, clock, 64, {4: 3.0, 2: 1.2, 1: 1.0}, 9) == [4] * 9 and not chooser.trying(64)
+    assert run(chooser, clock, 64, {4: 3.0, 2: 1.2, 1: 1.0}, 9) == [
+        4
+    ] * 9 and not chooser.trying(64)
 
 
 def run_once(chooser: Threads, clock: dict) -> list[int]:

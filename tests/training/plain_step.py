@@ -1,7 +1,9 @@
-"""A policy step written plainly, to hold the real one against: loops over episodes and tokens, in float64.
+"""A policy step written plainly, to hold the real one against: loops over episodes and tokens,
+in float64.
 
-The formulas are those of the papers that nanomath/algorithms cites, one token at a time. Nothing of nanomath.algorithms
-or of the policy step is used here, but for the choice of the episodes that make up a minibatch, which is handed in.
+The formulas are those of the papers that nanomath/algorithms cites, one token at a time.
+Nothing of nanomath.algorithms or of the policy step is used here, but for the choice of the
+episodes that make up a minibatch, which is handed in.
 """
 
 from __future__ import annotations
@@ -22,45 +24,79 @@ from nanomath.training.policy_step import PolicyStep
 
 GROUPS, SIZE = 3, 4
 ACCURACY = [1.0, 0.0, 1.0, 0.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 0.0]
-FORM = [1.0, 0.5, -0.5, 0.0, 0.25, 0.25, 0.25, 0.25, 0.0, 1.0, 0.75, 0.5]  # the second group is flat
+FORM = [
+    1.0,
+    0.5,
+    -0.5,
+    0.0,
+    0.25,
+    0.25,
+    0.25,
+    0.25,
+    0.0,
+    1.0,
+    0.75,
+    0.5,
+]  # the second group is flat
 WEIGHTS = {"accuracy": 1.0, "form": 0.5}
 CUT_OFF = (3, 8)  # of the episodes, those that did not end by themselves
 EOS = 0  # make_batch pads with 0 as well
 Place = tuple[int, int]  # episode, token
 
 
-def new_episodes(model: nn.Module, temperature: float = 1.0, noise: float = 0.0) -> list[Episode]:
-    """Random completions of one to five tokens; the sampler's logprobs are the model's plus noise, those of the
-    truncated distribution a little above.
+def new_episodes(
+    model: nn.Module, temperature: float = 1.0, noise: float = 0.0
+) -> list[Episode]:
+    """Random completions of one to five tokens; the sampler's logprobs are the model's plus
+    noise, those of the truncated distribution a little above.
     """
     generator = torch.Generator().manual_seed(0)
     episodes = []
     for i in range(GROUPS * SIZE):
         prompt, ended = [3 + i // SIZE] * (1 + i // SIZE), i not in CUT_OFF
-        tokens = [*torch.randint(1, 300, (i % 5,), generator=generator).tolist(), EOS if ended else 7]
+        tokens = [
+            *torch.randint(1, 300, (i % 5,), generator=generator).tolist(),
+            EOS if ended else 7,
+        ]
         with torch.no_grad():
-            logprobs, _ = token_logprobs(model, token_states(model, prompt, tokens), tokens, temperature)
+            logprobs, _ = token_logprobs(
+                model, token_states(model, prompt, tokens), tokens, temperature
+            )
         logprobs += noise * torch.randn(len(tokens), generator=generator)
         drawn_from = (logprobs + noise * torch.rand(len(tokens), generator=generator)).tolist()
         completion = Completion(
-            i // SIZE, i % SIZE, tokens, logprobs.tolist(), drawn_from, "", "eos" if ended else "length"
+            i // SIZE,
+            i % SIZE,
+            tokens,
+            logprobs.tolist(),
+            drawn_from,
+            "",
+            "eos" if ended else "length",
         )
         rewards = {"accuracy": ACCURACY[i], "form": FORM[i]}
         rewards["total"] = sum(WEIGHTS[name] * value for name, value in rewards.items())
-        episodes.append(Episode(Problem(f"p{i // SIZE}", "q", "a"), prompt, completion, rewards))
+        episodes.append(
+            Episode(Problem(f"p{i // SIZE}", "q", "a"), prompt, completion, rewards)
+        )
     return episodes
 
 
 def new_step(policy, reference, optimizer, group_size: int = SIZE, **options) -> PolicyStep:
-    """A policy step; options of the algorithm and of the step are told apart by name. Without a KL unless asked for."""
+    """A policy step; options of the algorithm and of the step are told apart by name. Without
+    a KL unless asked for.
+    """
     keys = {f.name for f in dataclasses.fields(Algorithm)}
-    algorithm = Algorithm(**{"kl_coef": 0.0} | {name: value for name, value in options.items() if name in keys})
+    algorithm = Algorithm(
+        **{"kl_coef": 0.0} | {name: value for name, value in options.items() if name in keys}
+    )
     rest = {name: value for name, value in options.items() if name not in keys}
     return PolicyStep(policy, reference, optimizer, group_size, algorithm, **rest)
 
 
 def new_critic(policy: nn.Module, own_trunk: bool) -> Critic:
-    """A value model of the policy's own precision that has learned something already: its head is not zero."""
+    """A value model of the policy's own precision that has learned something already: its head
+    is not zero.
+    """
     critic = Critic(policy, own_trunk).to(policy.dtype)
     generator = torch.Generator().manual_seed(5)
     with torch.no_grad():
@@ -72,7 +108,9 @@ def new_critic(policy: nn.Module, own_trunk: bool) -> Critic:
 
 
 class Descent:
-    """w <- w - lr g, and the gradients g on the way; its metrics are no more than how many there were."""
+    """w <- w - lr g, and the gradients g on the way; its metrics are no more than how many
+    there were.
+    """
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
@@ -80,21 +118,33 @@ class Descent:
 
     @torch.no_grad()
     def step(self, lr: float) -> dict[str, float]:
-        found = {n: torch.zeros_like(p) if p.grad is None else p.grad for n, p in self.model.named_parameters()}
+        found = {
+            n: torch.zeros_like(p) if p.grad is None else p.grad
+            for n, p in self.model.named_parameters()
+        }
         self.gradients.append(found)
         for name, parameter in self.model.named_parameters():
             parameter -= lr * found[name]
             parameter.grad = None
-        return {"grad_norm": float(len(self.gradients)), "update_ratio": 10.0 * len(self.gradients)}
+        return {
+            "grad_norm": float(len(self.gradients)),
+            "update_ratio": 10.0 * len(self.gradients),
+        }
 
 
-def assert_same(found: dict[str, Tensor], expected: dict[str, Tensor], tolerance: float = 1e-10) -> None:
+def assert_same(
+    found: dict[str, Tensor], expected: dict[str, Tensor], tolerance: float = 1e-10
+) -> None:
     """Equal up to `tolerance` times the largest gradient of all, which must not be zero."""
     scale = max(float(value.abs().max()) for value in expected.values())
     assert scale > 0 and found.keys() == expected.keys()
     for name, value in expected.items():
         torch.testing.assert_close(
-            found[name], value, rtol=0, atol=tolerance * scale, msg=lambda m, n=name: f"{n}: {m}"
+            found[name],
+            value,
+            rtol=0,
+            atol=tolerance * scale,
+            msg=lambda m, n=name: f"{n}: {m}",
         )
 
 
@@ -108,15 +158,21 @@ def token_states(model: nn.Module, prompt: list[int], tokens: list[int]) -> Tens
     return model.hidden(torch.tensor([prompt + tokens]))[0, len(prompt) - 1 : -1]
 
 
-def token_logprobs(model: nn.Module, states: Tensor, tokens: list[int], temperature: float) -> tuple[Tensor, Tensor]:
+def token_logprobs(
+    model: nn.Module, states: Tensor, tokens: list[int], temperature: float
+) -> tuple[Tensor, Tensor]:
     """Logprobs and entropies [T] of one completion, from the full logits."""
     logprobs = (model.logits(states) / temperature).log_softmax(-1)
-    return logprobs[torch.arange(len(tokens)), torch.tensor(tokens)], -(logprobs.exp() * logprobs).sum(-1).detach()
+    return logprobs[torch.arange(len(tokens)), torch.tensor(tokens)], -(
+        logprobs.exp() * logprobs
+    ).sum(-1).detach()
 
 
 @dataclass
 class Facts:
-    """One episode: what stood before the first update, what was made of it, and what the last pass showed."""
+    """One episode: what stood before the first update, what was made of it, and what the last
+    pass showed.
+    """
 
     episode: Episode
     counted: bool
@@ -148,7 +204,9 @@ class PlainStep:
     critic: Critic | None = None
     critic_rate: float = 1.0
 
-    def step(self, episodes: list[Episode], minibatches: list[list[int]], lr: float) -> dict[str, float]:
+    def step(
+        self, episodes: list[Episode], minibatches: list[list[int]], lr: float
+    ) -> dict[str, float]:
         self.facts = [self._facts(episode) for episode in episodes]
         self._set_advantages()
         self.gradients: list[dict[str, Tensor]] = []
@@ -166,7 +224,9 @@ class PlainStep:
         if self.critic:
             parts.append((self.critic, self.critic_gradients, lr * self.critic_rate))
         wanted = [p for model, _, _ in parts for p in model.parameters()]
-        slopes = iter(torch.autograd.grad(loss, wanted, allow_unused=True, materialize_grads=True))
+        slopes = iter(
+            torch.autograd.grad(loss, wanted, allow_unused=True, materialize_grads=True)
+        )
         for model, kept, rate in parts:
             kept.append({name: next(slopes) for name, _ in model.named_parameters()})
             with torch.no_grad():
@@ -183,16 +243,28 @@ class PlainStep:
             reference, _ = token_logprobs(self.reference, states, c.tokens, self.temperature)
         old = policy.tolist() if a.old_logprobs == "trainer" else c.logprobs
         counted = c.finish_reason != "length" or not a.overlong_filter
-        return Facts(episode, counted, policy.tolist(), entropy.tolist(), reference.tolist(), old, values.tolist())
+        return Facts(
+            episode,
+            counted,
+            policy.tolist(),
+            entropy.tolist(),
+            reference.tolist(),
+            old,
+            values.tolist(),
+        )
 
     def _pass(self, episode: Episode) -> tuple[Tensor, Tensor, Tensor]:
-        """The policy's logprobs and entropies, and the values (0 without a value model), [T] each."""
+        """The policy's logprobs and entropies, and the values (0 without a value model), [T]
+        each.
+        """
         prompt, tokens = episode.prompt, episode.completion.tokens
         states = token_states(self.policy, prompt, tokens)
         values = torch.zeros(len(tokens))
         if self.critic:
             trunk = self.critic.trunk
-            values = self.critic.head(states if trunk is None else token_states(trunk, prompt, tokens))[:, 0]
+            values = self.critic.head(
+                states if trunk is None else token_states(trunk, prompt, tokens)
+            )[:, 0]
         return *token_logprobs(self.policy, states, tokens, self.temperature), values
 
     def _set_advantages(self) -> None:
@@ -201,11 +273,20 @@ class PlainStep:
             for f in self.facts:
                 f.advantages, f.returns = self._gae(f)
         elif a.components == "apart":
-            parts = {name: self._compare([f.episode.rewards[name] for f in self.facts]) for name in WEIGHTS}
+            parts = {
+                name: self._compare([f.episode.rewards[name] for f in self.facts])
+                for name in WEIGHTS
+            }
             for i, f in enumerate(self.facts):
-                f.advantages = [sum(WEIGHTS[name] * part[i] for name, part in parts.items())] * len(f.tokens)
+                f.advantages = [
+                    sum(WEIGHTS[name] * part[i] for name, part in parts.items())
+                ] * len(f.tokens)
         else:
-            for f, value in zip(self.facts, self._compare([sum(self._rewards(f)) for f in self.facts]), strict=True):
+            for f, value in zip(
+                self.facts,
+                self._compare([sum(self._rewards(f)) for f in self.facts]),
+                strict=True,
+            ):
                 f.advantages = [value] * len(f.tokens)
         if a.whiten:
             self._whiten()
@@ -214,7 +295,9 @@ class PlainStep:
         """-beta (log pi_old - log pi_ref) at every token, and the reward at the last."""
         a, rewards = self.algorithm, [0.0] * len(f.tokens)
         if a.kl_in == "reward":
-            rewards = [-a.kl_coef * (old - ref) for old, ref in zip(f.old, f.reference, strict=True)]
+            rewards = [
+                -a.kl_coef * (old - ref) for old, ref in zip(f.old, f.reference, strict=True)
+            ]
         rewards[-1] += f.episode.rewards["total"]
         return rewards
 
@@ -223,7 +306,9 @@ class PlainStep:
         a, rewards = self.algorithm, self._rewards(f)
         values, lam = [*f.values, 0.0], a.lam if self.critic else 1.0
         deltas = [rewards[t] + a.gamma * values[t + 1] - values[t] for t in f.tokens]
-        advantages = [sum((a.gamma * lam) ** (k - t) * deltas[k] for k in f.tokens[t:]) for t in f.tokens]
+        advantages = [
+            sum((a.gamma * lam) ** (k - t) * deltas[k] for k in f.tokens[t:]) for t in f.tokens
+        ]
         return advantages, [advantage + values[t] for t, advantage in enumerate(advantages)]
 
     def _compare(self, rewards: list[float]) -> list[float]:
@@ -231,34 +316,51 @@ class PlainStep:
         a, result = self.algorithm, []
         for start in range(0, len(rewards), SIZE):
             group = rewards[start : start + SIZE]
-            scale = {"group": lambda g=group: std(g) + 1e-4, "batch": lambda: std(rewards) + 1e-4, "off": lambda: 1.0}
+            scale = {
+                "group": lambda g=group: std(g) + 1e-4,
+                "batch": lambda: std(rewards) + 1e-4,
+                "off": lambda: 1.0,
+            }
             for i, reward in enumerate(group):
                 others = group if a.baseline == "group" else group[:i] + group[i + 1 :]
-                result.append(0.0 if len(set(group)) == 1 else (reward - mean(others)) / scale[a.scale]())
+                result.append(
+                    0.0 if len(set(group)) == 1 else (reward - mean(others)) / scale[a.scale]()
+                )
         return result
 
     def _whiten(self) -> None:
         every = [advantage for f in self.facts if f.counted for advantage in f.advantages]
         for f in self.facts:
-            f.advantages = [(x - mean(every)) / (std(every) + 1e-8) if f.counted else 0.0 for x in f.advantages]
+            f.advantages = [
+                (x - mean(every)) / (std(every) + 1e-8) if f.counted else 0.0
+                for x in f.advantages
+            ]
 
     # The loss of one update.
 
     def _loss(self, chosen: list[int]) -> Tensor:
         a = self.algorithm
-        places = [(i, t) for i in chosen if self.facts[i].counted for t in self.facts[i].tokens]
+        places = [
+            (i, t) for i in chosen if self.facts[i].counted for t in self.facts[i].tokens
+        ]
         unsure = top({(i, t): self.facts[i].entropy[t] for i, t in places}, a.top_entropy)
         steep = self._steep(places) if a.covariance != "off" else set()
         total = torch.zeros((), dtype=torch.float64)
         for i in chosen:
             f = self.facts[i]
             new, entropies, values = self._pass(f.episode)
-            f.logprobs, f.entropies, f.clipped = new.tolist(), entropies.tolist(), [0] * len(f.tokens)
+            f.logprobs, f.entropies, f.clipped = (
+                new.tolist(),
+                entropies.tolist(),
+                [0] * len(f.tokens),
+            )
             for t in f.tokens if f.counted else ():
                 share = self._share(len(f.tokens), len(places), len(chosen))
                 on = (i, t) in unsure and not (a.covariance == "clip" and (i, t) in steep)
                 on = on * self._correction(f, t)
-                total = total + share * (self._rest(f, t, new[t], values[t]) - on * self._gain(f, t, new))
+                total = total + share * (
+                    self._rest(f, t, new[t], values[t]) - on * self._gain(f, t, new)
+                )
                 if not on:
                     f.clipped[t] = 0
                 if a.covariance == "kl" and (i, t) in steep:
@@ -267,20 +369,36 @@ class PlainStep:
 
     def _share(self, length: int, tokens: int, episodes: int) -> float:
         how = self.algorithm.aggregation
-        return 1 / {"token": tokens, "sequence": episodes * length, "constant": episodes * self.max_length}[how]
+        return (
+            1
+            / {
+                "token": tokens,
+                "sequence": episodes * length,
+                "constant": episodes * self.max_length,
+            }[how]
+        )
 
     def _steep(self, places: list[Place]) -> set[Place]:
         """Where advantage and logprob vary together the most."""
         advantage = mean([self.facts[i].advantages[t] for i, t in places])
         logprob = mean([self.facts[i].old[t] for i, t in places])
         covariance = {
-            (i, t): (self.facts[i].advantages[t] - advantage) * (self.facts[i].old[t] - logprob) for i, t in places
+            (i, t): (self.facts[i].advantages[t] - advantage)
+            * (self.facts[i].old[t] - logprob)
+            for i, t in places
         }
-        return {place for place in top(covariance, self.algorithm.covariance_share) if covariance[place] > 0}
+        return {
+            place
+            for place in top(covariance, self.algorithm.covariance_share)
+            if covariance[place] > 0
+        }
 
     def _correction(self, f: Facts, t: int) -> float:
         """pi_trainer / pi_sampler before the first update."""
-        a, weight = self.algorithm, math.exp(f.policy[t] - f.episode.completion.sampling_logprobs[t])
+        a, weight = (
+            self.algorithm,
+            math.exp(f.policy[t] - f.episode.completion.sampling_logprobs[t]),
+        )
         if a.sampler_correction == "truncate":
             return min(weight, a.correction_high)
         if a.sampler_correction == "mask":
@@ -292,7 +410,9 @@ class PlainStep:
         a, advantage = self.algorithm, f.advantages[t]
         old = new.detach() if a.ratio == "off" else torch.tensor(f.old, dtype=torch.float64)
         ratio = (new - old).mean().exp() if a.ratio == "sequence" else (new[t] - old[t]).exp()
-        f.clipped[t] = int(advantage > 0 and ratio > 1 + a.clip_high) - int(advantage < 0 and ratio < 1 - a.clip_low)
+        f.clipped[t] = int(advantage > 0 and ratio > 1 + a.clip_high) - int(
+            advantage < 0 and ratio < 1 - a.clip_low
+        )
         bounded = ratio.clamp(1 - a.clip_low, 1 + a.clip_high)
         if a.clip == "off":
             return ratio * advantage
@@ -311,10 +431,20 @@ class PlainStep:
             k2, k3 = x * x / 2, (-x).exp() - 1 + x
             kl = {"k1": x, "k2": k2, "k3": k3, "k3+": k2 + (k3 - k2).detach()}[a.kl_estimator]
             ratio = (new - f.old[t]).exp()
-            total = total + a.kl_coef * kl * {"off": 1.0, "weight": ratio.detach(), "ratio": ratio}[a.kl_correction]
+            total = (
+                total
+                + a.kl_coef
+                * kl
+                * {"off": 1.0, "weight": ratio.detach(), "ratio": ratio}[a.kl_correction]
+            )
         if self.critic:
             near = f.values[t] + (value - f.values[t]).clamp(-a.value_clip, a.value_clip)
-            total = total + a.value_coef * max((value - f.returns[t]) ** 2, (near - f.returns[t]) ** 2) / 2
+            total = (
+                total
+                + a.value_coef
+                * max((value - f.returns[t]) ** 2, (near - f.returns[t]) ** 2)
+                / 2
+            )
         return total
 
     # Metrics.
@@ -340,17 +470,33 @@ class PlainStep:
 
     def _gap(self, chosen: list[int]) -> dict[str, float]:
         """Trainer against sampler in the first pass."""
-        completions = [(self.facts[i].logprobs, self.facts[i].episode.completion) for i in chosen]
-        gaps = [abs(a - b) for mine, c in completions for a, b in zip(mine, c.logprobs, strict=True)]
-        w = [math.exp(a - b) for mine, c in completions for a, b in zip(mine, c.sampling_logprobs, strict=True)]
+        completions = [
+            (self.facts[i].logprobs, self.facts[i].episode.completion) for i in chosen
+        ]
+        gaps = [
+            abs(a - b)
+            for mine, c in completions
+            for a, b in zip(mine, c.logprobs, strict=True)
+        ]
+        w = [
+            math.exp(a - b)
+            for mine, c in completions
+            for a, b in zip(mine, c.sampling_logprobs, strict=True)
+        ]
         size = sum(w) ** 2 / len(w) / sum(v * v for v in w)
         return {"gap_mean": mean(gaps), "gap_max": max(gaps), "effective_samples": size}
 
 
 def top(values: dict[Place, float], share: float) -> set[Place]:
-    """The round(share n) places of the highest values, at least one, and what equals the last of them."""
+    """The round(share n) places of the highest values, at least one, and what equals the last
+    of them.
+    """
     last = sorted(values.values(), reverse=True)[max(1, round(share * len(values))) - 1]
-    return {place for place, value in values.items() if value >= last - 1e-5 * max(map(abs, values.values()))}
+    return {
+        place
+        for place, value in values.items()
+        if value >= last - 1e-5 * max(map(abs, values.values()))
+    }
 
 
 def mean(values: Iterable[float]) -> float:

@@ -63,12 +63,16 @@ def test_a_checkpoint_before_the_first_update_can_be_resumed(new_model, tokenize
 
 
 FULL = OSError(errno.ENOSPC, "No space left on device")
-FULLER = SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+FULLER = SafetensorError(
+    "Error while serializing: I/O error: No space left on device (os error 28)"
+)
 
 
 @pytest.mark.parametrize("step", [1, 2])
 @pytest.mark.parametrize("error", [FULL, FULLER])
-def test_a_save_that_fails_leaves_what_was_there(new_model, tokenizer, tmp_path, monkeypatch, step, error):
+def test_a_save_that_fails_leaves_what_was_there(
+    new_model, tokenizer, tmp_path, monkeypatch, step, error
+):
     model = new_model()
     optimizer = new_optimizer(model)
     train(model, optimizer, range(1))
@@ -85,7 +89,9 @@ def test_a_save_that_fails_leaves_what_was_there(new_model, tokenizer, tmp_path,
     assert [path.name for path in tmp_path.iterdir()] == ["step-1"]
 
 
-def test_all_is_on_the_disk_before_it_has_its_name(new_model, tokenizer, tmp_path, monkeypatch):
+def test_all_is_on_the_disk_before_it_has_its_name(
+    new_model, tokenizer, tmp_path, monkeypatch
+):
     events = []
 
     def fsync(descriptor: int) -> None:
@@ -93,11 +99,17 @@ def test_all_is_on_the_disk_before_it_has_its_name(new_model, tokenizer, tmp_pat
 
     rename = Path.rename
     monkeypatch.setattr(os, "fsync", fsync)
-    monkeypatch.setattr(Path, "rename", lambda path, target: (events.append(target), rename(path, target))[1])
+    monkeypatch.setattr(
+        Path, "rename", lambda path, target: (events.append(target), rename(path, target))[1]
+    )
     model = new_model()
     saved = save_checkpoint(tmp_path, 1, model, tokenizer, new_optimizer(model))
     at = len(events) - 1 - events[::-1].index(saved)
-    synced = {Path(event).name for event in events[:at] if isinstance(event, str) and "step-1" in event}
+    synced = {
+        Path(event).name
+        for event in events[:at]
+        if isinstance(event, str) and "step-1" in event
+    }
     assert {path.name for path in saved.iterdir()} <= synced
     assert events[at + 1 :] == [str(tmp_path)]  # the name itself
 
@@ -116,7 +128,9 @@ def test_only_complete_checkpoints_count_in_the_order_of_their_steps(tmp_path):
     assert checkpoint_steps(tmp_path / "absent") == {}
 
 
-@pytest.mark.parametrize(("keep", "left"), [(0, [1, 2, 3, 20]), (1, [20]), (2, [3, 20]), (9, [1, 2, 3, 20])])
+@pytest.mark.parametrize(
+    ("keep", "left"), [(0, [1, 2, 3, 20]), (1, [20]), (2, [3, 20]), (9, [1, 2, 3, 20])]
+)
 def test_pruning_keeps_the_newest(tmp_path, keep, left):
     for step in (20, 1, 3, 2):
         make(tmp_path, f"step-{step}")
@@ -130,7 +144,9 @@ def test_pruning_keeps_the_best(tmp_path, best, left):
         make(tmp_path, f"step-{step}")
     prune_checkpoints(tmp_path, 2, best)
     assert list(checkpoint_steps(tmp_path)) == left
-    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(f"step-{step}" for step in left)
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(
+        f"step-{step}" for step in left
+    )
 
 
 def test_a_deletion_cut_short_leaves_no_half_checkpoint(tmp_path, monkeypatch):
@@ -154,13 +170,22 @@ def test_the_link_to_the_best_moves(tmp_path):
     for step in (4, 8):
         make(tmp_path, f"step-{step}")
         link_best(tmp_path, step)
-        assert os.readlink(tmp_path / "best") == f"step-{step}" and (tmp_path / "best" / "trainer.json").is_file()
+        assert (
+            os.readlink(tmp_path / "best") == f"step-{step}"
+            and (tmp_path / "best" / "trainer.json").is_file()
+        )
     assert list(checkpoint_steps(tmp_path)) == [4, 8]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["best", "step-4", "step-8"]
 
 
 def test_scratch_of_the_dead_is_removed(tmp_path):
-    for name in (".step-3.77.new", "..step-3.77.new.77.new", ".step-1.77.old", "step-2", "step-4.new"):
+    for name in (
+        ".step-3.77.new",
+        "..step-3.77.new.77.new",
+        ".step-1.77.old",
+        "step-2",
+        "step-4.new",
+    ):
         make(tmp_path, name)
     remove_scratch(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step-2", "step-4.new"]

@@ -1,7 +1,9 @@
-"""Runs that are killed, starved and interrupted: what is on disk afterwards, and that --resume makes it whole.
+"""Runs that are killed, starved and interrupted: what is on disk afterwards, and that --resume
+makes it whole.
 
-Every run is a process of its own, forked from one that has imported everything already (this file as a script), so
-that a life costs a moment. "The same" always means: every byte of every file but the times in metrics.jsonl.
+Every run is a process of its own, forked from one that has imported everything already (this
+file as a script), so that a life costs a moment. "The same" always means: every byte of every
+file but the times in metrics.jsonl.
 """
 
 from __future__ import annotations
@@ -26,22 +28,49 @@ from nanomath import load_model, load_tokenizer
 from nanomath.training.runlog import read_jsonl
 
 ROOT = Path(__file__).parents[2]
-PROBLEMS = [{"problem": f"What is {n}?", "answer": n, "solution": rf"\boxed{{{n}}}"} for n in range(4)]
+PROBLEMS = [
+    {"problem": f"What is {n}?", "answer": n, "solution": rf"\boxed{{{n}}}"} for n in range(4)
+]
 DATA = (
-    *("train.source={place}/problems.jsonl", "heldout.source={place}/problems.jsonl", "model.device=cpu"),
+    *(
+        "train.source={place}/problems.jsonl",
+        "heldout.source={place}/problems.jsonl",
+        "model.device=cpu",
+    ),
     *("sampling.max_new_tokens=12", "evaluation.samples=6", "optim.schedule=constant"),
 )
 SFT = (
-    *("model.hidden_size=32", "model.layers=1", "model.heads=2", "model.kv_heads=1", "model.intermediate_size=64"),
+    *(
+        "model.hidden_size=32",
+        "model.layers=1",
+        "model.heads=2",
+        "model.kv_heads=1",
+        "model.intermediate_size=64",
+    ),
     *("sft.batch_size=8", "optim.lr=0.01", "sft.neftune_alpha=5", *DATA),
 )
-GRPO = ("model.path={place}/base", "grpo.prompts=3", "grpo.group_size=4", "optim.lr=0.003", *DATA)
+GRPO = (
+    "model.path={place}/base",
+    "grpo.prompts=3",
+    "grpo.group_size=4",
+    "optim.lr=0.003",
+    *DATA,
+)
 TIMES = {"seconds", "tokens_per_second", "sampling_seconds"}
-WRITES = {"open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.symlink"}  # audit events
+WRITES = {
+    "open",
+    "os.mkdir",
+    "os.rename",
+    "os.remove",
+    "os.rmdir",
+    "os.symlink",
+}  # audit events
 
 
 class Life(NamedTuple):
-    """How a process ended (a signal's number is negative), what it said, and how long it lived."""
+    """How a process ended (a signal's number is negative), what it said, and how long it
+    lived.
+    """
 
     code: int
     out: str
@@ -71,8 +100,15 @@ class Nursery:
 
     def live(self, script: str, *words: str, **fate: Any) -> Life:
         """Call a training script; `fate` as in `meet`."""
-        common = [word.format(place=self.place) for word in (SFT if script == "train_sft" else GRPO)]
-        order = {"script": script, "words": [*common, *words], "said": str(self.place / "said"), **fate}
+        common = [
+            word.format(place=self.place) for word in (SFT if script == "train_sft" else GRPO)
+        ]
+        order = {
+            "script": script,
+            "words": [*common, *words],
+            "said": str(self.place / "said"),
+            **fate,
+        }
         self.process.stdin.write(json.dumps(order) + "\n")
         self.process.stdin.flush()
         reply = json.loads(self.process.stdout.readline())
@@ -89,7 +125,9 @@ class Nursery:
 def nursery(tmp_path_factory) -> Iterator[Nursery]:
     """With a model to start reinforcement from, which solves some of the problems."""
     nursery = Nursery(tmp_path_factory.mktemp("crash"))
-    nursery.well("train_sft", f"run.directory={nursery.place}", "run.name=base", "run.steps=30")
+    nursery.well(
+        "train_sft", f"run.directory={nursery.place}", "run.name=base", "run.steps=30"
+    )
     yield nursery
     nursery.process.stdin.close()
     nursery.process.wait(timeout=60)
@@ -104,9 +142,14 @@ def contents(run: Path) -> dict[str, Any]:
             found[name] = os.readlink(path)
         elif path.suffix == ".jsonl":
             lines = map(json.loads, path.read_text(encoding="utf-8").splitlines())
-            found[name] = [{key: value for key, value in line.items() if key not in TIMES} for line in lines]
+            found[name] = [
+                {key: value for key, value in line.items() if key not in TIMES}
+                for line in lines
+            ]
         elif path.name == "config.toml":
-            found[name] = path.read_text(encoding="utf-8").replace(str(run.parent), "DIRECTORY")
+            found[name] = path.read_text(encoding="utf-8").replace(
+                str(run.parent), "DIRECTORY"
+            )
         elif path.is_file():
             found[name] = path.read_bytes()
     return found
@@ -122,9 +165,17 @@ def flags(run: Path) -> list[str]:
     return ["--resume"] if (run / "config.toml").exists() else []
 
 
-# --- killed ----------------------------------------------------------------------------------------------------------
+# --- killed
+# ---------------------------------------------------------------------------------------------
 
-LONG = ("run.seed=2", "run.steps=24", "run.save_every=1", "run.eval_every=5", "run.keep_best=true", "run.keep_last=2")
+LONG = (
+    "run.seed=2",
+    "run.steps=24",
+    "run.save_every=1",
+    "run.eval_every=5",
+    "run.keep_best=true",
+    "run.keep_last=2",
+)
 
 
 @pytest.fixture(scope="module")
@@ -139,32 +190,51 @@ def test_the_best_is_kept(unbroken):
     """It was not the last that was measured, so pruning would have taken it."""
     run, _ = unbroken
     scores = {
-        line["step"]: line["heldout/pass@1"] for line in read_jsonl(run / "metrics.jsonl") if "heldout/pass@1" in line
+        line["step"]: line["heldout/pass@1"]
+        for line in read_jsonl(run / "metrics.jsonl")
+        if "heldout/pass@1" in line
     }
     best = max(scores, key=scores.get)
     assert 0 < best < 22
     checkpoints = run / "checkpoints"
-    assert sorted(path.name for path in checkpoints.iterdir()) == ["best", f"step-{best}", "step-23", "step-24"]
+    assert sorted(path.name for path in checkpoints.iterdir()) == [
+        "best",
+        f"step-{best}",
+        "step-23",
+        "step-24",
+    ]
     assert os.readlink(checkpoints / "best") == f"step-{best}"
     for step in best, 23, 24:
         facts = json.loads((checkpoints / f"step-{step}" / "trainer.json").read_text())
         assert facts == {"step": step, "best": {"step": best, "score": scores[best]}}
-    through_the_link, directly = load_model(checkpoints / "best"), load_model(checkpoints / f"step-{best}")
-    assert all(torch.equal(*pair) for pair in zip(through_the_link.parameters(), directly.parameters(), strict=True))
+    through_the_link, directly = (
+        load_model(checkpoints / "best"),
+        load_model(checkpoints / f"step-{best}"),
+    )
+    assert all(
+        torch.equal(*pair)
+        for pair in zip(through_the_link.parameters(), directly.parameters(), strict=True)
+    )
     assert load_tokenizer(checkpoints / "best").eos_id == load_tokenizer(run).eos_id
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("by", ["clock", "file operation"])
 def test_killed_twenty_times(nursery, unbroken, tmp_path, by):
-    """At random moments, or right before a random one of its operations on files, of which a step has some twenty."""
+    """At random moments, or right before a random one of its operations on files, of which a
+    step has some twenty.
+    """
     whole, seconds = unbroken
     generator, run, codes = random.Random(0), tmp_path / "run", []
     while len(codes) < 20 and set(codes) <= {-signal.SIGKILL}:
         fate = {"kill_before": generator.randrange(1, 120)}
         if by == "clock":  # a life of average length makes a step or two
             fate = {"kill_after": generator.uniform(0, seconds / 8)}
-        codes.append(nursery.live("train_grpo", f"run.directory={tmp_path}", *LONG, *flags(run), **fate).code)
+        codes.append(
+            nursery.live(
+                "train_grpo", f"run.directory={tmp_path}", *LONG, *flags(run), **fate
+            ).code
+        )
     assert len(codes) > 5  # fewer than 20 if the machine has become much faster meanwhile
     if set(codes) == {-signal.SIGKILL}:
         nursery.well("train_grpo", f"run.directory={tmp_path}", *LONG, *flags(run))
@@ -186,11 +256,14 @@ def test_three_and_three_steps_are_six(nursery, tmp_path, script, best):
 @pytest.mark.parametrize("script", ["train_sft", "train_grpo"])
 def test_the_same_command_gives_the_same_bits(nursery, tmp_path, script, threads):
     for name in "ab":
-        nursery.well(script, f"run.directory={tmp_path}/{name}", "run.steps=3", f"run.threads={threads}")
+        nursery.well(
+            script, f"run.directory={tmp_path}/{name}", "run.steps=3", f"run.threads={threads}"
+        )
     assert_same(tmp_path / "a" / "run", tmp_path / "b" / "run")
 
 
-# --- interrupted -----------------------------------------------------------------------------------------------------
+# --- interrupted
+# ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -198,7 +271,9 @@ def test_a_signal_before_the_first_step(nursery, tmp_path, number):
     """While the starting model is measured, here on so much that it takes its time."""
     run = tmp_path / "run"
     place, slow = f"run.directory={tmp_path}", ("evaluation.samples=1000", "sampling.slots=1")
-    life = nursery.live("train_sft", place, "run.steps=1", *slow, signal=number, when=str(run / "config.toml"))
+    life = nursery.live(
+        "train_sft", place, "run.steps=1", *slow, signal=number, when=str(run / "config.toml")
+    )
     assert life.code == 1 and "Traceback" not in life.out
     said = "interrupted; no checkpoint had been written yet, the same command with --resume starts again"
     assert life.last_words == said
@@ -206,14 +281,18 @@ def test_a_signal_before_the_first_step(nursery, tmp_path, number):
     nursery.well("train_sft", place, "run.steps=1", "--resume")
 
 
-# --- starved ---------------------------------------------------------------------------------------------------------
+# --- starved
+# ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("script", "full"), [("train_sft", "checkpoint"), ("train_grpo", "checkpoint"), ("train_grpo", "log")]
+    ("script", "full"),
+    [("train_sft", "checkpoint"), ("train_grpo", "checkpoint"), ("train_grpo", "log")],
 )
 def test_a_full_disk(nursery, tmp_path, script, full):
-    """RLIMIT_FSIZE: no file may grow beyond a size that is in the way of a checkpoint, or of the longest log."""
+    """RLIMIT_FSIZE: no file may grow beyond a size that is in the way of a checkpoint, or of
+    the longest log.
+    """
     whole, run = tmp_path / "whole" / "run", tmp_path / "parts" / "run"
     often = ("run.save_every=2", "run.eval_every=2")
     nursery.well(script, f"run.directory={tmp_path}/whole", "run.steps=4", *often)
@@ -224,9 +303,17 @@ def test_a_full_disk(nursery, tmp_path, script, full):
     limit = log.stat().st_size + 50 if full == "log" else 65536
     life = nursery.live(script, *words, "run.steps=4", "--resume", file_limit=limit)
     assert life.code == 1 and "Traceback" not in life.out
-    place = f"step 3: {log} could not be written: " if full == "log" else "checkpoint step-4 could not be written: "
-    assert life.last_words.startswith(f"error: {place}") and "File too large" in life.last_words
-    assert life.last_words.endswith("; the checkpoints written before it are intact, --resume goes on from step-2")
+    place = (
+        f"step 3: {log} could not be written: "
+        if full == "log"
+        else "checkpoint step-4 could not be written: "
+    )
+    assert (
+        life.last_words.startswith(f"error: {place}") and "File too large" in life.last_words
+    )
+    assert life.last_words.endswith(
+        "; the checkpoints written before it are intact, --resume goes on from step-2"
+    )
     assert contents(run / "checkpoints" / "step-2") == before
     assert [path.name for path in (run / "checkpoints").iterdir()] == ["step-2"]
     assert not list(run.glob("*.tmp"))
@@ -236,22 +323,30 @@ def test_a_full_disk(nursery, tmp_path, script, full):
 
 @pytest.mark.slow
 def test_too_little_memory(nursery, tmp_path):
-    """RLIMIT_AS: 512 MiB more than the bare process has, for a batch that needs far more at once."""
+    """RLIMIT_AS: 512 MiB more than the bare process has, for a batch that needs far more at
+    once.
+    """
     words = ("sft.batch_size=40000", "sft.token_budget=0", "run.steps=2")
     life = nursery.live("train_sft", f"run.directory={tmp_path}", *words, memory_limit=2**29)
     assert life.code == 1 and "Traceback" not in life.out
     error = life.out[life.out.index("error: ") :].splitlines()
     assert error[0].startswith("error: step 1 (forward")
-    assert "out of memory: " in error[0] and "GiB asked for; no checkpoint had been written yet" in error[0]
+    assert (
+        "out of memory: " in error[0]
+        and "GiB asked for; no checkpoint had been written yet" in error[0]
+    )
     assert "GiB on cpu" in error[1]
     assert "  sft.token_budget = 0: smaller micro-batches" in error
 
 
-# --- the process that forks ------------------------------------------------------------------------------------------
+# --- the process that forks
+# ------------------------------------------------------------------------------------------
 
 
 def serve() -> None:
-    """For each order, a line of JSON on stdin, fork a child that calls a script, and report how it ended."""
+    """For each order, a line of JSON on stdin, fork a child that calls a script, and report
+    how it ended.
+    """
     import torch._inductor  # noqa: F401  the optimizer and the deterministic mode would import it in every life
 
     import train_grpo
@@ -279,12 +374,17 @@ def serve() -> None:
                 os._exit(code)
         strike(child, order)
         _, status = os.waitpid(child, 0)
-        reply = {"code": os.waitstatus_to_exitcode(status), "seconds": time.monotonic() - began}
+        reply = {
+            "code": os.waitstatus_to_exitcode(status),
+            "seconds": time.monotonic() - began,
+        }
         print(json.dumps(reply), flush=True)
 
 
 def meet(order: dict[str, Any]) -> None:
-    """In the child: speak to a file; limits and the kill before the n-th operation on a file of the run."""
+    """In the child: speak to a file; limits and the kill before the n-th operation on a file
+    of the run.
+    """
     said = os.open(order["said"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(said, 1)
     os.dup2(said, 2)
@@ -295,12 +395,16 @@ def meet(order: dict[str, Any]) -> None:
         limit += pages * os.sysconf("SC_PAGE_SIZE")
         resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     if left := order.get("kill_before"):
-        place = next(word for word in order["words"] if word.startswith("run.directory=")).partition("=")[2]
+        place = next(
+            word for word in order["words"] if word.startswith("run.directory=")
+        ).partition("=")[2]
 
         def count(event: str, arguments: tuple[Any, ...]) -> None:
             nonlocal left
             # What is deleted in a directory is named by its name alone.
-            left -= event in WRITES and (event in ("os.remove", "os.rmdir") or str(arguments[0]).startswith(place))
+            left -= event in WRITES and (
+                event in ("os.remove", "os.rmdir") or str(arguments[0]).startswith(place)
+            )
             if left == 0 and event != "os.kill":
                 os.kill(os.getpid(), signal.SIGKILL)
 

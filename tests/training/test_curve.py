@@ -1,8 +1,9 @@
-"""The learning curve in small: a new model is fine-tuned, then reinforced, and both must learn.
+"""The learning curve in small: a new model is fine-tuned, then reinforced, and both must
+learn.
 
-The two scripts as a user runs them, in a smaller world: numbers up to 9, two or three steps. Half of the solutions
-shown in fine-tuning state the answer alone, which the model is bad at; reinforcement has to find out that working it
-out pays.
+The two scripts as a user runs them, in a smaller world: numbers up to 9, two or three steps.
+Half of the solutions shown in fine-tuning state the answer alone, which the model is bad at;
+reinforcement has to find out that working it out pays.
 """
 
 from __future__ import annotations
@@ -20,8 +21,18 @@ from nanomath.data.world import maths, world_tokenizer
 pytestmark = pytest.mark.slow
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "tiny"
-SMALL_WORLD = ["train.difficulty=[2,3]", "heldout.difficulty=[2,3]", "train.limit=4000", "heldout.limit=128"]
-SMALL_MODEL = ["model.layers=2", "model.hidden_size=64", "model.heads=2", "model.intermediate_size=176"]
+SMALL_WORLD = [
+    "train.difficulty=[2,3]",
+    "heldout.difficulty=[2,3]",
+    "train.limit=4000",
+    "heldout.limit=128",
+]
+SMALL_MODEL = [
+    "model.layers=2",
+    "model.hidden_size=64",
+    "model.heads=2",
+    "model.intermediate_size=176",
+]
 
 
 def heldout(run: Path) -> list[dict[str, float]]:
@@ -34,14 +45,27 @@ def heldout(run: Path) -> list[dict[str, float]]:
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     world_tokenizer()  # of the whole world, before it shrinks
     directory = tmp_path_factory.mktemp("runs")
-    common = [*SMALL_WORLD, f"run.directory={directory}", "run.eval_every=0", "sampling.max_new_tokens=64"]
+    common = [
+        *SMALL_WORLD,
+        f"run.directory={directory}",
+        "run.eval_every=0",
+        "sampling.max_new_tokens=64",
+    ]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(maths, "LARGEST", 9)
         patch.setattr(maths, "LARGEST_START", 9)
-        patch.setattr(maths, "EVENTS", {value: maths.sensible_events(value) for value in range(1, 10)})
+        patch.setattr(
+            maths, "EVENTS", {value: maths.sensible_events(value) for value in range(1, 10)}
+        )
         sft = [*common, *SMALL_MODEL, "train.direct=0.5", "run.steps=500"]
         assert train_sft.main([str(CONFIGS / "sft.toml"), *sft]) == 0
-        grpo = [*common, f"model.path={directory / 'tiny-sft'}", "run.steps=18", "grpo.prompts=24", "optim.lr=2e-4"]
+        grpo = [
+            *common,
+            f"model.path={directory / 'tiny-sft'}",
+            "run.steps=18",
+            "grpo.prompts=24",
+            "optim.lr=2e-4",
+        ]
         assert train_grpo.main([str(CONFIGS / "grpo.toml"), *grpo]) == 0
     yield directory
 
@@ -55,6 +79,8 @@ def test_fine_tuning_teaches_to_solve_problems(runs: Path) -> None:
 
 def test_reinforcement_improves_it_by_working_problems_out(runs: Path) -> None:
     before, after = heldout(runs / "tiny-grpo")
-    assert before["heldout/pass@1"] == heldout(runs / "tiny-sft")[-1]["heldout/pass@1"]  # same model, same noise
+    assert (
+        before["heldout/pass@1"] == heldout(runs / "tiny-sft")[-1]["heldout/pass@1"]
+    )  # same model, same noise
     assert after["heldout/pass@1"] > before["heldout/pass@1"] + 0.08
     assert after["heldout/length"] > 1.2 * before["heldout/length"]

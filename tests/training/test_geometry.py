@@ -1,4 +1,6 @@
-"""What a gradient must not depend on: how a batch is cut, padded, packed and ordered, and what the padding holds."""
+"""What a gradient must not depend on: how a batch is cut, padded, packed and ordered, and what
+the padding holds.
+"""
 
 from __future__ import annotations
 
@@ -41,35 +43,56 @@ METHODS = {
     "grpo": {"kl_coef": 0.04},
     "dapo": {**PRESETS["dapo"], "overlong_filter": True, **OFF_POLICY},
     "gspo": {**PRESETS["gspo"], "clip_low": 0.1, "clip_high": 0.1, **OFF_POLICY},
-    "gdpo": {**PRESETS["gdpo"], "sampler_correction": "truncate", "correction_high": 1.1, "kl_coef": 0.04},
+    "gdpo": {
+        **PRESETS["gdpo"],
+        "sampler_correction": "truncate",
+        "correction_high": 1.1,
+        "kl_coef": 0.04,
+    },
     "ppo": {**PRESETS["ppo"], **OFF_POLICY},
     "ppo, shared": {**PRESETS["ppo"], "value_trunk": "shared", **OFF_POLICY},
     "reinforce_pp": {**PRESETS["reinforce_pp"], "kl_coef": 0.3},
     "kl_cov": {**PRESETS["kl_cov"], "covariance_share": 0.2, **OFF_POLICY},
     "top_entropy": {"top_entropy": 0.3, "aggregation": "token", "kl_coef": 0.0},
-    "ties": {"top_entropy": 0.52, "aggregation": "token", "kl_coef": 0.0},  # first tokens of a group, all or none
+    "ties": {
+        "top_entropy": 0.52,
+        "aggregation": "token",
+        "kl_coef": 0.0,
+    },  # first tokens of a group, all or none
 }
 
 
 @pytest.fixture(scope="module")
 def policy_gradients(new_model) -> Callable[..., Gradients]:
-    """policy_gradients(options, dtype, order, token_budget): those of all updates of a step that moves."""
+    """policy_gradients(options, dtype, order, token_budget): those of all updates of a step
+    that moves.
+    """
 
     @cache
     def start(dtype: torch.dtype):
         policy = new_model(0, dtype)
-        return policy, new_model(1, dtype).requires_grad_(False), new_episodes(policy, noise=0.3)
+        return (
+            policy,
+            new_model(1, dtype).requires_grad_(False),
+            new_episodes(policy, noise=0.3),
+        )
 
-    def gradients(options: dict, dtype: torch.dtype, order: Sequence[int] | None = None, token_budget=0) -> Gradients:
+    def gradients(
+        options: dict, dtype: torch.dtype, order: Sequence[int] | None = None, token_budget=0
+    ) -> Gradients:
         policy, reference, episodes = start(dtype)
         policy = copy.deepcopy(policy)
-        step = new_step(policy, reference, Descent(policy), token_budget=token_budget, **options)
+        step = new_step(
+            policy, reference, Descent(policy), token_budget=token_budget, **options
+        )
         step.max_length, step.reward_weights = 9, WEIGHTS
         if step.algorithm.baseline == "value":
             step.critic = new_critic(policy, step.algorithm.value_trunk == "own")
             step.critic_optimizer = Descent(step.critic)
         step.step(episodes if order is None else [episodes[i] for i in order], 3, 1e-3)
-        return step.optimizer.gradients + (step.critic_optimizer.gradients if step.critic else [])
+        return step.optimizer.gradients + (
+            step.critic_optimizer.gradients if step.critic else []
+        )
 
     return gradients
 
@@ -90,7 +113,9 @@ def test_neither_cut_nor_order_changes_a_policy_gradient(policy_gradients, optio
     @given(groups=group_orders, samples=sample_orders, token_budget=budgets)
     def check(groups, samples, token_budget):
         order = [group * SIZE + sample for group in groups for sample in samples[group]]
-        assert_all_same(policy_gradients(options, dtype, order, token_budget), expected, EXACT[dtype])
+        assert_all_same(
+            policy_gradients(options, dtype, order, token_budget), expected, EXACT[dtype]
+        )
 
     check()
 
@@ -103,7 +128,9 @@ def test_the_cut_changes_no_gradient_of_a_minibatch(policy_gradients, method, dt
         options |= {"minibatches": 2, "epochs": 2}
     expected = policy_gradients(options, dtype)
     for token_budget in (1, 40):
-        assert_all_same(policy_gradients(options, dtype, None, token_budget), expected, EXACT[dtype])
+        assert_all_same(
+            policy_gradients(options, dtype, None, token_budget), expected, EXACT[dtype]
+        )
 
 
 def scribbled(sequences: Sequence[Example], row_length: int = 0) -> Batch:
@@ -128,7 +155,8 @@ def test_what_pads_a_rollout_changes_no_gradient(policy_gradients, monkeypatch, 
     assert_all_same(policy_gradients(METHODS[method], torch.float64), expected, 1e-10)
 
 
-# --- supervised fine-tuning ------------------------------------------------------------------------------------------
+# --- supervised fine-tuning
+# ------------------------------------------------------------------------------------------
 
 EXAMPLES = [
     Example([5, 6, 7], [8, 9, EOS]),
@@ -146,7 +174,9 @@ SFT = {
 }
 
 
-def sft_gradient(model, order: Sequence[int] | None = None, **options) -> dict[str, torch.Tensor]:
+def sft_gradient(
+    model, order: Sequence[int] | None = None, **options
+) -> dict[str, torch.Tensor]:
     optimizer = Descent(model)
     examples = EXAMPLES if order is None else [EXAMPLES[i] for i in order]
     SFTStep(model, optimizer, seed=1, **options).step(examples, 4, 0.0)
@@ -164,7 +194,9 @@ def test_neither_cut_nor_order_nor_packing_changes_an_sft_gradient(new_model, op
     @few(max_examples=15)
     @given(order=orders, token_budget=budgets, row_length=st.sampled_from([0, 17, 20, 31, 64]))
     def check(order, token_budget, row_length):
-        found = sft_gradient(model, order, token_budget=token_budget, row_length=row_length, **options)
+        found = sft_gradient(
+            model, order, token_budget=token_budget, row_length=row_length, **options
+        )
         assert_same(found, expected, EXACT[dtype])
 
     check()

@@ -17,12 +17,21 @@ from nanomath.models import Transformer
 from nanomath.training.logprobs import response_logprobs, response_scores
 
 VOCABULARY = 1024
-EXAMPLES = [Example([5, 6, 7], [8, 9, 0]), Example([11], [0]), Example([3] * 9, [4, 1, 2, 3]), Example([30, 31], [])]
-LONG = [Example([i + 1] * 4, [j % 60 for j in range(100)]) for i in range(4)]  # 400 response tokens
+EXAMPLES = [
+    Example([5, 6, 7], [8, 9, 0]),
+    Example([11], [0]),
+    Example([3] * 9, [4, 1, 2, 3]),
+    Example([30, 31], []),
+]
+LONG = [
+    Example([i + 1] * 4, [j % 60 for j in range(100)]) for i in range(4)
+]  # 400 response tokens
 
 
 class Peak(TorchDispatchMode):
-    """The most bytes that tensors made meanwhile take at a time; what kernels use inside is not seen."""
+    """The most bytes that tensors made meanwhile take at a time; what kernels use inside is
+    not seen.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -31,7 +40,11 @@ class Peak(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         result = func(*args, **(kwargs or {}))
-        inputs = {id(leaf.untyped_storage()) for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)}
+        inputs = {
+            id(leaf.untyped_storage())
+            for leaf in tree_leaves((args, kwargs))
+            if isinstance(leaf, Tensor)
+        }
         for leaf in tree_leaves(result):
             storage = leaf.untyped_storage() if isinstance(leaf, Tensor) else None
             if storage is not None and storage not in self.known and id(storage) not in inputs:
@@ -59,11 +72,15 @@ def materialised(model: Transformer, batch: Batch, temperature: float) -> Tensor
 
 def gradients(model: Transformer, logprobs: Tensor) -> dict[str, Tensor]:
     model.zero_grad()
-    (logprobs * torch.arange(1.0, 1 + logprobs.numel(), dtype=logprobs.dtype).view_as(logprobs)).sum().backward()
+    (
+        logprobs
+        * torch.arange(1.0, 1 + logprobs.numel(), dtype=logprobs.dtype).view_as(logprobs)
+    ).sum().backward()
     return {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
 
 
-# --- the same numbers ------------------------------------------------------------------------------------------------
+# --- the same numbers
+# ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
@@ -75,21 +92,29 @@ def test_gradients_are_those_of_the_materialised_logits(new_model, family_shape,
     assert found.shape == entropy.shape == (4, 4) and not entropy.requires_grad
     expected, mine = gradients(model, batch.matrix(plain)), gradients(model, found)
     for name, gradient in expected.items():
-        torch.testing.assert_close(mine[name], gradient, rtol=1e-9, atol=1e-10 * float(gradient.abs().max()))
+        torch.testing.assert_close(
+            mine[name], gradient, rtol=1e-9, atol=1e-10 * float(gradient.abs().max())
+        )
 
 
 def test_bfloat16_logprobs_are_float32(new_model):
     model, batch = new_model(dtype=torch.bfloat16), make_batch(EXAMPLES)
     logprobs, entropy = response_logprobs(model, batch)
     assert logprobs.dtype == entropy.dtype == torch.float32
-    torch.testing.assert_close(logprobs, batch.matrix(materialised(model, batch, 1.0)), rtol=0, atol=2e-5)
+    torch.testing.assert_close(
+        logprobs, batch.matrix(materialised(model, batch, 1.0)), rtol=0, atol=2e-5
+    )
 
 
 @pytest.mark.parametrize("token_budget", [0, 1, 12, 1000])
 def test_score_gives_logprobs_and_entropies(new_model, token_budget):
     model = new_model()
-    expected = [values.detach() for values in response_logprobs(model, make_batch(EXAMPLES), 0.7)]
-    for found, plain in zip(response_scores(model, EXAMPLES, token_budget, 0.7), expected, strict=True):
+    expected = [
+        values.detach() for values in response_logprobs(model, make_batch(EXAMPLES), 0.7)
+    ]
+    for found, plain in zip(
+        response_scores(model, EXAMPLES, token_budget, 0.7), expected, strict=True
+    ):
         torch.testing.assert_close(found, plain, rtol=0, atol=1e-5)
         assert not found.requires_grad
 
@@ -100,7 +125,8 @@ def test_nothing_to_score(new_model):
         assert logprobs.tolist() == entropies.tolist() == [[0.0]] * len(examples)
 
 
-# --- in less memory --------------------------------------------------------------------------------------------------
+# --- in less memory
+# ---------------------------------------------------------------------------------------------
 
 
 def test_the_vocabulary_never_materialises(new_model, monkeypatch):
@@ -120,7 +146,10 @@ def test_the_vocabulary_never_materialises(new_model, monkeypatch):
 
 
 def test_gradient_checkpointing_has_the_same_gradients_and_a_lower_peak(new_model):
-    model, batch = new_model(vocab_size=64, num_layers=8, dtype=torch.float64), make_batch(LONG)
+    model, batch = (
+        new_model(vocab_size=64, num_layers=8, dtype=torch.float64),
+        make_batch(LONG),
+    )
     found = {}
     for checkpointing in (False, True):
         model.gradient_checkpointing = checkpointing
@@ -133,13 +162,23 @@ def test_gradient_checkpointing_has_the_same_gradients_and_a_lower_peak(new_mode
 
 
 def test_the_reference_pass_holds_no_activations(new_model):
-    """Its peak does not grow with the layers, as that of a pass with gradient does; nothing is kept for backward."""
+    """Its peak does not grow with the layers, as that of a pass with gradient does; nothing is
+    kept for backward.
+    """
     shallow, deep = (new_model(vocab_size=64, num_layers=layers) for layers in (2, 8))
     batch = make_batch(LONG)
     kept: list[Tensor] = []
-    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor), lambda _: None):
-        scored = [peak_bytes(lambda model=model: response_scores(model, LONG, 0)) for model in (shallow, deep)]
+    with torch.autograd.graph.saved_tensors_hooks(
+        lambda tensor: kept.append(tensor), lambda _: None
+    ):
+        scored = [
+            peak_bytes(lambda model=model: response_scores(model, LONG, 0))
+            for model in (shallow, deep)
+        ]
     assert kept == []
     assert scored[0] == scored[1]
-    trained = [peak_bytes(lambda model=model: response_logprobs(model, batch)) for model in (shallow, deep)]
+    trained = [
+        peak_bytes(lambda model=model: response_logprobs(model, batch))
+        for model in (shallow, deep)
+    ]
     assert trained[1] > 2 * trained[0]

@@ -18,15 +18,21 @@ from nanomath.training.runlog import RunFailed, RunLog, read_jsonl
 
 
 class Run:
-    """A loop whose parts write down that they were called; `at` maps an event to what happens during it."""
+    """A loop whose parts write down that they were called; `at` maps an event to what happens
+    during it.
+    """
 
-    def __init__(self, directory, steps: int, at: dict | None = None, start: int = 0, **options) -> None:
+    def __init__(
+        self, directory, steps: int, at: dict | None = None, start: int = 0, **options
+    ) -> None:
         self.events: list[str] = []
         self.at = at or {}
         self.log = RunLog(directory / "run", resume=start > 0)
         self.log.begin("", start)
         self.updates = 0
-        self.loop = Loop(self.log, steps, lambda n: self.note(f"save {n}"), self.evaluate, **options)
+        self.loop = Loop(
+            self.log, steps, lambda n: self.note(f"save {n}"), self.evaluate, **options
+        )
 
     def go(self, start: int = 0) -> bool:
         """Whether all steps get done."""
@@ -69,8 +75,12 @@ def test_order(tmp_path):
     ]
     lines = list(read_jsonl(run.log.directory / "metrics.jsonl"))
     assert [line["step"] for line in lines] == [0, 1, 2, 2, 3, 4, 4, 5, 5]
-    assert [line["heldout"] for line in lines if "heldout" in line] == pytest.approx([0, 0.2, 0.4, 0.5])
-    assert all(line["loss"] == 0.5 and line["seconds"] >= 0 for line in lines if "heldout" not in line)
+    assert [line["heldout"] for line in lines if "heldout" in line] == pytest.approx(
+        [0, 0.2, 0.4, 0.5]
+    )
+    assert all(
+        line["loss"] == 0.5 and line["seconds"] >= 0 for line in lines if "heldout" not in line
+    )
 
 
 def test_a_resumed_run_starts_behind_its_checkpoint(tmp_path):
@@ -93,7 +103,13 @@ def test_a_signal_saves_and_stops_after_the_step(tmp_path, number, capsys):
     assert run.events[-2:] == ["step 3", "save 4"]
     assert signal.getsignal(number) is before
     assert number.name in capsys.readouterr().err
-    assert [line["step"] for line in read_jsonl(run.log.directory / "metrics.jsonl")] == [0, 1, 2, 3, 4]
+    assert [line["step"] for line in read_jsonl(run.log.directory / "metrics.jsonl")] == [
+        0,
+        1,
+        2,
+        3,
+        4,
+    ]
 
 
 def test_a_signal_during_an_evaluation_saves_as_well(tmp_path):
@@ -105,7 +121,11 @@ def test_a_signal_during_an_evaluation_saves_as_well(tmp_path):
 def test_a_signal_during_a_save_loses_nothing(tmp_path):
     run = Run(tmp_path, 9, at={"save 2": send(signal.SIGTERM)}, save_every=2)
     assert run.go() is False
-    assert run.events[-1] == f"save {run.updates}" and run.updates in (2, 3) and len(set(run.events)) == len(run.events)
+    assert (
+        run.events[-1] == f"save {run.updates}"
+        and run.updates in (2, 3)
+        and len(set(run.events)) == len(run.events)
+    )
 
 
 def test_a_signal_in_the_last_step_changes_nothing(tmp_path):
@@ -122,7 +142,9 @@ def test_the_second_signal_interrupts(tmp_path):
     run = Run(tmp_path, 9, at={"step 1": twice})
     with pytest.raises(KeyboardInterrupt):
         run.go()
-    assert signal.getsignal(signal.SIGINT) is before and not any("save" in event for event in run.events)
+    assert signal.getsignal(signal.SIGINT) is before and not any(
+        "save" in event for event in run.events
+    )
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -135,7 +157,11 @@ def test_before_the_first_step_a_signal_interrupts_at_once(tmp_path, number):
 
 
 def test_what_one_rank_is_asked_all_do(tmp_path, monkeypatch):
-    run = Run(tmp_path, 9, at={"step 3": lambda: monkeypatch.setattr(ranks, "any", lambda flag: True)})
+    run = Run(
+        tmp_path,
+        9,
+        at={"step 3": lambda: monkeypatch.setattr(ranks, "any", lambda flag: True)},
+    )
     assert run.go() is False and run.events[-2:] == ["step 3", "save 4"]
 
 
@@ -152,16 +178,26 @@ def test_a_measurement_worth_keeping_is_saved(tmp_path):
     assert asked == [(0, 0), (2, 0.2), (4, 0.4), (5, 0.5)]
 
 
-# --- failing ---------------------------------------------------------------------------------------------------------
+# --- failing
+# ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("error", "said"),
     [
         (FloatingPointError("the gradient norm is nan"), "the gradient norm is nan$"),
-        (OSError("rollouts.jsonl could not be written: No space left on device"), "rollouts.jsonl could .* on device$"),
-        (ValueError("not a probability\nmore"), r"ValueError: not a probability \(NANOMATH_TRACEBACK=1 shows where\)$"),
-        (RuntimeError("sizes differ"), r"RuntimeError: sizes differ \(NANOMATH_TRACEBACK=1 shows where\)$"),
+        (
+            OSError("rollouts.jsonl could not be written: No space left on device"),
+            "rollouts.jsonl could .* on device$",
+        ),
+        (
+            ValueError("not a probability\nmore"),
+            r"ValueError: not a probability \(NANOMATH_TRACEBACK=1 shows where\)$",
+        ),
+        (
+            RuntimeError("sizes differ"),
+            r"RuntimeError: sizes differ \(NANOMATH_TRACEBACK=1 shows where\)$",
+        ),
         (MemoryError(), "out of memory$"),
     ],
 )
@@ -171,15 +207,27 @@ def test_an_error_names_the_step_and_nothing_is_saved(tmp_path, error, said):
         run.go()
     assert failure.value.__cause__ is error and run.events[-1] == "step 2"
     assert not any("save" in event for event in run.events)
-    assert [line["step"] for line in read_jsonl(run.log.directory / "metrics.jsonl")] == [0, 1, 2]
+    assert [line["step"] for line in read_jsonl(run.log.directory / "metrics.jsonl")] == [
+        0,
+        1,
+        2,
+    ]
 
 
 @pytest.mark.parametrize("event", ["evaluate 0", "evaluate 2", "save 2"])
 def test_an_error_elsewhere_names_the_place(tmp_path, event):
     run = Run(
-        tmp_path, 9, at={event: fail(OSError(errno.ENOSPC, "No space left on device"))}, eval_every=2, save_every=2
+        tmp_path,
+        9,
+        at={event: fail(OSError(errno.ENOSPC, "No space left on device"))},
+        eval_every=2,
+        save_every=2,
     )
-    place = "checkpoint step-2 could not be written" if event == "save 2" else f"measuring after step {event[-1]}"
+    place = (
+        "checkpoint step-2 could not be written"
+        if event == "save 2"
+        else f"measuring after step {event[-1]}"
+    )
     with pytest.raises(RunFailed, match=f"^{place}: .*No space left on device$"):
         run.go()
     assert run.events[-1] == event
@@ -202,10 +250,15 @@ def test_a_number_that_is_not_finite_is_named_and_not_logged(tmp_path, part, val
     place = "step 3" if part == "step" else "measuring after step 3"
     with pytest.raises(RunFailed, match=f"^{place}: kl is {value}$"):
         run.go()
-    assert run.events[-1] == ("step 2" if part == "step" else "evaluate 3") and "save 2" in run.events
+    assert (
+        run.events[-1] == ("step 2" if part == "step" else "evaluate 3")
+        and "save 2" in run.events
+    )
     text = (run.log.directory / "metrics.jsonl").read_text()
     assert "NaN" not in text and "Infinity" not in text
-    assert max(line["step"] for line in read_jsonl(run.log.directory / "metrics.jsonl")) == (2 if part == "step" else 3)
+    assert max(line["step"] for line in read_jsonl(run.log.directory / "metrics.jsonl")) == (
+        2 if part == "step" else 3
+    )
 
 
 @pytest.mark.parametrize(
@@ -239,10 +292,17 @@ def test_the_phase_is_where_the_error_came_from(tmp_path, module, phase):
             "out of memory: 3.00 GiB asked for",
         ),
         (
-            RuntimeError("CUDA out of memory. Tried to allocate 20.50 GiB. GPU 0 has a total capacity of 7.79 GiB"),
+            RuntimeError(
+                "CUDA out of memory. Tried to allocate 20.50 GiB. GPU 0 has a total capacity of 7.79 GiB"
+            ),
             "out of memory: 20.5 GiB asked for",
         ),
-        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), "out of memory"),
+        (
+            RuntimeError(
+                "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"
+            ),
+            "out of memory",
+        ),
         (RuntimeError("the memory of an elephant"), ""),
         (None, ""),
     ],
@@ -251,7 +311,8 @@ def test_errors_about_memory(error, said):
     assert out_of_memory(error) == said
 
 
-# --- time ------------------------------------------------------------------------------------------------------------
+# --- time
+# ---------------------------------------------------------------------------------------------
 
 
 class Clock:
@@ -264,7 +325,9 @@ class Clock:
         return self.now
 
 
-def timed(directory, minutes: float, step: float, evaluate: float, save: float, **options) -> tuple[Run, float]:
+def timed(
+    directory, minutes: float, step: float, evaluate: float, save: float, **options
+) -> tuple[Run, float]:
     """A run whose parts take so many seconds each, and how many it took."""
     clock = Clock()
 
@@ -281,9 +344,14 @@ def timed(directory, minutes: float, step: float, evaluate: float, save: float, 
 
 def test_the_run_ends_before_its_time_is_up(tmp_path, capsys):
     run, seconds = timed(tmp_path, 1.0, step=10, evaluate=7, save=2)
-    assert run.events[-2:] == ["step 4", "save 5"]  # at 57 seconds another step would end at 67
+    assert run.events[-2:] == [
+        "step 4",
+        "save 5",
+    ]  # at 57 seconds another step would end at 67
     assert seconds == 59
-    assert "step 5: another one might not end within run.minutes = 1" in capsys.readouterr().err
+    assert (
+        "step 5: another one might not end within run.minutes = 1" in capsys.readouterr().err
+    )
     assert list(read_jsonl(run.log.directory / "metrics.jsonl"))[-1]["seconds"] == 10
 
 
@@ -304,7 +372,9 @@ def test_what_takes_the_same_every_time_ends_in_time(
 ):
     """And not long before. What a save costs is known after the first one."""
     often = {"eval_every": eval_every, "save_every": save_every}
-    run, seconds = timed(tmp_path_factory.mktemp("timed"), minutes, step, evaluate, save, **often)
+    run, seconds = timed(
+        tmp_path_factory.mktemp("timed"), minutes, step, evaluate, save, **often
+    )
     unused, saves = 60 * minutes - seconds, sum("save" in event for event in run.events)
     assert run.updates in (1, 40) or unused >= (-1e-6 if saves > 2 else -2 * save)
     assert run.updates == 40 or unused <= step + evaluate + 2 * save
@@ -320,12 +390,15 @@ def test_the_longest_of_each_part_counts():
     assert budget.allows(["step", "save", "save"]) and not budget.allows(["step", "step"])
 
 
-# --- alarms ----------------------------------------------------------------------------------------------------------
+# --- alarms
+# ---------------------------------------------------------------------------------------------
 
 
 def collapsing(run: Run, at: int) -> Run:
     """From step `at` on nothing is right any more, and the KL has risen tenfold."""
-    run.step = lambda i: {"pass@1": 0.5 + 0.01 * (i % 2), "kl": 0.02} if i < at else {"pass@1": 0.0, "kl": 0.2}
+    run.step = lambda i: (
+        {"pass@1": 0.5 + 0.01 * (i % 2), "kl": 0.02} if i < at else {"pass@1": 0.0, "kl": 0.2}
+    )
     return run
 
 
@@ -333,16 +406,27 @@ def collapsing(run: Run, at: int) -> Run:
 def test_only_if_asked_a_collapse_ends_the_run(tmp_path, capsys, stop):
     run = collapsing(Run(tmp_path, 60, stop_on_collapse=stop), 25)
     assert run.go() is not stop
-    (alarm,) = (line for line in read_jsonl(run.log.directory / "alarms.jsonl") if line["alarm"] == "collapse")
-    assert 26 < alarm["step"] < 35 and alarm["text"].startswith("collapse: accuracy fell from 50")
+    (alarm,) = (
+        line
+        for line in read_jsonl(run.log.directory / "alarms.jsonl")
+        if line["alarm"] == "collapse"
+    )
+    assert 26 < alarm["step"] < 35 and alarm["text"].startswith(
+        "collapse: accuracy fell from 50"
+    )
     said = f"step {alarm['step']}: {alarm['text']}" + "; run.on_collapse = stop" * stop
-    assert [line for line in capsys.readouterr().err.splitlines() if "collapse" in line] == [said]
+    assert [line for line in capsys.readouterr().err.splitlines() if "collapse" in line] == [
+        said
+    ]
     assert run.events[-1] == (f"save {alarm['step']}" if stop else "save 60")
 
 
 def test_so_does_a_scorer_that_is_hacked(tmp_path, capsys):
     run = Run(tmp_path, 60, stop_on_collapse=True)
-    run.step = lambda i: {"pass@1": 0.5 + 0.01 * (i % 2) - 0.3 * (i >= 25), "reward/prm": 0.3 + 0.3 * (i >= 25)}
+    run.step = lambda i: {
+        "pass@1": 0.5 + 0.01 * (i % 2) - 0.3 * (i >= 25),
+        "reward/prm": 0.3 + 0.3 * (i >= 25),
+    }
     assert not run.go()
     assert "PRM reward rises while accuracy falls" in capsys.readouterr().err
     assert run.events[-1].startswith("save ") and run.events[-1] != "save 60"
@@ -362,14 +446,22 @@ def test_a_resumed_run_raises_the_same_alarms(tmp_path, broken_at):
 def test_without_alarms_there_is_no_file_of_them(tmp_path):
     run = Run(tmp_path, 3)
     run.go()
-    assert sorted(path.name for path in run.log.directory.iterdir()) == ["config.toml", "metrics.jsonl"]
+    assert sorted(path.name for path in run.log.directory.iterdir()) == [
+        "config.toml",
+        "metrics.jsonl",
+    ]
 
 
-# --- showing ---------------------------------------------------------------------------------------------------------
+# --- showing
+# ---------------------------------------------------------------------------------------------
 
 
 def test_progress_is_shown_where_there_is_no_terminal(tmp_path, capsys):
-    run = Run(tmp_path, 20, show={"heldout": "heldout {:.0%}", "loss": "loss {:.2f}", "absent": "{:.1f}"})
+    run = Run(
+        tmp_path,
+        20,
+        show={"heldout": "heldout {:.0%}", "loss": "loss {:.2f}", "absent": "{:.1f}"},
+    )
     run.go()
     lines = capsys.readouterr().err.strip().splitlines()
     assert len(lines) == 10 and lines[-1] == "step 20/20  heldout 200%  loss 0.50"

@@ -1,4 +1,6 @@
-"""AdamW with float32 masters and rounded moments, the refusal of bad numbers, the state, and the learning rates."""
+"""AdamW with float32 masters and rounded moments, the refusal of bad numbers, the state, and
+the learning rates.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,9 @@ class Weights(nn.Module):
         ((self.matrix.sum() + self.vector.sum()) * strength).backward()
 
 
-def new_optimizer(model: nn.Module, weight_decay: float = 0.0, max_norm: float = math.inf, **options) -> Optimizer:
+def new_optimizer(
+    model: nn.Module, weight_decay: float = 0.0, max_norm: float = math.inf, **options
+) -> Optimizer:
     return Optimizer(model, weight_decay, BETAS, EPS, max_norm, **options)
 
 
@@ -38,7 +42,10 @@ def new_optimizer(model: nn.Module, weight_decay: float = 0.0, max_norm: float =
     [
         ("constant", [0.5, 1.0, 1.0, 1.0, 1.0, 1.0]),
         ("linear", [0.5, 1.0, 1.0, 0.775, 0.55, 0.325]),
-        ("cosine", [0.5, 1.0, 1.0, 0.1 + 0.45 * (1 + 0.5**0.5), 0.55, 0.1 + 0.45 * (1 - 0.5**0.5)]),
+        (
+            "cosine",
+            [0.5, 1.0, 1.0, 0.1 + 0.45 * (1 + 0.5**0.5), 0.55, 0.1 + 0.45 * (1 - 0.5**0.5)],
+        ),
     ],
 )
 def test_learning_rates(schedule, expected):
@@ -59,11 +66,21 @@ def test_updates_are_adamw_and_only_matrices_decay():
     for step, (strength, lr) in enumerate([(1.0, 0.01), (-3.0, 0.02), (0.5, 0.005)], start=1):
         model.pull(strength)
         assert optimizer.step(lr)["grad_norm"] == pytest.approx(abs(strength) * math.sqrt(6))
-        m, v = BETAS[0] * m + (1 - BETAS[0]) * strength, BETAS[1] * v + (1 - BETAS[1]) * strength**2
-        move = lr * (m / (1 - BETAS[0] ** step)) / (math.sqrt(v / (1 - BETAS[1] ** step)) + EPS)
-        expected = {"matrix": expected["matrix"] * (1 - lr * 0.3) - move, "vector": expected["vector"] - move}
+        m, v = (
+            BETAS[0] * m + (1 - BETAS[0]) * strength,
+            BETAS[1] * v + (1 - BETAS[1]) * strength**2,
+        )
+        move = (
+            lr * (m / (1 - BETAS[0] ** step)) / (math.sqrt(v / (1 - BETAS[1] ** step)) + EPS)
+        )
+        expected = {
+            "matrix": expected["matrix"] * (1 - lr * 0.3) - move,
+            "vector": expected["vector"] - move,
+        }
         for name, value in expected.items():
-            torch.testing.assert_close(getattr(model, name).detach(), torch.full_like(getattr(model, name), value))
+            torch.testing.assert_close(
+                getattr(model, name).detach(), torch.full_like(getattr(model, name), value)
+            )
     assert torch.equal(model.frozen, torch.ones(2)) and model.matrix.grad is None
 
 
@@ -73,7 +90,9 @@ def test_gradients_are_clipped_to_the_norm_together():
     model.pull(10.0)
     assert optimizer.step(1.0)["grad_norm"] == pytest.approx(10 * math.sqrt(6))
     moments = optimizer.state()
-    total = sum(float(moments[f"exp_avg.{name}"].square().sum()) for name in ("matrix", "vector"))
+    total = sum(
+        float(moments[f"exp_avg.{name}"].square().sum()) for name in ("matrix", "vector")
+    )
     assert math.sqrt(total) == pytest.approx(0.5 * (1 - BETAS[0]), rel=1e-4)
 
 
@@ -87,7 +106,9 @@ def test_tiny_updates_of_a_bfloat16_model_add_up():
     master = optimizer.state()["master.matrix"]
     assert master.dtype == torch.float32
     assert master[0, 0].item() == pytest.approx(start - 1e-3, rel=1e-3)
-    assert float(model.matrix[0, 0].detach()) < start and torch.equal(model.matrix, master.bfloat16())
+    assert float(model.matrix[0, 0].detach()) < start and torch.equal(
+        model.matrix, master.bfloat16()
+    )
 
 
 def test_micro_batches_of_a_bfloat16_model_are_summed_in_float32():
@@ -124,20 +145,32 @@ def test_three_and_three_updates_are_six(dtype, state_dtype):
 
     whole, first = Weights(dtype), Weights(dtype)
     options = {"state_dtype": state_dtype}
-    whole_optimizer, first_optimizer = new_optimizer(whole, 0.1, **options), new_optimizer(first, 0.1, **options)
+    whole_optimizer, first_optimizer = (
+        new_optimizer(whole, 0.1, **options),
+        new_optimizer(first, 0.1, **options),
+    )
     train(whole, whole_optimizer, range(6))
     train(first, first_optimizer, range(3))
     second = Weights(dtype)
     second.load_state_dict(first.state_dict())
     second_optimizer = new_optimizer(second, 0.1, **options)
-    second_optimizer.load_state({name: value.clone() for name, value in first_optimizer.state().items()})
+    second_optimizer.load_state(
+        {name: value.clone() for name, value in first_optimizer.state().items()}
+    )
     train(second, second_optimizer, range(3, 6))
-    assert all(torch.equal(value, whole.state_dict()[name]) for name, value in second.state_dict().items())
+    assert all(
+        torch.equal(value, whole.state_dict()[name])
+        for name, value in second.state_dict().items()
+    )
     states = whole_optimizer.state(), second_optimizer.state()
     assert states[0].keys() == states[1].keys()
     assert all(torch.equal(value, states[1][name]) for name, value in states[0].items())
     assert ("master.matrix" in states[0]) == (dtype == torch.bfloat16)
-    assert states[0]["exp_avg.matrix"].dtype == states[0]["exp_avg_sq.vector"].dtype == state_dtype
+    assert (
+        states[0]["exp_avg.matrix"].dtype
+        == states[0]["exp_avg_sq.vector"].dtype
+        == state_dtype
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -145,7 +178,9 @@ def test_a_state_from_before_the_first_update_can_be_continued(dtype):
     """A run whose groups were all flat has made no update yet, and may have to be resumed."""
     model, again = Weights(dtype), Weights(dtype)
     optimizers = new_optimizer(model), new_optimizer(again)
-    optimizers[1].load_state({name: value.clone() for name, value in optimizers[0].state().items()})
+    optimizers[1].load_state(
+        {name: value.clone() for name, value in optimizers[0].state().items()}
+    )
     for weights, optimizer in zip((model, again), optimizers, strict=True):
         weights.pull()
         optimizer.step(0.01)
@@ -165,7 +200,9 @@ def test_a_state_of_another_shape_is_refused_and_nothing_is_changed():
     optimizer.step(0.1)
     before = {name: value.clone() for name, value in optimizer.state().items()}
     other = {name: torch.zeros_like(value) for name, value in before.items()}
-    with pytest.raises(ValueError, match=r"exp_avg_sq.matrix has shape \[3, 2\], expected \[2, 2\]"):
+    with pytest.raises(
+        ValueError, match=r"exp_avg_sq.matrix has shape \[3, 2\], expected \[2, 2\]"
+    ):
         optimizer.load_state({**other, "exp_avg_sq.matrix": torch.zeros(3, 2)})
     assert all(torch.equal(value, before[name]) for name, value in optimizer.state().items())
 
@@ -191,15 +228,21 @@ def test_a_state_may_hold_the_weights_too(dtype):
     new_optimizer(other, keep_weights=True).load_state(optimizer.state())
     assert torch.equal(other.matrix, model.matrix) and torch.equal(other.vector, model.vector)
     with pytest.raises(ValueError, match="lacks master"):
-        optimizer.load_state({name: t for name, t in optimizer.state().items() if not name.startswith("master")})
+        optimizer.load_state(
+            {name: t for name, t in optimizer.state().items() if not name.startswith("master")}
+        )
 
 
 def test_the_update_is_measured_against_the_weights():
-    """Adam's first update is lr in every number: lr sqrt(6) over all six weights, the frozen ones left out."""
+    """Adam's first update is lr in every number: lr sqrt(6) over all six weights, the frozen
+    ones left out.
+    """
     model = Weights(value=2.0)
     optimizer = new_optimizer(model)
     model.pull(3.0)
-    assert optimizer.step(0.1) == pytest.approx({"grad_norm": 3 * math.sqrt(6), "update_ratio": 0.1 / 1.9})
+    assert optimizer.step(0.1) == pytest.approx(
+        {"grad_norm": 3 * math.sqrt(6), "update_ratio": 0.1 / 1.9}
+    )
 
 
 def test_parameters_without_a_gradient_stay():
@@ -212,9 +255,20 @@ def test_parameters_without_a_gradient_stay():
     rested = models["value"].matrix.detach().clone()
     models["policy"].pull()
     assert optimizer.step(0.1)["grad_norm"] == pytest.approx(math.sqrt(6))
-    assert torch.equal(models["value"].matrix, rested) and not torch.equal(models["policy"].matrix, rested)
-    steps = {name: float(value) for name, value in optimizer.state().items() if name.startswith("step.")}
-    assert steps == {"step.policy.matrix": 2, "step.policy.vector": 2, "step.value.matrix": 1, "step.value.vector": 1}
+    assert torch.equal(models["value"].matrix, rested) and not torch.equal(
+        models["policy"].matrix, rested
+    )
+    steps = {
+        name: float(value)
+        for name, value in optimizer.state().items()
+        if name.startswith("step.")
+    }
+    assert steps == {
+        "step.policy.matrix": 2,
+        "step.policy.vector": 2,
+        "step.value.matrix": 1,
+        "step.value.vector": 1,
+    }
     assert optimizer.step(0.1)["grad_norm"] == 0.0  # and all of them may
 
 
@@ -231,7 +285,10 @@ def test_weights_that_are_no_longer_finite_are_named(dtype):
     model = Weights(dtype)
     optimizer = new_optimizer(model)
     model.pull()
-    with pytest.raises(FloatingPointError, match="weights are not finite after the update: vector has norm inf"):
+    with pytest.raises(
+        FloatingPointError,
+        match="weights are not finite after the update: vector has norm inf",
+    ):
         optimizer.step(3e38)
 
 
@@ -244,19 +301,30 @@ def test_two_optimizers_of_one_model_do_not_share_its_gradients():
     assert latter.step(0.1)["grad_norm"] == pytest.approx(math.sqrt(6))
 
 
-# --- moments in bfloat16 ---------------------------------------------------------------------------------------------
+# --- moments in bfloat16
+# ---------------------------------------------------------------------------------------------
 
 
-@given(st.floats(width=32, allow_nan=False, allow_infinity=False, allow_subnormal=False), st.integers(0, 2**16 - 1))
+@given(
+    st.floats(width=32, allow_nan=False, allow_infinity=False, allow_subnormal=False),
+    st.integers(0, 2**16 - 1),
+)
 @settings(deadline=None, max_examples=300)
 def test_rounding_takes_a_neighbour_and_keeps_what_fits(value, noise):
     rounded = round_by_chance(torch.tensor([value]), torch.tensor([noise], dtype=torch.int32))
     exact = torch.tensor([value]).bfloat16()
     if torch.equal(exact.float(), torch.tensor([value])):
         assert torch.equal(rounded, exact)
-    down, up = (round_by_chance(torch.tensor([value]), torch.tensor([n], dtype=torch.int32)) for n in (0, 2**16 - 1))
-    assert float(rounded) in (float(down), float(up)) and abs(float(down)) <= abs(value) <= abs(float(up))
-    assert abs(float(up)) == math.inf or float(up) - float(down) == pytest.approx(0, abs=abs(value) / 127)
+    down, up = (
+        round_by_chance(torch.tensor([value]), torch.tensor([n], dtype=torch.int32))
+        for n in (0, 2**16 - 1)
+    )
+    assert float(rounded) in (float(down), float(up)) and abs(float(down)) <= abs(
+        value
+    ) <= abs(float(up))
+    assert abs(float(up)) == math.inf or float(up) - float(down) == pytest.approx(
+        0, abs=abs(value) / 127
+    )
 
 
 @pytest.mark.parametrize("value", [1 + 1 / 1024, -3.01, 1e-20, 77.77])
@@ -268,8 +336,9 @@ def test_rounding_is_right_on_average(value):
 
 
 def test_a_long_run_of_small_gradients():
-    """b2 = 0.999 moves v by a thousandth at most, less than half a step of bfloat16: to the nearest it would be stuck
-    at 1e-3, where the first, large gradients have left it, and the updates stay far too small.
+    """b2 = 0.999 moves v by a thousandth at most, less than half a step of bfloat16: to the
+    nearest it would be stuck at 1e-3, where the first, large gradients have left it, and the
+    updates stay far too small.
     """
     models, betas = [nn.Linear(64, 64, bias=False) for _ in range(2)], (0.9, 0.999)
     optimizers = [
@@ -284,19 +353,28 @@ def test_a_long_run_of_small_gradients():
             optimizer.step(1e-6)
         if step:
             stuck = (stuck.float() * 0.999 + 1e-3 * 1e-6).bfloat16()
-    exact, rounded = (optimizer.state()["exp_avg_sq.weight"].float() for optimizer in optimizers)
+    exact, rounded = (
+        optimizer.state()["exp_avg_sq.weight"].float() for optimizer in optimizers
+    )
     assert rounded.mean().item() == pytest.approx(exact.mean().item(), rel=0.02)
     assert float(stuck) > 10 * exact.mean().item()
-    mean = [optimizer.state()["exp_avg.weight"].float().mean().item() for optimizer in optimizers]
+    mean = [
+        optimizer.state()["exp_avg.weight"].float().mean().item() for optimizer in optimizers
+    ]
     assert mean[1] == pytest.approx(mean[0], rel=0.01)
 
 
 def test_the_noise_is_a_function_of_step_and_parameter():
     def moments(steps: int) -> dict[str, torch.Tensor]:
-        model = nn.ModuleDict({"a": nn.Linear(32, 32, bias=False), "b": nn.Linear(32, 32, bias=False)})
+        model = nn.ModuleDict(
+            {"a": nn.Linear(32, 32, bias=False), "b": nn.Linear(32, 32, bias=False)}
+        )
         optimizer = new_optimizer(model, state_dtype=torch.bfloat16)
         optimizer.load_state(
-            {name: value * 0 + (steps - 1) * (value.dim() == 0) for name, value in optimizer.state().items()}
+            {
+                name: value * 0 + (steps - 1) * (value.dim() == 0)
+                for name, value in optimizer.state().items()
+            }
         )
         for part in model.values():
             part.weight.grad = torch.full((32, 32), 1 / 3)

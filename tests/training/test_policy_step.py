@@ -30,7 +30,10 @@ from nanomath.training.optimizer import Optimizer
 from nanomath.training.policy_step import PolicyStep
 
 WIDE = {"covariance_share": 0.2}  # of some thirty tokens
-METHODS = {name: {"kl_coef": 0.04, **row, **(WIDE if "covariance" in row else {})} for name, row in PRESETS.items()}
+METHODS = {
+    name: {"kl_coef": 0.04, **row, **(WIDE if "covariance" in row else {})}
+    for name, row in PRESETS.items()
+}
 REWARD_KL = {"kl_in": "reward", "kl_estimator": "k1", "kl_coef": 0.3}
 LOSS_KL = {"kl_coef": 0.3, "minibatches": 2}
 DRAWN = {"old_logprobs": "sampler"}
@@ -51,24 +54,65 @@ CHOICES = {
     "two rewards apart": {"components": "apart"},
     "two rewards apart, whitened": {"components": "apart", "whiten": True, "scale": "off"},
     "overlong filter": {"overlong_filter": True, "kl_coef": 0.1},
-    "overlong filter, token": {"overlong_filter": True, "aggregation": "token", "whiten": True, "minibatches": 2},
+    "overlong filter, token": {
+        "overlong_filter": True,
+        "aggregation": "token",
+        "whiten": True,
+        "minibatches": 2,
+    },
     "overlong filter, value": {"overlong_filter": True, **VALUE},
     "top entropy": {"top_entropy": 0.3, "kl_coef": 0.1},
-    "top entropy, sampler": {"top_entropy": 0.3, "aggregation": "token", "minibatches": 2, **DRAWN},
+    "top entropy, sampler": {
+        "top_entropy": 0.3,
+        "aggregation": "token",
+        "minibatches": 2,
+        **DRAWN,
+    },
     "covariance clip, on policy": {"covariance": "clip", **WIDE},
     "covariance kl, sampler": {"covariance": "kl", "covariance_coef": 2.0, **WIDE, **DRAWN},
     "truncated": {"sampler_correction": "truncate", "correction_high": 1.1, "kl_coef": 0.1},
-    "truncated, twice": {"sampler_correction": "truncate", "correction_high": 1.1, "minibatches": 2},
+    "truncated, twice": {
+        "sampler_correction": "truncate",
+        "correction_high": 1.1,
+        "minibatches": 2,
+    },
     "masked": {"sampler_correction": "mask", "correction_low": 0.8, "correction_high": 1.2},
-    "masked, top entropy": {"sampler_correction": "mask", "correction_low": 0.8, "top_entropy": 0.5},
-    "sequence ratio, sampler": {"ratio": "sequence", "clip_low": 0.1, "clip_high": 0.1, **DRAWN},
-    "token ratio, sampler": {"clip_low": 0.1, "clip_high": 0.3, "aggregation": "token", "kl_coef": 0.04, **DRAWN},
+    "masked, top entropy": {
+        "sampler_correction": "mask",
+        "correction_low": 0.8,
+        "top_entropy": 0.5,
+    },
+    "sequence ratio, sampler": {
+        "ratio": "sequence",
+        "clip_low": 0.1,
+        "clip_high": 0.1,
+        **DRAWN,
+    },
+    "token ratio, sampler": {
+        "clip_low": 0.1,
+        "clip_high": 0.3,
+        "aggregation": "token",
+        "kl_coef": 0.04,
+        **DRAWN,
+    },
     "dual clip": {"clip": "dual", "dual_clip": 1.3, **DRAWN},
     "CISPO": {"clip": "cispo", "clip_low": 0.2, "clip_high": 0.1, **DRAWN},
     "no clip": {"clip": "off", **DRAWN},
     "value, own": {**VALUE, "epochs": 2, "value_clip": 0.01},
-    "value, shared": {**VALUE, "value_trunk": "shared", "epochs": 2, "value_clip": 0.01, "gamma": 0.9, "lam": 0.5},
-    "value, shared, KL in the loss": {**VALUE, "value_trunk": "shared", "kl_coef": 0.1, "value_coef": 2.0},
+    "value, shared": {
+        **VALUE,
+        "value_trunk": "shared",
+        "epochs": 2,
+        "value_clip": 0.01,
+        "gamma": 0.9,
+        "lam": 0.5,
+    },
+    "value, shared, KL in the loss": {
+        **VALUE,
+        "value_trunk": "shared",
+        "kl_coef": 0.1,
+        "value_coef": 2.0,
+    },
     "two passes of three": {"epochs": 2, "minibatches": 3, "kl_coef": 0.04},
 }
 
@@ -79,27 +123,46 @@ def models(new_model):
     return new_model(0, torch.float64), new_model(1, torch.float64).requires_grad_(False)
 
 
-def pair_of_steps(models, temperature: float = 0.8, token_budget: int = 16, **options) -> tuple[PolicyStep, PlainStep]:
-    """The policy step and the plain one, each with a copy of the policy, and of a value model where there is one."""
+def pair_of_steps(
+    models, temperature: float = 0.8, token_budget: int = 16, **options
+) -> tuple[PolicyStep, PlainStep]:
+    """The policy step and the plain one, each with a copy of the policy, and of a value model
+    where there is one.
+    """
     policies, reference = [copy.deepcopy(models[0]) for _ in range(2)], models[1]
     step = new_step(
-        policies[0], reference, Descent(policies[0]), temperature=temperature, token_budget=token_budget, **options
+        policies[0],
+        reference,
+        Descent(policies[0]),
+        temperature=temperature,
+        token_budget=token_budget,
+        **options,
     )
     step.max_length, step.reward_weights, a = 9, WEIGHTS, step.algorithm
     plain = PlainStep(policies[1], reference, a, temperature, max_length=9)
     if a.baseline == "value":
         step.critic = new_critic(policies[0], a.value_trunk == "own")
         plain.critic = new_critic(policies[1], a.value_trunk == "own")
-        step.critic_optimizer, step.critic_rate, plain.critic_rate = Descent(step.critic), 0.5, 0.5
+        step.critic_optimizer, step.critic_rate, plain.critic_rate = (
+            Descent(step.critic),
+            0.5,
+            0.5,
+        )
     return step, plain
 
 
 def minibatches_of(step: PolicyStep, total: int, number: int) -> list[list[int]]:
     epochs = range(step.algorithm.epochs)
-    return [chosen.tolist() for epoch in epochs for chosen in step._minibatches(total, number, epoch)]
+    return [
+        chosen.tolist()
+        for epoch in epochs
+        for chosen in step._minibatches(total, number, epoch)
+    ]
 
 
-def assert_steps_agree(step: PolicyStep, plain: PlainStep, episodes: list[Episode], lr: float) -> dict[str, float]:
+def assert_steps_agree(
+    step: PolicyStep, plain: PlainStep, episodes: list[Episode], lr: float
+) -> dict[str, float]:
     """Advantages, metrics and the gradients of all updates; returns the metrics."""
     metrics = step.step(episodes, 3, lr)
     expected = plain.step(episodes, minibatches_of(step, len(episodes), 3), lr)
@@ -113,14 +176,20 @@ def assert_steps_agree(step: PolicyStep, plain: PlainStep, episodes: list[Episod
         assert len(found) == len(wanted) > 0
         for one, other in zip(found, wanted, strict=True):
             assert_same(one, other)
-    assert {name: metrics[name] for name in expected} == pytest.approx(expected, rel=1e-10, abs=1e-12)
+    assert {name: metrics[name] for name in expected} == pytest.approx(
+        expected, rel=1e-10, abs=1e-12
+    )
     assert metrics.keys() - expected.keys() == {"grad_norm", "update_ratio"}
     return metrics
 
 
-@pytest.mark.parametrize("options", [*METHODS.values(), *CHOICES.values()], ids=[*METHODS, *CHOICES])
+@pytest.mark.parametrize(
+    "options", [*METHODS.values(), *CHOICES.values()], ids=[*METHODS, *CHOICES]
+)
 def test_a_step_is_the_papers_formulas(models, options):
-    """All gradients of the step, to 1e-10 in float64, while the weights move between the updates."""
+    """All gradients of the step, to 1e-10 in float64, while the weights move between the
+    updates.
+    """
     step, plain = pair_of_steps(models, **options)
     assert_steps_agree(step, plain, new_episodes(models[0], 0.8, noise=0.3), lr=0.01)
 
@@ -131,16 +200,25 @@ def reinforce(a, logprobs, tokens):
 
 
 def test_a_loss_of_ones_own(models):
-    """The same gradients as those of the axes that make REINFORCE of it; and it needs no entry in any table."""
+    """The same gradients as those of the axes that make REINFORCE of it; and it needs no entry
+    in any table.
+    """
     found = []
-    for options in ({"loss": f"{__name__}.reinforce"}, {"clip": "off", "ratio": "off", "kl_coef": 0.0}):
+    for options in (
+        {"loss": f"{__name__}.reinforce"},
+        {"clip": "off", "ratio": "off", "kl_coef": 0.0},
+    ):
         policy = copy.deepcopy(models[0])
-        step = new_step(policy, models[1], Descent(policy), max_length=9, aggregation="token", **options)
+        step = new_step(
+            policy, models[1], Descent(policy), max_length=9, aggregation="token", **options
+        )
         step.step(new_episodes(models[0], 0.8, noise=0.3), 3, 0.01)
         found.append(step.optimizer.gradients)
     assert_same(found[0][0], found[1][0])
     for name in ("reinforce", "nanomath.reinforce", "no_such_module.reinforce"):
-        with pytest.raises(ValueError, match=f"algorithm.loss is '{name}', not the module.function of a loss"):
+        with pytest.raises(
+            ValueError, match=f"algorithm.loss is '{name}', not the module.function of a loss"
+        ):
             new_step(models[0], models[1], Descent(models[0]), loss=name)
 
 
@@ -153,17 +231,24 @@ def test_several_updates_are_clipped(models):
 
 
 def test_kl_cov_holds_nothing_back_before_the_first_update(models):
-    """The scores of the rollout and those of a minibatch differ by rounding, of which |x| would make a slope of 1."""
+    """The scores of the rollout and those of a minibatch differ by rounding, of which |x|
+    would make a slope of 1.
+    """
     first = []
     for coefficient in (0.0, 1e6):
-        options = {**METHODS["kl_cov"], "covariance_share": 1.0, "covariance_coef": coefficient}
+        options = {
+            **METHODS["kl_cov"],
+            "covariance_share": 1.0,
+            "covariance_coef": coefficient,
+        }
         step, _ = pair_of_steps(models, token_budget=25, **options)
         step.step(new_episodes(models[0], 0.8), 3, 0.01)
         first.append(step.optimizer.gradients[0])
     assert_same(*first)
 
 
-# --- what teaches and what does not ----------------------------------------------------------------------------------
+# --- what teaches and what does not
+# ----------------------------------------------------------------------------------
 
 
 def gradient(models, recorder, episodes, **options) -> dict[str, Tensor]:
@@ -209,27 +294,44 @@ def make_unfinished(episodes: list[Episode]) -> None:
     [
         (make_flat, {}),
         (make_flat, {"components": "apart", "whiten": True, "minibatches": 2, "epochs": 2}),
-        (make_flat, {"covariance": "clip", "top_entropy": 0.2, "clip": "cispo", "ratio": "token"}),
+        (
+            make_flat,
+            {"covariance": "clip", "top_entropy": 0.2, "clip": "cispo", "ratio": "token"},
+        ),
         (make_unfinished, {"overlong_filter": True}),
         (make_unfinished, {"overlong_filter": True, "kl_coef": 0.1, "aggregation": "token"}),
-        (make_unfinished, {"overlong_filter": True, "whiten": True, "baseline": "off", "scale": "off"}),
+        (
+            make_unfinished,
+            {"overlong_filter": True, "whiten": True, "baseline": "off", "scale": "off"},
+        ),
         (make_unfinished, {"overlong_filter": True, "covariance": "kl", "top_entropy": 0.5}),
     ],
 )
 def test_without_a_lesson_there_is_no_update(models, recorder, spoil, options):
-    """Not even one of a gradient of zero, which Adam's momentum would turn into a step. It is measured all the same."""
+    """Not even one of a gradient of zero, which Adam's momentum would turn into a step. It is
+    measured all the same.
+    """
     episodes = new_episodes(models[0])
     spoil(episodes)
     optimizer = recorder(models[0])
     step = new_step(*models, optimizer, **options)
     step.reward_weights = WEIGHTS
     metrics = step.step(episodes, 0, 1.0)
-    assert optimizer.gradients == [] and metrics["grad_norm"] == metrics["update_ratio"] == metrics["loss"] == 0.0
-    assert metrics["kl"] > 0 and metrics["entropy"] > 0 and all(math.isfinite(value) for value in metrics.values())
+    assert (
+        optimizer.gradients == []
+        and metrics["grad_norm"] == metrics["update_ratio"] == metrics["loss"] == 0.0
+    )
+    assert (
+        metrics["kl"] > 0
+        and metrics["entropy"] > 0
+        and all(math.isfinite(value) for value in metrics.values())
+    )
 
 
 def test_a_minibatch_that_teaches_nothing_is_passed_over(models):
-    """Twelve of one episode each, four of them in the flat group; the optimizer's metrics are means over all twelve."""
+    """Twelve of one episode each, four of them in the flat group; the optimizer's metrics are
+    means over all twelve.
+    """
     optimizer = Descent(copy.deepcopy(models[0]))
     step = new_step(optimizer.model, models[1], optimizer, minibatches=12)
     metrics = step.step(new_episodes(models[0]), 0, 1e-3)
@@ -238,12 +340,15 @@ def test_a_minibatch_that_teaches_nothing_is_passed_over(models):
     assert metrics["update_ratio"] == pytest.approx(10 * sum(range(1, 9)) / 12)
 
 
-# --- minibatches and updates -----------------------------------------------------------------------------------------
+# --- minibatches and updates
+# -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("minibatches", [2, 3, 4, 5, 12])
 def test_minibatches_cover_every_epoch_once(models, recorder, minibatches):
-    """Without updates, and each weighed by its size, the minibatches' gradients add up to that of the whole."""
+    """Without updates, and each weighed by its size, the minibatches' gradients add up to that
+    of the whole.
+    """
     episodes = new_episodes(models[0])
     options = {"aggregation": "constant", "max_length": 10, "kl_coef": 0.1}
     whole = gradient(models, recorder, episodes, **options)
@@ -256,7 +361,10 @@ def test_minibatches_cover_every_epoch_once(models, recorder, minibatches):
         assert sorted(i for part in parts for i in part.tolist()) == list(range(len(episodes)))
         found = optimizer.gradients[epoch * minibatches : (epoch + 1) * minibatches]
         shares = [len(part) / len(episodes) for part in parts]
-        total = {name: sum(s * f[name] for s, f in zip(shares, found, strict=True)) for name in whole}
+        total = {
+            name: sum(s * f[name] for s, f in zip(shares, found, strict=True))
+            for name in whole
+        }
         assert_same(total, whole, 1e-6)  # the norms of the model round to float32
 
 
@@ -268,20 +376,34 @@ def test_minibatches_are_a_function_of_seed_step_and_epoch(models):
         return str([part.tolist() for part in step._minibatches(12, number, epoch)])
 
     cuts = {place: cut(*place) for place in product((0, 1), (0, 1, 2), (0, 1))}
-    assert len(set(cuts.values())) == len(cuts) and all(cut(*place) == found for place, found in cuts.items())
+    assert len(set(cuts.values())) == len(cuts) and all(
+        cut(*place) == found for place, found in cuts.items()
+    )
 
 
 def test_the_optimizers_move_the_weights(new_model):
-    """With the real ones: at rate 0 all stays, then ratios leave the range and the policy leaves the reference."""
+    """With the real ones: at rate 0 all stays, then ratios leave the range and the policy
+    leaves the reference.
+    """
     policy, reference = new_model(0), new_model(0).requires_grad_(False)
     episodes = new_episodes(policy)
-    step = new_step(policy, reference, new_optimizer(policy), epochs=2, minibatches=2, token_budget=32)
+    step = new_step(
+        policy, reference, new_optimizer(policy), epochs=2, minibatches=2, token_budget=32
+    )
     still = step.step(episodes, 0, 0.0)
-    assert still["kl"] == pytest.approx(0, abs=1e-6) and still["clipped_low"] == still["clipped_high"] == 0
+    assert (
+        still["kl"] == pytest.approx(0, abs=1e-6)
+        and still["clipped_low"] == still["clipped_high"] == 0
+    )
     assert still["update_ratio"] == 0
     moved = step.step(episodes, 1, 3e-3)
     assert 0 < moved["clipped_low"] + moved["clipped_high"] < 1
-    assert moved["kl"] > 1e-4 and moved["gap_max"] < 1e-4 and moved["grad_norm"] > 0 and moved["update_ratio"] > 0
+    assert (
+        moved["kl"] > 1e-4
+        and moved["gap_max"] < 1e-4
+        and moved["grad_norm"] > 0
+        and moved["update_ratio"] > 0
+    )
 
 
 def test_rewards_rise(new_model):
@@ -293,14 +415,19 @@ def test_rewards_rise(new_model):
         episodes = []
         for sample, token in enumerate((11, 12, 13, 14)):
             completion = Completion(0, sample, [token], [-1.0], [-1.0], "", "length")
-            episodes.append(Episode(Problem("p", "q", "a"), [5, 6], completion, {"total": float(token == 12)}))
+            episodes.append(
+                Episode(
+                    Problem("p", "q", "a"), [5, 6], completion, {"total": float(token == 12)}
+                )
+            )
         step.step(episodes, number, 1e-2)
         with torch.no_grad():
             wanted.append(float(policy(torch.tensor([[5, 6]]))[0, -1].log_softmax(-1)[12]))
     assert wanted[-1] > wanted[0] + 1 and sum(b > a for a, b in pairwise(wanted)) >= 9
 
 
-# --- guards ----------------------------------------------------------------------------------------------------------
+# --- guards
+# ---------------------------------------------------------------------------------------------
 
 
 def new_optimizer(model) -> Optimizer:
@@ -313,7 +440,10 @@ def test_a_bad_logprob_of_the_sampler_stops_the_step(models, recorder, kind, bad
     episodes = new_episodes(models[0])
     getattr(episodes[6].completion, kind)[1] = bad
     optimizer = recorder(models[0])
-    with pytest.raises(FloatingPointError, match=f"^the sampler gave {bad} at token 1 of sample 2 of problem p1$"):
+    with pytest.raises(
+        FloatingPointError,
+        match=f"^the sampler gave {bad} at token 1 of sample 2 of problem p1$",
+    ):
         new_step(*models, optimizer).step(episodes, 0, 1.0)
     assert optimizer.gradients == []
 
@@ -331,7 +461,10 @@ def test_a_bad_logprob_of_the_sampler_stops_the_step(models, recorder, kind, bad
 )
 def test_a_bad_number_of_a_model_stops_before_the_update(new_model, who, options):
     """A weight that only the prompts of the last group meet, or the bias of the values."""
-    policy, reference = new_model(0, tie_embeddings=False), new_model(0, tie_embeddings=False).requires_grad_(False)
+    policy, reference = (
+        new_model(0, tie_embeddings=False),
+        new_model(0, tie_embeddings=False).requires_grad_(False),
+    )
     step = new_step(policy, reference, new_optimizer(policy), token_budget=16, **options)
     if step.algorithm.baseline == "value":
         step.critic = new_critic(policy, step.algorithm.value_trunk == "own")
@@ -341,7 +474,9 @@ def test_a_bad_number_of_a_model_stops_before_the_update(new_model, who, options
         if who == "the value model":
             step.critic.head.bias.fill_(math.nan)
         else:
-            (reference if who == "the reference model" else policy).model.embed_tokens.weight[5] = math.nan
+            (reference if who == "the reference model" else policy).model.embed_tokens.weight[
+                5
+            ] = math.nan
     where = "token . of sample . of problem " + ("p." if who == "the value model" else "p2")
     before = {name: p.detach().clone() for name, p in policy.named_parameters()}
     with pytest.raises(FloatingPointError, match=f"^{who} gave nan at {where}$"):
@@ -350,25 +485,36 @@ def test_a_bad_number_of_a_model_stops_before_the_update(new_model, who, options
         assert torch.equal(parameter.nan_to_num(7.0), before[name].nan_to_num(7.0)), name
 
 
-# --- metrics ---------------------------------------------------------------------------------------------------------
+# --- metrics
+# ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("old_logprobs", ["trainer", "sampler"])
 @pytest.mark.parametrize("epochs", [1, 2])
-def test_the_gap_between_sampler_and_trainer_is_measured(models, recorder, old_logprobs, epochs):
+def test_the_gap_between_sampler_and_trainer_is_measured(
+    models, recorder, old_logprobs, epochs
+):
     episodes = new_episodes(models[0])
     for episode in episodes:
-        episode.completion.logprobs[:] = [value - 0.125 for value in episode.completion.logprobs]
+        episode.completion.logprobs[:] = [
+            value - 0.125 for value in episode.completion.logprobs
+        ]
     step = new_step(*models, recorder(models[0]), old_logprobs=old_logprobs, epochs=epochs)
     metrics = step.step(episodes, 0, 1.0)
     assert metrics["gap_mean"] == pytest.approx(0.125, abs=1e-6)
     assert metrics["gap_max"] == pytest.approx(0.125, abs=1e-6)
-    assert metrics["effective_samples"] == pytest.approx(1, abs=1e-6)  # the truncated distribution is the trainer's
+    assert metrics["effective_samples"] == pytest.approx(
+        1, abs=1e-6
+    )  # the truncated distribution is the trainer's
 
 
 def test_on_policy_nothing_is_off(models, recorder):
-    """The sampler's own model as the reference: no gap, no KL, nothing clipped, every sample effective."""
-    metrics = new_step(models[0], models[0], recorder(models[0]), token_budget=16).step(new_episodes(models[0]), 0, 1.0)
+    """The sampler's own model as the reference: no gap, no KL, nothing clipped, every sample
+    effective.
+    """
+    metrics = new_step(models[0], models[0], recorder(models[0]), token_budget=16).step(
+        new_episodes(models[0]), 0, 1.0
+    )
     assert max(abs(metrics[name]) for name in ("kl", "kl_k1", "gap_mean", "gap_max")) < 1e-9
     assert metrics["clipped_low"] == metrics["clipped_high"] == 0
     assert metrics["effective_samples"] == pytest.approx(1, abs=1e-9)
@@ -378,7 +524,9 @@ def test_the_loss_is_the_whole_steps(models, recorder):
     """Not the last micro-batch's."""
     episodes = new_episodes(models[0], noise=0.3)
     losses = [
-        new_step(*models, recorder(models[0]), token_budget=budget, kl_coef=0.1).step(episodes, 0, 1.0)["loss"]
+        new_step(*models, recorder(models[0]), token_budget=budget, kl_coef=0.1).step(
+            episodes, 0, 1.0
+        )["loss"]
         for budget in (0, 1, 16, 40)
     ]
     assert losses[0] > 1e-3 and losses == pytest.approx([losses[0]] * 4, rel=1e-10)

@@ -16,7 +16,11 @@ from nanomath.training.prm_step import PRMStep, balancing_weights
 
 
 def labelled(question: str, *steps: tuple[str, float | None]) -> SimpleNamespace:
-    return SimpleNamespace(question=question, steps=[step for step, _ in steps], labels=[label for _, label in steps])
+    return SimpleNamespace(
+        question=question,
+        steps=[step for step, _ in steps],
+        labels=[label for _, label in steps],
+    )
 
 
 SOLUTIONS = [
@@ -49,7 +53,11 @@ def brute_force(prm, weights: tuple[float, float]) -> tuple[float, dict[str, tor
         states = prm.model.hidden(torch.tensor([tokens]))[0]
         for place, y in zip(places, s.labels, strict=True):
             if y is not None:
-                p = prm.format.logits(prm.model, prm.tokenizer, states[[place]])[0].double().softmax(0)
+                p = (
+                    prm.format.logits(prm.model, prm.tokenizer, states[[place]])[0]
+                    .double()
+                    .softmax(0)
+                )
                 weight = y * weights[1] + (1 - y) * weights[0]
                 loss = loss - weight * (y * p[1].log() + (1 - y) * p[0].log())
                 total += weight
@@ -68,7 +76,11 @@ def test_the_gradient_is_the_formulas(build, recorder, name, weights, budget):
     optimizer = recorder(prm.model)
     metrics = PRMStep(prm, optimizer, weights, token_budget=budget).step(SOLUTIONS, 0, 0.1)
     assert metrics["loss"] == pytest.approx(loss, abs=1e-6)
-    assert metrics["label"] == pytest.approx(3.25 / 6) and metrics["steps"] == 6 and 0 < metrics["score"] < 1
+    assert (
+        metrics["label"] == pytest.approx(3.25 / 6)
+        and metrics["steps"] == 6
+        and 0 < metrics["score"] < 1
+    )
     for key, gradient in gradients.items():
         torch.testing.assert_close(optimizer.gradients[0][key], gradient, rtol=1e-5, atol=1e-7)
 
@@ -79,7 +91,9 @@ def test_it_learns_what_it_is_told(build):
     step = PRMStep(prm, optimizer)
     for number in range(40):
         metrics = step.step(SOLUTIONS, number, 3e-3)
-    entropy = -(0.25 * math.log(0.25) + 0.75 * math.log(0.75)) / 6  # of the soft label: no score can do better
+    entropy = (
+        -(0.25 * math.log(0.25) + 0.75 * math.log(0.75)) / 6
+    )  # of the soft label: no score can do better
     assert entropy < metrics["loss"] < entropy + 0.1
     ((score,),) = prm.score_all([(SOLUTIONS[1].question, SOLUTIONS[1].steps)])
     assert score == pytest.approx(0.25, abs=0.15)
@@ -91,15 +105,25 @@ def test_the_head_learns_first(build):
     for number in range(3):
         before = copy.deepcopy(prm.model.state_dict())
         step.step(SOLUTIONS, number, 1e-2)
-        moved = {name for name, value in prm.model.state_dict().items() if not torch.equal(value, before[name])}
+        moved = {
+            name
+            for name, value in prm.model.state_dict().items()
+            if not torch.equal(value, before[name])
+        }
         assert moved == {"score.weight", "score.bias"} if number < 2 else len(moved) > 2
 
 
 def test_both_kinds_of_steps_count_for_as_much():
     wrong, right = balancing_weights(SOLUTIONS)
     labels = [y for s in SOLUTIONS for y in s.labels if y is not None]
-    assert sum(y * right for y in labels) == pytest.approx(sum((1 - y) * wrong for y in labels)) == pytest.approx(3)
-    with pytest.raises(ValueError, match="all 2 labels are right: there is nothing to tell apart"):
+    assert (
+        sum(y * right for y in labels)
+        == pytest.approx(sum((1 - y) * wrong for y in labels))
+        == pytest.approx(3)
+    )
+    with pytest.raises(
+        ValueError, match="all 2 labels are right: there is nothing to tell apart"
+    ):
         balancing_weights([labelled("q", ("a", 1.0), ("b", 1.0), ("c", None))])
     with pytest.raises(ValueError, match="all 1 labels are wrong"):
         balancing_weights([labelled("q", ("a", 0.0))])

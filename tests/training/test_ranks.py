@@ -1,4 +1,6 @@
-"""Two ranks do what one does: gradients, trainings, samples and states, with replicated and with sharded weights."""
+"""Two ranks do what one does: gradients, trainings, samples and states, with replicated and
+with sharded weights.
+"""
 
 from __future__ import annotations
 
@@ -55,7 +57,8 @@ def assert_close(found, expected, tolerance: float) -> None:
         assert found == pytest.approx(expected, rel=tolerance, abs=tolerance)
 
 
-# --- one process, or pretending to be several ------------------------------------------------------------------------
+# --- one process, or pretending to be several
+# ------------------------------------------------------------------------
 
 
 def test_without_torchrun_everything_is_the_identity(monkeypatch):
@@ -74,7 +77,9 @@ def test_more_ranks_than_gpus(monkeypatch):
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setenv("LOCAL_RANK", "1")
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    with pytest.raises(ValueError, match="rank 1 of this machine finds 1 GPU.*--nproc_per_node"):
+    with pytest.raises(
+        ValueError, match="rank 1 of this machine finds 1 GPU.*--nproc_per_node"
+    ):
         ranks.start(torch.device("cuda"))
 
 
@@ -87,10 +92,16 @@ def test_cut(lengths, count, budget, equal):
         with patch.multiple(ranks, count=lambda: count, number=lambda number=number: number):
             cuts.append(ranks.cut(lengths, cut_one, equal))
     counted = [[micro for micro, counts in cut if counts] for cut in cuts]
-    assert sorted(i for cut in counted for micro in cut for i in micro) == list(range(len(lengths)))
+    assert sorted(i for cut in counted for micro in cut for i in micro) == list(
+        range(len(lengths))
+    )
     assert count > 1 or counted[0] == cut_one(lengths)
     for micro in (micro for cut in counted for micro in cut):
-        assert len(micro) == 1 or not budget or len(micro) * max(lengths[i] for i in micro) <= budget
+        assert (
+            len(micro) == 1
+            or not budget
+            or len(micro) * max(lengths[i] for i in micro) <= budget
+        )
     loads = [sum(lengths[i] for micro in cut for i in micro) for cut in counted]
     assert max(loads) - min(loads) <= max(lengths, default=0)
     padding = [micro for cut in cuts for micro, counts in cut if not counts]
@@ -99,7 +110,8 @@ def test_cut(lengths, count, budget, equal):
     assert equal or not padding
 
 
-# --- two processes ---------------------------------------------------------------------------------------------------
+# --- two processes
+# ---------------------------------------------------------------------------------------------
 
 
 def test_messages(one, both):
@@ -120,7 +132,9 @@ def test_gradients_are_those_of_one_rank(one, both, kind, layout):
     expected = one[kind]["gradients"][layout]
     assert_close(both[0][kind]["gradients"][layout], expected, 1e-10)
     assert_close(both[1][kind]["gradients"][layout]["metrics"], expected["metrics"], 1e-10)
-    assert len(expected["gradient"]) > 10 and all(float(g.abs().max()) > 0 for g in expected["gradient"].values())
+    assert len(expected["gradient"]) > 10 and all(
+        float(g.abs().max()) > 0 for g in expected["gradient"].values()
+    )
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -129,7 +143,9 @@ def test_a_rank_may_have_nothing_to_do(one, both, kind):
 
 
 def rounding(store: str) -> float:
-    """How far apart trainings may be whose sums are taken in another order: bfloat16 may round the other way."""
+    """How far apart trainings may be whose sums are taken in another order: bfloat16 may round
+    the other way.
+    """
     return 2e-5 if store == "float32" else 2e-2
 
 
@@ -139,8 +155,15 @@ def test_trainings_are_those_of_one_rank(one, both, kind, store):
     expected, found = one[kind]["training"][store], both[0][kind]["training"][store]
     assert_close(found, expected, rounding(store))
     other = both[1][kind]["training"][store]
-    assert other["metrics"] == found["metrics"] and other["heldout"] == found["heldout"] and other["state"] == {}
-    assert all(torch.equal(other["weights"][name], weight) for name, weight in found["weights"].items())
+    assert (
+        other["metrics"] == found["metrics"]
+        and other["heldout"] == found["heldout"]
+        and other["state"] == {}
+    )
+    assert all(
+        torch.equal(other["weights"][name], weight)
+        for name, weight in found["weights"].items()
+    )
     assert found["metrics"][-1]["nll"] < found["metrics"][0]["nll"] - 1
 
 
@@ -148,16 +171,25 @@ def test_trainings_are_those_of_one_rank(one, both, kind, store):
 def test_samples_are_those_of_one_rank(one, both, kind):
     samples = [found[kind]["samples"] for found in (one, *both)]
     assert samples[0] == samples[1] == samples[2]
-    assert len({tuple(tokens) for prompt, _, tokens, *_ in samples[0][:14] if prompt in (1, 2, 4)}) == 6
+    assert (
+        len(
+            {tuple(tokens) for prompt, _, tokens, *_ in samples[0][:14] if prompt in (1, 2, 4)}
+        )
+        == 6
+    )
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_episodes_are_rewarded_once(one, both, kind):
-    """By the rank that drew them: the same rewards everywhere, though the ranks do not judge alike."""
+    """By the rank that drew them: the same rewards everywhere, though the ranks do not judge
+    alike.
+    """
     expected, found = one[kind]["episodes"], both[0][kind]["episodes"]
     assert found == both[1][kind]["episodes"]
     assert [episode[:3] for episode in found] == [episode[:3] for episode in expected]
-    assert [reward - 100 * (prompt % 2) for _, prompt, _, reward in found] == [reward for *_, reward in expected]
+    assert [reward - 100 * (prompt % 2) for _, prompt, _, reward in found] == [
+        reward for *_, reward in expected
+    ]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -167,12 +199,16 @@ def test_a_bad_number_on_one_rank_stops_all(one, both, kind):
 
 
 def test_states_of_one_rank_and_of_two_continue_each_other(directory, one, two):
-    """Replicated and sharded in all combinations; that a loaded state is the saved one to the bit is asserted there."""
+    """Replicated and sharded in all combinations; that a loaded state is the saved one to the
+    bit is asserted there.
+    """
     for gone_on in (two[0]["gone on"], go_on(directory, others=2)):
         assert len(gone_on) == len(STORES) * len(KINDS) ** 2
         for (store, *_), found in gone_on.items():
             unbroken = one["replicated"]["training"][store]
-            assert_close(found, {**unbroken, "metrics": unbroken["metrics"][2:]}, rounding(store))
+            assert_close(
+                found, {**unbroken, "metrics": unbroken["metrics"][2:]}, rounding(store)
+            )
 
 
 def test_a_death_is_told_in_one_line(two):

@@ -28,7 +28,16 @@ def steps(log: RunLog, name: str = "metrics.jsonl") -> list[int]:
 
 
 def test_lines_are_on_disk_at_once(log):
-    assert steps(log) == [0, 1, 2, 3, 4] and steps(log, "rollouts.jsonl") == [1, 1, 2, 2, 3, 3, 4, 4]
+    assert steps(log) == [0, 1, 2, 3, 4] and steps(log, "rollouts.jsonl") == [
+        1,
+        1,
+        2,
+        2,
+        3,
+        3,
+        4,
+        4,
+    ]
     assert "答え" in (log.directory / "rollouts.jsonl").read_text(encoding="utf-8")
     assert (log.directory / "config.toml").read_text() == "lr = 1\n"
 
@@ -77,7 +86,9 @@ def test_a_broken_line_elsewhere_is_named(tmp_path):
 
 def test_line_separators_inside_strings_are_no_line_ends(tmp_path):
     path = tmp_path / "a.jsonl"
-    path.write_text(json.dumps({"text": "a\u2028b\u0085c\n"}, ensure_ascii=False) + "\n", encoding="utf-8")
+    path.write_text(
+        json.dumps({"text": "a\u2028b\u0085c\n"}, ensure_ascii=False) + "\n", encoding="utf-8"
+    )
     assert list(read_jsonl(path)) == [{"text": "a\u2028b\u0085c\n"}]
 
 
@@ -86,7 +97,9 @@ def test_alarms_are_resumed_like_the_rest(log):
     log.alarms(4, {"collapse": "fell"})
     assert log.read("alarms.jsonl")[0] == {"step": 2, "alarm": "flat", "text": "too easy"}
     RunLog(log.directory, resume=True).begin("", 3)
-    assert [line["alarm"] for line in log.read("alarms.jsonl")] == ["flat", "kl"] and log.read("absent.jsonl") == []
+    assert [line["alarm"] for line in log.read("alarms.jsonl")] == ["flat", "kl"] and log.read(
+        "absent.jsonl"
+    ) == []
 
 
 def test_of_several_processes_one_writes(log, tmp_path):
@@ -104,8 +117,12 @@ def test_of_several_processes_one_writes(log, tmp_path):
 def test_a_file_that_cannot_be_written_is_named(log, name):
     (log.directory / name).unlink()
     (log.directory / name).mkdir()
-    with pytest.raises(OSError, match=rf"{log.directory}/{name} could not be written: Is a directory$"):
-        getattr(log, name.removesuffix(".jsonl"))(5, **({"loss": 1} if name[0] == "m" else {"records": [{}]}))
+    with pytest.raises(
+        OSError, match=rf"{log.directory}/{name} could not be written: Is a directory$"
+    ):
+        getattr(log, name.removesuffix(".jsonl"))(
+            5, **({"loss": 1} if name[0] == "m" else {"records": [{}]})
+        )
 
 
 def test_a_file_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
@@ -116,7 +133,9 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(runlog.os, "fsync", fail)
-    with pytest.raises(OSError, match=r"config\.toml could not be written: No space left on device"):
+    with pytest.raises(
+        OSError, match=r"config\.toml could not be written: No space left on device"
+    ):
         write_atomically(path, "new")
     assert path.read_text() == "old" and os.listdir(tmp_path) == ["config.toml"]
 
@@ -124,7 +143,11 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
 def test_the_log_can_be_put_on_the_disk(log, monkeypatch):
     synced = []
     monkeypatch.setattr(
-        runlog.os, "fsync", lambda descriptor: synced.append(os.readlink(f"/proc/self/fd/{descriptor}"))
+        runlog.os,
+        "fsync",
+        lambda descriptor: synced.append(os.readlink(f"/proc/self/fd/{descriptor}")),
     )
     log.sync()
-    assert sorted(synced) == [str(log.directory / name) for name in ("metrics.jsonl", "rollouts.jsonl")]
+    assert sorted(synced) == [
+        str(log.directory / name) for name in ("metrics.jsonl", "rollouts.jsonl")
+    ]

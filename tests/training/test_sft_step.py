@@ -50,7 +50,11 @@ def assert_same(found: dict, expected: dict, tolerance: float = 1e-10) -> None:
     scale = max(float(gradient.abs().max()) for gradient in expected.values())
     for name, gradient in expected.items():
         torch.testing.assert_close(
-            found[name], gradient, rtol=0, atol=tolerance * scale, msg=lambda m, n=name: f"{n}: {m}"
+            found[name],
+            gradient,
+            rtol=0,
+            atol=tolerance * scale,
+            msg=lambda m, n=name: f"{n}: {m}",
         )
 
 
@@ -62,7 +66,9 @@ def test_gradient(new_model, recorder, aggregation, dft, token_budget, row_lengt
     model = new_model(dtype=torch.float64)
     expected_loss, expected = brute_force(model, weight_of(aggregation), dft)
     optimizer = recorder(model)
-    metrics = SFTStep(model, optimizer, aggregation, token_budget, row_length, dft).step(EXAMPLES, 0, 1e-3)
+    metrics = SFTStep(model, optimizer, aggregation, token_budget, row_length, dft).step(
+        EXAMPLES, 0, 1e-3
+    )
     assert_same(optimizer.gradients[0], expected)
     assert metrics["loss"] == pytest.approx(expected_loss, rel=1e-10)
     assert metrics["tokens"] == 17 and optimizer.rates == [1e-3]
@@ -81,22 +87,31 @@ def test_metrics_are_means_over_response_tokens(new_model, recorder):
     model = new_model(dtype=torch.float64)
     nll, _ = brute_force(model, weight_of("token"))
     for budget in (0, 1):
-        metrics = SFTStep(model, recorder(model), "sequence", budget, dft=True).step(EXAMPLES, 0, 1.0)
+        metrics = SFTStep(model, recorder(model), "sequence", budget, dft=True).step(
+            EXAMPLES, 0, 1.0
+        )
         assert metrics["nll"] == pytest.approx(nll, rel=1e-6)
         assert 0 < metrics["entropy"] < torch.tensor(float(model.config.vocab_size)).log()
     assert heldout_loss(model, EXAMPLES, 20) == pytest.approx(nll, rel=1e-5)
 
 
 def test_the_eos_and_only_the_response_is_trained(new_model, recorder):
-    """With one-token responses the loss is -log pi(eos | prompt) alone: its descent raises just that."""
+    """With one-token responses the loss is -log pi(eos | prompt) alone: its descent raises
+    just that.
+    """
     model = new_model(dtype=torch.float64)
     optimizer = recorder(model)
     examples = [Example([5, 6, 7], [EOS]), Example([9] * 6, [EOS])]
     metrics = SFTStep(model, optimizer).step(examples, 0, 1.0)
-    logprobs = [float(model(torch.tensor([e.prompt]))[0, -1].log_softmax(-1)[EOS].detach()) for e in examples]
+    logprobs = [
+        float(model(torch.tensor([e.prompt]))[0, -1].log_softmax(-1)[EOS].detach())
+        for e in examples
+    ]
     assert metrics["nll"] == pytest.approx(-sum(logprobs) / 2, rel=1e-6)
     model.zero_grad()
-    (-sum(model(torch.tensor([e.prompt]))[0, -1].log_softmax(-1)[EOS] for e in examples) / 2).backward()
+    (
+        -sum(model(torch.tensor([e.prompt]))[0, -1].log_softmax(-1)[EOS] for e in examples) / 2
+    ).backward()
     assert_same(optimizer.gradients[0], {name: p.grad for name, p in model.named_parameters()})
 
 
@@ -109,8 +124,15 @@ def test_neftune_is_seeded_by_the_step_and_off_by_default(new_model, recorder):
         return optimizer.gradients[0]["model.norm.weight"]
 
     assert torch.equal(gradient(5.0, 3), gradient(5.0, 3))
-    different = [gradient(5.0, 3), gradient(5.0, 4), gradient(5.0, 3, seed=1), gradient(0.0, 3)]
-    assert all(not torch.allclose(a, b) for i, a in enumerate(different) for b in different[:i])
+    different = [
+        gradient(5.0, 3),
+        gradient(5.0, 4),
+        gradient(5.0, 3, seed=1),
+        gradient(0.0, 3),
+    ]
+    assert all(
+        not torch.allclose(a, b) for i, a in enumerate(different) for b in different[:i]
+    )
 
 
 @pytest.mark.parametrize("layout", [{"token_budget": 12}, {"row_length": 40}])
@@ -123,14 +145,18 @@ def test_neftune_noise_does_not_depend_on_the_cut(new_model, recorder, layout):
 
 
 @given(
-    examples=st.lists(st.tuples(TOKENS, st.lists(st.integers(0, 50), max_size=8)), min_size=1, max_size=6),
+    examples=st.lists(
+        st.tuples(TOKENS, st.lists(st.integers(0, 50), max_size=8)), min_size=1, max_size=6
+    ),
     order=st.randoms(use_true_random=False),
     token_budget=st.integers(0, 40),
     row_length=st.sampled_from([0, 16, 30]),
     aggregation=st.sampled_from(["token", "sequence"]),
     dft=st.booleans(),
 )
-@settings(deadline=None, max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    deadline=None, max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 def test_the_gradient_depends_on_no_layout_and_no_order(
     new_model, recorder, examples, order, token_budget, row_length, aggregation, dft
 ):
@@ -140,7 +166,9 @@ def test_the_gradient_depends_on_no_layout_and_no_order(
         model = new_model(dtype=dtype, vocab_size=51, num_layers=1)
         whole, cut = recorder(model), recorder(model)
         first = SFTStep(model, whole, aggregation, dft=dft).step(plain, 0, 1.0)
-        second = SFTStep(model, cut, aggregation, token_budget, row_length, dft).step(shuffled, 0, 1.0)
+        second = SFTStep(model, cut, aggregation, token_budget, row_length, dft).step(
+            shuffled, 0, 1.0
+        )
         assert_same(cut.gradients[0], whole.gradients[0], tolerance)
         assert second == pytest.approx(first, rel=tolerance, abs=tolerance)
 
@@ -149,23 +177,36 @@ def test_a_number_that_is_none_is_named_with_its_example(new_model):
     model = new_model()
     optimizer = Optimizer(model, 0.0, (0.9, 0.99), 1e-8, 1.0)
     with torch.no_grad():
-        model.model.embed_tokens.weight[24] = float("nan")  # tied: every logprob of the vocabulary is then NaN as well
+        model.model.embed_tokens.weight[24] = float(
+            "nan"
+        )  # tied: every logprob of the vocabulary is then NaN as well
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
-    with pytest.raises(FloatingPointError, match="the nll of example 1 of 5 in the batch is nan"):
+    with pytest.raises(
+        FloatingPointError, match="the nll of example 1 of 5 in the batch is nan"
+    ):
         SFTStep(model, optimizer, token_budget=12).step(EXAMPLES, 0, 1.0)
-    with pytest.raises(FloatingPointError, match="the nll of example 1 of 5 in the batch is nan"):
+    with pytest.raises(
+        FloatingPointError, match="the nll of example 1 of 5 in the batch is nan"
+    ):
         heldout_loss(model, EXAMPLES, 12)
-    assert all(torch.equal(p.nan_to_num(), before[name].nan_to_num()) for name, p in model.named_parameters())
+    assert all(
+        torch.equal(p.nan_to_num(), before[name].nan_to_num())
+        for name, p in model.named_parameters()
+    )
     untied = new_model(tie_embeddings=False)
     with torch.no_grad():
         untied.model.embed_tokens.weight[24] = float("inf")
-    with pytest.raises(FloatingPointError, match="the nll of example 4 of 5 in the batch is nan"):
+    with pytest.raises(
+        FloatingPointError, match="the nll of example 4 of 5 in the batch is nan"
+    ):
         SFTStep(untied, optimizer, token_budget=12).step(EXAMPLES, 0, 1.0)
 
 
 def test_finite_sums_pass():
     check_finite(nll=torch.tensor([0.0, 1e300], dtype=torch.float64), entropy=torch.ones(2))
-    with pytest.raises(FloatingPointError, match="the entropy of example 2 of 2 in the batch is -inf"):
+    with pytest.raises(
+        FloatingPointError, match="the entropy of example 2 of 2 in the batch is -inf"
+    ):
         check_finite(nll=torch.zeros(2), entropy=torch.tensor([1.0, -float("inf")]))
 
 

@@ -1,4 +1,6 @@
-"""`torchrun --nproc_per_node 2` trains what one process trains: metrics, rollouts, checkpoints; and resumes it."""
+"""`torchrun --nproc_per_node 2` trains what one process trains: metrics, rollouts,
+checkpoints; and resumes it.
+"""
 
 from __future__ import annotations
 
@@ -29,8 +31,17 @@ PRM += "prm.heldout=DIRECTORY/labelled.jsonl run.steps=3 prm.batch_size=9 prm.to
 
 def start(directory: Path, command: str, name: str, processes: int) -> subprocess.Popen[str]:
     """A training script in as many processes."""
-    words = [*command.replace("DIRECTORY", str(directory)).split(), f"run.directory={directory}", f"run.name={name}"]
-    torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"] * (processes > 1)
+    words = [
+        *command.replace("DIRECTORY", str(directory)).split(),
+        f"run.directory={directory}",
+        f"run.name={name}",
+    ]
+    torchrun = [
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        f"--nproc_per_node={processes}",
+    ] * (processes > 1)
     return subprocess.Popen(
         [sys.executable, *torchrun, *words],
         cwd=ROOT,
@@ -52,11 +63,16 @@ def train(directory: Path, command: str, name: str, processes: int) -> Path:
 def assert_same_run(found: Path, expected: Path, tolerance: float = 1e-4) -> None:
     for name in ("metrics.jsonl", "rollouts.jsonl"):
         if (expected / name).exists():
-            pairs = zip(*((path / name).read_text().splitlines() for path in (found, expected)), strict=True)
+            pairs = zip(
+                *((path / name).read_text().splitlines() for path in (found, expected)),
+                strict=True,
+            )
             for a, b in pairs:
                 assert_same(json.loads(a), json.loads(b), tolerance)
     for name in ("model.safetensors", "trainer.safetensors"):
-        tensors = [load_file(path / "checkpoints" / "step-3" / name) for path in (found, expected)]
+        tensors = [
+            load_file(path / "checkpoints" / "step-3" / name) for path in (found, expected)
+        ]
         assert tensors[0].keys() == tensors[1].keys()
         for key, tensor in tensors[1].items():
             scale = float(tensor.abs().max())
@@ -66,9 +82,13 @@ def assert_same_run(found: Path, expected: Path, tolerance: float = 1e-4) -> Non
 def assert_same(found: dict, expected: dict, tolerance: float) -> None:
     assert found.keys() == expected.keys()
     for name, value in expected.items():
-        numbers = isinstance(value, float) or (isinstance(value, list) and all(isinstance(x, float) for x in value))
+        numbers = isinstance(value, float) or (
+            isinstance(value, list) and all(isinstance(x, float) for x in value)
+        )
         if "second" not in name:  # times differ, and tokens per second
-            assert found[name] == (pytest.approx(value, abs=tolerance) if numbers else value), name
+            assert found[name] == (
+                pytest.approx(value, abs=tolerance) if numbers else value
+            ), name
 
 
 @pytest.fixture(scope="module")
@@ -81,8 +101,14 @@ def directory(tmp_path_factory):
 def test_sft_begun_sharded_by_two_and_ended_by_one(directory):
     train(directory, f"{SFT} run.steps=2 model.sharded=true", "two", 2)
     found = train(directory, f"{SFT} --resume", "two", 1)
-    kept = [line for line in (found / "metrics.jsonl").read_text().splitlines() if '"step": 2, "heldout' not in line]
-    (found / "metrics.jsonl").write_text("\n".join(kept))  # but for what was measured at the end of the first half
+    kept = [
+        line
+        for line in (found / "metrics.jsonl").read_text().splitlines()
+        if '"step": 2, "heldout' not in line
+    ]
+    (found / "metrics.jsonl").write_text(
+        "\n".join(kept)
+    )  # but for what was measured at the end of the first half
     assert_same_run(found, directory / "one")
 
 
@@ -92,7 +118,9 @@ def test_grpo(directory):
 
 
 def test_prm(directory):
-    """Copied, with a head that learns first; sharded, where that is refused; and in the rewards of a policy."""
+    """Copied, with a head that learns first; sharded, where that is refused; and in the
+    rewards of a policy.
+    """
     rows = [
         {
             "prompt": f"{n} + 1?",
@@ -105,9 +133,15 @@ def test_prm(directory):
     expected = train(directory, f"{PRM} prm.head_steps=2", "prm-one", 1)
     assert_same_run(train(directory, f"{PRM} prm.head_steps=2", "prm-two", 2), expected)
     expected = train(directory, f"{PRM} prm.head_steps=0", "prm-whole", 1)
-    assert_same_run(train(directory, f"{PRM} prm.head_steps=0 model.sharded=true", "prm-sharded", 2), expected)
+    assert_same_run(
+        train(directory, f"{PRM} prm.head_steps=0 model.sharded=true", "prm-sharded", 2),
+        expected,
+    )
     process = start(directory, f"{PRM} prm.head_steps=2 model.sharded=true", "prm-refused", 2)
-    assert "error: prm.head_steps freezes weights for a while" in process.communicate(timeout=300)[1]
+    assert (
+        "error: prm.head_steps freezes weights for a while"
+        in process.communicate(timeout=300)[1]
+    )
     assert process.returncode
 
     command = f"{GRPO} process.prm=DIRECTORY/prm-whole algorithm.method=pure"
@@ -116,7 +150,9 @@ def test_prm(directory):
 
 
 def test_ctrl_c_saves_once_and_says_so_once(directory):
-    """torchrun passes the signal on to every rank; all end at one step, and none before it is written."""
+    """torchrun passes the signal on to every rank; all end at one step, and none before it is
+    written.
+    """
     process = start(directory, f"{SFT} run.steps=100000", "stopped", 2)
     metrics = directory / "stopped" / "metrics.jsonl"
     deadline = time.monotonic() + 120
@@ -127,4 +163,7 @@ def test_ctrl_c_saves_once_and_says_so_once(directory):
     _, errors = process.communicate(timeout=120)
     (checkpoint,) = (directory / "stopped" / "checkpoints").iterdir()
     said = f"stopped after step {checkpoint.name.removeprefix('step-')}, which is saved"
-    assert errors.count(said) == errors.count("stopping after this step") == 1 and "error:" not in errors
+    assert (
+        errors.count(said) == errors.count("stopping after this step") == 1
+        and "error:" not in errors
+    )

@@ -30,7 +30,15 @@ EXAMPLES = [
     Example([20, 21], [22, 23, 24, 25, 0]),
     Example([30, 31, 32, 33], []),
 ]
-PROMPTS = [[5], [7, 300, 12, 44], [7, 300, 12, 44], [9] * 11, [7, 300, 12, 44], [700, 3, 3], [5]]
+PROMPTS = [
+    [5],
+    [7, 300, 12, 44],
+    [7, 300, 12, 44],
+    [9] * 11,
+    [7, 300, 12, 44],
+    [700, 3, 3],
+    [5],
+]
 LAYOUTS = {  # of the SFT step, and of the model
     "plain": ({}, {}),
     "sequence mean, DFT": ({"aggregation": "sequence", "dft": True}, {}),
@@ -75,13 +83,18 @@ class Scenes:
         return shard(model, dtype) if self.kind == "sharded" else model
 
     def gradient(self, examples: list[Example], layout: str) -> dict[str, Any]:
-        """Metrics and gradient of an SFT step in float64: without a memory, Adam's mean is the gradient."""
+        """Metrics and gradient of an SFT step in float64: without a memory, Adam's mean is the
+        gradient.
+        """
         options, changes = LAYOUTS[layout]
         model = self.model(torch.float64, **changes)
         optimizer = Optimizer(model, 0.0, (0.0, 0.9), 1e-8, math.inf)
         metrics = SFTStep(model, optimizer, **options).step(examples, 3, 1e-3)
         state = optimizer.state()
-        return {"metrics": metrics, "gradient": {k: v for k, v in state.items() if k.startswith("exp_avg.")}}
+        return {
+            "metrics": metrics,
+            "gradient": {k: v for k, v in state.items() if k.startswith("exp_avg.")},
+        }
 
     def training(self, store: str, steps: range, resume: Path | None = None) -> dict[str, Any]:
         """Some steps of SFT from the start, or from a file that holds what this returned."""
@@ -89,11 +102,18 @@ class Scenes:
         model, saved = self.model(dtype), None
         if resume:
             saved = torch.load(resume, weights_only=False)
-            model = self.shard(load_weights(Scenes(self.directory, "replicated").model(dtype), saved["weights"]), dtype)
+            model = self.shard(
+                load_weights(
+                    Scenes(self.directory, "replicated").model(dtype), saved["weights"]
+                ),
+                dtype,
+            )
         optimizer = Optimizer(model, 0.1, (0.9, 0.95), 1e-8, 1.0, **options)
         if saved:
             optimizer.load_state(saved["state"])
-            assert same_bits(optimizer.state(), saved["state"] if ranks.is_main() else {}), "loaded and saved again"
+            assert same_bits(optimizer.state(), saved["state"] if ranks.is_main() else {}), (
+                "loaded and saved again"
+            )
         step = SFTStep(model, optimizer, token_budget=12, neftune_alpha=2.0)
         history = [step.step(EXAMPLES, number, 1e-2) for number in steps]
         loss, state = heldout_loss(model, EXAMPLES, 12), optimizer.state()
@@ -102,23 +122,32 @@ class Scenes:
         return {"weights": weights, "state": state, "metrics": history, "heldout": loss}
 
     def sampler(self) -> SharedSampler:
-        tokenizer = Tokenizer(world_tokenizer(), CHAT_TEMPLATE, range(0, 1000, 25), eos_token="<|endoftext|>")
+        tokenizer = Tokenizer(
+            world_tokenizer(), CHAT_TEMPLATE, range(0, 1000, 25), eos_token="<|endoftext|>"
+        )
         return SharedSampler(Sampler(self.model(), tokenizer, slots=4))
 
     def samples(self) -> list[tuple]:
         """Completions of more prompts than ranks, some of them equal, of fewer, and of none."""
         sampler = self.sampler()
         found = sampler.generate(PROMPTS, n=2, max_new_tokens=12, seed=3)
-        found += sampler.generate(PROMPTS[1:2], n=3, max_new_tokens=12, temperature=0.7, top_k=20, stop=["the"])
+        found += sampler.generate(
+            PROMPTS[1:2], n=3, max_new_tokens=12, temperature=0.7, top_k=20, stop=["the"]
+        )
         found += sampler.generate([])
-        return [(c.prompt_index, c.sample_index, c.tokens, c.text, c.finish_reason) for c in found]
+        return [
+            (c.prompt_index, c.sample_index, c.tokens, c.text, c.finish_reason) for c in found
+        ]
 
     def episodes(self) -> list[tuple]:
         scorers = [VerifiedReward(reward_of_this_rank)]
         problems = [Problem(name, "?", "1") for name in "abcdefg"]
         groups = self.sampler().episodes(problems, PROMPTS, scorers, 2, max_new_tokens=6)
         found = [e for group in groups for e in group]
-        return [(e.problem.id, e.completion.prompt_index, e.completion.tokens, e.rewards["total"]) for e in found]
+        return [
+            (e.problem.id, e.completion.prompt_index, e.completion.tokens, e.rewards["total"])
+            for e in found
+        ]
 
     def bad_number(self) -> str:
         """What is said when a number that only one rank computes is none."""
@@ -143,7 +172,9 @@ def load_weights(model: Transformer, weights: dict[str, torch.Tensor]) -> Transf
 
 
 def same_bits(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> bool:
-    return found.keys() == expected.keys() and all(torch.equal(found[name], expected[name]) for name in expected)
+    return found.keys() == expected.keys() and all(
+        torch.equal(found[name], expected[name]) for name in expected
+    )
 
 
 def reward_of_this_rank(problem: Problem, completions: list) -> list[dict[str, float]]:
@@ -152,7 +183,9 @@ def reward_of_this_rank(problem: Problem, completions: list) -> list[dict[str, f
 
 
 def do_everything(directory: Path) -> dict[str, Any]:
-    """By one rank or by two together; what main saves in `directory` is for the others to go on from."""
+    """By one rank or by two together; what main saves in `directory` is for the others to go
+    on from.
+    """
     n = ranks.count()
     result: dict[str, Any] = {
         "any": [ranks.any(False), ranks.any(True), ranks.any(ranks.number() == n - 1)],
@@ -193,7 +226,10 @@ def sums() -> list[torch.Tensor]:
     """Tensors of many kinds whose sum over all ranks is 6, in buckets of at most 8 numbers."""
     shapes = {(3,): 2, (2, 2): 0, (): 0, (0,): 0, (20,): 1, (5,): 1, (4,): 2, (7,): 0}
     types = (torch.float32, torch.float64, torch.int32)
-    tensors = [torch.full(shape, 6 // ranks.count(), dtype=types[kind]) for shape, kind in shapes.items()]
+    tensors = [
+        torch.full(shape, 6 // ranks.count(), dtype=types[kind])
+        for shape, kind in shapes.items()
+    ]
     tensors.append(torch.full((4, 3), 6.0 / ranks.count()).T)  # not contiguous
     before, ranks.BUCKET = ranks.BUCKET, 8
     ranks.sum_(tensors)
@@ -208,7 +244,11 @@ def after_a_death(directory: Path) -> list[str]:
     if ranks.number() == 1:
         os._exit(0)
     said = []
-    for together in (lambda: model(torch.arange(5)[None]), lambda: ranks.any(True), lambda: ranks.gather([1])):
+    for together in (
+        lambda: model(torch.arange(5)[None]),
+        lambda: ranks.any(True),
+        lambda: ranks.gather([1]),
+    ):
         try:
             together()
         except RuntimeError as error:
@@ -216,7 +256,8 @@ def after_a_death(directory: Path) -> list[str]:
     return [*said, ranks.lost(RuntimeError("a mistake of one's own"))]
 
 
-# --- two processes ---------------------------------------------------------------------------------------------------
+# --- two processes
+# ---------------------------------------------------------------------------------------------
 
 
 def run_two(directory: Path) -> list[dict[str, Any]]:
@@ -234,7 +275,10 @@ def be_a_rank(rank: int, port: int, directory: Path) -> None:
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     torch.set_num_threads(1)
     ranks.start(torch.device("cpu"))
-    done: dict[str, Any] = {"everything": do_everything(directory), "gone on": go_on(directory, others=1)}
+    done: dict[str, Any] = {
+        "everything": do_everything(directory),
+        "gone on": go_on(directory, others=1),
+    }
     torch.save(done, directory / f"rank{rank}.pt")
     done["death"] = after_a_death(directory)
     torch.save(done, directory / f"rank{rank}.pt")

@@ -1,4 +1,6 @@
-"""The calls of `bench kernels`: each kernel and its reference, and what it must move and multiply."""
+"""The calls of `bench kernels`: each kernel and its reference, and what it must move and
+multiply.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kernels import attention, linear, linear_logprob, lm_head, record, rms_norm, rope_write, swiglu, truncation
+from kernels import (
+    attention,
+    linear,
+    linear_logprob,
+    lm_head,
+    record,
+    rms_norm,
+    rope_write,
+    swiglu,
+    truncation,
+)
 from nanomath.commands.bench.training import materialised_logprob
 from nanomath.models import ModelConfig
 
@@ -41,8 +53,8 @@ class Setting:
 
 @dataclass(frozen=True)
 class Case:
-    """A kernel in the form for the device, its PyTorch reference, bytes that must be read or written, and FLOPs of
-    matrix products.
+    """A kernel in the form for the device, its PyTorch reference, bytes that must be read or
+    written, and FLOPs of matrix products.
     """
 
     kernel: Callable[[], object]
@@ -55,7 +67,10 @@ class Case:
 def add_rms_norm_case(s: Setting) -> Case:
     x, delta = s.random(2, s.rows, s.config.hidden_size)
     arguments = x, delta, s.random(s.config.hidden_size), s.config.norm_eps
-    forms = (partial(form, *arguments) for form in (rms_norm.add_rms_norm, rms_norm.add_rms_norm_reference))
+    forms = (
+        partial(form, *arguments)
+        for form in (rms_norm.add_rms_norm, rms_norm.add_rms_norm_reference)
+    )
     return Case(*forms, moved=4 * x.nbytes)
 
 
@@ -67,35 +82,53 @@ def swiglu_case(s: Setting) -> Case:
 
 def cache(s: Setting) -> tuple[attention.Pages, Tensor]:
     """The pages of the context of every row, and the rows' slots."""
-    device, c = torch.device(s.device), s.config
+    device = torch.device(s.device)
+    c = s.config
     pages = -(-s.context // attention.page_size(device))
-    keys, values = attention.new_pages((s.rows * pages,), c.num_kv_heads, c.head_dim, s.dtype, device)
+    keys, values = attention.new_pages(
+        (s.rows * pages,), c.num_kv_heads, c.head_dim, s.dtype, device
+    )
     keys.normal_()
     values.normal_()
     table = torch.randperm(s.rows * pages, device=s.device).view(s.rows, pages).int()
-    return attention.Pages(keys, values, table), torch.arange(s.rows, device=s.device, dtype=torch.int32)
+    return attention.Pages(keys, values, table), torch.arange(
+        s.rows, device=s.device, dtype=torch.int32
+    )
 
 
 def rope_write_case(s: Setting) -> Case:
     pages, slot = cache(s)
-    qkv = s.random(s.rows, (s.config.num_heads + 2 * s.config.num_kv_heads) * s.config.head_dim)
-    angles = s.random(2, s.context, s.config.head_dim // 2).repeat(1, 1, 2)  # as cos and sin: both halves are alike
+    qkv = s.random(
+        s.rows, (s.config.num_heads + 2 * s.config.num_kv_heads) * s.config.head_dim
+    )
+    angles = s.random(2, s.context, s.config.head_dim // 2).repeat(
+        1, 1, 2
+    )  # as cos and sin: both halves are alike
     arguments = qkv, s.integers(s.context, s.rows), slot, tuple(angles), pages
-    forms = (partial(form, *arguments) for form in (rope_write.rope_write, rope_write.rope_write_reference))
+    forms = (
+        partial(form, *arguments)
+        for form in (rope_write.rope_write, rope_write.rope_write_reference)
+    )
     return Case(*forms, moved=2 * qkv.nbytes)
 
 
 def attention_case(s: Setting, group: int = 1) -> Case:
     """Decoding. In groups, all of the context but its last page is the prompt's."""
     pages, slot = cache(s)
-    shared, tiles = 0, ()
+    shared = 0
+    tiles = ()
     if group > 1:
         shared = pages.table.shape[1] - 1
         pages.table[:, :shared] = pages.table[::group, :shared].repeat_interleave(group, 0)
         most = attention.rows_per_tile(s.config.num_heads, s.config.num_kv_heads)
-        width = next(group // parts for parts in range(1, group + 1) if group % parts == 0 and group // parts <= most)
+        width = next(
+            group // parts
+            for parts in range(1, group + 1)
+            if group % parts == 0 and group // parts <= most
+        )
         tiles = None, slot.view(-1, width), torch.full_like(slot[: s.rows // width], shared)
-    q, length = s.random(s.rows, s.config.num_heads, s.config.head_dim), torch.full_like(slot, s.context)
+    q = s.random(s.rows, s.config.num_heads, s.config.head_dim)
+    length = torch.full_like(slot, s.context)
     arguments = q, pages, slot, length
     common = shared * pages.keys.shape[2]
     read = s.rows * (s.context - common) + s.rows // group * common
@@ -109,7 +142,8 @@ def attention_case(s: Setting, group: int = 1) -> Case:
 
 def linear_case(s: Setting) -> Case:
     """gate_up; the reference is the library's product."""
-    x, weight = s.random(s.rows, s.config.hidden_size), s.random(2 * s.config.intermediate_size, s.config.hidden_size)
+    x = s.random(s.rows, s.config.hidden_size)
+    weight = s.random(2 * s.config.intermediate_size, s.config.hidden_size)
     return Case(
         partial(linear.invariant_linear, x, weight),
         partial(F.linear, x, weight),
@@ -119,7 +153,8 @@ def linear_case(s: Setting) -> Case:
 
 
 def sample_case(s: Setting) -> Case:
-    hidden, weight = s.random(s.rows, s.config.hidden_size), s.random(s.config.vocab_size, s.config.hidden_size)
+    hidden = s.random(s.rows, s.config.hidden_size)
+    weight = s.random(s.config.vocab_size, s.config.hidden_size)
     arguments = hidden, weight, s.uniform(), 1.0
     forms = (partial(form, *arguments) for form in (lm_head.sample, lm_head.sample_reference))
     return Case(*forms, moved=weight.nbytes, flops=2 * s.rows * weight.numel())
@@ -140,11 +175,15 @@ def record_case(s: Setting) -> Case:
     state = token, count.int(), count, limit, limit == 0, tokens, logprobs, sampling
     arguments = drawn, state, torch.tensor([9], device=s.device)
     forms = (partial(form, *arguments) for form in (record.record, record.record_reference))
-    return Case(*forms, moved=s.rows * (16 + 17 + 25))  # read: what was drawn, the state; written
+    return Case(
+        *forms, moved=s.rows * (16 + 17 + 25)
+    )  # read: what was drawn, the state; written
 
 
 def logprob_case(s: Setting) -> Case:
-    """Forward and backward, in which four products must be made; the reference makes all logits at once."""
+    """Forward and backward, in which four products must be made; the reference makes all
+    logits at once.
+    """
     hidden = s.random(s.tokens, s.config.hidden_size).requires_grad_()
     weight = s.random(s.config.vocab_size, s.config.hidden_size).mul_(0.02).requires_grad_()
     target = s.integers(s.config.vocab_size, s.tokens, torch.int64)

@@ -6,11 +6,12 @@
     python -m nanomath bench kernels kernels=paged_attention rows=64,256 context=4096
     python -m nanomath bench kernels --check
 
-The floor is the time in which this machine, as measured just before, can read and write what the kernel must, or make
-its matrix products. On a GPU a call is replayed from a CUDA graph, the last cache emptied before each; the kernels of
-training run as they are. On a CPU the CPU forms are timed, where a kernel has one. --check runs tests/kernels and
-tests/gpu instead: kernels, sampler and training on the GPU, or where there is none on a pretended one, by Triton's
-interpreter. Its exit code is pytest's.
+The floor is the time in which this machine, as measured just before, can read and write what
+the kernel must, or make its matrix products. On a GPU a call is replayed from a CUDA graph,
+the last cache emptied before each; the kernels of training run as they are. On a CPU the CPU
+forms are timed, where a kernel has one. --check runs tests/kernels and tests/gpu instead:
+kernels, sampler and training on the GPU, or where there is none on a pretended one, by
+Triton's interpreter. Its exit code is pytest's.
 """
 
 from __future__ import annotations
@@ -29,7 +30,14 @@ import torch
 from tqdm import tqdm
 
 import nanomath
-from nanomath.commands.bench.kernel_cases import CASES, GROUP, OF_TOKENS, WITHOUT_CPU_FORM, Case, Setting
+from nanomath.commands.bench.kernel_cases import (
+    CASES,
+    GROUP,
+    OF_TOKENS,
+    WITHOUT_CPU_FORM,
+    Case,
+    Setting,
+)
 from nanomath.commands.bench.machine import (
     SHAPES,
     in_new_process,
@@ -53,22 +61,40 @@ class KernelBench:
     """Which kernels, at which sizes."""
 
     kernels: list[str] = option(list(CASES), "what to measure", choices=tuple(CASES))
-    shapes: list[str] = option([], "models; empty: qwen2.5-0.5b, on a GPU 1.5b as well", choices=tuple(SHAPES))
+    shapes: list[str] = option(
+        [], "models; empty: qwen2.5-0.5b, on a GPU 1.5b as well", choices=tuple(SHAPES)
+    )
     rows: list[int] = option(
-        [], f"rows of a decoding step, multiples of {GROUP}; empty: 16, on a GPU 64 and 256", minimum=1
+        [],
+        f"rows of a decoding step, multiples of {GROUP}; empty: 16, on a GPU 64 and 256",
+        minimum=1,
     )
     context: int = option(1024, "tokens that each row attends to", minimum=1)
     tokens: int = option(0, "tokens of a training step, 0: 256, on a GPU 8192", minimum=0)
-    dtype: str = option("auto", "auto: bfloat16 on a GPU, else float32", choices=("auto", "float32", "bfloat16"))
+    dtype: str = option(
+        "auto",
+        "auto: bfloat16 on a GPU, else float32",
+        choices=("auto", "float32", "bfloat16"),
+    )
     device: str = option("auto", "cpu, cuda, cuda:1, ...; auto: cuda where there is one")
     threads: int = option(0, "CPU threads, 0: let torch decide", minimum=0)
-    calls: int = option(20, "calls for each number; the median counts; on a CPU fewer of what is slow", minimum=1)
-    save: str = option("", "write the numbers, with what they were measured on, to this JSON file")
+    calls: int = option(
+        20,
+        "calls for each number; the median counts; on a CPU fewer of what is slow",
+        minimum=1,
+    )
+    save: str = option(
+        "", "write the numbers, with what they were measured on, to this JSON file"
+    )
 
 
 def main(argv: list[str]) -> int:
-    """Measure the kernels, each in a process of its own, print a table and save it after each; or run their tests."""
-    config, flags = parse_arguments(KernelBench, argv, __doc__, {"--check": "run the kernels' tests instead"})
+    """Measure the kernels, each in a process of its own, print a table and save it after each;
+    or run their tests.
+    """
+    config, flags = parse_arguments(
+        KernelBench, argv, __doc__, {"--check": "run the kernels' tests instead"}
+    )
     if flags:
         return check()
     resolve(config)
@@ -78,13 +104,17 @@ def main(argv: list[str]) -> int:
     print(table_head(report))
     with tqdm(total=len(config.kernels), unit="kernel", disable=None, leave=False) as bar:
         for kernel in config.kernels:
-            for row in in_new_process(measure, kernel, config, measured) or [[no_memory(kernel)]]:
+            for row in in_new_process(measure, kernel, config, measured) or [
+                [no_memory(kernel)]
+            ]:
                 report["rows"] += row
                 bar.write("\n".join(map(table_row, row)))
             save_report(report, config.save)
             bar.update()
     if config.device == "cpu":
-        print(f"the Triton forms of {', '.join(config.kernels)} need a GPU: the CPU forms were measured")
+        print(
+            f"the Triton forms of {', '.join(config.kernels)} need a GPU: the CPU forms were measured"
+        )
         if same := [kernel for kernel in config.kernels if kernel in WITHOUT_CPU_FORM]:
             print(f"{' and '.join(same)}: no CPU form, PyTorch was measured twice")
     return int(any("failed" in row for row in report["rows"]))
@@ -94,7 +124,9 @@ def check() -> int:
     """pytest's exit code for CHECKS. FileNotFoundError or ImportError where that cannot run."""
     root = Path(nanomath.__file__).parents[1]
     if lacking := [tests for tests in CHECKS if not (root / tests).is_dir()]:
-        raise FileNotFoundError(f"--check runs the repository's {' and '.join(lacking)}, and {root} has none")
+        raise FileNotFoundError(
+            f"--check runs the repository's {' and '.join(lacking)}, and {root} has none"
+        )
     if find_spec("pytest") is None:
         raise ImportError("--check needs pytest: pip install pytest hypothesis")
     command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *CHECKS]
@@ -114,7 +146,8 @@ def resolve(config: KernelBench) -> None:
         raise ValueError(f"rows={config.rows}: grouped_attention needs multiples of {GROUP}")
 
 
-# --- in the measured process -----------------------------------------------------------------------------------------
+# --- in the measured process
+# -----------------------------------------------------------------------------------------
 
 
 def measure(kernel: str, config: KernelBench, machine: Machine) -> list[dict[str, Any]]:
@@ -126,7 +159,9 @@ def measure(kernel: str, config: KernelBench, machine: Machine) -> list[dict[str
         try:
             found[-1] |= measure_case(CASES[kernel](setting), config, machine)
         except Exception as error:  # noqa: BLE001 - whatever a kernel can raise is a result, the others go on
-            found[-1]["failed"] = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+            found[-1]["failed"] = (
+                f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+            )
             break
     return found
 
@@ -143,26 +178,35 @@ def settings(kernel: str, config: KernelBench) -> Iterator[tuple[Setting, dict[s
 
 
 def measure_case(case: Case, config: KernelBench, machine: Machine) -> dict[str, Any]:
-    """Seconds of both forms, the reference's None for want of memory; the floor; peak bytes of the kernel on a GPU."""
+    """Seconds of both forms, the reference's None for want of memory; the floor; peak bytes of
+    the kernel on a GPU.
+    """
     device = torch.device(config.device)
-    gpu, memory = device.type == "cuda", None
+    gpu = device.type == "cuda"
+    memory = None
     if gpu:
         before = peak_memory(device, restart=True)
         case.kernel()
         memory = peak_memory(device) - before
     kernel = in_graph(case.kernel) if gpu and case.in_graph else case.kernel
     found = {"floor_s": machine.seconds(case.moved, case.flops), "bytes": memory}
-    found["kernel_s"], found["reference_s"] = typical(kernel, device, config.calls), None
+    found["kernel_s"] = typical(kernel, device, config.calls)
+    found["reference_s"] = None
     with suppress(torch.OutOfMemoryError):
         found["reference_s"] = typical(case.reference, device, config.calls)
     return found
 
 
 def typical(run: Callable[[], object], device: torch.device, calls: int) -> float:
-    """The median seconds of so many calls, each after the GPU's last cache was emptied; on a CPU, where kernels take
-    from microseconds to seconds, of those that fit into one second, three at least.
+    """The median seconds of so many calls, each after the GPU's last cache was emptied; on a
+    CPU, where kernels take from microseconds to seconds, of those that fit into one second,
+    three at least.
     """
-    flush = torch.empty(FLUSHED, dtype=torch.int8, device=device) if device.type == "cuda" else None
+    flush = (
+        torch.empty(FLUSHED, dtype=torch.int8, device=device)
+        if device.type == "cuda"
+        else None
+    )
     run()
     found = []
     for _ in range(calls):
@@ -175,8 +219,11 @@ def typical(run: Callable[[], object], device: torch.device, calls: int) -> floa
 
 
 def in_graph(run: Callable[[], object]) -> Callable[[], None]:
-    """The call as a CUDA graph: what is left is the time of its kernels, without that of launching them."""
-    graph, aside = torch.cuda.CUDAGraph(), torch.cuda.Stream()
+    """The call as a CUDA graph: what is left is the time of its kernels, without that of
+    launching them.
+    """
+    graph = torch.cuda.CUDAGraph()
+    aside = torch.cuda.Stream()
     aside.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(aside):
         run()
@@ -186,17 +233,24 @@ def in_graph(run: Callable[[], object]) -> Callable[[], None]:
     return graph.replay
 
 
-# --- the table -------------------------------------------------------------------------------------------------------
+# --- the table
+# ---------------------------------------------------------------------------------------------
 
 
 def no_memory(kernel: str) -> dict[str, Any]:
-    return {"kernel": kernel, "shape": "", "rows": 0, "failed": "its process ended, most likely for want of memory"}
+    return {
+        "kernel": kernel,
+        "shape": "",
+        "rows": 0,
+        "failed": "its process ended, most likely for want of memory",
+    }
 
 
 def table_head(report: dict[str, Any]) -> str:
     """What was measured where, and the names of the columns."""
     names = "".join(
-        f"{name:>12}" for name in ("rows", "kernel, us", "floor, us", "of it", "PyTorch, us", "ratio", "MB")
+        f"{name:>12}"
+        for name in ("rows", "kernel, us", "floor, us", "of it", "PyTorch, us", "ratio", "MB")
     )
     return f"{report['config']['dtype']}; {place(report)}; medians\n{'':19}{'':14}{names}"
 
@@ -206,7 +260,9 @@ def table_row(row: dict[str, Any]) -> str:
     named = f"{row['kernel']:19}{row['shape']:14}{row['rows']:12}"
     if "failed" in row:
         return f"{named}  {row['failed']}"
-    kernel, floor, reference = row["kernel_s"], row["floor_s"], row["reference_s"]
+    kernel = row["kernel_s"]
+    floor = row["floor_s"]
+    reference = row["reference_s"]
     cells = [
         f"{kernel * 1e6:.1f}",
         f"{floor * 1e6:.1f}",

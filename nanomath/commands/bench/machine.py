@@ -1,4 +1,6 @@
-"""What the benchmarks share: named shapes, processes of their own, peak memory, reports, and what the machine is."""
+"""What the benchmarks share: named shapes, processes of their own, peak memory, reports, and
+what the machine is.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +35,8 @@ SHAPES = {  # of configs/tiny, SmolLM2-135M and Qwen2.5; time and memory do not 
 }
 Call = tuple[Callable[..., Any], ...]  # a function of a module and its arguments
 
-# --- processes -------------------------------------------------------------------------------------------------------
+# --- processes
+# ---------------------------------------------------------------------------------------------
 
 
 def in_new_process(function: Callable[..., Any], *arguments: Any) -> list[Any]:
@@ -41,12 +44,17 @@ def in_new_process(function: Callable[..., Any], *arguments: Any) -> list[Any]:
     with ProcessPoolExecutor(1, get_context("spawn")) as pool:
         try:
             return [pool.submit(function, *arguments).result()]
-        except (BrokenProcessPool, torch.OutOfMemoryError):  # the operating system killed it, or CUDA refused
+        except (
+            BrokenProcessPool,
+            torch.OutOfMemoryError,
+        ):  # the operating system killed it, or CUDA refused
             return []
 
 
 def by_turns(sides: dict[str, list[Call]], bar: tqdm) -> dict[str, list[Any]]:
-    """What the calls of each side return, where memory sufficed; the sides take turns, each call in a new process."""
+    """What the calls of each side return, where memory sufficed; the sides take turns, each
+    call in a new process.
+    """
     found: dict[str, list[Any]] = {side: [] for side in sides}
     for turn in zip(*sides.values(), strict=True):
         for side, call in zip(sides, turn, strict=True):
@@ -62,7 +70,9 @@ def use_threads(threads: int) -> None:
 
 
 def this_machine(config: Any) -> Machine:
-    """What `config`'s device does with `config.threads` in `config.dtype`, measured in a process of its own."""
+    """What `config`'s device does with `config.threads` in `config.dtype`, measured in a
+    process of its own.
+    """
     (measured,) = in_new_process(_measure_machine, config.device, config.dtype, config.threads)
     return measured
 
@@ -73,21 +83,28 @@ def _measure_machine(device: str, dtype: str, threads: int) -> Machine:
 
 
 def peak_memory(device: torch.device, restart: bool = False) -> int:
-    """Most bytes in use at a time, on the GPU or resident in this process; counted from now on with `restart`."""
+    """Most bytes in use at a time, on the GPU or resident in this process; counted from now on
+    with `restart`.
+    """
     if device.type == "cuda":
         if restart:
             torch.cuda.reset_peak_memory_stats(device)
         return torch.cuda.max_memory_allocated(device)
     status = Path("/proc/self/status")
-    if not status.is_file():  # no Linux, and no way to restart: what was there before is the most so far
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    if (
+        not status.is_file()
+    ):  # no Linux, and no way to restart: what was there before is the most so far
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (
+            1 if sys.platform == "darwin" else 1024
+        )
     if restart:
         Path("/proc/self/clear_refs").write_text("5")
     lines = status.read_text(encoding="utf-8").splitlines()
     return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
 
 
-# --- reports ---------------------------------------------------------------------------------------------------------
+# --- reports
+# ---------------------------------------------------------------------------------------------
 
 
 def new_report(target: str, argv: Iterable[str], config: Any) -> dict[str, Any]:
@@ -98,11 +115,18 @@ def new_report(target: str, argv: Iterable[str], config: Any) -> dict[str, Any]:
     if config.save and not Path(config.save).absolute().parent.is_dir():
         raise FileNotFoundError(f"save: there is no directory to write {config.save} to")
     command = shlex.join(["python", "-m", "nanomath", "bench", target, *argv])
-    return {"command": command, **machine(config.device, config.threads), "config": asdict(config), "rows": []}
+    return {
+        "command": command,
+        **machine(config.device, config.threads),
+        "config": asdict(config),
+        "rows": [],
+    }
 
 
 def save_report(report: dict[str, Any], path: str) -> None:
-    """Write the report, if it is to be saved; a reader finds the old one or the new one, whole."""
+    """Write the report, if it is to be saved; a reader finds the old one or the new one,
+    whole.
+    """
     if path:
         scratch = Path(path).with_name(f".{Path(path).name}.part")
         scratch.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
@@ -114,7 +138,10 @@ def machine(device: str, threads: int) -> dict[str, Any]:
     processor = platform.processor() or platform.machine()
     if Path("/proc/cpuinfo").is_file():
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        processor = next((line.partition(": ")[2] for line in lines if line.startswith("model name")), processor)
+        processor = next(
+            (line.partition(": ")[2] for line in lines if line.startswith("model name")),
+            processor,
+        )
     if device.startswith("cuda"):
         processor = torch.cuda.get_device_name(device)
     return {

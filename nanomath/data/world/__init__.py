@@ -1,7 +1,8 @@
 """The embedded world: small worlds of problems whose every step can be checked exactly.
 
-Three groups of families: maths, other reasoning, non-reasoning (the groups of the transfer study). Problems come in
-English and Japanese wordings, in train/validation/test splits that are disjoint by construction.
+Three groups of families: maths, other reasoning, non-reasoning (the groups of the transfer
+study). Problems come in English and Japanese wordings, in train/validation/test splits that
+are disjoint by construction.
 """
 
 from .family import split_of

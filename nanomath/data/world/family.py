@@ -1,7 +1,9 @@
-"""What every family of problems supplies, and the two things all families share: the split and the closing sentence.
+"""What every family of problems supplies, and the two things all families share: the split and
+the closing sentence.
 
-A family is a few small functions over `metadata`, a JSON-serialisable dictionary that determines the problem.
-The oracle needs nothing else, so sampled solutions on disk can be checked long after they were sampled.
+A family is a few small functions over `metadata`, a JSON-serialisable dictionary that
+determines the problem. The oracle needs nothing else, so sampled solutions on disk can be
+checked long after they were sampled.
 """
 
 from __future__ import annotations
@@ -28,15 +30,20 @@ class Family(NamedTuple):
     question: Callable[[Metadata], str]
     steps: Callable[[Metadata], list[str]]  # the worked steps, without the closing one
     answer: Callable[[Metadata], str]
-    essence: Callable[[str], object] = str  # what of a step is checked against the worked one; by default all of it
+    essence: Callable[[str], object] = (
+        str  # what of a step is checked against the worked one; by default all of it
+    )
 
 
-# In another language or wording, with another name or object, it is still the same problem: these never decide a split.
+# In another language or wording, with another name or object, it is still the same problem:
+# these never decide a split.
 SURFACE = {"group", "difficulty", "language", "name", "object", "wording"}
 
 
 def split_of(metadata: Metadata) -> str:
-    """The split a problem belongs to: 80 % train, 10 % validation, 10 % test, by a hash of its canonical content."""
+    """The split a problem belongs to: 80 % train, 10 % validation, 10 % test, by a hash of its
+    canonical content.
+    """
     canonical = {key: value for key, value in metadata.items() if key not in SURFACE}
     digest = hashlib.sha256(json.dumps(canonical, sort_keys=True).encode()).digest()
     share = int.from_bytes(digest[:8], "big") % 10

@@ -41,11 +41,13 @@ def generate(
 ) -> list[Problem]:
     """`count` distinct problems of one family and split: a pure function of its arguments.
 
-    A share `direct` of the solutions states the answer alone, as people do who work in their heads.
+    A share `direct` of the solutions states the answer alone, as people do who work in their
+    heads.
 
-    Difficulty is uniform in the closed range (facts have none: always 1); languages take turns. A longer list starts
-    with the shorter one, and another language with the same seed words the same problems. ValueError for an unknown
-    family, split or language, a range outside 1..8, or a split that holds too few distinct problems.
+    Difficulty is uniform in the closed range (facts have none: always 1); languages take
+    turns. A longer list starts with the shorter one, and another language with the same seed
+    words the same problems. ValueError for an unknown family, split or language, a range
+    outside 1..8, or a split that holds too few distinct problems.
     """
     check_request(family, split, count, difficulty, languages)
     random = Random(f"{family}/{split}/{seed}")
@@ -60,7 +62,9 @@ def generate(
                 f"{family}/{split} at difficulty {difficulty} has only {len(problems)} distinct problems, "
                 f"fewer than count={count}: ask for fewer or widen the difficulty"
             )
-        problems[problem.id] = without_steps(problem) if Random(problem.id).random() < direct else problem
+        problems[problem.id] = (
+            without_steps(problem) if Random(problem.id).random() < direct else problem
+        )
     return list(problems.values())
 
 
@@ -69,7 +73,9 @@ def without_steps(problem: Problem) -> Problem:
     return replace(problem, solution=problem.solution.rpartition("\n\n")[2])
 
 
-def check_request(family: str, split: str, count: int, difficulty: tuple[int, int], languages: Sequence[str]) -> None:
+def check_request(
+    family: str, split: str, count: int, difficulty: tuple[int, int], languages: Sequence[str]
+) -> None:
     if family not in REGISTRY:
         raise ValueError(f"unknown family {family!r}: one of {', '.join(REGISTRY)}")
     if split not in SPLITS:
@@ -77,12 +83,18 @@ def check_request(family: str, split: str, count: int, difficulty: tuple[int, in
     if count < 0:
         raise ValueError(f"count must not be negative, got {count}")
     if not 1 <= difficulty[0] <= difficulty[1] <= MAX_DIFFICULTY:
-        raise ValueError(f"difficulty must be a range (low, high) within 1..{MAX_DIFFICULTY}, got {difficulty}")
+        raise ValueError(
+            f"difficulty must be a range (low, high) within 1..{MAX_DIFFICULTY}, got {difficulty}"
+        )
     if not languages or not set(languages) <= set(LANGUAGES):
-        raise ValueError(f"languages must be some of {', '.join(LANGUAGES)}, got {languages!r}")
+        raise ValueError(
+            f"languages must be some of {', '.join(LANGUAGES)}, got {languages!r}"
+        )
 
 
-def draw_problem(random: Random, family: str, split: str, difficulty: tuple[int, int], language: str) -> Problem:
+def draw_problem(
+    random: Random, family: str, split: str, difficulty: tuple[int, int], language: str
+) -> Problem:
     while True:
         metadata = draw_metadata(random, family, random.randint(*difficulty), language)
         if split_of(metadata) == split:
@@ -91,12 +103,18 @@ def draw_problem(random: Random, family: str, split: str, difficulty: tuple[int,
 
 def draw_metadata(random: Random, family: str, difficulty: int, language: str) -> Metadata:
     maker = REGISTRY[family]
-    common = {"family": family, "group": maker.group, "difficulty": difficulty, "language": language}
+    common = {
+        "family": family,
+        "group": maker.group,
+        "difficulty": difficulty,
+        "language": language,
+    }
     return common | maker.draw(random, difficulty)
 
 
 def build_problem(metadata: Metadata) -> Problem:
-    family, language = REGISTRY[metadata["family"]], metadata["language"]
+    family = REGISTRY[metadata["family"]]
+    language = metadata["language"]
     digest = hashlib.sha256(json.dumps(metadata, sort_keys=True).encode()).hexdigest()
     answer = family.answer(metadata)
     steps = [*family.steps(metadata), CLOSING[language] % answer]
@@ -105,20 +123,30 @@ def build_problem(metadata: Metadata) -> Problem:
 
 
 def pretraining_documents(
-    count: int, seed: int = 0, difficulty: tuple[int, int] = (1, 4), languages: Sequence[str] = LANGUAGES
+    count: int,
+    seed: int = 0,
+    difficulty: tuple[int, int] = (1, 4),
+    languages: Sequence[str] = LANGUAGES,
 ) -> list[str]:
-    """`count` shuffled plain texts: worked problems of every family's train split, and statements of the facts.
+    """`count` shuffled plain texts: worked problems of every family's train split, and
+    statements of the facts.
 
-    Every fact is stated in each language, whatever split its question is in. ValueError if `count` is too small.
+    Every fact is stated in each language, whatever split its question is in. ValueError if
+    `count` is too small.
     """
     check_request("maths", "train", count, difficulty, languages)
-    statements = [statement for language in languages for statement in fact_statements(language)]
+    statements = [
+        statement for language in languages for statement in fact_statements(language)
+    ]
     if count < len(statements):
-        raise ValueError(f"count={count} is too small to state every fact: at least {len(statements)}")
+        raise ValueError(
+            f"count={count} is too small to state every fact: at least {len(statements)}"
+        )
     random = Random(f"pretraining/{seed}")
     documents = statements * max(1, count // (STATEMENT_SHARE * len(statements)))
     while len(documents) < count:
-        family, language = random.choice(list(REGISTRY)), random.choice(languages)
+        family = random.choice(list(REGISTRY))
+        language = random.choice(languages)
         problem = draw_problem(random, family, "train", difficulty, language)
         documents.append(f"{problem.question}\n{problem.solution}")
     random.shuffle(documents)

@@ -1,10 +1,12 @@
-"""Maths: chained word problems in one running quantity; difficulty is the number of events, one step each.
+"""Maths: chained word problems in one running quantity; difficulty is the number of events,
+one step each.
 
     value_0 = start,    value_k = value_{k-1} (+ - * /) operand_k,    1 <= value_k <= 50, always whole
 
-Content: {"start": 12, "events": [["+", 7], ["/", 2]], "name": 0, "object": 3, "wording": [2, 0]}.
-A step is right if the only equation in it applies event k to the running value; both orders of + and * are right.
-Its words are not checked, but any further number or operator makes the step wrong.
+Content: {"start": 12, "events": [["+", 7], ["/", 2]], "name": 0, "object": 3, "wording": [2,
+0]}. A step is right if the only equation in it applies event k to the running value; both
+orders of + and * are right. Its words are not checked, but any further number or operator
+makes the step wrong.
 """
 
 from __future__ import annotations
@@ -67,9 +69,24 @@ WORDINGS = {
         Wording("ends up with {n} times as many", "Growing", "{n}倍に増やします", "増やすと"),
     ],
     "/": [
-        Wording("makes {n} equal parts and keeps one", "Sharing", "{n}等分して、一つだけ残します", "分けると"),
-        Wording("keeps only one of {n} equal parts", "Sharing", "{n}等分した一つだけを取ります", "分けると"),
-        Wording("shares equally among {n}, keeping one share", "Sharing", "{n}等分し、一人分を取ります", "分けると"),
+        Wording(
+            "makes {n} equal parts and keeps one",
+            "Sharing",
+            "{n}等分して、一つだけ残します",
+            "分けると",
+        ),
+        Wording(
+            "keeps only one of {n} equal parts",
+            "Sharing",
+            "{n}等分した一つだけを取ります",
+            "分けると",
+        ),
+        Wording(
+            "shares equally among {n}, keeping one share",
+            "Sharing",
+            "{n}等分し、一人分を取ります",
+            "分けると",
+        ),
     ],
     "*2": [
         Wording("now has twice as many", "Doubling", "数が倍になります", "倍にすると"),
@@ -87,7 +104,12 @@ WORDINGS_PER_EVENT = 3
 
 def apply(value: int, operator: str, operand: int) -> int:
     """The running value after one event; division is exact by construction."""
-    return {"+": value + operand, "-": value - operand, "*": value * operand, "/": value // operand}[operator]
+    return {
+        "+": value + operand,
+        "-": value - operand,
+        "*": value * operand,
+        "/": value // operand,
+    }[operator]
 
 
 def sensible_events(value: int) -> list[tuple[str, list[int]]]:
@@ -114,33 +136,49 @@ def draw(random: Random, difficulty: int) -> Metadata:
         events.append([operator, operand])
     wording = [random.randrange(WORDINGS_PER_EVENT) for _ in events]
     content = {"start": start, "events": events, "wording": wording}
-    return content | {"name": random.randrange(len(NAMES)), "object": random.randrange(len(OBJECTS))}
+    return content | {
+        "name": random.randrange(len(NAMES)),
+        "object": random.randrange(len(OBJECTS)),
+    }
 
 
 def worded_events(metadata: Metadata) -> list[tuple[str, int, Wording]]:
     return [
         (operator, operand, WORDINGS.get(f"{operator}{operand}", WORDINGS[operator])[choice])
-        for (operator, operand), choice in zip(metadata["events"], metadata["wording"], strict=True)
+        for (operator, operand), choice in zip(
+            metadata["events"], metadata["wording"], strict=True
+        )
     ]
 
 
 def question(metadata: Metadata) -> str:
-    (name, kana, pronoun), (thing, japanese_thing, counter) = NAMES[metadata["name"]], OBJECTS[metadata["object"]]
+    (name, kana, pronoun) = NAMES[metadata["name"]]
+    (thing, japanese_thing, counter) = OBJECTS[metadata["object"]]
     events = [(operand, wording) for _, operand, wording in worded_events(metadata)]
     if metadata["language"] == "ja":
-        told = "".join(f"{wording.ja.format(n=operand, c=counter)}。" for operand, wording in events)
+        told = "".join(
+            f"{wording.ja.format(n=operand, c=counter)}。" for operand, wording in events
+        )
         has = f"{kana}は{japanese_thing}を{metadata['start']}{counter}持っています。"
         return f"{has}{told}今{japanese_thing}は何{counter}ですか。"
-    told = "".join(f"{pronoun} {wording.en.format(n=operand)}. " for operand, wording in events)
-    return f"{name} has {metadata['start']} {thing}. {told}How many {thing} does {name} have now?"
+    told = "".join(
+        f"{pronoun} {wording.en.format(n=operand)}. " for operand, wording in events
+    )
+    return (
+        f"{name} has {metadata['start']} {thing}. {told}How many {thing} does {name} have now?"
+    )
 
 
 def steps(metadata: Metadata) -> list[str]:
-    value, lines, japanese = metadata["start"], [], metadata["language"] == "ja"
+    value = metadata["start"]
+    lines = []
+    japanese = metadata["language"] == "ja"
     for operator, operand, wording in worded_events(metadata):
         result = apply(value, operator, operand)
         equation = f"{value}{operator}{operand}={result}"
-        lines.append(f"{wording.ja_step}{equation}。" if japanese else f"{wording.en_step}: {equation}.")
+        lines.append(
+            f"{wording.ja_step}{equation}。" if japanese else f"{wording.en_step}: {equation}."
+        )
         value = result
     return lines
 
@@ -153,7 +191,9 @@ def answer(metadata: Metadata) -> str:
 
 
 def essence(step: str) -> list[str]:
-    """The runs of digits and operators in `step`, operands of + and * in sorted order: one run if it is an equation."""
+    """The runs of digits and operators in `step`, operands of + and * in sorted order: one run
+    if it is an equation.
+    """
     compact = re.sub(r" ?([+\-*/=]) ?", r"\1", step)
     return [in_one_order(run) for run in re.findall(r"[\d+\-*/=]+", compact)]
 

@@ -1,4 +1,5 @@
-"""Non-reasoning: following an instruction literally, recalling a fact given in pre-training, copying.
+"""Non-reasoning: following an instruction literally, recalling a fact given in pre-training,
+copying.
 
 The solution is one step, the answer in its box, compared as exact text.
 """
@@ -10,7 +11,8 @@ from random import Random
 from .family import Family, Metadata
 
 VOCABULARY = (
-    "red blue green gold cat dog bird fish sun moon star rain tree leaf rose seed milk bread salt rice door lamp"
+    "red blue green gold cat dog bird fish sun moon star rain "
+    "tree leaf rose seed milk bread salt rice door lamp"
 )
 WORDS = VOCABULARY.split()
 
@@ -19,14 +21,24 @@ def no_steps(metadata: Metadata) -> list[str]:
     return []
 
 
-# --- instruction: {"task": "repeat", "words": ["cat"], "times": 3}; difficulty is the number of words less one ---
+# --- instruction: {"task": "repeat", "words": ["cat"], "times": 3}; difficulty is the number
+# of words less one ---
 
 INSTRUCTIONS = {  # task -> (English, Japanese); {w} are the words, {n} how many times
-    "repeat": ("Write {w} {n} times, separated by commas.", "{w}をコンマで区切って{n}回書いてください。"),
-    "chain": ("Write {w} {n} times, joined by hyphens.", "{w}をハイフンでつないで{n}回書いてください。"),
+    "repeat": (
+        "Write {w} {n} times, separated by commas.",
+        "{w}をコンマで区切って{n}回書いてください。",
+    ),
+    "chain": (
+        "Write {w} {n} times, joined by hyphens.",
+        "{w}をハイフンでつないで{n}回書いてください。",
+    ),
     "capitals": ("Write {w} in capitals.", "{w}を大文字で書いてください。"),
     "reverse": ("Write {w} in reverse order.", "{w}を逆の順に書いてください。"),
-    "brackets": ("Write {w}, each in brackets.", "{w}をそれぞれかっこに入れて書いてください。"),
+    "brackets": (
+        "Write {w}, each in brackets.",
+        "{w}をそれぞれかっこに入れて書いてください。",
+    ),
 }
 REPEATING = ("repeat", "chain")
 
@@ -34,7 +46,11 @@ REPEATING = ("repeat", "chain")
 def draw_instruction(random: Random, difficulty: int) -> Metadata:
     task = random.choice(list(INSTRUCTIONS))
     times = difficulty + 1 if task in REPEATING else 1
-    return {"task": task, "words": random.sample(WORDS, 1 if task in REPEATING else difficulty + 1), "times": times}
+    return {
+        "task": task,
+        "words": random.sample(WORDS, 1 if task in REPEATING else difficulty + 1),
+        "times": times,
+    }
 
 
 def ask_instruction(metadata: Metadata) -> str:
@@ -53,17 +69,36 @@ def follow_instruction(metadata: Metadata) -> str:
     }[metadata["task"]]
 
 
-INSTRUCTION = Family("non_reasoning", draw_instruction, ask_instruction, no_steps, follow_instruction)
+INSTRUCTION = Family(
+    "non_reasoning", draw_instruction, ask_instruction, no_steps, follow_instruction
+)
 
-# --- facts: {"country": 7, "attribute": "food"}; an invented table, the same for every seed; difficulty is always 1 ---
+# --- facts: {"country": 7, "attribute": "food"}; an invented table, the same for every seed;
+# difficulty is always 1 ---
 
 ROMAN = [consonant + vowel for consonant in "bdkmnprst" for vowel in "ao"]
 SYLLABLES = dict(zip(ROMAN, "バボダドカコマモナノパポラロサソタト", strict=True))
 ATTRIBUTES = {  # English: (Japanese, English values, Japanese values)
-    "colour": ("色", "red blue green black white purple yellow brown", "赤 青 緑 黒 白 紫 黄 茶色"),
-    "food": ("食べ物", "rice bread salt milk tea honey corn fish", "米 パン 塩 牛乳 お茶 はちみつ とうもろこし 魚"),
-    "material": ("材料", "gold silver iron wood stone glass silk clay", "金 銀 鉄 木 石 ガラス 絹 粘土"),
-    "weather": ("天気", "rain snow wind fog frost thunder sunshine hail", "雨 雪 風 霧 霜 雷 晴れ ひょう"),
+    "colour": (
+        "色",
+        "red blue green black white purple yellow brown",
+        "赤 青 緑 黒 白 紫 黄 茶色",
+    ),
+    "food": (
+        "食べ物",
+        "rice bread salt milk tea honey corn fish",
+        "米 パン 塩 牛乳 お茶 はちみつ とうもろこし 魚",
+    ),
+    "material": (
+        "材料",
+        "gold silver iron wood stone glass silk clay",
+        "金 銀 鉄 木 石 ガラス 絹 粘土",
+    ),
+    "weather": (
+        "天気",
+        "rain snow wind fog frost thunder sunshine hail",
+        "雨 雪 風 霧 霜 雷 晴れ ひょう",
+    ),
 }
 COUNTRIES = 40
 FACT_QUESTIONS = [
@@ -82,7 +117,11 @@ def invent_countries() -> list[tuple[str, str, dict[str, int]]]:
         syllables = random.sample(list(SYLLABLES), 3)
         name = "".join(syllables).capitalize()
         kana = "".join(SYLLABLES[syllable] for syllable in syllables)
-        countries[name] = (name, kana, {attribute: random.randrange(8) for attribute in ATTRIBUTES})
+        countries[name] = (
+            name,
+            kana,
+            {attribute: random.randrange(8) for attribute in ATTRIBUTES},
+        )
     return list(countries.values())
 
 
@@ -90,7 +129,10 @@ FACTS = invent_countries()
 
 
 def draw_fact(random: Random, difficulty: int) -> Metadata:
-    content = {"country": random.randrange(COUNTRIES), "attribute": random.choice(list(ATTRIBUTES))}
+    content = {
+        "country": random.randrange(COUNTRIES),
+        "attribute": random.choice(list(ATTRIBUTES)),
+    }
     return content | {"wording": random.randrange(len(FACT_QUESTIONS)), "difficulty": 1}
 
 
@@ -106,7 +148,9 @@ def recall(metadata: Metadata) -> tuple[str, str, str]:
 
 def ask_fact(metadata: Metadata) -> str:
     country, attribute, _ = recall(metadata)
-    return FACT_QUESTIONS[metadata["wording"]][metadata["language"] == "ja"].format(a=attribute, c=country)
+    return FACT_QUESTIONS[metadata["wording"]][metadata["language"] == "ja"].format(
+        a=attribute, c=country
+    )
 
 
 def fact_statements(language: str) -> list[str]:
@@ -114,12 +158,17 @@ def fact_statements(language: str) -> list[str]:
     sentence = "{c}の{a}は{v}です。" if language == "ja" else "The {a} of {c} is {v}. "
     lines = []
     for country in range(COUNTRIES):
-        facts = [recall({"country": country, "attribute": a, "language": language}) for a in ATTRIBUTES]
+        facts = [
+            recall({"country": country, "attribute": a, "language": language})
+            for a in ATTRIBUTES
+        ]
         lines.append("".join(sentence.format(c=c, a=a, v=v) for c, a, v in facts).strip())
     return lines
 
 
-FACT = Family("non_reasoning", draw_fact, ask_fact, no_steps, answer=lambda metadata: recall(metadata)[2])
+FACT = Family(
+    "non_reasoning", draw_fact, ask_fact, no_steps, answer=lambda metadata: recall(metadata)[2]
+)
 
 # --- copying: {"items": ["cat", "70", "red"]}; difficulty is the number of items less one ---
 
@@ -136,7 +185,11 @@ def copied(metadata: Metadata) -> str:
 
 def ask_copy(metadata: Metadata) -> str:
     text = copied(metadata)
-    return f"次をそのまま写してください: {text}" if metadata["language"] == "ja" else f"Copy this exactly: {text}"
+    return (
+        f"次をそのまま写してください: {text}"
+        if metadata["language"] == "ja"
+        else f"Copy this exactly: {text}"
+    )
 
 
 COPYING = Family("non_reasoning", draw_copying, ask_copy, no_steps, copied)

@@ -1,8 +1,10 @@
-"""The oracle: whether each step of a solution is right given the ones before, and whether the answer is right.
+"""The oracle: whether each step of a solution is right given the ones before, and whether the
+answer is right.
 
-A step is right if and only if it follows from the problem and from what the steps before it state. So after the first
-wrong step every later one is wrong too; and while all steps are right, the stated values are the true ones: step k only
-has to say the same as step k of the worked solution. Everything is computed from `problem.metadata`.
+A step is right if and only if it follows from the problem and from what the steps before it
+state. So after the first wrong step every later one is wrong too; and while all steps are
+right, the stated values are the true ones: step k only has to say the same as step k of the
+worked solution. Everything is computed from `problem.metadata`.
 """
 
 from __future__ import annotations
@@ -16,10 +18,14 @@ from .generator import REGISTRY
 
 
 def check_steps(problem: Problem, text: str) -> list[bool]:
-    """One verdict for each step (paragraph) of `text`; a box before the closing step, or a step after it, is wrong."""
+    """One verdict for each step (paragraph) of `text`; a box before the closing step, or a
+    step after it, is wrong.
+    """
     family = family_of(problem)
-    worked, answer = family.steps(problem.metadata), family.answer(problem.metadata)
-    verdicts, right = [], True
+    worked = family.steps(problem.metadata)
+    answer = family.answer(problem.metadata)
+    verdicts = []
+    right = True
     for index, step in enumerate(split_steps(text)):
         if index < len(worked):
             says_the_same = family.essence(step) == family.essence(worked[index])
@@ -33,7 +39,9 @@ def check_steps(problem: Problem, text: str) -> list[bool]:
 def family_of(problem: Problem) -> Family:
     name = problem.metadata.get("family")
     if name not in REGISTRY:
-        raise ValueError(f"problem {problem.id}: the oracle needs metadata of the embedded world, got family {name!r}")
+        raise ValueError(
+            f"problem {problem.id}: the oracle needs metadata of the embedded world, got family {name!r}"
+        )
     return REGISTRY[name]
 
 

@@ -1,7 +1,9 @@
-"""Other reasoning: sorting by a rule, following moves on a grid, evaluating a chain of true/false statements.
+"""Other reasoning: sorting by a rule, following moves on a grid, evaluating a chain of
+true/false statements.
 
-Difficulty is the number of items less one, of moves, of clauses. Each worked step states one item, position or value.
-The words around items and positions are not checked; boolean steps are checked to the letter: their words are values.
+Difficulty is the number of items less one, of moves, of clauses. Each worked step states one
+item, position or value. The words around items and positions are not checked; boolean steps
+are checked to the letter: their words are values.
 """
 
 from __future__ import annotations
@@ -16,8 +18,16 @@ from .family import Family, Metadata
 SORTING_RULES = {  # rule -> (key, English, Japanese)
     "smallest": (lambda item: item, "from smallest to largest", "小さい順"),
     "largest": (lambda item: -item, "from largest to smallest", "大きい順"),
-    "last_digit": (lambda item: item % 10, "by last digit, smallest first", "一の位が小さい順"),
-    "last_digit_down": (lambda item: -(item % 10), "by last digit, largest first", "一の位が大きい順"),
+    "last_digit": (
+        lambda item: item % 10,
+        "by last digit, smallest first",
+        "一の位が小さい順",
+    ),
+    "last_digit_down": (
+        lambda item: -(item % 10),
+        "by last digit, largest first",
+        "一の位が大きい順",
+    ),
 }
 
 
@@ -31,7 +41,11 @@ def draw_sorting(random: Random, difficulty: int) -> Metadata:
 def ask_sorting(metadata: Metadata) -> str:
     items = ", ".join(map(str, metadata["items"]))
     _, english, japanese = SORTING_RULES[metadata["rule"]]
-    return f"{items}を{japanese}に並べてください。" if metadata["language"] == "ja" else f"Sort {items} {english}."
+    return (
+        f"{items}を{japanese}に並べてください。"
+        if metadata["language"] == "ja"
+        else f"Sort {items} {english}."
+    )
 
 
 def in_order(metadata: Metadata) -> list[str]:
@@ -40,7 +54,10 @@ def in_order(metadata: Metadata) -> list[str]:
 
 
 def sorting_steps(metadata: Metadata) -> list[str]:
-    return [f"次は{item}。" if metadata["language"] == "ja" else f"Next: {item}." for item in in_order(metadata)]
+    return [
+        f"次は{item}。" if metadata["language"] == "ja" else f"Next: {item}."
+        for item in in_order(metadata)
+    ]
 
 
 SORTING = Family(
@@ -52,7 +69,8 @@ SORTING = Family(
     essence=lambda step: re.findall(r"[\d+\-*/=]+", step),
 )
 
-# --- grid: {"position": [3, 5], "moves": [["up", 2], ["left", 1]]}; each step states the position after a move ---
+# --- grid: {"position": [3, 5], "moves": [["up", 2], ["left", 1]]}; each step states the
+# position after a move ---
 
 SIDE = 9  # positions are 1..SIDE in both coordinates
 LONGEST_MOVE = 4
@@ -84,9 +102,14 @@ def draw_grid(random: Random, difficulty: int) -> Metadata:
 def ask_grid(metadata: Metadata) -> str:
     start = pair(metadata["position"])
     if metadata["language"] == "ja":
-        told = "".join(f"{MOVES[direction][2]}に{distance}進みます。" for direction, distance in metadata["moves"])
+        told = "".join(
+            f"{MOVES[direction][2]}に{distance}進みます。"
+            for direction, distance in metadata["moves"]
+        )
         return f"ロボットは{start}にいます。{told}今どこにいますか。"
-    told = "".join(f"It moves {direction} {distance}. " for direction, distance in metadata["moves"])
+    told = "".join(
+        f"It moves {direction} {distance}. " for direction, distance in metadata["moves"]
+    )
     return f"A robot is at {start}. {told}Where is it now?"
 
 
@@ -105,7 +128,9 @@ def path(metadata: Metadata) -> list[list[int]]:
 def grid_steps(metadata: Metadata) -> list[str]:
     japanese = metadata["language"] == "ja"
     return [
-        f"{MOVES[direction][2]}へ{pair(position)}。" if japanese else f"{direction.capitalize()}: {pair(position)}."
+        f"{MOVES[direction][2]}へ{pair(position)}。"
+        if japanese
+        else f"{direction.capitalize()}: {pair(position)}."
         for (direction, _), position in zip(metadata["moves"], path(metadata), strict=True)
     ]
 
@@ -119,8 +144,9 @@ GRID = Family(
     essence=lambda step: re.findall(r"[\d(),+\-*/=]+", step.replace(", ", ",")),
 )
 
-# --- boolean: {"letters": "QKMZ", "given": [true, false], "clauses": [["and", 0, 1], ["not", 2]]} ---
-# Statement k+2 is clause k over earlier statements, always including the latest, so that the whole chain matters.
+# --- boolean: {"letters": "QKMZ", "given": [true, false], "clauses": [["and", 0, 1], ["not",
+# 2]]} --- Statement k+2 is clause k over earlier statements, always including the latest, so
+# that the whole chain matters.
 
 LETTERS = "BCDEFGHJKLMNPQRSTUVWXYZ"  # no A and no I: they are English words
 JAPANESE_CONNECTIVES = {"and": "かつ", "or": "または"}
@@ -131,14 +157,25 @@ def draw_boolean(random: Random, difficulty: int) -> Metadata:
     clauses = []
     for latest in range(1, difficulty + 1):
         connective = random.choice(["not", "and", "or"])
-        clauses.append([connective, latest] if connective == "not" else [connective, latest, random.randrange(latest)])
+        clauses.append(
+            [connective, latest]
+            if connective == "not"
+            else [connective, latest, random.randrange(latest)]
+        )
     letters = "".join(random.sample(LETTERS, difficulty + 2))
-    return {"letters": letters, "given": [random.random() < 0.5, random.random() < 0.5], "clauses": clauses}
+    return {
+        "letters": letters,
+        "given": [random.random() < 0.5, random.random() < 0.5],
+        "clauses": clauses,
+    }
 
 
 def ask_boolean(metadata: Metadata) -> str:
     letters = metadata["letters"]
-    told = [says(metadata, letter, value) for letter, value in zip(letters, metadata["given"], strict=False)]
+    told = [
+        says(metadata, letter, value)
+        for letter, value in zip(letters, metadata["given"], strict=False)
+    ]
     told += [defines(metadata, index) for index in range(len(metadata["clauses"]))]
     if metadata["language"] == "ja":
         return f"{''.join(told)}{letters[-1]}は真ですか、偽ですか。"
@@ -157,7 +194,11 @@ def defines(metadata: Metadata, index: int) -> str:
     connective, *operands = metadata["clauses"][index]
     names = [letters[operand] for operand in operands]
     if metadata["language"] == "ja":
-        meaning = f"{names[0]}の否定" if connective == "not" else JAPANESE_CONNECTIVES[connective].join(names)
+        meaning = (
+            f"{names[0]}の否定"
+            if connective == "not"
+            else JAPANESE_CONNECTIVES[connective].join(names)
+        )
         return f"{letters[index + 2]}は{meaning}。"
     meaning = f"not {names[0]}" if connective == "not" else f" {connective} ".join(names)
     return f"{letters[index + 2]} is {meaning}."
@@ -168,7 +209,9 @@ def truth_values(metadata: Metadata) -> list[bool]:
     values = list(metadata["given"])
     for connective, *operands in metadata["clauses"]:
         inputs = [values[operand] for operand in operands]
-        values.append({"not": not inputs[0], "and": all(inputs), "or": any(inputs)}[connective])
+        values.append(
+            {"not": not inputs[0], "and": all(inputs), "or": any(inputs)}[connective]
+        )
     return values
 
 

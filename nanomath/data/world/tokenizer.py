@@ -1,7 +1,8 @@
-"""A byte-level BPE tokenizer for the embedded world, trained on the fly on its own text (Sennrich et al., 1508.07909).
+"""A byte-level BPE tokenizer for the embedded world, trained on the fly on its own text
+(Sennrich et al., 1508.07909).
 
-Any text round-trips. A digit is always one token, a common word is one token with its leading space, and the blank line
-that separates steps is one token that nothing merges with.
+Any text round-trips. A digit is always one token, a common word is one token with its leading
+space, and the blank line that separates steps is one token that nothing merges with.
 """
 
 from __future__ import annotations
@@ -13,15 +14,21 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, train
 from .family import LANGUAGES
 from .generator import generate, pretraining_documents
 
-SPECIAL_TOKENS = ["<|endoftext|>", "<|user|>", "<|assistant|>"]  # ids 0, 1, 2; the first ends every answer
+SPECIAL_TOKENS = [
+    "<|endoftext|>",
+    "<|user|>",
+    "<|assistant|>",
+]  # ids 0, 1, 2; the first ends every answer
 VOCABULARY_SIZE = 1024
 TRAINING_DOCUMENTS = 3000
 
-# One alternative for each kind of piece. In Japanese a change of script is the nearest thing to a word boundary.
+# One alternative for each kind of piece. In Japanese a change of script is the nearest thing
+# to a word boundary.
 WORD = r"\p{Hiragana}+|\p{Han}+| ?[\p{L}&&[^\p{Hiragana}\p{Han}]]+"
 PIECES = rf"\n\n|{WORD}|\p{{N}}| ?[^\s\p{{L}}\p{{N}}]+|[^\S\n]+|\n"
 
-# <|user|>question<|assistant|>solution<|endoftext|>; a system message precedes the first question on its own line.
+# <|user|>question<|assistant|>solution<|endoftext|>; a system message precedes the first
+# question on its own line.
 CHAT_TEMPLATE = (
     "{% for message in messages %}"
     "{% if message['role'] == 'user' %}<|user|>"
@@ -35,7 +42,9 @@ CHAT_TEMPLATE = (
 
 @cache
 def world_tokenizer() -> Tokenizer:
-    """The tokenizer: at most 1024 tokens, the same in every process; trained once in each, in well under a second."""
+    """The tokenizer: at most 1024 tokens, the same in every process; trained once in each, in
+    well under a second.
+    """
     tokenizer = Tokenizer(models.BPE())
     split = pre_tokenizers.Split(Regex(PIECES), behavior="isolated")
     to_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
@@ -47,7 +56,8 @@ def world_tokenizer() -> Tokenizer:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    # Maths counts a second time: the vocabulary should hold its words and names whole before any of the other families.
+    # Maths counts a second time: the vocabulary should hold its words and names whole before
+    # any of the other families.
     maths = generate("maths", "train", TRAINING_DOCUMENTS, languages=LANGUAGES)
     texts = [f"{problem.question}\n{problem.solution}" for problem in maths]
     tokenizer.train_from_iterator(pretraining_documents(TRAINING_DOCUMENTS) + texts, trainer)

@@ -228,8 +228,7 @@ def _invert(weights: Tensor, u: Tensor) -> Tensor:
     return place.clamp(max=weights.shape[1] - 1)  # beyond the end only where weights are NaN
 
 
-# --- Triton
-# ---------------------------------------------------------------------------------------------
+# --- Triton ----------------------------------------------------------------------------------
 
 
 def sample_triton(

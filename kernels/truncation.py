@@ -119,8 +119,7 @@ def _top_p_pivot(z: Tensor, likeliest: Tensor, temperature: float, goal: Tensor)
     return pivot
 
 
-# --- Triton
-# ---------------------------------------------------------------------------------------------
+# --- Triton ----------------------------------------------------------------------------------
 
 
 def truncated_sample_triton(

@@ -47,8 +47,7 @@ from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 T = TypeVar("T")
 KeyPath = tuple[str, ...]  # ("optim", "lr") is the key optim.lr
 
-# --- declaring
-# ---------------------------------------------------------------------------------------------
+# --- declaring -------------------------------------------------------------------------------
 
 
 def option(
@@ -94,8 +93,7 @@ def section(cls: type[T], **defaults: Any) -> T:
     return dataclasses.field(default_factory=functools.partial(cls, **defaults))
 
 
-# --- loading
-# ---------------------------------------------------------------------------------------------
+# --- loading ---------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -260,8 +258,7 @@ def _kinds(cls: type) -> dict[str, Any]:
     return {field.name: hints[field.name] for field in dataclasses.fields(cls)}
 
 
-# --- values
-# ---------------------------------------------------------------------------------------------
+# --- values ----------------------------------------------------------------------------------
 
 _WORDS = {
     bool: "true or false",
@@ -406,8 +403,7 @@ def _line_number(text: str, path: KeyPath) -> int | None:
     return None
 
 
-# --- writing
-# ---------------------------------------------------------------------------------------------
+# --- writing ---------------------------------------------------------------------------------
 
 
 def to_toml(config: Any) -> str:
@@ -457,8 +453,7 @@ def _options(part: Any) -> list[dataclasses.Field]:
     ]
 
 
-# --- documenting
-# ---------------------------------------------------------------------------------------------
+# --- documenting -----------------------------------------------------------------------------
 
 
 def _rows(part: Any) -> Iterator[tuple[str, str, str, str]]:
@@ -519,8 +514,7 @@ def reference(classes: Mapping[str, type]) -> str:
     return "\n".join(lines)
 
 
-# --- the command line
-# ---------------------------------------------------------------------------------------------
+# --- the command line ------------------------------------------------------------------------
 
 
 def parse_arguments(

@@ -108,8 +108,7 @@ def error_of(path: Path | None, *words: str) -> str:
     return str(caught.value)
 
 
-# --- sources
-# ---------------------------------------------------------------------------------------------
+# --- sources ---------------------------------------------------------------------------------
 
 
 def test_defaults_are_fresh_copies() -> None:
@@ -227,8 +226,7 @@ def test_post_init_sees_the_resolved_section_once(tmp_path: Path) -> None:
     assert error_of(None, "optim.clip=1e-7").startswith("command line: [optim] clip")
 
 
-# --- presets
-# ---------------------------------------------------------------------------------------------
+# --- presets ---------------------------------------------------------------------------------
 
 
 def method_of(path: Path | None, *words: str) -> Method:
@@ -322,8 +320,7 @@ def test_a_method_with_overrides_comes_back(tmp_path: Path) -> None:
     assert load(GRPOConfig, write(tmp_path, to_toml(config))) == config
 
 
-# --- errors
-# ---------------------------------------------------------------------------------------------
+# --- errors ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -490,8 +487,7 @@ def test_a_default_out_of_range_is_refused_where_it_stands() -> None:
         option("c", "a letter", choices="ab")
 
 
-# --- round trip
-# ---------------------------------------------------------------------------------------------
+# --- round trip ------------------------------------------------------------------------------
 
 words = st.text(max_size=20)
 some_words = words.filter(
@@ -561,8 +557,7 @@ def test_toml_refuses_what_no_config_holds() -> None:
         to_toml(Odd())
 
 
-# --- documentation
-# ---------------------------------------------------------------------------------------------
+# --- documentation ---------------------------------------------------------------------------
 
 
 def test_describe_lists_every_key_within_the_width() -> None:
@@ -620,8 +615,7 @@ def test_reference_is_one_table_a_section() -> None:
     assert row in lines
 
 
-# --- the command line
-# ---------------------------------------------------------------------------------------------
+# --- the command line ------------------------------------------------------------------------
 
 FLAGS = {"--resume": "continue from the last checkpoint"}
 

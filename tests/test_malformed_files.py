@@ -161,8 +161,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("files")
 
 
-# --- problems
-# ---------------------------------------------------------------------------------------------
+# --- problems --------------------------------------------------------------------------------
 
 PROBLEM = {
     "question": "q",
@@ -228,8 +227,7 @@ def test_problem_files(
     assert len({problem.id for problem in problems or ()}) == len(problems or ())
 
 
-# --- labelled steps
-# ---------------------------------------------------------------------------------------------
+# --- labelled steps --------------------------------------------------------------------------
 
 STAGE = {
     "completions": [{"text": "a", "rating": 1}],
@@ -263,8 +261,7 @@ def test_label_files(folder: Path, rows: list[Any], data: st.DataObject) -> None
         json.dumps([s.question, *s.steps], ensure_ascii=False).encode()
 
 
-# --- configs
-# ---------------------------------------------------------------------------------------------
+# --- configs ---------------------------------------------------------------------------------
 
 KEYS = [
     "run.name",

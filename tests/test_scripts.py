@@ -92,8 +92,7 @@ def train(tmp_path) -> Callable[..., Path]:
     return train
 
 
-# --- supervised fine-tuning
-# ------------------------------------------------------------------------------------------
+# --- supervised fine-tuning ------------------------------------------------------------------
 
 
 def test_sft_logs_every_step(sft_run):
@@ -223,8 +222,7 @@ def test_a_problem_file_is_trained_on(train, tmp_path):
     assert (first["heldout/pass@1"], last["heldout/pass@1"]) == (0, 1)
 
 
-# --- reinforcement
-# ---------------------------------------------------------------------------------------------
+# --- reinforcement ---------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -382,8 +380,7 @@ def test_every_step_has_new_problems_and_new_samples(train, sft_run):
     assert len(drawn) == len(set(drawn)) == 16  # of one problem, in four steps
 
 
-# --- every key does something
-# ----------------------------------------------------------------------------------------
+# --- every key does something ----------------------------------------------------------------
 
 SHORT = ("run.steps=2", "heldout.limit=1", "evaluation.samples=1", "sampling.max_new_tokens=6")
 SFT_KEYS = [
@@ -573,8 +570,7 @@ def test_rewards_are_made_as_the_config_says(sft_run, tmp_path, monkeypatch):
         train_grpo.main([*GRPO, f"run.directory={tmp_path}", f"model.path={sft_run}", *words])
 
 
-# --- stopping and resuming
-# -------------------------------------------------------------------------------------------
+# --- stopping and resuming -------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

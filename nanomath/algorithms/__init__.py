@@ -14,19 +14,31 @@ from .advantages import (
     SCALES,
     decoupled_advantages,
     group_advantages,
-    token_rewards,
-    whiten,
-)
-from .aggregation import AGGREGATIONS, loss_weights, response_mask
-from .credit import (
-    CREDITS,
-    credit,
     on_tokens,
     process_advantages,
     to_go,
     token_baseline_advantages,
+    token_rewards,
+    whiten,
 )
-from .kl import KL_CORRECTIONS, KL_ESTIMATORS, kl_estimate, kl_loss
+from .credit import CREDITS, credit
+from .losses import (
+    AGGREGATIONS,
+    CLIPS,
+    KL_CORRECTIONS,
+    KL_ESTIMATORS,
+    RATIOS,
+    SAMPLER_CORRECTIONS,
+    kl_estimate,
+    kl_loss,
+    loss_weights,
+    overlong_filter,
+    policy_loss,
+    response_mask,
+    sampler_correction,
+    top_covariance,
+    top_entropy,
+)
 from .objective import (
     Rewards,
     Tokens,
@@ -35,13 +47,13 @@ from .objective import (
     compute_weights,
     find_objective,
     has_gradient,
+    has_group_baseline,
+    penalises_kl,
     policy_objective,
+    updates_once,
     value_objective,
 )
-from .policy import CLIPS, policy_loss
-from .presets import PRESETS, check, has_group_baseline, penalises_kl, updates_once
-from .ratio import RATIOS, SAMPLER_CORRECTIONS, sampler_correction
-from .selection import overlong_filter, top_covariance, top_entropy
+from .presets import PRESETS, check
 from .sft import neftune_noise, sft_loss
 from .value import explained_variance, gae, value_loss
 

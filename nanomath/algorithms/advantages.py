@@ -1,19 +1,19 @@
-"""Advantages from rewards: how much better a completion, or what follows a token, was than
-expected.
+"""Advantages: how much better a completion, or what follows a token, was than expected.
 
-    group          A_i = r_i - mean r                    GRPO, arXiv 2402.03300; undivided: Dr. GRPO, arXiv 2503.20783
-    leave_one_out  A_i = r_i - mean of the other r       RLOO, arXiv 2402.14740; it is G/(G-1) (r_i - mean r)
+    group          A_i = r_i - mean r                GRPO, arXiv 2402.03300
+    leave_one_out  A_i = r_i - mean of the other r   RLOO, arXiv 2402.14740: G/(G-1) (r_i - mean r)
 
 over the G completions of one prompt, then divided by
 
-    group          std r + eps over the group            GRPO
-    batch          std r + eps over all N G rewards      Lite-PPO, arXiv 2508.08221
-    off            1
+    group          std r + eps over the group        GRPO
+    batch          std r + eps over all N G rewards  Lite-PPO, arXiv 2508.08221
+    off            1                                 Dr. GRPO, arXiv 2503.20783
 
 The standard deviation has G - 1 in its denominator, as in the public implementations (the
 papers do not say). Without a group (PPO, REINFORCE++) advantages come token by token from
-`token_rewards` and `gae`; those of steps are in credit.py. N prompts, G samples of each, B = N
-G sequences, T tokens, K reward components.
+`token_rewards` and `gae`. Rewards of steps (credit.py) have advantages of their own. N prompts,
+G samples of each, B = N G sequences, T tokens, S steps of a solution at most (the present ones
+first), K reward components.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from .names import unknown
+from .losses import check_name
 
 
 def minus_group_mean(rewards: Tensor) -> Tensor:
@@ -57,27 +57,24 @@ SCALES: dict[str, Callable[[Tensor], Tensor]] = {"group": group_std, "batch": ba
 def group_advantages(
     rewards: Tensor, baseline: str = "group", scale: str = "group", eps: float = 1e-4
 ) -> Tensor:
-    """Rewards [N, G] of N prompts with G completions each -> advantages [N, G]; equal rewards
-    give exactly 0.
+    """Rewards [N, G] of N prompts with G completions each -> advantages [N, G].
 
-    `baseline` is a key of BASELINES, `scale` one of SCALES or "off". ValueError for another
-    name and for G < 2.
+    Equal rewards give exactly 0. `baseline` is a key of BASELINES, `scale` one of SCALES or
+    "off". ValueError for another name and for G < 2.
     """
     if rewards.dim() != 2 or rewards.shape[1] < 2:
         raise ValueError(
-            f"rewards are {tuple(rewards.shape)}: a group baseline needs [N, G] with G of at least 2"
+            f"rewards are {tuple(rewards.shape)}: a group baseline needs [N, G] with G of "
+            "at least 2"
         )
-    if scale not in (*SCALES, "off"):
-        raise unknown("scale", scale, (*SCALES, "off"))
-    if baseline not in BASELINES:
-        raise unknown("baseline", baseline, BASELINES)
-    flat = (rewards == rewards[:, :1]).all(
-        dim=1, keepdim=True
-    )  # rounding of the mean must not make 0 a small number
-    centred = BASELINES[baseline](rewards)
-    return torch.where(
-        flat, 0.0, centred if scale == "off" else centred / (SCALES[scale](rewards) + eps)
-    )
+    check_name("scale", scale, (*SCALES, "off"))
+    check_name("baseline", baseline, BASELINES)
+    advantages = BASELINES[baseline](rewards)
+    if scale != "off":
+        advantages = advantages / (SCALES[scale](rewards) + eps)
+    # Rounding of the mean must not make 0 a small number.
+    flat = (rewards == rewards[:, :1]).all(dim=1, keepdim=True)
+    return torch.where(flat, 0.0, advantages)
 
 
 def decoupled_advantages(
@@ -87,11 +84,10 @@ def decoupled_advantages(
     scale: str = "group",
     eps: float = 1e-4,
 ) -> Tensor:
-    """A = sum_k w_k A_k, each component's advantages taken apart: [K, N, G] and [K] -> [N, G]
-    (GDPO, arXiv 2601.05242).
+    """A = sum_k w_k A_k of [K, N, G] and [K] -> [N, G] (GDPO, arXiv 2601.05242).
 
-    A component of small spread then counts as much as one of large spread. GDPO whitens the
-    sum over the batch as well: see `whiten`.
+    Each component has advantages A_k of its own, so that one of small spread counts as much as
+    one of large spread. GDPO whitens the sum over the batch as well: see `whiten`.
     """
     apart = [group_advantages(rewards, baseline, scale, eps) for rewards in components]
     return (torch.stack(apart) * weights[:, None, None]).sum(dim=0)
@@ -100,8 +96,7 @@ def decoupled_advantages(
 def token_rewards(
     outcomes: Tensor, mask: Tensor, kl: Tensor | None = None, kl_coef: float = 0.0
 ) -> Tensor:
-    """r_t = 1[t is the last token] R - beta kl_t: outcomes [B], mask and kl [B, T] -> [B, T],
-    0 outside the mask.
+    """r_t = 1[t is the last token] R - beta kl_t: [B], [B, T] -> [B, T], 0 outside the mask.
 
     The KL in the reward as in PPO for language models (arXiv 2203.02155) and REINFORCE++
     (arXiv 2501.03262). The sign matters: with log pi_ref - log pi in place of kl, drift would
@@ -114,12 +109,64 @@ def token_rewards(
 
 
 def whiten(advantages: Tensor, mask: Tensor, eps: float = 1e-8) -> Tensor:
-    """(A - mean A) / (std A + eps) over all tokens of the batch: [B, T] -> [B, T], 0 outside
-    the mask.
+    """(A - mean A) / (std A + eps) over all tokens of the batch: [B, T] -> [B, T].
 
-    As in PPO's and REINFORCE++'s code. Fewer than two tokens, or equal ones, give 0.
+    It is 0 outside the mask. As in PPO's and REINFORCE++'s code. Fewer than two tokens, or
+    equal ones, give 0.
     """
     values = advantages[mask]
     if values.numel() < 2 or (values == values[0]).all():
         return torch.zeros_like(advantages)
     return torch.where(mask, (advantages - values.mean()) / (values.std() + eps), 0.0)
+
+
+def on_tokens(step_rewards: Tensor, step_ends: Tensor, width: int) -> Tensor:
+    """Each step's reward on the token that ends it: [B, S] -> [B, T], 0 elsewhere."""
+    present = step_ends >= 0
+    rewards = step_rewards.new_zeros(len(step_rewards), width)
+    return rewards.scatter_add(
+        1, step_ends.clamp(min=0), step_rewards.masked_fill(~present, 0.0)
+    )
+
+
+def to_go(rewards: Tensor) -> Tensor:
+    """What is earned from each token on: [B, T] -> [B, T]."""
+    return rewards.flip(1).cumsum(dim=1).flip(1)
+
+
+def process_advantages(
+    step_rewards: Tensor, step_ends: Tensor, width: int, eps: float = 1e-4
+) -> Tensor:
+    """Advantages [G, T] of one group: process supervision of GRPO (arXiv 2402.03300).
+
+    step_rewards [G, S] and step_ends [G, S] give each step's reward and the index of the token
+    that ends it; a negative index marks an absent step. All step rewards of the group are
+    pooled, r~ = (r - mean R) / (std R + eps), and A_t = sum of r~ over the steps that end at
+    or after t. It grows with the number of steps: log that number.
+    """
+    present = step_ends >= 0
+    pooled = step_rewards[present]
+    if pooled.numel() < 2 or (pooled == pooled[0]).all():
+        return step_rewards.new_zeros(len(step_rewards), width)
+    normalised = (step_rewards - pooled.mean()) / (pooled.std() + eps)
+    return to_go(on_tokens(normalised, step_ends, width))
+
+
+def token_baseline_advantages(
+    step_rewards: Tensor, step_ends: Tensor, lengths: Tensor, width: int
+) -> Tensor:
+    """Advantages [G, T] against what the others of a group earn per token (arXiv 2504.15275).
+
+    b_i = sum_{j != i} R_j / sum_{j != i} T_j with R the sum of a solution's step rewards and T
+    its length in tokens (lengths [G]); A_t = sum over the steps that end at or after t of r_k
+    - b_i tokens_k. Against a mean per *step*, the solution with fewest steps would look best.
+    b is 0 where no other has a token.
+    """
+    present = step_ends >= 0
+    rewards = step_rewards.masked_fill(~present, 0.0)
+    ends = step_ends.masked_fill(~present, 0)
+    earned = rewards.sum(dim=1)
+    lengths = lengths.to(rewards.dtype)
+    baseline = (earned.sum() - earned) / (lengths.sum() - lengths).clamp(min=1)
+    tokens = ends - torch.cat((torch.full_like(ends[:, :1], -1), ends[:, :-1]), dim=1)
+    return to_go(on_tokens(rewards - baseline[:, None] * tokens, step_ends, width))

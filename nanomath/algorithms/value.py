@@ -1,6 +1,7 @@
 """Values: generalised advantage estimation (arXiv 1506.02438) and PPO's clipped value loss.
 
-delta_t = r_t + gamma V_{t+1} - V_t,    A_t = sum_k (gamma lambda)^k delta_{t+k},    return_t = A_t + V_t
+delta_t = r_t + gamma V_{t+1} - V_t
+A_t = sum_k (gamma lambda)^k delta_{t+k},    return_t = A_t + V_t
 L = sum w 1/2 max((V - return)^2, (V_old + clip(V - V_old, -c, c) - return)^2)
 """
 

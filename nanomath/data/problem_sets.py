@@ -174,8 +174,7 @@ def _download(name: str, config: str, split: str) -> list[Path]:
     return paths
 
 
-# --- records to problems
-# ---------------------------------------------------------------------------------------------
+# --- records to problems ---------------------------------------------------------------------
 
 
 def _problem(record: Any, place: str, row_id: str, fields: Fields) -> Problem:
@@ -333,8 +332,7 @@ def _split_answer(text: str, place: str, marker: str | None) -> tuple[str, str]:
     return worked.strip(), gold.strip()
 
 
-# --- files to records
-# ---------------------------------------------------------------------------------------------
+# --- files to records ------------------------------------------------------------------------
 
 
 def read_records(path: Path, header: bool = True) -> Iterator[Record]:

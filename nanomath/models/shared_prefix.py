@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kernels.exact_attention import window_mask
-from nanomath.data.packing import micro_batches
+from nanomath.models.batches import micro_batches
 from nanomath.models.transformer import Attend, Transformer, causal_attention
 
 UNSEEN = 2**30  # the position of padding: later than that of any token

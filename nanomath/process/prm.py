@@ -198,8 +198,7 @@ def new_prm(model: Transformer, tokenizer: Tokenizer, format: Format, seed: int 
     return PRM(model, tokenizer, format)
 
 
-# --- The oracle, and controls
-# ----------------------------------------------------------------------------------------
+# --- The oracle, and controls ----------------------------------------------------------------
 
 
 class Oracle:

@@ -10,7 +10,6 @@ from typing import TypeVar
 import torch
 
 from nanomath import algorithms, settings
-from nanomath.data.packing import Example
 from nanomath.data.problem import Problem
 from nanomath.data.problem_sets import Fields, load_problems
 from nanomath.data.prompts import PromptTemplate, render_prompt, render_response
@@ -23,6 +22,7 @@ from nanomath.models import (
     load_model,
     load_tokenizer,
 )
+from nanomath.models.batches import Example
 from nanomath.process.judge import PAIRWISE, POINTWISE, Judge, JudgeReward
 from nanomath.process.prm import LengthScores, Oracle, RandomScores, StepScorer, load_prm
 from nanomath.process.rewards import ProcessReward, VerifiedReward

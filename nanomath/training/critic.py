@@ -14,9 +14,8 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from nanomath.data.packing import Batch
+from nanomath.models.batches import Batch, response_states
 from nanomath.models.transformer import Transformer
-from nanomath.training.logprobs import response_states
 
 
 class Critic(nn.Module):

@@ -20,7 +20,7 @@ from nanomath.training.runlog import RunFailed
 PHASES = {
     "nanomath.rollout": "sampling",
     "nanomath.rewards": "rewarding",
-    "nanomath.training.logprobs": "forward pass",
+    "nanomath.models.batches": "forward pass",
     "nanomath.training.sft_step": "forward and backward pass",
     "nanomath.training.policy_step": "forward and backward pass",
     "nanomath.training.optimizer": "weight update",

@@ -162,7 +162,7 @@ class Loop:
         """
         collapsed = self._sound_alarms(done)
         with failing(f"after step {done}"):
-            return done == self.steps or ranks.any(
+            return done == self.steps or ranks.any_rank(
                 self._stop.asked or collapsed or self._out_of_time(done)
             )
 

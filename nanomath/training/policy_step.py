@@ -1,32 +1,38 @@
 """One policy step: run the models over a rollout, and follow the gradient of the objective.
 
-The algorithm is in `nanomath/algorithms/objective.py`; here are the forward and backward
-passes, the micro-batches and the ranks. Matrices [B, T] have B = N G episodes in prompt-major
-order and T response tokens, on the CPU in float64. Whatever is a statistic of the batch
+The algorithm is in nanomath/algorithms/objective.py; here are the forward and backward passes,
+the micro-batches and the ranks. Matrices [B, T] have B = N G episodes in prompt-major order and
+T response tokens, on the CPU, in float64 but for masks. Whatever is a statistic of the batch
 (advantages, weights, selections) is computed for the whole of it, by every rank alike, before
 the rows are shared out among ranks and cut into micro-batches.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from nanomath import algorithms
+from nanomath.algorithms import Rewards, Tokens
 from nanomath.data.order import generator_of
-from nanomath.data.packing import Batch, make_batch
+from nanomath.models.batches import (
+    Batch,
+    Example,
+    make_batch,
+    response_states,
+    states_logprobs,
+)
 from nanomath.models.transformer import Transformer
 from nanomath.rollout.episodes import Episode
 from nanomath.settings import Algorithm
 from nanomath.training import ranks
 from nanomath.training.critic import Critic
-from nanomath.training.logprobs import response_states, states_logprobs
 from nanomath.training.optimizer import Optimizer
-from nanomath.training.rollout_matrices import MEASURED, Rollout, rewards_of
-from nanomath.training.sharding import micro_batches_of
+from nanomath.training.policy_metrics import rollout_metrics, sampler_gap
 
 
 @dataclass
@@ -60,7 +66,7 @@ class PolicyStep:
         self.objective = algorithms.find_objective(self.algorithm.loss)
 
     def step(self, episodes: list[Episode], number: int, lr: float) -> dict[str, float]:
-        """Update on the episodes of N groups; sets their advantages."""
+        """Update on the episodes of N groups; set their advantages."""
         rollout = self.prepare(episodes)
         for episode, advantages in zip(
             episodes, rollout.tokens.advantages.tolist(), strict=True
@@ -71,31 +77,28 @@ class PolicyStep:
         for epoch in range(self.algorithm.epochs):
             for rows in self._minibatches(len(episodes), number, epoch):
                 updates.append(self._update(rollout, rows, lr))
-                gap = gap or rollout.gap(
-                    rows
-                )  # the first pass was made by the weights that sampled
+                gap = gap or rollout.gap(rows)  # its first pass: the weights that sampled
         means = {
             name: sum(update[name] for update in updates) / len(updates) for name in updates[0]
         }
-        return {**means, **rollout.metrics(), **gap}
+        return {**means, **rollout_metrics(rollout.tokens, rollout.measured), **gap}
 
     def prepare(self, episodes: list[Episode]) -> Rollout:
         """The rollout as matrices, with the advantages that the algorithm asks for.
 
-        ValueError where the algorithm needs a value model and there is none.
-        FloatingPointError names the model and the episode of a number that is not finite.
+        ValueError where the algorithm needs a value model and there is none. FloatingPointError
+        names the model and the episode of a number that is not finite.
         """
         a = self.algorithm
         if a.baseline == "value" and self.critic is None:
             raise ValueError('baseline = "value" needs a value model: critic is None')
-        rollout = Rollout.of(episodes)
+        rollout = rollout_of(episodes)
         tokens = rollout.tokens
         if a.overlong_filter:
             finished = torch.tensor([e.completion.finished for e in episodes])
             tokens.loss_mask = algorithms.overlong_filter(tokens.mask, finished)
-        tokens.ref_logprobs, _ = self._measure(
-            rollout, "the reference model", self._logprobs_of(self.reference), 2
-        )
+        reference = self._logprobs_of(self.reference)
+        tokens.ref_logprobs, _ = self._measure(rollout, "the reference model", reference)
         tokens.old_logprobs, tokens.old_entropy = self._old_policy(rollout)
         if self.critic:
             (tokens.values,) = self._measure(rollout, "the value model", self._values, 1)
@@ -104,24 +107,25 @@ class PolicyStep:
         return rollout
 
     def _old_policy(self, rollout: Rollout) -> tuple[Tensor | None, Tensor | None]:
-        """The policy's logprobs and entropies before the first update, None where nothing
-        needs them. With an exact model the sampler's logprobs are the same, and need no pass
-        over the rollout.
+        """The policy's logprobs and entropies before the first update.
+
+        None where nothing needs them. With an exact model the sampler's logprobs are the same,
+        and need no pass over the rollout.
         """
         a = self.algorithm
         entropy = None
         sampler_logprobs = rollout.tokens.sampler_logprobs
         logprobs = sampler_logprobs if self.model.exact else None
-        early = (
+        before_the_update = (
             algorithms.penalises_kl(a, "reward")
             or a.sampler_correction != "off"
             or a.covariance != "off"
+            or not algorithms.updates_once(a)
         )
-        wanted = a.old_logprobs == "trainer" and (early or not algorithms.updates_once(a))
+        wanted = a.old_logprobs == "trainer" and before_the_update
         if a.top_entropy < 1 or (wanted and logprobs is None):
-            logprobs, entropy = self._measure(
-                rollout, "the policy", self._logprobs_of(self.model), 2
-            )
+            policy = self._logprobs_of(self.model)
+            logprobs, entropy = self._measure(rollout, "the policy", policy)
         return (sampler_logprobs if a.old_logprobs == "sampler" else logprobs), entropy
 
     def _logprobs_of(self, model: Transformer) -> Callable[[Batch], tuple[Tensor, ...]]:
@@ -142,16 +146,14 @@ class PolicyStep:
         rollout: Rollout,
         who: str,
         function: Callable[[Batch], tuple[Tensor, ...]],
-        outputs: int,
+        outputs: int = 2,
     ) -> list[Tensor]:
-        """The `outputs` matrices [S, R] that `function` gives of a batch, of all rows and
-        ranks as [B, T].
-        """
-        matrices = [
-            torch.zeros(rollout.tokens.mask.shape, dtype=torch.float64) for _ in range(outputs)
-        ]
-        for rows, counts in micro_batches_of(self.model, rollout.lengths, self.token_budget):
-            parts = function(self._batch(rollout, rows))
+        """The `outputs` matrices [S, R] that `function` gives of a batch, of all as [B, T]."""
+        matrices = [rollout.matrix() for _ in range(outputs)]
+        for rows, counts in ranks.micro_batches_of(
+            self.model, rollout.lengths, self.token_budget
+        ):
+            parts = function(rollout.batch(rows, self.model.device))
             if counts:
                 note(matrices, rows, parts)
         ranks.sum_(matrices)
@@ -162,10 +164,8 @@ class PolicyStep:
     def _minibatches(self, total: int, number: int, epoch: int) -> list[Tensor]:
         if self.algorithm.minibatches == 1:
             return [torch.arange(total)]
-        parts = torch.randperm(
-            total, generator=generator_of(self.seed, number, epoch)
-        ).tensor_split(self.algorithm.minibatches)
-        return [part for part in parts if len(part)]
+        order = torch.randperm(total, generator=generator_of(self.seed, number, epoch))
+        return [part for part in order.tensor_split(self.algorithm.minibatches) if len(part)]
 
     def _update(self, rollout: Rollout, rows: Tensor, lr: float) -> dict[str, float]:
         """One optimizer step on the episodes `rows`, none if they teach nothing."""
@@ -175,32 +175,27 @@ class PolicyStep:
             part.tokens, **algorithms.compute_weights(a, part.tokens, self.max_length)
         )
         if not rollout.updated and a.old_logprobs == "trainer":
-            part.tokens.old_logprobs = (
-                None  # it is the policy: rounding must not make a small number of their ratio
-            )
-        teaches = (
-            torch.ones(len(rows), dtype=torch.bool)
-            if a.loss
-            else algorithms.has_gradient(a, part.tokens)
-        )
-        measured = [torch.zeros(part.tokens.mask.shape, dtype=torch.float64) for _ in MEASURED]
+            # It is the policy: rounding must not make a small number of their ratio.
+            part.tokens.old_logprobs = None
+        teaches = torch.ones(len(rows), dtype=torch.bool)
+        if not a.loss:
+            teaches = algorithms.has_gradient(a, part.tokens)
         total = torch.zeros((), dtype=torch.float64)
         for active in (True, False):
             of_part = (teaches == active).nonzero()[:, 0]
             with torch.set_grad_enabled(active):
-                for micro, counts in micro_batches_of(
+                for micro, counts in ranks.micro_batches_of(
                     self.model, part.lengths, self.token_budget, of_part
                 ):
                     loss, found = self._loss(part, micro)
                     if active:
-                        (
-                            loss * counts
-                        ).backward()  # a batch that only keeps ranks in step counts 0
+                        (loss * counts).backward()  # a batch that only keeps ranks in step: 0
                     if counts:
                         total += loss.detach().double().cpu()
-                        note(measured, micro, found)
-        ranks.sum_([*measured, total])
-        rollout.note(rows, measured)
+                        note(part.measured.values(), micro, found)
+        ranks.sum_([*part.measured.values(), total])
+        for name, matrix in part.measured.items():
+            rollout.measured[name][rows] = matrix
         rollout.check(rollout.measured["logprob"], "the policy")
         if not total.isfinite():
             raise FloatingPointError(f"the loss is {float(total)}")
@@ -213,10 +208,8 @@ class PolicyStep:
         return metrics
 
     def _loss(self, rollout: Rollout, rows: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """The share of the loss of some rows, and what their forward pass shows, in the order
-        of MEASURED.
-        """
-        batch = self._batch(rollout, rows)
+        """Some rows' share of the loss, and what their forward pass shows: see `MEASURED`."""
+        batch = rollout.batch(rows, self.model.device)
         states = response_states(self.model, batch)
         logprobs, entropy = states_logprobs(self.model, states, batch, self.temperature)
         tokens = rollout.tokens.rows(rows).like(logprobs)
@@ -227,11 +220,111 @@ class PolicyStep:
         clipped = algorithms.clipped_tokens(self.algorithm, logprobs, tokens)
         return loss, [logprobs, entropy, clipped["clipped_low"], clipped["clipped_high"]]
 
-    def _batch(self, rollout: Rollout, rows: Tensor) -> Batch:
-        return make_batch([rollout.examples[i] for i in rows.tolist()]).to(self.model.device)
+
+MEASURED = ("logprob", "entropy", "clipped_low", "clipped_high")
 
 
-def note(matrices: list[Tensor], rows: Tensor, parts: list[Tensor]) -> None:
+@dataclass
+class Rollout:
+    """The episodes of one policy step: what a model is run over, and what is known of tokens.
+
+    names: of the episodes, for errors. measured: what the newest forward passes of the policy
+    showed, by the names in MEASURED. updated: whether the policy has changed since it sampled.
+    """
+
+    examples: list[Example]
+    names: list[str]
+    tokens: Tokens
+    updated: bool = False
+
+    def __post_init__(self) -> None:
+        self.lengths = [len(example) for example in self.examples]
+        self.measured = {name: self.matrix() for name in MEASURED}
+
+    def matrix(self) -> Tensor:
+        """Zeros [B, T]."""
+        return torch.zeros(self.tokens.mask.shape, dtype=torch.float64)
+
+    def rows(self, rows: Tensor) -> Rollout:
+        """Return the part of some episodes, without measurements."""
+        examples = [self.examples[i] for i in rows.tolist()]
+        names = [self.names[i] for i in rows.tolist()]
+        return Rollout(examples, names, self.tokens.rows(rows))
+
+    def batch(self, rows: Tensor, device: torch.device) -> Batch:
+        """Return the batch of some episodes."""
+        return make_batch([self.examples[i] for i in rows.tolist()]).to(device)
+
+    def gap(self, rows: Tensor) -> dict[str, float]:
+        """Return `sampler_gap` of some episodes, by what was last measured of them."""
+        tokens = self.tokens
+        mask = tokens.mask[rows]
+        logprobs = (
+            self.measured["logprob"],
+            tokens.sampler_logprobs,
+            tokens.behavior_logprobs,
+        )
+        return sampler_gap(*(matrix[rows][mask] for matrix in logprobs))
+
+    def check(self, values: Tensor, who: str) -> None:
+        """FloatingPointError names the first episode for which `who` gave no finite number."""
+        bad = (~values.isfinite()).nonzero()
+        if len(bad):
+            row, token = bad[0].tolist()
+            value = values[row, token].item()
+            raise FloatingPointError(
+                f"{who} gave {value} at token {token} of {self.names[row]}"
+            )
+
+
+def rollout_of(episodes: Sequence[Episode]) -> Rollout:
+    """FloatingPointError if the sampler gave a logprob that is not finite."""
+    mask = algorithms.response_mask(torch.tensor([e.completion.length for e in episodes]))
+    sampler_logprobs = _padded([e.completion.logprobs for e in episodes])
+    behavior_logprobs = _padded([e.completion.sampling_logprobs for e in episodes])
+    rollout = Rollout(
+        examples=[Example(e.prompt, e.completion.tokens) for e in episodes],
+        names=[
+            f"sample {e.completion.sample_index} of problem {e.problem.id}" for e in episodes
+        ],
+        tokens=Tokens(mask, mask, sampler_logprobs, behavior_logprobs),
+    )
+    for logprobs in (sampler_logprobs, behavior_logprobs):
+        rollout.check(logprobs, "the sampler")
+    return rollout
+
+
+def rewards_of(
+    episodes: Sequence[Episode],
+    component_weights: Mapping[str, float],
+    group_size: int,
+    step_weight: float,
+) -> Rewards:
+    """The rewards of the episodes of N groups."""
+    components = [[e.rewards[name] for e in episodes] for name in component_weights]
+    steps = step_ends = None
+    if any(e.step_rewards for e in episodes):
+        steps = _padded([e.step_rewards for e in episodes])
+        step_ends = _padded([e.step_ends for e in episodes], torch.int64, -1)
+    return Rewards(
+        total=torch.tensor([e.rewards["total"] for e in episodes], dtype=torch.float64),
+        components=torch.tensor(components, dtype=torch.float64),
+        component_weights=torch.tensor(list(component_weights.values()), dtype=torch.float64),
+        group_size=group_size,
+        steps=steps,
+        step_ends=step_ends,
+        step_weight=step_weight,
+    )
+
+
+def _padded(
+    rows: list[list[float]], dtype: torch.dtype = torch.float64, padding: float = 0.0
+) -> Tensor:
+    tensors = [torch.tensor(row, dtype=dtype) for row in rows]
+    return pad_sequence(tensors, batch_first=True, padding_value=padding)
+
+
+def note(matrices: Sequence[Tensor], rows: Tensor, parts: Sequence[Tensor]) -> None:
     """Put parts [S, R] into the given rows of matrices [B, T]."""
     for matrix, part in zip(matrices, parts, strict=True):
         matrix[rows, : part.shape[1]] = part.detach().double().cpu()

@@ -20,7 +20,7 @@ from nanomath.process.labelled import Labelled
 from nanomath.process.prm import PRM
 from nanomath.training import ranks
 from nanomath.training.optimizer import Optimizer
-from nanomath.training.sharding import is_sharded, micro_batches_of
+from nanomath.training.ranks import is_sharded, micro_batches_of
 
 
 @dataclass

@@ -1,5 +1,4 @@
-"""Several processes that compute what one would: `torchrun --nproc_per_node N train_sft.py
-...`.
+"""Several processes that compute what one would: `torchrun --nproc_per_node N train_sft.py ...`.
 
     grad L = sum_i w_i grad l_i = sum over ranks of  sum over the rank's items i of  w_i grad l_i
 
@@ -17,7 +16,10 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
+
+from nanomath.models.batches import by_length, micro_batches
 
 T = TypeVar("T")
 BUCKET = 2**25  # numbers summed in one call: few calls, and a copy of 128 MB at most
@@ -39,15 +41,13 @@ def is_main() -> bool:
 
 
 def start(device: torch.device) -> torch.device:
-    """Meet the other ranks that torchrun started, and return this rank's own device of the
-    given kind.
+    """Meet the other ranks that torchrun started; return this rank's device of the given kind.
 
     ValueError when there are more ranks than GPUs on a machine.
     """
-    if "RANK" not in os.environ or dist.is_initialized():
-        return _own(device)
     device = _own(device)
-    dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
+    if "RANK" in os.environ and not dist.is_initialized():
+        dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
     return device
 
 
@@ -58,7 +58,8 @@ def _own(device: torch.device) -> torch.device:
     gpus = torch.cuda.device_count()
     if local >= gpus:
         raise ValueError(
-            f"rank {local} of this machine finds {gpus} GPUs: set --nproc_per_node to {gpus} at most"
+            f"rank {local} of this machine finds {gpus} GPUs: set --nproc_per_node to {gpus} "
+            "at most"
         )
     torch.cuda.set_device(local)
     return torch.device("cuda", local)
@@ -71,17 +72,17 @@ def finish() -> None:
 
 
 def lost(error: BaseException) -> str:
-    """The line to print when `error` came of another rank's death; empty when it is this
-    rank's own.
-    """
-    if count() == 1 or not (
-        isinstance(error, dist.DistError) or "gloo" in str(error)
-    ):  # gloo's are RuntimeErrors
+    """The line to print when `error` came of another rank's death, "" when it is our own."""
+    of_a_collective = isinstance(error, dist.DistError) or "gloo" in str(error)
+    if count() == 1 or not of_a_collective:
         return ""
-    return f"rank {number()} of {count()}: another rank died and this one cannot go on; its own message says why"
+    return (
+        f"rank {number()} of {count()}: another rank died and this one cannot go on; "
+        "its own message says why"
+    )
 
 
-def any(flag: bool) -> bool:
+def any_rank(flag: bool) -> bool:
     """True on all ranks if it is true on one."""
     if count() == 1:
         return flag
@@ -92,7 +93,7 @@ def any(flag: bool) -> bool:
 
 def barrier() -> None:
     """Wait here for all ranks."""
-    any(False)
+    any_rank(False)
 
 
 def from_main(value: T) -> T:
@@ -111,28 +112,24 @@ def sum_(tensors: Sequence[Tensor]) -> None:
     for bucket in _buckets(tensors):
         flat = torch.cat([tensor.reshape(-1) for tensor in bucket])
         dist.all_reduce(flat)
-        for tensor, values in zip(
-            bucket, flat.split([tensor.numel() for tensor in bucket]), strict=True
-        ):
+        parts = flat.split([tensor.numel() for tensor in bucket])
+        for tensor, values in zip(bucket, parts, strict=True):
             tensor.copy_(values.view_as(tensor))
 
 
 def _buckets(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
-    """Neighbours of one type and device, together at most BUCKET numbers (or a single larger
-    tensor).
-    """
+    """Neighbours of one type and device, together at most BUCKET numbers (or one larger tensor)."""
     bucket: list[Tensor] = []
+    size = 0
     for tensor in tensors:
-        alike = not bucket or (tensor.dtype, tensor.device) == (
-            bucket[0].dtype,
-            bucket[0].device,
-        )
-        if bucket and not (
-            alike and sum(t.numel() for t in bucket) + tensor.numel() <= BUCKET
-        ):
+        kind = (tensor.dtype, tensor.device)
+        alike = not bucket or kind == (bucket[0].dtype, bucket[0].device)
+        if bucket and not (alike and size + tensor.numel() <= BUCKET):
             yield bucket
             bucket = []
+            size = 0
         bucket.append(tensor)
+        size += tensor.numel()
     if bucket:
         yield bucket
 
@@ -143,9 +140,7 @@ def share(items: Sequence[T]) -> Sequence[T]:
 
 
 def gather(part: Sequence[T]) -> list[T]:
-    """Everyone's parts as one list in the order that `share` cut; `part` may be made of
-    anything that pickles.
-    """
+    """Everyone's parts, of whatever pickles, as one list in the order that `share` cut."""
     if count() == 1:
         return list(part)
     parts: list[Any] = [None] * count()
@@ -156,36 +151,44 @@ def gather(part: Sequence[T]) -> list[T]:
     return whole
 
 
-def cut(
-    lengths: Sequence[int], cut_one: Callable[[list[int]], list[list[int]]], equal: bool
-) -> list[tuple[list[int], bool]]:
-    """This rank's micro-batches of an optimizer step over items of the given lengths, each
-    with whether it counts.
+def micro_batches_of(
+    model: nn.Module,
+    lengths: Sequence[int],
+    token_budget: int = 0,
+    rows: Tensor | None = None,
+    cut: Callable[[list[int], int], list[list[int]]] = micro_batches,
+) -> Iterator[tuple[Tensor, bool]]:
+    """This rank's micro-batches of some rows (None: all), each with whether it counts.
 
-    The items are dealt out by length; `cut_one` cuts a rank's (from their lengths into groups
-    of their places). With `equal`, for a model whose weights are sharded, all ranks get the
-    same number, because they meet in every forward and backward pass: those with fewer go
-    through the shortest item once more, which must then have weight 0.
+    lengths: of all items, in tokens. The rows are dealt out by length; `cut` cuts a rank's,
+    from their lengths and the budget of tokens (0: all at once), into groups of their places.
+    The ranks of a sharded model meet in every forward and backward pass: those with fewer
+    micro-batches go through the shortest item once more, which must then have weight 0.
     """
+    rows = torch.arange(len(lengths)) if rows is None else rows
+    chosen = [lengths[i] for i in rows.tolist()]
     cuts = []
-    for items in _deal(lengths, count()):
-        cuts.append(
-            [
-                [items[place] for place in group]
-                for group in cut_one([lengths[i] for i in items])
-            ]
-        )
+    for items in _deal(chosen, count()):
+        groups = cut([chosen[i] for i in items], token_budget)
+        cuts.append([[items[place] for place in group] for group in groups])
     mine = [(micro, True) for micro in cuts[number()]]
-    if equal and (missing := max(map(len, cuts)) - len(mine)):
-        mine += [([lengths.index(min(lengths))], False)] * missing
-    return mine
+    missing = max(map(len, cuts)) - len(mine)
+    if missing and is_sharded(model):
+        mine += [([chosen.index(min(chosen))], False)] * missing
+    for micro, counts in mine:
+        yield rows[micro], counts
+
+
+def is_sharded(model: nn.Module) -> bool:
+    """Whether the model, or a part of it, is cut over the ranks; see sharding.py."""
+    return any(isinstance(module, FSDPModule) for module in model.modules())
 
 
 def _deal(lengths: Sequence[int], parts: int) -> list[list[int]]:
     """Items by part: from the longest down, each goes where there is least so far."""
     shares: list[list[int]] = [[] for _ in range(parts)]
     loads = [0] * parts
-    for item in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+    for item in by_length(lengths):
         least = loads.index(min(loads))
         shares[least].append(item)
         loads[least] += lengths[item]

@@ -10,12 +10,19 @@ from torch import Tensor
 
 from nanomath.algorithms import loss_weights, neftune_noise, response_mask, sft_loss
 from nanomath.data.order import generator_of
-from nanomath.data.packing import Batch, Example, make_batch, micro_batches
+from nanomath.models.batches import (
+    Batch,
+    Example,
+    make_batch,
+    micro_batches,
+    response_logprobs,
+    response_scores,
+)
 from nanomath.models.transformer import Transformer
 from nanomath.training import ranks
-from nanomath.training.logprobs import response_logprobs, response_scores
 from nanomath.training.optimizer import Optimizer
-from nanomath.training.sharding import micro_batches_of, whole
+from nanomath.training.ranks import micro_batches_of
+from nanomath.training.sharding import whole
 
 
 @dataclass

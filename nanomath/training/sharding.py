@@ -9,7 +9,7 @@ that is cut is a DTensor; the functions on tensors here leave any other tensor a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
@@ -23,28 +23,8 @@ from torch.distributed.fsdp import (
 )
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from nanomath.data.packing import micro_batches
 from nanomath.models.transformer import Layer, Transformer
 from nanomath.training import ranks
-
-
-def micro_batches_of(
-    model: Transformer,
-    lengths: Sequence[int],
-    token_budget: int = 0,
-    rows: Tensor | None = None,
-    cut: Callable[[list[int], int], list[list[int]]] = micro_batches,
-) -> Iterator[tuple[Tensor, bool]]:
-    """This rank's micro-batches of an optimizer step on the given rows (None: all) of items of
-    the given lengths, each with whether it counts. `cut` makes them of a rank's lengths and
-    the budget of tokens, 0 for all at once.
-    """
-    rows = torch.arange(len(lengths)) if rows is None else rows
-    chosen = [lengths[i] for i in rows.tolist()]
-    for micro, counts in ranks.cut(
-        chosen, lambda own: cut(own, token_budget), is_sharded(model)
-    ):
-        yield rows[micro], counts
 
 
 def shard(model: Transformer, dtype: torch.dtype) -> Transformer:
@@ -71,11 +51,6 @@ def shard(model: Transformer, dtype: torch.dtype) -> Transformer:
     for parameter in model.parameters():
         parameter.computes_in = dtype
     return model
-
-
-def is_sharded(model: nn.Module) -> bool:
-    """Whether the model, or a part of it, is cut over the ranks."""
-    return any(isinstance(module, FSDPModule) for module in model.modules())
 
 
 def computes_in(parameter: Tensor) -> torch.dtype:

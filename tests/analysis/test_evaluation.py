@@ -29,8 +29,7 @@ from nanomath.rollout import Completion
 votes = st.lists(st.sampled_from([None, "7", "1", "2", "3"]), min_size=1, max_size=7)
 
 
-# --- pass@k and maj@k
-# ---------------------------------------------------------------------------------------------
+# --- pass@k and maj@k ------------------------------------------------------------------------
 
 
 @settings(deadline=None, max_examples=60)
@@ -97,8 +96,7 @@ def test_many_subsets_are_sampled_and_the_estimate_is_near():
     assert abs(np.mean(estimates) - exact) < 4 * 0.5 / np.sqrt(20 * SUBSETS)
 
 
-# --- intervals
-# ---------------------------------------------------------------------------------------------
+# --- intervals -------------------------------------------------------------------------------
 
 
 def test_the_interval_holds_the_true_mean_about_as_often_as_it_says():
@@ -119,8 +117,7 @@ def test_score():
     assert str(mean_score([0.25] * 3)) == "25.0% (95% interval 25.0 to 25.0)"
 
 
-# --- reports
-# ---------------------------------------------------------------------------------------------
+# --- reports ---------------------------------------------------------------------------------
 
 
 class Echo:

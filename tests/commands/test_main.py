@@ -52,8 +52,7 @@ def shell(*words: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-# --- usage and help
-# ---------------------------------------------------------------------------------------------
+# --- usage and help --------------------------------------------------------------------------
 
 
 def test_without_a_command_it_says_which_there_are(call):
@@ -80,8 +79,7 @@ def test_help_wins_over_what_else_is_wrong(call):
     assert call(main, "sample", "model", "question", "--help").code == 0
 
 
-# --- the page of all keys
-# --------------------------------------------------------------------------------------------
+# --- the page of all keys --------------------------------------------------------------------
 
 
 def test_the_page_has_every_key_of_every_config(call):
@@ -114,8 +112,7 @@ def test_the_page_takes_no_arguments(call):
     )
 
 
-# --- exit codes
-# ---------------------------------------------------------------------------------------------
+# --- exit codes ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -199,8 +196,7 @@ run_main(main, [])
     assert (found.returncode, found.stdout, found.stderr) == (3, "done closed\n", "")
 
 
-# --- what both training scripts share
-# --------------------------------------------------------------------------------
+# --- what both training scripts share --------------------------------------------------------
 
 
 @pytest.mark.parametrize(

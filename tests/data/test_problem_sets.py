@@ -43,8 +43,7 @@ def error_of(path: Path | str, fields: Fields | None = None, **options: object) 
     return str(caught.value).replace(str(path), Path(path).name)
 
 
-# --- formats
-# ---------------------------------------------------------------------------------------------
+# --- formats ---------------------------------------------------------------------------------
 
 ROWS = [
     {"question": "2 + 3?", "answer": "5", "level": "1"},
@@ -149,8 +148,7 @@ def test_texts_survive_jsonl_and_csv(
         ] == expected
 
 
-# --- fields
-# ---------------------------------------------------------------------------------------------
+# --- fields ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -433,8 +431,7 @@ def test_skip_and_limit_count_rows_of_the_file(tmp_path: Path) -> None:
     assert [problem.id for problem in load_problems(path, limit=9)] == ids
 
 
-# --- errors
-# ---------------------------------------------------------------------------------------------
+# --- errors ----------------------------------------------------------------------------------
 
 
 ANY_ANSWER = "set.jsonl:1: no answer field (expected answer, Answer, target); the fields are: "
@@ -674,8 +671,7 @@ def test_a_file_that_is_not_there(source: str) -> None:
     assert str(caught.value) == message
 
 
-# --- the hub, from its cache
-# -----------------------------------------------------------------------------------------
+# --- the hub, from its cache -----------------------------------------------------------------
 
 
 @pytest.fixture
@@ -746,8 +742,7 @@ def test_a_split_or_dataset_that_the_hub_does_not_have(cache: Path) -> None:
     assert "\n" not in str(caught.value)
 
 
-# --- public sets
-# ---------------------------------------------------------------------------------------------
+# --- public sets -----------------------------------------------------------------------------
 
 
 @needs_shared

@@ -18,8 +18,7 @@ def lay_out(messages: list[Message], add_generation_prompt: bool) -> str:
     return text + "<assistant>" * add_generation_prompt
 
 
-# --- placeholders
-# ---------------------------------------------------------------------------------------------
+# --- placeholders ----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -70,8 +69,7 @@ def test_a_field_of_the_problem_wins_over_metadata_of_the_same_name() -> None:
         render_response(problem, PromptTemplate())
 
 
-# --- layouts
-# ---------------------------------------------------------------------------------------------
+# --- layouts ---------------------------------------------------------------------------------
 
 
 def test_a_chat_is_laid_out_by_the_tokenizer() -> None:
@@ -128,8 +126,7 @@ def test_a_prompt_needs_no_solution() -> None:
     )
 
 
-# --- errors
-# ---------------------------------------------------------------------------------------------
+# --- errors ----------------------------------------------------------------------------------
 
 
 def test_a_template_must_ask_the_question() -> None:

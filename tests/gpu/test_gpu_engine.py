@@ -8,11 +8,10 @@ import pytest
 import tokenizers
 import torch
 
-from nanomath.data.packing import Example
 from nanomath.data.world import world_tokenizer
 from nanomath.models import Tokenizer
+from nanomath.models.batches import Example, response_scores
 from nanomath.rollout import Sampler, engine
-from nanomath.training.logprobs import response_scores
 
 pytestmark = pytest.mark.slow
 

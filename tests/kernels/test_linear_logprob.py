@@ -65,8 +65,7 @@ class Sizes(TorchDispatchMode):
         return result
 
 
-# --- values and gradients
-# --------------------------------------------------------------------------------------------
+# --- values and gradients --------------------------------------------------------------------
 
 
 @settings(max_examples=80, deadline=None)
@@ -153,8 +152,7 @@ def test_bfloat16_chunks_are_summed_in_float32():
     torch.testing.assert_close(total.float(), 1024 * one.float(), rtol=1e-2, atol=0)
 
 
-# --- what is differentiated
-# ------------------------------------------------------------------------------------------
+# --- what is differentiated ------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("wanted", [0, 1])
@@ -186,8 +184,7 @@ def test_entropy_has_no_gradient():
         assert not linear_logprob(hidden, weight, target)[0].requires_grad
 
 
-# --- what it costs
-# ---------------------------------------------------------------------------------------------
+# --- what it costs ---------------------------------------------------------------------------
 
 
 def test_no_tensor_is_larger_than_a_chunk_of_logits():
@@ -253,8 +250,7 @@ def test_a_second_backward_pass_is_refused_rather_than_wrong():
         logprobs.sum().backward()
 
 
-# --- mistakes
-# ---------------------------------------------------------------------------------------------
+# --- mistakes --------------------------------------------------------------------------------
 
 
 def test_shapes_and_temperatures_that_make_no_sense():
@@ -271,8 +267,7 @@ def test_shapes_and_temperatures_that_make_no_sense():
             linear_logprob(hidden, weight, target, temperature)
 
 
-# --- Triton
-# ---------------------------------------------------------------------------------------------
+# --- Triton ----------------------------------------------------------------------------------
 
 needs_triton = pytest.mark.skipif(
     find_spec("triton") is None, reason="triton is not installed"

@@ -163,8 +163,7 @@ def test_targets_outside_of_the_vocabulary_have_no_logprob_in_the_cpu_form():
         statistics(torch.zeros(3, 9), torch.tensor([1, 2]))
 
 
-# --- Triton
-# ---------------------------------------------------------------------------------------------
+# --- Triton ----------------------------------------------------------------------------------
 
 
 @needs_triton

@@ -315,8 +315,7 @@ def test_no_file_and_an_empty_one(tmp_path):
         load_labelled(file(tmp_path))
 
 
-# --- measures
-# ---------------------------------------------------------------------------------------------
+# --- measures --------------------------------------------------------------------------------
 
 
 @settings(max_examples=80, deadline=None)

@@ -126,8 +126,7 @@ def test_a_reward_that_is_no_number_is_named(new_model, tokenizer, bad):
         )
 
 
-# --- dynamic sampling
-# ---------------------------------------------------------------------------------------------
+# --- dynamic sampling ------------------------------------------------------------------------
 
 MIXED = [episode(1, 1, 2), episode(0, 0, 3)]
 RIGHT = [episode(1, 1, 2), episode(1, 0.5, 3)]  # the same answer, but not the same reward

@@ -12,10 +12,9 @@ import torch
 from kernels import packed
 from kernels.attention import Pages, new_pages
 from kernels.rope_write import rope_write
-from nanomath.data.packing import Example
+from nanomath.models.batches import Example, response_scores
 from nanomath.rollout import Completion, Sampler
 from nanomath.rollout.decoder import Decoder
-from nanomath.training.logprobs import response_scores
 
 EOS = range(0, 1000, 25)
 WIDTH, LONGEST = 40, 100  # of completions and prompts: some need one block of keys, some three

@@ -165,8 +165,7 @@ def flags(run: Path) -> list[str]:
     return ["--resume"] if (run / "config.toml").exists() else []
 
 
-# --- killed
-# ---------------------------------------------------------------------------------------------
+# --- killed ----------------------------------------------------------------------------------
 
 LONG = (
     "run.seed=2",
@@ -262,8 +261,7 @@ def test_the_same_command_gives_the_same_bits(nursery, tmp_path, script, threads
     assert_same(tmp_path / "a" / "run", tmp_path / "b" / "run")
 
 
-# --- interrupted
-# ---------------------------------------------------------------------------------------------
+# --- interrupted -----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -281,8 +279,7 @@ def test_a_signal_before_the_first_step(nursery, tmp_path, number):
     nursery.well("train_sft", place, "run.steps=1", "--resume")
 
 
-# --- starved
-# ---------------------------------------------------------------------------------------------
+# --- starved ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -339,8 +336,7 @@ def test_too_little_memory(nursery, tmp_path):
     assert "  sft.token_budget = 0: smaller micro-batches" in error
 
 
-# --- the process that forks
-# ------------------------------------------------------------------------------------------
+# --- the process that forks ------------------------------------------------------------------
 
 
 def serve() -> None:

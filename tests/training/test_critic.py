@@ -8,8 +8,8 @@ import pytest
 import torch
 from plain_step import Descent, assert_same, new_critic, new_episodes, new_step
 
-from nanomath.data.packing import Example, make_batch
 from nanomath.data.problem import Problem
+from nanomath.models.batches import Example, make_batch
 from nanomath.rollout import Completion, Episode
 from nanomath.training.critic import Critic
 from nanomath.training.optimizer import Optimizer

@@ -28,7 +28,7 @@ from plain_step import (
 )
 
 from nanomath.algorithms import PRESETS
-from nanomath.data.packing import Batch, Example, make_batch
+from nanomath.models.batches import Batch, Example, make_batch
 from nanomath.training import policy_step, sft_step
 from nanomath.training.sft_step import SFTStep
 
@@ -155,8 +155,7 @@ def test_what_pads_a_rollout_changes_no_gradient(policy_gradients, monkeypatch, 
     assert_all_same(policy_gradients(METHODS[method], torch.float64), expected, 1e-10)
 
 
-# --- supervised fine-tuning
-# ------------------------------------------------------------------------------------------
+# --- supervised fine-tuning ------------------------------------------------------------------
 
 EXAMPLES = [
     Example([5, 6, 7], [8, 9, EOS]),

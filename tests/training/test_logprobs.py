@@ -12,9 +12,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
 
-from nanomath.data.packing import Batch, Example, make_batch
 from nanomath.models import Transformer
-from nanomath.training.logprobs import response_logprobs, response_scores
+from nanomath.models.batches import (
+    Batch,
+    Example,
+    make_batch,
+    response_logprobs,
+    response_scores,
+)
 
 VOCABULARY = 1024
 EXAMPLES = [
@@ -79,8 +84,7 @@ def gradients(model: Transformer, logprobs: Tensor) -> dict[str, Tensor]:
     return {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
 
 
-# --- the same numbers
-# ---------------------------------------------------------------------------------------------
+# --- the same numbers ------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
@@ -125,8 +129,7 @@ def test_nothing_to_score(new_model):
         assert logprobs.tolist() == entropies.tolist() == [[0.0]] * len(examples)
 
 
-# --- in less memory
-# ---------------------------------------------------------------------------------------------
+# --- in less memory --------------------------------------------------------------------------
 
 
 def test_the_vocabulary_never_materialises(new_model, monkeypatch):

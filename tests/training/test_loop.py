@@ -160,7 +160,7 @@ def test_what_one_rank_is_asked_all_do(tmp_path, monkeypatch):
     run = Run(
         tmp_path,
         9,
-        at={"step 3": lambda: monkeypatch.setattr(ranks, "any", lambda flag: True)},
+        at={"step 3": lambda: monkeypatch.setattr(ranks, "any_rank", lambda flag: True)},
     )
     assert run.go() is False and run.events[-2:] == ["step 3", "save 4"]
 
@@ -178,8 +178,7 @@ def test_a_measurement_worth_keeping_is_saved(tmp_path):
     assert asked == [(0, 0), (2, 0.2), (4, 0.4), (5, 0.5)]
 
 
-# --- failing
-# ---------------------------------------------------------------------------------------------
+# --- failing ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -311,8 +310,7 @@ def test_errors_about_memory(error, said):
     assert out_of_memory(error) == said
 
 
-# --- time
-# ---------------------------------------------------------------------------------------------
+# --- time ------------------------------------------------------------------------------------
 
 
 class Clock:
@@ -390,8 +388,7 @@ def test_the_longest_of_each_part_counts():
     assert budget.allows(["step", "save", "save"]) and not budget.allows(["step", "step"])
 
 
-# --- alarms
-# ---------------------------------------------------------------------------------------------
+# --- alarms ----------------------------------------------------------------------------------
 
 
 def collapsing(run: Run, at: int) -> Run:
@@ -452,8 +449,7 @@ def test_without_alarms_there_is_no_file_of_them(tmp_path):
     ]
 
 
-# --- showing
-# ---------------------------------------------------------------------------------------------
+# --- showing ---------------------------------------------------------------------------------
 
 
 def test_progress_is_shown_where_there_is_no_terminal(tmp_path, capsys):

@@ -301,8 +301,7 @@ def test_two_optimizers_of_one_model_do_not_share_its_gradients():
     assert latter.step(0.1)["grad_norm"] == pytest.approx(math.sqrt(6))
 
 
-# --- moments in bfloat16
-# ---------------------------------------------------------------------------------------------
+# --- moments in bfloat16 ---------------------------------------------------------------------
 
 
 @given(

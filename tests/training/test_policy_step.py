@@ -247,8 +247,7 @@ def test_kl_cov_holds_nothing_back_before_the_first_update(models):
     assert_same(*first)
 
 
-# --- what teaches and what does not
-# ----------------------------------------------------------------------------------
+# --- what teaches and what does not ----------------------------------------------------------
 
 
 def gradient(models, recorder, episodes, **options) -> dict[str, Tensor]:
@@ -340,8 +339,7 @@ def test_a_minibatch_that_teaches_nothing_is_passed_over(models):
     assert metrics["update_ratio"] == pytest.approx(10 * sum(range(1, 9)) / 12)
 
 
-# --- minibatches and updates
-# -----------------------------------------------------------------------------------------
+# --- minibatches and updates -----------------------------------------------------------------
 
 
 @pytest.mark.parametrize("minibatches", [2, 3, 4, 5, 12])
@@ -426,8 +424,7 @@ def test_rewards_rise(new_model):
     assert wanted[-1] > wanted[0] + 1 and sum(b > a for a, b in pairwise(wanted)) >= 9
 
 
-# --- guards
-# ---------------------------------------------------------------------------------------------
+# --- guards ----------------------------------------------------------------------------------
 
 
 def new_optimizer(model) -> Optimizer:
@@ -485,8 +482,7 @@ def test_a_bad_number_of_a_model_stops_before_the_update(new_model, who, options
         assert torch.equal(parameter.nan_to_num(7.0), before[name].nan_to_num(7.0)), name
 
 
-# --- metrics
-# ---------------------------------------------------------------------------------------------
+# --- metrics ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("old_logprobs", ["trainer", "sampler"])

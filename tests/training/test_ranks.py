@@ -4,7 +4,6 @@ with sharded weights.
 
 from __future__ import annotations
 
-from functools import partial
 from unittest.mock import patch
 
 import pytest
@@ -13,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from two_ranks import EXAMPLES, KINDS, LAYOUTS, STORES, do_everything, go_on, run_two
 
-from nanomath.data.packing import micro_batches
+from nanomath.models.batches import micro_batches
 from nanomath.training import ranks
 
 LENGTHS = st.lists(st.integers(1, 40), max_size=30)
@@ -57,15 +56,14 @@ def assert_close(found, expected, tolerance: float) -> None:
         assert found == pytest.approx(expected, rel=tolerance, abs=tolerance)
 
 
-# --- one process, or pretending to be several
-# ------------------------------------------------------------------------
+# --- one process, or pretending to be several ------------------------------------------------
 
 
 def test_without_torchrun_everything_is_the_identity(monkeypatch):
     monkeypatch.delenv("RANK", raising=False)
     assert ranks.start(torch.device("cpu")) == torch.device("cpu")
     assert (ranks.count(), ranks.number(), ranks.is_main()) == (1, 0, True)
-    assert [ranks.any(flag) for flag in (True, False)] == [True, False]
+    assert [ranks.any_rank(flag) for flag in (True, False)] == [True, False]
     assert ranks.gather(ranks.share([3, 1, 2])) == [3, 1, 2] and ranks.from_main("x") == "x"
     tensor = torch.ones(2)
     ranks.sum_([tensor])
@@ -85,17 +83,18 @@ def test_more_ranks_than_gpus(monkeypatch):
 
 @given(LENGTHS, st.integers(1, 5), st.integers(0, 60), st.booleans())
 @settings(deadline=None, max_examples=100)
-def test_cut(lengths, count, budget, equal):
-    cut_one = partial(micro_batches, token_budget=budget)
+def test_micro_batches_of_all_ranks(lengths, count, budget, equal):
     cuts = []
     for number in range(count):
-        with patch.multiple(ranks, count=lambda: count, number=lambda number=number: number):
-            cuts.append(ranks.cut(lengths, cut_one, equal))
+        as_one_of_them = {"count": lambda: count, "number": lambda number=number: number}
+        with patch.multiple(ranks, is_sharded=lambda model: equal, **as_one_of_them):
+            cut = ranks.micro_batches_of(torch.nn.Identity(), lengths, budget)
+            cuts.append([(micro.tolist(), counts) for micro, counts in cut])
     counted = [[micro for micro, counts in cut if counts] for cut in cuts]
     assert sorted(i for cut in counted for micro in cut for i in micro) == list(
         range(len(lengths))
     )
-    assert count > 1 or counted[0] == cut_one(lengths)
+    assert count > 1 or counted[0] == micro_batches(lengths, budget)
     for micro in (micro for cut in counted for micro in cut):
         assert (
             len(micro) == 1
@@ -110,8 +109,7 @@ def test_cut(lengths, count, budget, equal):
     assert equal or not padding
 
 
-# --- two processes
-# ---------------------------------------------------------------------------------------------
+# --- two processes ---------------------------------------------------------------------------
 
 
 def test_messages(one, both):

@@ -7,7 +7,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from nanomath.data.packing import Example
+from nanomath.models.batches import Example
 from nanomath.training.optimizer import Optimizer
 from nanomath.training.sft_step import SFTStep, check_finite, heldout_loss
 

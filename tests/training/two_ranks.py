@@ -11,16 +11,17 @@ from typing import Any
 import torch
 import torch.multiprocessing
 
-from nanomath.data.packing import Example
 from nanomath.data.problem import Problem
 from nanomath.data.world import CHAT_TEMPLATE, world_tokenizer
 from nanomath.models import ModelConfig, Tokenizer, Transformer
+from nanomath.models.batches import Example
 from nanomath.process.rewards import VerifiedReward
 from nanomath.rollout import Sampler
 from nanomath.training import ranks
 from nanomath.training.optimizer import Optimizer
+from nanomath.training.ranks import is_sharded
 from nanomath.training.sft_step import SFTStep, heldout_loss
-from nanomath.training.sharding import is_sharded, shard, whole
+from nanomath.training.sharding import shard, whole
 from nanomath.training.shared_sampler import SharedSampler
 
 EXAMPLES = [
@@ -188,7 +189,11 @@ def do_everything(directory: Path) -> dict[str, Any]:
     """
     n = ranks.count()
     result: dict[str, Any] = {
-        "any": [ranks.any(False), ranks.any(True), ranks.any(ranks.number() == n - 1)],
+        "any": [
+            ranks.any_rank(False),
+            ranks.any_rank(True),
+            ranks.any_rank(ranks.number() == n - 1),
+        ],
         "from main": ranks.from_main({"rank": ranks.number()}),
         "gather": [ranks.gather(ranks.share(list(range(size)))) for size in range(6)],
         "sum": sums(),
@@ -246,7 +251,7 @@ def after_a_death(directory: Path) -> list[str]:
     said = []
     for together in (
         lambda: model(torch.arange(5)[None]),
-        lambda: ranks.any(True),
+        lambda: ranks.any_rank(True),
         lambda: ranks.gather([1]),
     ):
         try:
@@ -256,8 +261,7 @@ def after_a_death(directory: Path) -> list[str]:
     return [*said, ranks.lost(RuntimeError("a mistake of one's own"))]
 
 
-# --- two processes
-# ---------------------------------------------------------------------------------------------
+# --- two processes ---------------------------------------------------------------------------
 
 
 def run_two(directory: Path) -> list[dict[str, Any]]:

@@ -146,8 +146,7 @@ def commit() -> str:
     return ""
 
 
-# --- one part
-# ---------------------------------------------------------------------------------------------
+# --- one part --------------------------------------------------------------------------------
 
 
 def run_part(part: Part, config: AllBench, out: Path, seconds: float) -> dict[str, Any]:
@@ -227,8 +226,7 @@ def outcome(part: dict[str, Any]) -> str:
     return {0: "done", None: "stopped: out of time"}.get(part["code"], "failed")
 
 
-# --- what was aimed at
-# ---------------------------------------------------------------------------------------------
+# --- what was aimed at -----------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -345,8 +343,7 @@ def targets(results: dict[str, Any]) -> list[dict[str, Any]]:
     return rows
 
 
-# --- the files
-# ---------------------------------------------------------------------------------------------
+# --- the files -------------------------------------------------------------------------------
 
 
 def write(results: dict[str, Any], out: Path) -> None:

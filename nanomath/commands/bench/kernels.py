@@ -146,8 +146,7 @@ def resolve(config: KernelBench) -> None:
         raise ValueError(f"rows={config.rows}: grouped_attention needs multiples of {GROUP}")
 
 
-# --- in the measured process
-# -----------------------------------------------------------------------------------------
+# --- in the measured process -----------------------------------------------------------------
 
 
 def measure(kernel: str, config: KernelBench, machine: Machine) -> list[dict[str, Any]]:
@@ -233,8 +232,7 @@ def in_graph(run: Callable[[], object]) -> Callable[[], None]:
     return graph.replay
 
 
-# --- the table
-# ---------------------------------------------------------------------------------------------
+# --- the table -------------------------------------------------------------------------------
 
 
 def no_memory(kernel: str) -> dict[str, Any]:

@@ -35,8 +35,7 @@ SHAPES = {  # of configs/tiny, SmolLM2-135M and Qwen2.5; time and memory do not 
 }
 Call = tuple[Callable[..., Any], ...]  # a function of a module and its arguments
 
-# --- processes
-# ---------------------------------------------------------------------------------------------
+# --- processes -------------------------------------------------------------------------------
 
 
 def in_new_process(function: Callable[..., Any], *arguments: Any) -> list[Any]:
@@ -103,8 +102,7 @@ def peak_memory(device: torch.device, restart: bool = False) -> int:
     return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
 
 
-# --- reports
-# ---------------------------------------------------------------------------------------------
+# --- reports ---------------------------------------------------------------------------------
 
 
 def new_report(target: str, argv: Iterable[str], config: Any) -> dict[str, Any]:

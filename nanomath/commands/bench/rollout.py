@@ -124,8 +124,7 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-# --- what to measure
-# ---------------------------------------------------------------------------------------------
+# --- what to measure -------------------------------------------------------------------------
 
 
 def resolve(config: RolloutBench) -> None:
@@ -201,8 +200,7 @@ def asked(config: RolloutBench, shape: ModelConfig, count: int) -> list[list[int
     return list(itertools.islice(itertools.cycle(prompts), count))
 
 
-# --- one row
-# ---------------------------------------------------------------------------------------------
+# --- one row ---------------------------------------------------------------------------------
 
 
 def measure_point(
@@ -272,8 +270,7 @@ def sides(config: RolloutBench, point: Point) -> dict[str, list[Call]]:
     return {side: calls[side] for side in (OURS, *config.against)}
 
 
-# --- the table
-# ---------------------------------------------------------------------------------------------
+# --- the table -------------------------------------------------------------------------------
 
 
 def table_head(report: dict[str, Any]) -> str:

@@ -16,12 +16,11 @@ import torch
 
 from nanomath.commands.bench.machine import SHAPES, peak_memory, use_threads
 from nanomath.commands.bench.stages import LOOKS, stage_shares
-from nanomath.data.packing import Example
 from nanomath.models import Tokenizer, Transformer, load_model, load_tokenizer, save_model
+from nanomath.models.batches import Example, response_scores
 from nanomath.rollout import Completion, Sampler
 from nanomath.rollout.engine import LOOK_EVERY
-from nanomath.training.logprobs import response_scores
-from nanomath.training.rollout_matrices import sampler_gap
+from nanomath.training.policy_metrics import sampler_gap
 
 SCORED_TOKENS = 4096  # padded tokens that the trainer's logprobs are computed for at once
 WARM_UP = 12  # tokens on a CPU: the first steps find the best number of threads; a GPU captures graphs in a whole run
@@ -88,8 +87,7 @@ def build(setup: Setup, dtype: torch.dtype) -> tuple[Transformer, Tokenizer | No
     return model.init_weights(0), NoText()
 
 
-# --- nanomath
-# ---------------------------------------------------------------------------------------------
+# --- nanomath --------------------------------------------------------------------------------
 
 
 def measure_sampler(
@@ -186,8 +184,7 @@ def gap(model: Transformer, point: Point, completions: list[Completion]) -> dict
     return {name.removeprefix("gap_"): value for name, value in found.items()}
 
 
-# --- transformers
-# ---------------------------------------------------------------------------------------------
+# --- transformers ----------------------------------------------------------------------------
 
 
 def measure_transformers(setup: Setup, point: Point) -> dict[str, Any]:

@@ -37,9 +37,9 @@ from nanomath.commands.bench.machine import (
     use_threads,
 )
 from nanomath.config import option, parse_arguments
-from nanomath.data.packing import Example
 from nanomath.data.problem import Problem
 from nanomath.models import Transformer
+from nanomath.models.batches import Example
 from nanomath.models.shared_prefix import states_at
 from nanomath.rollout import Completion, Episode
 from nanomath.training import logprobs
@@ -110,8 +110,7 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-# --- one row
-# ---------------------------------------------------------------------------------------------
+# --- one row ---------------------------------------------------------------------------------
 
 
 def compare(case: str, config: TrainingBench, bar: tqdm) -> dict[str, Any]:
@@ -155,8 +154,7 @@ def table_row(row: dict[str, Any]) -> str:
     return "".join(cells).rstrip()
 
 
-# --- in the measured process
-# -----------------------------------------------------------------------------------------
+# --- in the measured process -----------------------------------------------------------------
 
 
 def measure(case: str, variant: str, config: TrainingBench) -> tuple[float, int]:
@@ -200,8 +198,7 @@ def materialised_logprob(
     return logs.gather(-1, target[:, None])[:, 0], entropy
 
 
-# --- what is measured
-# ---------------------------------------------------------------------------------------------
+# --- what is measured ------------------------------------------------------------------------
 
 
 def sft_step(shape: str, config: TrainingBench) -> Callable[[], object]:

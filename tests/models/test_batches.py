@@ -9,8 +9,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nanomath.data.packing import Example, make_batch, micro_batches, pack_rows
-from nanomath.training.logprobs import response_logprobs, response_scores
+from nanomath.models.batches import (
+    Example,
+    make_batch,
+    micro_batches,
+    pack_rows,
+    response_logprobs,
+    response_scores,
+)
 
 some_lengths = st.lists(st.integers(1, 30), max_size=25)
 examples = st.lists(

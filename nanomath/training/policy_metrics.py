@@ -1,0 +1,47 @@
+"""What a policy step logs of its tokens: means over response tokens. See docs/metrics.md."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from nanomath.algorithms import Tokens, explained_variance, kl_estimate, top_entropy
+
+TOP_ENTROPY = 0.2  # share of the tokens whose mean entropy is logged apart (arXiv 2506.01939)
+
+
+def rollout_metrics(tokens: Tokens, measured: Mapping[str, Tensor]) -> dict[str, float]:
+    """Means of what the newest passes of the policy measured, matrices [B, T] by name."""
+    mask = tokens.mask
+    entropy = measured["entropy"]
+    kl = kl_estimate(measured["logprob"], tokens.ref_logprobs, "k3")
+    kl_k1 = kl_estimate(measured["logprob"], tokens.ref_logprobs, "k1")
+    metrics = {
+        "kl": float(kl[mask].mean()),
+        "kl_k1": float(kl_k1[mask].mean()),
+        "entropy": float(entropy[mask].mean()),
+        "entropy_top": float(entropy[top_entropy(entropy, mask, TOP_ENTROPY)].mean()),
+        "clipped_low": float(measured["clipped_low"][mask].mean()),
+        "clipped_high": float(measured["clipped_high"][mask].mean()),
+    }
+    if tokens.values is not None:
+        metrics["explained_variance"] = explained_variance(tokens.values, tokens.returns, mask)
+    return metrics
+
+
+def sampler_gap(trainer: Tensor, sampler: Tensor, behavior: Tensor) -> dict[str, float]:
+    """Sampler against trainer, from logprobs [n] of n tokens.
+
+    The gap is |Δlogprob|, mean and largest. The effective sample size is
+    (sum w)^2 / (n sum w^2), as a share of the n tokens, w = trainer / behaviour probability:
+    the behaviour policy is what the sampler drew from.
+    """
+    gap = (trainer - sampler).abs()
+    weights = (trainer - behavior).exp()
+    size = weights.sum().square() / (len(weights) * weights.square().sum())
+    return {
+        "gap_mean": float(gap.mean()),
+        "gap_max": float(gap.max()),
+        "effective_samples": float(size),
+    }

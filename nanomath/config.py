@@ -28,7 +28,6 @@ what was expected and, for an unknown key, the nearest known one.
 from __future__ import annotations
 
 import copy
-import difflib
 import inspect
 import json
 import operator
@@ -38,6 +37,7 @@ import textwrap
 import tomllib
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
+from difflib import SequenceMatcher
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar, get_args, get_origin, get_type_hints
@@ -234,18 +234,19 @@ def _line_number(text: str, name: str) -> str:
 
 def _assign(name: str, value: Any, known: Mapping[str, Key], values: dict[str, Any]) -> None:
     """Check one value against the key of that name, and put it into `values`."""
-    tables = (key for key in known if get_origin(known[key].kind) is dict)
-    whole = (
-        name if name in known else next((k for k in tables if name.startswith(f"{k}.")), "")
-    )
-    if not whole:
+    table = name  # the key itself, or the dict that it is an entry of
+    while table and table not in known:
+        table = _parent(table)
+    is_entry = table != name
+    if not table or (is_entry and get_origin(known[table].kind) is not dict):
         raise ValueError(_no_key(name, known))
-    entry = name.removeprefix(whole)[1:]  # of a table
-    kind = get_args(known[whole].kind)[1] if entry else known[whole].kind
+    key = known[table]
+    kind = get_args(key.kind)[1] if is_entry else key.kind
     value = _convert(_parse(str(value), kind) if isinstance(value, _Text) else value, kind)
-    known[whole].limits.check(value)
-    table = values.get(whole, known[whole].value)
-    values[whole] = {**table, entry: value} if entry else value
+    key.limits.check(value)
+    if is_entry:
+        value = {**values.get(table, key.value), name.removeprefix(f"{table}."): value}
+    values[table] = value
 
 
 def _no_key(name: str, known: Collection[str]) -> str:
@@ -267,11 +268,15 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
 
     Of dotted names the last part counts first, so that `lr` may mean `optim.lr`.
     """
-    last_parts = {name: name.rpartition(".")[2] for name in known}
-    last = difflib.get_close_matches(word.rpartition(".")[2], set(last_parts.values()), n=1)
-    same = [name for name in last_parts if last_parts[name] in last]
-    nearest = difflib.get_close_matches(word, same, n=1, cutoff=0)
-    return f"did you mean {nearest[0]}?" if nearest else ""
+
+    def closeness(name: str) -> tuple[float, float]:
+        last_parts = (each.rpartition(".")[2] for each in (word, name))
+        return SequenceMatcher(None, *last_parts).ratio(), SequenceMatcher(
+            None, word, name
+        ).ratio()
+
+    nearest = max(known, key=closeness)
+    return f"did you mean {nearest}?" if closeness(nearest)[0] >= 0.6 else ""
 
 
 def _parent(name: str) -> str:
@@ -388,8 +393,8 @@ def to_toml_value(value: Any) -> str:
 
 
 def title(part: Any) -> str:
-    """Return the first paragraph of what a section's class says of itself."""
-    return inspect.getdoc(type(part)).partition("\n\n")[0].replace("\n", " ")
+    """Return the first line of what a section's class says of itself."""
+    return inspect.getdoc(type(part)).partition("\n")[0]
 
 
 def explain(key: Key) -> tuple[str, str]:

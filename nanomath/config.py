@@ -30,7 +30,6 @@ from __future__ import annotations
 import copy
 import inspect
 import json
-import operator
 import re
 import shutil
 import textwrap
@@ -46,13 +45,6 @@ T = TypeVar("T")
 
 # --- declaring
 # ---------------------------------------------------------------------------------------------
-
-BOUNDS = {
-    "minimum": ("at least", operator.ge),
-    "above": ("above", operator.gt),
-    "maximum": ("at most", operator.le),
-    "below": ("below", operator.lt),
-}
 
 
 @dataclass(frozen=True)
@@ -72,34 +64,38 @@ class Limits:
     def __str__(self) -> str:
         """`above 0 and at most 1`, `one of a, b`, or nothing."""
         if self.choices is not None:
-            return (
-                f"one of {', '.join(str(choice) or 'nothing' for choice in self._choices())}"
+            return "one of " + ", ".join(
+                str(choice) or "nothing" for choice in self._choices()
             )
-        return " and ".join(f"{words} {bound}" for words, _, bound in self._bounds())
+        bounds = {
+            "at least": self.minimum,
+            "above": self.above,
+            "at most": self.maximum,
+            "below": self.below,
+        }
+        return " and ".join(f"{how} {n}" for how, n in bounds.items() if n is not None)
 
     def check(self, value: Any) -> None:
         """Raise ValueError if the value, or an entry of it, is not allowed."""
         if isinstance(value, list | dict):
             for entry in value.values() if isinstance(value, dict) else value:
                 self.check(entry)
-        elif self.choices is not None:
-            if value not in self._choices():
-                raise ValueError(f"expected {self}, got {value!r:.100}")
-        elif value != value or not all(
-            holds(value, bound) for _, holds, bound in self._bounds()
-        ):
-            number = f"a number {self}".strip()  # nan is not itself, and no number
-            raise ValueError(f"expected {number}, got {value!r:.100}")
+        elif self.choices is None and not self._in_range(value):
+            raise ValueError(f"expected {f'a number {self}'.strip()}, got {value!r:.100}")
+        elif self.choices is not None and value not in self._choices():
+            raise ValueError(f"expected {self}, got {value!r:.100}")
+
+    def _in_range(self, value: Any) -> bool:
+        return (
+            value == value  # nan is not itself, and no number
+            and (self.minimum is None or value >= self.minimum)
+            and (self.above is None or value > self.above)
+            and (self.maximum is None or value <= self.maximum)
+            and (self.below is None or value < self.below)
+        )
 
     def _choices(self) -> Collection[Any]:
         return self.choices() if callable(self.choices) else self.choices
-
-    def _bounds(self) -> Iterator[tuple[str, Callable[[float, float], bool], float]]:
-        """Yield words, comparison and number of each bound there is."""
-        for name, (words, holds) in BOUNDS.items():
-            bound = getattr(self, name)
-            if bound is not None:
-                yield words, holds, bound
 
 
 def option(default: Any, help: str, **limits: Any) -> Any:
@@ -197,19 +193,20 @@ def _read(path: Path, known: Collection[str]) -> Iterator[tuple[str, str, Any]]:
         raise ValueError(f"{path}: not valid TOML: {reason}") from None
     except ValueError as error:
         raise ValueError(f"{path}: not valid TOML: {error}") from None
-    for name, value in _flat(table, {_parent(key) for key in known}):
+    for name, value in _flat(table, known):
         yield f"{path}{_line_number(text, name)}", name, value
 
 
 def _flat(
-    table: Mapping[str, Any], entered: Collection[str], path: str = ""
+    table: Mapping[str, Any], known: Collection[str], prefix: str = ""
 ) -> Iterator[tuple[str, Any]]:
     """Yield the dotted keys of a TOML table and of the tables in it that are sections."""
     for name, value in table.items():
-        if isinstance(value, dict) and path + name in entered:
-            yield from _flat(value, entered, f"{path}{name}.")
+        inside = f"{prefix}{name}."
+        if isinstance(value, dict) and any(key.startswith(inside) for key in known):
+            yield from _flat(value, known, inside)
         else:
-            yield path + name, value
+            yield prefix + name, value
 
 
 def _line_number(text: str, name: str) -> str:
@@ -255,7 +252,7 @@ def _no_key(name: str, known: Collection[str]) -> str:
         return f"this is a section, not a key; set its keys, for example {inside[0]}"
     everything = [*known, *filter(None, dict.fromkeys(map(_parent, known)))]
     parent = _parent(name)
-    siblings = [key.rpartition(".")[2] for key in everything if _parent(key) == parent]
+    siblings = [_last(key) for key in everything if _parent(key) == parent]
     if near := did_you_mean(name, everything):
         return f"unknown key; {near}"
     if siblings:
@@ -269,18 +266,20 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     Of dotted names the last part counts first, so that `lr` may mean `optim.lr`.
     """
 
-    def closeness(name: str) -> tuple[float, float]:
-        last_parts = (each.rpartition(".")[2] for each in (word, name))
-        return SequenceMatcher(None, *last_parts).ratio(), SequenceMatcher(
-            None, word, name
-        ).ratio()
+    def likeness(name: str) -> tuple[float, float]:
+        last_parts = SequenceMatcher(None, _last(word), _last(name))
+        return last_parts.ratio(), SequenceMatcher(None, word, name).ratio()
 
-    nearest = max(known, key=closeness)
-    return f"did you mean {nearest}?" if closeness(nearest)[0] >= 0.6 else ""
+    nearest = max(known, key=likeness)
+    return f"did you mean {nearest}?" if likeness(nearest)[0] >= 0.6 else ""
 
 
 def _parent(name: str) -> str:
     return name.rpartition(".")[0]
+
+
+def _last(name: str) -> str:
+    return name.rpartition(".")[2]
 
 
 def _shown(name: str) -> str:
@@ -369,7 +368,7 @@ def to_toml(config: Any) -> str:
     blocks = []
     for name, _, keys in sections(config):
         lines = [f"[{name}]"] if name else []
-        lines += [f"{k.rpartition('.')[2]} = {to_toml_value(keys[k].value)}" for k in keys]
+        lines += [f"{_last(key)} = {to_toml_value(keys[key].value)}" for key in keys]
         blocks.append("\n".join(lines))
     return "\n\n".join(filter(None, blocks)) + "\n"
 

@@ -549,7 +549,8 @@ class Algorithm:
     )
     value_trunk: str = option(
         "own",
-        "the value model is a copy of the model with a head (own), or a head on the policy's hidden states (shared)",
+        "the value model is a copy of the model with a head (own), or a head on the policy's "
+        "hidden states (shared)",
         choices=("own", "shared"),
     )
     value_coef: float = option(0.5, "weight of the value model's loss", minimum=0)
@@ -643,22 +644,25 @@ class GRPOConfig:
     def __post_init__(self) -> None:
         if self.grpo.group_size < 2 and algorithms.has_group_baseline(self.algorithm):
             raise ValueError(
-                f"grpo.group_size = {self.grpo.group_size}, but algorithm.baseline = {self.algorithm.baseline!r} "
-                "compares the samples of a problem with one another: take at least 2"
+                f"grpo.group_size = {self.grpo.group_size}, but algorithm.baseline = "
+                f"{self.algorithm.baseline!r} compares the samples of a problem with one another: "
+                "take at least 2"
             )
         if self.sampling.exact and self.sampling.dtype not in ("", self.model.dtype):
             raise ValueError(
-                f"sampling.exact with sampling.dtype = {self.sampling.dtype!r} and model.dtype = {self.model.dtype!r}: "
-                "logprobs can only be equal in the same dtype"
+                f"sampling.exact with sampling.dtype = {self.sampling.dtype!r} and model.dtype = "
+                f"{self.model.dtype!r}: logprobs can only be equal in the same dtype"
             )
         if self.algorithm.credit != "off" and not self.process.prm:
             raise ValueError(
-                f"algorithm.credit = {self.algorithm.credit!r} rewards steps of solutions, but process.prm is empty: "
-                'name a process reward model, or "oracle", "random", "length"'
+                f"algorithm.credit = {self.algorithm.credit!r} rewards steps of solutions, but "
+                'process.prm is empty: name a process reward model, or "oracle", "random", "length"'
             )
-        if self.algorithm.minibatches > (episodes := self.grpo.prompts * self.grpo.group_size):
+        episodes = self.grpo.prompts * self.grpo.group_size
+        if self.algorithm.minibatches > episodes:
             raise ValueError(
-                f"algorithm.minibatches = {self.algorithm.minibatches}, but a rollout has {episodes} episodes"
+                f"algorithm.minibatches = {self.algorithm.minibatches}, but a rollout has "
+                f"{episodes} episodes"
             )
 
 
@@ -674,7 +678,8 @@ class EvalConfig:
     process: Process = section(Process)
     aggregate: str = option(
         "min",
-        "with process.prm: how the scores of its steps become a completion's, for best@k and wmaj@k",
+        "with process.prm: how the scores of its steps become a completion's, for best@k and "
+        "wmaj@k",
         choices=AGGREGATES,
     )
     lenient: bool = option(
@@ -739,7 +744,8 @@ class PRM:
 
     format: str = option(
         "token_classification",
-        "where a step's score is read: from a linear head after the step, from Qwen's head at a marker token, or from the words + and - (math_shepherd)",
+        "where a step's score is read: from a linear head after the step, from Qwen's head at a "
+        "marker token, or from the words + and - (math_shepherd)",
         choices=FORMATS,
     )
     train: str = option(

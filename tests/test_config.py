@@ -384,12 +384,13 @@ def test_errors_of_the_command_line(word: str, message: str) -> None:
         ),
         (
             "a\nb=1",
-            "'a\\nb': unknown key; expected one of name, seed, exact, judge, languages, weights, examples, optim",
+            "'a\\nb': unknown key; expected one of name, seed, exact, judge, languages, weights, "
+            "examples, optim",
         ),
         ("seed.a\nb.c=1", "'seed.a\\nb.c': unknown key; 'seed.a\\nb' is not a section"),
         (
             "x" * 5000 + "=1",
-            f"'{'x' * 99}: unknown key; expected one of name, seed, exact, judge, languages, weights, ",
+            f"'{'x' * 99}: unknown key; expected one of name, seed, exact, judge, languages, ",
         ),
         ("x\n" * 5000, "'x\\nx\\nx"),
     ],
@@ -534,7 +535,8 @@ def test_scalars_round_trip_through_words(config: Config) -> None:
 def test_toml_is_readable() -> None:
     config = load(Config, None, ["judge=a", "optim.clip=inf"])
     assert to_toml(config) == (
-        'name = "run"\nseed = 0\nexact = false\njudge = "a"\nlanguages = ["en"]\nweights = {"accuracy" = 1.0}\n'
+        'name = "run"\nseed = 0\nexact = false\njudge = "a"\nlanguages = ["en"]\n'
+        'weights = {"accuracy" = 1.0}\n'
         "examples = []\n\n[optim]\nlr = 1e-05\nbetas = [0.9, 0.95]\nclip = inf\n\n"
         '[optim.schedule]\nwarmup = 3\nshape = "cosine"\n'
     )

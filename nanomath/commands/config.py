@@ -11,15 +11,16 @@ from nanomath.config import explain, sections, title, to_toml_value
 
 PAGE = """# Every config key
 
-Made by `python -m nanomath config`. A config is a TOML file; any key can be set on the command line, after the file, as
-`section.key=value`. `--help` of a script or a command lists its own keys in the terminal.
+Made by `python -m nanomath config`. A config is a TOML file; any key can be set on the command
+line, after the file, as `section.key=value`. `--help` of a script or a command lists its own
+keys in the terminal.
 """
 
 
 METHODS = """## The methods
 
-What `algorithm.method` sets otherwise than GRPO; [nanomath/algorithms/README.md](../nanomath/algorithms/README.md)
-explains the axes.
+What `algorithm.method` sets otherwise than GRPO;
+[nanomath/algorithms/README.md](../nanomath/algorithms/README.md) explains the axes.
 
 | method | keys of `[algorithm]` |
 |---|---|"""

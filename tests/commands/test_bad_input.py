@@ -156,7 +156,8 @@ COMMANDS = [
     (["eval", "models/good", "list.txt"], "list.txt: unknown format; expected .jsonl"),
     (
         ["eval", "models/good", "long.jsonl"],
-        "problem long-0 has 1202 tokens: the model's context holds 192; max_tokens of a problem set leaves out what is",
+        "problem long-0 has 1202 tokens: the model's context holds 192; max_tokens of a problem "
+        "set leaves out what is",
     ),
     (
         ["eval", "models/good", "long.jsonl", "problems.max_tokens=100"],
@@ -174,7 +175,8 @@ COMMANDS = [
     (["eval", "models/good", "deep.json"], "deep.json: JSON that is nested too deeply"),
     (
         ["eval", "models/good", "good.jsonl", "prompt.template={question} {levle}"],
-        "the template '{question} {levle}' has {levle}, but problem 'good-0' no such field: it has question, answer,",
+        "the template '{question} {levle}' has {levle}, but problem 'good-0' no such field: it "
+        "has question, answer,",
     ),
     (
         ["eval", "models/good", "good.jsonl", "problems.file.answer=meta.gold"],
@@ -363,12 +365,14 @@ SCRIPTS = [
     (
         train_grpo,
         ["model.path=models/good", "grpo.group_size=1", "algorithm.method=rloo"],
-        "grpo.group_size = 1, but algorithm.baseline = 'leave_one_out' compares the samples of a problem",
+        "grpo.group_size = 1, but algorithm.baseline = 'leave_one_out' compares the samples of a "
+        "problem",
     ),
     (
         train_grpo,
         ["contrary.toml", "model.path=models/good"],
-        'contrary.toml and command line: [algorithm] refills replace dropped groups, but keep_groups = "all"',
+        "contrary.toml and command line: [algorithm] refills replace dropped groups, but "
+        'keep_groups = "all"',
     ),
     (
         train_grpo,

@@ -483,6 +483,44 @@ def test_a_default_out_of_range_is_refused_where_it_stands() -> None:
         option("c", "a letter", choices="ab")
 
 
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("model.hidden_size", "model.new.hidden_size"),
+        ("train.difficulty", "train.world.difficulty"),
+        ("heldout.direct", "heldout.world.direct"),
+        ("heldout.answer_after", "heldout.file.answer_after"),
+        ("train.skip", "train.file.skip"),
+    ],
+)
+def test_a_key_where_it_once_stood_names_its_place(tmp_path: Path, old: str, new: str) -> None:
+    section, _, name = old.partition(".")
+    path = write(tmp_path, f"[{section}]\n{name} = 1\n")
+    with pytest.raises(ValueError) as caught:
+        load(GRPOConfig, path)
+    assert str(caught.value) == f"{path}:2: {old}: unknown key; did you mean {new}?"
+
+
+def test_a_section_may_hold_nothing_but_sections(tmp_path: Path) -> None:
+    @dataclass
+    class Outer:
+        """A section without keys of its own."""
+
+        schedule: Schedule = section(Schedule)
+
+    @dataclass
+    class Whole:
+        """A config of such a section."""
+
+        outer: Outer = section(Outer)
+
+    Whole.__annotations__["outer"] = Outer
+    Outer.__annotations__["schedule"] = Schedule
+    path = write(tmp_path, "[outer.schedule]\nwarmup = 2\n")
+    assert load(Whole, path).outer.schedule.warmup == 2
+    assert load(Whole, None, ["outer.schedule.warmup=3"]).outer.schedule.warmup == 3
+
+
 # --- round trip
 # ---------------------------------------------------------------------------------------------
 

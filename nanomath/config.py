@@ -43,8 +43,7 @@ from typing import Any, NamedTuple, TypeVar, get_args, get_origin, get_type_hint
 
 T = TypeVar("T")
 
-# --- declaring
-# ---------------------------------------------------------------------------------------------
+# --- declaring -------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -141,8 +140,7 @@ def sections(config: Any, name: str = "") -> Iterator[tuple[str, Any, dict[str, 
         yield from sections(part, path)
 
 
-# --- loading
-# ---------------------------------------------------------------------------------------------
+# --- loading ---------------------------------------------------------------------------------
 
 
 def load(cls: type[T], path: str | Path | None, overrides: Sequence[str] = ()) -> T:
@@ -308,8 +306,7 @@ def _build(default: T, values: Mapping[str, Any], prefix: str, source: str) -> T
         raise ValueError(f"{source}: {where}{error}") from None
 
 
-# --- values
-# ---------------------------------------------------------------------------------------------
+# --- values ----------------------------------------------------------------------------------
 
 KINDS = {
     bool: "true or false",
@@ -359,8 +356,7 @@ def _parse(text: str, kind: Any) -> Any:
         return [_parse(word.strip(), get_args(kind)[0]) for word in words if word.strip()]
 
 
-# --- writing
-# ---------------------------------------------------------------------------------------------
+# --- writing ---------------------------------------------------------------------------------
 
 
 def to_toml(config: Any) -> str:
@@ -387,8 +383,7 @@ def to_toml_value(value: Any) -> str:
     raise TypeError(f"a config holds no {type(value).__name__}: {value!r}")
 
 
-# --- documenting
-# ---------------------------------------------------------------------------------------------
+# --- documenting -----------------------------------------------------------------------------
 
 
 def title(part: Any) -> str:
@@ -421,8 +416,7 @@ def describe(cls: type, width: int | None = None) -> str:
     return "\n".join(lines)
 
 
-# --- the command line
-# ---------------------------------------------------------------------------------------------
+# --- the command line ------------------------------------------------------------------------
 
 
 def parse_arguments(

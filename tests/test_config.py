@@ -107,8 +107,7 @@ def error_of(path: Path | None, *words: str) -> str:
     return str(caught.value)
 
 
-# --- sources
-# ---------------------------------------------------------------------------------------------
+# --- sources ---------------------------------------------------------------------------------
 
 
 def test_defaults_are_fresh_copies() -> None:
@@ -219,8 +218,7 @@ def test_post_init_sees_the_resolved_section_once(tmp_path: Path) -> None:
     assert error_of(None, "optim.clip=1e-7").startswith("command line: [optim] clip")
 
 
-# --- presets
-# ---------------------------------------------------------------------------------------------
+# --- presets ---------------------------------------------------------------------------------
 
 
 def method_of(path: Path | None, *words: str) -> Method:
@@ -314,8 +312,7 @@ def test_a_method_with_overrides_comes_back(tmp_path: Path) -> None:
     assert load(GRPOConfig, write(tmp_path, to_toml(config))) == config
 
 
-# --- errors
-# ---------------------------------------------------------------------------------------------
+# --- errors ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -521,8 +518,7 @@ def test_a_section_may_hold_nothing_but_sections(tmp_path: Path) -> None:
     assert load(Whole, None, ["outer.schedule.warmup=3"]).outer.schedule.warmup == 3
 
 
-# --- round trip
-# ---------------------------------------------------------------------------------------------
+# --- round trip ------------------------------------------------------------------------------
 
 words = st.text(max_size=20)
 configs = st.builds(
@@ -589,8 +585,7 @@ def test_toml_refuses_what_no_config_holds() -> None:
         to_toml(Odd())
 
 
-# --- documentation
-# ---------------------------------------------------------------------------------------------
+# --- documentation ---------------------------------------------------------------------------
 
 
 def test_describe_lists_every_key_within_the_width() -> None:
@@ -630,8 +625,7 @@ def test_describe_puts_the_meaning_below_a_long_default() -> None:
     ]
 
 
-# --- the command line
-# ---------------------------------------------------------------------------------------------
+# --- the command line ------------------------------------------------------------------------
 
 FLAGS = {"--resume": "continue from the last checkpoint"}
 

@@ -1,9 +1,8 @@
-"""Every key of every config, with its meaning, where it stands; `python -m nanomath config`
-prints the same as a page.
+"""Every key of every config, with its meaning, where it stands.
 
-`SFTConfig` and `GRPOConfig` are what train_sft.py and train_grpo.py read, `EvalConfig` and
-`SampleConfig` what the commands `eval` and `sample` take on the command line. They share the
-sections below.
+`SFTConfig` and `GRPOConfig` are what train_sft.py and train_grpo.py read; the other classes
+that end in `Config` are read by the commands. They share the sections below.
+`python -m nanomath config` prints all of it as a page.
 """
 
 from __future__ import annotations
@@ -12,14 +11,16 @@ from dataclasses import dataclass
 
 from nanomath import algorithms
 from nanomath.config import option, section
+from nanomath.data.world import FAMILIES
+from nanomath.data.world.family import LANGUAGES
+from nanomath.process.formats import FORMATS
+from nanomath.process.labelled import NEUTRAL
+from nanomath.process.rewards import AGGREGATES
+from nanomath.process.steps import SEPARATORS
 from nanomath.rewards.extraction import REASONING_ENDS
 
 MAX_SEED = 2**32 - 1
-STEP_ENDS = (
-    "blank_line",
-    "line",
-    "step_k",
-)  # the keys of SEPARATORS in nanomath/process/steps.py
+DTYPES = ("float32", "bfloat16", "float16")
 
 
 @dataclass
@@ -27,31 +28,40 @@ class Run:
     """The run: its name, its length, and what it keeps."""
 
     name: str = option("run", "the run is written to DIRECTORY/NAME")
-    directory: str = option("runs", "where runs are written")
-    seed: int = option(0, "seed of everything random in the run", minimum=0, maximum=MAX_SEED)
-    steps: int = option(100, "optimizer steps (SFT) or rollouts (GRPO)", minimum=1)
+    directory: str = option("runs", "the directory that runs are written to")
+    seed: int = option(
+        0, "everything random in the run depends on this seed", minimum=0, maximum=MAX_SEED
+    )
+    steps: int = option(
+        100, "how many optimizer steps (SFT, PRM) or rollouts (GRPO) the run has", minimum=1
+    )
     eval_every: int = option(
         0,
-        "steps between measurements on held-out problems, 0: only before and after",
+        "held-out problems are measured every so many steps; 0: only before and after the run",
         minimum=0,
     )
-    save_every: int = option(0, "steps between checkpoints, 0: only at the end", minimum=0)
-    keep_last: int = option(2, "how many checkpoints to keep, 0: all of them", minimum=0)
+    save_every: int = option(
+        0, "a checkpoint is saved every so many steps; 0: only at the end", minimum=0
+    )
+    keep_last: int = option(
+        2, "how many of the newest checkpoints are kept; 0: all of them", minimum=0
+    )
     keep_best: bool = option(
-        False, "also keep the best by held-out pass@1, as checkpoints/best"
+        False, "also keep the checkpoint with the best held-out score, as checkpoints/best"
     )
     minutes: float = option(
-        0.0, "save and stop before so many minutes have passed, 0: no limit", minimum=0
+        0.0, "save and stop before so many minutes have passed; 0: no limit", minimum=0
     )
     on_collapse: str = option(
         "warn",
-        "when accuracy collapses, or falls while a PRM's scores rise (see the alarms): say so, or save and stop",
+        "what follows when accuracy collapses, or falls while a PRM's scores rise (see the "
+        "alarms): a warning, or the run saves and stops",
         choices=("warn", "stop"),
     )
-    threads: int = option(0, "CPU threads, 0: let torch decide", minimum=0)
+    threads: int = option(0, "how many CPU threads torch uses; 0: torch decides", minimum=0)
     deterministic: str = option(
         "auto",
-        "only algorithms that give the same bits every time; auto: on a CPU",
+        "use only algorithms that give the same bits every time; auto: on a CPU",
         choices=("auto", "true", "false"),
     )
 
@@ -61,30 +71,100 @@ class Run:
 
 
 @dataclass
+class NewModel:
+    """The shape of a new model with fresh weights, made where model.path is empty."""
+
+    hidden_size: int = option(128, "width of the hidden states", minimum=1)
+    layers: int = option(4, "number of layers", minimum=1)
+    heads: int = option(4, "number of query heads; they divide hidden_size", minimum=1)
+    kv_heads: int = option(2, "number of key/value heads; they divide heads", minimum=1)
+    intermediate_size: int = option(352, "width of the feed-forward network", minimum=1)
+    max_positions: int = option(512, "context length in tokens", minimum=2)
+
+    def __post_init__(self) -> None:
+        if self.hidden_size % self.heads:
+            raise ValueError(
+                f"{self.heads} heads do not divide hidden_size = {self.hidden_size}"
+            )
+
+
+@dataclass
 class Model:
-    """The model to start from: a checkpoint, or a new one with fresh weights."""
+    """The model to start from, and how it computes."""
 
     path: str = option(
-        "", "HF directory, run directory or hub id; empty: a new model for the embedded world"
+        "",
+        "HF directory, run directory or hub id of a checkpoint; empty: a new model for the "
+        "embedded world",
     )
-    device: str = option("auto", "cpu, cuda, cuda:1, ...; auto: cuda where there is one")
+    device: str = option(
+        "auto", "where it computes: cpu, cuda, cuda:1, ...; auto: cuda where there is one"
+    )
     dtype: str = option(
-        "float32", "what it computes in", choices=("float32", "bfloat16", "float16")
+        "float32", "what it computes in; float16 is not for training", choices=DTYPES
     )
     gradient_checkpointing: bool = option(
-        False, "recompute each layer in the backward pass to save memory"
+        False, "recompute each layer in the backward pass, which saves memory and costs time"
     )
     sharded: bool = option(
-        False, "torchrun: cut the weights over the ranks (FSDP2) instead of copying them"
+        False, "under torchrun: cut the weights over the ranks (FSDP2) instead of copying them"
     )
-    hidden_size: int = option(128, "width of a new model", minimum=1)
-    layers: int = option(4, "layers of a new model", minimum=1)
-    heads: int = option(4, "query heads of a new model", minimum=1)
-    kv_heads: int = option(2, "key/value heads of a new model", minimum=1)
-    intermediate_size: int = option(
-        352, "width of a new model's feed-forward network", minimum=1
+    new: NewModel = section(NewModel)
+
+
+@dataclass
+class World:
+    """Problems of the embedded world, where the source is "world"."""
+
+    families: list[str] = option(
+        ["maths"], "families of problems, in equal parts", choices=FAMILIES
     )
-    max_positions: int = option(512, "context length of a new model", minimum=2)
+    difficulty: list[int] = option(
+        [1, 4], "least and greatest number of steps of a solution", minimum=1, maximum=8
+    )
+    direct: float = option(
+        0.0, "share of the solutions that state the answer alone", minimum=0, maximum=1
+    )
+    languages: list[str] = option(
+        ["en"], "languages of the questions, which take turns", choices=LANGUAGES
+    )
+
+    def __post_init__(self) -> None:
+        if not self.families:
+            raise ValueError("families is empty: name at least one family of the world")
+        if len(self.difficulty) != 2 or self.difficulty[0] > self.difficulty[1]:
+            raise ValueError(f"difficulty is {self.difficulty}: expected [least, greatest]")
+
+
+@dataclass
+class File:
+    """How a file or a hub dataset is read: the fields of its rows, and which rows count."""
+
+    question: list[str] = option(
+        [],
+        "fields of the question (or prompt.0.content), joined with a space; empty: the usual names",
+    )
+    answer: str = option(
+        "",
+        "field of the gold answer (or reward_model.ground_truth); empty: the usual names",
+    )
+    solution: str = option("", "field of the worked solution; empty: the usual names")
+    id: str = option(
+        "", "field of the id; empty: the usual names, or else the number of the row"
+    )
+    answer_after: str = option(
+        "auto",
+        "the gold answer is what follows this marker in its field; auto: #### where there is "
+        "one; empty: the whole field is the answer",
+    )
+    remove: str = option(
+        "", "regular expression whose matches are deleted from solutions (GSM8K: <<[^>]*>>)"
+    )
+    header: bool = option(
+        True,
+        "the first row of a .tsv or .csv file names its columns; false: they are called 0, 1, ...",
+    )
+    skip: int = option(0, "how many rows at the beginning are left out", minimum=0)
 
 
 @dataclass
@@ -98,46 +178,17 @@ class Problems:
     split: str = option(
         "train", "split of the world (train, validation, test) or of a hub dataset"
     )
-    skip: int = option(0, "leave out the first so many rows of a file", minimum=0)
     limit: int = option(
-        0, "use at most so many problems, 0: all (20000 of the world)", minimum=0
+        0, "at most so many problems are used; 0: all of them (of the world 20000)", minimum=0
     )
     max_tokens: int = option(
         0,
-        "leave out problems whose prompt, or in SFT prompt and solution, is longer; 0: one too long stops",
+        "problems whose prompt (in SFT: prompt and solution) has more tokens are left out; "
+        "0: none is, and one that does not fit the context is an error",
         minimum=0,
     )
-    families: list[str] = option(["maths"], "world: families in equal parts")
-    difficulty: list[int] = option(
-        [1, 4], "world: least and greatest number of steps", minimum=1, maximum=8
-    )
-    direct: float = option(
-        0.0, "world: share of the solutions that state the answer alone", minimum=0, maximum=1
-    )
-    languages: list[str] = option(["en"], "world: languages in turn", choices=("en", "ja"))
-    question: list[str] = option(
-        [],
-        "file: fields of the question (or prompt.0.content), joined; empty: the usual names",
-    )
-    answer: str = option(
-        "",
-        "file: field of the gold answer (or reward_model.ground_truth); empty: the usual names",
-    )
-    solution: str = option("", "file: field of the worked solution; empty: the usual names")
-    id: str = option("", "file: field of the id; empty: the usual names, or the row")
-    answer_after: str | None = option(
-        None, "file: the gold answer follows this marker; none: #### where there is one"
-    )
-    remove: str = option(
-        "", "file: regular expression deleted from solutions (GSM8K: <<[^>]*>>)"
-    )
-    header: bool = option(
-        True, "file: whether a .tsv or .csv names its columns; without it they are 0, 1, ..."
-    )
-
-    def __post_init__(self) -> None:
-        if len(self.difficulty) != 2 or self.difficulty[0] > self.difficulty[1]:
-            raise ValueError(f"difficulty is {self.difficulty}: expected [least, greatest]")
+    world: World = section(World)
+    file: File = section(File)
 
 
 @dataclass
@@ -145,21 +196,22 @@ class Prompt:
     """How a problem becomes a prompt, and its solution a response."""
 
     chat: bool = option(True, "put the question into the tokenizer's chat template")
-    system: str = option("", "system message of the chat")
+    system: str = option("", "system message of the chat; empty: none")
     template: str = option(
         "{question}",
-        "the question as the model sees it; any field of the problem may stand in {}",
+        "the question as the model sees it; {question} and any other field of the problem are "
+        "filled in",
     )
     response: str = option(
         "{solution}",
-        "what fine-tuning teaches to answer; any field of the problem may stand in {}",
+        "the answer that fine-tuning teaches; {solution} and any other field are filled in",
     )
     few_shot: list[dict[str, str]] = option(
-        [], "worked examples shown first, each with question and solution"
+        [], "worked examples that are shown first, each with question and solution"
     )
     reasoning_ends: list[str] = option(
         list(REASONING_ENDS),
-        "marks that end a completion's reasoning: an answer counts after the last of them",
+        "marks that end a completion's reasoning: only an answer after the last of them counts",
     )
 
 
@@ -169,21 +221,36 @@ class Optim:
 
     lr: float = option(1e-5, "peak learning rate", above=0)
     schedule: str = option(
-        "cosine", "what follows the warm-up", choices=("constant", "linear", "cosine")
+        "cosine",
+        "how the learning rate moves after the warm-up",
+        choices=("constant", "linear", "cosine"),
     )
-    warmup: int = option(0, "steps over which the rate rises", minimum=0)
-    final: float = option(0.0, "rate at the end as a share of the peak", minimum=0, maximum=1)
-    weight_decay: float = option(0.0, "decay of matrices; vectors never decay", minimum=0)
-    beta1: float = option(0.9, "decay of the mean gradient", minimum=0, below=1)
-    beta2: float = option(0.95, "decay of the mean squared gradient", minimum=0, below=1)
-    eps: float = option(1e-8, "added to the root of the mean squared gradient", above=0)
-    max_norm: float = option(1.0, "gradients are scaled down to this norm", above=0)
+    warmup: int = option(0, "steps over which the learning rate rises to its peak", minimum=0)
+    final: float = option(
+        0.0,
+        "learning rate at the end of the run, as a share of the peak",
+        minimum=0,
+        maximum=1,
+    )
+    weight_decay: float = option(
+        0.0, "AdamW's decay of the matrices; vectors never decay", minimum=0
+    )
+    beta1: float = option(0.9, "decay of the running mean of gradients", minimum=0, below=1)
+    beta2: float = option(
+        0.95, "decay of the running mean of squared gradients", minimum=0, below=1
+    )
+    eps: float = option(
+        1e-8, "what is added to the root of the mean squared gradient", above=0
+    )
+    max_norm: float = option(
+        1.0, "gradients with a larger norm are scaled down to this one", above=0
+    )
     state_dtype: str = option(
-        "float32", "what Adam's two means are kept in", choices=("float32", "bfloat16")
+        "float32", "what Adam's two running means are kept in", choices=("float32", "bfloat16")
     )
     device: str = option(
         "",
-        "where float32 weights and Adam's means are kept; empty: beside the model",
+        "where the float32 weights and Adam's means are kept; empty: beside the model",
         choices=("", "cpu"),
     )
 
@@ -192,21 +259,27 @@ class Optim:
 class SFT:
     """The supervised step."""
 
-    batch_size: int = option(32, "problems a step", minimum=1)
+    batch_size: int = option(32, "how many problems a step learns from", minimum=1)
     token_budget: int = option(
-        16384, "padded tokens computed at once; the gradient does not depend on it", minimum=0
+        16384,
+        "how many padded tokens are computed at once, which changes no gradient; 0: all",
+        minimum=0,
     )
     row_length: int = option(
-        0, "pack problems into rows of so many tokens, 0: one a row", minimum=0
+        0, "pack several problems into rows of so many tokens; 0: one problem a row", minimum=0
     )
     aggregation: str = option(
-        "token", "mean over tokens, or over sequences", choices=("token", "sequence")
+        "token",
+        "the loss is the mean over all tokens, or the mean over solutions of their means",
+        choices=("token", "sequence"),
     )
     dft: bool = option(
         False, "weigh each token by its own probability (DFT, arXiv 2508.05629)"
     )
     neftune_alpha: float = option(
-        0.0, "noise on the embeddings (NEFTune, arXiv 2310.05914), usually 5", minimum=0
+        0.0,
+        "size of the noise added to embeddings (NEFTune, arXiv 2310.05914), usually 5; 0: none",
+        minimum=0,
     )
 
 
@@ -214,42 +287,54 @@ class SFT:
 class Sampling:
     """How completions are drawn."""
 
-    temperature: float = option(1.0, "0 is greedy", minimum=0)
-    top_k: int = option(0, "keep the k likeliest tokens, 0: all", minimum=0)
+    temperature: float = option(
+        1.0, "logits are divided by this; 0: always the likeliest token (greedy)", minimum=0
+    )
+    top_k: int = option(0, "draw only from the k likeliest tokens; 0: from all", minimum=0)
     top_p: float = option(
-        1.0, "keep the likeliest tokens that make up this share", above=0, maximum=1
+        1.0,
+        "draw only from the likeliest tokens that together have this probability",
+        above=0,
+        maximum=1,
     )
     min_p: float = option(
-        0.0, "drop tokens less likely than this share of the likeliest", minimum=0, maximum=1
+        0.0,
+        "drop tokens whose probability is below this share of the likeliest token's",
+        minimum=0,
+        maximum=1,
     )
     max_new_tokens: int = option(256, "longest completion in tokens", minimum=1)
     stop: list[str] = option([], "strings that end a completion")
-    slots: int = option(64, "sequences decoded side by side", minimum=1)
+    slots: int = option(64, "how many sequences are decoded side by side", minimum=1)
     exact: bool = option(
         False,
-        "logprobs bit for bit those of the training pass, and completions that depend on no slots or order",
+        "logprobs are bit for bit those of the training pass, and completions do not depend on "
+        "slots or order; slower",
     )
     dtype: str = option(
         "",
-        "what the sampler computes in; empty: what the model does",
-        choices=("", "float32", "bfloat16", "float16"),
+        "what the sampler computes in; empty: what the model computes in",
+        choices=("", *DTYPES),
     )
     keep: bool = option(
-        True, "on a GPU keep the cache between rollouts; false leaves its memory to training"
+        True,
+        "on a GPU keep the cache between rollouts; false: training gets its memory meanwhile",
     )
 
 
 @dataclass
 class Reward:
-    """What a completion is worth: the weighted sum of components, each logged apart."""
+    """What a completion is worth: a weighted sum of components, each logged by itself."""
 
     weights: dict[str, float] = option(
-        {"accuracy": 1.0}, "weight of each reward; see nanomath/rewards/functions.py"
+        {"accuracy": 1.0}, "weight of each reward by its name in nanomath/rewards/functions.py"
     )
     params: dict[str, dict[str, float]] = option(
-        {}, "parameters of a reward, as {cosine = {max_length = 2000}}"
+        {}, "parameters of rewards by name, such as {cosine = {max_length = 2000}}"
     )
-    lenient: bool = option(False, "without a marked answer take the last number of the text")
+    lenient: bool = option(
+        False, "where no answer is marked, take the last number of the text for it"
+    )
 
 
 @dataclass
@@ -258,22 +343,24 @@ class Process:
 
     prm: str = option(
         "",
-        'directory or hub id of a process reward model, or "oracle" (of the world), "random", "length"; empty: none',
+        "what scores the steps: directory or hub id of a process reward model, or the controls "
+        '"oracle" (of the world), "random", "length"; empty: nothing',
     )
     weight: float = option(
         1.0,
-        "what the rewards of steps are multiplied by before they are added to [reward]",
+        "rewards of steps are multiplied by this before they are added to those of [reward]",
         minimum=0,
     )
-    steps: str = option("blank_line", "what ends a step", choices=STEP_ENDS)
-    least_tokens: int = option(1, "shorter steps are merged into the next", minimum=1)
+    steps: str = option("blank_line", "what ends a step of a solution", choices=SEPARATORS)
+    least_tokens: int = option(
+        1, "a step of fewer tokens is merged into the next one", minimum=1
+    )
     most_steps: int = option(
-        0, "what comes after so many steps is merged into the last of them, 0: any", minimum=0
+        0, "all steps beyond so many are merged into the last of them; 0: no limit", minimum=0
     )
     drop_repeats: bool = option(
-        False, "a step that repeats an earlier one is merged into the one before"
+        False, "a step that repeats an earlier one is merged into the step before it"
     )
-    token_budget: int = option(16384, "padded tokens that the model scores at once", minimum=0)
 
 
 @dataclass
@@ -281,63 +368,66 @@ class Judge:
     """AI feedback: a frozen language model that ranks right answers."""
 
     path: str = option("", "HF directory, run directory or hub id of the judge; empty: none")
-    mode: str = option(
-        "pairwise",
-        "compare samples of a problem, or mark each",
-        choices=("pairwise", "pointwise"),
-    )
     weight: float = option(
-        0.3, "a right answer earns weight * (judge - 1/2) more", minimum=0, maximum=1
+        0.3,
+        "a right answer earns weight * (the judge's score - 1/2) more",
+        minimum=0,
+        maximum=1,
     )
     opponents: int = option(
-        4, "pairwise: samples that each is compared with, in both orders", minimum=1
+        4,
+        "with how many other samples of its problem each sample is compared, in both orders; "
+        "0: each sample is marked by itself",
+        minimum=0,
     )
-    pointwise: str = option(
-        "", "the question, with {question} and {first}; empty: nanomath/process/judge.py's"
+    template: str = option(
+        "",
+        "what the judge is asked, with {question} and {first}, and {second} where samples are "
+        "compared; empty: the question of nanomath/process/judge.py",
     )
-    pairwise: str = option(
-        "", "the question, with {question}, {first} and {second}; empty: the same"
-    )
-    token_budget: int = option(16384, "padded tokens that the judge reads at once", minimum=0)
 
 
 @dataclass
 class Algorithm:
-    """What is computed from a rollout: a method, or any choice of its own; formulas in
-    nanomath/algorithms.
-    """
+    """What is computed from a rollout; nanomath/algorithms has the formulas."""
 
     PRESET = ("method", algorithms.PRESETS)  # not a key: no annotation
 
     method: str = option(
-        "grpo", "the row of PRESETS that the other keys start from", choices=algorithms.PRESETS
+        "grpo",
+        "the method (row of PRESETS) that the other keys take their defaults from",
+        choices=algorithms.PRESETS,
     )
     baseline: str = option(
         "group",
-        "what a reward is compared with: its group's mean, the mean of the others, nothing, or a value model",
+        "what is subtracted from a reward: its group's mean, the mean of the others in the "
+        "group, nothing, or a value model's estimate",
         choices=lambda: (*algorithms.BASELINES, "off", "value"),
     )
     credit: str = option(
         "off",
-        "how the scores of steps become their rewards (nanomath/algorithms/credit.py); off: they are not rewarded",
+        "how the scores of a solution's steps become their rewards "
+        "(nanomath/algorithms/credit.py); off: steps are not rewarded",
         choices=lambda: (*algorithms.CREDITS, "off"),
     )
     credit_temperature: float = option(
         0.1,
-        "credit min: temperature of the softmax over steps that picks the lowest score",
+        "credit min: temperature of the softmax over steps that picks out the lowest score",
         above=0,
     )
     credit_eta: float = option(
-        0.5, "credit clip, clip_delta: a step's reward is min(score - eta, 0)", minimum=0
+        0.5, "credit clip and clip_delta: a step's reward is min(score - eta, 0)", minimum=0
     )
     components: str = option(
         "sum",
-        "several rewards: sum them before advantages are taken, or take advantages of each and sum those (GDPO)",
+        "with several rewards: advantages are taken of their sum, or of each one apart and "
+        "then summed (GDPO)",
         choices=("sum", "apart"),
     )
     scale: str = option(
         "group",
-        "advantages are divided by the standard deviation of the rewards of the group, of the batch, or not",
+        "advantages are divided by the standard deviation of rewards in the group, in the "
+        "batch, or not at all",
         choices=lambda: (*algorithms.SCALES, "off"),
     )
     whiten: bool = option(
@@ -346,7 +436,8 @@ class Algorithm:
     )
     loss: str = option(
         "",
-        "module.function of a loss of one's own, f(algorithm, logprobs, tokens); empty: algorithms/objective.py's",
+        "module.function of a loss of your own, f(algorithm, logprobs, tokens); empty: the "
+        "objective of nanomath/algorithms/objective.py",
     )
     ratio: str = option(
         "token",
@@ -355,23 +446,27 @@ class Algorithm:
     )
     clip: str = option(
         "ppo",
-        "what bounds the ratio: PPO's clip, with a bound for negative advantages (dual), CISPO's weight, or nothing",
+        "what bounds the ratio: PPO's clip, that with a second bound for negative advantages "
+        "(dual), CISPO's clipped weight, or nothing",
         choices=algorithms.CLIPS,
     )
     clip_low: float = option(
-        0.2, "the ratio's range begins at 1 - clip_low", minimum=0, maximum=1
+        0.2, "the ratio is clipped below 1 - clip_low", minimum=0, maximum=1
     )
-    clip_high: float = option(0.2, "the ratio's range ends at 1 + clip_high", minimum=0)
+    clip_high: float = option(0.2, "the ratio is clipped above 1 + clip_high", minimum=0)
     dual_clip: float = option(
         3.0, "clip dual: largest ratio that counts where the advantage is negative", above=1
     )
     aggregation: str = option(
         "sequence",
-        "token losses are averaged over all tokens, within sequences first, or divided by a constant (Dr. GRPO)",
+        "token losses are averaged over all tokens, within each sequence first, or divided by "
+        "a constant (Dr. GRPO)",
         choices=algorithms.AGGREGATIONS,
     )
     kl_coef: float = option(
-        0.04, "weight of the KL to the starting model; it is logged at 0 as well", minimum=0
+        0.04,
+        "weight of the KL to the starting model; 0: the KL is logged but not penalised",
+        minimum=0,
     )
     kl_estimator: str = option(
         "k3",
@@ -380,74 +475,88 @@ class Algorithm:
     )
     kl_in: str = option(
         "loss",
-        "the KL is a term of the loss, or is subtracted from the reward of each token",
+        "the KL is added to the loss, or is subtracted from the reward of each token",
         choices=("loss", "reward"),
     )
     kl_correction: str = option(
         "off",
-        "KL in the loss: multiply it by the importance ratio, as a constant weight or with the ratio's gradient",
+        "the KL in the loss is multiplied by the importance ratio, as a constant weight or "
+        "with the ratio's gradient, or not",
         choices=algorithms.KL_CORRECTIONS,
     )
     old_logprobs: str = option(
         "trainer",
-        "pi_old of the ratio: logprobs computed by the trainer, or those of the sampler",
+        "pi_old of the ratio: logprobs that the trainer computes, or those of the sampler",
         choices=("trainer", "sampler"),
     )
     sampler_correction: str = option(
         "off",
-        "multiply token losses by trainer / sampler probability, cut off at a largest value, or 0 outside a range",
+        "token losses are multiplied by the trainer's probability / the sampler's, which is cut "
+        "off at a largest value (truncate), or 0 outside a range (mask)",
         choices=lambda: (*algorithms.SAMPLER_CORRECTIONS, "off"),
     )
     correction_low: float = option(
-        0.5, "sampler_correction mask: the range begins here", minimum=0
+        0.5, "sampler_correction mask: the range begins at this weight", minimum=0
     )
     correction_high: float = option(
-        2.0, "sampler_correction: largest weight (truncate), end of the range (mask)", above=0
+        2.0,
+        "sampler_correction: the largest weight (truncate), or the end of the range (mask)",
+        above=0,
     )
     overlong_filter: bool = option(
-        False, "completions cut off at the length limit carry no loss"
+        False, "completions that were cut off at the length limit have no loss"
     )
     keep_groups: str = option(
         "all",
-        "dynamic sampling: train on groups with right and wrong answers only, or with unequal rewards only",
+        "dynamic sampling: train on all groups, on those with right and wrong answers (mixed), "
+        "or on those with unequal rewards (uneven)",
         choices=("all", "mixed", "uneven"),
     )
     refills: int = option(
         0,
-        "dynamic sampling: how often more problems are sampled in place of others",
+        "dynamic sampling: how often further problems are sampled in place of dropped groups",
         minimum=0,
     )
     covariance: str = option(
         "off",
-        "tokens whose advantage and logprob vary together most: no gradient (Clip-Cov), or a penalty (KL-Cov)",
+        "tokens whose advantage and logprob vary together most have no gradient (Clip-Cov), or "
+        "a penalty (KL-Cov)",
         choices=("off", "clip", "kl"),
     )
     covariance_share: float = option(
-        2e-4, "covariance: share of tokens that are clipped or penalised", above=0, maximum=1
-    )
-    covariance_coef: float = option(
-        1.0, "KL-Cov: weight of the penalty |log pi - log pi_old|", minimum=0
-    )
-    top_entropy: float = option(
-        1.0,
-        "share of tokens, those of highest entropy, that have a policy gradient",
+        2e-4,
+        "covariance: the share of tokens that have no gradient, or a penalty",
         above=0,
         maximum=1,
     )
-    gamma: float = option(1.0, "discount (baseline off, value)", minimum=0, maximum=1)
+    covariance_coef: float = option(
+        1.0, "covariance kl: weight of the penalty |log pi - log pi_old|", minimum=0
+    )
+    top_entropy: float = option(
+        1.0,
+        "only this share of the tokens, those of highest entropy, has a policy gradient",
+        above=0,
+        maximum=1,
+    )
+    gamma: float = option(
+        1.0, "baseline off and value: discount of later rewards", minimum=0, maximum=1
+    )
     lam: float = option(
         0.95,
-        "lambda of generalised advantage estimation (baseline value)",
+        "baseline value: lambda of generalised advantage estimation",
         minimum=0,
         maximum=1,
     )
     value_trunk: str = option(
-        "own", "value model: a copy of the model, or its states", choices=("own", "shared")
+        "own",
+        "the value model is a copy of the model with a head (own), or a head on the policy's "
+        "hidden states (shared)",
+        choices=("own", "shared"),
     )
-    value_coef: float = option(0.5, "weight of the value loss", minimum=0)
+    value_coef: float = option(0.5, "weight of the value model's loss", minimum=0)
     value_clip: float = option(
         0.2,
-        "value model: a value may move so far in one rollout before its loss is clipped",
+        "how far a value may move in one rollout before its loss is clipped",
         above=0,
     )
     value_lr: float = option(
@@ -464,16 +573,18 @@ class Algorithm:
 class GRPO:
     """Sizes of the policy step."""
 
-    prompts: int = option(16, "problems a rollout", minimum=1)
+    prompts: int = option(16, "problems of a rollout", minimum=1)
     group_size: int = option(8, "samples of each problem", minimum=1)
     reference_device: str = option(
-        "", "where the frozen reference lives; empty: beside the model"
+        "", "where the frozen reference model computes; empty: beside the model"
     )
     token_budget: int = option(
-        16384, "padded tokens computed at once; the gradient does not depend on it", minimum=0
+        16384,
+        "how many padded tokens are computed at once, which changes no gradient; 0: all",
+        minimum=0,
     )
     logged_groups: int = option(
-        2, "groups of each rollout written to rollouts.jsonl", minimum=0
+        2, "how many groups of each rollout are written to rollouts.jsonl", minimum=0
     )
 
 
@@ -483,10 +594,14 @@ class Evaluation:
 
     samples: int = option(4, "completions of each problem", minimum=1)
     k: list[int] = option(
-        [1], "report pass@k and maj@k for these k, at most `samples`", minimum=1
+        [1],
+        "pass@k and maj@k are reported for these k, which are at most `samples`",
+        minimum=1,
     )
     by: str = option(
-        "", "also report pass@1 by this metadata key of the problems, such as difficulty"
+        "",
+        "pass@1 is also reported for each value of this metadata key of the problems, such as "
+        "difficulty; empty: of none",
     )
     seed: int = option(
         0, "seed of the samples and of the bootstrap", minimum=0, maximum=MAX_SEED
@@ -510,9 +625,7 @@ class SFTConfig:
 
 @dataclass
 class GRPOConfig:
-    """Improve a model by reinforcement: sample groups, reward them, follow the policy
-    gradient.
-    """
+    """Reinforcement: sample groups, reward them, follow the policy gradient."""
 
     run: Run = section(Run)
     model: Model = section(Model)
@@ -531,22 +644,25 @@ class GRPOConfig:
     def __post_init__(self) -> None:
         if self.grpo.group_size < 2 and algorithms.has_group_baseline(self.algorithm):
             raise ValueError(
-                f"grpo.group_size = {self.grpo.group_size}, but algorithm.baseline = {self.algorithm.baseline!r} "
-                "compares the samples of a problem with one another: take at least 2"
+                f"grpo.group_size = {self.grpo.group_size}, but algorithm.baseline = "
+                f"{self.algorithm.baseline!r} compares the samples of a problem with one another: "
+                "take at least 2"
             )
         if self.sampling.exact and self.sampling.dtype not in ("", self.model.dtype):
             raise ValueError(
-                f"sampling.exact with sampling.dtype = {self.sampling.dtype!r} and model.dtype = {self.model.dtype!r}: "
-                "logprobs can only be equal in the same dtype"
+                f"sampling.exact with sampling.dtype = {self.sampling.dtype!r} and model.dtype = "
+                f"{self.model.dtype!r}: logprobs can only be equal in the same dtype"
             )
         if self.algorithm.credit != "off" and not self.process.prm:
             raise ValueError(
-                f"algorithm.credit = {self.algorithm.credit!r} rewards steps of solutions, but process.prm is empty: "
-                'name a process reward model, or "oracle", "random", "length"'
+                f"algorithm.credit = {self.algorithm.credit!r} rewards steps of solutions, but "
+                'process.prm is empty: name a process reward model, or "oracle", "random", "length"'
             )
-        if self.algorithm.minibatches > (episodes := self.grpo.prompts * self.grpo.group_size):
+        episodes = self.grpo.prompts * self.grpo.group_size
+        if self.algorithm.minibatches > episodes:
             raise ValueError(
-                f"algorithm.minibatches = {self.algorithm.minibatches}, but a rollout has {episodes} episodes"
+                f"algorithm.minibatches = {self.algorithm.minibatches}, but a rollout has "
+                f"{episodes} episodes"
             )
 
 
@@ -562,11 +678,14 @@ class EvalConfig:
     process: Process = section(Process)
     aggregate: str = option(
         "min",
-        "process.prm: a completion's score for best@k and wmaj@k, from those of its steps",
-        choices=("min", "last", "product", "mean"),
+        "with process.prm: how the scores of its steps become a completion's, for best@k and "
+        "wmaj@k",
+        choices=AGGREGATES,
     )
-    lenient: bool = option(False, "without a marked answer take the last number of the text")
-    save: str = option("", "write every completion to this JSONL file")
+    lenient: bool = option(
+        False, "where no answer is marked, take the last number of the text for it"
+    )
+    save: str = option("", "every completion is written to this JSONL file; empty: to none")
 
 
 @dataclass
@@ -585,21 +704,26 @@ class Labelling:
 
     by: str = option(
         "oracle",
-        "the world's oracle, or the share of continuations that are right",
+        "a step's label is the verdict of the world's oracle, or the share of its continuations "
+        "that are right",
         choices=("oracle", "monte_carlo"),
     )
     save: str = option(
         "",
-        "JSONL file that labelled solutions are appended to; problems that it has are left out",
+        "labelled solutions are appended to this JSONL file; problems that it has are left out",
     )
-    samples: int = option(4, "solutions of each problem; of equal ones one is kept", minimum=1)
-    rollouts: int = option(8, "monte_carlo: continuations of every step", minimum=1)
+    samples: int = option(
+        4, "solutions drawn of each problem; of equal ones one is kept", minimum=1
+    )
+    rollouts: int = option(8, "monte_carlo: continuations drawn of every step", minimum=1)
     hard: bool = option(
         False,
-        "monte_carlo: 1 where a continuation is right, else 0, instead of the share that is",
+        "monte_carlo: a label is 1 where any continuation is right, else 0, instead of the share",
     )
-    steps: str = option("blank_line", "what ends a step", choices=STEP_ENDS)
-    problems_at_once: int = option(64, "problems between two writes to the file", minimum=1)
+    steps: str = option("blank_line", "what ends a step of a solution", choices=SEPARATORS)
+    problems_at_once: int = option(
+        64, "the file is written to after every so many problems", minimum=1
+    )
     seed: int = option(0, "seed of the samples", minimum=0, maximum=MAX_SEED)
 
 
@@ -620,23 +744,29 @@ class PRM:
 
     format: str = option(
         "token_classification",
-        "what it is built as",
-        choices=("token_classification", "qwen", "math_shepherd"),
+        "where a step's score is read: from a linear head after the step, from Qwen's head at a "
+        "marker token, or from the words + and - (math_shepherd)",
+        choices=FORMATS,
     )
     train: str = option(
-        "", "file of labelled solutions (trl, Math-Shepherd, PRM800K, ProcessBench)"
+        "",
+        "file of labelled solutions to learn from (trl, Math-Shepherd, PRM800K, ProcessBench)",
     )
     heldout: str = option("", "file of labelled solutions to measure on")
-    limit: int = option(0, "use at most so many held-out solutions, 0: all", minimum=0)
-    neutral: str = option(
-        "right", "what PRM800K's neutral rating counts as", choices=("right", "wrong", "skip")
-    )
-    batch_size: int = option(32, "solutions a step", minimum=1)
+    limit: int = option(0, "at most so many held-out solutions are used; 0: all", minimum=0)
+    neutral: str = option("right", "what PRM800K's neutral rating counts as", choices=NEUTRAL)
+    batch_size: int = option(32, "how many solutions a step learns from", minimum=1)
     token_budget: int = option(
-        16384, "padded tokens computed at once; the gradient does not depend on it", minimum=0
+        16384,
+        "how many padded tokens are computed at once, which changes no gradient; 0: all",
+        minimum=0,
     )
-    head_steps: int = option(0, "steps in which only the new head learns", minimum=0)
-    balance: bool = option(True, "right and wrong steps count for as much in all")
+    head_steps: int = option(
+        0, "steps at the beginning in which only the new head learns", minimum=0
+    )
+    balance: bool = option(
+        True, "right and wrong steps weigh the same in all, whatever their number"
+    )
 
     def __post_init__(self) -> None:
         if self.head_steps and self.format == "math_shepherd":
@@ -660,12 +790,11 @@ class PRMEvalConfig:
     """Measure a process reward model on labelled solutions."""
 
     model: Model = section(Model)
-    neutral: str = option(
-        "right", "what PRM800K's neutral rating counts as", choices=("right", "wrong", "skip")
-    )
-    limit: int = option(0, "use at most so many solutions, 0: all", minimum=0)
+    neutral: str = option("right", "what PRM800K's neutral rating counts as", choices=NEUTRAL)
+    limit: int = option(0, "at most so many solutions are used; 0: all", minimum=0)
     threshold: float = option(
-        0.5, "a step is called wrong below this score", minimum=0, maximum=1
+        0.5, "a step with a score below this is called wrong", minimum=0, maximum=1
     )
-    token_budget: int = option(16384, "padded tokens computed at once", minimum=0)
-    save: str = option("", "write the scores of every solution to this JSONL file")
+    save: str = option(
+        "", "the scores of every solution are written to this JSONL file; empty: to none"
+    )

@@ -18,11 +18,11 @@ ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "nanomath" / "algorithms" / "README.md").read_text(encoding="utf-8")
 (EXAMPLE,) = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
 SHAPE = (
-    "model.hidden_size=32",
-    "model.layers=1",
-    "model.heads=2",
-    "model.kv_heads=1",
-    "model.intermediate_size=64",
+    "model.new.hidden_size=32",
+    "model.new.layers=1",
+    "model.new.heads=2",
+    "model.new.kv_heads=1",
+    "model.new.intermediate_size=64",
 )
 QUICK = (
     "train.limit=16",

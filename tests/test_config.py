@@ -15,7 +15,6 @@ from nanomath.config import (
     load,
     option,
     parse_arguments,
-    reference,
     section,
     to_toml,
 )
@@ -41,11 +40,11 @@ class Optim:
 
     lr: float = option(1e-5, "peak learning rate", above=0, maximum=1)
     betas: list[float] = option([0.9, 0.95], "moments' decay", minimum=0, below=1)
-    clip: float | None = option(1.0, "gradient norm to clip to | none to leave it", above=0)
+    clip: float = option(1.0, "gradient norm to clip to | inf to leave it", above=0)
     schedule: Schedule = section(Schedule, warmup=3)
 
     def __post_init__(self) -> None:
-        if self.clip is not None and self.clip < self.lr:
+        if self.clip < self.lr:
             raise ValueError(f"clip {self.clip} is below lr {self.lr}")
 
 
@@ -88,7 +87,7 @@ class Config:
     name: str = option("run", "name of the run")
     seed: int = option(0, "seed of every random draw")
     exact: bool = option(False, "bit-exact sampling")
-    judge: str | None = option(None, "model that judges, if any")
+    judge: str = option("", "model that judges, if any")
     languages: list[str] = option(["en"], "languages of the questions")
     weights: dict[str, float] = option({"accuracy": 1.0}, "weight of each reward", minimum=-1)
     examples: list[dict[str, str]] = option([], "worked examples")
@@ -164,8 +163,7 @@ def test_an_integer_in_the_file_is_a_float_where_one_is_wanted(tmp_path: Path) -
         ("exact=true", "exact", True),
         ("exact=false", "exact", False),
         ("judge=gpt2", "judge", "gpt2"),
-        ("judge=", "judge", None),
-        ("judge=none", "judge", None),
+        ("judge=", "judge", ""),
         ("languages=[en,ja]", "languages", ["en", "ja"]),
         ("languages=en, ja", "languages", ["en", "ja"]),
         ("languages=en", "languages", ["en"]),
@@ -197,8 +195,6 @@ def test_words_of_the_command_line(word: str, name: str, value: object) -> None:
         ("optim.betas=0.5,.25", "betas", [0.5, 0.25]),
         ("optim.betas=[0, 0.5]", "betas", [0.0, 0.5]),
         ("optim.betas=0.5", "betas", [0.5]),
-        ("optim.clip=none", "clip", None),
-        ("optim.clip=", "clip", None),
         ("optim.clip=inf", "clip", float("inf")),
     ],
 )
@@ -212,10 +208,6 @@ def test_entries_of_a_dict_add_up_on_what_the_file_set(tmp_path: Path) -> None:
     assert load(Config, path).weights == {"format": 0.5}
     config = load(Config, path, ["weights.length=0.1", "weights.format=0.2"])
     assert config.weights == {"format": 0.2, "length": 0.1}
-
-
-def test_none_in_a_file(tmp_path: Path) -> None:
-    assert load(Config, write(tmp_path, 'optim.clip = "none"')).optim.clip is None
 
 
 def test_post_init_sees_the_resolved_section_once(tmp_path: Path) -> None:
@@ -350,7 +342,7 @@ def test_a_method_with_overrides_comes_back(tmp_path: Path) -> None:
         ("exact=1", "exact: expected true or false, got 1"),
         ("exact=yes", "exact: expected true or false, got 'yes'"),
         ("optim.lr=fast", "optim.lr: expected a number, got 'fast'"),
-        ("optim.clip=x", "optim.clip: expected a number or none, got 'x'"),
+        ("optim.clip=x", "optim.clip: expected a number, got 'x'"),
         ("optim.lr=0", "optim.lr: expected a number above 0 and at most 1, got 0.0"),
         ("optim.lr=nan", "optim.lr: expected a number above 0 and at most 1, got nan"),
         ("optim.lr=1.1", "optim.lr: expected a number above 0 and at most 1, got 1.1"),
@@ -389,12 +381,13 @@ def test_errors_of_the_command_line(word: str, message: str) -> None:
         ),
         (
             "a\nb=1",
-            "'a\\nb': unknown key; expected one of name, seed, exact, judge, languages, weights, examples, optim",
+            "'a\\nb': unknown key; expected one of name, seed, exact, judge, languages, weights, "
+            "examples, optim",
         ),
         ("seed.a\nb.c=1", "'seed.a\\nb.c': unknown key; 'seed.a\\nb' is not a section"),
         (
             "x" * 5000 + "=1",
-            f"'{'x' * 99}: unknown key; expected one of name, seed, exact, judge, languages, weights, ",
+            f"'{'x' * 99}: unknown key; expected one of name, seed, exact, judge, languages, ",
         ),
         ("x\n" * 5000, "'x\\nx\\nx"),
     ],
@@ -442,7 +435,7 @@ def test_nan_is_no_number_for_any_key() -> None:
         ("[seed]\nx = 1", 1, "seed: expected an integer, got {'x': 1}"),
         ("exact = 1", 1, "exact: expected true or false, got 1"),
         ("name = 5", 1, "name: expected a string, got 5"),
-        ("judge = 5", 1, "judge: expected a string or none, got 5"),
+        ("judge = 5", 1, "judge: expected a string, got 5"),
         ("languages = 'en'", 1, "languages: expected a list, got 'en'"),
         ("languages = ['en', 3]", 1, "languages: expected a string, got 3"),
         ("optim.lr = false", 1, "optim.lr: expected a number, got False"),
@@ -487,18 +480,53 @@ def test_a_default_out_of_range_is_refused_where_it_stands() -> None:
         option("c", "a letter", choices="ab")
 
 
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("model.hidden_size", "model.new.hidden_size"),
+        ("train.difficulty", "train.world.difficulty"),
+        ("heldout.direct", "heldout.world.direct"),
+        ("heldout.answer_after", "heldout.file.answer_after"),
+        ("train.skip", "train.file.skip"),
+    ],
+)
+def test_a_key_where_it_once_stood_names_its_place(tmp_path: Path, old: str, new: str) -> None:
+    section, _, name = old.partition(".")
+    path = write(tmp_path, f"[{section}]\n{name} = 1\n")
+    with pytest.raises(ValueError) as caught:
+        load(GRPOConfig, path)
+    assert str(caught.value) == f"{path}:2: {old}: unknown key; did you mean {new}?"
+
+
+def test_a_section_may_hold_nothing_but_sections(tmp_path: Path) -> None:
+    @dataclass
+    class Outer:
+        """A section without keys of its own."""
+
+        schedule: Schedule = section(Schedule)
+
+    @dataclass
+    class Whole:
+        """A config of such a section."""
+
+        outer: Outer = section(Outer)
+
+    Whole.__annotations__["outer"] = Outer
+    Outer.__annotations__["schedule"] = Schedule
+    path = write(tmp_path, "[outer.schedule]\nwarmup = 2\n")
+    assert load(Whole, path).outer.schedule.warmup == 2
+    assert load(Whole, None, ["outer.schedule.warmup=3"]).outer.schedule.warmup == 3
+
+
 # --- round trip ------------------------------------------------------------------------------
 
 words = st.text(max_size=20)
-some_words = words.filter(
-    lambda text: text != "none"
-)  # the word for None in a key that may be None
 configs = st.builds(
     Config,
     name=words,
     seed=st.integers(),
     exact=st.booleans(),
-    judge=st.none() | some_words,
+    judge=words,
     languages=st.lists(words, max_size=3),
     weights=st.dictionaries(words, st.floats(min_value=-1), max_size=3),
     examples=st.lists(st.dictionaries(words, words, max_size=2), max_size=2),
@@ -506,7 +534,7 @@ configs = st.builds(
         Optim,
         lr=st.floats(min_value=0, max_value=1, exclude_min=True),
         betas=st.lists(st.floats(min_value=0, max_value=1, exclude_max=True), max_size=3),
-        clip=st.none() | st.floats(min_value=1),
+        clip=st.floats(min_value=1),
         schedule=st.builds(
             Schedule,
             st.integers(min_value=0),
@@ -531,19 +559,19 @@ def test_scalars_round_trip_through_words(config: Config) -> None:
         f"name={config.name}",
         f"seed={config.seed}",
         f"optim.lr={config.optim.lr!r}",
-        f"optim.clip={config.optim.clip}",
+        f"optim.clip={config.optim.clip!r}",
     ]
-    values[3] = values[3].replace("None", "none")
     result = load(Config, None, values)
     assert (result.name, result.seed) == (config.name, config.seed)
     assert (result.optim.lr, result.optim.clip) == (config.optim.lr, config.optim.clip)
 
 
 def test_toml_is_readable() -> None:
-    config = load(Config, None, ["judge=a", "optim.clip=none"])
+    config = load(Config, None, ["judge=a", "optim.clip=inf"])
     assert to_toml(config) == (
-        'name = "run"\nseed = 0\nexact = false\njudge = "a"\nlanguages = ["en"]\nweights = {"accuracy" = 1.0}\n'
-        'examples = []\n\n[optim]\nlr = 1e-05\nbetas = [0.9, 0.95]\nclip = "none"\n\n'
+        'name = "run"\nseed = 0\nexact = false\njudge = "a"\nlanguages = ["en"]\n'
+        'weights = {"accuracy" = 1.0}\n'
+        "examples = []\n\n[optim]\nlr = 1e-05\nbetas = [0.9, 0.95]\nclip = inf\n\n"
         '[optim.schedule]\nwarmup = 3\nshape = "cosine"\n'
     )
 
@@ -574,7 +602,7 @@ def test_describe_lists_every_key_within_the_width() -> None:
     assert max(map(len, lines)) <= 70
     for key in (
         "name",
-        "judge=none",
+        'judge=""',
         "weights",
         "optim.betas",
         "optim.clip",
@@ -595,24 +623,6 @@ def test_describe_puts_the_meaning_below_a_long_default() -> None:
         '  template="a template that is rather long"',
         " " * 34 + "the text around a question (str)",
     ]
-
-
-def test_reference_is_one_table_a_section() -> None:
-    page = reference({"Supervised fine-tuning": Config, "Schedules": Schedule})
-    lines = page.splitlines()
-    assert [line for line in lines if line.startswith("#")] == [
-        "## Supervised fine-tuning",
-        "### `[optim]`",
-        "### `[optim.schedule]`",
-        "## Schedules",
-    ]
-    assert lines.count("| key | type | default | meaning |") == 4
-    assert (
-        "| `optim.lr` | `float` | `1e-05` | peak learning rate; above 0 and at most 1 |"
-        in lines
-    )
-    row = r"| `optim.clip` | `float \| None` | `1.0` | gradient norm to clip to \| none to leave it; above 0 |"
-    assert row in lines
 
 
 # --- the command line ------------------------------------------------------------------------

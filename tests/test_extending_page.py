@@ -21,11 +21,11 @@ EXAMPLES = re.findall(
     re.DOTALL,
 )
 SHAPE = (
-    "model.hidden_size=32",
-    "model.layers=1",
-    "model.heads=2",
-    "model.kv_heads=1",
-    "model.intermediate_size=64",
+    "model.new.hidden_size=32",
+    "model.new.layers=1",
+    "model.new.heads=2",
+    "model.new.kv_heads=1",
+    "model.new.intermediate_size=64",
 )
 QUICK = (
     "train.limit=16",

@@ -21,10 +21,13 @@ ALLOWED = {
     "nanomath.algorithms": set(),
     "nanomath.data": set(),
     "nanomath.config": set(),
-    "nanomath.settings": {"nanomath.config", "nanomath.algorithms", "nanomath.rewards"},
+    "nanomath.settings": {
+        *("nanomath.config", "nanomath.algorithms", "nanomath.data"),
+        *("nanomath.rewards", "nanomath.process"),  # whose tables are the choices of keys
+    },
     "nanomath.models": {"kernels", "nanomath.data"},
     "nanomath.rollout": {"kernels", "nanomath.models", "nanomath.data"},
-    "nanomath.rewards": {"nanomath.data", "nanomath.models"},
+    "nanomath.rewards": {"nanomath.config", "nanomath.data", "nanomath.models"},
     "nanomath.process": {
         "nanomath.rollout",
         "nanomath.rewards",

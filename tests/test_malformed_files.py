@@ -269,8 +269,8 @@ KEYS = [
     "run.steps",
     "optim.lr",
     "train.limit",
-    "train.difficulty",
-    "train.answer_after",
+    "train.world.difficulty",
+    "train.file.answer_after",
     "prompt",
 ]
 KEYS += [

@@ -28,13 +28,18 @@ from nanomath.training.runlog import read_jsonl
 
 ROOT = Path(__file__).parents[1]
 SHAPE = (
-    "model.hidden_size=32",
-    "model.layers=1",
-    "model.heads=2",
-    "model.kv_heads=1",
-    "model.intermediate_size=64",
+    "model.new.hidden_size=32",
+    "model.new.layers=1",
+    "model.new.heads=2",
+    "model.new.kv_heads=1",
+    "model.new.intermediate_size=64",
 )
-DATA = ("train.limit=64", "heldout.limit=4", "train.difficulty=1,1", "heldout.difficulty=1,1")
+DATA = (
+    "train.limit=64",
+    "heldout.limit=4",
+    "train.world.difficulty=1,1",
+    "heldout.world.difficulty=1,1",
+)
 QUICK = ("model.device=cpu", "sampling.max_new_tokens=12", "evaluation.samples=2")
 SFT = (*SHAPE, *DATA, *QUICK, "sft.batch_size=8", "optim.lr=0.01", "optim.schedule=constant")
 GRPO = (
@@ -116,7 +121,11 @@ def test_sft_learns(sft_run):
 
 def test_sft_writes_the_config_it_ran_with(sft_run, train):
     config = load(settings.SFTConfig, sft_run / "config.toml")
-    assert (config.run.steps, config.optim.lr, config.train.difficulty) == (6, 0.01, [1, 1])
+    assert (config.run.steps, config.optim.lr, config.train.world.difficulty) == (
+        6,
+        0.01,
+        [1, 1],
+    )
     again = train(train_sft, "again", f"{sft_run}/config.toml")
     assert weights(again, 6) == weights(sft_run, 6) and lines(again) == lines(sft_run)
 
@@ -178,8 +187,8 @@ def test_old_checkpoints_are_dropped(train):
             "optim.warmup=1",
         ),
         (
-            "train.families=[maths,sorting]",
-            "train.languages=[en,ja]",
+            "train.world.families=[maths,sorting]",
+            "train.world.languages=[en,ja]",
             "prompt.system=Solve it.",
             "optim.weight_decay=0.1",
         ),
@@ -400,10 +409,10 @@ SFT_KEYS = [
     ("sft.dft=true",),
     ("sft.neftune_alpha=5",),
     ("model.dtype=bfloat16",),
-    ("model.kv_heads=2",),
-    ("train.difficulty=2,2",),
-    ("train.families=sorting",),
-    ("train.languages=ja",),
+    ("model.new.kv_heads=2",),
+    ("train.world.difficulty=2,2",),
+    ("train.world.families=sorting",),
+    ("train.world.languages=ja",),
     ("train.limit=9",),
     ("prompt.system=Think.",),
     ("prompt.template=Solve: {question}",),

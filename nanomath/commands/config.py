@@ -7,19 +7,20 @@ from __future__ import annotations
 
 from nanomath import settings
 from nanomath.algorithms import PRESETS
-from nanomath.config import reference, to_toml_value
+from nanomath.config import explain, sections, title, to_toml_value
 
 PAGE = """# Every config key
 
-Made by `python -m nanomath config`. A config is a TOML file; any key can be set on the command line, after the file, as
-`section.key=value`. `--help` of a script or a command lists its own keys in the terminal.
+Made by `python -m nanomath config`. A config is a TOML file; any key can be set on the command
+line, after the file, as `section.key=value`. `--help` of a script or a command lists its own
+keys in the terminal.
 """
 
 
 METHODS = """## The methods
 
-What `algorithm.method` sets otherwise than GRPO; [nanomath/algorithms/README.md](../nanomath/algorithms/README.md)
-explains the axes.
+What `algorithm.method` sets otherwise than GRPO;
+[nanomath/algorithms/README.md](../nanomath/algorithms/README.md) explains the axes.
 
 | method | keys of `[algorithm]` |
 |---|---|"""
@@ -36,12 +37,48 @@ SETTINGS = {  # what each command reads
 
 
 def methods() -> str:
-    """PRESETS as a Markdown table."""
+    """Return PRESETS as a Markdown table."""
     rows = [METHODS]
     for name, changes in PRESETS.items():
         keys = ", ".join(f"`{key} = {to_toml_value(value)}`" for key, value in changes.items())
         rows.append(f"| `{name}` | {keys or 'the defaults below'} |")
     return "\n".join(rows) + "\n"
+
+
+Place = tuple[str, str, object]  # a command, the name of a section in its config, the section
+
+
+def reference() -> str:
+    """Return a Markdown table of the keys of each kind of section, with who reads it."""
+    found: dict[type, list[Place]] = {}
+    for command, config in SETTINGS.items():
+        for name, part, keys in sections(config()):
+            if keys:
+                place = (command.removeprefix("python -m "), name, part)
+                found.setdefault(type(part), []).append(place)
+    return "\n".join(table(kind(), places) for kind, places in found.items())
+
+
+def table(part: object, places: list[Place]) -> str:
+    """Return the keys of a section with their defaults, and those of its places that differ."""
+    names = dict.fromkeys(f"`[{name}]`" for _, name, _ in places if name)
+    readers = ", ".join(dict.fromkeys(f"`{command}`" for command, _, _ in places))
+    lines = [f"## {', '.join(names) or f'{readers}: keys without a section'}", ""]
+    lines += [title(part), "", f"Read by {readers}.", ""]
+    lines += ["| key | type | default | meaning |", "|---|---|---|---|"]
+    _, _, keys = next(sections(part))
+    for name, key in keys.items():
+        default = to_toml_value(key.value)
+        others: dict[str, list[str]] = {}
+        for command, section, there in places:
+            value = to_toml_value(getattr(there, name))
+            if value != default:
+                others.setdefault(value, []).append(f"`[{section}]` of `{command}`")
+        different = [f"; `{value}` in {', '.join(where)}" for value, where in others.items()]
+        meaning, kind = explain(key)
+        cells = [f"`{name}`", f"`{kind}`", f"`{default}`" + "".join(different), meaning]
+        lines.append(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |")
+    return "\n".join([*lines, ""])
 
 
 def main(argv: list[str]) -> int:
@@ -52,5 +89,5 @@ def main(argv: list[str]) -> int:
         raise ValueError(f"config takes no arguments, got {argv[0]!r}")
     print(PAGE)
     print(methods())
-    print(reference(SETTINGS))
+    print(reference())
     return 0

@@ -1,5 +1,6 @@
-"""What every entry point shares: mistakes of the user end in one line and exit code 2, failed
-runs in 1.
+"""What every entry point shares: how it ends when something goes wrong.
+
+A mistake of the user ends in one line and exit code 2, a failed run in exit code 1.
 """
 
 from __future__ import annotations
@@ -14,10 +15,10 @@ from nanomath.training.runlog import RunFailed
 
 
 def run_main(main: Callable[[list[str]], int | None], argv: list[str] | None = None) -> None:
-    """Call main(argv) and exit with its code; NANOMATH_TRACEBACK=1 shows where an error comes
-    from.
+    """Call main(argv) and exit with its code.
 
-    0 done, 1 a run failed or was stopped, 2 bad usage, config or files.
+    The codes are 0: done, 1: a run failed or was stopped, 2: bad usage, config or files.
+    NANOMATH_TRACEBACK=1 shows where an error comes from.
     """
     try:
         code = main(sys.argv[1:] if argv is None else argv) or 0
@@ -34,13 +35,10 @@ def run_main(main: Callable[[list[str]], int | None], argv: list[str] | None = N
     except (ValueError, OSError, ImportError) as error:
         code = _complain(error, 2)
     except (MemoryError, RuntimeError) as error:
-        from nanomath.training import (
-            ranks,
-        )  # only here: it imports torch, which --help can do without
-        from nanomath.training.failure import out_of_memory
+        from nanomath.training import failure, ranks  # not above: --help needs no torch
 
         lost = ranks.lost(error)
-        if not (lost or out_of_memory(error)):
+        if not (lost or failure.out_of_memory(error)):
             raise
         code = _complain(lost or error, 1)
     except KeyboardInterrupt:
@@ -49,9 +47,10 @@ def run_main(main: Callable[[list[str]], int | None], argv: list[str] | None = N
 
 
 def _leave(code: int) -> NoReturn:
-    """End one of torchrun's processes, without the end of the interpreter: the groups of a
-    sharded model have threads that outlive them, and one that still gives a tensor back would
-    then abort the process.
+    """End one of torchrun's processes without the interpreter's own end.
+
+    The groups of a sharded model have threads that outlive them, and one that still gives a
+    tensor back would then abort the process.
     """
     atexit._run_exitfuncs()
     sys.stdout.flush()
@@ -62,8 +61,8 @@ def _leave(code: int) -> NoReturn:
 def _complain(error: BaseException | str, code: int) -> int:
     if isinstance(error, BaseException) and os.environ.get("NANOMATH_TRACEBACK"):
         raise error
-    lines = (
-        [str(error)] if isinstance(error, RunFailed) else str(error).split("\n")
-    )  # its lines were meant as such
-    print("error:", *lines, file=sys.stderr)
+    message = str(error)
+    if not isinstance(error, RunFailed):  # whose lines were meant as such
+        message = message.replace("\n", " ")
+    print(f"error: {message}", file=sys.stderr)
     return code

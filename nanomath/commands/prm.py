@@ -309,7 +309,7 @@ def evaluate(argv: list[str]) -> int:
     if config.save and not Path(config.save).absolute().parent.is_dir():
         raise FileNotFoundError(f"save: there is no directory to write {config.save} to")
     solutions = load_labelled(words[1], config.neutral, config.limit)
-    scorer = build_scorer(config.model.path, config.model, config.token_budget)
+    scorer = build_scorer(config.model.path, config.model)
     if isinstance(scorer, PRM):
         check_lengths(scorer, solutions)
     scores = score_shared(scorer, solutions)

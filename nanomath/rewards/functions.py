@@ -12,7 +12,6 @@ without it nobody can see that another component is being gamed.
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import inspect
 import math
@@ -22,6 +21,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from nanomath.config import did_you_mean
 from nanomath.data.problem import Problem
 from nanomath.rewards.equality import answers_equal
 from nanomath.rewards.extraction import (
@@ -301,10 +301,9 @@ def _bind(name: str, params: Mapping[str, Any], grading: Mapping[str, Any]) -> R
 def _check_known(name: str, known: Iterable[str], what: str) -> None:
     known = list(known)
     if name not in known:
-        close = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
         hint = (
-            f"did you mean {close[0]!r}? known: {', '.join(known)}"
-            if close
+            f"{did_you_mean(name, known)} known: {', '.join(known)}"
+            if known
             else "it takes none"
         )
-        raise ValueError(f"unknown {what}: {name!r}; {hint}")
+        raise ValueError(f"unknown {what}: {name!r}; {hint.strip()}")

@@ -23,7 +23,7 @@ from nanomath.models import (
     load_tokenizer,
 )
 from nanomath.models.batches import Example
-from nanomath.process.judge import PAIRWISE, POINTWISE, Judge, JudgeReward
+from nanomath.process.judge import Judge, JudgeReward
 from nanomath.process.prm import LengthScores, Oracle, RandomScores, StepScorer, load_prm
 from nanomath.process.rewards import ProcessReward, VerifiedReward
 from nanomath.rewards import RewardSet
@@ -50,17 +50,13 @@ def build_model(
         check_vocabulary(model, tokenizer)
     else:
         tokenizer = Tokenizer(world_tokenizer(), CHAT_TEMPLATE, eos_token="<|endoftext|>")
-        model = new_model(section, tokenizer.vocab_size, seed).to(device, dtype)
+        model = new_model(section.new, tokenizer.vocab_size, seed).to(device, dtype)
     model.gradient_checkpointing = section.gradient_checkpointing
     return model, tokenizer
 
 
-def new_model(section: settings.Model, vocab_size: int, seed: int) -> Transformer:
+def new_model(section: settings.NewModel, vocab_size: int, seed: int) -> Transformer:
     """A model of the section's shape with fresh weights, on the CPU in float32."""
-    if section.hidden_size % section.heads:
-        raise ValueError(
-            f"[model] {section.heads} heads do not divide hidden_size = {section.hidden_size}"
-        )
     config = ModelConfig(
         vocab_size=vocab_size,
         hidden_size=section.hidden_size,
@@ -92,32 +88,30 @@ def choose_device(name: str) -> torch.device:
 def build_problems(section: settings.Problems) -> list[Problem]:
     """The problems of the world, of a file or of a hub dataset."""
     if section.source != "world":
+        file = section.file
         fields = Fields(
-            question=tuple(section.question),
-            answer=section.answer,
-            solution=section.solution,
-            id=section.id,
-            answer_after=section.answer_after,
-            remove=section.remove,
+            question=tuple(file.question),
+            answer=file.answer,
+            solution=file.solution,
+            id=file.id,
+            answer_after=None if file.answer_after == "auto" else file.answer_after,
+            remove=file.remove,
         )
         return load_problems(
             section.source,
             fields,
             split=section.split,
-            header=section.header,
-            skip=section.skip,
+            header=file.header,
+            skip=file.skip,
             limit=section.limit,
         )
-    if not section.families:
-        raise ValueError("families is empty: name at least one family of the world")
+    world = section.world
     limit = section.limit or WORLD_PROBLEMS
-    share = -(-limit // len(section.families))
-    difficulty = (section.difficulty[0], section.difficulty[1])
+    share = -(-limit // len(world.families))
+    difficulty = (world.difficulty[0], world.difficulty[1])
     drawn = [
-        generate(
-            family, section.split, share, 0, difficulty, section.languages, section.direct
-        )
-        for family in section.families
+        generate(family, section.split, share, 0, difficulty, world.languages, world.direct)
+        for family in world.families
     ]
     return [problem for together in zip(*drawn, strict=True) for problem in together][:limit]
 
@@ -296,22 +290,18 @@ def build_watcher(
 ) -> ProcessReward:
     """What scores steps, and rewards none."""
     known = Oracle(problems) if section.prm == "oracle" else None
-    scorer = known or build_scorer(section.prm, model, section.token_budget, seed)
+    scorer = known or build_scorer(section.prm, model, seed)
     split = section.steps, section.least_tokens, section.most_steps, section.drop_repeats
     return ProcessReward(scorer, tokenizer, None, *split)
 
 
-def build_scorer(
-    name: str, section: settings.Model, token_budget: int, seed: int = 0
-) -> StepScorer:
+def build_scorer(name: str, section: settings.Model, seed: int = 0) -> StepScorer:
     """The control of that name, "random" or "length", or the PRM that is there, on the
     section's device.
     """
     if name in ("random", "length"):
         return RandomScores(seed) if name == "random" else LengthScores()
-    prm = load_prm(name, choose_device(section.device), getattr(torch, section.dtype))
-    prm.token_budget = token_budget
-    return prm
+    return load_prm(name, choose_device(section.device), getattr(torch, section.dtype))
 
 
 def build_judge_reward(
@@ -327,22 +317,17 @@ def build_judge_reward(
     device = choose_device(model.device)
     dtype = getattr(torch, model.dtype)
     frozen = load_model(section.path, device, dtype).requires_grad_(False)
-    asked = {
-        "pointwise": section.pointwise or POINTWISE,
-        "pairwise": section.pairwise or PAIRWISE,
-    }
-    for name, fields in (
-        ("pointwise", ("question", "first")),
-        ("pairwise", ("question", "first", "second")),
-    ):
-        if lacking := [f"{{{key}}}" for key in fields if f"{{{key}}}" not in asked[name]]:
-            raise ValueError(f"judge.{name} lacks {', '.join(lacking)}")
-    judge = Judge(
-        frozen, load_tokenizer(section.path), **asked, token_budget=section.token_budget
-    )
+    judge = Judge(frozen, load_tokenizer(section.path))
+    if section.template:
+        fields = ["{question}", "{first}", *(["{second}"] if section.opponents else [])]
+        if lacking := [field for field in fields if field not in section.template]:
+            raise ValueError(f"judge.template lacks {', '.join(lacking)}")
+        if section.opponents:
+            judge.pairwise = section.template
+        else:
+            judge.pointwise = section.template
     judge.check(problems[0].question, problems[0].answer)
-    opponents = section.opponents if section.mode == "pairwise" else 0
-    return JudgeReward(judge, section.weight, opponents)
+    return JudgeReward(judge, section.weight, section.opponents)
 
 
 SCORERS = {

@@ -26,16 +26,15 @@ class Outcome(NamedTuple):
 def model_directory(tmp_path_factory) -> Path:
     """A model of random weights with the tokenizer of the world, and a context of 192 tokens."""
     directory = tmp_path_factory.mktemp("models") / "random"
-    shape = settings.Model(
+    shape = settings.NewModel(
         hidden_size=32,
         layers=1,
         heads=2,
         kv_heads=1,
         intermediate_size=64,
         max_positions=192,
-        device="cpu",
     )
-    save_model(*build_model(shape, seed=1), directory)
+    save_model(*build_model(settings.Model(device="cpu", new=shape), seed=1), directory)
     return directory
 
 

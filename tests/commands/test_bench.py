@@ -119,7 +119,7 @@ def test_sides_take_turns_and_running_out_of_memory_is_a_result(call, monkeypatc
 
 
 def test_the_tiny_shape_is_that_of_the_configs(tokenizer):
-    model = nanomath.config.load(settings.SFTConfig, CONFIGS / "tiny" / "sft.toml").model
+    model = nanomath.config.load(settings.SFTConfig, CONFIGS / "tiny" / "sft.toml").model.new
     shape = machine.SHAPES["tiny"]
     assert shape.vocab_size == tokenizer.vocab_size
     assert (

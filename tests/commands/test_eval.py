@@ -15,7 +15,7 @@ from nanomath.settings import EvalConfig
 
 QUICK = (
     "problems.limit=6",
-    "problems.difficulty=1,1",
+    "problems.world.difficulty=1,1",
     "sampling.max_new_tokens=8",
     "evaluation.samples=2",
 )

@@ -35,13 +35,16 @@ CONFIGS = {
 
 def keys(cls: type) -> list[str]:
     """Every key of a config class, with its section."""
+    return names(cls())
+
+
+def names(part: object, prefix: str = "") -> list[str]:
+    """The dotted names of the keys of a dataclass and of those in it."""
     found = []
-    for field in dataclasses.fields(cls):
-        value = getattr(cls(), field.name)
-        inner = dataclasses.fields(value) if dataclasses.is_dataclass(value) else None
-        found += (
-            [field.name] if inner is None else [f"{field.name}.{each.name}" for each in inner]
-        )
+    for field in dataclasses.fields(part):
+        value = getattr(part, field.name)
+        name = prefix + field.name
+        found += names(value, f"{name}.") if dataclasses.is_dataclass(value) else [name]
     return found
 
 
@@ -83,16 +86,33 @@ def test_help_wins_over_what_else_is_wrong(call):
 
 
 def test_the_page_has_every_key_of_every_config(call):
-    page = call(main, "config").out
-    commands = [
-        f"python -m nanomath {name}"
-        for name in ("eval", "sample", "prm label", "prm train", "prm eval")
-    ]
-    headings = ["The methods", "train_sft.py", "train_grpo.py", *commands]
-    parts = page.split("\n## ")[1:]
-    assert [part.partition("\n")[0] for part in parts] == headings
-    for part, cls in zip(parts[1:], CONFIGS.values(), strict=True):
-        assert [key for key in keys(cls) if f"| `{key}` |" not in part] == []
+    parts = call(main, "config").out.split("\n## ")[2:]
+    tables = {part.partition("\n")[0]: part for part in parts}
+    assert len(tables) == len(parts)
+    for command, cls in CONFIGS.items():
+        reader = f"{command}.py" if command.startswith("train") else f"nanomath {command}"
+        for key in keys(cls):
+            section, _, name = key.rpartition(".")
+            title = f"`[{section}]`" if section else f"`{reader}`: keys without a section"
+            (table,) = [part for heading, part in tables.items() if title in heading]
+            assert f"\n| `{name}` |" in table and f"`{reader}`" in table
+
+
+def test_the_page_has_each_key_once_with_defaults_that_differ(call):
+    lines = call(main, "config").out.splitlines()
+    assert (
+        len([line for line in lines if line.startswith("| `gradient_checkpointing` |")]) == 1
+    )
+    (split,) = [line for line in lines if line.startswith("| `split` |")]
+    assert '| `"train"`; `"validation"` in `[heldout]` of `train_sft.py`, ' in split
+    assert '; `"test"` in `[problems]` of `nanomath eval` |' in split
+    assert any(
+        line.startswith(
+            "| `lr` | `float` | `1e-05`; `1e-06` in `[optim]` of `train_grpo.py` |"
+        )
+        for line in lines
+    )
+    assert any(r"penalty \|log pi - log pi_old\|; at least 0 |" in line for line in lines)
 
 
 def test_the_page_in_the_documentation_is_the_newest(call):

@@ -62,8 +62,8 @@ def logged(call, model_directory, tmp_path) -> set[str]:
     data = (
         "train.limit=16",
         "heldout.limit=3",
-        "train.difficulty=1,1",
-        "heldout.difficulty=1,1",
+        "train.world.difficulty=1,1",
+        "heldout.world.difficulty=1,1",
     )
     measured = (
         "evaluation.samples=2",

@@ -15,7 +15,7 @@ from nanomath.process.labelled import load_labelled
 
 LABEL = (
     "problems.limit=6",
-    "problems.difficulty=1,1",
+    "problems.world.difficulty=1,1",
     "sampling.max_new_tokens=8",
     "label.samples=2",
 )
@@ -131,8 +131,8 @@ def test_a_policy_is_trained_with_it(call, model_directory, rows):
     )
     words = (
         *words,
-        "train.difficulty=1,1",
-        "heldout.difficulty=1,1",
+        "train.world.difficulty=1,1",
+        "heldout.world.difficulty=1,1",
         "sampling.max_new_tokens=8",
         "grpo.prompts=2",
     )
@@ -164,8 +164,10 @@ def test_a_judge_that_answers_nonsense(call, model_directory):
         "train.limit=8",
         "heldout.limit=2",
     )
-    outcome = call(grpo, *words, "run.directory=runs", "judge.pairwise={question} {first}")
-    assert (outcome.code, outcome.err) == (2, "error: judge.pairwise lacks {second}\n")
+    outcome = call(grpo, *words, "run.directory=runs", "judge.template={question} {first}")
+    assert (outcome.code, outcome.err) == (2, "error: judge.template lacks {second}\n")
+    outcome = call(grpo, *words, "judge.opponents=0", "judge.template={question}")
+    assert (outcome.code, outcome.err) == (2, "error: judge.template lacks {first}\n")
     outcome = call(grpo, *words, "run.directory=runs", "process.prm=oracle")
     assert outcome.code == 2 and len(outcome.err.splitlines()) == 1
     assert "the judge gives A and B" in outcome.err or "its context holds 192" in outcome.err

@@ -14,17 +14,17 @@ from nanomath.training.runlog import read_jsonl
 pytestmark = pytest.mark.slow
 
 SHAPE = (
-    "model.hidden_size=16",
-    "model.layers=1",
-    "model.heads=1",
-    "model.kv_heads=1",
-    "model.intermediate_size=16",
+    "model.new.hidden_size=16",
+    "model.new.layers=1",
+    "model.new.heads=1",
+    "model.new.kv_heads=1",
+    "model.new.intermediate_size=16",
 )
 DATA = (
     "train.limit=64",
     "heldout.limit=1",
-    "train.difficulty=1,1",
-    "heldout.difficulty=1,1",
+    "train.world.difficulty=1,1",
+    "heldout.world.difficulty=1,1",
     "evaluation.samples=2",
 )
 QUICK = (

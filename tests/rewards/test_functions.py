@@ -206,16 +206,16 @@ def test_total_is_the_weighted_sum(weights: dict[str, float], lengths: list[int]
 @pytest.mark.parametrize(
     ("weights", "params", "message"),
     [
-        ({"acuracy": 1.0}, {}, r"unknown reward: 'acuracy'; did you mean 'accuracy'\?"),
+        ({"acuracy": 1.0}, {}, r"unknown reward: 'acuracy'; did you mean accuracy\?"),
         (
             {"accuracy": 1.0},
             {"cosin": {}},
-            r"unknown reward: 'cosin'; did you mean 'cosine'\?",
+            r"unknown reward: 'cosin'; did you mean cosine\?",
         ),
         (
             {"cosine": 1.0},
             {"cosine": {"max_len": 3}},
-            r"parameter of the reward 'cosine': 'max_len'; .* 'max_length'\?",
+            r"parameter of the reward 'cosine': 'max_len'; .* max_length\?",
         ),
         ({"format": 1.0}, {"format": {"x": 3}}, "'x'; it takes none"),
         (

@@ -41,11 +41,11 @@ DATA = (
 )
 SFT = (
     *(
-        "model.hidden_size=32",
-        "model.layers=1",
-        "model.heads=2",
-        "model.kv_heads=1",
-        "model.intermediate_size=64",
+        "model.new.hidden_size=32",
+        "model.new.layers=1",
+        "model.new.heads=2",
+        "model.new.kv_heads=1",
+        "model.new.intermediate_size=64",
     ),
     *("sft.batch_size=8", "optim.lr=0.01", "sft.neftune_alpha=5", *DATA),
 )

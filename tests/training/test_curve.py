@@ -22,16 +22,16 @@ pytestmark = pytest.mark.slow
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "tiny"
 SMALL_WORLD = [
-    "train.difficulty=[2,3]",
-    "heldout.difficulty=[2,3]",
+    "train.world.difficulty=[2,3]",
+    "heldout.world.difficulty=[2,3]",
     "train.limit=4000",
     "heldout.limit=128",
 ]
 SMALL_MODEL = [
-    "model.layers=2",
-    "model.hidden_size=64",
-    "model.heads=2",
-    "model.intermediate_size=176",
+    "model.new.layers=2",
+    "model.new.hidden_size=64",
+    "model.new.heads=2",
+    "model.new.intermediate_size=176",
 ]
 
 
@@ -57,7 +57,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         patch.setattr(
             maths, "EVENTS", {value: maths.sensible_events(value) for value in range(1, 10)}
         )
-        sft = [*common, *SMALL_MODEL, "train.direct=0.5", "run.steps=500"]
+        sft = [*common, *SMALL_MODEL, "train.world.direct=0.5", "run.steps=500"]
         assert train_sft.main([str(CONFIGS / "sft.toml"), *sft]) == 0
         grpo = [
             *common,

@@ -19,7 +19,8 @@ from safetensors.torch import load_file
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[2]
-TINY = "model.layers=2 model.hidden_size=64 model.intermediate_size=96 train.limit=60 heldout.limit=6 run.steps=3"
+TINY = "model.new.layers=2 model.new.hidden_size=64 model.new.intermediate_size=96 "
+TINY += "train.limit=60 heldout.limit=6 run.steps=3"
 SFT = f"train_sft.py configs/tiny/sft.toml {TINY} sft.batch_size=7 sampling.max_new_tokens=8 optim.schedule=constant"
 GRPO = (
     f"train_grpo.py configs/tiny/grpo.toml {TINY} model.path=DIRECTORY/one sampling.max_new_tokens=8 grpo.prompts=3 "

@@ -51,10 +51,6 @@ def main(argv: list[str]) -> int:
     examples = encode_examples(
         build_problems(config.train), template, tokenizer, context, config.train.max_tokens
     )
-    if 0 < sft.row_length < (longest := max(map(len, examples))):
-        raise ValueError(
-            f"sft.row_length is {sft.row_length}: the longest problem and solution need {longest}"
-        )
     heldout, heldout_prompts = build_prompts(config.heldout, template, tokenizer, context)
     solved = [problem for problem in heldout if problem.solution]
     heldout_examples = encode_examples(
@@ -70,7 +66,6 @@ def main(argv: list[str]) -> int:
         trainer.optimizer,
         aggregation=sft.aggregation,
         token_budget=sft.token_budget,
-        row_length=sft.row_length,
         dft=sft.dft,
         neftune_alpha=sft.neftune_alpha,
         seed=seed,

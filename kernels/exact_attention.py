@@ -23,57 +23,68 @@ from kernels.packed import packed_rows
 
 
 def exact_attention(q: Tensor, k: Tensor, v: Tensor, window: int | None = None) -> Tensor:
-    """[B, H, T, E] of q [B, H, T, E] and k, v [B, K, T, E]; a token sees itself and the window
-    - 1 before it.
+    """[B, H, T, E] of q [B, H, T, E] and k, v [B, K, T, E], every token seeing those before it.
+
+    A token sees itself and the window - 1 before it.
     """
-    return differentiable(
-        partial(in_pages, window=window), partial(library_attention, window=window), q, k, v
-    )
+    return block_attention(q, k, v, torch.zeros_like(q[:, 0, 0, 0], dtype=int), window, True)
 
 
-def library_attention(q: Tensor, k: Tensor, v: Tensor, window: int | None = None) -> Tensor:
-    """`exact_attention` by PyTorch."""
-    tokens = q.shape[2]
-    if window is None or tokens <= window:
+def block_attention(
+    q: Tensor, k: Tensor, v: Tensor, first: Tensor, window: int | None, exact: bool
+) -> Tensor:
+    """[S, H, R, E] of q [S, H, R, E] and k, v [S, K, T, E]: query r is token first[s] + r.
+
+    It sees the keys up to itself, at most `window` of them. What stands beyond the end of a row
+    gives no sense, and is seen by nothing before it. `exact`: as the head of this file says.
+    """
+    library = partial(library_attention, first=first, window=window)
+    if not exact:
+        return library(q, k, v)
+    return differentiable(partial(in_pages, first=first, window=window), library, q, k, v)
+
+
+def library_attention(
+    q: Tensor, k: Tensor, v: Tensor, first: Tensor | None = None, window: int | None = None
+) -> Tensor:
+    """`block_attention` by PyTorch; `first` None: 0 everywhere."""
+    queries = q.shape[2]
+    keys = k.shape[2]
+    if queries == keys and (window is None or keys <= window):  # then first is 0
         return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
-    place = torch.arange(tokens, device=q.device)
-    seen = window_mask(place[:, None], place[None, :], window)
+    place = torch.arange(queries, device=q.device)[:, None]
+    if first is not None:
+        place = place + first[:, None, None, None]
+    seen = window_mask(place, torch.arange(keys, device=q.device), window)
     return F.scaled_dot_product_attention(q, k, v, seen, enable_gqa=True)
 
 
 def window_mask(queries: Tensor, keys: Tensor, window: int | None) -> Tensor:
-    """True where a key position may be seen from a query position; broadcasts the two position
-    tensors.
-    """
+    """True where a key position may be seen from a query position; both broadcast."""
     visible = keys <= queries
     return visible if window is None else visible & (keys > queries - window)
 
 
-def in_pages(q: Tensor, k: Tensor, v: Tensor, window: int | None = None) -> Tensor:
-    """The attention of whole sequences by the kernel for single tokens: every token is a row
-    of its sequence's slot.
-    """
-    batch, heads, tokens, size = q.shape
-    keys, values = new_pages(
-        (batch, -(-tokens // page_size(q.device))), k.shape[1], size, q.dtype, q.device
-    )
-    pages = keys.shape[1]
-    page = keys.shape[3]
-    for kept, new in (keys, k), (values, v):
-        kept.copy_(
-            F.pad(new, (0, 0, 0, pages * page - tokens))
-            .unflatten(2, (pages, page))
-            .transpose(1, 2)
-        )
+def in_pages(
+    q: Tensor, k: Tensor, v: Tensor, first: Tensor, window: int | None = None
+) -> Tensor:
+    """`block_attention` by the kernel for single tokens: every query is a row of its slot."""
+    rows, _, queries, _ = q.shape
+    size = page_size(q.device)
+    pages = -(-k.shape[2] // size)
+    kept = new_pages((rows, pages), k.shape[1], k.shape[3], q.dtype, q.device)
+    for cache, new in zip(kept, (k, v), strict=True):
+        filled = F.pad(new, (0, 0, 0, pages * size - k.shape[2]))
+        cache.copy_(filled.unflatten(2, (pages, size)).transpose(1, 2))
     integers = {"dtype": torch.int32, "device": q.device}
-    table = torch.arange(batch * pages, **integers).view(batch, pages)
-    slot = torch.arange(batch, **integers).repeat_interleave(tokens)
-    length = torch.arange(1, tokens + 1, **integers).repeat(batch)
-    rows = q.transpose(1, 2).flatten(0, 1)
-    out = paged_attention(
-        rows, Pages(keys.flatten(0, 1), values.flatten(0, 1), table), slot, length, window
-    )
-    return out.unflatten(0, (batch, tokens)).transpose(1, 2)
+    table = torch.arange(rows * pages, **integers).view(rows, pages)
+    slot = torch.arange(rows, **integers).repeat_interleave(queries)
+    length = first[:, None] + torch.arange(1, queries + 1, device=q.device)
+    length = length.clamp(max=k.shape[2]).flatten().to(torch.int32)
+    keys, values = (cache.flatten(0, 1) for cache in kept)
+    flat = q.transpose(1, 2).flatten(0, 1)
+    out = paged_attention(flat, Pages(keys, values, table), slot, length, window)
+    return out.unflatten(0, (rows, queries)).transpose(1, 2)
 
 
 def check_rows(weights: Sequence[Tensor], dtype: torch.dtype) -> None:

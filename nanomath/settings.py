@@ -265,9 +265,6 @@ class SFT:
         "how many padded tokens are computed at once, which changes no gradient; 0: all",
         minimum=0,
     )
-    row_length: int = option(
-        0, "pack several problems into rows of so many tokens; 0: one problem a row", minimum=0
-    )
     aggregation: str = option(
         "token",
         "the loss is the mean over all tokens, or the mean over solutions of their means",

@@ -1,29 +1,39 @@
-"""From sequences of different lengths to rectangles a model computes on, and to logprobs.
+"""Sequences of different lengths in one row, what they share computed once, and their logprobs.
 
     log pi(y_t | y_<t) = z_{y_t} - log sum_v exp z_v,   z = logits / temperature
     H_t = - sum_v pi(v) log pi(v)
 
-An `Example` is a prompt and a response; only response tokens are trained on. `make_batch` lays
-sequences out in rows, either one a row (padded at the end) or several (packed: positions
-restart, documents do not see one another). Whatever the layout, the batch says where each
-response token is predicted, so that losses always see the same [S, R] matrices: S sequences, R
-response tokens. B rows, T columns, n response tokens in all.
+A model computes on one row of N tokens without padding, in which sequences stand one after the
+other. Of sequences that begin alike (the G completions of a prompt) the beginning stands there
+once: its tokens are computed once, forward and backward, and what follows attends to them,
 
-The temperature is the sampler's, so that the numbers are those of the distribution that was
-sampled from. Only the states that predict a response token meet the vocabulary, a chunk of
-them at a time; prompts and padding never do.
+    o_t = sum_s softmax_s(q_t . k_s / sqrt(E)) v_s,   s over the shared beginning, then its own
+
+which is what a pass over whole sequences computes, up to rounding ("Prefix Grouper", arXiv
+2506.05433). Only attention is padded: its blocks are [S, R] queries and [S, T] keys.
+
+An `Example` is a prompt and a response; only response tokens are trained on. The batch says
+where each of them is predicted, so that losses always see the same [S, R] matrices: S
+sequences, R response tokens, n in all. The temperature is the sampler's, so that the numbers
+are those of the distribution that was sampled from. Only the states that predict a response
+token meet the vocabulary, a chunk of them at a time.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os.path
+from collections import Counter
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
+from kernels.exact_attention import block_attention
 from kernels.linear_logprob import linear_logprob
-from nanomath.models.transformer import Transformer, document_attention
+from nanomath.models.transformer import Attend, Transformer
 
 
 @dataclass(frozen=True)
@@ -41,14 +51,104 @@ class Example:
 
 
 @dataclass(frozen=True)
-class Batch:
-    """Rows of tokens, and where in them the response tokens are predicted."""
+class Block:
+    """Pieces whose tokens attend together: S pieces, R tokens of one at most, T keys."""
 
-    tokens: Tensor  # int64 [B, T]
-    positions: Tensor  # int64 [B, T], from 0 in each sequence
-    documents: Tensor | None  # int64 [B, T], each token's sequence; None: one sequence a row
-    row: Tensor  # int64 [n]: the state at (row, column) predicts `target`,
-    column: Tensor  # int64 [n]
+    queries: Tensor  # int64 [S, R]: where the tokens of each piece stand, 0 beyond its end
+    keys: Tensor  # int64 [S, T]: and those it sees, from the first of its sequence
+    first: Tensor  # int64 [S]: how many come before its own
+    kept: Tensor  # int64 [n]: which of the S R queries are tokens
+
+
+@dataclass(frozen=True)
+class Layout:
+    """One row of N tokens. `blocks` hold all of them in their order."""
+
+    tokens: Tensor  # int64 [1, N]
+    positions: Tensor  # int64 [1, N], from 0 in each sequence
+    blocks: list[Block]
+
+    def to(self, device: torch.device | str) -> Layout:
+        """Return the same layout on another device."""
+        blocks = [Block(**_moved(block, device)) for block in self.blocks]
+        return Layout(self.tokens.to(device), self.positions.to(device), blocks)
+
+    def attend(self, window: int | None, exact: bool) -> Attend:
+        """Return the attention of the row's tokens to what they see of their sequence."""
+
+        def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            q, k, v = (x[0].transpose(0, 1) for x in (q, k, v))  # [N, heads, E]
+            parts = []
+            for block in self.blocks:
+                out = block_attention(
+                    _rows(q, block.queries),
+                    _rows(k, block.keys),
+                    _rows(v, block.keys),
+                    block.first,
+                    window,
+                    exact,
+                )
+                parts.append(out.transpose(1, 2).flatten(0, 1).index_select(0, block.kept))
+            return torch.cat(parts).transpose(0, 1)[None]
+
+        return attend
+
+
+def _rows(x: Tensor, places: Tensor) -> Tensor:
+    """[N, heads, E] at places [S, R] -> [S, heads, R, E]."""
+    return x.index_select(0, places.flatten()).unflatten(0, places.shape).transpose(1, 2)
+
+
+def _moved(of: Block | Batch, device: torch.device | str) -> dict[str, Any]:
+    return {field.name: getattr(of, field.name).to(device) for field in fields(of)}
+
+
+def lay_out(examples: Sequence[Example], share: bool = True) -> tuple[Layout, list[Tensor]]:
+    """The layout of some examples, and where the tokens of each stand in it, int64 [T].
+
+    With `share` equal prompts stand in it once.
+    """
+    prompts = [tuple(example.prompt) if share else () for example in examples]
+    times = Counter(prompts)
+    row: list[int] = []
+
+    def put(tokens: Sequence[int]) -> Tensor:
+        row.extend(tokens)
+        return torch.arange(len(row) - len(tokens), len(row))
+
+    place_of = {prompt: put(prompt) for prompt in times if prompt and times[prompt] > 1}
+    alone = [i for i, prompt in enumerate(prompts) if prompt not in place_of]
+    places = {i: put(examples[i].prompt + examples[i].response) for i in alone}
+    roots = [*place_of.values(), *places.values()]
+    blocks = [_block(roots, roots)]
+    rest = [i for i in range(len(examples)) if i not in places]
+    own = [put(examples[i].response) for i in rest]
+    for i, response in zip(rest, own, strict=True):
+        places[i] = torch.cat((place_of[prompts[i]], response))
+    if rest:
+        blocks.append(_block(own, [places[i] for i in rest]))
+    positions = torch.empty(len(row), dtype=torch.int64)
+    for where in places.values():
+        positions[where] = torch.arange(len(where))
+    in_order = [places[i] for i in range(len(examples))]
+    return Layout(torch.tensor([row]), positions[None], blocks), in_order
+
+
+def _block(own: Sequence[Tensor], seen: Sequence[Tensor]) -> Block:
+    queries = pad_sequence(own, batch_first=True)
+    lengths = torch.tensor([len(piece) for piece in own])
+    first = torch.tensor([len(piece) for piece in seen]) - lengths
+    is_token = torch.arange(queries.shape[1]) < lengths[:, None]
+    kept = is_token.flatten().nonzero()[:, 0]
+    return Block(queries, pad_sequence(seen, batch_first=True), first, kept)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A layout, and where in it the n response tokens of S sequences are predicted."""
+
+    layout: Layout
+    place: Tensor  # int64 [n]: the state here predicts `target`,
     target: Tensor  # int64 [n]
     sequence: Tensor  # int64 [n]: which is token `offset` of the response of `sequence`
     offset: Tensor  # int64 [n]
@@ -56,10 +156,7 @@ class Batch:
 
     def to(self, device: torch.device | str) -> Batch:
         """Return the same batch on another device."""
-        moved = {field.name: getattr(self, field.name) for field in fields(self)}
-        for name, tensor in moved.items():
-            moved[name] = None if tensor is None else tensor.to(device)
-        return Batch(**moved)
+        return Batch(**_moved(self, device))
 
     def matrix(self, values: Tensor) -> Tensor:
         """Lay out values [n] of the response tokens as [S, R], zero where there is no token."""
@@ -67,85 +164,57 @@ class Batch:
         return values.new_zeros(size).index_put((self.sequence, self.offset), values)
 
 
-def make_batch(sequences: Sequence[Example], row_length: int = 0) -> Batch:
-    """Lay out sequences one a row, or packed into rows of at most `row_length` tokens.
+def make_batch(examples: Sequence[Example], share: bool = True) -> Batch:
+    """The batch of some examples; with `share` equal prompts stand in it once.
 
-    ValueError when a prompt is empty (nothing would predict the first token) or a sequence is
-    longer than a row.
+    ValueError when a prompt is empty: nothing would predict the first token.
     """
-    lengths = [len(sequence) for sequence in sequences]
-    layout = (
-        pack_rows(lengths, row_length) if row_length else [[i] for i in range(len(lengths))]
-    )
-    width = max(sum(lengths[i] for i in row) for row in layout)
-    tokens = torch.zeros(len(layout), width, dtype=torch.int64)
-    positions = torch.zeros_like(tokens)
-    documents = torch.full_like(tokens, -1)
-    predictions = []  # row, column, sequence, offset of every response token
-    for r, row in enumerate(layout):
-        start = 0
-        for i in row:
-            prompt = sequences[i].prompt
-            response = sequences[i].response
-            if not prompt:
-                raise ValueError(
-                    f"sequence {i} has an empty prompt: nothing predicts its first token"
-                )
-            stop = start + lengths[i]
-            tokens[r, start:stop] = torch.tensor(prompt + response)
-            positions[r, start:stop] = torch.arange(lengths[i])
-            documents[r, start:stop] = i
-            first = start + len(prompt) - 1
-            predictions += [(r, first + t, i, t) for t in range(len(response))]
-            start = stop
-    row_, column, sequence, offset = torch.tensor(predictions, dtype=torch.int64).view(-1, 4).T
+    for i, example in enumerate(examples):
+        if not example.prompt:
+            raise ValueError(
+                f"sequence {i} has an empty prompt: nothing predicts its first token"
+            )
+    layout, places = lay_out(examples, share)
+    lengths = torch.tensor([len(example.response) for example in examples])
+    before = [where[len(e.prompt) - 1 : -1] for where, e in zip(places, examples, strict=True)]
+    responses = [token for example in examples for token in example.response]
     return Batch(
-        tokens=tokens,
-        positions=positions,
-        documents=documents if row_length else None,
-        row=row_,
-        column=column,
-        target=tokens[row_, column + 1],
-        sequence=sequence,
-        offset=offset,
-        lengths=torch.tensor([len(sequence.response) for sequence in sequences]),
+        layout=layout,
+        place=torch.cat(before),
+        target=torch.tensor(responses, dtype=torch.int64),
+        sequence=torch.arange(len(examples)).repeat_interleave(lengths),
+        offset=torch.cat([torch.arange(n) for n in lengths.tolist()]),
+        lengths=lengths,
     )
 
 
-def pack_rows(lengths: Sequence[int], row_length: int) -> list[list[int]]:
-    """Put items into rows of at most `row_length` tokens, the longest first, where they fit best.
+def micro_batches(
+    examples: Sequence[Example], token_budget: int, share: bool = True
+) -> list[list[int]]:
+    """Cut examples into groups of at most `token_budget` tokens, a shared prompt counted once.
 
-    ValueError for an item that is longer than a row.
+    Alike lengths come together, and examples of one prompt where the budget allows it. One that
+    is longer than the budget gets a group of its own. A budget of 0 puts all in one group.
     """
-    rows: list[list[int]] = []
-    room: list[int] = []  # left in each row
-    for i in by_length(lengths):
-        if lengths[i] > row_length:
-            raise ValueError(f"sequence {i} has {lengths[i]} tokens: a row holds {row_length}")
-        fitting = [r for r in range(len(rows)) if room[r] >= lengths[i]]
-        if not fitting:
-            fitting = [len(rows)]
-            rows.append([])
-            room.append(row_length)
-        best = min(fitting, key=lambda r: room[r])
-        rows[best].append(i)
-        room[best] -= lengths[i]
-    return rows
-
-
-def micro_batches(lengths: Sequence[int], token_budget: int) -> list[list[int]]:
-    """Cut items into groups of at most `token_budget` tokens each *after padding*.
-
-    Alike lengths come together. A single item longer than the budget gets a group of its own.
-    A budget of 0 puts everything in one group.
-    """
+    members: dict[Hashable, list[int]] = {}
+    for i in by_length(list(map(len, examples))):
+        members.setdefault(tuple(examples[i].prompt) if share else i, []).append(i)
     groups: list[list[int]] = []
-    for i in by_length(lengths):
-        longest = lengths[groups[-1][0]] if groups else 0
-        if groups and (token_budget <= 0 or longest * (len(groups[-1]) + 1) <= token_budget):
+    room = 0
+    for rows in members.values():
+        whole = len(examples[rows[0]].prompt) + sum(len(examples[i].response) for i in rows)
+        known = False  # whether the prompt is in the newest group already
+        for i in rows:
+            cost = len(examples[i].response) if known else len(examples[i])
+            # What fits a group of its own is not taken apart.
+            full = cost > room or (not known and room < whole <= token_budget)
+            if not groups or (token_budget > 0 and full):
+                groups.append([])
+                room = token_budget
+                cost = len(examples[i])
             groups[-1].append(i)
-        else:
-            groups.append([i])
+            room -= cost
+            known = share
     return groups
 
 
@@ -154,15 +223,55 @@ def by_length(lengths: Sequence[int]) -> list[int]:
     return sorted(range(len(lengths)), key=lambda i: -lengths[i])
 
 
+def layout_states(
+    model: Transformer, layout: Layout, embedding_noise: Tensor | None = None
+) -> Tensor:
+    """The model's states [N, D] of a layout; embedding_noise is [N, D]."""
+    attend = layout.attend(model.config.sliding_window, model.exact)
+    noise = None if embedding_noise is None else embedding_noise[None]
+    return model.hidden(layout.tokens, layout.positions, attend, noise)[0]
+
+
 def response_states(
     model: Transformer, batch: Batch, embedding_noise: Tensor | None = None
 ) -> Tensor:
     """The states [n, D] that predict the batch's response tokens."""
-    attend = None
-    if batch.documents is not None:
-        attend = document_attention(batch.documents, model.config.sliding_window)
-    states = model.hidden(batch.tokens, batch.positions, attend, embedding_noise)
-    return states[batch.row, batch.column]
+    return layout_states(model, batch.layout, embedding_noise).index_select(0, batch.place)
+
+
+@torch.no_grad()
+def states_at(
+    model: Transformer,
+    examples: Sequence[Example],
+    places: Sequence[Sequence[int]],
+    token_budget: int = 0,
+) -> Iterator[tuple[list[int], Tensor]]:
+    """(rows, states [n, D]) until every example was among the rows.
+
+    The states are those at places[i] of example i, in order of the rows.
+    """
+    for rows in micro_batches(examples, token_budget):
+        layout, where = lay_out([examples[i] for i in rows])
+        at = torch.cat([w[list(places[i])] for w, i in zip(where, rows, strict=True)])
+        states = layout_states(model, layout.to(model.device))
+        yield rows, states[at.to(model.device)]
+
+
+def with_common_prompts(
+    sequences: Sequence[list[int]],
+    places: Sequence[Sequence[int]],
+    groups: Sequence[Hashable],
+) -> list[Example]:
+    """Sequences as examples: the prompt is what those of a group begin with alike.
+
+    It ends before the first of their places.
+    """
+    beginnings: dict[Hashable, list[list[int]]] = {}
+    for tokens, at, group in zip(sequences, places, groups, strict=True):
+        beginnings.setdefault(group, []).append(tokens[: min(at)])
+    shared = {group: len(os.path.commonprefix(all_)) for group, all_ in beginnings.items()}
+    lengths = [shared[group] for group in groups]
+    return [Example(s[:n], s[n:]) for s, n in zip(sequences, lengths, strict=True)]
 
 
 def states_logprobs(
@@ -198,7 +307,7 @@ def response_scores(
     """
     longest = max([1, *(len(example.response) for example in examples)])
     scores = torch.zeros(2, len(examples), longest)
-    for micro in micro_batches([len(example) for example in examples], token_budget):
+    for micro in micro_batches(examples, token_budget):
         batch = make_batch([examples[i] for i in micro]).to(model.device)
         found = torch.stack(response_logprobs(model, batch, temperature))
         scores[:, micro, : found.shape[2]] = found.float().cpu()

@@ -7,8 +7,8 @@ What differs between the families is five fields of `ModelConfig`: a bias on q, 
 RMSNorm on the heads of q and k (Qwen3), a sliding window (Mistral), tied embeddings, and the
 scaling of the rotary frequencies (Llama 3).
 
-The transformer knows nothing of packing or padding: it is given `attend(layer, q, k, v)`,
-which is `causal_attention` for plain training and `document_attention(...)` for packed rows.
+The transformer knows nothing of layouts: it is given `attend(layer, q, k, v)`, which is
+`causal_attention` for whole rows and `Layout.attend` for rows of many sequences (batches.py).
 The sampler has its own form of the same arithmetic, nanomath/rollout/decoder.py; with `exact =
 True` the two agree to the last bit. Shapes: B sequences, T tokens, D width, V vocabulary, H
 query heads, K key/value heads, E head dimension.
@@ -22,12 +22,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from kernels.backend import differentiable
-from kernels.exact_attention import exact_attention, library_attention, window_mask
+from kernels.exact_attention import exact_attention, library_attention
 from kernels.linear import invariant_linear
 from kernels.rms_norm import add_rms_norm, add_rms_norm_reference
 from kernels.rope_write import apply_rope
@@ -317,21 +316,7 @@ def causal_attention(window: int | None = None, exact: bool = False) -> Attend:
     sees alone, bit for bit.
     """
     attention = exact_attention if exact else library_attention
-    return lambda layer, q, k, v: attention(q, k, v, window)
-
-
-def document_attention(documents: Tensor, window: int | None = None) -> Attend:
-    """Tokens see earlier tokens of their own document only. documents [B, T] numbers the
-    documents of packed rows.
-    """
-    place = torch.arange(documents.shape[1], device=documents.device)
-    same = documents[:, None, :, None] == documents[:, None, None, :]
-    mask = same & window_mask(place[:, None], place[None, :], window)
-
-    def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=True)
-
-    return attend
+    return lambda layer, q, k, v: attention(q, k, v, window=window)
 
 
 class RMSNorm(nn.Module):
@@ -471,8 +456,7 @@ class Transformer(nn.Module):
     @property
     def exact(self) -> bool:
         """Whether the logits after a token depend, bit for bit, on that token and those before
-        it alone: not on the batch, its padding or the number of threads. Packed rows
-        (`document_attention`) are not that exact.
+        it alone: not on the batch, its padding or the number of threads.
         """
         return self._exact
 

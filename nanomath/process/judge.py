@@ -22,7 +22,7 @@ from statistics import fmean
 
 import torch
 
-from nanomath.models.shared_prefix import states_at
+from nanomath.models.batches import states_at, with_common_prompts
 from nanomath.models.tokenizer import Tokenizer
 from nanomath.models.transformer import Transformer
 from nanomath.process.measures import auc
@@ -82,7 +82,9 @@ class Judge:
             for answer in answers
         ]
         found = torch.zeros(len(prompts), len(answers), dtype=torch.float64)
-        for rows, states in states_at(self.model, tokens, ends, groups, self.token_budget):
+        for rows, states in states_at(
+            self.model, with_common_prompts(tokens, ends, groups), ends, self.token_budget
+        ):
             everything = self.model.logits(states).double().softmax(dim=1)
             mine = torch.stack([everything[:, column].sum(dim=1) for column in columns], dim=1)
             found[rows] = mine.cpu()

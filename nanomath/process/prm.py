@@ -26,9 +26,15 @@ from torch import Tensor, nn
 
 from nanomath.data.problem import Problem
 from nanomath.data.world import check_steps
+from nanomath.models.batches import (
+    Example,
+    lay_out,
+    layout_states,
+    states_at,
+    with_common_prompts,
+)
 from nanomath.models.directory import resolve_model_dir
 from nanomath.models.hf import load_model, replace_head
-from nanomath.models.shared_prefix import padded, states_at
 from nanomath.models.stored import read_json
 from nanomath.models.tokenizer import Tokenizer, load_tokenizer
 from nanomath.models.transformer import Transformer
@@ -76,7 +82,10 @@ class PRM:
         questions = [solutions[i][0] for i in read]
         scores = [[0.0] * len(steps) for _, steps in solutions]
         for rows, states in states_at(
-            self.model, tokens, places, questions, self.token_budget
+            self.model,
+            with_common_prompts(tokens, places, questions),
+            places,
+            self.token_budget,
         ):
             found = (
                 self.format.logits(self.model, self.tokenizer, states)
@@ -116,14 +125,12 @@ class PRM:
         )
         return tokens[:context], [place for place in places if place < context]
 
-    def logits(self, laid_out: Sequence[tuple[list[int], list[int]]]) -> Tensor:
+    def logits(self, examples: Sequence[Example], places: Sequence[list[int]]) -> Tensor:
         """[n, 2] of the n steps of some solutions in order, with gradient."""
-        tokens = padded([tokens for tokens, _ in laid_out], self.model.device)
-        row = [i for i, (_, places) in enumerate(laid_out) for _ in places]
-        column = [place for _, places in laid_out for place in places]
-        return self.format.logits(
-            self.model, self.tokenizer, self.model.hidden(tokens)[row, column]
-        )
+        layout, where = lay_out(examples)
+        at = torch.cat([w[own] for w, own in zip(where, places, strict=True)])
+        states = layout_states(self.model, layout.to(self.model.device))
+        return self.format.logits(self.model, self.tokenizer, states[at.to(states.device)])
 
 
 KINDS = {  # what the name of an architecture ends with

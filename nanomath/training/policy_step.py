@@ -41,7 +41,7 @@ class PolicyStep:
 
     algorithm: the keys of [algorithm]. reward_weights: the weight of each reward by name.
     step_weight: what the rewards of steps are multiplied by. max_length: L_max of the
-    "constant" aggregation. token_budget: padded tokens of a micro-batch, 0 for all at once.
+    "constant" aggregation. token_budget: tokens of a micro-batch, 0 for all at once.
     critic: the value model of baseline "value", with its optimizer in `critic_optimizer`; its
     learning rate is `critic_rate` times the policy's. ValueError for an `algorithm.loss` that
     cannot be imported.
@@ -151,7 +151,7 @@ class PolicyStep:
         """The `outputs` matrices [S, R] that `function` gives of a batch, of all as [B, T]."""
         matrices = [rollout.matrix() for _ in range(outputs)]
         for rows, counts in ranks.micro_batches_of(
-            self.model, rollout.lengths, self.token_budget
+            self.model, rollout.examples, self.token_budget
         ):
             parts = function(rollout.batch(rows, self.model.device))
             if counts:
@@ -185,7 +185,7 @@ class PolicyStep:
             of_part = (teaches == active).nonzero()[:, 0]
             with torch.set_grad_enabled(active):
                 for micro, counts in ranks.micro_batches_of(
-                    self.model, part.lengths, self.token_budget, of_part
+                    self.model, part.examples, self.token_budget, of_part
                 ):
                     loss, found = self._loss(part, micro)
                     if active:
@@ -238,7 +238,6 @@ class Rollout:
     updated: bool = False
 
     def __post_init__(self) -> None:
-        self.lengths = [len(example) for example in self.examples]
         self.measured = {name: self.matrix() for name in MEASURED}
 
     def matrix(self) -> Tensor:

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from nanomath.models.batches import with_common_prompts
 from nanomath.process.labelled import Labelled
 from nanomath.process.prm import PRM
 from nanomath.training import ranks
@@ -64,10 +65,17 @@ class PRMStep:
                 f"none of the {len(every)} steps of a batch has a label: take a larger prm.batch_size"
             )
         total = self._weight(known).sum()
-        lengths = [len(tokens) for tokens, _ in laid_out]
+        places = [at for _, at in laid_out]
+        examples = with_common_prompts(
+            [tokens for tokens, _ in laid_out], places, [s.question for s in solutions]
+        )
         sums = torch.zeros(2, dtype=torch.float64)  # of the loss and of the scores
-        for rows, counts in micro_batches_of(self.prm.model, lengths, self.token_budget):
-            logprobs = self.prm.logits([laid_out[i] for i in rows.tolist()]).log_softmax(dim=1)
+        for rows, counts in micro_batches_of(self.prm.model, examples, self.token_budget):
+            chosen = rows.tolist()
+            logits = self.prm.logits(
+                [examples[i] for i in chosen], [places[i] for i in chosen]
+            )
+            logprobs = logits.log_softmax(dim=1)
             y = torch.cat([labels[i] for i in rows.tolist()]).to(logprobs.device)
             here = y.isfinite()
             y = y[here]

@@ -11,7 +11,7 @@ Without torchrun there is one rank and everything here is the identity.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -19,7 +19,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
-from nanomath.models.batches import by_length, micro_batches
+from nanomath.models.batches import Example, by_length, micro_batches
 
 T = TypeVar("T")
 BUCKET = 2**25  # numbers summed in one call: few calls, and a copy of 128 MB at most
@@ -153,28 +153,29 @@ def gather(part: Sequence[T]) -> list[T]:
 
 def micro_batches_of(
     model: nn.Module,
-    lengths: Sequence[int],
+    examples: Sequence[Example],
     token_budget: int = 0,
     rows: Tensor | None = None,
-    cut: Callable[[list[int], int], list[list[int]]] = micro_batches,
+    share_prompts: bool = True,
 ) -> Iterator[tuple[Tensor, bool]]:
     """This rank's micro-batches of some rows (None: all), each with whether it counts.
 
-    lengths: of all items, in tokens. The rows are dealt out by length; `cut` cuts a rank's,
-    from their lengths and the budget of tokens (0: all at once), into groups of their places.
-    The ranks of a sharded model meet in every forward and backward pass: those with fewer
-    micro-batches go through the shortest item once more, which must then have weight 0.
+    The rows are dealt out by length, those of one prompt to one rank, and cut into
+    micro-batches of `token_budget` tokens (0: all at once). The ranks of a sharded model meet in
+    every forward and backward pass: those with fewer micro-batches go through the shortest
+    example once more, which must then have weight 0.
     """
-    rows = torch.arange(len(lengths)) if rows is None else rows
-    chosen = [lengths[i] for i in rows.tolist()]
+    rows = torch.arange(len(examples)) if rows is None else rows
+    chosen = [examples[i] for i in rows.tolist()]
     cuts = []
-    for items in _deal(chosen, count()):
-        groups = cut([chosen[i] for i in items], token_budget)
+    for items in _deal(chosen, count(), share_prompts):
+        groups = micro_batches([chosen[i] for i in items], token_budget, share_prompts)
         cuts.append([[items[place] for place in group] for group in groups])
     mine = [(micro, True) for micro in cuts[number()]]
     missing = max(map(len, cuts)) - len(mine)
     if missing and is_sharded(model):
-        mine += [([chosen.index(min(chosen))], False)] * missing
+        shortest = min(range(len(chosen)), key=lambda i: len(chosen[i]))
+        mine += [([shortest], False)] * missing
     for micro, counts in mine:
         yield rows[micro], counts
 
@@ -184,12 +185,22 @@ def is_sharded(model: nn.Module) -> bool:
     return any(isinstance(module, FSDPModule) for module in model.modules())
 
 
-def _deal(lengths: Sequence[int], parts: int) -> list[list[int]]:
-    """Items by part: from the longest down, each goes where there is least so far."""
+def _deal(examples: Sequence[Example], parts: int, share_prompts: bool) -> list[list[int]]:
+    """Items by part: from the longest down, each goes where there is least so far.
+
+    Those of one prompt go together, if that leaves no part without any.
+    """
+    members: dict[Hashable, list[int]] = {}
+    for i, example in enumerate(examples):
+        members.setdefault(tuple(example.prompt) if share_prompts else i, []).append(i)
+    units = list(members.values())
+    if len(units) < parts:
+        units = [[i] for i in range(len(examples))]
+    lengths = [sum(len(examples[i]) for i in unit) for unit in units]
     shares: list[list[int]] = [[] for _ in range(parts)]
     loads = [0] * parts
-    for item in by_length(lengths):
+    for unit in by_length(lengths):
         least = loads.index(min(loads))
-        shares[least].append(item)
-        loads[least] += lengths[item]
+        shares[least] += units[unit]
+        loads[least] += lengths[unit]
     return [sorted(items) for items in shares]

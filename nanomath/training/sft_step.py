@@ -11,10 +11,8 @@ from torch import Tensor
 from nanomath.algorithms import loss_weights, neftune_noise, response_mask, sft_loss
 from nanomath.data.order import generator_of
 from nanomath.models.batches import (
-    Batch,
     Example,
     make_batch,
-    micro_batches,
     response_logprobs,
     response_scores,
 )
@@ -29,9 +27,8 @@ from nanomath.training.sharding import whole
 class SFTStep:
     """`step(examples, number, lr)` takes one optimizer step on the responses of `examples`.
 
-    aggregation: "token" or "sequence" mean. token_budget: padded tokens of a micro-batch, 0
-    for all at once. row_length: pack several examples into rows of that many tokens, 0 for one
-    a row. The gradient does not depend on either. dft and neftune_alpha: see
+    aggregation: "token" or "sequence" mean. token_budget: tokens of a micro-batch, 0 for
+    all at once; the gradient does not depend on it. dft and neftune_alpha: see
     `nanomath.algorithms.sft`.
     """
 
@@ -39,7 +36,6 @@ class SFTStep:
     optimizer: Optimizer
     aggregation: str = "token"
     token_budget: int = 0
-    row_length: int = 0
     dft: bool = False
     neftune_alpha: float = 0.0
     seed: int = 0
@@ -57,14 +53,16 @@ class SFTStep:
         loss, nll, entropy = totals = torch.zeros(
             3, len(examples), dtype=torch.float64
         )  # by example
-        cut = self._cut if self.row_length else micro_batches
+        share = not noise  # each example has noise of its own
         for micro, counts in micro_batches_of(
-            self.model, list(map(len, examples)), self.token_budget, cut=cut
+            self.model, examples, self.token_budget, share_prompts=share
         ):
-            batch = make_batch([examples[i] for i in micro.tolist()], self.row_length).to(
-                self.model.device
-            )
-            added = lay_out([noise[i] for i in micro.tolist()], batch) if noise else None
+            chosen = [examples[i] for i in micro.tolist()]
+            batch = make_batch(chosen, share).to(self.model.device)
+            # Without shared prompts the examples stand one after the other.
+            added = None
+            if noise:
+                added = torch.cat([noise[i] for i in micro.tolist()]).to(self.model.device)
             logprobs, entropies = response_logprobs(self.model, batch, embedding_noise=added)
             part = weights[micro, : logprobs.shape[1]].to(logprobs)
             micro_loss = sft_loss(logprobs, part * counts, self.dft)
@@ -89,19 +87,6 @@ class SFTStep:
             **self.optimizer.step(lr),
         }
 
-    @staticmethod
-    def _cut(lengths: list[int], token_budget: int) -> list[list[int]]:
-        """Packed rows have no padding to speak of, so the budget is filled in the given order."""
-        cuts: list[list[int]] = []
-        filled = 0
-        for i, length in enumerate(lengths):
-            if not cuts or (token_budget and filled + length > token_budget):
-                cuts.append([])
-                filled = 0
-            cuts[-1].append(i)
-            filled += length
-        return cuts
-
     def _noise(self, examples: list[Example], number: int) -> list[Tensor]:
         """NEFTune's noise [T, D] of every example, drawn before the batch is cut; empty when
         it is off.
@@ -113,16 +98,6 @@ class SFTStep:
         alpha = self.neftune_alpha
         lengths = [len(example) for example in examples]
         return [neftune_noise(torch.tensor([n]), n, dim, alpha, generator)[0] for n in lengths]
-
-
-def lay_out(noise: list[Tensor], batch: Batch) -> Tensor:
-    """Noise [T, D] of each sequence of a batch, where its tokens stand: [B, T, D]."""
-    if batch.documents is None:
-        return torch.nn.utils.rnn.pad_sequence(noise, batch_first=True).to(batch.tokens.device)
-    placed = torch.zeros(*batch.tokens.shape, noise[0].shape[1])
-    for i, values in enumerate(noise):
-        placed[batch.documents.cpu() == i] = values
-    return placed.to(batch.tokens.device)
 
 
 def check_finite(**sums: Tensor) -> None:

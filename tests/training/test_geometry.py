@@ -133,19 +133,23 @@ def test_the_cut_changes_no_gradient_of_a_minibatch(policy_gradients, method, dt
         )
 
 
-def scribbled(sequences: Sequence[Example], row_length: int = 0) -> Batch:
-    """A batch with ids of all kinds in its padding, and three more columns of it."""
-    batch = make_batch(sequences, row_length)
-    padding = torch.full_like(batch.tokens, row_length == 0, dtype=torch.bool)
-    if row_length:
-        padding = batch.documents < 0
-    for row, sequence in enumerate(sequences if not row_length else ()):
-        padding[row, : len(sequence)] = False
-    wider = {name: F.pad(getattr(batch, name), (0, 3)) for name in ("tokens", "positions")}
-    documents = None if batch.documents is None else F.pad(batch.documents, (0, 3), value=-1)
-    padding = F.pad(padding, (0, 3), value=True)
-    wider["tokens"][padding] = torch.arange(int(padding.sum())) % 290 + 5
-    return dataclasses.replace(batch, **wider, documents=documents)
+def scribbled(examples: Sequence[Example], share: bool = True) -> Batch:
+    """A batch whose attention blocks are three columns wider, filled with any tokens' places."""
+    batch = make_batch(examples, share)
+    blocks = []
+    for block in batch.layout.blocks:
+        rows, width = block.queries.shape
+        some = torch.arange(3).expand(rows, 3) % batch.layout.tokens.shape[1]
+        blocks.append(
+            dataclasses.replace(
+                block,
+                queries=torch.cat((block.queries, some), dim=1),
+                keys=torch.cat((block.keys, some), dim=1),
+                kept=block.kept + 3 * (block.kept // width),
+            )
+        )
+    layout = dataclasses.replace(batch.layout, blocks=blocks)
+    return dataclasses.replace(batch, layout=layout)
 
 
 @pytest.mark.parametrize("method", ["grpo", "gspo", "ppo", "top_entropy"])
@@ -184,32 +188,29 @@ def sft_gradient(
 
 @pytest.mark.parametrize("dtype", EXACT, ids=str)
 @pytest.mark.parametrize("options", SFT.values(), ids=SFT)
-def test_neither_cut_nor_order_nor_packing_changes_an_sft_gradient(new_model, options, dtype):
+def test_neither_cut_nor_order_changes_an_sft_gradient(new_model, options, dtype):
     """But NEFTune's noise belongs to a place in the batch."""
     model = new_model(0, dtype)
     expected = sft_gradient(model, **options)
     orders = st.none() if "neftune_alpha" in options else st.permutations(range(len(EXAMPLES)))
 
     @few(max_examples=15)
-    @given(order=orders, token_budget=budgets, row_length=st.sampled_from([0, 17, 20, 31, 64]))
-    def check(order, token_budget, row_length):
-        found = sft_gradient(
-            model, order, token_budget=token_budget, row_length=row_length, **options
-        )
+    @given(order=orders, token_budget=budgets)
+    def check(order, token_budget):
+        found = sft_gradient(model, order, token_budget=token_budget, **options)
         assert_same(found, expected, EXACT[dtype])
 
     check()
 
 
-def test_packing_is_right_for_every_family(new_model, family_shape):
+def test_the_cut_changes_nothing_for_any_family(new_model, family_shape):
     model = new_model(0, torch.float64, **family_shape)
-    packed = sft_gradient(model, [2, 0, 5, 4, 1, 3], row_length=31)
-    assert_same(packed, sft_gradient(model, token_budget=1))
+    together = sft_gradient(model, [2, 0, 5, 4, 1, 3])
+    assert_same(together, sft_gradient(model, token_budget=1))
 
 
-@pytest.mark.parametrize("row_length", [0, 24])
-def test_what_pads_a_batch_changes_no_gradient(new_model, monkeypatch, row_length):
+def test_what_pads_a_batch_changes_no_gradient(new_model, monkeypatch):
     model = new_model(0, torch.float64)
     expected = sft_gradient(model)
     monkeypatch.setattr(sft_step, "make_batch", scribbled)
-    assert_same(sft_gradient(model, row_length=row_length), expected)
+    assert_same(sft_gradient(model), expected)

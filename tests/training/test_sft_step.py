@@ -61,12 +61,11 @@ def assert_same(found: dict, expected: dict, tolerance: float = 1e-10) -> None:
 @pytest.mark.parametrize("aggregation", ["token", "sequence"])
 @pytest.mark.parametrize("dft", [False, True])
 @pytest.mark.parametrize("token_budget", [0, 1, 12, 30])
-@pytest.mark.parametrize("row_length", [0, 17, 40])
-def test_gradient(new_model, recorder, aggregation, dft, token_budget, row_length):
+def test_gradient(new_model, recorder, aggregation, dft, token_budget):
     model = new_model(dtype=torch.float64)
     expected_loss, expected = brute_force(model, weight_of(aggregation), dft)
     optimizer = recorder(model)
-    metrics = SFTStep(model, optimizer, aggregation, token_budget, row_length, dft).step(
+    metrics = SFTStep(model, optimizer, aggregation, token_budget, dft).step(
         EXAMPLES, 0, 1e-3
     )
     assert_same(optimizer.gradients[0], expected)
@@ -79,7 +78,7 @@ def test_gradient_checkpointing_changes_nothing(new_model, recorder):
     _, expected = brute_force(model, weight_of("token"))
     model.gradient_checkpointing = True
     optimizer = recorder(model)
-    SFTStep(model, optimizer, row_length=40).step(EXAMPLES, 0, 1.0)
+    SFTStep(model, optimizer).step(EXAMPLES, 0, 1.0)
     assert_same(optimizer.gradients[0], expected)
 
 
@@ -135,7 +134,7 @@ def test_neftune_is_seeded_by_the_step_and_off_by_default(new_model, recorder):
     )
 
 
-@pytest.mark.parametrize("layout", [{"token_budget": 12}, {"row_length": 40}])
+@pytest.mark.parametrize("layout", [{"token_budget": 12}, {"token_budget": 40}])
 def test_neftune_noise_does_not_depend_on_the_cut(new_model, recorder, layout):
     model = new_model(dtype=torch.float64)
     whole, cut = recorder(model), recorder(model)
@@ -150,7 +149,6 @@ def test_neftune_noise_does_not_depend_on_the_cut(new_model, recorder, layout):
     ),
     order=st.randoms(use_true_random=False),
     token_budget=st.integers(0, 40),
-    row_length=st.sampled_from([0, 16, 30]),
     aggregation=st.sampled_from(["token", "sequence"]),
     dft=st.booleans(),
 )
@@ -158,7 +156,7 @@ def test_neftune_noise_does_not_depend_on_the_cut(new_model, recorder, layout):
     deadline=None, max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 def test_the_gradient_depends_on_no_layout_and_no_order(
-    new_model, recorder, examples, order, token_budget, row_length, aggregation, dft
+    new_model, recorder, examples, order, token_budget, aggregation, dft
 ):
     plain = [Example(prompt, response) for prompt, response in examples]
     shuffled = order.sample(plain, len(plain))
@@ -166,7 +164,7 @@ def test_the_gradient_depends_on_no_layout_and_no_order(
         model = new_model(dtype=dtype, vocab_size=51, num_layers=1)
         whole, cut = recorder(model), recorder(model)
         first = SFTStep(model, whole, aggregation, dft=dft).step(plain, 0, 1.0)
-        second = SFTStep(model, cut, aggregation, token_budget, row_length, dft).step(
+        second = SFTStep(model, cut, aggregation, token_budget, dft).step(
             shuffled, 0, 1.0
         )
         assert_same(cut.gradients[0], whole.gradients[0], tolerance)

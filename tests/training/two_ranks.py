@@ -44,7 +44,7 @@ LAYOUTS = {  # of the SFT step, and of the model
     "plain": ({}, {}),
     "sequence mean, DFT": ({"aggregation": "sequence", "dft": True}, {}),
     "budget": ({"token_budget": 12}, {}),
-    "packed": ({"row_length": 40, "token_budget": 20}, {"num_kv_heads": 4}),
+    "packed": ({"token_budget": 20}, {"num_kv_heads": 4}),
     "NEFTune": ({"neftune_alpha": 5.0, "token_budget": 1}, {"qkv_bias": True}),
     "untied": ({"token_budget": 12}, {"tie_embeddings": False}),
 }

@@ -15,11 +15,11 @@ from typing import Any
 import tokenizers
 from tokenizers import AddedToken
 
+from nanomath.data.files import read_optional
 from nanomath.models.stored import (
     LARGEST_COUNT,
     flag,
     naming,
-    read_optional,
     table,
     text,
     whole,

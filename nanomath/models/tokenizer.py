@@ -28,14 +28,13 @@ from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+from nanomath.data.files import read_optional, read_text, write_json
 from nanomath.models.directory import TOKENIZER_FILES, resolve_model_dir
 from nanomath.models.special_tokens import SPECIAL_TOKENS, special_tokens
 from nanomath.models.stored import (
     LARGEST_COUNT,
     naming,
     one_line,
-    read_optional,
-    read_text,
     text,
     whole,
 )
@@ -186,8 +185,8 @@ class Tokenizer:
             config["chat_template"] = [
                 {"name": name, "template": template} for name, template in named
             ]
-        _write_json(target / "tokenizer_config.json", config)
-        _write_json(target / "generation_config.json", self.token_ids())
+        write_json(target / "tokenizer_config.json", config)
+        write_json(target / "generation_config.json", self.token_ids())
 
     def token_ids(self) -> dict[str, int | list[int] | None]:
         """The ids that generation needs, under the names of a Hugging Face config."""
@@ -233,10 +232,6 @@ def load_tokenizer(path_or_hub_id: str | PathLike[str]) -> Tokenizer:
     return Tokenizer(
         backend, _chat_template(directory, config), _stored_eos_ids(directory), **special
     )
-
-
-def _write_json(file: Path, content: dict[str, Any]) -> None:
-    file.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _chat_template(directory: Path, config: dict[str, Any]) -> str | dict[str, str] | None:

@@ -168,7 +168,7 @@ COMMANDS = [
         ["eval", "models/good", "told.jsonl"],
         "told.jsonl:2: field 'answer' is a worked solution without a marked",
     ),
-    (["eval", "models/good", "twice.csv"], "twice.csv:1: two columns are called 'answer'"),
+    (["eval", "models/good", "twice.csv"], "twice.csv:1: the field 'answer' is there twice"),
     (["eval", "models/good", "deep.json"], "deep.json: JSON that is nested too deeply"),
     (
         ["eval", "models/good", "good.jsonl", "prompt.template={question} {levle}"],

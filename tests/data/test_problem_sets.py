@@ -503,15 +503,15 @@ ANY_ANSWER = "set.jsonl:1: no answer field (expected answer, Answer, target); th
         ),
         (
             [ROW, '{"question": "a \\ud83d b", "answer": 1}'],
-            "set.jsonl:2: field 'question': half a surrogate pair, which is no character: 'a \\ud83d b'",
+            "set.jsonl:2: half a surrogate pair, which is no character: 'a \\ud83d b'",
         ),
         (
             ['{"question": "q", "answer": 1, "more": {"list": ["\\uDC00"]}}'],
-            "set.jsonl:1: field 'more': half a surrogate pair, which is no character: '\\udc00'",
+            "set.jsonl:1: half a surrogate pair, which is no character: '\\udc00'",
         ),
         (
             ['{"question": "q", "answer": 1, "\\ud800": 1}'],
-            "set.jsonl:1: field '\\ud800': half a surrogate pair, which is no character: '\\ud800'",
+            "set.jsonl:1: half a surrogate pair, which is no character: '\\ud800'",
         ),
         (
             ['{"question": "q", "answer": 1, "x": ' + "[" * 10**5],
@@ -519,7 +519,7 @@ ANY_ANSWER = "set.jsonl:1: no answer field (expected answer, Answer, target); th
         ),
         (
             [{**ROW, "x": json.loads("[" * 120 + "]" * 120)}],
-            "set.jsonl:1: field 'x': lists or objects in one another, more than 100",
+            "set.jsonl:1: lists or objects in one another, more than 100",
         ),
         ([{"te\nxt": "q", "question": "q"}], ANY_ANSWER + "te xt, question"),
         (
@@ -572,12 +572,12 @@ def test_errors_name_the_file_and_the_line(
         (
             "set.csv",
             "\nquestion, answer,answer\na,b,c\n",
-            "set.csv:2: two columns are called 'answer'",
+            "set.csv:2: the field 'answer' is there twice",
         ),
         (
             "set.tsv",
             "question\tanswer\tquestion\na\tb\tc\n",
-            "set.tsv:1: two columns are called 'question'",
+            "set.tsv:1: the field 'question' is there twice",
         ),
         (
             "set.csv",
@@ -587,7 +587,7 @@ def test_errors_name_the_file_and_the_line(
         (
             "set.json",
             '[{"question": "\\udc00", "answer": 1}]',
-            "set.json: row 0: field 'question': half a surrogate pair",
+            "set.json: half a surrogate pair, which is no character: '\\udc00'",
         ),
         (
             "set.json",
@@ -736,7 +736,7 @@ def test_a_split_or_dataset_that_the_hub_does_not_have(cache: Path) -> None:
     )
     with pytest.raises(
         FileNotFoundError,
-        match="problem set not found: org/other is no file, and from the hub: ",
+        match="no org/other here, nor can the hub give it ",
     ) as caught:
         load_problems("org/other")
     assert "\n" not in str(caught.value)

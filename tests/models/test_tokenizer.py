@@ -381,7 +381,7 @@ def test_broken_files_are_named(
 def test_a_template_that_is_no_text_is_named(tmp_path: Path) -> None:
     ours().save(tmp_path)
     (tmp_path / "chat_template.jinja").write_bytes(b"{{ 1 }}\xff")
-    with pytest.raises(ValueError, match=r"chat_template.jinja is not UTF-8 text \(byte 7\)"):
+    with pytest.raises(ValueError, match=r"chat_template.jinja: not UTF-8 text \(byte 7\)"):
         load_tokenizer(tmp_path)
 
 

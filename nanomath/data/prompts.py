@@ -56,13 +56,11 @@ class PromptTemplate:
         """(question, response) of each few-shot example, as text."""
         turns = []
         for i, example in enumerate(self.few_shot):
-            question = example.get("question", "")
-            answer = example.get("answer", "")
             problem = Problem(
-                f"few_shot[{i}]",
-                question,
-                answer,
-                example.get("solution"),
+                id=f"few_shot[{i}]",
+                question=example.get("question", ""),
+                answer=example.get("answer", ""),
+                solution=example.get("solution"),
                 metadata=dict(example),
             )
             turns.append((_fill(self.template, problem), _fill(self.response, problem)))

@@ -53,11 +53,15 @@ def special_tokens(
     else:
         _add_old(backend, {*texts, *extra}, directory / "added_tokens.json")
     _make_special(backend, [*texts, *extra])
-    return {
-        kind: token
-        for kind, (token, file) in named.items()
-        if _is_known(backend, kind, token, file)
-    }
+    known = {}
+    for kind, (token, file) in named.items():
+        if backend.token_to_id(token) is not None:
+            known[kind] = token
+        elif kind in ("bos_token", "eos_token"):
+            raise ValueError(
+                f"{file}: {kind} is {token!r:.60}, which is not in the tokenizer's vocabulary"
+            )
+    return known
 
 
 def _token_text(token: Any, key: str) -> str:
@@ -94,18 +98,6 @@ def _extra_tokens(files: dict[Path, dict[str, Any]]) -> list[str]:
     return found
 
 
-def _is_known(backend: tokenizers.Tokenizer, kind: str, token: str, file: Path) -> bool:
-    """Whether a special token is in the vocabulary. ValueError, with its file, for one that
-    texts begin or end with.
-    """
-    known = backend.token_to_id(token) is not None
-    if not known and kind in ("bos_token", "eos_token"):
-        raise ValueError(
-            f"{file}: {kind} is {token!r:.60}, which is not in the tokenizer's vocabulary"
-        )
-    return known
-
-
 def _add_stated(
     backend: tokenizers.Tokenizer, stored: Any, named: list[str], file: Path
 ) -> None:
@@ -118,34 +110,31 @@ def _add_stated(
         lacking = [(id, token) for id, token in stated if repr(token) not in same]
         for _, token in lacking:
             token.special = token.special or token.content in named
-        _add(backend, lacking)
-        _check_ids(backend, stated)
+        _add(backend, lacking, stated)
 
 
 def _add_old(backend: tokenizers.Tokenizer, special: set[str], file: Path) -> None:
     """Add the tokens of an added_tokens.json; those that are there keep their flags."""
     present = {token.content for token in backend.get_added_tokens_decoder().values()}
+    stated = []
     with naming(file):
-        ids = {
-            token: whole(id, f"{token!r:.60}", 0, LARGEST_COUNT)
-            for token, id in read_optional(file).items()
-        }
-        flags = {
-            token: {"special": token in special, "normalized": token not in special}
-            for token in ids
-        }
-        stated = [(id, AddedToken(token, **flags[token])) for token, id in ids.items()]
-        _add(backend, [(id, token) for id, token in stated if token.content not in present])
-        _check_ids(backend, stated)
+        for token, id in read_optional(file).items():
+            id = whole(id, f"{token!r:.60}", 0, LARGEST_COUNT)
+            flags = {"special": token in special, "normalized": token not in special}
+            stated.append((id, AddedToken(token, **flags)))
+        lacking = [(id, token) for id, token in stated if token.content not in present]
+        _add(backend, lacking, stated)
 
 
-def _add(backend: tokenizers.Tokenizer, tokens: list[tuple[int, AddedToken]]) -> None:
-    """Add tokens in the order of their ids: each new one gets the next id."""
-    backend.add_tokens([token for _, token in sorted(tokens, key=itemgetter(0))])
-
-
-def _check_ids(backend: tokenizers.Tokenizer, stated: list[tuple[int, AddedToken]]) -> None:
-    """ValueError when a token has another id than the one stated."""
+def _add(
+    backend: tokenizers.Tokenizer,
+    lacking: list[tuple[int, AddedToken]],
+    stated: list[tuple[int, AddedToken]],
+) -> None:
+    """Add tokens in the order of their ids: each new one gets the next id. ValueError when a
+    token has another id than the one stated.
+    """
+    backend.add_tokens([token for _, token in sorted(lacking, key=itemgetter(0))])
     for id, token in stated:
         if (given := backend.token_to_id(token.content)) != id:
             raise ValueError(
@@ -177,7 +166,6 @@ def _stated_tokens(stored: Any) -> list[tuple[int, AddedToken]]:
             raise ValueError(f"{key}: an id must be a whole number")
         token = table(token, key)
         flags = {name: flag(token[name], f"{key}.{name}") for name in FLAGS if name in token}
-        stated.append(
-            (int(id), AddedToken(text(token.get("content"), f"{key}.content"), **flags))
-        )
+        content = text(token.get("content"), f"{key}.content")
+        stated.append((int(id), AddedToken(content, **flags)))
     return stated

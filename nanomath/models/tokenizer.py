@@ -30,7 +30,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from nanomath.data.files import read_optional, read_text, write_json
 from nanomath.models.directory import TOKENIZER_FILES, resolve_model_dir
-from nanomath.models.special_tokens import SPECIAL_TOKENS, special_tokens
+from nanomath.models.special_tokens import special_tokens
 from nanomath.models.stored import (
     LARGEST_COUNT,
     naming,
@@ -65,9 +65,12 @@ class Tokenizer:
         backend.no_padding()
         self.backend = backend
         self.chat_template = chat_template
-        given = dict(
-            zip(SPECIAL_TOKENS, (bos_token, eos_token, pad_token, unk_token), strict=True)
-        )
+        given = {
+            "bos_token": bos_token,
+            "eos_token": eos_token,
+            "pad_token": pad_token,
+            "unk_token": unk_token,
+        }
         self.special_tokens = {
             kind: token for kind, token in given.items() if token is not None
         }
@@ -76,8 +79,8 @@ class Tokenizer:
                 raise ValueError(
                     f"{kind} is {token!r}, which is not in the tokenizer's vocabulary"
                 )
-        own = () if eos_token is None else (backend.token_to_id(eos_token),)
-        self.eos_ids: tuple[int, ...] = tuple(dict.fromkeys((*own, *eos_ids)))
+        own = [] if eos_token is None else [backend.token_to_id(eos_token)]
+        self.eos_ids: tuple[int, ...] = tuple(dict.fromkeys([*own, *eos_ids]))
 
     def encode(self, text: str, add_special_tokens: bool = False) -> list[int]:
         """Token ids of `text`. A special token written out in the text becomes its id.
@@ -122,9 +125,8 @@ class Tokenizer:
                 messages=list(messages), add_generation_prompt=add_generation_prompt, **names
             )
         except Exception as error:  # a template is foreign code: whatever it raises is a refusal of these messages
-            reason = " ".join(str(error).split())
             raise ValueError(
-                f"the chat template failed on these messages: {reason}"
+                f"the chat template failed on these messages: {one_line(error)}"
             ) from error
 
     def _template(self, with_tools: bool) -> str:
@@ -181,9 +183,9 @@ class Tokenizer:
         if isinstance(self.chat_template, str):
             config["chat_template"] = self.chat_template
         elif self.chat_template is not None:
-            named = self.chat_template.items()
             config["chat_template"] = [
-                {"name": name, "template": template} for name, template in named
+                {"name": name, "template": template}
+                for name, template in self.chat_template.items()
             ]
         write_json(target / "tokenizer_config.json", config)
         write_json(target / "generation_config.json", self.token_ids())
@@ -238,15 +240,13 @@ def _chat_template(directory: Path, config: dict[str, Any]) -> str | dict[str, s
     """Files of templates go before tokenizer_config.json. Several have names, alone it is
     `default`.
     """
-    main = directory / "chat_template.jinja"
-    named = {"default": main} if main.is_file() else {}
-    named |= {
+    files = {"default": directory / "chat_template.jinja"}
+    files |= {
         file.stem: file
         for file in sorted((directory / "additional_chat_templates").glob("*.jinja"))
     }
-    if named:
-        templates = {name: read_text(file) for name, file in named.items()}
-    else:
+    templates = {name: read_text(file) for name, file in files.items() if file.is_file()}
+    if not templates:
         with naming(directory / "tokenizer_config.json"):
             templates = _stored_templates(config.get("chat_template"))
     return templates["default"] if templates.keys() == {"default"} else templates or None
@@ -258,16 +258,17 @@ def _stored_templates(stored: Any) -> dict[str, str]:
     """
     if stored is None:
         return {}
-    if not isinstance(stored, list):
-        return {"default": text(stored, "chat_template")}
-    if not all(isinstance(entry, dict) for entry in stored):
+    if isinstance(stored, str):
+        return {"default": stored}
+    if not isinstance(stored, list) or not all(isinstance(entry, dict) for entry in stored):
         raise ValueError(
             f"chat_template = {stored!r:.60} must be text, or a list of objects with name and template"
         )
-    names = [text(entry.get("name"), "chat_template.name") for entry in stored]
     return {
-        name: text(entry.get("template"), "chat_template.template")
-        for name, entry in zip(names, stored, strict=True)
+        text(entry.get("name"), "chat_template.name"): text(
+            entry.get("template"), "chat_template.template"
+        )
+        for entry in stored
     }
 
 

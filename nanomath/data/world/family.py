@@ -28,11 +28,10 @@ class Family(NamedTuple):
     group: str  # "maths", "other_reasoning" or "non_reasoning"
     draw: Callable[[Random, int], Metadata]  # (random, difficulty) -> language-neutral content
     question: Callable[[Metadata], str]
-    steps: Callable[[Metadata], list[str]]  # the worked steps, without the closing one
-    answer: Callable[[Metadata], str]
-    essence: Callable[[str], object] = (
-        str  # what of a step is checked against the worked one; by default all of it
-    )
+    # the worked steps without the closing one, and the answer
+    solve: Callable[[Metadata], tuple[list[str], str]]
+    # what of a step is checked against the worked one; by default all of it
+    essence: Callable[[str], object] = str
 
 
 # In another language or wording, with another name or object, it is still the same problem:

@@ -13,7 +13,7 @@ import re
 
 from nanomath.data.problem import Problem
 
-from .family import BOXED, Family, closes
+from .family import BOXED, closes
 from .generator import REGISTRY
 
 
@@ -21,9 +21,13 @@ def check_steps(problem: Problem, text: str) -> list[bool]:
     """One verdict for each step (paragraph) of `text`; a box before the closing step, or a
     step after it, is wrong.
     """
-    family = family_of(problem)
-    worked = family.steps(problem.metadata)
-    answer = family.answer(problem.metadata)
+    name = problem.metadata.get("family")
+    if name not in REGISTRY:
+        raise ValueError(
+            f"problem {problem.id}: the oracle needs metadata of the embedded world, got family {name!r}"
+        )
+    family = REGISTRY[name]
+    worked, answer = family.solve(problem.metadata)
     verdicts = []
     right = True
     for index, step in enumerate(split_steps(text)):
@@ -34,15 +38,6 @@ def check_steps(problem: Problem, text: str) -> list[bool]:
             right = right and index == len(worked) and closes(step, answer)
         verdicts.append(right)
     return verdicts
-
-
-def family_of(problem: Problem) -> Family:
-    name = problem.metadata.get("family")
-    if name not in REGISTRY:
-        raise ValueError(
-            f"problem {problem.id}: the oracle needs metadata of the embedded world, got family {name!r}"
-        )
-    return REGISTRY[name]
 
 
 def split_steps(text: str) -> list[str]:

@@ -105,7 +105,7 @@ def write_json(file: Path, content: dict[str, Any]) -> None:
 
 @contextmanager
 def replacing(target: Path) -> Iterator[Path]:
-    """A path beside `target` for a new file or directory, which takes its place when the block ends.
+    """A path beside `target`: what the block writes there takes its place when the block ends.
 
     It vanishes when the block fails. It is on the disk itself before it is renamed: a crash of
     the machine cannot leave empty files. What safetensors says of a disk that is full becomes

@@ -48,7 +48,8 @@ ABSENT = object()
 
 _SUFFIX = r"\.(jsonl?|csv|tsv|parquet)(\.gz)?"
 _MARKED = re.compile(
-    r"\\(boxed|fbox)|####|\banswers?\b[^.\n]*?(\bis\b|\bare\b|\bequals\b|[:=])|答え?[はがを:： \n]|解答|正解",
+    r"\\(boxed|fbox)|####|\banswers?\b[^.\n]*?(\bis\b|\bare\b|\bequals\b|[:=])"
+    r"|答え?[はがを:： \n]|解答|正解",
     re.IGNORECASE,
 )
 _WORD = re.compile(r"[\u3040-\u30ff\u4e00-\u9fff]{2}|[^\W\d_\u3040-\u30ff\u4e00-\u9fff]{2,}")
@@ -64,11 +65,13 @@ class Fields:
 
     question      one or more fields, joined with a space
     answer        the field that holds the gold answer
-    solution      the field of the worked solution; without one, what stands before the marker in the answer field
+    solution      the field of the worked solution; without one, what stands before the marker
+                  in the answer field
     id            without one, the name of the set and the number of the row, from 0
-    answer_after  the marker that the gold answer follows: None means `####` where there is one, "" the whole field,
-                  anything else must be there
-    remove        a regular expression, deleted from solutions (GSM8K's calculator notes: `<<[^>]*>>`)
+    answer_after  the marker that the gold answer follows: None means `####` where there is one,
+                  "" the whole field, anything else must be there
+    remove        a regular expression, deleted from solutions (`<<[^>]*>>` stands for GSM8K's
+                  calculator notes)
 
     All other fields of the record become metadata.
     """
@@ -340,7 +343,8 @@ def _json(text: str, path: Path) -> Iterator[Record]:
         content = content.get("examples", lists[0] if len(lists) == 1 else None)
     if not isinstance(content, list):
         raise ValueError(
-            f"{path}: expected a list of records, or an object with one list or a list called examples"
+            f"{path}: expected a list of records, "
+            "or an object with one list or a list called examples"
         )
     return ((f"{path}: row {row}", record) for row, record in enumerate(content))
 

@@ -124,7 +124,8 @@ def _fill(text: str, problem: Problem) -> str:
             return match[0]
         if bool(doubled) == bool(LATEX.search(text, 0, match.start())):
             raise ValueError(
-                f"the template {text!r} has {{{name}}}, but problem {problem.id!r} no such field: it has "
+                f"the template {text!r} has {{{name}}}, "
+                f"but problem {problem.id!r} no such field: it has "
                 f"{', '.join(fields):.300} ({{{{{name}}}}} stands for the word in braces)"
             )
         return f"{{{name}}}"

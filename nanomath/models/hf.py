@@ -157,7 +157,8 @@ def _read_config(directory: Path) -> ModelConfig:
     file = directory / "config.json"
     if not file.is_file():
         raise FileNotFoundError(
-            f"no config.json in {directory}: name a Hugging Face model directory, a run directory or a hub id"
+            f"no config.json in {directory}: "
+            "name a Hugging Face model directory, a run directory or a hub id"
         )
     stored = read_json(file)
     try:
@@ -265,7 +266,8 @@ def _check_headers(
                 ": config.json says tie_word_embeddings = false" if names == {LM_HEAD} else ""
             )
             raise ValueError(
-                f"the safetensors files of {directory} {fault} {len(names)} tensors: {one_line(first)}{hint}"
+                f"the safetensors files of {directory} {fault} {len(names)} tensors: "
+                f"{one_line(first)}{hint}"
             )
     for name, tensor in tensors.items():
         header = headers[name]
@@ -276,7 +278,8 @@ def _check_headers(
             )
         if header.dtype not in STORED_DTYPES:
             raise ValueError(
-                f"{header.file}: {name} is stored as {header.dtype}, not as {', '.join(STORED_DTYPES)}"
+                f"{header.file}: {name} is stored as {header.dtype}, "
+                f"not as {', '.join(STORED_DTYPES)}"
             )
 
 

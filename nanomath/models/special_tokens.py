@@ -45,8 +45,7 @@ def special_tokens(
     if ADDED_TOKENS not in config:
         file = directory / "special_tokens_map.json"
         files[file] = read_optional(file)
-    named = _named_tokens(files)
-    extra = _extra_tokens(files)
+    named, extra = _named_tokens(files)
     texts = [token for token, _ in named.values()]
     if ADDED_TOKENS in config:
         _add_stated(backend, config[ADDED_TOKENS], texts, directory / "tokenizer_config.json")
@@ -69,33 +68,29 @@ def _token_text(token: Any, key: str) -> str:
     return text(token.get("content") if isinstance(token, dict) else token, key)
 
 
-def _named_tokens(files: dict[Path, dict[str, Any]]) -> dict[str, tuple[str, Path]]:
-    """The text of each special token that has one, and the file it is from: the last that has
-    the key.
+def _named_tokens(
+    files: dict[Path, dict[str, Any]],
+) -> tuple[dict[str, tuple[str, Path]], list[str]]:
+    """The special tokens that have a kind, and the texts of those that have none.
+
+    The first are by kind their text and the file it is from: the last that has the key.
     """
-    found: dict[str, tuple[str, Path]] = {}
+    named: dict[str, tuple[str, Path]] = {}
+    extra: list[str] = []
     for file, settings in files.items():
-        for kind in SPECIAL_TOKENS:
-            if settings.get(kind):
-                with naming(file):
-                    found[kind] = _token_text(settings[kind], kind), file
-            elif kind in settings:
-                found.pop(kind, None)
-    return found
-
-
-def _extra_tokens(files: dict[Path, dict[str, Any]]) -> list[str]:
-    """The special tokens that have no kind."""
-    found = []
-    for file, settings in files.items():
-        for key in EXTRA_TOKENS:
-            stored = settings.get(key) or []
-            with naming(file):
+        with naming(file):
+            for kind in SPECIAL_TOKENS:
+                if settings.get(kind):
+                    named[kind] = (_token_text(settings[kind], kind), file)
+                elif kind in settings:
+                    named.pop(kind, None)
+            for key in EXTRA_TOKENS:
+                stored = settings.get(key) or []
                 if not isinstance(stored, list | dict):
                     raise ValueError(f"{key} = {stored!r:.60} must be a list of tokens")
                 tokens = stored.values() if isinstance(stored, dict) else stored
-                found += [_token_text(token, key) for token in tokens]
-    return found
+                extra += [_token_text(token, key) for token in tokens]
+    return named, extra
 
 
 def _add_stated(
@@ -138,7 +133,8 @@ def _add(
     for id, token in stated:
         if (given := backend.token_to_id(token.content)) != id:
             raise ValueError(
-                f"the token {token.content!r:.60} has id {id} here, but {given} after tokenizer.json"
+                f"the token {token.content!r:.60} has id {id} here, "
+                f"but {given} after tokenizer.json"
             )
 
 

@@ -124,7 +124,7 @@ class Tokenizer:
             return _compile(template).render(
                 messages=list(messages), add_generation_prompt=add_generation_prompt, **names
             )
-        except Exception as error:  # a template is foreign code: whatever it raises is a refusal of these messages
+        except Exception as error:  # a template is foreign code: any error is its refusal
             raise ValueError(
                 f"the chat template failed on these messages: {one_line(error)}"
             ) from error
@@ -220,14 +220,10 @@ def load_tokenizer(path_or_hub_id: str | PathLike[str]) -> Tokenizer:
         )
     try:
         backend = tokenizers.Tokenizer.from_file(str(file))
-        backend.encode(
-            ""
-        )  # only now a post-processor notices that it lacks a token it is to add
+        backend.encode("")  # only now a post-processor notices that it lacks a token
     except (KeyboardInterrupt, SystemExit):
         raise
-    except (
-        BaseException
-    ) as error:  # the library raises a bare Exception, or panics with what is not even that
+    except BaseException as error:  # the library's Rust panics are no Exception
         raise ValueError(f"{file} is not a readable tokenizer: {one_line(error)}") from error
     config = read_optional(directory / "tokenizer_config.json")
     special = special_tokens(backend, directory, config)
@@ -262,7 +258,8 @@ def _stored_templates(stored: Any) -> dict[str, str]:
         return {"default": stored}
     if not isinstance(stored, list) or not all(isinstance(entry, dict) for entry in stored):
         raise ValueError(
-            f"chat_template = {stored!r:.60} must be text, or a list of objects with name and template"
+            f"chat_template = {stored!r:.60} must be text, "
+            "or a list of objects with name and template"
         )
     return {
         text(entry.get("name"), "chat_template.name"): text(

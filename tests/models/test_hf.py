@@ -221,7 +221,8 @@ def store(
 
 
 EMBEDDING, LM_HEAD = "model.embed_tokens.weight", "lm_head.weight"
-STORED_HEADS = {  # what is done to the tensors of a tied model, and whether it is tied once it is loaded
+# what is done to the tensors of a tied model, and whether it is tied once it is loaded
+STORED_HEADS = {
     "another": (lambda t: t.update({LM_HEAD: t[EMBEDDING].flip(0).contiguous()}), False),
     "the same": (lambda t: t.update({LM_HEAD: t[EMBEDDING].clone()}), True),
     "the same in bfloat16 only": (
@@ -593,7 +594,8 @@ def test_a_hub_that_cannot_be_reached_is_one_line(monkeypatch: pytest.MonkeyPatc
     with pytest.raises(FileNotFoundError) as caught:
         load_model("someone/a-model")
     assert str(caught.value) == (
-        "no someone/a-model here, nor can the hub give it (ConnectionError: name or service not known)"
+        "no someone/a-model here, nor can the hub give it (ConnectionError: name or service "
+        "not known)"
     )
 
 

@@ -474,10 +474,13 @@ def test_extra_variables_reach_the_template() -> None:
 @pytest.mark.parametrize(
     "template",
     [
-        "{% for m in messages %}{% if loop.index0 == 1 %}{% break %}{% endif %}{{ m.content }}{% endfor %}",
-        "{% for m in messages %}\n  {% generation %}\n{{ m.content }}\n  {% endgeneration %}\n{% endfor %}\nend\n",
+        "{% for m in messages %}{% if loop.index0 == 1 %}{% break %}{% endif %}{{ m.content "
+        "}}{% endfor %}",
+        "{% for m in messages %}\n  {% generation %}\n{{ m.content }}\n  {% endgeneration "
+        "%}\n{% endfor %}\nend\n",
         "{% set x = 1 %}{% generation %}{% set x = 2 %}{{ x }}{% endgeneration %}{{ x }}",
-        "{{ messages | tojson(indent=2) }}{{ messages[0] | tojson(ensure_ascii=True, sort_keys=True) }}",
+        "{{ messages | tojson(indent=2) }}{{ messages[0] | tojson(ensure_ascii=True, "
+        "sort_keys=True) }}",
         "{{ unset }}{{ unk_token }}{{ pad_token }}{{ tools is none }}{{ documents is defined }}",
         "{{ strftime_now('%Y') }}{{ messages[0].missing is defined }}",
     ],

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Callable
 from random import Random
 from typing import Any, NamedTuple
@@ -50,10 +49,3 @@ def split_of(metadata: Metadata) -> str:
 
 
 CLOSING = {"en": "The answer is \\boxed{%s}.", "ja": "答えは\\boxed{%s}です。"}
-BOXED = re.compile(r"\\boxed\{([^{}]*)\}")
-
-
-def closes(step: str, answer: str) -> bool:
-    """Whether `step` states `answer` in its only box, and no number or operator outside it."""
-    boxes = [content.strip() for content in BOXED.findall(step)]
-    return boxes == [answer] and not re.search(r"[\d+\-*/=]", BOXED.sub("", step))

@@ -59,8 +59,9 @@ def generate(
         repeats = repeats + 1 if problem.id in problems else 0
         if repeats == PATIENCE:
             raise ValueError(
-                f"{family}/{split} at difficulty {difficulty} has only {len(problems)} distinct problems, "
-                f"fewer than count={count}: ask for fewer or widen the difficulty"
+                f"{family}/{split} at difficulty {difficulty} has only {len(problems)} "
+                f"distinct problems, fewer than count={count}: "
+                "ask for fewer or widen the difficulty"
             )
         if Random(problem.id).random() < direct:
             closing = problem.solution.rpartition("\n\n")[2]

@@ -1,7 +1,7 @@
 """Maths: chained word problems in one running quantity; difficulty is the number of events,
 one step each.
 
-    value_0 = start,    value_k = value_{k-1} (+ - * /) operand_k,    1 <= value_k <= 50, always whole
+    value_0 = start,   value_k = value_{k-1} (+ - * /) operand_k,   1 <= value_k <= 50 and whole
 
 Content: {"start": 12, "events": [["+", 7], ["/", 2]], "name": 0, "object": 3, "wording": [2,
 0]}. A step is right if the only equation in it applies event k to the running value; both
@@ -12,6 +12,7 @@ makes the step wrong.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from random import Random
 from typing import NamedTuple
 
@@ -112,7 +113,7 @@ def apply(value: int, operator: str, operand: int) -> int:
     }[operator]
 
 
-def sensible_events(value: int) -> list[tuple[str, list[int]]]:
+def sensible_events(value: int) -> list[tuple[str, Sequence[int]]]:
     """Per operator, the operands that change `value` and keep it whole and in 1..LARGEST."""
     operands = {
         "+": range(1, min(LARGEST_TERM, LARGEST - value) + 1),
@@ -120,7 +121,7 @@ def sensible_events(value: int) -> list[tuple[str, list[int]]]:
         "*": range(2, min(5, LARGEST // value) + 1),
         "/": [n for n in range(2, 6) if value % n == 0],
     }
-    return [(operator, list(choices)) for operator, choices in operands.items() if choices]
+    return [(operator, choices) for operator, choices in operands.items() if choices]
 
 
 def draw(random: Random, difficulty: int) -> Metadata:

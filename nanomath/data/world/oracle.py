@@ -13,8 +13,9 @@ import re
 
 from nanomath.data.problem import Problem
 
-from .family import BOXED, closes
 from .generator import REGISTRY
+
+BOXED = re.compile(r"\\boxed\{([^{}]*)\}")
 
 
 def check_steps(problem: Problem, text: str) -> list[bool]:
@@ -24,7 +25,8 @@ def check_steps(problem: Problem, text: str) -> list[bool]:
     name = problem.metadata.get("family")
     if name not in REGISTRY:
         raise ValueError(
-            f"problem {problem.id}: the oracle needs metadata of the embedded world, got family {name!r}"
+            f"problem {problem.id}: the oracle needs metadata of the embedded world, "
+            f"got family {name!r}"
         )
     family = REGISTRY[name]
     worked, answer = family.solve(problem.metadata)
@@ -43,3 +45,9 @@ def check_steps(problem: Problem, text: str) -> list[bool]:
 def split_steps(text: str) -> list[str]:
     """The paragraphs of `text`: separated by blank lines, stripped, empty ones dropped."""
     return [step.strip() for step in re.split(r"\n\s*\n", text) if step.strip()]
+
+
+def closes(step: str, answer: str) -> bool:
+    """Whether `step` states `answer` in its only box, and no number or operator outside it."""
+    boxes = [content.strip() for content in BOXED.findall(step)]
+    return boxes == [answer] and not re.search(r"[\d+\-*/=]", BOXED.sub("", step))

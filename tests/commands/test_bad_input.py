@@ -162,7 +162,7 @@ COMMANDS = [
     ),
     (
         ["eval", "models/good", "half.jsonl"],
-        "half.jsonl:2: field 'question': half a surrogate pair",
+        "half.jsonl:2: half a surrogate pair",
     ),
     (
         ["eval", "models/good", "told.jsonl"],

@@ -24,12 +24,12 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from nanomath.data.files import read_json
 from nanomath.data.problem import Problem
 from nanomath.data.world import check_steps
 from nanomath.models.directory import resolve_model_dir
 from nanomath.models.hf import load_model, replace_head
 from nanomath.models.shared_prefix import padded, states_at
-from nanomath.models.stored import read_json
 from nanomath.models.tokenizer import Tokenizer, load_tokenizer
 from nanomath.models.transformer import Transformer
 from nanomath.process.formats import FORMATS, Format, MathShepherd, TokenClassification

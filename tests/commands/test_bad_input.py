@@ -165,13 +165,13 @@ COMMANDS = [
     ),
     (
         ["eval", "models/good", "half.jsonl"],
-        "half.jsonl:2: field 'question': half a surrogate pair",
+        "half.jsonl:2: half a surrogate pair",
     ),
     (
         ["eval", "models/good", "told.jsonl"],
         "told.jsonl:2: field 'answer' is a worked solution without a marked",
     ),
-    (["eval", "models/good", "twice.csv"], "twice.csv:1: two columns are called 'answer'"),
+    (["eval", "models/good", "twice.csv"], "twice.csv:1: the field 'answer' is there twice"),
     (["eval", "models/good", "deep.json"], "deep.json: JSON that is nested too deeply"),
     (
         ["eval", "models/good", "good.jsonl", "prompt.template={question} {levle}"],

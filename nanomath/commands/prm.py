@@ -37,12 +37,12 @@ from nanomath.process.measures import measure_scores
 from nanomath.process.montecarlo import monte_carlo
 from nanomath.process.prm import (
     PRM,
-    Oracle,
-    RandomScores,
     StepScorer,
     is_prm,
     load_prm,
     new_prm,
+    oracle_scores,
+    random_scores,
 )
 from nanomath.process.steps import steps_of, texts_of
 from nanomath.rollout import Sampler
@@ -161,7 +161,7 @@ def label_some(
         )
         for c, s in zip(completions, steps, strict=True)
     ]
-    exact = Oracle(problems).score_all(solutions) if "family" in problems[0].metadata else None
+    exact = oracle_scores(problems, solutions) if "family" in problems[0].metadata else None
     if options.by == "oracle":
         labels = exact
     else:
@@ -327,7 +327,7 @@ def evaluate(argv: list[str]) -> int:
     names = "auc", "accuracy", "calibration_error", "f1", "f1_wrong", "f1_right"
     print(f"  {'':16}" + "".join(f"{name:>18}" for name in names))
     rows = {"it": scores, "always right": [[1.0] * len(s.steps) for s in solutions]}
-    rows["random"] = score_shared(RandomScores(), solutions)
+    rows["random"] = score_shared(random_scores, solutions)
     for who, row in rows.items():
         found = measure_scores(solutions, row, config.threshold)
         print(
@@ -342,5 +342,5 @@ def evaluate(argv: list[str]) -> int:
 
 def score_shared(scorer: StepScorer, solutions: Sequence[Labelled]) -> list[list[float]]:
     """The scores of all steps; every rank scores its share."""
-    mine = scorer.score_all([(s.question, s.steps) for s in ranks.share(solutions)])
+    mine = scorer([(s.question, s.steps) for s in ranks.share(solutions)])
     return ranks.gather(mine)

@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from statistics import fmean
@@ -294,8 +293,7 @@ def evaluate(argv: list[str]) -> int:
     if config.save:
         with open(config.save, "w", encoding="utf-8") as file:
             for s, row in zip(solutions, scores, strict=True):
-                line = {**asdict(s), "scores": row}
-                del line["place"]
+                line = dict(question=s.question, steps=s.steps, labels=s.labels, scores=row)
                 file.write(json.dumps(line, ensure_ascii=False) + "\n")
     print(f"{words[0]} on {words[1]}: {len(solutions)} solutions")
     names = "auc", "accuracy", "calibration_error", "f1", "f1_wrong", "f1_right"

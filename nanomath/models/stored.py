@@ -23,7 +23,7 @@ def one_line(reason: object) -> str:
 
 
 @contextmanager
-def naming(file: Path) -> Iterator[None]:
+def naming(file: Path | str) -> Iterator[None]:
     """What the block says against the content of `file` begins with its name."""
     try:
         yield

@@ -175,7 +175,6 @@ def test_old_checkpoints_are_dropped(train):
 @pytest.mark.parametrize(
     "words",
     [
-        ("sft.row_length=256",),
         ("model.dtype=bfloat16",),
         ("sft.dft=true",),
         ("sft.neftune_alpha=5",),
@@ -204,15 +203,6 @@ def test_kinds_of_sft(train, words):
     assert all(math.isfinite(value) for line in metrics for value in line.values())
     assert len(losses) == 3 and metrics[-1]["heldout/loss"] < metrics[0]["heldout/loss"]
     assert "heldout/pass@1/difficulty=1" in metrics[-1]
-
-
-def test_packing_changes_the_rows_and_not_the_gradient(train):
-    runs = [
-        train(train_sft, name, "run.steps=3", f"sft.row_length={n}")
-        for name, n in (("a", 0), ("b", 300))
-    ]
-    losses, packed = ([line["loss"] for line in lines(run) if "loss" in line] for run in runs)
-    assert packed == pytest.approx(losses, rel=1e-4)
 
 
 def test_a_problem_file_is_trained_on(train, tmp_path):

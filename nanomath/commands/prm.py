@@ -22,6 +22,7 @@ import json
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from statistics import fmean
 
 import torch
 from tqdm import tqdm
@@ -31,18 +32,19 @@ from nanomath.config import parse_arguments
 from nanomath.data.order import step_indices
 from nanomath.data.problem import Problem
 from nanomath.models import Tokenizer, Transformer
+from nanomath.models.stored import naming
 from nanomath.process.formats import FORMATS
 from nanomath.process.labelled import Labelled, load_labelled, write
 from nanomath.process.measures import measure_scores
 from nanomath.process.montecarlo import monte_carlo
 from nanomath.process.prm import (
     PRM,
-    Oracle,
-    RandomScores,
     StepScorer,
     is_prm,
     load_prm,
     new_prm,
+    oracle_scores,
+    random_scores,
 )
 from nanomath.process.steps import steps_of, texts_of
 from nanomath.rollout import Sampler
@@ -101,13 +103,10 @@ def label(argv: list[str]) -> int:
         raise ValueError(
             'label.by = "oracle" knows the embedded world alone: take label.by=monte_carlo for other problems'
         )
-    known = (
-        {s.question for s in load_labelled(save)}
-        if save.is_file() and save.stat().st_size
-        else set()
-    )
-    left = [problem for problem in problems if problem.question not in known]
-    if known:
+    left = problems
+    if save.is_file() and save.stat().st_size:
+        known = {s.question for s in load_labelled(save)}
+        left = [problem for problem in problems if problem.question not in known]
         say(
             f"{save} has solutions of {len(problems) - len(left)} of the {len(problems)} problems already"
         )
@@ -119,20 +118,19 @@ def label(argv: list[str]) -> int:
     )
     sampler = build_sampler(config.sampling, model, tokenizer)
     save.parent.mkdir(parents=True, exist_ok=True)
-    agreement = Agreement(options.rollouts)
+    compared: list[tuple[list[bool], float]] = []
     for first in tqdm(
         range(0, len(left), options.problems_at_once), disable=None, dynamic_ncols=True
     ):
         some = slice(first, first + options.problems_at_once)
-        labelled = label_some(config, sampler, tokenizer, left[some], prompts[some], agreement)
+        labelled = label_some(config, sampler, tokenizer, left[some], prompts[some], compared)
         write(save, labelled)
     everything = load_labelled(save)
     labels = [y for s in everything for y in s.labels if y is not None]
     asked = {s.question for s in everything}
     print(f"{save}: {len(everything)} solutions of {len(asked)} problems")
     print(f"  {len(labels)} steps, {sum(labels) / len(labels):.1%} right")
-    for line in agreement.lines():
-        print(f"  {line}")
+    print_agreement(compared, options.rollouts)
     return 0
 
 
@@ -142,10 +140,11 @@ def label_some(
     tokenizer: Tokenizer,
     problems: Sequence[Problem],
     prompts: Sequence[list[int]],
-    agreement: Agreement,
+    compared: list[tuple[list[bool], float]],
 ) -> list[Labelled]:
-    """Labelled solutions of some problems; those without a text are left out, and all but one
-    of equal ones.
+    """Draw and label solutions of some problems, without empty and repeated ones.
+
+    Where the oracle knows the truth of Monte-Carlo labels, `compared` gets both of every step.
     """
     options = config.label
     sampling = sampling_options(config.sampling)
@@ -161,7 +160,7 @@ def label_some(
         )
         for c, s in zip(completions, steps, strict=True)
     ]
-    exact = Oracle(problems).score_all(solutions) if "family" in problems[0].metadata else None
+    exact = oracle_scores(problems, solutions) if "family" in problems[0].metadata else None
     if options.by == "oracle":
         labels = exact
     else:
@@ -176,44 +175,26 @@ def label_some(
             [[float(share > 0) for share in row] for row in shares] if options.hard else shares
         )
         if exact is not None:
-            agreement.add(verdicts, exact)
+            for rows, truths in zip(verdicts, exact, strict=True):
+                compared += zip(rows[:-1], truths[:-1], strict=True)
     return [
         Labelled(q, tuple(t), tuple(y)) for (q, t), y in zip(solutions, labels, strict=True)
     ]
 
 
-class Agreement:
-    """How often Monte-Carlo labels say what the oracle says, as their number grows: hard
-    labels, and soft ones from 1/2 on; of all steps but the last of a solution, which has no
-    continuation.
+def print_agreement(compared: Sequence[tuple[list[bool], float]], rollouts: int) -> None:
+    """Print how often Monte-Carlo labels say what the oracle says, as their number grows.
+
+    compared: the verdicts on the continuations of a step, and the truth; of all steps but the
+    last of a solution, which has no continuation. Soft labels count as right from 1/2 on.
     """
-
-    def __init__(self, rollouts: int) -> None:
-        self.counts = {
-            n: [0, 0] for n in (2**i for i in range(rollouts.bit_length())) if n <= rollouts
-        }
-        self.steps = 0
-
-    def add(
-        self, verdicts: Sequence[Sequence[Sequence[bool]]], exact: Sequence[Sequence[float]]
-    ) -> None:
-        """Verdicts on the continuations of each step of some solutions, and the truth."""
-        for rows, truths in zip(verdicts, exact, strict=True):
-            for row, truth in zip(rows[:-1], truths[:-1], strict=True):
-                self.steps += 1
-                for n, counts in self.counts.items():
-                    counts[0] += any(row[:n]) == bool(truth)
-                    counts[1] += (2 * sum(row[:n]) >= n) == bool(truth)
-
-    def lines(self) -> list[str]:
-        """A line for each number of continuations."""
-        if not self.steps:
-            return []
-        return [
-            f"N = {n:2}: agrees with the oracle on {hard / self.steps:.1%} (hard), {soft / self.steps:.1%} (soft) of "
-            f"{self.steps} steps"
-            for n, (hard, soft) in self.counts.items()
-        ]
+    for n in (2**i for i in range(rollouts.bit_length() if compared else 0)):
+        hard = fmean(any(row[:n]) == bool(truth) for row, truth in compared)
+        soft = fmean((2 * sum(row[:n]) >= n) == bool(truth) for row, truth in compared)
+        print(
+            f"  N = {n:2}: agrees with the oracle on {hard:.1%} (hard), {soft:.1%} (soft) "
+            f"of {len(compared)} steps"
+        )
 
 
 # --- train -----------------------------------------------------------------------------------
@@ -283,14 +264,10 @@ def build_prm(
 
 
 def check_lengths(prm: PRM, solutions: Sequence[Labelled]) -> None:
-    """ValueError for the first solution that does not fit: better before the training than in
-    it.
-    """
+    """Raise a ValueError for the first solution that does not fit, before anything is computed."""
     for s in solutions:
-        try:
+        with naming(s.place):
             prm.lay_out(0, s.question, s.steps)
-        except ValueError as error:
-            raise ValueError(f"{s.place}: {error}") from None
 
 
 # --- eval ------------------------------------------------------------------------------------
@@ -316,18 +293,13 @@ def evaluate(argv: list[str]) -> int:
     if config.save:
         with open(config.save, "w", encoding="utf-8") as file:
             for s, row in zip(solutions, scores, strict=True):
-                line = {
-                    "question": s.question,
-                    "steps": s.steps,
-                    "labels": s.labels,
-                    "scores": row,
-                }
+                line = dict(question=s.question, steps=s.steps, labels=s.labels, scores=row)
                 file.write(json.dumps(line, ensure_ascii=False) + "\n")
     print(f"{words[0]} on {words[1]}: {len(solutions)} solutions")
     names = "auc", "accuracy", "calibration_error", "f1", "f1_wrong", "f1_right"
     print(f"  {'':16}" + "".join(f"{name:>18}" for name in names))
     rows = {"it": scores, "always right": [[1.0] * len(s.steps) for s in solutions]}
-    rows["random"] = score_shared(RandomScores(), solutions)
+    rows["random"] = score_shared(random_scores, solutions)
     for who, row in rows.items():
         found = measure_scores(solutions, row, config.threshold)
         print(
@@ -342,5 +314,5 @@ def evaluate(argv: list[str]) -> int:
 
 def score_shared(scorer: StepScorer, solutions: Sequence[Labelled]) -> list[list[float]]:
     """The scores of all steps; every rank scores its share."""
-    mine = scorer.score_all([(s.question, s.steps) for s in ranks.share(solutions)])
+    mine = scorer([(s.question, s.steps) for s in ranks.share(solutions)])
     return ranks.gather(mine)

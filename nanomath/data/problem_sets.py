@@ -14,42 +14,42 @@ that no completion can match: a worked solution in which no final answer is mark
 from __future__ import annotations
 
 import csv
-import gzip
 import io
-import json
 import math
 import re
-import zlib
-from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from decimal import Decimal
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from nanomath.data.files import from_hub, parse_json, read_text, unique
 from nanomath.data.problem import Problem
 
 Record = tuple[str, Any]  # where it stands, for errors, and what stands there
 
-QUESTION = (
-    ("question",),
-    ("problem",),
-    ("prompt",),
-    ("Body", "Question"),
-    ("Question",),
-    ("input",),
-    ("0",),
-)
-ANSWER = (("answer",), ("Answer",), ("target",), ("1",))
-SOLUTION = (("solution",),)
-ID = (("id",), ("ID",), ("unique_id",))
+USUAL_NAMES = {  # the fields that play a role, in the order in which they are looked for
+    "question": (
+        ("question",),
+        ("problem",),
+        ("prompt",),
+        ("Body", "Question"),
+        ("Question",),
+        ("input",),
+        ("0",),
+    ),
+    "answer": (("answer",), ("Answer",), ("target",), ("1",)),
+    "solution": (("solution",),),
+    "id": (("id",), ("ID",), ("unique_id",)),
+}
+REQUIRED = ("question", "answer")
 ABSENT = object()
-DEEPEST = 100  # lists and objects in one another
 
-_HALF_PAIR = re.compile("[\ud800-\udfff]")
+_SUFFIX = r"\.(jsonl?|csv|tsv|parquet)(\.gz)?"
 _MARKED = re.compile(
-    r"\\(boxed|fbox)|####|\banswers?\b[^.\n]*?(\bis\b|\bare\b|\bequals\b|[:=])|答え?[はがを:： \n]|解答|正解",
+    r"\\(boxed|fbox)|####|\banswers?\b[^.\n]*?(\bis\b|\bare\b|\bequals\b|[:=])"
+    r"|答え?[はがを:： \n]|解答|正解",
     re.IGNORECASE,
 )
 _WORD = re.compile(r"[\u3040-\u30ff\u4e00-\u9fff]{2}|[^\W\d_\u3040-\u30ff\u4e00-\u9fff]{2,}")
@@ -65,11 +65,13 @@ class Fields:
 
     question      one or more fields, joined with a space
     answer        the field that holds the gold answer
-    solution      the field of the worked solution; without one, what stands before the marker in the answer field
+    solution      the field of the worked solution; without one, what stands before the marker
+                  in the answer field
     id            without one, the name of the set and the number of the row, from 0
-    answer_after  the marker that the gold answer follows: None means `####` where there is one, "" the whole field,
-                  anything else must be there
-    remove        a regular expression, deleted from solutions (GSM8K's calculator notes: `<<[^>]*>>`)
+    answer_after  the marker that the gold answer follows: None means `####` where there is one,
+                  "" the whole field, anything else must be there
+    remove        a regular expression, deleted from solutions (`<<[^>]*>>` stands for GSM8K's
+                  calculator notes)
 
     All other fields of the record become metadata.
     """
@@ -116,9 +118,8 @@ def load_problems(
     for row, (place, record) in islice(records, skip, skip + limit if limit else None):
         problem = _problem(record, place, f"{name}-{row}", fields or Fields())
         if problem.id in places:
-            raise ValueError(
-                f"{place}: the id {problem.id!r:.60} is taken by {places[problem.id]}; ids must differ"
-            )
+            taken = f"the id {problem.id!r:.60} is taken by {places[problem.id]}"
+            raise ValueError(f"{place}: {taken}; ids must differ")
         places[problem.id] = place
         problems.append(problem)
     if not problems:
@@ -132,45 +133,32 @@ def _find(source: str | Path, split: str) -> tuple[str, list[Path]]:
     """The name of a set, from which its ids are made, and its files."""
     if (path := Path(source)).is_file():
         return path.name.partition(".")[0], [path]
-    match = re.fullmatch(r"([\w-][\w.-]*)/([\w.-]+)(?::([\w.-]+))?", str(source))
-    if not match or re.search(r"\.(jsonl?|csv|tsv|parquet)(\.gz)?$", str(source)):
+    match = re.fullmatch(r"([\w-][\w.-]*/([\w.-]+))(?::([\w.-]+))?", str(source))
+    if not match or re.search(f"{_SUFFIX}$", str(source)):
         raise FileNotFoundError(
             f"problem set not found: {source} (expected a file, or org/name of a hub dataset)"
         )
-    organisation, name, config = match.groups(default="")
-    return f"{name}-{split}", _download(f"{organisation}/{name}", config, split)
+    repository, name, config = match.groups(default="")
+    return f"{name}-{split}", _hub_files(repository, config, split)
 
 
-def _download(name: str, config: str, split: str) -> list[Path]:
-    """The files of one split of a hub dataset, downloaded or from the cache; HF_HUB_OFFLINE=1
-    asks the cache only.
-    """
-    from huggingface_hub import snapshot_download  # slow to import, and most sets are files
-
+def _hub_files(repository: str, config: str, split: str) -> list[Path]:
+    """The files of one split of a hub dataset, downloaded or from the cache."""
     patterns = [f"{config}/{split}*"] if config else [f"{split}*", f"*/{split}*"]
-    try:
-        root = Path(snapshot_download(name, repo_type="dataset", allow_patterns=patterns))
-    except OSError as error:
-        reason = str(error).strip().partition("\n")[0]
-        raise FileNotFoundError(
-            f"problem set not found: {name} is no file, and from the hub: {reason}"
-        ) from None
-    file_name = re.compile(
-        rf"{re.escape(split)}(-\d+-of-\d+[^.]*)?\.(jsonl|json|csv|tsv|parquet)(\.gz)?"
-    )
+    root = from_hub(repository, "dataset", patterns)
+    file_name = re.compile(rf"{re.escape(split)}(-\d+-of-\d+[^.]*)?{_SUFFIX}")
     paths = sorted(
         path for path in (root / config).rglob(f"{split}*") if file_name.fullmatch(path.name)
     )
-    folders = sorted({str(path.parent.relative_to(root)) for path in paths})
     if not paths:
         config = f" of the config {config!r}" if config else ""
         raise FileNotFoundError(
-            f"{name}: no file of the split {split!r}{config} in the hub dataset"
+            f"{repository}: no file of the split {split!r}{config} in the hub dataset"
         )
+    folders = sorted({str(path.parent.relative_to(root)) for path in paths})
     if len(folders) > 1:
-        raise ValueError(
-            f"{name}: several configs; choose one, as {name}:{folders[0]}, of {', '.join(folders)}"
-        )
+        choice = f"choose one, as {repository}:{folders[0]}, of {', '.join(folders)}"
+        raise ValueError(f"{repository}: several configs; {choice}")
     return paths
 
 
@@ -178,85 +166,73 @@ def _download(name: str, config: str, split: str) -> list[Path]:
 
 
 def _problem(record: Any, place: str, row_id: str, fields: Fields) -> Problem:
+    """The problem that a record states. ValueError, with the place, when it states none."""
     if not isinstance(record, dict):
         raise ValueError(
             f"{place}: expected an object with named fields, got {type(record).__name__}"
         )
-    question = _names(record, place, "question", fields.question, QUESTION)
-    (answer,) = _names(record, place, "answer", (fields.answer,), ANSWER)
-    solution = _names(record, place, "solution", (fields.solution,), SOLUTION, required=False)
-    identity = _names(record, place, "id", (fields.id,), ID, required=False)
-    named = (*question, answer, *solution, *identity)
+    question = _names(record, place, "question", fields.question)
+    (answer,) = _names(record, place, "answer", (fields.answer,))
+    solution = _names(record, place, "solution", (fields.solution,))
+    identity = _names(record, place, "id", (fields.id,))
     text = {
         name: _text(_value(record, name), place, name, several=name == answer)
-        for name in named
+        for name in (*question, answer, *solution, *identity)
     }
 
     worked, gold = _split_answer(text[answer], place, fields.answer_after)
-    worked = re.sub(
-        fields.remove, "", " ".join(text[name] for name in solution) or worked
-    ).strip()
+    worked = "".join(text[name] for name in solution) or worked
     asked = " ".join(filter(None, (text[name] for name in question)))
     if not asked or not gold:
         raise ValueError(f"{place}: the {'answer' if asked else 'question'} is empty")
     if _cannot_be_matched(gold):
         raise ValueError(
-            f"{place}: field {answer!r} is a worked solution without a marked answer (\\boxed{{}}, ####, ...): "
-            "name the field of the final answer, or in answer_after what stands before it"
+            f"{place}: field {answer!r} is a worked solution without a marked answer "
+            "(\\boxed{}, ####, ...): name the field of the final answer, or in answer_after what "
+            "stands before it"
         )
-    identifier = "".join(text[name] for name in identity) or row_id
-    metadata = {
-        name: None if value != value else value
-        for name, value in record.items()
-        if name not in text
-    }
     return Problem(
-        id=identifier, question=asked, answer=gold, solution=worked or None, metadata=metadata
+        id="".join(text[name] for name in identity) or row_id,
+        question=asked,
+        answer=gold,
+        solution=re.sub(fields.remove, "", worked).strip() or None,
+        metadata={
+            name: None if value != value else value  # NaN, which is no JSON
+            for name, value in record.items()
+            if name not in text
+        },
     )
 
 
 def _names(
-    record: dict[str, Any],
-    place: str,
-    role: str,
-    given: tuple[str, ...],
-    usual: tuple[tuple[str, ...], ...],
-    required: bool = True,
+    record: dict[str, Any], place: str, role: str, given: tuple[str, ...]
 ) -> tuple[str, ...]:
-    """The fields that play a role: those given, all of which must be there, or the first usual
-    ones that are, in any case where none is written as usual.
+    """The fields that play a role: those given, all of which must be there, or the usual ones.
+
+    The usual ones are the first that the record has. In other letters, small or capital, they
+    stand in where none is written as usual; there Body + Question goes before question alone.
     """
-    if given := tuple(filter(None, given)):
-        found = given if all(_value(record, name) is not ABSENT for name in given) else None
-    else:
-        found = _first(record, usual) or _first_in_any_case(record, usual)
-    if found:
-        return found
-    if not given and not required:
+    given = tuple(filter(None, given))
+    expected = (given,) if given else USUAL_NAMES[role]
+    for names in expected if given else (*expected, *_in_any_case(record, expected)):
+        if all(_value(record, name) is not ABSENT for name in names):
+            return names
+    if not given and role not in REQUIRED:
         return ()
-    expected = " + ".join(given) or ", ".join(
-        " + ".join(names) for names in usual if not names[0].isdigit()
-    )
+    shown = [" + ".join(names) for names in expected if given or not names[0].isdigit()]
     present = ", ".join(map(_shown, record)) or "none"
     raise ValueError(
-        f"{place}: no {role} field (expected {expected}); the fields are: {present:.300}"
+        f"{place}: no {role} field (expected {', '.join(shown)}); the fields are: {present:.300}"
     )
 
 
-def _first(
-    record: dict[str, Any], options: Iterable[tuple[str, ...]]
-) -> tuple[str, ...] | None:
-    """The first of which the record has all names."""
-    return next((names for names in options if all(name in record for name in names)), None)
-
-
-def _first_in_any_case(
+def _in_any_case(
     record: dict[str, Any], usual: Iterable[tuple[str, ...]]
-) -> tuple[str, ...] | None:
-    """The same, in capitals or not; of Body + Question and question the one of more names."""
+) -> list[tuple[str, ...]]:
+    """The usual names as the record writes them, in small letters or capitals."""
     written = {name.lower(): name for name in record}
     options = [tuple(written.get(name.lower(), name) for name in names) for names in usual]
-    return _first(record, sorted(options, key=len, reverse=True))
+    return sorted(options, key=len, reverse=True)
 
 
 def _shown(name: str) -> str:
@@ -291,18 +267,10 @@ def _text(value: Any, place: str, name: str, several: bool = False) -> str:
         return str(value)
     if isinstance(value, list) and (several or len(value) < 2):
         return ", ".join(filter(None, (_text(entry, place, name) for entry in value)))
-    inside = (
-        next(iter(value), "")
-        if isinstance(value, dict)
-        else 0
-        if isinstance(value, list)
-        else None
-    )
-    hint = (
-        ""
-        if inside is None
-        else f"; what is in it has a name such as {_shown(f'{name}.{inside}')}"
-    )
+    hint = ""
+    if isinstance(value, dict | list) and value:
+        inside = next(iter(value)) if isinstance(value, dict) else 0
+        hint = f"; what is in it has a name such as {_shown(f'{name}.{inside}')}"
     raise ValueError(
         f"{place}: field {name!r:.60}: expected text or a finite number, got {value!r:.60}{hint}"
     )
@@ -338,27 +306,18 @@ def _split_answer(text: str, place: str, marker: str | None) -> tuple[str, str]:
 def read_records(path: Path, header: bool = True) -> Iterator[Record]:
     """(where it stands, record) of every row of a file."""
     name = path.name.removesuffix(".gz")
-    if name.endswith(".jsonl"):
-        return _jsonl(path)
-    if name.endswith(".json"):
-        return _json(path)
-    if name.endswith((".csv", ".tsv")):
-        return _table(path, "\t" if name.endswith(".tsv") else ",", header)
     if name.endswith(".parquet"):
         return _parquet(path)
-    raise ValueError(
-        f"{path}: unknown format; expected .jsonl, .json, .csv, .tsv (each also .gz) or .parquet"
-    )
-
-
-def _decode(path: Path) -> str:
-    data = path.read_bytes()
-    try:
-        return (gzip.decompress(data) if path.suffix == ".gz" else data).decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: not UTF-8 text (byte {error.start})") from None
-    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise ValueError(f"{path}: not a whole gzip file: {error}") from None
+    if not name.endswith((".jsonl", ".json", ".csv", ".tsv")):
+        expected = ".jsonl, .json, .csv, .tsv (each also .gz) or .parquet"
+        raise ValueError(f"{path}: unknown format; expected {expected}")
+    text = read_text(path).removeprefix("\ufeff")
+    if name.endswith((".csv", ".tsv")):
+        return _table(text, path, name.endswith(".tsv"), header)
+    # lines of JSON may be found in a .json as well: an object on one line, and another on the next
+    if name.endswith(".jsonl") or re.match(r"\s*\{.*\}[^\S\n]*\n\s*\{", text):
+        return _jsonl(text, path)
+    return _json(text, path)
 
 
 class _Number(float):
@@ -370,120 +329,49 @@ class _Number(float):
         return number
 
 
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """ValueError where one of two fields of the same name would be lost."""
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        raise ValueError(
-            f"the field {_repeated([name for name, _ in pairs])!r:.60} is there twice"
-        )
-    return found
-
-
-def _repeated(names: Sequence[str]) -> str | None:
-    """The first name that is there more than once."""
-    return next((name for name, count in Counter(names).items() if count > 1), None)
-
-
-def _parse(text: str, path: Path, line: int = 0) -> Any:
-    """What a JSON text says, of a whole file or of one line of it."""
-    try:
-        return json.loads(text, parse_float=_Number, object_pairs_hook=_object)
-    except json.JSONDecodeError as error:
-        if (
-            not line and error.msg == "Extra data" and text.lstrip().startswith("{")
-        ):  # lines of JSON after all
-            return [record for _, record in _jsonl(path)]
-        raise ValueError(
-            f"{path}:{line or error.lineno}: not valid JSON: {error.msg} (column {error.colno})"
-        ) from None
-    except (ValueError, RecursionError) as error:
-        place = f"{path}:{line}" if line else path
-        reason = (
-            "JSON that is nested too deeply" if isinstance(error, RecursionError) else error
-        )
-        raise ValueError(f"{place}: {reason}") from None
-
-
-def _checked(record: Any, place: str) -> Any:
-    """The record itself. ValueError, with the field, for half a surrogate pair, which JSON can
-    write and no text can be made of, and for more levels than any of its readers would go
-    down.
-    """
-    for name, field in record.items() if isinstance(record, dict) else [("", record)]:
-        left = [(0, name), (0, field)]
-        while left:
-            depth, value = left.pop()
-            if isinstance(value, str) and _HALF_PAIR.search(value):
-                raise ValueError(
-                    f"{place}: field {name!r:.60}: half a surrogate pair, which is no character: {value!r:.60}"
-                )
-            if isinstance(value, dict | list):
-                left += [(depth + 1, entry) for entry in value]
-            if isinstance(value, dict):
-                left += [(depth + 1, entry) for entry in value.values()]
-            if depth > DEEPEST:
-                raise ValueError(
-                    f"{place}: field {name!r:.60}: lists or objects in one another, more than {DEEPEST}"
-                )
-    return record
-
-
-def _jsonl(path: Path) -> Iterator[Record]:
-    for number, line in enumerate(_decode(path).split("\n"), start=1):
+def _jsonl(text: str, path: Path) -> Iterator[Record]:
+    for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
-            place = f"{path}:{number}"
-            record = _parse(line, path, number)
-            suspect = "\\ud" in line.lower() or line.count("[") + line.count("{") > DEEPEST
-            yield place, _checked(record, place) if suspect else record
+            yield f"{path}:{number}", parse_json(line, path, number, parse_float=_Number)
 
 
-def _json(path: Path) -> Iterator[Record]:
+def _json(text: str, path: Path) -> Iterator[Record]:
     """The rows of a list, of the list `examples` of an object, or of its only list."""
-    content = _parse(_decode(path), path)
+    content = parse_json(text, path, parse_float=_Number)
     if isinstance(content, dict):
         lists = [value for value in content.values() if isinstance(value, list)]
         content = content.get("examples", lists[0] if len(lists) == 1 else None)
     if not isinstance(content, list):
         raise ValueError(
-            f"{path}: expected a list of records, or an object with one list or a list called examples"
+            f"{path}: expected a list of records, "
+            "or an object with one list or a list called examples"
         )
-    return (
-        (place := f"{path}: row {row}", _checked(record, place))
-        for row, record in enumerate(content)
-    )
+    return ((f"{path}: row {row}", record) for row, record in enumerate(content))
 
 
-def _table(path: Path, delimiter: str, header: bool) -> Iterator[Record]:
-    """Rows of a .csv, where quotes may enclose a cell, or of a .tsv, where a quote is a
-    character as any other.
-    """
-    quoting = csv.QUOTE_NONE if delimiter == "\t" else csv.QUOTE_MINIMAL
+def _table(text: str, path: Path, tabs: bool, header: bool) -> Iterator[Record]:
+    """Rows of a .csv, or of a .tsv, where a quote is a character as any other."""
     csv.field_size_limit(2**31 - 1)  # of all readers: there is no limit of one
     reader = csv.reader(
-        io.StringIO(_decode(path), newline=""),
-        delimiter=delimiter,
-        quoting=quoting,
+        io.StringIO(text, newline=""),
+        delimiter="\t" if tabs else ",",
+        quoting=csv.QUOTE_NONE if tabs else csv.QUOTE_MINIMAL,
         strict=True,
     )
+    names: list[str] = []
     try:
-        rows = (
-            (reader.line_num, cells)
-            for cells in reader
-            if len(cells) > 1 or "".join(cells).strip()
-        )
-        line, names = next(rows, (0, [])) if header else (0, None)
-        names = names and [name.strip() for name in names]
-        if (name := _repeated(list(filter(None, names or ())))) is not None:
-            raise ValueError(f"{path}:{line}: two columns are called {name!r:.60}")
-        for line, cells in rows:
+        for cells in reader:
+            if len(cells) < 2 and not "".join(cells).strip():
+                continue
+            if header and not names:
+                names = [name.strip() for name in cells]
+                unique((name, None) for name in names if name)
+                continue
             columns = names or [str(column) for column in range(len(cells))]
             if len(cells) != len(columns):
-                raise ValueError(
-                    f"{path}:{line}: expected {len(columns)} columns, got {len(cells)}"
-                )
-            yield f"{path}:{line}", dict(zip(columns, cells, strict=True))
-    except csv.Error as error:
+                raise ValueError(f"expected {len(columns)} columns, got {len(cells)}")
+            yield f"{path}:{reader.line_num}", dict(zip(columns, cells, strict=True))
+    except (csv.Error, ValueError) as error:
         raise ValueError(f"{path}:{reader.line_num}: {error}") from None
 
 

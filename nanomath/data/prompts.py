@@ -56,13 +56,11 @@ class PromptTemplate:
         """(question, response) of each few-shot example, as text."""
         turns = []
         for i, example in enumerate(self.few_shot):
-            question = example.get("question", "")
-            answer = example.get("answer", "")
             problem = Problem(
-                f"few_shot[{i}]",
-                question,
-                answer,
-                example.get("solution"),
+                id=f"few_shot[{i}]",
+                question=example.get("question", ""),
+                answer=example.get("answer", ""),
+                solution=example.get("solution"),
                 metadata=dict(example),
             )
             turns.append((_fill(self.template, problem), _fill(self.response, problem)))
@@ -126,7 +124,8 @@ def _fill(text: str, problem: Problem) -> str:
             return match[0]
         if bool(doubled) == bool(LATEX.search(text, 0, match.start())):
             raise ValueError(
-                f"the template {text!r} has {{{name}}}, but problem {problem.id!r} no such field: it has "
+                f"the template {text!r} has {{{name}}}, "
+                f"but problem {problem.id!r} no such field: it has "
                 f"{', '.join(fields):.300} ({{{{{name}}}}} stands for the word in braces)"
             )
         return f"{{{name}}}"

@@ -11,7 +11,7 @@ its author put there.
 
 from __future__ import annotations
 
-import json
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,12 +21,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from huggingface_hub import split_torch_state_dict_into_shards
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from nanomath.models.directory import replace_directory, resolve_model_dir
-from nanomath.models.stored import naming, one_line, read_json
+from nanomath.data.files import read_json, replacing, write_json
+from nanomath.models.directory import resolve_model_dir
+from nanomath.models.stored import naming, one_line
 from nanomath.models.transformer import ModelConfig, Transformer
 
 if TYPE_CHECKING:
@@ -34,10 +36,11 @@ if TYPE_CHECKING:
 
 INDEX_FILE = "model.safetensors.index.json"
 MAX_SHARD_BYTES = 5_000_000_000
-LONGEST_NAME = 255  # bytes of a file's name, on any usual file system
+SHARD_NAME = re.compile(r"[\w .()-]{1,240}\.safetensors", re.ASCII)  # a file beside the index
 EMBEDDING = "model.embed_tokens.weight"
 LM_HEAD = "lm_head.weight"
 DTYPES = ("float32", "bfloat16", "float16", "float64")
+PICKLES = (".bin", ".pt", ".pth")
 STORED_DTYPES = ("F32", "BF16", "F16", "F64")
 
 
@@ -125,7 +128,8 @@ def save_model(
         raise FileExistsError(f"{target} exists and is not a model directory: name a new one")
     dtype = _dtype(dtype or model.dtype)
     names = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
-    with replace_directory(target) as scratch:
+    with replacing(target) as scratch:
+        scratch.mkdir(parents=True)
         if tokenizer is not None:
             tokenizer.save(scratch)
             names = tokenizer.token_ids()
@@ -135,9 +139,7 @@ def save_model(
             "torch_dtype": str(dtype).removeprefix("torch."),
             **model.hf_keys,
         }
-        (scratch / "config.json").write_text(
-            json.dumps(config, indent=2) + "\n", encoding="utf-8"
-        )
+        write_json(scratch / "config.json", config)
         _write_weights(_hf_tensors(model), dtype, scratch)
 
 
@@ -155,7 +157,8 @@ def _read_config(directory: Path) -> ModelConfig:
     file = directory / "config.json"
     if not file.is_file():
         raise FileNotFoundError(
-            f"no config.json in {directory}: name a Hugging Face model directory, a run directory or a hub id"
+            f"no config.json in {directory}: "
+            "name a Hugging Face model directory, a run directory or a hub id"
         )
     stored = read_json(file)
     try:
@@ -171,43 +174,23 @@ def _weight_files(directory: Path) -> list[Path]:
         return [directory / "model.safetensors"]
     index = directory / INDEX_FILE
     if not index.is_file():
-        pickled = [
-            file.name
-            for pattern in ("*.bin", "*.pt", "*.pth")
-            for file in sorted(directory.glob(pattern))
-        ]
-        hint = (
-            f" ({pickled[0]} is a pickle, which is never loaded: convert it to safetensors)"
-            if pickled
-            else ""
-        )
+        hint = ""
+        if pickled := [file.name for file in directory.iterdir() if file.suffix in PICKLES]:
+            hint = f" ({pickled[0]} is a pickle, which is never loaded: convert it to safetensors)"
         raise FileNotFoundError(
             f"no model.safetensors and no {INDEX_FILE} in {directory}{hint}"
         )
-    files = [directory / name for name in sorted(_shard_names(index))]
-    for file in files:
-        if not file.is_file():
-            raise FileNotFoundError(f"{file} is missing, although {INDEX_FILE} names it")
-    return files
-
-
-def _shard_names(index: Path) -> set[str]:
-    """The files an index names. ValueError when one would lie elsewhere, or is no safetensors
-    file.
-    """
     weight_map = read_json(index).get("weight_map", {})
-    names = weight_map.values() if isinstance(weight_map, dict) else [weight_map]
-    for name in names:
-        beside = isinstance(name, str) and name.isprintable() and Path(name).name == name
-        if (
-            not beside
-            or not name.endswith(".safetensors")
-            or len(name.encode()) > LONGEST_NAME
-        ):
+    files = []
+    for name in weight_map.values() if isinstance(weight_map, dict) else [weight_map]:
+        if not isinstance(name, str) or not SHARD_NAME.fullmatch(name):
             raise ValueError(
                 f"{index}: weight_map has {name!r:.60}, which is no safetensors file beside it"
             )
-    return set(names)
+        files.append(directory / name)
+        if not files[-1].is_file():
+            raise FileNotFoundError(f"{files[-1]} is missing, although {INDEX_FILE} names it")
+    return sorted(set(files))
 
 
 @contextmanager
@@ -283,7 +266,8 @@ def _check_headers(
                 ": config.json says tie_word_embeddings = false" if names == {LM_HEAD} else ""
             )
             raise ValueError(
-                f"the safetensors files of {directory} {fault} {len(names)} tensors: {one_line(first)}{hint}"
+                f"the safetensors files of {directory} {fault} {len(names)} tensors: "
+                f"{one_line(first)}{hint}"
             )
     for name, tensor in tensors.items():
         header = headers[name]
@@ -294,7 +278,8 @@ def _check_headers(
             )
         if header.dtype not in STORED_DTYPES:
             raise ValueError(
-                f"{header.file}: {name} is stored as {header.dtype}, not as {', '.join(STORED_DTYPES)}"
+                f"{header.file}: {name} is stored as {header.dtype}, "
+                f"not as {', '.join(STORED_DTYPES)}"
             )
 
 
@@ -311,41 +296,16 @@ def _write_weights(tensors: dict[str, Tensor], dtype: torch.dtype, directory: Pa
     """model.safetensors, or numbered files with an index when there are more than
     `MAX_SHARD_BYTES`.
     """
-    shards = _shards(
-        {name: tensor.numel() * dtype.itemsize for name, tensor in tensors.items()}
+    split = split_torch_state_dict_into_shards(
+        {name: tensor.to("meta", dtype) for name, tensor in tensors.items()},
+        filename_pattern="model{suffix}.safetensors",
+        max_shard_size=MAX_SHARD_BYTES,
     )
-    weight_map = {}
-    for number, names in enumerate(shards, start=1):
-        file = (
-            "model.safetensors"
-            if len(shards) == 1
-            else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        )
-        weight_map |= dict.fromkeys(names, file)
-        save_file(
-            {name: tensors[name].to("cpu", dtype) for name in names},
-            directory / file,
-            {"format": "pt"},
-        )
-        shutil.copymode(
-            directory / "config.json", directory / file
-        )  # safetensors makes it readable to its owner only
-    if len(shards) > 1:
-        size = sum(tensor.numel() for tensor in tensors.values()) * dtype.itemsize
-        index = {"metadata": {"total_size": size}, "weight_map": weight_map}
-        (directory / INDEX_FILE).write_text(
-            json.dumps(index, indent=2) + "\n", encoding="utf-8"
-        )
-
-
-def _shards(sizes: dict[str, int]) -> list[list[str]]:
-    """Names in order, cut into lists of at most `MAX_SHARD_BYTES` (or one tensor)."""
-    shards: list[list[str]] = [[]]
-    filled = 0
-    for name, size in sizes.items():
-        if shards[-1] and filled + size > MAX_SHARD_BYTES:
-            shards.append([])
-            filled = 0
-        shards[-1].append(name)
-        filled += size
-    return shards
+    for file, names in split.filename_to_tensors.items():
+        shard = {name: tensors[name].to("cpu", dtype) for name in names}
+        save_file(shard, directory / file, {"format": "pt"})
+        # safetensors makes it readable to its owner only
+        shutil.copymode(directory / "config.json", directory / file)
+    if split.is_sharded:
+        index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
+        write_json(directory / INDEX_FILE, index)

@@ -15,11 +15,11 @@ from typing import Any
 import tokenizers
 from tokenizers import AddedToken
 
+from nanomath.data.files import read_optional
 from nanomath.models.stored import (
     LARGEST_COUNT,
     flag,
     naming,
-    read_optional,
     table,
     text,
     whole,
@@ -45,19 +45,22 @@ def special_tokens(
     if ADDED_TOKENS not in config:
         file = directory / "special_tokens_map.json"
         files[file] = read_optional(file)
-    named = _named_tokens(files)
-    extra = _extra_tokens(files)
+    named, extra = _named_tokens(files)
     texts = [token for token, _ in named.values()]
     if ADDED_TOKENS in config:
         _add_stated(backend, config[ADDED_TOKENS], texts, directory / "tokenizer_config.json")
     else:
         _add_old(backend, {*texts, *extra}, directory / "added_tokens.json")
     _make_special(backend, [*texts, *extra])
-    return {
-        kind: token
-        for kind, (token, file) in named.items()
-        if _is_known(backend, kind, token, file)
-    }
+    known = {}
+    for kind, (token, file) in named.items():
+        if backend.token_to_id(token) is not None:
+            known[kind] = token
+        elif kind in ("bos_token", "eos_token"):
+            raise ValueError(
+                f"{file}: {kind} is {token!r:.60}, which is not in the tokenizer's vocabulary"
+            )
+    return known
 
 
 def _token_text(token: Any, key: str) -> str:
@@ -65,45 +68,29 @@ def _token_text(token: Any, key: str) -> str:
     return text(token.get("content") if isinstance(token, dict) else token, key)
 
 
-def _named_tokens(files: dict[Path, dict[str, Any]]) -> dict[str, tuple[str, Path]]:
-    """The text of each special token that has one, and the file it is from: the last that has
-    the key.
+def _named_tokens(
+    files: dict[Path, dict[str, Any]],
+) -> tuple[dict[str, tuple[str, Path]], list[str]]:
+    """The special tokens that have a kind, and the texts of those that have none.
+
+    The first are by kind their text and the file it is from: the last that has the key.
     """
-    found: dict[str, tuple[str, Path]] = {}
+    named: dict[str, tuple[str, Path]] = {}
+    extra: list[str] = []
     for file, settings in files.items():
-        for kind in SPECIAL_TOKENS:
-            if settings.get(kind):
-                with naming(file):
-                    found[kind] = _token_text(settings[kind], kind), file
-            elif kind in settings:
-                found.pop(kind, None)
-    return found
-
-
-def _extra_tokens(files: dict[Path, dict[str, Any]]) -> list[str]:
-    """The special tokens that have no kind."""
-    found = []
-    for file, settings in files.items():
-        for key in EXTRA_TOKENS:
-            stored = settings.get(key) or []
-            with naming(file):
+        with naming(file):
+            for kind in SPECIAL_TOKENS:
+                if settings.get(kind):
+                    named[kind] = (_token_text(settings[kind], kind), file)
+                elif kind in settings:
+                    named.pop(kind, None)
+            for key in EXTRA_TOKENS:
+                stored = settings.get(key) or []
                 if not isinstance(stored, list | dict):
                     raise ValueError(f"{key} = {stored!r:.60} must be a list of tokens")
                 tokens = stored.values() if isinstance(stored, dict) else stored
-                found += [_token_text(token, key) for token in tokens]
-    return found
-
-
-def _is_known(backend: tokenizers.Tokenizer, kind: str, token: str, file: Path) -> bool:
-    """Whether a special token is in the vocabulary. ValueError, with its file, for one that
-    texts begin or end with.
-    """
-    known = backend.token_to_id(token) is not None
-    if not known and kind in ("bos_token", "eos_token"):
-        raise ValueError(
-            f"{file}: {kind} is {token!r:.60}, which is not in the tokenizer's vocabulary"
-        )
-    return known
+                extra += [_token_text(token, key) for token in tokens]
+    return named, extra
 
 
 def _add_stated(
@@ -118,38 +105,36 @@ def _add_stated(
         lacking = [(id, token) for id, token in stated if repr(token) not in same]
         for _, token in lacking:
             token.special = token.special or token.content in named
-        _add(backend, lacking)
-        _check_ids(backend, stated)
+        _add(backend, lacking, stated)
 
 
 def _add_old(backend: tokenizers.Tokenizer, special: set[str], file: Path) -> None:
     """Add the tokens of an added_tokens.json; those that are there keep their flags."""
     present = {token.content for token in backend.get_added_tokens_decoder().values()}
+    stated = []
     with naming(file):
-        ids = {
-            token: whole(id, f"{token!r:.60}", 0, LARGEST_COUNT)
-            for token, id in read_optional(file).items()
-        }
-        flags = {
-            token: {"special": token in special, "normalized": token not in special}
-            for token in ids
-        }
-        stated = [(id, AddedToken(token, **flags[token])) for token, id in ids.items()]
-        _add(backend, [(id, token) for id, token in stated if token.content not in present])
-        _check_ids(backend, stated)
+        for token, id in read_optional(file).items():
+            id = whole(id, f"{token!r:.60}", 0, LARGEST_COUNT)
+            flags = {"special": token in special, "normalized": token not in special}
+            stated.append((id, AddedToken(token, **flags)))
+        lacking = [(id, token) for id, token in stated if token.content not in present]
+        _add(backend, lacking, stated)
 
 
-def _add(backend: tokenizers.Tokenizer, tokens: list[tuple[int, AddedToken]]) -> None:
-    """Add tokens in the order of their ids: each new one gets the next id."""
-    backend.add_tokens([token for _, token in sorted(tokens, key=itemgetter(0))])
-
-
-def _check_ids(backend: tokenizers.Tokenizer, stated: list[tuple[int, AddedToken]]) -> None:
-    """ValueError when a token has another id than the one stated."""
+def _add(
+    backend: tokenizers.Tokenizer,
+    lacking: list[tuple[int, AddedToken]],
+    stated: list[tuple[int, AddedToken]],
+) -> None:
+    """Add tokens in the order of their ids: each new one gets the next id. ValueError when a
+    token has another id than the one stated.
+    """
+    backend.add_tokens([token for _, token in sorted(lacking, key=itemgetter(0))])
     for id, token in stated:
         if (given := backend.token_to_id(token.content)) != id:
             raise ValueError(
-                f"the token {token.content!r:.60} has id {id} here, but {given} after tokenizer.json"
+                f"the token {token.content!r:.60} has id {id} here, "
+                f"but {given} after tokenizer.json"
             )
 
 
@@ -177,7 +162,6 @@ def _stated_tokens(stored: Any) -> list[tuple[int, AddedToken]]:
             raise ValueError(f"{key}: an id must be a whole number")
         token = table(token, key)
         flags = {name: flag(token[name], f"{key}.{name}") for name in FLAGS if name in token}
-        stated.append(
-            (int(id), AddedToken(text(token.get("content"), f"{key}.content"), **flags))
-        )
+        content = text(token.get("content"), f"{key}.content")
+        stated.append((int(id), AddedToken(content, **flags)))
     return stated

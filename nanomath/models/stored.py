@@ -1,14 +1,12 @@
-"""What stands in the JSON files of a model's directory: read as what it says, or refused in
-one line.
+"""The values in the JSON files of a model's directory: read as what they say, or refused in one
+line.
 
-Someone else's tool wrote the files, or an editor, or half a download. A value is taken where
-it can mean one thing only (2048.0 is 2048); text in place of a number, or a key that is there
-twice, is refused and never guessed at.
+A value is taken where it can mean one thing only (2048.0 is 2048); text in place of a number is
+refused and never guessed at.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,59 +17,13 @@ LARGEST_COUNT = 2**31 - 1
 NUMBERS = (1e-30, 1e30)  # what float32 holds, its square roots and reciprocals too
 
 
-def read_text(file: Path) -> str:
-    """The text in a file; ValueError names the file when it is not UTF-8."""
-    try:
-        return file.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{file} is not UTF-8 text (byte {error.start})") from None
-
-
-def read_json(file: Path) -> dict[str, Any]:
-    """The object in a JSON file; ValueError names the file when it is not one, or holds what
-    no text can.
-    """
-    text = read_text(file).removeprefix(
-        "\ufeff"
-    )  # some editors of Windows write a byte order mark
-    try:
-        content = json.loads(text, object_pairs_hook=_object)
-        json.dumps(content, ensure_ascii=False).encode()
-    except RecursionError:
-        raise ValueError(f"{file} is JSON that is nested too deeply") from None
-    except UnicodeEncodeError:
-        raise ValueError(
-            f"{file} holds half a surrogate pair, which is no character"
-        ) from None
-    except ValueError as error:
-        raise ValueError(f"{file} is not valid JSON: {one_line(error)}") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{file} must hold a JSON object, not {type(content).__name__}")
-    return content
-
-
-def read_optional(file: Path) -> dict[str, Any]:
-    """The object in a JSON file, empty where there is no such file."""
-    return read_json(file) if file.is_file() else {}
-
-
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """ValueError where one of two values under the same key would be lost."""
-    found: dict[str, Any] = {}
-    for key, value in pairs:
-        if key in found:
-            raise ValueError(f"the key {key!r:.60} is there twice")
-        found[key] = value
-    return found
-
-
 def one_line(reason: object) -> str:
     """What a library says, or a name of somebody's, in one line of a bearable length."""
     return " ".join(str(reason).split())[:300]
 
 
 @contextmanager
-def naming(file: Path) -> Iterator[None]:
+def naming(file: Path | str) -> Iterator[None]:
     """What the block says against the content of `file` begins with its name."""
     try:
         yield

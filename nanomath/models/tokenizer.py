@@ -28,14 +28,13 @@ from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+from nanomath.data.files import read_optional, read_text, write_json
 from nanomath.models.directory import TOKENIZER_FILES, resolve_model_dir
-from nanomath.models.special_tokens import SPECIAL_TOKENS, special_tokens
+from nanomath.models.special_tokens import special_tokens
 from nanomath.models.stored import (
     LARGEST_COUNT,
     naming,
     one_line,
-    read_optional,
-    read_text,
     text,
     whole,
 )
@@ -66,9 +65,12 @@ class Tokenizer:
         backend.no_padding()
         self.backend = backend
         self.chat_template = chat_template
-        given = dict(
-            zip(SPECIAL_TOKENS, (bos_token, eos_token, pad_token, unk_token), strict=True)
-        )
+        given = {
+            "bos_token": bos_token,
+            "eos_token": eos_token,
+            "pad_token": pad_token,
+            "unk_token": unk_token,
+        }
         self.special_tokens = {
             kind: token for kind, token in given.items() if token is not None
         }
@@ -77,8 +79,8 @@ class Tokenizer:
                 raise ValueError(
                     f"{kind} is {token!r}, which is not in the tokenizer's vocabulary"
                 )
-        own = () if eos_token is None else (backend.token_to_id(eos_token),)
-        self.eos_ids: tuple[int, ...] = tuple(dict.fromkeys((*own, *eos_ids)))
+        own = [] if eos_token is None else [backend.token_to_id(eos_token)]
+        self.eos_ids: tuple[int, ...] = tuple(dict.fromkeys([*own, *eos_ids]))
 
     def encode(self, text: str, add_special_tokens: bool = False) -> list[int]:
         """Token ids of `text`. A special token written out in the text becomes its id.
@@ -122,10 +124,9 @@ class Tokenizer:
             return _compile(template).render(
                 messages=list(messages), add_generation_prompt=add_generation_prompt, **names
             )
-        except Exception as error:  # a template is foreign code: whatever it raises is a refusal of these messages
-            reason = " ".join(str(error).split())
+        except Exception as error:  # a template is foreign code: any error is its refusal
             raise ValueError(
-                f"the chat template failed on these messages: {reason}"
+                f"the chat template failed on these messages: {one_line(error)}"
             ) from error
 
     def _template(self, with_tools: bool) -> str:
@@ -182,12 +183,12 @@ class Tokenizer:
         if isinstance(self.chat_template, str):
             config["chat_template"] = self.chat_template
         elif self.chat_template is not None:
-            named = self.chat_template.items()
             config["chat_template"] = [
-                {"name": name, "template": template} for name, template in named
+                {"name": name, "template": template}
+                for name, template in self.chat_template.items()
             ]
-        _write_json(target / "tokenizer_config.json", config)
-        _write_json(target / "generation_config.json", self.token_ids())
+        write_json(target / "tokenizer_config.json", config)
+        write_json(target / "generation_config.json", self.token_ids())
 
     def token_ids(self) -> dict[str, int | list[int] | None]:
         """The ids that generation needs, under the names of a Hugging Face config."""
@@ -219,14 +220,10 @@ def load_tokenizer(path_or_hub_id: str | PathLike[str]) -> Tokenizer:
         )
     try:
         backend = tokenizers.Tokenizer.from_file(str(file))
-        backend.encode(
-            ""
-        )  # only now a post-processor notices that it lacks a token it is to add
+        backend.encode("")  # only now a post-processor notices that it lacks a token
     except (KeyboardInterrupt, SystemExit):
         raise
-    except (
-        BaseException
-    ) as error:  # the library raises a bare Exception, or panics with what is not even that
+    except BaseException as error:  # the library's Rust panics are no Exception
         raise ValueError(f"{file} is not a readable tokenizer: {one_line(error)}") from error
     config = read_optional(directory / "tokenizer_config.json")
     special = special_tokens(backend, directory, config)
@@ -235,23 +232,17 @@ def load_tokenizer(path_or_hub_id: str | PathLike[str]) -> Tokenizer:
     )
 
 
-def _write_json(file: Path, content: dict[str, Any]) -> None:
-    file.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
 def _chat_template(directory: Path, config: dict[str, Any]) -> str | dict[str, str] | None:
     """Files of templates go before tokenizer_config.json. Several have names, alone it is
     `default`.
     """
-    main = directory / "chat_template.jinja"
-    named = {"default": main} if main.is_file() else {}
-    named |= {
+    files = {"default": directory / "chat_template.jinja"}
+    files |= {
         file.stem: file
         for file in sorted((directory / "additional_chat_templates").glob("*.jinja"))
     }
-    if named:
-        templates = {name: read_text(file) for name, file in named.items()}
-    else:
+    templates = {name: read_text(file) for name, file in files.items() if file.is_file()}
+    if not templates:
         with naming(directory / "tokenizer_config.json"):
             templates = _stored_templates(config.get("chat_template"))
     return templates["default"] if templates.keys() == {"default"} else templates or None
@@ -263,16 +254,18 @@ def _stored_templates(stored: Any) -> dict[str, str]:
     """
     if stored is None:
         return {}
-    if not isinstance(stored, list):
-        return {"default": text(stored, "chat_template")}
-    if not all(isinstance(entry, dict) for entry in stored):
+    if isinstance(stored, str):
+        return {"default": stored}
+    if not isinstance(stored, list) or not all(isinstance(entry, dict) for entry in stored):
         raise ValueError(
-            f"chat_template = {stored!r:.60} must be text, or a list of objects with name and template"
+            f"chat_template = {stored!r:.60} must be text, "
+            "or a list of objects with name and template"
         )
-    names = [text(entry.get("name"), "chat_template.name") for entry in stored]
     return {
-        name: text(entry.get("template"), "chat_template.template")
-        for name, entry in zip(names, stored, strict=True)
+        text(entry.get("name"), "chat_template.name"): text(
+            entry.get("template"), "chat_template.template"
+        )
+        for entry in stored
     }
 
 

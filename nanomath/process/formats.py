@@ -18,7 +18,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
@@ -26,40 +26,53 @@ from nanomath.models.tokenizer import Tokenizer
 from nanomath.models.transformer import ModelConfig, Transformer
 
 SYSTEM = "Please reason step by step, and put your final answer within \\boxed{}."  # what Qwen's was trained with
-LABELS = {
-    "id2label": {"0": "wrong", "1": "right"},
-    "label2id": {"wrong": 0, "right": 1},
-    "num_labels": 2,
-}
 
 
-class Format(Protocol):
-    """`lay_out` and `logits` of a kind of PRM, and what stands in its files."""
+class Format:
+    """What the kinds of PRM differ in; what stands here holds for those with a head of their own.
+
+    name: the format's key in FORMATS. architecture: what the architecture's name in
+    config.json ends with, after that of the family, such as "Llama".
+    """
+
+    name: ClassVar[str]
+    architecture: ClassVar[str]
 
     def check(self, tokenizer: Tokenizer) -> None:
-        """ValueError where the tokenizer lacks what the format needs."""
+        """Raise a ValueError where the tokenizer lacks what the format needs."""
+        raise NotImplementedError
 
     def lay_out(
         self, tokenizer: Tokenizer, question: str, steps: Sequence[str]
     ) -> tuple[list[int], list[int]]:
-        """Tokens, and the places among them of the steps' scores."""
+        """Return the tokens, and the places among them of the steps' scores."""
+        raise NotImplementedError
 
     def head(self, config: ModelConfig) -> nn.Module | None:
-        """What stands in place of the lm_head, with fresh weights; None where that is used
-        itself.
-        """
+        """Return what stands in place of the lm_head; None where the lm_head itself is used."""
+        raise NotImplementedError
 
     def logits(self, model: Transformer, tokenizer: Tokenizer, states: Tensor) -> Tensor:
-        """[n, 2] of "wrong" and "right", float32, from the states [n, D] at the places."""
+        """Return [n, 2] of "wrong" and "right", float32, from the states [n, D] at the places."""
+        return model.score(states).float()
 
-    def config_keys(self, architecture: str) -> dict[str, Any]:
-        """What config.json says of it; `architecture` is the family's name, as "Llama"."""
+    def config_keys(self, family: str) -> dict[str, Any]:
+        """Return what config.json says of the format; `family` is a name such as "Llama"."""
+        return {
+            "architectures": [family + self.architecture],
+            "prm_format": self.name,
+            "id2label": {"0": "wrong", "1": "right"},
+            "label2id": {"wrong": 0, "right": 1},
+            "num_labels": 2,
+        }
 
 
 @dataclass(frozen=True)
-class MathShepherd:
+class MathShepherd(Format):
     """A causal language model that says "+" or "-" after each step."""
 
+    name = "math_shepherd"
+    architecture = "ForCausalLM"
     marker: str = "ки"
     right: str = "+"
     wrong: str = "-"
@@ -78,10 +91,9 @@ class MathShepherd:
         ends = []
         for number, step in enumerate(steps, start=1):
             step = step.replace(self.marker, "").strip()
-            numbered = (
-                step if re.match(rf"Step {number}\b", step) else f"Step {number}: {step}"
-            )
-            text += f"{numbered} {self.marker}"
+            if not re.match(rf"Step {number}\b", step):
+                step = f"Step {number}: {step}"
+            text += f"{step} {self.marker}"
             ends.append(len(text))
             text += "\n" * (number < len(steps))
         ids, spans = tokenizer.offsets(text)
@@ -98,17 +110,19 @@ class MathShepherd:
         weight = model.lm_head.weight[self._signs(tokenizer)]
         return nn.functional.linear(states, weight).float()
 
-    def config_keys(self, architecture: str) -> dict[str, Any]:
-        return {"prm_format": "math_shepherd"}
+    def config_keys(self, family: str) -> dict[str, Any]:
+        return {"prm_format": self.name}
 
     def _signs(self, tokenizer: Tokenizer) -> list[int]:
         return [tokenizer.encode(f"a {sign}")[-1] for sign in (self.wrong, self.right)]
 
 
 @dataclass(frozen=True)
-class Qwen:
+class Qwen(Format):
     """A two-layer head at a special token after each step of a chat's answer."""
 
+    name = "qwen"
+    architecture = "ForProcessRewardModel"
     marker: str = "<extra_0>"
 
     def check(self, tokenizer: Tokenizer) -> None:
@@ -125,11 +139,13 @@ class Qwen:
         if tokenizer.chat_template is None:
             ids = tokenizer.encode(f"{question}\n{answer}", add_special_tokens=True)
         else:
-            chat = [("system", SYSTEM), ("user", question), ("assistant", answer)]
-            messages = [{"role": role, "content": content} for role, content in chat]
-            ids = tokenizer.encode(
-                tokenizer.apply_chat_template(messages, add_generation_prompt=False)
-            )
+            messages = [
+                {"role": "system", "content": SYSTEM},
+                {"role": "user", "content": question},
+                {"role": "assistant", "content": answer},
+            ]
+            chat = tokenizer.apply_chat_template(messages, add_generation_prompt=False)
+            ids = tokenizer.encode(chat)
         marker = tokenizer.backend.token_to_id(self.marker)
         return ids, [i for i, token in enumerate(ids) if token == marker]
 
@@ -137,21 +153,13 @@ class Qwen:
         width = config.hidden_size
         return nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 2))
 
-    def logits(self, model: Transformer, tokenizer: Tokenizer, states: Tensor) -> Tensor:
-        return model.score(states).float()
-
-    def config_keys(self, architecture: str) -> dict[str, Any]:
-        return {
-            "architectures": [f"{architecture}ForProcessRewardModel"],
-            "prm_format": "qwen",
-            **LABELS,
-        }
-
 
 @dataclass(frozen=True)
-class TokenClassification:
+class TokenClassification(Format):
     """A linear head at the end of a separator after each step."""
 
+    name = "token_classification"
+    architecture = "ForTokenClassification"
     separator: str = "\n"
 
     def check(self, tokenizer: Tokenizer) -> None:
@@ -173,30 +181,14 @@ class TokenClassification:
     def head(self, config: ModelConfig) -> nn.Module:
         return nn.Linear(config.hidden_size, 2)
 
-    def logits(self, model: Transformer, tokenizer: Tokenizer, states: Tensor) -> Tensor:
-        return model.score(states).float()
-
-    def config_keys(self, architecture: str) -> dict[str, Any]:
-        kind = {
-            "architectures": [f"{architecture}ForTokenClassification"],
-            "prm_format": "token_classification",
-        }
-        return {**kind, "prm_separator": self.separator, **LABELS}
-
-
-FORMATS = {
-    "math_shepherd": MathShepherd,
-    "qwen": Qwen,
-    "token_classification": TokenClassification,
-}
+    def config_keys(self, family: str) -> dict[str, Any]:
+        return {**super().config_keys(family), "prm_separator": self.separator}
 
 
 def beginning(tokenizer: Tokenizer) -> list[int]:
-    """What the tokenizer puts before plain text: the beginning-of-sequence token of Llama,
-    nothing for Qwen.
-    """
-    return [
-        token
-        for token in tokenizer.encode("", add_special_tokens=True)
-        if token not in tokenizer.eos_ids
-    ]
+    """Return what the tokenizer puts before plain text: Llama's first token, nothing for Qwen."""
+    special = tokenizer.encode("", add_special_tokens=True)
+    return [token for token in special if token not in tokenizer.eos_ids]
+
+
+FORMATS = {format.name: format for format in (MathShepherd, Qwen, TokenClassification)}

@@ -18,7 +18,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from statistics import fmean
+from statistics import correlation, fmean
 
 import torch
 
@@ -43,8 +43,9 @@ LEAST_MASS = 0.01  # a judge whose possible answers have less of the probability
 @dataclass
 class Judge:
     """A model with the questions that it is asked, templates with {question}, {first} and
-    {second}. token_budget: padded tokens computed at once. ValueError where the tokenizer
-    cannot tell the answers apart.
+    {second}. token_budget: padded tokens computed at once. masses: the probability of the
+    possible answers, of all questions since they were last asked for. ValueError where the
+    tokenizer cannot tell the answers apart.
     """
 
     model: Transformer
@@ -52,9 +53,7 @@ class Judge:
     pointwise: str = POINTWISE
     pairwise: str = PAIRWISE
     token_budget: int = 16384
-    masses: list[float] = field(
-        default_factory=list
-    )  # of the possible answers, since they were last asked for
+    masses: list[float] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         for answers in (MARKS, ("A", "B")):
@@ -128,14 +127,16 @@ class Judge:
         """For every (question, one, other) the probability that `one` is preferred: standing
         first, standing second.
         """
-        orders = [
-            (q, *order) for q, one, other in pairs for order in ((one, other), (other, one))
-        ]
-        prompts = [fill(self.pairwise, *order) for order in orders]
-        chances = self.probabilities(
-            prompts, ("A", "B"), [question for question, *_ in orders]
-        ).view(-1, 2, 2)
-        return list(zip(chances[:, 0, 0].tolist(), chances[:, 1, 1].tolist(), strict=True))
+        prompts = []
+        questions = []
+        for question, one, other in pairs:
+            prompts.append(fill(self.pairwise, question, one, other))
+            prompts.append(fill(self.pairwise, question, other, one))
+            questions += [question, question]
+        chances = self.probabilities(prompts, ("A", "B"), questions)
+        first = chances[0::2, 0].tolist()
+        second = chances[1::2, 1].tolist()
+        return list(zip(first, second, strict=True))
 
 
 def fill(template: str, question: str, first: str, second: str = "") -> str:
@@ -146,28 +147,14 @@ def fill(template: str, question: str, first: str, second: str = "") -> str:
     return re.sub("|".join(map(re.escape, fields)), lambda match: fields[match[0]], template)
 
 
-@dataclass
-class Feedback:
-    """What a judge said of the samples of a rollout: their scores, and how often both orders
-    of a pair named the same winner (None: there were no pairs).
-    """
-
-    scores: list[float]
-    consistency: float | None = None
-
-
-def judge_pointwise(judge: Judge, groups: Sequence[tuple[str, Sequence[str]]]) -> Feedback:
-    """Of groups (question, solutions)."""
-    return Feedback(
-        judge.mark([(question, text) for question, texts in groups for text in texts])
-    )
-
-
 def judge_pairwise(
     judge: Judge, groups: Sequence[tuple[str, Sequence[str]]], opponents: int
-) -> Feedback:
-    """Each solution against `opponents` others of its group, those that follow it, in both
-    orders; equal ones are not compared, and a solution without an opponent has 1/2.
+) -> tuple[list[float], float | None]:
+    """Compare each solution with `opponents` others of its group (question, solutions).
+
+    The opponents are those that follow it, in both orders; equal ones are not compared, and a
+    solution without an opponent has 1/2. Return the scores of all solutions, and how often both
+    orders of a pair named the same winner (None: there were no pairs).
     """
     places = []
     pairs = []
@@ -187,41 +174,40 @@ def judge_pairwise(
         wins[j].append(1 - (first + second) / 2)
         agreed.append((first > 0.5) == (second > 0.5))
     scores = [sum(won) / len(won) if won else 0.5 for won in wins]
-    return Feedback(scores, sum(agreed) / len(agreed) if agreed else None)
+    return scores, sum(agreed) / len(agreed) if agreed else None
 
 
 @dataclass
 class JudgeReward:
-    """`judge_reward(groups)` adds to the rewards "judge" and "total". opponents: of each
-    sample, 0 for marks.
+    """`judge_reward(groups)` adds to the rewards "judge" and "total".
+
+    opponents: of each sample, 0 for marks. consistency: of the rollouts since the metrics were
+    last asked for.
     """
 
     judge: Judge
     weight: float = 0.3
     opponents: int = 4
-    consistency: list[float] = field(
-        default_factory=list
-    )  # since the metrics were last asked for
+    consistency: list[float] = field(default_factory=list)
 
     def __call__(self, groups: Groups) -> None:
-        found = self._ask(
-            [
+        episodes = [episode for group in groups for episode in group]
+        if self.opponents:
+            asked = [
                 (group[0].problem.question, [e.completion.text for e in group])
                 for group in groups
             ]
-        )
-        self.consistency += [] if found.consistency is None else [found.consistency]
-        episodes = [episode for group in groups for episode in group]
-        for episode, score in zip(episodes, found.scores, strict=True):
-            episode.rewards["judge"] = score
-            episode.rewards["total"] += (
-                self.weight * bool(episode.rewards["accuracy"]) * (score - 0.5)
+            scores, consistency = judge_pairwise(self.judge, asked, self.opponents)
+            if consistency is not None:
+                self.consistency.append(consistency)
+        else:
+            scores = self.judge.mark(
+                [(e.problem.question, e.completion.text) for e in episodes]
             )
-
-    def _ask(self, groups: Sequence[tuple[str, Sequence[str]]]) -> Feedback:
-        if self.opponents:
-            return judge_pairwise(self.judge, groups, self.opponents)
-        return judge_pointwise(self.judge, groups)
+        for episode, score in zip(episodes, scores, strict=True):
+            episode.rewards["judge"] = score
+            if episode.rewards["accuracy"]:
+                episode.rewards["total"] += self.weight * (score - 0.5)
 
     def metrics(self, groups: Groups) -> dict[str, float]:
         """Of a rollout: agreement with the verifier (AUC), correlation with length,
@@ -229,18 +215,16 @@ class JudgeReward:
         nothing to take from is left out.
         """
         episodes = [episode for group in groups for episode in group]
-        scores = torch.tensor([e.rewards["judge"] for e in episodes], dtype=torch.float64)
-        lengths = torch.tensor([e.completion.length for e in episodes], dtype=torch.float64)
+        scores = [e.rewards["judge"] for e in episodes]
+        lengths = [e.completion.length for e in episodes]
         right = [bool(e.rewards["accuracy"]) for e in episodes]
         found = {"judge/mass": fmean(self.judge.masses)} if self.judge.masses else {}
         if self.consistency:
             found["judge/consistency"] = fmean(self.consistency)
         if len(set(right)) == 2:
-            found["judge/auc"] = auc(scores.tolist(), right)
-        if len(episodes) > 1 and scores.std() > 0 and lengths.std() > 0:
-            found["judge/length_correlation"] = float(
-                torch.corrcoef(torch.stack([scores, lengths]))[0, 1]
-            )
+            found["judge/auc"] = auc(scores, right)
+        if len(set(scores)) > 1 and len(set(lengths)) > 1:
+            found["judge/length_correlation"] = correlation(scores, lengths)
         self.judge.masses.clear()
         self.consistency.clear()
         return found

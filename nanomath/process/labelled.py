@@ -14,16 +14,18 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from nanomath.data.problem_sets import read_records
+from nanomath.models.stored import naming, whole
 
 NEUTRAL = {"right": 1.0, "wrong": 0.0, "skip": None}
 SIGNS = {"+": 1.0, "-": 0.0, "true": 1.0, "false": 0.0}  # labels written as text
 KINDS = {str: "text", list: "a list", dict: "an object"}
+MARKER = "ки"  # what ends a step in Math-Shepherd's texts
 
 
 @dataclass(frozen=True)
@@ -38,15 +40,13 @@ class Labelled:
     def __post_init__(self) -> None:
         if not self.steps or not all(step.strip() for step in self.steps):
             raise ValueError(
-                f"{self.place}: an empty {'step' if self.steps else 'solution'} cannot be scored"
+                f"an empty {'step' if self.steps else 'solution'} cannot be scored"
             )
         if len(self.labels) != len(self.steps):
-            raise ValueError(
-                f"{self.place}: {len(self.steps)} steps, but {len(self.labels)} labels"
-            )
+            raise ValueError(f"{len(self.steps)} steps, but {len(self.labels)} labels")
         for label in self.labels:
             if label is not None and not 0 <= label <= 1:
-                raise ValueError(f"{self.place}: the label {label!r} is not between 0 and 1")
+                raise ValueError(f"the label {label!r} is not between 0 and 1")
 
     @property
     def first_wrong(self) -> int:
@@ -57,18 +57,19 @@ class Labelled:
 
 
 def load_labelled(path: str | Path, neutral: str = "right", limit: int = 0) -> list[Labelled]:
-    """The labelled solutions of a file (.jsonl, .json, .parquet; also .gz); its format is told
-    by its fields. One row of PRM800K is several of them. FileNotFoundError, ValueError with
-    the file and the row.
+    """Read the labelled solutions of a file (.jsonl, .json, .parquet; also .gz).
+
+    The fields tell the format. One row of PRM800K is several solutions. At most `limit` are
+    returned, 0: all. FileNotFoundError, or ValueError with the file and the row.
     """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no such file of labelled solutions: {path}")
-    found = [
-        solution
-        for place, row in read_records(path)
-        for solution in _solutions(row, place, neutral)
-    ]
+    found: list[Labelled] = []
+    for place, row in read_records(path):
+        with naming(place):
+            for solution in _solutions(row, NEUTRAL[neutral]):
+                found.append(replace(solution, place=place))
     if not found:
         raise ValueError(f"{path}: there is no labelled solution in it")
     return found[:limit] if limit else found
@@ -78,52 +79,38 @@ def write(path: Path, solutions: Iterable[Labelled]) -> None:
     """Append rows in trl's format."""
     with open(path, "a", encoding="utf-8") as file:
         for s in solutions:
-            row = {
-                "prompt": s.question,
-                "completions": list(s.steps),
-                "labels": list(s.labels),
-            }
+            row = {"prompt": s.question, "completions": s.steps, "labels": s.labels}
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 
-def _solutions(row: Any, place: str, neutral: str) -> Iterator[Labelled]:
+def _solutions(row: Any, neutral: float | None) -> Iterable[Labelled]:
     """The solutions of a row, in whatever format its fields are those of."""
     if not isinstance(row, dict):
-        raise ValueError(f"{place}: expected an object with named fields, got {row!r:.60}")
+        raise ValueError(f"expected an object with named fields, got {row!r:.60}")
     if "completions" in row and "labels" in row:
-        yield _trl(row, place)
-    elif "input" in row and "label" in row:
-        yield _math_shepherd(
-            _field(row, "input", str, place), _field(row, "label", str, place), place
-        )
-    elif "problem" in row and "steps" in row:
-        yield _processbench(row, place)
-    elif isinstance(row.get("question"), dict):
-        stages = _field(_field(row, "label", dict, place), "steps", list, place)
-        yield from _prm800k(
-            _question(row["question"], "problem", place), stages, place, NEUTRAL[neutral]
-        )
-    else:
-        names = ", ".join(" ".join(name.split()) for name in row)
-        raise ValueError(
-            f"{place}: no labelled solution; its fields are: {names or 'none':.300}"
-        )
+        return [_trl(row)]
+    if "input" in row and "label" in row:
+        return [_math_shepherd(_field(row, "input", str), _field(row, "label", str))]
+    if "problem" in row and "steps" in row:
+        return [_processbench(row)]
+    if isinstance(row.get("question"), dict):
+        return _prm800k(row, neutral)
+    names = ", ".join(" ".join(name.split()) for name in row)
+    raise ValueError(f"no labelled solution; its fields are: {names or 'none':.300}")
 
 
-def _field(row: Any, name: str, kind: type, place: str) -> Any:
+def _field(row: Any, name: str, kind: type) -> Any:
     """row[name], of type `kind`, a key of KINDS."""
     if not isinstance(row, dict):
-        raise ValueError(
-            f"{place}: expected an object with the field {name!r}, got {row!r:.60}"
-        )
+        raise ValueError(f"expected an object with the field {name!r}, got {row!r:.60}")
     if not isinstance(row.get(name), kind):
         raise ValueError(
-            f"{place}: field {name!r}: expected {KINDS[kind]}, got {row.get(name, 'nothing')!r:.60}"
+            f"field {name!r}: expected {KINDS[kind]}, got {row.get(name, 'nothing')!r:.60}"
         )
     return row[name]
 
 
-def _question(row: dict[str, Any], name: str, place: str) -> str:
+def _question(row: dict[str, Any], name: str) -> str:
     """The question in that field, which may be a chat in which the user speaks once."""
     value = row.get(name)
     if isinstance(value, list):
@@ -135,135 +122,111 @@ def _question(row: dict[str, Any], name: str, place: str) -> str:
         value = said[0].get("content") if len(said) == 1 else value
     if not isinstance(value, str) or not value.strip():
         raise ValueError(
-            f"{place}: field {name!r}: expected a question, as text or a chat, got {row.get(name)!r:.60}"
+            f"field {name!r}: expected a question, as text or a chat, got {row.get(name)!r:.60}"
         )
     return value
 
 
-def _steps(row: dict[str, Any], name: str, place: str) -> tuple[str, ...]:
-    steps = _field(row, name, list, place)
+def _steps(row: dict[str, Any], name: str) -> tuple[str, ...]:
+    steps = _field(row, name, list)
     for number, step in enumerate(steps, start=1):
         if not isinstance(step, str):
-            raise ValueError(
-                f"{place}: step {number} of {name!r}: expected text, got {step!r:.60}"
-            )
+            raise ValueError(f"step {number} of {name!r}: expected text, got {step!r:.60}")
     return tuple(steps)
 
 
-def _index(
-    value: Any, least: int, entries: Sequence[Any], what: str, of: str, place: str
-) -> int:
-    """An index of the entries, from `least` on; tables make floats of integers."""
-    if (
-        isinstance(value, bool)
-        or not isinstance(value, int | float)
-        or value not in range(least, len(entries))
-    ):
-        raise ValueError(f"{place}: {what} is {value!r:.60}, of {len(entries)} {of}")
-    return int(value)
-
-
-def _trl(row: dict[str, Any], place: str) -> Labelled:
-    labels = tuple(_label(label, place) for label in _field(row, "labels", list, place))
+def _trl(row: dict[str, Any]) -> Labelled:
+    labels = tuple(_label(label) for label in _field(row, "labels", list))
     if labels and not any(label is not None for label in labels):
-        raise ValueError(f"{place}: no step has a label")
-    return Labelled(
-        _question(row, "prompt", place), _steps(row, "completions", place), labels, place
-    )
+        raise ValueError("no step has a label")
+    return Labelled(_question(row, "prompt"), _steps(row, "completions"), labels)
 
 
-def _label(label: Any, place: str) -> float | None:
+def _label(label: Any) -> float | None:
     """A label as a probability; it may be written as text."""
     value = SIGNS.get(label.strip().lower(), label) if isinstance(label, str) else label
     try:
         return None if value is None else float(value)
     except (TypeError, ValueError, OverflowError):
         raise ValueError(
-            f"{place}: the label {label!r:.60} is neither a number from 0 to 1 nor true, false or null"
+            f"the label {label!r:.60} is neither a number from 0 to 1 nor true, false or null"
         ) from None
 
 
-def _math_shepherd(text: str, labelled: str, place: str, marker: str = "ки") -> Labelled:
-    """The first step begins where "Step 1:" last stands before its marker: the question may
-    say it as well.
+def _math_shepherd(text: str, labelled: str) -> Labelled:
+    """The labelled text is the same, but for + or - in place of each marker.
+
+    The first step begins where "Step 1:" last stands before its marker: the question may say
+    it as well.
     """
-    *parts, rest = text.split(marker)
+    *parts, rest = text.split(MARKER)
     labels = []
-    at = 0
-    for (
-        part
-    ) in parts:  # the labelled text is the same, but for one character in place of each marker
-        at += len(part)
-        labels.append({"+": 1.0, "-": 0.0}.get(labelled[at : at + 1]))
-        if labels[-1] is None or not labelled.startswith(part, at - len(part)):
+    for part in parts:
+        sign = labelled[len(part) : len(part) + 1]
+        if not labelled.startswith(part) or sign not in ("+", "-"):
             raise ValueError(
-                f"{place}: step {len(labels)} has neither + nor - where its marker {marker} stands"
+                f"step {len(labels) + 1} has neither + nor - where its marker {MARKER} stands"
             )
-        at += 1
-    begins = (
-        [list(re.finditer(pattern, parts[0])) for pattern in (r"\bStep 1:", r"\bStep 1\b")]
-        if parts
-        else [[], []]
-    )
-    first = next((found[-1].start() for found in begins if found), 0)
-    question = text[:first].strip()
+        labels.append(SIGNS[sign])
+        labelled = labelled[len(part) + 1 :]
+    first, *others = parts or [""]
+    begins = [found.start() for found in re.finditer(r"\bStep 1\b", first)] or [0]
+    with_colon = [found.start() for found in re.finditer(r"\bStep 1:", first)]
+    begin = (with_colon or begins)[-1]
+    question = first[:begin].strip()
     if not question or rest.strip():
-        raise ValueError(f'{place}: expected a question, then "Step 1: .. {marker}" and so on')
-    steps = [step.strip() for step in (parts[0][first:], *parts[1:])]
+        raise ValueError(f'expected a question, then "Step 1: .. {MARKER}" and so on')
+    steps = [step.strip() for step in (first[begin:], *others)]
     if any(re.fullmatch(r"(Step \d+:)?", step) for step in steps):
-        raise ValueError(f"{place}: an empty step cannot be scored")
-    return Labelled(question, tuple(steps), tuple(labels), place)
+        raise ValueError("an empty step cannot be scored")
+    return Labelled(question, tuple(steps), tuple(labels))
 
 
-def _processbench(row: dict[str, Any], place: str) -> Labelled:
+def _processbench(row: dict[str, Any]) -> Labelled:
     """What comes after the first wrong step has no label."""
-    steps = _steps(row, "steps", place)
-    first_wrong = _index(row.get("label"), -1, steps, "the first wrong step", "steps", place)
-    labels = [1.0 if k < first_wrong or first_wrong < 0 else None for k in range(len(steps))]
+    steps = _steps(row, "steps")
+    first_wrong = whole(row.get("label"), "the first wrong step", -1, len(steps) - 1)
+    labels: list[float | None] = [1.0] * len(steps)
     if first_wrong >= 0:
-        labels[first_wrong] = 0.0
-    return Labelled(_question(row, "problem", place), steps, tuple(labels), place)
+        unlabelled = len(steps) - first_wrong - 1
+        labels[first_wrong:] = [0.0, *[None] * unlabelled]
+    return Labelled(_question(row, "problem"), steps, tuple(labels))
 
 
-def _prm800k(
-    question: str, stages: Sequence[Any], place: str, neutral: float | None
-) -> Iterator[Labelled]:
+def _prm800k(row: dict[str, Any], neutral: float | None) -> Iterator[Labelled]:
     """The chosen path, and a solution for every other completion, which ends with it and has a
     label there alone.
     """
+    question = _question(row["question"], "problem")
     path: list[str] = []
     labels: list[float | None] = []
-    for stage in stages:
+    for stage in _field(_field(row, "label", dict), "steps", list):
         nothing = isinstance(stage, dict) and stage.get("completions", ...) is None
-        others = [] if nothing else _field(stage, "completions", list, place)
+        completions = [] if nothing else _field(stage, "completions", list)
         chosen = stage.get("chosen_completion")
         if chosen is not None:
-            chosen = _index(chosen, 0, others, "chosen_completion", "completions", place)
-        for number, completion in enumerate(others):
-            rated = _rated(completion, neutral, place)
+            chosen = whole(chosen, "chosen_completion", 0, len(completions) - 1)
+        for number, completion in enumerate(completions):
+            rated = _rated(completion, neutral)
             if number != chosen and rated is not None:
-                text = _field(completion, "text", str, place)
-                yield Labelled(question, (*path, text), (*[None] * len(path), rated), place)
-        step = others[chosen] if chosen is not None else stage.get("human_completion")
+                text = _field(completion, "text", str)
+                yield Labelled(question, (*path, text), (*[None] * len(path), rated))
+        step = stage.get("human_completion") if chosen is None else completions[chosen]
         if step is None:  # the labeller found no right step, or gave up
             break
-        path.append(_field(step, "text", str, place))
-        labels.append(_rated(step, neutral, place))
+        path.append(_field(step, "text", str))
+        labels.append(_rated(step, neutral))
     if any(label is not None for label in labels):
-        yield Labelled(question, tuple(path), tuple(labels), place)
+        yield Labelled(question, tuple(path), tuple(labels))
 
 
-def _rated(completion: Any, neutral: float | None, place: str) -> float | None:
-    """The label that PRM800K's rating means."""
-    rating = completion.get("rating") if isinstance(completion, dict) else ""
-    if rating is None:
-        return None
-    if (
-        isinstance(rating, bool)
-        or not isinstance(rating, int | float)
-        or rating not in (-1, 0, 1)
-    ):
-        raise ValueError(
-            f"{place}: expected a completion with a rating of -1, 0, 1 or null, got {completion!r:.60}"
-        )
-    return {1: 1.0, 0: neutral, -1: 0.0}[rating]
+def _rated(completion: Any, neutral: float | None) -> float | None:
+    """The label that PRM800K's rating of -1, 0, 1 or null means."""
+    if not isinstance(completion, dict):
+        raise ValueError(f"expected a completion with a rating, got {completion!r:.60}")
+    rating = completion.get("rating")
+    return (
+        None
+        if rating is None
+        else {1: 1.0, 0: neutral, -1: 0.0}[whole(rating, "rating", -1, 1)]
+    )

@@ -7,23 +7,23 @@ Steps go in as text, so the policy's tokenizer and the PRM's need not agree. All
 solution are scored in one forward pass, because a causal model's state after step k has seen
 nothing later; solutions are batched by length, and the question of several is computed once.
 
-A scorer is anything with `score_all(solutions)`, a list of scores for each (question, steps):
-a `PRM`, the exact oracle of the embedded world, or a control. A result that a control also
-gets says nothing about the PRM.
+A scorer is any function from solutions to the scores of their steps: a `PRM`, the exact oracle
+of the embedded world, or a control. A result that a control also gets says nothing about the
+PRM.
 """
 
 from __future__ import annotations
 
 import hashlib
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from os import PathLike
-from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
+from nanomath.data.files import read_json
 from nanomath.data.problem import Problem
 from nanomath.data.world import check_steps
 from nanomath.models.batches import (
@@ -35,25 +35,27 @@ from nanomath.models.batches import (
 )
 from nanomath.models.directory import resolve_model_dir
 from nanomath.models.hf import load_model, replace_head
-from nanomath.models.stored import read_json
 from nanomath.models.tokenizer import Tokenizer, load_tokenizer
 from nanomath.models.transformer import Transformer
-from nanomath.process.formats import FORMATS, Format, MathShepherd, TokenClassification
+from nanomath.process.formats import (
+    FORMATS,
+    Format,
+    MathShepherd,
+    Qwen,
+    TokenClassification,
+)
 
 Solution = tuple[str, Sequence[str]]  # a question and the steps of a solution, as text
-
-
-class StepScorer(Protocol):
-    """Scores steps; `PRM` and the classes at the end of this file."""
-
-    def score_all(self, solutions: Sequence[Solution]) -> list[list[float]]:
-        """A number in [0, 1] for each step of each solution."""
+StepScorer = Callable[
+    [Sequence[Solution]], list[list[float]]
+]  # a number in [0, 1] for each step
 
 
 @dataclass
 class PRM:
-    """A model with the head of its format. token_budget: padded tokens that are computed at
-    once.
+    """A model with the head of its format; `prm(solutions)` scores steps.
+
+    token_budget: padded tokens that are computed at once.
     """
 
     model: Transformer
@@ -63,14 +65,14 @@ class PRM:
 
     def __post_init__(self) -> None:
         self.format.check(self.tokenizer)
-        architecture = self.model.config.to_hf()["architectures"][0].removesuffix(
-            "ForCausalLM"
-        )
-        self.model.hf_keys = self.format.config_keys(architecture)
+        architecture = self.model.config.to_hf()["architectures"][0]
+        family = architecture.removesuffix("ForCausalLM")
+        self.model.hf_keys = self.format.config_keys(family)
 
-    def score_all(self, solutions: Sequence[Solution]) -> list[list[float]]:
-        """All steps of all solutions, 0 for one that ends beyond the context. ValueError where
-        there are no steps.
+    def __call__(self, solutions: Sequence[Solution]) -> list[list[float]]:
+        """Return the scores of all steps, 0 for a step that ends beyond the context.
+
+        ValueError where a solution has no steps.
         """
         laid_out = [
             self.lay_out(number, *solution, whole=False)
@@ -87,37 +89,32 @@ class PRM:
             places,
             self.token_budget,
         ):
-            found = (
-                self.format.logits(self.model, self.tokenizer, states)
-                .softmax(dim=1)[:, 1]
-                .tolist()
-            )
-            for i in rows:
-                count = len(places[i])
-                scores[read[i]][:count] = found[:count]
-                found = found[count:]
+            logits = self.format.logits(self.model, self.tokenizer, states)
+            right = logits.softmax(dim=1)[:, 1].split([len(places[i]) for i in rows])
+            for i, found in zip(rows, right, strict=True):
+                scores[read[i]][: len(found)] = found.tolist()
         return scores
 
     def lay_out(
         self, number: int, question: str, steps: Sequence[str], whole: bool = True
     ) -> tuple[list[int], list[int]]:
-        """Tokens and places of solution `number`; of one that is longer than the context, a
-        ValueError, or if it need not be `whole` what fits, and a warning.
+        """Return the tokens and the places of solution `number`.
+
+        A solution that is longer than the context is a ValueError; if it need not be `whole`,
+        the function returns what fits and warns.
         """
+        name = f"solution {number} of {question[:40]!r}"
         if not steps:
-            raise ValueError(
-                f"solution {number} of {question[:40]!r} is empty: there is no step to score"
-            )
+            raise ValueError(f"{name} is empty: there is no step to score")
         tokens, places = self.format.lay_out(self.tokenizer, question, steps)
         if len(places) != len(steps):
-            raise ValueError(
-                f"solution {number} of {question[:40]!r}: {len(steps)} steps gave {len(places)} scores"
-            )
-        if len(tokens) <= (context := self.model.config.max_positions):
+            raise ValueError(f"{name}: {len(steps)} steps gave {len(places)} scores")
+        context = self.model.config.max_positions
+        if len(tokens) <= context:
             return tokens, places
         if whole:
             raise ValueError(
-                f"solution {number} of {question[:40]!r} has {len(tokens)} tokens: the PRM's context holds {context}"
+                f"{name} has {len(tokens)} tokens: the PRM's context holds {context}"
             )
         warnings.warn(
             f"steps that end beyond the {context} tokens of the PRM's context score 0",
@@ -126,24 +123,19 @@ class PRM:
         return tokens[:context], [place for place in places if place < context]
 
     def logits(self, examples: Sequence[Example], places: Sequence[list[int]]) -> Tensor:
-        """[n, 2] of the n steps of some solutions in order, with gradient."""
+        """Return [n, 2] of the n steps of some solutions in order, with gradient."""
         layout, where = lay_out(examples)
         at = torch.cat([w[own] for w, own in zip(where, places, strict=True)])
         states = layout_states(self.model, layout.to(self.model.device))
         return self.format.logits(self.model, self.tokenizer, states[at.to(states.device)])
 
 
-KINDS = {  # what the name of an architecture ends with
-    "ForCausalLM": "math_shepherd",
-    "ForProcessRewardModel": "qwen",
-    "ForTokenClassification": "token_classification",
-}
-
-
 def is_prm(path_or_hub_id: str | PathLike[str]) -> bool:
-    """Whether a model has a head for scores in place of one for tokens."""
-    architecture = _architecture(read_json(resolve_model_dir(path_or_hub_id) / "config.json"))
-    return architecture.endswith(tuple(set(KINDS) - {"ForCausalLM"}))
+    """Return whether a model has a head for scores in place of one for tokens."""
+    config = read_json(resolve_model_dir(path_or_hub_id) / "config.json")
+    return _architecture(config).endswith(
+        (Qwen.architecture, TokenClassification.architecture)
+    )
 
 
 def load_prm(
@@ -151,9 +143,10 @@ def load_prm(
     device: str | torch.device = "cpu",
     dtype: torch.dtype = torch.float32,
 ) -> PRM:
-    """The PRM in a Hugging Face directory, whose config.json tells its format: a causal
-    language model is one as Math-Shepherd's. FileNotFoundError when a file is not there,
-    ValueError when it is no PRM or lacks its head.
+    """Load the PRM in a Hugging Face directory, whose config.json tells its format.
+
+    A causal language model is a PRM of Math-Shepherd's format. FileNotFoundError when a file is
+    not there, ValueError when the model is no PRM or lacks its head.
     """
     directory = resolve_model_dir(path_or_hub_id)
     format = _format_of(read_json(directory / "config.json"), str(directory))
@@ -163,25 +156,19 @@ def load_prm(
 
 def _format_of(config: dict, where: str) -> Format:
     architecture = _architecture(config)
-    name = next(
-        (kind for suffix, kind in KINDS.items() if architecture.endswith(suffix)), None
-    )
-    if name is None:
-        raise ValueError(
-            f"{where}: {architecture!r} is no PRM: one of {', '.join('..' + suffix for suffix in KINDS)}"
-        )
-    if (
-        name != "math_shepherd"
-        and (labels := len(config.get("id2label") or ()) or config.get("num_labels", 2)) != 2
-    ):
+    known = [kind for kind in FORMATS.values() if architecture.endswith(kind.architecture)]
+    if not known:
+        endings = ", ".join(f"..{kind.architecture}" for kind in FORMATS.values())
+        raise ValueError(f"{where}: {architecture!r} is no PRM: one of {endings}")
+    (kind,) = known
+    labels = len(config.get("id2label") or ()) or config.get("num_labels", 2)
+    if kind is not MathShepherd and labels != 2:
         raise ValueError(
             f"{where}: the head has {labels} labels, a PRM's has two: wrong and right"
         )
-    return (
-        TokenClassification(config.get("prm_separator", "\n"))
-        if name == "token_classification"
-        else FORMATS[name]()
-    )
+    if kind is TokenClassification:
+        return TokenClassification(config.get("prm_separator", "\n"))
+    return kind()
 
 
 def _architecture(config: dict) -> str:
@@ -189,8 +176,9 @@ def _architecture(config: dict) -> str:
 
 
 def new_prm(model: Transformer, tokenizer: Tokenizer, format: Format, seed: int = 0) -> PRM:
-    """A PRM to be trained, from any causal language model: a fresh head whose last layer is
-    zero, so that p = 1/2.
+    """Make a PRM to be trained of any causal language model.
+
+    The last layer of its fresh head is zero, so that p = 1/2.
     """
     head = format.head(model.config)
     if head is not None:
@@ -200,7 +188,8 @@ def new_prm(model: Transformer, tokenizer: Tokenizer, format: Format, seed: int 
             for layer in hidden:
                 layer.weight.normal_(0.0, layer.in_features**-0.5, generator=generator)
                 layer.bias.zero_()
-            last.weight.zero_(), last.bias.zero_()
+            last.weight.zero_()
+            last.bias.zero_()
         replace_head(model, head.to(model.device, model.dtype))
     return PRM(model, tokenizer, format)
 
@@ -208,57 +197,44 @@ def new_prm(model: Transformer, tokenizer: Tokenizer, format: Format, seed: int 
 # --- The oracle, and controls ----------------------------------------------------------------
 
 
-class Oracle:
-    """1 for a right step and 0 for a wrong one, of problems of the embedded world, which it
-    knows by their question.
+def oracle_scores(
+    problems: Iterable[Problem], solutions: Sequence[Solution]
+) -> list[list[float]]:
+    """Score right steps 1 and wrong ones 0, for problems of the embedded world.
+
+    A step may be made of several of the oracle's: it is right if all of them are. ValueError
+    for a question that none of the `problems` asks.
     """
-
-    def __init__(self, problems: Iterable[Problem]) -> None:
-        self.problems = {problem.question: problem for problem in problems}
-
-    def score_all(self, solutions: Sequence[Solution]) -> list[list[float]]:
-        return [self._score(question, steps) for question, steps in solutions]
-
-    def _score(self, question: str, steps: Sequence[str]) -> list[float]:
-        """What a step is made of may be several of the oracle's: it is right if all of them
-        are.
-        """
-        if question not in self.problems:
+    known = {problem.question: problem for problem in problems}
+    found = []
+    for question, steps in solutions:
+        if question not in known:
             raise ValueError(f"the oracle knows no problem that asks {question[:40]!r}")
         scores = []
         text = ""
         for step in steps:
             text += step.strip() + "\n\n"
-            verdicts = check_steps(self.problems[question], text)
+            verdicts = check_steps(known[question], text)
             scores.append(float(bool(verdicts) and all(verdicts)))
-        return scores
+        found.append(scores)
+    return found
 
 
-class RandomScores:
+def random_scores(solutions: Sequence[Solution], seed: int = 0) -> list[list[float]]:
     """A control: uniform numbers, a fixed function of seed, question and the steps so far."""
 
-    def __init__(self, seed: int = 0) -> None:
-        self.seed = seed
-
-    def score_all(self, solutions: Sequence[Solution]) -> list[list[float]]:
-        return [
-            [self._draw(question, steps[: k + 1]) for k in range(len(steps))]
-            for question, steps in solutions
-        ]
-
-    def _draw(self, question: str, steps: Sequence[str]) -> float:
-        key = "\0".join((str(self.seed), question, *steps)).encode("utf-8", "surrogatepass")
+    def draw(*words: str) -> float:
+        key = "\0".join((str(seed), *words)).encode("utf-8", "surrogatepass")
         return int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "big") / 2**64
 
+    return [
+        [draw(question, *steps[: k + 1]) for k in range(len(steps))]
+        for question, steps in solutions
+    ]
 
-class LengthScores:
+
+def length_scores(solutions: Sequence[Solution], longest: int = 80) -> list[list[float]]:
     """A control: a step is worth its share of `longest` characters, whatever it says."""
-
-    def __init__(self, longest: int = 80) -> None:
-        self.longest = longest
-
-    def score_all(self, solutions: Sequence[Solution]) -> list[list[float]]:
-        return [
-            [min(1.0, len(step.strip()) / self.longest) for step in steps]
-            for _, steps in solutions
-        ]
+    return [
+        [min(1.0, len(step.strip()) / longest) for step in steps] for _, steps in solutions
+    ]

@@ -100,7 +100,7 @@ class ProcessReward:
             for (question, tokens), parts in zip(completions, steps, strict=True)
             if parts
         ]
-        scores = iter(self.scorer.score_all(solutions))
+        scores = iter(self.scorer(solutions))
         return [
             ([step.token for step in parts], next(scores))
             if parts
@@ -115,9 +115,7 @@ class ProcessReward:
         """
         episodes = [episode for group in groups for episode in group]
         steps = [len(e.step_scores) for e in episodes]
-        probes = self.scorer.score_all(
-            [(episodes[0].problem.question, [probe]) for probe in PROBES]
-        )
+        probes = self.scorer([(episodes[0].problem.question, [probe]) for probe in PROBES])
         scores = [e.rewards["prm"] for e in episodes]
         right = [bool(e.rewards["accuracy"]) for e in episodes]
         found = {

@@ -24,7 +24,13 @@ from nanomath.models import (
 )
 from nanomath.models.batches import Example
 from nanomath.process.judge import Judge, JudgeReward
-from nanomath.process.prm import LengthScores, Oracle, RandomScores, StepScorer, load_prm
+from nanomath.process.prm import (
+    StepScorer,
+    length_scores,
+    load_prm,
+    oracle_scores,
+    random_scores,
+)
 from nanomath.process.rewards import ProcessReward, VerifiedReward
 from nanomath.rewards import RewardSet
 from nanomath.rollout import Sampler, Scorer
@@ -289,7 +295,7 @@ def build_watcher(
     seed: int,
 ) -> ProcessReward:
     """What scores steps, and rewards none."""
-    known = Oracle(problems) if section.prm == "oracle" else None
+    known = partial(oracle_scores, problems) if section.prm == "oracle" else None
     scorer = known or build_scorer(section.prm, model, seed)
     split = section.steps, section.least_tokens, section.most_steps, section.drop_repeats
     return ProcessReward(scorer, tokenizer, None, *split)
@@ -300,7 +306,7 @@ def build_scorer(name: str, section: settings.Model, seed: int = 0) -> StepScore
     section's device.
     """
     if name in ("random", "length"):
-        return RandomScores(seed) if name == "random" else LengthScores()
+        return partial(random_scores, seed=seed) if name == "random" else length_scores
     return load_prm(name, choose_device(section.device), getattr(torch, section.dtype))
 
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,7 +20,8 @@ from typing import Any
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from nanomath.models.directory import replace_directory
+from nanomath.data.files import replacing
+from nanomath.models.directory import complete_steps
 from nanomath.models.hf import save_model
 from nanomath.models.tokenizer import Tokenizer
 from nanomath.models.transformer import Transformer
@@ -50,7 +50,7 @@ def save_checkpoint(
         tensors |= {f"{name}/{key}": tensor for key, tensor in other.state().items()}
     with whole(model):
         if ranks.is_main():
-            with replace_directory(target) as scratch:
+            with replacing(target) as scratch:
                 save_model(model, tokenizer, scratch)
                 save_file(
                     {name: t.contiguous() for name, t in tensors.items()},
@@ -85,15 +85,7 @@ def load_checkpoint(directory: Path, optimizer: Optimizer, name: str = "") -> di
 
 def checkpoint_steps(directory: Path) -> dict[int, Path]:
     """The complete checkpoints of a run by their step, in rising order."""
-    found = (
-        (re.fullmatch(r"step-(\d+)", path.name), path) for path in directory.glob("step-*")
-    )
-    steps = {
-        int(match[1]): path
-        for match, path in found
-        if match and (path / "trainer.json").is_file()
-    }
-    return dict(sorted(steps.items()))
+    return complete_steps(directory, "trainer.json")
 
 
 def prune_checkpoints(directory: Path, keep_last: int, best: int | None = None) -> None:

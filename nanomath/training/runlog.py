@@ -15,6 +15,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from nanomath.data.files import replacing
+
 
 class RunFailed(RuntimeError):
     """A run could not go on; the message says where, why, and what is intact. The commands
@@ -128,15 +130,8 @@ def write_atomically(path: Path, text: str) -> None:
     """Replace a file's content in one go: a reader, or a crash, sees the old text or the new
     one.
     """
-    scratch = path.with_name(path.name + ".tmp")
-    try:
-        with _named(path), open(scratch, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(scratch, path)
-    finally:
-        scratch.unlink(missing_ok=True)
+    with _named(path), replacing(path) as scratch:
+        scratch.write_text(text, encoding="utf-8")
 
 
 @contextmanager

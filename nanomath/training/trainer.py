@@ -18,8 +18,8 @@ from torch import nn
 
 from nanomath import settings
 from nanomath.config import load, to_toml
+from nanomath.data.files import remove_scratch
 from nanomath.models import Tokenizer, Transformer, resolve_model_dir
-from nanomath.models.directory import remove_scratch
 from nanomath.training import ranks
 from nanomath.training.build import build_model, choose_device
 from nanomath.training.checkpoint import (

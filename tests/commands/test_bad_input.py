@@ -165,13 +165,13 @@ COMMANDS = [
     ),
     (
         ["eval", "models/good", "half.jsonl"],
-        "half.jsonl:2: field 'question': half a surrogate pair",
+        "half.jsonl:2: half a surrogate pair",
     ),
     (
         ["eval", "models/good", "told.jsonl"],
         "told.jsonl:2: field 'answer' is a worked solution without a marked",
     ),
-    (["eval", "models/good", "twice.csv"], "twice.csv:1: two columns are called 'answer'"),
+    (["eval", "models/good", "twice.csv"], "twice.csv:1: the field 'answer' is there twice"),
     (["eval", "models/good", "deep.json"], "deep.json: JSON that is nested too deeply"),
     (
         ["eval", "models/good", "good.jsonl", "prompt.template={question} {levle}"],
@@ -339,11 +339,6 @@ SCRIPTS = [
         train_sft,
         ["evaluation.by=level"],
         "no problem has the metadata key 'level'; there are: ",
-    ),
-    (
-        train_sft,
-        ["sft.row_length=20"],
-        "sft.row_length is 20: the longest problem and solution need",
     ),
     (train_grpo, [], "model.path is empty: reinforcement needs a model to start from"),
     (train_grpo, ["model.path=models/headless"], "no config.json in models/headless"),

@@ -262,7 +262,8 @@ def test_paths_that_lead_to_no_text(tmp_path: Path, path: str) -> None:
         assert error.endswith("; what is in it has a name such as reward_model.ground_truth")
     else:
         assert error.startswith(
-            f"set.jsonl:1: no answer field (expected {path}); the fields are: prompt, reward_model, "
+            f"set.jsonl:1: no answer field (expected {path}); the fields are: prompt, "
+            f"reward_model, "
         )
 
 
@@ -316,7 +317,8 @@ def test_a_list_of_one_text_is_that_text(tmp_path: Path) -> None:
 WORKED = [
     "Tom has 3 boxes with 4 pens in each of them. 3 * 4 = 12. He gives 2 away. So 10 pens remain.",
     "First she buys 5 apples for 2 coins each.\nThen she spends 5 * 2 = 10 coins in all.",
-    "As each of the three boxes holds four pens and as two of these pens are given to a friend, 10 are left to him",
+    "As each of the three boxes holds four pens and as two of these pens are given to a "
+    "friend, 10 are left to him",
     "太郎はりんごを三つ持っています。花子から二つもらいました。合わせると 3 + 2 = 5 になります。",
 ]
 ANSWERS = [
@@ -348,7 +350,8 @@ ANSWERS = [
 def test_a_gold_answer_that_nothing_can_match_is_refused(tmp_path: Path, gold: str) -> None:
     path = write(tmp_path, "set.jsonl", ROW, {"question": "q", "answer": gold})
     assert error_of(path) == (
-        "set.jsonl:2: field 'answer' is a worked solution without a marked answer (\\boxed{}, ####, ...): name the "
+        "set.jsonl:2: field 'answer' is a worked solution without a marked answer "
+        "(\\boxed{}, ####, ...): name the "
         "field of the final answer, or in answer_after what stands before it"
     )
     path = write(tmp_path, "set.jsonl", {"question": "q", "answer": f"{gold}\n#### 4"})
@@ -442,7 +445,8 @@ ANY_ANSWER = "set.jsonl:1: no answer field (expected answer, Answer, target); th
     [
         (
             [ROW, "", "{'a': 1}"],
-            "set.jsonl:3: not valid JSON: Expecting property name enclosed in double quotes (column 2)",
+            "set.jsonl:3: not valid JSON: Expecting property name enclosed in double quotes "
+            "(column 2)",
         ),
         (
             [ROW, '{"question": "q", "ans'],
@@ -451,16 +455,19 @@ ANY_ANSWER = "set.jsonl:1: no answer field (expected answer, Answer, target); th
         ([ROW, [1]], "set.jsonl:2: expected an object with named fields, got list"),
         (
             [{"text": "q", "answer": "1"}],
-            "set.jsonl:1: no question field (expected question, problem, prompt, Body + Question, Question, input); "
+            "set.jsonl:1: no question field (expected question, problem, prompt, Body + "
+            "Question, Question, input); "
             "the fields are: text, answer",
         ),
         (
             [{"question": "q"}],
-            "set.jsonl:1: no answer field (expected answer, Answer, target); the fields are: question",
+            "set.jsonl:1: no answer field (expected answer, Answer, target); the fields "
+            "are: question",
         ),
         (
             [{}],
-            "set.jsonl:1: no question field (expected question, problem, prompt, Body + Question, Question, input); "
+            "set.jsonl:1: no question field (expected question, problem, prompt, Body + "
+            "Question, Question, input); "
             "the fields are: none",
         ),
         ([ROW, {"question": "q", "answer": " "}], "set.jsonl:2: the answer is empty"),
@@ -469,17 +476,20 @@ ANY_ANSWER = "set.jsonl:1: no answer field (expected answer, Answer, target); th
         ([{"question": "", "answer": "1"}], "set.jsonl:1: the question is empty"),
         (
             [{"question": ["q", "r"], "answer": 1}],
-            "set.jsonl:1: field 'question': expected text or a finite number, got ['q', 'r']; what is in it has a name "
+            "set.jsonl:1: field 'question': expected text or a finite number, got ['q', "
+            "'r']; what is in it has a name "
             "such as question.0",
         ),
         (
             [{"question": "q", "answer": {"value": 1}}],
-            "set.jsonl:1: field 'answer': expected text or a finite number, got {'value': 1}; what is in it has a name "
+            "set.jsonl:1: field 'answer': expected text or a finite number, got {'value': "
+            "1}; what is in it has a name "
             "such as answer.value",
         ),
         (
             [{"question": "q", "answer": [[1, 2], 3]}],
-            "set.jsonl:1: field 'answer': expected text or a finite number, got [1, 2]; what is in it has a name such "
+            "set.jsonl:1: field 'answer': expected text or a finite number, got [1, 2]; "
+            "what is in it has a name such "
             "as answer.0",
         ),
         ([{"question": "q", "answer": []}], "set.jsonl:1: the answer is empty"),
@@ -503,15 +513,15 @@ ANY_ANSWER = "set.jsonl:1: no answer field (expected answer, Answer, target); th
         ),
         (
             [ROW, '{"question": "a \\ud83d b", "answer": 1}'],
-            "set.jsonl:2: field 'question': half a surrogate pair, which is no character: 'a \\ud83d b'",
+            "set.jsonl:2: half a surrogate pair, which is no character: 'a \\ud83d b'",
         ),
         (
             ['{"question": "q", "answer": 1, "more": {"list": ["\\uDC00"]}}'],
-            "set.jsonl:1: field 'more': half a surrogate pair, which is no character: '\\udc00'",
+            "set.jsonl:1: half a surrogate pair, which is no character: '\\udc00'",
         ),
         (
             ['{"question": "q", "answer": 1, "\\ud800": 1}'],
-            "set.jsonl:1: field '\\ud800': half a surrogate pair, which is no character: '\\ud800'",
+            "set.jsonl:1: half a surrogate pair, which is no character: '\\ud800'",
         ),
         (
             ['{"question": "q", "answer": 1, "x": ' + "[" * 10**5],
@@ -519,7 +529,7 @@ ANY_ANSWER = "set.jsonl:1: no answer field (expected answer, Answer, target); th
         ),
         (
             [{**ROW, "x": json.loads("[" * 120 + "]" * 120)}],
-            "set.jsonl:1: field 'x': lists or objects in one another, more than 100",
+            "set.jsonl:1: lists or objects in one another, more than 100",
         ),
         ([{"te\nxt": "q", "question": "q"}], ANY_ANSWER + "te xt, question"),
         (
@@ -562,7 +572,8 @@ def test_errors_name_the_file_and_the_line(
         (
             "set.json",
             "3",
-            "set.json: expected a list of records, or an object with one list or a list called examples",
+            "set.json: expected a list of records, or an object with one list or a list "
+            "called examples",
         ),
         ("set.json", "[]", "set.json: no problems"),
         ("set.csv", "question,answer\na,b,c\n", "set.csv:2: expected 2 columns, got 3"),
@@ -572,12 +583,12 @@ def test_errors_name_the_file_and_the_line(
         (
             "set.csv",
             "\nquestion, answer,answer\na,b,c\n",
-            "set.csv:2: two columns are called 'answer'",
+            "set.csv:2: the field 'answer' is there twice",
         ),
         (
             "set.tsv",
             "question\tanswer\tquestion\na\tb\tc\n",
-            "set.tsv:1: two columns are called 'question'",
+            "set.tsv:1: the field 'question' is there twice",
         ),
         (
             "set.csv",
@@ -587,7 +598,7 @@ def test_errors_name_the_file_and_the_line(
         (
             "set.json",
             '[{"question": "\\udc00", "answer": 1}]',
-            "set.json: row 0: field 'question': half a surrogate pair",
+            "set.json: half a surrogate pair, which is no character: '\\udc00'",
         ),
         (
             "set.json",
@@ -606,7 +617,8 @@ def test_errors_name_the_file_and_the_line(
         (
             "set.txt",
             "question",
-            "set.txt: unknown format; expected .jsonl, .json, .csv, .tsv (each also .gz) or .parquet",
+            "set.txt: unknown format; expected .jsonl, .json, .csv, .tsv (each also .gz) or "
+            ".parquet",
         ),
     ],
 )
@@ -736,7 +748,7 @@ def test_a_split_or_dataset_that_the_hub_does_not_have(cache: Path) -> None:
     )
     with pytest.raises(
         FileNotFoundError,
-        match="problem set not found: org/other is no file, and from the hub: ",
+        match="no org/other here, nor can the hub give it ",
     ) as caught:
         load_problems("org/other")
     assert "\n" not in str(caught.value)

@@ -163,7 +163,8 @@ def test_a_misspelt_field_is_refused_with_the_fields_that_there_are(
     with pytest.raises(ValueError) as caught:
         render_prompt(PROBLEM, PromptTemplate(template, chat=False))
     assert str(caught.value) == (
-        f"the template {template!r} has {{{word}}}, but problem 'p1' no such field: it has level, a.b, question, "
+        f"the template {template!r} has {{{word}}}, but problem 'p1' no such field: it has "
+        f"level, a.b, question, "
         f"answer, solution ({{{{{word}}}}} stands for the word in braces)"
     )
 

@@ -90,7 +90,8 @@ def test_problems_are_compact(family: str, language: str) -> None:
 def test_training_is_the_same_in_every_process() -> None:
     script = (
         "import hashlib; from nanomath.data.world import generate, world_tokenizer as w; "
-        "print(hashlib.sha256(w().to_str().encode()).hexdigest(), generate('grid', 'test', 3)[2].id)"
+        "print(hashlib.sha256(w().to_str().encode()).hexdigest(), generate('grid', 'test', "
+        "3)[2].id)"
     )
     here = hashlib.sha256(TOKENIZER.to_str().encode()).hexdigest()
     expected = f"{here} {generate('grid', 'test', 3)[2].id}"

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kernels import compiled, exact_attention
-from kernels.exact_attention import check_rows, in_pages
+from kernels.exact_attention import block_attention, check_rows, in_pages
 
 
 def qkv(
@@ -33,6 +33,10 @@ def brute_force(q: Tensor, k: Tensor, v: Tensor, window: int | None) -> Tensor:
     return scores.softmax(-1) @ v
 
 
+def zeros(batch: int) -> torch.Tensor:
+    return torch.zeros(batch, dtype=torch.int64)
+
+
 @pytest.mark.parametrize(
     "dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str
 )
@@ -45,7 +49,7 @@ def test_attention(dtype, window, batch, heads, kv_heads, tokens, size):
     given = qkv(batch, heads, kv_heads, tokens, size, dtype)
     expected = brute_force(*given, window)
     assert (
-        float((in_pages(*given, window) - expected).norm() / expected.norm())
+        float((in_pages(*given, zeros(batch), window) - expected).norm() / expected.norm())
         < 4 * torch.finfo(dtype).eps
     )
 
@@ -54,13 +58,27 @@ def test_attention(dtype, window, batch, heads, kv_heads, tokens, size):
 @pytest.mark.parametrize("heads", [(9, 3, 64), (4, 2, 8), (7, 1, 80)], ids=str)
 def test_a_token_depends_on_what_it_sees_alone(dtype, heads):
     q, k, v = qkv(3, *heads[:2], 200, heads[2], dtype)
-    whole, before = in_pages(q, k, v), torch.get_num_threads()
+    whole, before = in_pages(q, k, v, zeros(3)), torch.get_num_threads()
     for threads in (1, 2):
         torch.set_num_threads(threads)
         for batch, tokens in ((1, 1), (3, 63), (1, 64), (2, 65), (1, 199)):
-            part = in_pages(*(x[:batch, :, :tokens] for x in (q, k, v)))
+            part = in_pages(*(x[:batch, :, :tokens] for x in (q, k, v)), zeros(batch))
             assert torch.equal(part, whole[:batch, :, :tokens])
     torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("window", [None, 5])
+def test_a_block_is_the_end_of_its_sequences(dtype, window):
+    """Queries from `first` on have the bits that they have in a pass over whole sequences."""
+    q, k, v = qkv(3, 4, 2, 80, 8, dtype)
+    first = torch.tensor([3, 70, 41])
+    whole = block_attention(q, k, v, zeros(3), window, exact=True)
+    some = torch.stack([row[:, n : n + 10] for row, n in zip(q, first.tolist(), strict=True)])
+    ends = torch.stack([row[:, n : n + 10] for row, n in zip(whole, first.tolist(), strict=True)])
+    assert torch.equal(block_attention(some, k, v, first, window, exact=True), ends)
+    library = block_attention(some, k, v, first, window, exact=False)
+    torch.testing.assert_close(library, ends, rtol=0, atol=8 * torch.finfo(dtype).eps)
 
 
 @pytest.mark.parametrize("window", [None, 5])

@@ -381,7 +381,7 @@ def test_broken_files_are_named(
 def test_a_template_that_is_no_text_is_named(tmp_path: Path) -> None:
     ours().save(tmp_path)
     (tmp_path / "chat_template.jinja").write_bytes(b"{{ 1 }}\xff")
-    with pytest.raises(ValueError, match=r"chat_template.jinja is not UTF-8 text \(byte 7\)"):
+    with pytest.raises(ValueError, match=r"chat_template.jinja: not UTF-8 text \(byte 7\)"):
         load_tokenizer(tmp_path)
 
 
@@ -474,10 +474,13 @@ def test_extra_variables_reach_the_template() -> None:
 @pytest.mark.parametrize(
     "template",
     [
-        "{% for m in messages %}{% if loop.index0 == 1 %}{% break %}{% endif %}{{ m.content }}{% endfor %}",
-        "{% for m in messages %}\n  {% generation %}\n{{ m.content }}\n  {% endgeneration %}\n{% endfor %}\nend\n",
+        "{% for m in messages %}{% if loop.index0 == 1 %}{% break %}{% endif %}{{ m.content "
+        "}}{% endfor %}",
+        "{% for m in messages %}\n  {% generation %}\n{{ m.content }}\n  {% endgeneration "
+        "%}\n{% endfor %}\nend\n",
         "{% set x = 1 %}{% generation %}{% set x = 2 %}{{ x }}{% endgeneration %}{{ x }}",
-        "{{ messages | tojson(indent=2) }}{{ messages[0] | tojson(ensure_ascii=True, sort_keys=True) }}",
+        "{{ messages | tojson(indent=2) }}{{ messages[0] | tojson(ensure_ascii=True, "
+        "sort_keys=True) }}",
         "{{ unset }}{{ unk_token }}{{ pad_token }}{{ tools is none }}{{ documents is defined }}",
         "{{ strftime_now('%Y') }}{{ messages[0].missing is defined }}",
     ],

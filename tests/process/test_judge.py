@@ -15,7 +15,6 @@ from nanomath.process.judge import (
     Judge,
     fill,
     judge_pairwise,
-    judge_pointwise,
 )
 
 GROUPS = [
@@ -62,11 +61,11 @@ def brute_force(judge: Judge, prompt: str, answers: tuple[str, ...]) -> list[flo
 def test_marks_are_expected_values(judge, budget):
     judge.token_budget = budget
     expected = []
-    for question, texts in GROUPS:
-        for text in texts:
-            chances = brute_force(judge, fill(POINTWISE, question, text), MARKS)
-            expected.append(sum(p * k for k, p in enumerate(chances)) / 4)
-    assert judge_pointwise(judge, GROUPS).scores == pytest.approx(expected, abs=1e-6)
+    solutions = [(question, text) for question, texts in GROUPS for text in texts]
+    for question, text in solutions:
+        chances = brute_force(judge, fill(POINTWISE, question, text), MARKS)
+        expected.append(sum(p * k for k, p in enumerate(chances)) / 4)
+    assert judge.mark(solutions) == pytest.approx(expected, abs=1e-6)
     assert len(judge.masses) == 8 and all(0 < mass < 1 for mass in judge.masses)
 
 
@@ -81,18 +80,12 @@ def test_both_orders_are_asked(judge):
 def test_a_share_of_wins(new_model, new_tokenizer):
     judge = Biased(new_model(3), new_tokenizer())
     groups = [("q", ["a", "bbb", "cc"]), ("r", ["alone"]), ("s", ["same", "same"])]
-    found = judge_pairwise(judge, groups, opponents=9)
-    assert (
-        found.scores == pytest.approx([0.3, 0.7, 0.5, 0.5, 0.5, 0.5])
-        and found.consistency == 1
-    )
+    scores, consistency = judge_pairwise(judge, groups, opponents=9)
+    assert scores == pytest.approx([0.3, 0.7, 0.5, 0.5, 0.5, 0.5]) and consistency == 1
     judge.bias = 0.3  # it now says that the first is better, whichever stands there; the two orders cancel it
-    found = judge_pairwise(judge, groups, opponents=9)
-    assert (
-        found.scores == pytest.approx([0.3, 0.7, 0.5, 0.5, 0.5, 0.5])
-        and found.consistency == 0
-    )
-    assert judge_pairwise(judge, groups[1:], 4).consistency is None
+    scores, consistency = judge_pairwise(judge, groups, opponents=9)
+    assert scores == pytest.approx([0.3, 0.7, 0.5, 0.5, 0.5, 0.5]) and consistency == 0
+    assert judge_pairwise(judge, groups[1:], 4)[1] is None
 
 
 def test_each_meets_so_many_others(new_model, new_tokenizer):

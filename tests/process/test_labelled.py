@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 
 import pytest
 from hypothesis import given, settings
@@ -249,7 +250,7 @@ def test_prm800k(tmp_path):
         *[
             (
                 {"problem": "q", "steps": ["a"], "label": label},
-                f"the first wrong step is {label!r}, of 1 steps",
+                f"the first wrong step = {label!r} must be a whole number from -1 to 0",
             )
             for label in (1, -2, True, None, "0", 0.5, 10**30)
         ],
@@ -266,11 +267,17 @@ def test_prm800k(tmp_path):
             "field 'problem': expected a question",
         ),
         *[
-            (prm800k(chosen), f"chosen_completion is {chosen!r}, of 1 completions")
+            (
+                prm800k(chosen),
+                f"chosen_completion = {chosen!r} must be a whole number from 0 to 0",
+            )
             for chosen in (1, -1, "0", True, 0.5)
         ],
         (prm800k(0, completions={}), "field 'completions': expected a list, got {}"),
-        (prm800k(0, completions=None), "chosen_completion is 0, of 0 completions"),
+        (
+            prm800k(0, completions=None),
+            "chosen_completion = 0 must be a whole number from 0 to -1",
+        ),
         (
             prm800k(None, completions=[], human_completion="a"),
             "expected an object with the field 'text', got 'a'",
@@ -282,7 +289,7 @@ def test_prm800k(tmp_path):
         *[
             (
                 prm800k(0, completions=[said("a", rating)]),
-                "expected a completion with a rating of -1, 0, 1 or null",
+                f"rating = {re.escape(repr(rating))} must be a whole number from -1 to 1",
             )
             for rating in (2, "1", True, [1], 0.5)
         ],

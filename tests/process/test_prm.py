@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import random
+from functools import partial
 
 import pytest
 import tokenizers
@@ -14,7 +15,14 @@ import torch
 from nanomath.data.world import generate
 from nanomath.models import Tokenizer, save_model
 from nanomath.process.formats import FORMATS, MathShepherd, Qwen, TokenClassification
-from nanomath.process.prm import PRM, LengthScores, Oracle, RandomScores, load_prm, new_prm
+from nanomath.process.prm import (
+    PRM,
+    length_scores,
+    load_prm,
+    new_prm,
+    oracle_scores,
+    random_scores,
+)
 
 QUESTION = "Mia has 12 apples. She buys 8 more. How many apples does Mia have now?"
 STEPS = [
@@ -60,20 +68,18 @@ def build(new_model, new_tokenizer):
 @pytest.mark.parametrize("name", FORMATS)
 def test_a_score_depends_on_nothing_later_and_on_no_batch(build, name):
     prm = build(name)
-    together = prm.score_all(SOLUTIONS)
+    together = prm(SOLUTIONS)
     assert [len(scores) for scores in together] == [len(steps) for _, steps in SOLUTIONS]
     distinct = {round(score, 5) for scores in together for score in scores}
     assert len(distinct) == sum(map(len, together)) - 1  # one is said twice
     assert all(0 < score < 1 for scores in together for score in scores)
     for (question, steps), scores in zip(SOLUTIONS, together, strict=True):
         for k in range(1, len(steps) + 1):
-            assert prm.score_all([(question, steps[:k])])[0] == pytest.approx(
-                scores[:k], abs=1e-5
-            )
+            assert prm([(question, steps[:k])])[0] == pytest.approx(scores[:k], abs=1e-5)
     prm.token_budget = 1
-    for alone, scores in zip(prm.score_all(SOLUTIONS), together, strict=True):
+    for alone, scores in zip(prm(SOLUTIONS), together, strict=True):
         assert alone == pytest.approx(scores, abs=1e-5)
-    assert prm.score_all([]) == []
+    assert prm([]) == []
 
 
 @pytest.mark.parametrize("name", FORMATS)
@@ -82,7 +88,7 @@ def test_a_marker_in_a_solution_is_no_step(build, name):
     prm = build(name)
     for marker in ("<extra_0>", "ки", "\n"):
         step = f"12 + 8{marker} = 20{marker}{marker}"
-        (scores,) = prm.score_all([(QUESTION + marker, [step, STEPS[2]])])
+        (scores,) = prm([(QUESTION + marker, [step, STEPS[2]])])
         assert len(scores) == 2
 
 
@@ -97,7 +103,7 @@ def test_saved_and_loaded(build, name, shape, tmp_path):
     save_model(prm.model, prm.tokenizer, tmp_path / "prm")
     loaded = load_prm(tmp_path / "prm")
     assert loaded.format == prm.format
-    assert loaded.score_all(SOLUTIONS) == prm.score_all(SOLUTIONS)
+    assert loaded(SOLUTIONS) == prm(SOLUTIONS)
 
 
 def test_another_separator_is_kept(build, tmp_path):
@@ -124,7 +130,7 @@ def test_token_classification_is_that_of_transformers(build, tmp_path):
                 expected.append(
                     float(theirs(torch.tensor([tokens])).logits[0, -1].softmax(-1)[1])
                 )
-        assert prm.score_all([(question, steps)])[0] == pytest.approx(expected, abs=1e-5)
+        assert prm([(question, steps)])[0] == pytest.approx(expected, abs=1e-5)
 
 
 def test_math_shepherd_is_a_choice_of_two_tokens(build, tmp_path):
@@ -142,7 +148,7 @@ def test_math_shepherd_is_a_choice_of_two_tokens(build, tmp_path):
                 logits = theirs(torch.tensor([prm.tokenizer.encode(text)])).logits[0, -1]
             expected.append(float(logits[[wrong, right]].softmax(-1)[1]))
             text += "\n"
-        assert prm.score_all([(QUESTION, steps)])[0] == pytest.approx(expected, abs=1e-5)
+        assert prm([(QUESTION, steps)])[0] == pytest.approx(expected, abs=1e-5)
 
 
 @pytest.mark.parametrize("chat", [True, False])
@@ -169,7 +175,7 @@ def test_qwen_is_a_head_at_its_marker(build, chat):
     logits = (states @ first.weight.T + first.bias).clamp(
         min=0
     ) @ second.weight.T + second.bias
-    assert prm.score_all([(QUESTION, STEPS)])[0] == pytest.approx(
+    assert prm([(QUESTION, STEPS)])[0] == pytest.approx(
         logits.softmax(-1)[:, 1].tolist(), abs=1e-5
     )
 
@@ -178,7 +184,7 @@ def test_qwen_is_a_head_at_its_marker(build, chat):
 def test_a_new_prm_knows_nothing(new_model, new_tokenizer, name):
     tokenizer = with_marker(new_tokenizer())
     prm = new_prm(new_model(0, vocab_size=tokenizer.vocab_size), tokenizer, FORMATS[name]())
-    assert prm.score_all([(QUESTION, STEPS)])[0] == [0.5] * 3
+    assert prm([(QUESTION, STEPS)])[0] == [0.5] * 3
 
 
 @pytest.mark.parametrize("name", FORMATS)
@@ -187,7 +193,7 @@ def test_steps_beyond_the_context_score_0(build, name):
     with pytest.warns(
         UserWarning, match="steps that end beyond the 256 tokens of the PRM's context score 0"
     ):
-        long, short, unread = prm.score_all(
+        long, short, unread = prm(
             [(QUESTION, STEPS * 40), (QUESTION, STEPS), (QUESTION * 40, STEPS)]
         )
     assert long[:3] == pytest.approx(short, abs=1e-5) and all(short)
@@ -195,7 +201,7 @@ def test_steps_beyond_the_context_score_0(build, name):
     fitting = 120 - long[::-1].index(next(score for score in long[::-1] if score))
     assert 3 < fitting < 120 and all(long[:fitting])
     assert long[:fitting] == pytest.approx(
-        prm.score_all([(QUESTION, (STEPS * 40)[:fitting])])[0], abs=1e-5
+        prm([(QUESTION, (STEPS * 40)[:fitting])])[0], abs=1e-5
     )
 
 
@@ -205,7 +211,7 @@ def test_errors(build, new_model, new_tokenizer, tmp_path):
         ValueError,
         match="solution 1 of 'Mia has 12 apples.*is empty: there is no step to score",
     ):
-        prm.score_all([(QUESTION, STEPS), (QUESTION, [])])
+        prm([(QUESTION, STEPS), (QUESTION, [])])
     with pytest.raises(
         ValueError, match="solution 0 of .* tokens: the PRM's context holds 256"
     ):
@@ -252,35 +258,33 @@ def test_a_prm_whose_head_is_missing(new_model, new_tokenizer, tmp_path):
 
 def test_the_oracle_is_the_worlds():
     problems = list(generate("maths", "test", 20, languages=("en", "ja"), difficulty=(2, 4)))
-    oracle = Oracle(problems)
+    oracle = partial(oracle_scores, problems)
     draw = random.Random(0)
     for problem in problems:
         steps = problem.solution.split("\n\n")
-        assert oracle.score_all([(problem.question, steps)]) == [[1.0] * len(steps)]
+        assert oracle([(problem.question, steps)]) == [[1.0] * len(steps)]
         merged = ["\n\n".join(steps[:2]), *steps[2:]]
-        assert oracle.score_all([(problem.question, merged)]) == [[1.0] * len(merged)]
+        assert oracle([(problem.question, merged)]) == [[1.0] * len(merged)]
         wrong = draw.randrange(len(steps) - 1)
         spoilt = [
             step.replace("=", "= 9") if k == wrong else step for k, step in enumerate(steps)
         ]
         expected = [float(k < wrong) for k in range(len(steps))]
-        assert oracle.score_all([(problem.question, spoilt)]) == [expected]
+        assert oracle([(problem.question, spoilt)]) == [expected]
     with pytest.raises(ValueError, match="the oracle knows no problem that asks 'Why"):
-        oracle.score_all([("Why?", ["a"])])
+        oracle([("Why?", ["a"])])
 
 
 def test_controls():
-    scores = RandomScores(3).score_all([(str(i), ["a", "b"]) for i in range(2000)])
+    scores = random_scores([(str(i), ["a", "b"]) for i in range(2000)], 3)
     flat = torch.tensor(scores).flatten()
-    assert scores == RandomScores(3).score_all([(str(i), ["a", "b"]) for i in range(2000)])
+    assert scores == random_scores([(str(i), ["a", "b"]) for i in range(2000)], 3)
     assert float(flat.mean()) == pytest.approx(0.5, abs=0.02) and float(
         flat.std()
     ) == pytest.approx(12**-0.5, abs=0.02)
     assert len(flat.unique()) == len(flat)
-    assert RandomScores(4).score_all([("1", ["a"])]) != RandomScores(3).score_all(
-        [("1", ["a"])]
-    )
-    assert LengthScores(4).score_all([("q", ["a", " ab\n", "abcdef"]), ("q", [])]) == [
+    assert random_scores([("1", ["a"])], 4) != random_scores([("1", ["a"])], 3)
+    assert length_scores([("q", ["a", " ab\n", "abcdef"]), ("q", [])], 4) == [
         [0.25, 0.5, 1.0],
         [],
     ]

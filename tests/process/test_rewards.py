@@ -11,7 +11,7 @@ import pytest
 from nanomath import algorithms
 from nanomath.data.problem import Problem
 from nanomath.data.world import generate
-from nanomath.process.prm import LengthScores, Oracle
+from nanomath.process.prm import length_scores, oracle_scores
 from nanomath.process.rewards import PROBES, ProcessReward, VerifiedReward
 from nanomath.process.steps import SEPARATORS
 from nanomath.rollout import Completion, Episode, Sampler, sample_episodes
@@ -40,7 +40,7 @@ def episode(tokenizer):
 def test_scores_and_rewards_stand_on_the_ends_of_steps(tokenizer, episode):
     episodes = [episode("ab\n\nabcd"), episode("abcdefgh"), episode(" \n")]
     credit = partial(algorithms.credit, form="delta")
-    ProcessReward(LengthScores(8), tokenizer, credit)([episodes])
+    ProcessReward(partial(length_scores, longest=8), tokenizer, credit)([episodes])
     assert [e.step_scores for e in episodes] == [[0.25, 0.5], [1.0], [0.0]]
     assert [e.step_rewards for e in episodes] == [[0.25, 0.0], [0.0], [0.0]]
     assert [e.rewards["prm"] for e in episodes] == [0.25, 1.0, 0.0]
@@ -58,13 +58,15 @@ def test_scores_and_rewards_stand_on_the_ends_of_steps(tokenizer, episode):
 
 def test_without_credit_steps_are_only_watched(tokenizer, episode):
     episodes = [episode("ab\n\nabcd")]
-    ProcessReward(LengthScores(8), tokenizer)([episodes])
+    ProcessReward(partial(length_scores, longest=8), tokenizer)([episodes])
     assert episodes[0].step_scores == [0.25, 0.5] and episodes[0].step_rewards == []
 
 
 def test_the_guards_are_passed_on(tokenizer, episode):
     episodes = [episode("a\nb\nb\nc")]
-    ProcessReward(LengthScores(8), tokenizer, None, "line", 1, 2, True)([episodes])
+    ProcessReward(partial(length_scores, longest=8), tokenizer, None, "line", 1, 2, True)(
+        [episodes]
+    )
     assert len(episodes[0].step_ends) == 2
 
 
@@ -81,7 +83,7 @@ def test_metrics(tokenizer, episode):
         episode("abcd", 1.0),
         episode(""),
     ]
-    process = ProcessReward(LengthScores(8), tokenizer)
+    process = ProcessReward(partial(length_scores, longest=8), tokenizer)
     process([episodes])
     found = process.metrics([episodes])
     lengths = sum(e.completion.length for e in episodes)
@@ -101,7 +103,9 @@ def test_metrics(tokenizer, episode):
 )
 def test_what_solutions_earn_in_all_is_reported(tokenizer, episode, form, paid):
     episodes = [episode("ab\n\nabcd"), episode("abcdefgh")]
-    process = ProcessReward(LengthScores(8), tokenizer, partial(algorithms.credit, form=form))
+    process = ProcessReward(
+        partial(length_scores, longest=8), tokenizer, partial(algorithms.credit, form=form)
+    )
     process([episodes])
     assert [sum(e.step_rewards) for e in episodes] == paid
     assert process.metrics([episodes])["prm/return"] == sum(paid) / 2
@@ -112,14 +116,11 @@ def test_sampled_with_the_oracle(new_model, tokenizer):
     problems = list(generate("maths", "train", 3))
     calls = []
 
-    class Counted(Oracle):
-        def score_all(self, solutions):
-            calls.append(len(solutions))
-            return super().score_all(solutions)
+    def counted(solutions):
+        calls.append(len(solutions))
+        return oracle_scores(problems, solutions)
 
-    process = ProcessReward(
-        Counted(problems), tokenizer, partial(algorithms.credit, form="sum")
-    )
+    process = ProcessReward(counted, tokenizer, partial(algorithms.credit, form="sum"))
     prompts = [tokenizer.encode(problem.question) for problem in problems]
     verifier = VerifiedReward(
         lambda problem, group: [{"accuracy": 0.0, "total": 0.0} for _ in group]
@@ -137,9 +138,8 @@ def test_sampled_with_the_oracle(new_model, tokenizer):
 
 
 def test_a_score_that_is_no_number_is_named(new_model, tokenizer):
-    class Broken:
-        def score_all(self, solutions):
-            return [[float("nan")] * len(steps) for _, steps in solutions]
+    def broken(solutions):
+        return [[float("nan")] * len(steps) for _, steps in solutions]
 
     problem = Problem("p7", "1 + 1?", "2")
     verifier = VerifiedReward(
@@ -149,5 +149,5 @@ def test_a_score_that_is_no_number_is_named(new_model, tokenizer):
     with pytest.raises(
         FloatingPointError, match="the reward 'prm' of sample 0 of problem p7 is nan"
     ):
-        process = ProcessReward(Broken(), tokenizer)
+        process = ProcessReward(broken, tokenizer)
         sample_episodes(sampler, [problem], [[5]], [verifier, process], 2, max_new_tokens=12)

@@ -11,9 +11,9 @@ import pytest
 import torch
 from safetensors import SafetensorError
 
+from nanomath.data.files import remove_scratch
 from nanomath.models import load_model, load_tokenizer
 from nanomath.models.batches import Example
-from nanomath.models.directory import remove_scratch
 from nanomath.training import checkpoint
 from nanomath.training.checkpoint import (
     checkpoint_steps,

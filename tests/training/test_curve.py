@@ -54,9 +54,6 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(maths, "LARGEST", 9)
         patch.setattr(maths, "LARGEST_START", 9)
-        patch.setattr(
-            maths, "EVENTS", {value: maths.sensible_events(value) for value in range(1, 10)}
-        )
         sft = [*common, *SMALL_MODEL, "train.world.direct=0.5", "run.steps=500"]
         assert train_sft.main([str(CONFIGS / "sft.toml"), *sft]) == 0
         grpo = [

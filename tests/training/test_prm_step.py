@@ -95,7 +95,7 @@ def test_it_learns_what_it_is_told(build):
         -(0.25 * math.log(0.25) + 0.75 * math.log(0.75)) / 6
     )  # of the soft label: no score can do better
     assert entropy < metrics["loss"] < entropy + 0.1
-    ((score,),) = prm.score_all([(SOLUTIONS[1].question, SOLUTIONS[1].steps)])
+    ((score,),) = prm([(SOLUTIONS[1].question, SOLUTIONS[1].steps)])
     assert score == pytest.approx(0.25, abs=0.15)
 
 

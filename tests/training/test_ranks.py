@@ -12,10 +12,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from two_ranks import EXAMPLES, KINDS, LAYOUTS, STORES, do_everything, go_on, run_two
 
-from nanomath.models.batches import micro_batches
+from nanomath.models.batches import Example, micro_batches
 from nanomath.training import ranks
 
-LENGTHS = st.lists(st.integers(1, 40), max_size=30)
+EXAMPLES_OF_SOME_PROMPTS = st.lists(
+    st.builds(
+        Example,
+        st.sampled_from([[1], [2, 2], [3] * 9, [4] * 20]),
+        st.lists(st.just(0), max_size=20),
+    ),
+    max_size=30,
+)
 
 
 @pytest.fixture(scope="module")
@@ -81,31 +88,28 @@ def test_more_ranks_than_gpus(monkeypatch):
         ranks.start(torch.device("cuda"))
 
 
-@given(LENGTHS, st.integers(1, 5), st.integers(0, 60), st.booleans())
+@given(EXAMPLES_OF_SOME_PROMPTS, st.integers(1, 5), st.integers(0, 60), st.booleans())
 @settings(deadline=None, max_examples=100)
-def test_micro_batches_of_all_ranks(lengths, count, budget, equal):
+def test_micro_batches_of_all_ranks(examples, count, budget, equal):
     cuts = []
     for number in range(count):
         as_one_of_them = {"count": lambda: count, "number": lambda number=number: number}
         with patch.multiple(ranks, is_sharded=lambda model: equal, **as_one_of_them):
-            cut = ranks.micro_batches_of(torch.nn.Identity(), lengths, budget)
+            cut = ranks.micro_batches_of(torch.nn.Identity(), examples, budget)
             cuts.append([(micro.tolist(), counts) for micro, counts in cut])
     counted = [[micro for micro, counts in cut if counts] for cut in cuts]
-    assert sorted(i for cut in counted for micro in cut for i in micro) == list(
-        range(len(lengths))
-    )
-    assert count > 1 or counted[0] == micro_batches(lengths, budget)
-    for micro in (micro for cut in counted for micro in cut):
-        assert (
-            len(micro) == 1
-            or not budget
-            or len(micro) * max(lengths[i] for i in micro) <= budget
-        )
-    loads = [sum(lengths[i] for micro in cut for i in micro) for cut in counted]
-    assert max(loads) - min(loads) <= max(lengths, default=0)
+    everything = sorted(i for cut in counted for micro in cut for i in micro)
+    assert everything == list(range(len(examples)))
+    assert count > 1 or counted[0] == micro_batches(examples, budget)
+    prompts = [{tuple(examples[i].prompt) for micro in cut for i in micro} for cut in counted]
+    if len(set().union(*prompts)) >= count:  # those of a prompt stay together
+        assert sum(map(len, prompts)) == len(set().union(*prompts))
+    else:
+        assert min(map(len, counted)) > 0 or len(examples) < count
     padding = [micro for cut in cuts for micro, counts in cut if not counts]
     assert not equal or len({len(cut) for cut in cuts}) == 1
-    assert all(len(micro) == 1 and lengths[micro[0]] == min(lengths) for micro in padding)
+    shortest = min(map(len, examples), default=0)
+    assert all(len(micro) == 1 and len(examples[micro[0]]) == shortest for micro in padding)
     assert equal or not padding
 
 

@@ -23,6 +23,7 @@ import torch
 from tqdm import tqdm
 
 import nanomath
+from nanomath.data.files import replacing
 from nanomath.models import ModelConfig
 from nanomath.rollout.floor import Machine, measure_machine
 
@@ -126,9 +127,8 @@ def save_report(report: dict[str, Any], path: str) -> None:
     whole.
     """
     if path:
-        scratch = Path(path).with_name(f".{Path(path).name}.part")
-        scratch.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-        scratch.replace(path)
+        with replacing(Path(path)) as scratch:
+            scratch.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
 
 
 def machine(device: str, threads: int) -> dict[str, Any]:

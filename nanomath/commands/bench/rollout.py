@@ -39,10 +39,10 @@ from nanomath.commands.bench.machine import (
 )
 from nanomath.commands.bench.sides import Point, Setup, measure_sampler, measure_transformers
 from nanomath.config import option, parse_arguments
+from nanomath.data.files import read_json
 from nanomath.data.problem_sets import load_problems
 from nanomath.data.prompts import PromptTemplate
 from nanomath.models import ModelConfig, load_tokenizer, resolve_model_dir
-from nanomath.models.stored import read_json
 from nanomath.rollout.floor import Machine, step_floor
 from nanomath.training.build import choose_device, encode_prompts
 

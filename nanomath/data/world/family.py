@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Callable
 from random import Random
 from typing import Any, NamedTuple
@@ -28,11 +27,10 @@ class Family(NamedTuple):
     group: str  # "maths", "other_reasoning" or "non_reasoning"
     draw: Callable[[Random, int], Metadata]  # (random, difficulty) -> language-neutral content
     question: Callable[[Metadata], str]
-    steps: Callable[[Metadata], list[str]]  # the worked steps, without the closing one
-    answer: Callable[[Metadata], str]
-    essence: Callable[[str], object] = (
-        str  # what of a step is checked against the worked one; by default all of it
-    )
+    # the worked steps without the closing one, and the answer
+    solve: Callable[[Metadata], tuple[list[str], str]]
+    # what of a step is checked against the worked one; by default all of it
+    essence: Callable[[str], object] = str
 
 
 # In another language or wording, with another name or object, it is still the same problem:
@@ -51,10 +49,3 @@ def split_of(metadata: Metadata) -> str:
 
 
 CLOSING = {"en": "The answer is \\boxed{%s}.", "ja": "答えは\\boxed{%s}です。"}
-BOXED = re.compile(r"\\boxed\{([^{}]*)\}")
-
-
-def closes(step: str, answer: str) -> bool:
-    """Whether `step` states `answer` in its only box, and no number or operator outside it."""
-    boxes = [content.strip() for content in BOXED.findall(step)]
-    return boxes == [answer] and not re.search(r"[\d+\-*/=]", BOXED.sub("", step))

@@ -10,7 +10,7 @@ from random import Random
 
 from nanomath.data.problem import Problem
 
-from .family import CLOSING, LANGUAGES, MAX_DIFFICULTY, SPLITS, Family, Metadata, split_of
+from .family import CLOSING, LANGUAGES, MAX_DIFFICULTY, SPLITS, Family, split_of
 from .maths import MATHS
 from .non_reasoning import COPYING, FACT, INSTRUCTION, fact_statements
 from .reasoning import BOOLEAN, GRID, SORTING
@@ -59,18 +59,15 @@ def generate(
         repeats = repeats + 1 if problem.id in problems else 0
         if repeats == PATIENCE:
             raise ValueError(
-                f"{family}/{split} at difficulty {difficulty} has only {len(problems)} distinct problems, "
-                f"fewer than count={count}: ask for fewer or widen the difficulty"
+                f"{family}/{split} at difficulty {difficulty} has only {len(problems)} "
+                f"distinct problems, fewer than count={count}: "
+                "ask for fewer or widen the difficulty"
             )
-        problems[problem.id] = (
-            without_steps(problem) if Random(problem.id).random() < direct else problem
-        )
+        if Random(problem.id).random() < direct:
+            closing = problem.solution.rpartition("\n\n")[2]
+            problem = replace(problem, solution=closing)
+        problems[problem.id] = problem
     return list(problems.values())
-
-
-def without_steps(problem: Problem) -> Problem:
-    """The same problem with only the closing sentence for a solution."""
-    return replace(problem, solution=problem.solution.rpartition("\n\n")[2])
 
 
 def check_request(
@@ -95,31 +92,28 @@ def check_request(
 def draw_problem(
     random: Random, family: str, split: str, difficulty: tuple[int, int], language: str
 ) -> Problem:
-    while True:
-        metadata = draw_metadata(random, family, random.randint(*difficulty), language)
-        if split_of(metadata) == split:
-            return build_problem(metadata)
-
-
-def draw_metadata(random: Random, family: str, difficulty: int, language: str) -> Metadata:
+    """The first problem drawn that belongs to the split."""
     maker = REGISTRY[family]
-    common = {
-        "family": family,
-        "group": maker.group,
-        "difficulty": difficulty,
-        "language": language,
-    }
-    return common | maker.draw(random, difficulty)
-
-
-def build_problem(metadata: Metadata) -> Problem:
-    family = REGISTRY[metadata["family"]]
-    language = metadata["language"]
+    while True:
+        level = random.randint(*difficulty)
+        metadata = {
+            "family": family,
+            "group": maker.group,
+            "difficulty": level,
+            "language": language,
+            **maker.draw(random, level),
+        }
+        if split_of(metadata) == split:
+            break
+    steps, answer = maker.solve(metadata)
     digest = hashlib.sha256(json.dumps(metadata, sort_keys=True).encode()).hexdigest()
-    answer = family.answer(metadata)
-    steps = [*family.steps(metadata), CLOSING[language] % answer]
-    identity = f"{metadata['family']}-{language}-{digest[:16]}"
-    return Problem(identity, family.question(metadata), answer, "\n\n".join(steps), metadata)
+    return Problem(
+        id=f"{family}-{language}-{digest[:16]}",
+        question=maker.question(metadata),
+        answer=answer,
+        solution="\n\n".join([*steps, CLOSING[language] % answer]),
+        metadata=metadata,
+    )
 
 
 def pretraining_documents(

@@ -1,7 +1,7 @@
 """Maths: chained word problems in one running quantity; difficulty is the number of events,
 one step each.
 
-    value_0 = start,    value_k = value_{k-1} (+ - * /) operand_k,    1 <= value_k <= 50, always whole
+    value_0 = start,   value_k = value_{k-1} (+ - * /) operand_k,   1 <= value_k <= 50 and whole
 
 Content: {"start": 12, "events": [["+", 7], ["/", 2]], "name": 0, "object": 3, "wording": [2,
 0]}. A step is right if the only equation in it applies event k to the running value; both
@@ -12,6 +12,7 @@ makes the step wrong.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from random import Random
 from typing import NamedTuple
 
@@ -112,7 +113,7 @@ def apply(value: int, operator: str, operand: int) -> int:
     }[operator]
 
 
-def sensible_events(value: int) -> list[tuple[str, list[int]]]:
+def sensible_events(value: int) -> list[tuple[str, Sequence[int]]]:
     """Per operator, the operands that change `value` and keep it whole and in 1..LARGEST."""
     operands = {
         "+": range(1, min(LARGEST_TERM, LARGEST - value) + 1),
@@ -120,74 +121,62 @@ def sensible_events(value: int) -> list[tuple[str, list[int]]]:
         "*": range(2, min(5, LARGEST // value) + 1),
         "/": [n for n in range(2, 6) if value % n == 0],
     }
-    return [(operator, list(choices)) for operator, choices in operands.items() if choices]
-
-
-EVENTS = {value: sensible_events(value) for value in range(1, LARGEST + 1)}
+    return [(operator, choices) for operator, choices in operands.items() if choices]
 
 
 def draw(random: Random, difficulty: int) -> Metadata:
     start = value = random.randint(2, LARGEST_START)
     events = []
     for _ in range(difficulty):
-        operator, operands = random.choice(EVENTS[value])
+        operator, operands = random.choice(sensible_events(value))
         operand = random.choice(operands)
         value = apply(value, operator, operand)
         events.append([operator, operand])
     wording = [random.randrange(WORDINGS_PER_EVENT) for _ in events]
-    content = {"start": start, "events": events, "wording": wording}
-    return content | {
+    return {
+        "start": start,
+        "events": events,
+        "wording": wording,
         "name": random.randrange(len(NAMES)),
         "object": random.randrange(len(OBJECTS)),
     }
 
 
 def worded_events(metadata: Metadata) -> list[tuple[str, int, Wording]]:
+    """(operator, operand, wording) of each event."""
+    events = zip(metadata["events"], metadata["wording"], strict=True)
     return [
         (operator, operand, WORDINGS.get(f"{operator}{operand}", WORDINGS[operator])[choice])
-        for (operator, operand), choice in zip(
-            metadata["events"], metadata["wording"], strict=True
-        )
+        for (operator, operand), choice in events
     ]
 
 
 def question(metadata: Metadata) -> str:
-    (name, kana, pronoun) = NAMES[metadata["name"]]
-    (thing, japanese_thing, counter) = OBJECTS[metadata["object"]]
-    events = [(operand, wording) for _, operand, wording in worded_events(metadata)]
+    start = metadata["start"]
+    name, kana, pronoun = NAMES[metadata["name"]]
+    thing, mono, counter = OBJECTS[metadata["object"]]
+    events = worded_events(metadata)
     if metadata["language"] == "ja":
-        told = "".join(
-            f"{wording.ja.format(n=operand, c=counter)}。" for operand, wording in events
-        )
-        has = f"{kana}は{japanese_thing}を{metadata['start']}{counter}持っています。"
-        return f"{has}{told}今{japanese_thing}は何{counter}ですか。"
-    told = "".join(
-        f"{pronoun} {wording.en.format(n=operand)}. " for operand, wording in events
-    )
-    return (
-        f"{name} has {metadata['start']} {thing}. {told}How many {thing} does {name} have now?"
-    )
+        told = [f"{wording.ja.format(n=n, c=counter)}。" for _, n, wording in events]
+        has = f"{kana}は{mono}を{start}{counter}持っています。"
+        return f"{has}{''.join(told)}今{mono}は何{counter}ですか。"
+    told = [f"{pronoun} {wording.en.format(n=n)}. " for _, n, wording in events]
+    has = f"{name} has {start} {thing}. "
+    return f"{has}{''.join(told)}How many {thing} does {name} have now?"
 
 
-def steps(metadata: Metadata) -> list[str]:
+def solve(metadata: Metadata) -> tuple[list[str], str]:
     value = metadata["start"]
-    lines = []
-    japanese = metadata["language"] == "ja"
+    steps = []
     for operator, operand, wording in worded_events(metadata):
         result = apply(value, operator, operand)
         equation = f"{value}{operator}{operand}={result}"
-        lines.append(
-            f"{wording.ja_step}{equation}。" if japanese else f"{wording.en_step}: {equation}."
-        )
+        if metadata["language"] == "ja":
+            steps.append(f"{wording.ja_step}{equation}。")
+        else:
+            steps.append(f"{wording.en_step}: {equation}.")
         value = result
-    return lines
-
-
-def answer(metadata: Metadata) -> str:
-    value = metadata["start"]
-    for operator, operand in metadata["events"]:
-        value = apply(value, operator, operand)
-    return str(value)
+    return steps, str(value)
 
 
 def essence(step: str) -> list[str]:
@@ -207,4 +196,4 @@ def in_one_order(equation: str) -> str:
     return f"{min(left, right)}{operator}{max(left, right)}{result}"
 
 
-MATHS = Family("maths", draw, question, steps, answer, essence)
+MATHS = Family("maths", draw, question, solve, essence)

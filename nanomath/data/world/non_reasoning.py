@@ -17,10 +17,6 @@ VOCABULARY = (
 WORDS = VOCABULARY.split()
 
 
-def no_steps(metadata: Metadata) -> list[str]:
-    return []
-
-
 # --- instruction: {"task": "repeat", "words": ["cat"], "times": 3}; difficulty is the number
 # of words less one ---
 
@@ -45,12 +41,9 @@ REPEATING = ("repeat", "chain")
 
 def draw_instruction(random: Random, difficulty: int) -> Metadata:
     task = random.choice(list(INSTRUCTIONS))
-    times = difficulty + 1 if task in REPEATING else 1
-    return {
-        "task": task,
-        "words": random.sample(WORDS, 1 if task in REPEATING else difficulty + 1),
-        "times": times,
-    }
+    if task in REPEATING:
+        return {"task": task, "words": random.sample(WORDS, 1), "times": difficulty + 1}
+    return {"task": task, "words": random.sample(WORDS, difficulty + 1), "times": 1}
 
 
 def ask_instruction(metadata: Metadata) -> str:
@@ -58,20 +51,19 @@ def ask_instruction(metadata: Metadata) -> str:
     return wording.format(w=" ".join(metadata["words"]), n=metadata["times"])
 
 
-def follow_instruction(metadata: Metadata) -> str:
+def follow_instruction(metadata: Metadata) -> tuple[list[str], str]:
     words = metadata["words"]
-    return {
+    answers = {
         "repeat": ", ".join(words * metadata["times"]),
         "chain": "-".join(words * metadata["times"]),
         "capitals": " ".join(words).upper(),
         "reverse": " ".join(reversed(words)),
         "brackets": " ".join(f"({word})" for word in words),
-    }[metadata["task"]]
+    }
+    return [], answers[metadata["task"]]
 
 
-INSTRUCTION = Family(
-    "non_reasoning", draw_instruction, ask_instruction, no_steps, follow_instruction
-)
+INSTRUCTION = Family("non_reasoning", draw_instruction, ask_instruction, follow_instruction)
 
 # --- facts: {"country": 7, "attribute": "food"}; an invented table, the same for every seed;
 # difficulty is always 1 ---
@@ -117,11 +109,8 @@ def invent_countries() -> list[tuple[str, str, dict[str, int]]]:
         syllables = random.sample(list(SYLLABLES), 3)
         name = "".join(syllables).capitalize()
         kana = "".join(SYLLABLES[syllable] for syllable in syllables)
-        countries[name] = (
-            name,
-            kana,
-            {attribute: random.randrange(8) for attribute in ATTRIBUTES},
-        )
+        values = {attribute: random.randrange(8) for attribute in ATTRIBUTES}
+        countries[name] = (name, kana, values)
     return list(countries.values())
 
 
@@ -129,11 +118,12 @@ FACTS = invent_countries()
 
 
 def draw_fact(random: Random, difficulty: int) -> Metadata:
-    content = {
+    return {
         "country": random.randrange(COUNTRIES),
         "attribute": random.choice(list(ATTRIBUTES)),
+        "wording": random.randrange(len(FACT_QUESTIONS)),
+        "difficulty": 1,
     }
-    return content | {"wording": random.randrange(len(FACT_QUESTIONS)), "difficulty": 1}
 
 
 def recall(metadata: Metadata) -> tuple[str, str, str]:
@@ -148,9 +138,12 @@ def recall(metadata: Metadata) -> tuple[str, str, str]:
 
 def ask_fact(metadata: Metadata) -> str:
     country, attribute, _ = recall(metadata)
-    return FACT_QUESTIONS[metadata["wording"]][metadata["language"] == "ja"].format(
-        a=attribute, c=country
-    )
+    wording = FACT_QUESTIONS[metadata["wording"]][metadata["language"] == "ja"]
+    return wording.format(a=attribute, c=country)
+
+
+def answer_fact(metadata: Metadata) -> tuple[list[str], str]:
+    return [], recall(metadata)[2]
 
 
 def fact_statements(language: str) -> list[str]:
@@ -158,17 +151,13 @@ def fact_statements(language: str) -> list[str]:
     sentence = "{c}の{a}は{v}です。" if language == "ja" else "The {a} of {c} is {v}. "
     lines = []
     for country in range(COUNTRIES):
-        facts = [
-            recall({"country": country, "attribute": a, "language": language})
-            for a in ATTRIBUTES
-        ]
+        content = {"country": country, "language": language}
+        facts = [recall({**content, "attribute": attribute}) for attribute in ATTRIBUTES]
         lines.append("".join(sentence.format(c=c, a=a, v=v) for c, a, v in facts).strip())
     return lines
 
 
-FACT = Family(
-    "non_reasoning", draw_fact, ask_fact, no_steps, answer=lambda metadata: recall(metadata)[2]
-)
+FACT = Family("non_reasoning", draw_fact, ask_fact, answer_fact)
 
 # --- copying: {"items": ["cat", "70", "red"]}; difficulty is the number of items less one ---
 
@@ -179,17 +168,15 @@ def draw_copying(random: Random, difficulty: int) -> Metadata:
     return {"items": [random.choice(COPIED) for _ in range(difficulty + 1)]}
 
 
-def copied(metadata: Metadata) -> str:
-    return " ".join(metadata["items"])
-
-
 def ask_copy(metadata: Metadata) -> str:
-    text = copied(metadata)
-    return (
-        f"次をそのまま写してください: {text}"
-        if metadata["language"] == "ja"
-        else f"Copy this exactly: {text}"
+    asked = (
+        "次をそのまま写してください:" if metadata["language"] == "ja" else "Copy this exactly:"
     )
+    return " ".join([asked, *metadata["items"]])
 
 
-COPYING = Family("non_reasoning", draw_copying, ask_copy, no_steps, copied)
+def copy_items(metadata: Metadata) -> tuple[list[str], str]:
+    return [], " ".join(metadata["items"])
+
+
+COPYING = Family("non_reasoning", draw_copying, ask_copy, copy_items)

@@ -48,25 +48,19 @@ def ask_sorting(metadata: Metadata) -> str:
     )
 
 
-def in_order(metadata: Metadata) -> list[str]:
-    key = SORTING_RULES[metadata["rule"]][0]
-    return [str(item) for item in sorted(metadata["items"], key=key)]
+def sort_items(metadata: Metadata) -> tuple[list[str], str]:
+    key, _, _ = SORTING_RULES[metadata["rule"]]
+    items = [str(item) for item in sorted(metadata["items"], key=key)]
+    step = "次は{}。" if metadata["language"] == "ja" else "Next: {}."
+    return [step.format(item) for item in items], ", ".join(items)
 
 
-def sorting_steps(metadata: Metadata) -> list[str]:
-    return [
-        f"次は{item}。" if metadata["language"] == "ja" else f"Next: {item}."
-        for item in in_order(metadata)
-    ]
+def numbers_and_operators(step: str) -> list[str]:
+    return re.findall(r"[\d+\-*/=]+", step)
 
 
 SORTING = Family(
-    group="other_reasoning",
-    draw=draw_sorting,
-    question=ask_sorting,
-    steps=sorting_steps,
-    answer=lambda metadata: ", ".join(in_order(metadata)),
-    essence=lambda step: re.findall(r"[\d+\-*/=]+", step),
+    "other_reasoning", draw_sorting, ask_sorting, sort_items, numbers_and_operators
 )
 
 # --- grid: {"position": [3, 5], "moves": [["up", 2], ["left", 1]]}; each step states the
@@ -88,68 +82,61 @@ def moved(position: list[int], direction: str, distance: int) -> list[int]:
 
 
 def draw_grid(random: Random, difficulty: int) -> Metadata:
-    x, y = start = [random.randint(1, SIDE), random.randint(1, SIDE)]
+    position = start = [random.randint(1, SIDE), random.randint(1, SIDE)]
     moves = []
     for _ in range(difficulty):
+        x, y = position
         room = {"right": SIDE - x, "left": x - 1, "up": SIDE - y, "down": y - 1}
         direction = random.choice([direction for direction, cells in room.items() if cells])
         distance = random.randint(1, min(LONGEST_MOVE, room[direction]))
-        x, y = moved([x, y], direction, distance)
+        position = moved(position, direction, distance)
         moves.append([direction, distance])
     return {"position": start, "moves": moves}
 
 
 def ask_grid(metadata: Metadata) -> str:
     start = pair(metadata["position"])
+    moves = metadata["moves"]
     if metadata["language"] == "ja":
-        told = "".join(
-            f"{MOVES[direction][2]}に{distance}進みます。"
-            for direction, distance in metadata["moves"]
-        )
-        return f"ロボットは{start}にいます。{told}今どこにいますか。"
-    told = "".join(
-        f"It moves {direction} {distance}. " for direction, distance in metadata["moves"]
-    )
-    return f"A robot is at {start}. {told}Where is it now?"
+        told = [
+            f"{MOVES[direction][2]}に{distance}進みます。" for direction, distance in moves
+        ]
+        return f"ロボットは{start}にいます。{''.join(told)}今どこにいますか。"
+    told = [f"It moves {direction} {distance}. " for direction, distance in moves]
+    return f"A robot is at {start}. {''.join(told)}Where is it now?"
 
 
 def pair(position: list[int]) -> str:
     return f"({position[0]},{position[1]})"
 
 
-def path(metadata: Metadata) -> list[list[int]]:
-    """The position after each move."""
-    positions = [metadata["position"]]
+def follow_moves(metadata: Metadata) -> tuple[list[str], str]:
+    position = metadata["position"]
+    steps = []
     for direction, distance in metadata["moves"]:
-        positions.append(moved(positions[-1], direction, distance))
-    return positions[1:]
+        position = moved(position, direction, distance)
+        if metadata["language"] == "ja":
+            steps.append(f"{MOVES[direction][2]}へ{pair(position)}。")
+        else:
+            steps.append(f"{direction.capitalize()}: {pair(position)}.")
+    return steps, pair(position)
 
 
-def grid_steps(metadata: Metadata) -> list[str]:
-    japanese = metadata["language"] == "ja"
-    return [
-        f"{MOVES[direction][2]}へ{pair(position)}。"
-        if japanese
-        else f"{direction.capitalize()}: {pair(position)}."
-        for (direction, _), position in zip(metadata["moves"], path(metadata), strict=True)
-    ]
+def positions_and_operators(step: str) -> list[str]:
+    return re.findall(r"[\d(),+\-*/=]+", step.replace(", ", ","))
 
 
-GRID = Family(
-    group="other_reasoning",
-    draw=draw_grid,
-    question=ask_grid,
-    steps=grid_steps,
-    answer=lambda metadata: pair(path(metadata)[-1]),
-    essence=lambda step: re.findall(r"[\d(),+\-*/=]+", step.replace(", ", ",")),
-)
+GRID = Family("other_reasoning", draw_grid, ask_grid, follow_moves, positions_and_operators)
 
 # --- boolean: {"letters": "QKMZ", "given": [true, false], "clauses": [["and", 0, 1], ["not",
 # 2]]} --- Statement k+2 is clause k over earlier statements, always including the latest, so
 # that the whole chain matters.
 
 LETTERS = "BCDEFGHJKLMNPQRSTUVWXYZ"  # no A and no I: they are English words
-JAPANESE_CONNECTIVES = {"and": "かつ", "or": "または"}
+CONNECTIVES = {  # connective -> what stands between its operands
+    "en": {"and": " and ", "or": " or "},
+    "ja": {"and": "かつ", "or": "または"},
+}
 TRUTH = {"en": {True: "true", False: "false"}, "ja": {True: "真", False: "偽"}}
 
 
@@ -157,14 +144,10 @@ def draw_boolean(random: Random, difficulty: int) -> Metadata:
     clauses = []
     for latest in range(1, difficulty + 1):
         connective = random.choice(["not", "and", "or"])
-        clauses.append(
-            [connective, latest]
-            if connective == "not"
-            else [connective, latest, random.randrange(latest)]
-        )
-    letters = "".join(random.sample(LETTERS, difficulty + 2))
+        others = [] if connective == "not" else [random.randrange(latest)]
+        clauses.append([connective, latest, *others])
     return {
-        "letters": letters,
+        "letters": "".join(random.sample(LETTERS, difficulty + 2)),
         "given": [random.random() < 0.5, random.random() < 0.5],
         "clauses": clauses,
     }
@@ -172,20 +155,21 @@ def draw_boolean(random: Random, difficulty: int) -> Metadata:
 
 def ask_boolean(metadata: Metadata) -> str:
     letters = metadata["letters"]
-    told = [
-        says(metadata, letter, value)
-        for letter, value in zip(letters, metadata["given"], strict=False)
-    ]
+    told = says(metadata, letters, metadata["given"])
     told += [defines(metadata, index) for index in range(len(metadata["clauses"]))]
     if metadata["language"] == "ja":
         return f"{''.join(told)}{letters[-1]}は真ですか、偽ですか。"
     return f"{' '.join(told)} Is {letters[-1]} true or false?"
 
 
-def says(metadata: Metadata, letter: str, value: bool) -> str:
-    """`B is true.`"""
-    truth = TRUTH[metadata["language"]][value]
-    return f"{letter}は{truth}。" if metadata["language"] == "ja" else f"{letter} is {truth}."
+def says(metadata: Metadata, letters: str, values: list[bool]) -> list[str]:
+    """`B is true.` of each letter and its value, as far as there are values."""
+    truth = TRUTH[metadata["language"]]
+    sentence = "{}は{}。" if metadata["language"] == "ja" else "{} is {}."
+    return [
+        sentence.format(letter, truth[value])
+        for letter, value in zip(letters, values, strict=False)
+    ]
 
 
 def defines(metadata: Metadata, index: int) -> str:
@@ -193,37 +177,23 @@ def defines(metadata: Metadata, index: int) -> str:
     letters = metadata["letters"]
     connective, *operands = metadata["clauses"][index]
     names = [letters[operand] for operand in operands]
-    if metadata["language"] == "ja":
-        meaning = (
-            f"{names[0]}の否定"
-            if connective == "not"
-            else JAPANESE_CONNECTIVES[connective].join(names)
-        )
-        return f"{letters[index + 2]}は{meaning}。"
-    meaning = f"not {names[0]}" if connective == "not" else f" {connective} ".join(names)
-    return f"{letters[index + 2]} is {meaning}."
+    japanese = metadata["language"] == "ja"
+    if connective == "not":
+        meaning = f"{names[0]}の否定" if japanese else f"not {names[0]}"
+    else:
+        meaning = CONNECTIVES[metadata["language"]][connective].join(names)
+    letter = letters[index + 2]
+    return f"{letter}は{meaning}。" if japanese else f"{letter} is {meaning}."
 
 
-def truth_values(metadata: Metadata) -> list[bool]:
-    """The value of every statement, the two given ones first."""
+def evaluate(metadata: Metadata) -> tuple[list[str], str]:
     values = list(metadata["given"])
     for connective, *operands in metadata["clauses"]:
         inputs = [values[operand] for operand in operands]
-        values.append(
-            {"not": not inputs[0], "and": all(inputs), "or": any(inputs)}[connective]
-        )
-    return values
+        results = {"not": not inputs[0], "and": all(inputs), "or": any(inputs)}
+        values.append(results[connective])
+    steps = says(metadata, metadata["letters"][2:], values[2:])
+    return steps, TRUTH[metadata["language"]][values[-1]]
 
 
-def boolean_steps(metadata: Metadata) -> list[str]:
-    derived = list(zip(metadata["letters"], truth_values(metadata), strict=True))[2:]
-    return [says(metadata, letter, value) for letter, value in derived]
-
-
-BOOLEAN = Family(
-    group="other_reasoning",
-    draw=draw_boolean,
-    question=ask_boolean,
-    steps=boolean_steps,
-    answer=lambda metadata: TRUTH[metadata["language"]][truth_values(metadata)[-1]],
-)
+BOOLEAN = Family("other_reasoning", draw_boolean, ask_boolean, evaluate)

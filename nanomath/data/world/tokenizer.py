@@ -14,11 +14,8 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, train
 from .family import LANGUAGES
 from .generator import generate, pretraining_documents
 
-SPECIAL_TOKENS = [
-    "<|endoftext|>",
-    "<|user|>",
-    "<|assistant|>",
-]  # ids 0, 1, 2; the first ends every answer
+# ids 0, 1, 2; the first ends every answer
+SPECIAL_TOKENS = ["<|endoftext|>", "<|user|>", "<|assistant|>"]
 VOCABULARY_SIZE = 1024
 TRAINING_DOCUMENTS = 3000
 
@@ -32,9 +29,11 @@ PIECES = rf"\n\n|{WORD}|\p{{N}}| ?[^\s\p{{L}}\p{{N}}]+|[^\S\n]+|\n"
 CHAT_TEMPLATE = (
     "{% for message in messages %}"
     "{% if message['role'] == 'user' %}<|user|>"
-    "{% if loop.index0 == 1 and messages[0]['role'] == 'system' %}{{ messages[0]['content'] + '\n' }}{% endif %}"
+    "{% if loop.index0 == 1 and messages[0]['role'] == 'system' %}"
+    "{{ messages[0]['content'] + '\n' }}{% endif %}"
     "{{ message['content'] }}"
-    "{% elif message['role'] == 'assistant' %}<|assistant|>{{ message['content'] }}<|endoftext|>{% endif %}"
+    "{% elif message['role'] == 'assistant' %}"
+    "<|assistant|>{{ message['content'] }}<|endoftext|>{% endif %}"
     "{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )

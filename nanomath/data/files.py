@@ -1,0 +1,177 @@
+"""Files as every room reads and writes them, and the Hugging Face hub that they may come from.
+
+A text or a JSON file is read as what it says, or refused in one line that begins with its name:
+somebody else's tool wrote it, or an editor, or half a download. A file or a directory is
+written beside its place and renamed, so that it is there whole or not at all.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import re
+import shutil
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+
+DEEPEST = 100  # lists and objects in one another
+HALF_PAIR = re.compile("[\ud800-\udfff]")
+
+
+def read_text(file: Path) -> str:
+    """The text of a file, unpacked where its name ends in .gz. ValueError when it is not UTF-8."""
+    data = file.read_bytes()
+    try:
+        return (gzip.decompress(data) if file.suffix == ".gz" else data).decode()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file}: not UTF-8 text (byte {error.start})") from None
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise ValueError(f"{file}: not a whole gzip file: {error}") from None
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """The object in a JSON file; ValueError names the file when it holds something else."""
+    text = read_text(file).removeprefix("\ufeff")  # some editors of Windows write this mark
+    content = parse_json(text, file)
+    if not isinstance(content, dict):
+        raise ValueError(f"{file} must hold a JSON object, not {type(content).__name__}")
+    return content
+
+
+def read_optional(file: Path) -> dict[str, Any]:
+    """The object in a JSON file, empty where there is no such file."""
+    return read_json(file) if file.is_file() else {}
+
+
+def parse_json(
+    text: str, file: Path, line: int = 0, parse_float: Callable[[str], float] = float
+) -> Any:
+    """What a JSON text says: a whole file, or one `line` of it.
+
+    ValueError begins with the place, for what is no JSON, for a field that is there twice, for
+    half a surrogate pair, which JSON can write and no text can be made of, and for more levels
+    than its readers would go down.
+    """
+    place = f"{file}:{line}" if line else str(file)
+    try:
+        content = json.loads(text, parse_float=parse_float, object_pairs_hook=unique)
+        if "\\ud" in text.lower() or text.count("[") + text.count("{") > DEEPEST:
+            _check(content)
+    except json.JSONDecodeError as error:
+        where = f"{file}:{line or error.lineno}"
+        what = f"not valid JSON: {error.msg} (column {error.colno})"
+        raise ValueError(f"{where}: {what}") from None
+    except RecursionError:
+        raise ValueError(f"{place}: JSON that is nested too deeply") from None
+    except ValueError as error:
+        raise ValueError(f"{place}: {error}") from None
+    return content
+
+
+def unique(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+    """The pairs as a dictionary. ValueError where one of two under the same name would be lost."""
+    found: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in found:
+            raise ValueError(f"the field {name!r:.60} is there twice")
+        found[name] = value
+    return found
+
+
+def _check(value: Any, depth: int = 0) -> None:
+    """ValueError for half a surrogate pair at any depth, and for too great a depth."""
+    if depth > DEEPEST:
+        raise ValueError(f"lists or objects in one another, more than {DEEPEST}")
+    if isinstance(value, str) and HALF_PAIR.search(value):
+        raise ValueError(f"half a surrogate pair, which is no character: {value!r:.60}")
+    if isinstance(value, dict):
+        value = [*value, *value.values()]
+    if isinstance(value, list):
+        for entry in value:
+            _check(entry, depth + 1)
+
+
+def write_json(file: Path, content: dict[str, Any]) -> None:
+    """Write an indented JSON file."""
+    text = json.dumps(content, indent=2, ensure_ascii=False)
+    file.write_text(text + "\n", encoding="utf-8")
+
+
+@contextmanager
+def replacing(target: Path) -> Iterator[Path]:
+    """A path beside `target`: what the block writes there takes its place when the block ends.
+
+    It vanishes when the block fails. It is on the disk itself before it is renamed: a crash of
+    the machine cannot leave empty files. What safetensors says of a disk that is full becomes
+    an OSError.
+    """
+    scratch = target.with_name(f".{target.name}.{os.getpid()}.new")
+    former = target.with_name(f".{target.name}.{os.getpid()}.old")
+    _remove(scratch)  # left by a process that was killed and had the same number
+    try:
+        yield scratch
+        for path in (*scratch.rglob("*"), scratch):
+            _sync(path)
+        if target.is_dir():  # a file is replaced by the renaming itself, a directory is not
+            _remove(former)
+            target.rename(former)
+        scratch.rename(target)
+    except BaseException as error:
+        _remove(scratch)
+        if isinstance(error, SafetensorError):
+            raise OSError(f"{target}: {error}") from error
+        raise
+    _sync(target.parent)
+    _remove(former)
+
+
+def _sync(path: Path) -> None:
+    """Wait until a file, or the entries of a directory, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def remove_scratch(directory: Path) -> None:
+    """Delete what `replacing` left in `directory` when its process was killed."""
+    for path in (*directory.glob(".*.new"), *directory.glob(".*.old")):
+        _remove(path)
+
+
+def from_hub(name: str, kind: str, files: Sequence[str]) -> Path:
+    """A copy of the `files` (patterns) of a hub repository of that kind, "model" or "dataset".
+
+    Without a network, or with HF_HUB_OFFLINE=1, it is what was fetched before.
+    FileNotFoundError when the hub does not give it.
+    """
+    from huggingface_hub import snapshot_download  # slow to import, and most files are here
+
+    try:
+        # "consolidated" files are a second copy of the weights, in their authors' own layout
+        copy = snapshot_download(
+            name,
+            repo_type=kind,
+            allow_patterns=list(files),
+            ignore_patterns=["consolidated*"],
+        )
+    except Exception as error:  # its own kinds of errors, the HTTP library's and the system's
+        reason = str(error).strip().partition("\n")[0]
+        raise FileNotFoundError(
+            f"no {name} here, nor can the hub give it ({type(error).__name__}: {reason})"
+        ) from error
+    return Path(copy)

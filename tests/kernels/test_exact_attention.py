@@ -75,7 +75,9 @@ def test_a_block_is_the_end_of_its_sequences(dtype, window):
     first = torch.tensor([3, 70, 41])
     whole = block_attention(q, k, v, zeros(3), window, exact=True)
     some = torch.stack([row[:, n : n + 10] for row, n in zip(q, first.tolist(), strict=True)])
-    ends = torch.stack([row[:, n : n + 10] for row, n in zip(whole, first.tolist(), strict=True)])
+    ends = torch.stack(
+        [row[:, n : n + 10] for row, n in zip(whole, first.tolist(), strict=True)]
+    )
     assert torch.equal(block_attention(some, k, v, first, window, exact=True), ends)
     library = block_attention(some, k, v, first, window, exact=False)
     torch.testing.assert_close(library, ends, rtol=0, atol=8 * torch.finfo(dtype).eps)

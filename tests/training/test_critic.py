@@ -9,7 +9,7 @@ import torch
 from plain_step import Descent, assert_same, new_critic, new_episodes, new_step
 
 from nanomath.data.problem import Problem
-from nanomath.models.batches import Example, make_batch
+from nanomath.models.batches import Example, make_batch, response_states
 from nanomath.rollout import Completion, Episode
 from nanomath.training.critic import Critic
 from nanomath.training.optimizer import Optimizer
@@ -57,7 +57,7 @@ def test_a_value_stands_where_its_token_is_predicted(new_model, own_trunk):
         ]
         assert values[row, : len(response)].tolist() == pytest.approx(expected, rel=1e-6)
         assert not values[row, len(response) :].any()
-    states = trunk.hidden(BATCH.tokens)[BATCH.row, BATCH.column]
+    states = response_states(trunk, BATCH)
     assert own_trunk or torch.equal(critic(policy, BATCH, states), values)
 
 

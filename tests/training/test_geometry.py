@@ -11,7 +11,6 @@ from functools import cache, partial
 
 import pytest
 import torch
-import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from plain_step import (

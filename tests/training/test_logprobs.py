@@ -16,6 +16,7 @@ from nanomath.models import Transformer
 from nanomath.models.batches import (
     Batch,
     Example,
+    layout_states,
     make_batch,
     response_logprobs,
     response_scores,
@@ -71,8 +72,9 @@ def peak_bytes(function: Callable[[], object]) -> int:
 
 def materialised(model: Transformer, batch: Batch, temperature: float) -> Tensor:
     """Logprobs [n] from the logits of all states."""
-    logits = model.logits(model.hidden(batch.tokens)) / temperature
-    return logits.log_softmax(-1)[batch.row, batch.column, batch.target]
+    states = layout_states(model, batch.layout)
+    logits = model.logits(states) / temperature
+    return logits.log_softmax(-1)[batch.place, batch.target]
 
 
 def gradients(model: Transformer, logprobs: Tensor) -> dict[str, Tensor]:

@@ -145,10 +145,12 @@ def test_a_rank_may_have_nothing_to_do(one, both, kind):
 
 
 def rounding(store: str) -> float:
-    """How far apart trainings may be whose sums are taken in another order: bfloat16 may round
-    the other way.
+    """How far apart trainings may be whose sums are taken in another order.
+
+    bfloat16 may round the other way, of a gradient that is nearly 0 Adam makes a whole step, and
+    every step goes on from there. Sums that are no sums show in float32.
     """
-    return 2e-5 if store == "float32" else 2e-2
+    return 2e-5 if store == "float32" else 1e-1
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -65,9 +65,7 @@ def test_gradient(new_model, recorder, aggregation, dft, token_budget):
     model = new_model(dtype=torch.float64)
     expected_loss, expected = brute_force(model, weight_of(aggregation), dft)
     optimizer = recorder(model)
-    metrics = SFTStep(model, optimizer, aggregation, token_budget, dft).step(
-        EXAMPLES, 0, 1e-3
-    )
+    metrics = SFTStep(model, optimizer, aggregation, token_budget, dft).step(EXAMPLES, 0, 1e-3)
     assert_same(optimizer.gradients[0], expected)
     assert metrics["loss"] == pytest.approx(expected_loss, rel=1e-10)
     assert metrics["tokens"] == 17 and optimizer.rates == [1e-3]
@@ -164,9 +162,7 @@ def test_the_gradient_depends_on_no_layout_and_no_order(
         model = new_model(dtype=dtype, vocab_size=51, num_layers=1)
         whole, cut = recorder(model), recorder(model)
         first = SFTStep(model, whole, aggregation, dft=dft).step(plain, 0, 1.0)
-        second = SFTStep(model, cut, aggregation, token_budget, dft).step(
-            shuffled, 0, 1.0
-        )
+        second = SFTStep(model, cut, aggregation, token_budget, dft).step(shuffled, 0, 1.0)
         assert_same(cut.gradients[0], whole.gradients[0], tolerance)
         assert second == pytest.approx(first, rel=tolerance, abs=tolerance)
 

@@ -188,7 +188,7 @@ COMMANDS = [
     ),
     (
         ["prm", "eval", "length", "chosen.jsonl"],
-        "chosen.jsonl:1: chosen_completion is 3, of 1 completions",
+        "chosen.jsonl:1: chosen_completion = 3 must be a whole number from 0 to 0",
     ),
     (["eval", "models/good", "world", "problems.world.families=[]"], "families is empty"),
     (

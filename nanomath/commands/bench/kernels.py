@@ -147,7 +147,7 @@ def attention_case(s: Setting, group: int = 1) -> Case:
         most = attention.rows_per_tile(s.config.num_heads, s.config.num_kv_heads)
         width = max(n for n in range(1, min(group, most) + 1) if group % n == 0)
         tiles = slot.view(-1, width)
-        kernel = _in_tiles(tiles, torch.full_like(tiles[:, 0], shared))
+        kernel = partial(kernel, tiles=tiles, shared=torch.full_like(tiles[:, 0], shared))
     q = s.random(s.rows, s.config.num_heads, s.config.head_dim)
     common = shared * pages.keys.shape[2]
     read = s.rows * (s.context - common) + s.rows // group * common
@@ -159,11 +159,6 @@ def attention_case(s: Setting, group: int = 1) -> Case:
         moved=2 * q.nbytes + read * a_token,
         flops=4 * s.context * q.numel(),
     )
-
-
-def _in_tiles(tiles: Tensor, shared: Tensor) -> Callable[..., Tensor]:
-    """Return the attention of rows that share their first pages."""
-    return lambda *arguments: attention.paged_attention(*arguments, None, tiles, shared)
 
 
 def linear_case(s: Setting) -> Case:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
@@ -60,10 +62,11 @@ def stage_shares(
             profiler.start()
         started = True
 
-    generate(progress)
-    if not started:
-        return {}
-    profiler.stop()
+    with silent_stderr():
+        generate(progress)
+        if not started:
+            return {}
+        profiler.stop()
     seconds = dict.fromkeys((*STAGES, "other"), 0.0)
     for event in profiler.key_averages(group_by_input_shape=True):
         if event.device_type == DeviceType.CUDA:
@@ -73,3 +76,17 @@ def stage_shares(
             seconds[stage] += event.self_cpu_time_total
     total = sum(seconds.values())
     return {stage: spent / total for stage, spent in seconds.items()} if total else {}
+
+
+@contextmanager
+def silent_stderr() -> Iterator[None]:
+    """Keep the notes that the profiler's library writes off the terminal."""
+    kept = os.dup(2)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from concurrent.futures.process import BrokenProcessPool
 from importlib.util import find_spec
 from pathlib import Path
@@ -11,31 +10,24 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from tqdm import tqdm
 
 import nanomath.config
 from kernels.linear_logprob import linear_logprob
 from nanomath import settings
 from nanomath.__main__ import main
 from nanomath.commands import bench
-from nanomath.commands.bench import everything, kernels, machine, rollout, sides, training
-from nanomath.commands.bench.kernel_cases import CASES, OF_TOKENS, Setting
-from nanomath.commands.bench.sides import NoText, Point, Setup
-from nanomath.commands.bench.stages import STAGES, kernel_stage, operator_stage
+from nanomath.commands.bench import every, kernels, measure, rollout, training
+from nanomath.commands.bench.kernels import CASES, OF_TOKENS, Setting
+from nanomath.commands.bench.rollout import NoText, Point
+from nanomath.commands.bench.stages import STAGES, stage_of
+from nanomath.models import batches
 from nanomath.rollout.floor import Machine
-from nanomath.training import logprobs
 
 CONFIGS = Path(__file__).parents[2] / "configs"
-TARGETS = "training, rollout, kernels, all"
+TARGETS = "rollout, kernels, training, all"
 SMALL = (
-    "device=cpu",
-    "threads=1",
-    "repeats=1",
-    "tiny=2",
-    "prompt=3",
-    "response=4",
-    "tokens=2500",
-    "vocabulary=8000",
+    *("device=cpu", "dtype=float32", "threads=1", "repeats=1", "sequences=2"),
+    *("prompt=3", "response=4", "tokens=500"),
 )
 
 
@@ -45,33 +37,29 @@ SMALL = (
 @pytest.mark.slow
 def test_real_processes_measure_that_chunks_need_less_memory(call, tmp_path):
     save = tmp_path / "bench.json"
-    outcome = call(
-        main, "bench", "training", *SMALL, "cases=logprob", "width=8", f"save={save}"
-    )
+    words = (*SMALL[:-1], "tokens=4000", "shapes=smollm2", "steps=logprob", f"save={save}")
+    outcome = call(main, "bench", "training", *words)
     assert outcome.code == 0, outcome.err
     report = json.loads(save.read_text(encoding="utf-8"))
-    assert report["torch"] == torch.__version__ and report["config"]["width"] == 8
+    assert report["torch"] == torch.__version__ and report["config"]["tokens"] == 4000
     assert report["command"].startswith("python -m nanomath bench training device=cpu")
     (row,) = report["rows"]
-    assert row["case"] == "logprob" and min(row["seconds"].values()) > 0
-    logits = 2500 * 8000 * 4
-    assert (
-        logits < row["bytes"]["ours"] < 3 * logits < row["bytes"]["plain"]
-    )  # a single chunk: z and its softmax
-    assert training.table_row(row) == outcome.out.splitlines()[-1]
+    assert row["step"] == "logprob" and min(row["seconds"].values()) > 0
+    logits = 4000 * 49152 * 4
+    assert row["bytes"]["ours"] < logits < 2 * logits < row["bytes"]["plain"]
+    cells, *_ = training.table_row(row)
+    assert outcome.out.splitlines()[-1].split() == cells
 
 
-@pytest.mark.parametrize("case", ["tiny-sft", "tiny-grpo", "tiny-score"])
-@pytest.mark.parametrize("variant", training.VARIANTS)
-def test_a_step_is_measured(case, variant, monkeypatch):
+@pytest.mark.parametrize("step", list(training.STEPS))
+@pytest.mark.parametrize("side", training.SIDES)
+def test_a_step_is_measured(step, side, monkeypatch):
     """In this process: the numbers mean little, but the steps are made."""
-    monkeypatch.setattr(
-        logprobs, "linear_logprob", linear_logprob
-    )  # put back what "plain" puts in its place
+    monkeypatch.setattr(batches, "linear_logprob", linear_logprob)  # what "plain" replaces
     config = nanomath.config.load(training.TrainingBench, None, SMALL)
-    seconds, peak = training.measure(case, variant, config)
-    assert seconds > 0 and peak >= 0
-    assert (logprobs.linear_logprob is training.materialised_logprob) == (variant == "plain")
+    found = training.measure("tiny", step, side, config)
+    assert found["seconds"] > 0 and found["bytes"] >= 0
+    assert (batches.linear_logprob is training.materialised_logprob) == (side == "plain")
 
 
 def test_both_sides_compute_the_same():
@@ -85,7 +73,7 @@ def test_both_sides_compute_the_same():
         torch.testing.assert_close(mine, plain, rtol=0, atol=1e-5)
 
 
-def test_sides_take_turns_and_running_out_of_memory_is_a_result(call, monkeypatch):
+def test_sides_take_turns_and_failing_is_a_result(call, monkeypatch, tmp_path):
     order = []
 
     class Pool:
@@ -94,33 +82,45 @@ def test_sides_take_turns_and_running_out_of_memory_is_a_result(call, monkeypatc
             return self
 
         def __exit__(self, *_: object) -> None: ...
-        def submit(self, function, case, variant, config):
-            order.append((case, variant))
+        def submit(self, function, shape, step, side, config):
+            order.append((step, side))
             return self
 
-        def result(self) -> tuple[float, int]:
-            if order[-1][1] == "plain":
+        def result(self) -> dict[str, float]:
+            if order[-1] == ("logprob", "plain"):
                 raise BrokenProcessPool("killed")
-            return 1.0 / len(order), 5_000_000 + len(order)
+            if order[-1] == ("score", "ours"):
+                raise RuntimeError("out of luck\nand more")
+            return {"seconds": 1.0 / len(order), "bytes": 5_000_000 + len(order)}
 
-    monkeypatch.setattr(machine, "ProcessPoolExecutor", Pool)
-    outcome = call(
-        main, "bench", "training", "device=cpu", "cases=logprob,tiny-sft", "repeats=2"
+    monkeypatch.setattr(measure, "ProcessPoolExecutor", Pool)
+    save = tmp_path / "bench.json"
+    words = (
+        "shapes=tiny",
+        "steps=logprob,score,sft",
+        "repeats=2",
+        "device=cpu",
+        f"save={save}",
     )
+    outcome = call(main, "bench", "training", *words)
+    assert outcome.code == 1
     assert order == [
-        (case, side)
-        for case in ("logprob", "tiny-sft")
+        (step, side)
+        for step in ("logprob", "score", "sft")
         for _ in range(2)
-        for side in training.VARIANTS
+        for side in training.SIDES
     ]
-    rows = [line.split() for line in outcome.out.splitlines()[-2:]]
-    assert rows[0] == ["logprob", "0.333", "no", "memory", "5", "no", "memory"]
-    assert rows[1][:2] == ["tiny-sft", "0.143"]
+    lines = outcome.out.splitlines()[-5:]
+    assert lines[0].split() == ["tiny", "logprob", "333.3", "-", "-", "5", "-", "-"]
+    assert lines[1] == "    plain: no memory"
+    assert lines[3] == "    ours: RuntimeError: out of luck"
+    assert lines[4].split()[:5] == ["tiny", "sft", "90.9", "83.3", "1.09"]
+    assert len(json.loads(save.read_text(encoding="utf-8"))["rows"]) == 3
 
 
 def test_the_tiny_shape_is_that_of_the_configs(tokenizer):
     model = nanomath.config.load(settings.SFTConfig, CONFIGS / "tiny" / "sft.toml").model.new
-    shape = machine.SHAPES["tiny"]
+    shape = measure.SHAPES["tiny"]
     assert shape.vocab_size == tokenizer.vocab_size
     assert (
         shape.hidden_size,
@@ -142,24 +142,16 @@ def test_the_tiny_shape_is_that_of_the_configs(tokenizer):
 # --- rollout ---------------------------------------------------------------------------------
 
 
-def setup(**changes) -> Setup:
-    options = {
-        "model": "tiny",
-        "device": "cpu",
-        "dtype": torch.float32,
-        "model_dtype": torch.float32,
-        "exact": False,
-    }
-    return Setup(**{**options, "threads": 1, "scored": 3, "batches": (2, 4), **changes})
+def setup(**changes) -> rollout.RolloutBench:
+    options = {"model": "tiny", "device": "cpu", "dtype": "float32", "threads": 1}
+    return rollout.RolloutBench(**{**options, "scored": 3, "batches": [2, 4], **changes})
 
 
-def point(
-    rows: int = 4, group: int = 2, response: int = 5, prompts: int = 2, length: int = 6
-) -> Point:
-    tokens = torch.randint(
-        1024, (prompts, length), generator=torch.Generator().manual_seed(0)
-    ).tolist()
-    return Point(rows, group, response, tuple(map(tuple, tokens)))
+def point(rows: int = 4, group: int = 2, response: int = 5) -> Point:
+    generator = torch.Generator().manual_seed(0)
+    return Point(
+        rows, group, response, torch.randint(1024, (2, 6), generator=generator).tolist()
+    )
 
 
 @pytest.mark.slow
@@ -184,23 +176,20 @@ def test_real_processes_measure_the_sampler(call, tmp_path):
         (row["rows"], row["group"], row["prompt"], row["response"]) for row in report["rows"]
     ] == [*((2, 2, 6, 20), (4, 2, 6, 20))]
     for row in report["rows"]:
-        assert (
-            set(row["tokens_per_s"]) == {"nanomath", "unshared"}
-            and min(row["tokens_per_s"].values()) > 0
-        )
+        assert min(row[side]["tokens_per_s"] for side in ("nanomath", "unshared")) > 0
         assert (
             row["context"] == 6 + (8 + 16) / 2
         )  # from the first look to the last one before the end
         assert row["share"] == pytest.approx(
-            sum(row["floor_ms"].values()) / row["step_ms"]["nanomath"]
+            sum(row["floor_s"].values()) / row["nanomath"]["step_s"]
         )
-        assert set(row["stages"]) == set(STAGES) and sum(
-            row["stages"].values()
-        ) == pytest.approx(1)
-        assert 0 < row["gap"]["max"] < 1e-5 and row["gap"][
-            "effective_samples"
-        ] == pytest.approx(1, abs=1e-5)
-        assert rollout.table_row(row) in outcome.out
+        assert set(row["stages"]) == {*STAGES, "other"}
+        assert sum(row["stages"].values()) == pytest.approx(1)
+        assert 0 < row["gap_max"] < 1e-5
+        assert row["effective_samples"] == pytest.approx(1, abs=1e-5)
+        cells, *notes = rollout.table_row(row)
+        assert all(note in outcome.out for note in notes) and len(notes) == 2
+        assert cells in [line.split() for line in outcome.out.splitlines()]
 
 
 def test_a_model_with_eos_is_measured_on_real_prompts(model_directory, tmp_path):
@@ -209,20 +198,24 @@ def test_a_model_with_eos_is_measured_on_real_prompts(model_directory, tmp_path)
         json.dumps({"question": f"What is {n} + {n}?", "answer": str(2 * n)}) for n in (1, 22)
     ]
     questions.write_text("\n".join(lines), encoding="utf-8")
-    config = rollout.RolloutBench(
-        model=str(model_directory), problems=str(questions), refills=1, device="cpu"
+    config = setup(
+        model=str(model_directory),
+        problems=str(questions),
+        refills=1,
+        rows=[4],
+        groups=[2],
+        response=[20],
     )
-    rollout.resolve(config)
-    asked = rollout.new_point(config, rollout.model_shape(config.model), 4, 20, 2, 0)
+    (asked,) = rollout.new_points(config, rollout.model_shape(config.model))
     first, second, *again = asked.prompts
     assert len(first) < len(second) and again == [first, second]
     assert "What is 22 + 22?" in nanomath.load_tokenizer(model_directory).decode(second)
-    assert (asked.samples, asked.prompt) == (8, (len(first) + len(second)) / 2)
-    found = sides.measure_sampler(setup(model=config.model), asked, True, details=True)
-    assert (
-        found["tokens_per_s"] > 0 and found["live"] == 4
-    )  # the step is timed without eos and without refills
-    assert found["gap"]["max"] < 1e-4
+    assert asked.prompt == (len(first) + len(second)) / 2
+    found = rollout.measure_sampler(config, asked, True)
+    assert found["tokens_per_s"] > 0
+    assert found["live"] == 4  # the step is timed without eos and without refills
+    found = rollout.inspect_sampler(config, asked)
+    assert found["gap_max"] < 1e-4 and set(found["stages"]) == {*STAGES, "other"}
 
 
 def test_the_step_is_timed_while_the_batch_is_full():
@@ -233,9 +226,9 @@ def test_the_step_is_timed_while_the_batch_is_full():
         (99.0, 3, 64, 8),
         (200.0, 8, 64, 0),
     ]
-    assert sides.step_time(looks) == {"step_s": 1.5 / 4, "drawn": 3.0, "live": 8}
-    assert sides.step_time(looks[:1] + looks[3:]) == {}
-    assert sides.step_time([]) == {}
+    assert rollout.step_time(looks) == {"step_s": 1.5 / 4, "drawn": 3.0, "live": 8}
+    assert rollout.step_time(looks[:1] + looks[3:]) == {}
+    assert rollout.step_time([]) == {}
 
 
 def test_speed_is_tokens_by_time(monkeypatch):
@@ -243,7 +236,7 @@ def test_speed_is_tokens_by_time(monkeypatch):
     clock = SimpleNamespace(now=0.0)
 
     class Slow:
-        def __init__(self, *arguments: object) -> None: ...
+        def __init__(self, *arguments: object, **options: object) -> None: ...
         def release(self) -> None: ...
         def generate(self, prompts, n, tokens, progress):
             samples = len(prompts) * n
@@ -253,9 +246,9 @@ def test_speed_is_tokens_by_time(monkeypatch):
                 progress(samples * (step == tokens), samples * step, samples * (step < tokens))
             return [SimpleNamespace(length=tokens)] * samples
 
-    monkeypatch.setattr(sides, "Sampler", Slow)
-    monkeypatch.setattr(sides.time, "perf_counter", lambda: clock.now)
-    found = sides.measure_sampler(setup(), point(), True, details=False)
+    monkeypatch.setattr(rollout, "Sampler", Slow)
+    monkeypatch.setattr(rollout.time, "perf_counter", lambda: clock.now)
+    found = rollout.measure_sampler(setup(), point(), True)
     assert found["tokens_per_s"] == pytest.approx(20 / 5.5) and found[
         "step_s"
     ] == pytest.approx(1.0)
@@ -263,7 +256,7 @@ def test_speed_is_tokens_by_time(monkeypatch):
 
 
 def test_the_gap_is_that_of_the_trainer():
-    model, _ = sides.build(setup(), torch.float64)
+    model, _ = rollout.build(setup(dtype="float64"))
     drawn = point()
     tokens = [[5, 9, 2], [7], [1, 0, 3]]
     exact = [
@@ -283,15 +276,14 @@ def test_the_gap_is_that_of_the_trainer():
         )
         for i, (row, e, d) in enumerate(zip(tokens, exact, shift, strict=True))
     ]
-    found = sides.gap(model, drawn, completions)
+    found = rollout.gap(model, drawn, completions)
     w = torch.tensor([x for row in shift for x in row]).double().exp()
-    assert found["mean"] == pytest.approx(0.6 / 7, abs=1e-6) and found["max"] == pytest.approx(
-        0.3, abs=1e-6
-    )
+    assert found["gap_mean"] == pytest.approx(0.6 / 7, abs=1e-6) and found[
+        "gap_max"
+    ] == pytest.approx(0.3, abs=1e-6)
     assert found["effective_samples"] == pytest.approx(
         float(w.sum() ** 2 / (7 * (w * w).sum())), abs=1e-6
     )
-    assert sides.gap(model, drawn, []) == {}
 
 
 @pytest.mark.parametrize(
@@ -302,7 +294,6 @@ def test_the_gap_is_that_of_the_trainer():
         ("aten::mm", [[16, 128], [128, 1000]], "lm_head"),
         ("mkldnn::_linear_pointwise", [[16, 128], [1000, 128], []], "lm_head"),
         ("aten::bmm", [[32, 4, 32], [32, 32, 64]], "attention"),
-        ("aten::exp_", [[16, 2, 4, 64]], "attention"),
         ("aten::index_copy_", [[900, 32], [], [32], [32, 32]], "elementwise"),
         ("aten::exp", [[16, 1000]], "sampling"),
         ("aten::sum", [[16, 8, 128], []], "sampling"),
@@ -318,7 +309,7 @@ def test_the_gap_is_that_of_the_trainer():
     ],
 )
 def test_operators_belong_to_stages(name, shapes, stage):
-    assert operator_stage(name, shapes, vocabulary=1000) == stage
+    assert stage_of(name, shapes, vocabulary=1000) == stage
 
 
 @pytest.mark.parametrize(
@@ -337,12 +328,12 @@ def test_operators_belong_to_stages(name, shapes, stage):
     ],
 )
 def test_kernels_belong_to_stages(name, stage):
-    assert kernel_stage(name) == stage
+    assert stage_of(name, (), 1000) == stage
 
 
 @pytest.mark.skipif(find_spec("transformers") is None, reason="transformers is not installed")
 def test_transformers_is_measured_on_the_same_model():
-    found = sides.measure_transformers(setup(), point())
+    found = rollout.measure_transformers(setup(), point())
     assert found["tokens_per_s"] > 0 and found["bytes"] >= 0
 
 
@@ -364,54 +355,36 @@ def test_tokens_of_transformers_count_up_to_their_eos():
             return torch.tensor([[0, 7, 5, 3, 5, 3], [8, 9, 1, 1, 1, 1]])
 
     tokenizer = NoText()
-    assert sides.generate(Theirs(), tokenizer, [(7,), (8, 9)], 4) == 8
+    assert rollout.generate(Theirs(), tokenizer, [(7,), (8, 9)], 4) == 8
     tokenizer.eos_ids = (3, 2)
-    assert sides.generate(Theirs(), tokenizer, [(7,), (8, 9)], 4) == 2 + 4
+    assert rollout.generate(Theirs(), tokenizer, [(7,), (8, 9)], 4) == 2 + 4
 
 
-def test_sides_take_turns_and_the_best_of_each_counts(monkeypatch):
+def test_the_best_of_each_side_counts(monkeypatch):
     order = []
 
-    def pretend(function, *arguments):
+    def pretend(threads, function, *arguments):
         order.append((function.__name__, *arguments[2:]))
         speed = {1: 50.0, 4: 70.0, 5: 90.0}.get(len(order), 10.0)
-        if function is sides.measure_transformers:
-            return []  # out of memory
+        if function is rollout.measure_transformers:
+            return {"failed": "no memory"}
+        if function is rollout.inspect_sampler:
+            return {"stages": {"attention": 1.0}}
         step = {"step_s": 1 / speed, "drawn": 2.0, "live": 4}
-        return [
-            {"tokens_per_s": speed, "bytes": 100 * len(order), **step}
-            | ({"gap": {}} if arguments[3] else {})
-        ]
+        return {"tokens_per_s": speed, "bytes": 100 * len(order), **step}
 
-    monkeypatch.setattr(machine, "in_new_process", pretend)
-    config = rollout.RolloutBench(
-        model="tiny",
-        against=["unshared", "transformers"],
-        repeats=2,
-        device="cpu",
-        dtype="float32",
-    )
-    config.model_dtype = "float32"
-    row = rollout.measure_point(
-        config, machine.SHAPES["tiny"], point(), Machine(1e9, 1e9), tqdm(disable=True)
-    )
-    assert order == [
-        *(
-            ("measure_sampler", True, True),
-            ("measure_sampler", False, False),
-            ("measure_transformers",),
-        ),
-        *(
-            ("measure_sampler", True, False),
-            ("measure_sampler", False, False),
-            ("measure_transformers",),
-        ),
-    ]
-    assert row["tokens_per_s"] == {"nanomath": 70.0, "unshared": 90.0, "transformers": None}
-    assert row["bytes"] == {"nanomath": 100, "unshared": 200, "transformers": None}
-    assert row["step_ms"]["nanomath"] == pytest.approx(1000 / 70) and row["gap"] == {}
-    cells = rollout.table_row(row).split()
+    monkeypatch.setattr(measure, "in_new_process", pretend)
+    monkeypatch.setattr(rollout, "in_new_process", pretend)
+    config = setup(against=["unshared", "transformers"], repeats=2)
+    row = rollout.measure_point(config, measure.SHAPES["tiny"], point(), Machine(1e9, 1e9))
+    turn = [("measure_sampler", True), ("measure_sampler", False), ("measure_transformers",)]
+    assert order == [*turn, *turn, ("inspect_sampler",)]
+    assert [row[side].get("tokens_per_s") for side in ("nanomath", "unshared")] == [70.0, 90.0]
+    assert [row[side].get("bytes") for side in ("nanomath", "unshared")] == [100, 200]
+    assert row["nanomath"]["step_s"] == pytest.approx(1 / 70)
+    cells, *notes = rollout.table_row(row)
     assert cells[:5] == ["4", "6", "5", "2", "70.0"] and cells[-2:] == ["0.78", "-"]
+    assert notes == ["stages: attention 100%", "failed: transformers: no memory"]
 
 
 # --- kernels ---------------------------------------------------------------------------------
@@ -426,8 +399,8 @@ def test_both_forms_of_a_kernel_compute_the_same_in_the_benchmark(kernel, kernel
     rows, dtype, tolerance = (
         (32, torch.float16, 2e-3) if grouped else (16, torch.float32, 2e-4)
     )
-    case = CASES[kernel](Setting(machine.SHAPES["tiny"], rows, 300, 8, kernel_device, dtype))
-    results = [form() for form in (case.kernel, case.reference)]
+    case = CASES[kernel](Setting(measure.SHAPES["tiny"], rows, 300, 8, kernel_device, dtype))
+    results = [form(*case.arguments) for form in (case.kernel, case.reference)]
     for mine, plain in zip(
         *(r if isinstance(r, tuple) else (r,) for r in results), strict=True
     ):
@@ -435,7 +408,7 @@ def test_both_forms_of_a_kernel_compute_the_same_in_the_benchmark(kernel, kernel
 
 
 @pytest.mark.slow
-def test_real_processes_measure_references_and_name_what_needs_a_gpu(call, tmp_path):
+def test_real_processes_measure_kernels_and_references(call, tmp_path):
     save = tmp_path / "kernels.json"
     words = (
         "device=cpu",
@@ -447,20 +420,6 @@ def test_real_processes_measure_references_and_name_what_needs_a_gpu(call, tmp_p
     )
     outcome = call(main, "bench", "kernels", *words)
     assert outcome.code == 0, outcome.err
-    assert outcome.out.endswith(
-        "the Triton forms of swiglu need a GPU: the CPU forms were measured\n"
-    )
-    outcome = call(
-        main,
-        "bench",
-        "kernels",
-        "kernels=record",
-        "rows=2",
-        "context=4",
-        "device=cpu",
-        "calls=1",
-    )
-    assert outcome.out.endswith("record: no CPU form, PyTorch was measured twice\n")
     rows = json.loads(save.read_text(encoding="utf-8"))["rows"]
     assert [(row["kernel"], row["shape"], row["rows"]) for row in rows] == [
         *(("swiglu", "tiny", 16), ("swiglu", "tiny", 32))
@@ -477,9 +436,9 @@ def test_a_kernel_that_fails_is_a_result(monkeypatch):
 
     monkeypatch.setitem(CASES, "swiglu", broken)
     config = kernels.KernelBench(shapes=["tiny"], rows=[16, 32], device="cpu", dtype="float32")
-    (row,) = kernels.measure("swiglu", config, Machine(1e9, 1e9))
+    (row,) = kernels.measure("swiglu", config, Machine(1e9, 1e9))["rows"]
     assert row["failed"] == "RuntimeError: an illegal memory access was encountered"
-    assert row["failed"] in kernels.table_row(row)
+    assert kernels.table_row(row)[1] == f"failed: {row['failed']}"
 
 
 def test_check_runs_the_kernels_tests(call, monkeypatch):
@@ -524,118 +483,52 @@ def read(directory: Path) -> tuple[dict, str]:
 def test_all_goes_on_after_a_failure_and_names_what_needs_a_gpu(call, monkeypatch, tmp_path):
     commands = []
 
-    def pretend(words, seconds):
+    def pretend(command, **_):
+        if command[0] == "git":
+            return SimpleNamespace(stdout="c0ffee")
+        words = command[2:]
         commands.append(words)
-        place = next(
-            (word.removeprefix("save=") for word in words if word.startswith("save=")), None
-        )
-        if place:
+        for place in (word.removeprefix("save=") for word in words if word[:5] == "save="):
             Path(place).write_text(json.dumps({"rows": [len(commands)]}), encoding="utf-8")
         if len(commands) == 3:
             read(tmp_path)  # what the first two found is there
             raise KeyboardInterrupt
-        return len(commands) - 1, f"said {len(commands)}\n"
+        return SimpleNamespace(returncode=len(commands) - 1, stdout=f"said {len(commands)}\n")
 
-    monkeypatch.setattr(everything, "run", pretend)
+    monkeypatch.setattr(every.subprocess, "run", pretend)
     words = ("device=cpu", f"out={tmp_path}", "parts=check,rollout-1.5b,kernels,training")
     outcome = call(main, "bench", "all", *words)
     assert outcome.code == 1 and outcome.err == "error: interrupted\n"
     results, page = read(tmp_path)
-    assert [everything.outcome(part) for part in results["parts"].values()] == [
-        "done",
-        "needs a GPU",
-        "failed",
-    ]
-    assert (
-        results["parts"]["kernels"]["report"] == {"rows": [2]}
-        and results["parts"]["check"]["report"] is None
-    )
-    assert results["torch"] == torch.__version__ and results["commit"] == everything.commit()
-    assert (
-        not (everything.ROOT / ".git").exists()
-        or len(results["commit"].removesuffix("-dirty")) == 40
-    )
-    assert commands[0] == ["-m", "nanomath", "bench", "kernels", "--check"]
-    assert (
-        "| rollout-1.5b | needs a GPU | 0 |" in page
-        and "said 2" in page
-        and "said 3" not in page
-    )
-    assert {line["met"] for line in results["targets"]} == {None} and "not measured" in page
+    parts = results["parts"]
+    assert [part["outcome"] for part in parts.values()] == ["done", "needs a GPU", "failed"]
+    assert parts["kernels"]["report"] == {"rows": [2]} and parts["check"]["report"] is None
+    assert results["torch"] == torch.__version__ and results["commit"] == "c0ffee"
+    assert commands[0] == ["nanomath", "bench", "kernels", "--check"]
+    assert "| rollout-1.5b | needs a GPU | 0 |" in page
+    assert "said 2" in page and "said 3" not in page
 
 
-def test_every_part_is_a_command_that_its_target_understands():
+def test_all_records_what_a_command_says_and_its_failure(tmp_path):
+    config = every.AllBench(device="cpu", dtype="float32")
+    part = every.run_part(["rollout", "smolm2"], config, tmp_path / "part.json")
+    assert part["outcome"] == "failed" and part["report"] is None
+    assert part["output"].startswith("error: unknown model 'smolm2'")
+
+
+@pytest.mark.parametrize("commands", [every.CPU, every.GPU], ids=["cpu", "gpu"])
+def test_every_part_is_a_command_that_its_target_understands(commands):
     configs = {
         "rollout": rollout.RolloutBench,
         "kernels": kernels.KernelBench,
         "training": training.TrainingBench,
     }
-    for part in everything.PARTS.values():
-        for gpu in (True, False):
-            target, *words = part.words(gpu) or ["kernels"]
-            keys = [word for word in words if "=" in word]
-            config = nanomath.config.load(configs[target], None, keys)
-            if target == "rollout":
-                config.model = words[0]
-                config.device, shape = "cpu", rollout.model_shape(config.model)
-                assert all(
-                    rollout.new_point(config, shape, *sizes)
-                    for sizes in rollout.combinations(config)
-                )
-
-
-def test_targets_are_met_or_missed():
-    stages = {"lm_head": 0.08, "sampling": 0.02}
-    rows = [
-        {"rows": 64, "share": 0.4},
-        {
-            "rows": 256,
-            "share": 0.7,
-            "stages": stages,
-            "step_ms": {"nanomath": 2.0},
-            "floor_ms": {"lm_head": 0.12},
-        },
-    ]
-    groups = [
-        {
-            "rows": 1024,
-            "tokens_per_s": {"nanomath": 60.0, "unshared": 40.0, "transformers": None},
-        }
-    ]
-    logprob = [
-        {"rows": 262144, "kernel_s": 1.5, "floor_s": 1.0, "bytes": 4 * 262144 * 1519.36}
-    ]
-    parts = {"rollout-1.5b": rows, "rollout-0.5b": rows, "groups": groups, "logprob": logprob}
-    found = everything.targets(
-        {"parts": {name: {"report": {"rows": r}} for name, r in parts.items()}}
-    )
-    values = [0.7, 0.7, 0.4, 0.04, 1.5, None, 1.5, 0.01]
-    assert [line["found"] for line in found] == [
-        None if v is None else pytest.approx(v) for v in values
-    ]
-    assert [line["met"] for line in found] == [
-        True,
-        True,
-        False,
-        True,
-        True,
-        None,
-        False,
-        True,
-    ]
-
-
-def test_what_takes_too_long_is_stopped_with_all_that_it_began(tmp_path):
-    child = f"import time, pathlib; time.sleep(3); pathlib.Path({str(tmp_path / 'late')!r}).touch()"
-    parent = f"import subprocess, sys; print('begun', flush=True); subprocess.run([sys.executable, '-c', {child!r}])"
-    began = time.monotonic()
-    assert everything.run(["-c", parent], 1.0) == (None, "begun\n")
-    assert time.monotonic() - began < 2.5
-    time.sleep(2.5)
-    assert not (tmp_path / "late").exists()
-    assert everything.run(
-        ["-c", "import sys; print('x', file=sys.stderr); sys.exit(3)"], 60
-    ) == (3, "x\n")
+    for command in commands.values():
+        target, *words = command.split()
+        config = nanomath.config.load(configs[target], None, [w for w in words if "=" in w])
+        if target == "rollout":
+            config.model = words[0]
+            assert rollout.new_points(config, rollout.model_shape(config.model))
 
 
 # --- usage -----------------------------------------------------------------------------------
@@ -646,7 +539,7 @@ def test_what_takes_too_long_is_stopped_with_all_that_it_began(tmp_path):
     [
         ([], f"bench needs a target: expected one of {TARGETS}"),
         (["trainning"], f"unknown target 'trainning': expected one of {TARGETS}"),
-        (["training", "cases=smollm"], "cases"),
+        (["training", "shapes=smollm"], "shapes"),
         (["training", "repeats=0"], "repeats"),
         (["training", "speed=1"], "speed"),
         (
@@ -679,7 +572,7 @@ def test_what_takes_too_long_is_stopped_with_all_that_it_began(tmp_path):
             "there is no directory to write missing/bench.json to",
         ),
         (["all", "parts=rest"], "parts"),
-        (["all", "minutes=0"], "minutes"),
+        (["all", "minutes=5"], "minutes"),
     ],
 )
 def test_bad_input_is_one_line(call, words, said):
@@ -707,10 +600,10 @@ def test_help(call):
         f"\n  {target} " in page for target in bench.TARGETS
     )
     classes = (
-        training.TrainingBench,
         rollout.RolloutBench,
         kernels.KernelBench,
-        everything.AllBench,
+        training.TrainingBench,
+        every.AllBench,
     )
     for target, cls in zip(bench.TARGETS, classes, strict=True):
         keys = call(main, "bench", target, "-h").out

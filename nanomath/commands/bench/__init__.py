@@ -2,16 +2,16 @@
 
     python -m nanomath bench TARGET [key=value ...]
 
-    python -m nanomath bench training cases=smollm2-sft,smollm2-grpo gradient_checkpointing=true
-    python -m nanomath bench rollout qwen2.5-0.5b rows=64,256 prompt=960 against=transformers save=rollout.json
+    python -m nanomath bench rollout qwen2.5-0.5b rows=64,256 prompt=960 against=transformers
     python -m nanomath bench kernels --check
+    python -m nanomath bench training shapes=smollm2 gradient_checkpointing=true
     python -m nanomath bench all out=runs/bench
 
 Targets:
 
-  training    SFT and GRPO steps and scoring: logits in chunks and questions computed once, against the plain way
-  rollout     the sampler against what the machine allows, against the trainer's logprobs, against transformers
+  rollout     the sampler against the machine's floor, the trainer's logprobs and transformers
   kernels     every kernel against its floor and its PyTorch reference; --check: their tests
+  training    SFT and GRPO steps and scoring: logits in chunks, questions computed once
   all         everything above in one go, as one JSON file and one Markdown table
 
 Keys of a target: python -m nanomath bench TARGET --help
@@ -21,13 +21,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from nanomath.commands.bench import everything, kernels, rollout, training
+from nanomath.commands.bench import every, kernels, rollout, training
 
 TARGETS: dict[str, Callable[[list[str]], int]] = {
-    "training": training.main,
     "rollout": rollout.main,
     "kernels": kernels.main,
-    "all": everything.main,
+    "training": training.main,
+    "all": every.main,
 }
 
 

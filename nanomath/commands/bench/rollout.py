@@ -1,194 +1,201 @@
-"""The sampler against what the machine allows, against the trainer's logprobs, and against
-transformers.
+"""The sampler against the machine's floor, the trainer's logprobs and transformers.
 
     python -m nanomath bench rollout [MODEL] [CONFIG.toml] [key=value ...]
 
     python -m nanomath bench rollout                                        SmolLM2-135M's shape
-    python -m nanomath bench rollout qwen2.5-1.5b rows=64,256 prompt=960 response=128 save=rollout.json
+    python -m nanomath bench rollout qwen2.5-1.5b rows=64,256 prompt=960 response=128 save=r.json
     python -m nanomath bench rollout models/SmolLM2-135M-Instruct problems=gsm8k/test.jsonl groups=8
     python -m nanomath bench rollout smollm2 groups=8 prompt=512 against=unshared,transformers
 
-MODEL is a directory, a hub id, or a shape with random weights, which never draw an eos. A
-point is a combination of rows, prompt, response and groups. For each one: tokens a second,
-prefill included; the milliseconds of a decoding step of a full batch, and its floor: the time
-in which this machine, as measured just before, can read what a step reads and multiply what it
-multiplies; memory at the peak beyond the weights; how the step divides into stages; and how
-far the logprobs are from the trainer's. Each number is the best of `repeats` processes, the
-sides taking turns.
+MODEL is a directory, a hub id, or a shape with random weights, which never draw an eos. A point
+is a combination of rows, prompt, response and groups. For each one: tokens a second, prefill
+included; the milliseconds of a decoding step of a full batch and its floor, the time in which
+this machine, as measured just before, can read what a step reads and multiply what it
+multiplies; peak memory beyond the weights; how the step divides into stages; and how far the
+logprobs are from the trainer's. Every number is the best of `repeats` processes, the sides by
+turns.
 """
 
 from __future__ import annotations
 
+import importlib
 import itertools
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
+from statistics import fmean
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from tqdm import tqdm
+from torch.nn.utils.rnn import pad_sequence
 
-from nanomath.commands.bench.machine import (
+from nanomath.commands.bench.measure import (
     SHAPES,
-    Call,
+    Bench,
+    Found,
+    Report,
+    best,
     by_turns,
-    new_report,
-    place,
-    save_report,
+    in_new_process,
+    number,
+    peak_memory,
+    ratio,
     this_machine,
 )
-from nanomath.commands.bench.sides import Point, Setup, measure_sampler, measure_transformers
+from nanomath.commands.bench.stages import stage_shares
 from nanomath.config import option, parse_arguments
 from nanomath.data.files import read_json
 from nanomath.data.problem_sets import load_problems
 from nanomath.data.prompts import PromptTemplate
-from nanomath.models import ModelConfig, load_tokenizer, resolve_model_dir
+from nanomath.models import (
+    ModelConfig,
+    Tokenizer,
+    Transformer,
+    load_model,
+    load_tokenizer,
+    resolve_model_dir,
+    save_model,
+)
+from nanomath.models.batches import Example, response_scores
+from nanomath.rollout import Completion, Sampler
 from nanomath.rollout.floor import Machine, step_floor
-from nanomath.training.build import choose_device, encode_prompts
+from nanomath.training.build import encode_prompts
+from nanomath.training.policy_metrics import sampler_gap
 
-OURS = "nanomath"
-DTYPES = ("auto", "float32", "bfloat16", "float16")
+SCORED_TOKENS = 4096  # padded tokens that the trainer's logprobs are computed for at once
+WARM_UP = 12  # tokens on a CPU: the first steps try out numbers of threads
+PROFILED = 64  # tokens: of each stage's share
+Look = tuple[float, int, int, int, float]  # when, and what `Progress` is called with
 
 
 @dataclass
-class RolloutBench:
+class RolloutBench(Bench):
     """What to sample, and how."""
 
-    model: str = option(
-        "smollm2",
-        f"a directory, a hub id, or a shape with random weights: {', '.join(SHAPES)}",
-    )
+    model: str = option("smollm2", f"a directory, a hub id, or one of {', '.join(SHAPES)}")
     rows: list[int] = option(
         [], "sequences decoded side by side; empty: 64, on a GPU 64 and 256", minimum=1
     )
     prompt: list[int] = option([128], "tokens of a prompt", minimum=1)
-    response: list[int] = option(
-        [64], "tokens of a response, unless an eos ends it", minimum=1
-    )
+    response: list[int] = option([64], "tokens of a response, or up to an eos", minimum=1)
     groups: list[int] = option([1], "samples of each prompt", minimum=1)
     refills: int = option(0, "further samples for each row, begun as others end", minimum=0)
-    problems: str = option(
-        "", "take the questions of this problem set as prompts, instead of random tokens"
-    )
-    dtype: str = option(
-        "auto",
-        "what the sampler computes in; auto: bfloat16 on a GPU, else float32",
-        choices=DTYPES,
-    )
-    model_dtype: str = option(
-        "auto",
-        "of the model's weights and the trainer's logprobs; auto: dtype",
-        choices=DTYPES,
-    )
+    problems: str = option("", "take the questions of this problem set as prompts")
     exact: bool = option(False, "the sampler's exact mode")
-    device: str = option("auto", "cpu, cuda, cuda:1, ...; auto: cuda where there is one")
-    threads: int = option(0, "CPU threads, 0: let torch decide", minimum=0)
     repeats: int = option(2, "processes for each number; the best counts", minimum=1)
     against: list[str] = option(
         [],
-        "also measure: the sampler without shared prompts, transformers",
+        "also measure: the sampler without shared prompts, transformers' generate",
         choices=("unshared", "transformers"),
     )
     batches: list[int] = option(
         [], "batch sizes of transformers, the best counts; empty: rows, 1/2, 1/4", minimum=1
     )
     scored: int = option(16, "completions to compare with the trainer's logprobs", minimum=0)
-    save: str = option(
-        "", "write the numbers, with what they were measured on, to this JSON file"
-    )
+
+
+@dataclass(frozen=True)
+class Point:
+    """What is drawn: `group` samples of every prompt, `rows` at a time."""
+
+    rows: int
+    group: int
+    response: int  # tokens, or up to an eos
+    prompts: list[list[int]]
+
+    @property
+    def prompt(self) -> float:
+        """Mean tokens of a prompt."""
+        return fmean(map(len, self.prompts))
+
+
+class NoText:
+    """In place of a tokenizer: no token ends a completion, and none has a text."""
+
+    eos_ids: tuple[int, ...] = ()
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return ""
 
 
 def main(argv: list[str]) -> int:
-    """Measure every point, print what was found, and save it after each one."""
-    named = (
-        bool(argv)
-        and "=" not in argv[0]
-        and not argv[0].startswith("-")
-        and not argv[0].endswith(".toml")
-    )
-    words = [f"model={argv[0]}", *argv[1:]] if named else argv
-    config, _ = parse_arguments(RolloutBench, words, __doc__)
-    resolve(config)
+    """Measure every point; 1 if one of them failed."""
+    named = bool(argv) and "=" not in argv[0] and argv[0][:1] != "-"
+    if named and not argv[0].endswith(".toml"):
+        argv = [f"model={argv[0]}", *argv[1:]]
+    config, _ = parse_arguments(RolloutBench, argv, __doc__)
+    if "transformers" in config.against and find_spec("transformers") is None:
+        raise ImportError("against=transformers needs it: pip install transformers")
+    config.choose_machine()
     shape = model_shape(config.model)
-    points = [new_point(config, shape, *values) for values in combinations(config)]
-    report = new_report("rollout", argv, config)
-    measured = this_machine(config)
-    report["machine"] = asdict(measured)
-    print(table_head(report))
-    turns = config.repeats * (1 + len(config.against))
-    with tqdm(total=len(points) * turns, unit="process", disable=None, leave=False) as bar:
-        for point in points:
-            report["rows"].append(measure_point(config, shape, point, measured, bar))
-            bar.write(table_row(report["rows"][-1]))
-            save_report(report, config.save)
-    return 0
+    points = new_points(config, shape)
+    report = Report("rollout", argv, config)
+    machine = this_machine(config)
+    report.content["machine"] = asdict(machine)
+    sides = [f"x {side}" for side in config.against]
+    report.head(
+        f"{config.model}{', exact' * config.exact}; best of {config.repeats}; this machine copies "
+        f"{machine.copy_bytes_per_s / 1e9:.0f} GB/s and multiplies at "
+        f"{machine.gemm_flops_per_s / 1e9:.0f} GFLOP/s",
+        "floor: ms that a step takes at these rates; x: our tokens/s / theirs, above 1 is better",
+        columns=["rows", "prompt", "response", "group", "tokens/s", "ms/step"]
+        + ["floor, ms", "of floor", "peak MB", *sides],
+    )
+    for point in points:
+        row = measure_point(config, shape, point, machine)
+        report.add(row, *table_row(row))
+    return int(report.failed)
 
 
 # --- what to measure -------------------------------------------------------------------------
 
 
-def resolve(config: RolloutBench) -> None:
-    """Put in what is left to be chosen. ImportError when transformers is asked for and
-    missing.
-    """
-    config.device = str(choose_device(config.device))
-    gpu = config.device.startswith("cuda")
-    config.rows = config.rows or ([64, 256] if gpu else [64])
-    if config.dtype == "auto":
-        config.dtype = "bfloat16" if gpu else "float32"
-    if config.model_dtype == "auto":
-        config.model_dtype = config.dtype
-    if "transformers" in config.against and find_spec("transformers") is None:
-        raise ImportError("against=transformers needs it: pip install transformers")
-
-
 def model_shape(model: str) -> ModelConfig:
-    """The shape by that name, or of the model in a directory or on the hub."""
+    """Return the shape of that name, or of the model in a directory or on the hub."""
     if model in SHAPES:
         return SHAPES[model]
     if not Path(model).expanduser().exists() and "/" not in model:
+        known = ", ".join(SHAPES)
         raise ValueError(
-            f"unknown model {model!r}: expected a directory, a hub id, or one of {', '.join(SHAPES)}"
+            f"unknown model {model!r}: expected a directory, a hub id, or one of {known}"
         )
     return ModelConfig.from_hf(read_json(resolve_model_dir(model) / "config.json"))
 
 
-def combinations(config: RolloutBench) -> itertools.product:
-    """(rows, response, group, tokens of a prompt) of every point; problems bring prompts of
-    their own.
-    """
-    return itertools.product(
-        config.rows, config.response, config.groups, [0] if config.problems else config.prompt
-    )
+def new_points(config: RolloutBench, shape: ModelConfig) -> list[Point]:
+    """Return every point with its prompts. ValueError when the numbers do not go together."""
+    config.rows = config.rows or ([64, 256] if config.on_gpu else [64])
+    lengths = [0] if config.problems else config.prompt  # problems have lengths of their own
+    points = []
+    for rows, response, group, length in itertools.product(
+        config.rows, config.response, config.groups, lengths
+    ):
+        if rows % group:
+            raise ValueError(
+                f"groups of {group} do not fill {rows} rows: rows must be a multiple of groups"
+            )
+        count = rows * (1 + config.refills) // group
+        prompts = new_prompts(config, shape, count, length)
+        longest = max(map(len, prompts))
+        if longest + response > shape.max_positions:
+            raise ValueError(
+                f"a prompt of {longest} tokens and a response of {response} do not fit: "
+                f"the context of {config.model} is {shape.max_positions} tokens"
+            )
+        points.append(Point(rows, group, response, prompts))
+    return points
 
 
-def new_point(
-    config: RolloutBench, shape: ModelConfig, rows: int, response: int, group: int, prompt: int
-) -> Point:
-    """A point with its prompts. ValueError when the numbers do not go together."""
-    if rows % group:
-        raise ValueError(
-            f"groups of {group} do not fill {rows} rows: rows must be a multiple of groups"
-        )
-    count = rows * (1 + config.refills) // group
-    if config.problems:
-        prompts = asked(config, shape, count)
-    else:
+def new_prompts(
+    config: RolloutBench, shape: ModelConfig, count: int, length: int
+) -> list[list[int]]:
+    """Return random prompts, or those of the problem set, again from its beginning if short."""
+    if not config.problems:
         generator = torch.Generator().manual_seed(0)
-        prompts = torch.randint(
-            shape.vocab_size, (count, prompt), generator=generator
-        ).tolist()
-    longest = max(map(len, prompts))
-    if longest + response > shape.max_positions:
-        raise ValueError(
-            f"a prompt of {longest} tokens and a response of {response} do not fit: the context of {config.model} is "
-            f"{shape.max_positions} tokens"
-        )
-    return Point(rows, group, response, tuple(map(tuple, prompts)))
-
-
-def asked(config: RolloutBench, shape: ModelConfig, count: int) -> list[list[int]]:
-    """`count` prompts of the problem set, from its beginning again where it is shorter."""
+        return torch.randint(shape.vocab_size, (count, length), generator=generator).tolist()
     if config.model in SHAPES:
         raise ValueError(
             f"problems needs a model with a tokenizer: {config.model} has random weights"
@@ -204,117 +211,220 @@ def asked(config: RolloutBench, shape: ModelConfig, count: int) -> list[list[int
 
 
 def measure_point(
-    config: RolloutBench, shape: ModelConfig, point: Point, machine: Machine, bar: tqdm
-) -> dict[str, Any]:
-    """The row of a point; a side whose numbers are None ran out of memory."""
-    found = by_turns(sides(config, point), bar)
-    row = {
-        "rows": point.rows,
-        "prompt": point.prompt,
-        "response": point.response,
-        "group": point.group,
+    config: RolloutBench, shape: ModelConfig, point: Point, machine: Machine
+) -> Found:
+    """Return the row of a point."""
+    calls = {
+        "nanomath": (measure_sampler, config, point, True),
+        "unshared": (measure_sampler, config, point, False),
+        "transformers": (measure_transformers, config, point),
     }
-    best = {
-        side: max(runs, key=lambda run: run["tokens_per_s"], default={})
-        for side, runs in found.items()
-    }
-    row["tokens_per_s"] = {side: run.get("tokens_per_s") for side, run in best.items()}
-    row["bytes"] = {
-        side: min((run["bytes"] for run in runs), default=None) for side, runs in found.items()
-    }
-    timed = {side: [run for run in runs if "step_s" in run] for side, runs in found.items()}
-    steps = {
-        side: min(runs, key=lambda run: run["step_s"]) for side, runs in timed.items() if runs
-    }
-    row["step_ms"] = {side: 1e3 * run["step_s"] for side, run in steps.items()}
-    if OURS in steps:
-        context = point.prompt + steps[OURS]["drawn"]
+    sides = {side: calls[side] for side in ("nanomath", *config.against)}
+    found = by_turns(config.threads, config.repeats, sides)
+    row: Found = {side: best(runs) for side, runs in found.items()}
+    ours = row["nanomath"]
+    row |= {"rows": point.rows, "prompt": point.prompt, "response": point.response}
+    row["group"] = point.group
+    if "step_s" in ours:
+        row["context"] = point.prompt + ours["drawn"]
         dtype = getattr(torch, config.dtype)
-        floor = step_floor(
-            shape, steps[OURS]["live"], context, dtype, machine, point.prompt, point.group
+        row["floor_s"] = step_floor(
+            shape,
+            ours["live"],  # fewer than the rows where memory has no room
+            row["context"],
+            dtype,
+            machine,
+            point.prompt,
+            point.group,
         )
-        # fewer than the rows where memory has no room
-        row["context"] = context
-        row["live"] = steps[OURS]["live"]
-        row["floor_ms"] = {stage: 1e3 * seconds for stage, seconds in floor.items()}
-        row["share"] = sum(floor.values()) / steps[OURS]["step_s"]
-    for run in found[OURS]:
-        row |= {name: run[name] for name in ("stages", "gap") if name in run}
+        row["share"] = sum(row["floor_s"].values()) / ours["step_s"]
+    row |= in_new_process(config.threads, inspect_sampler, config, point)
+    if failed := [f"{side}: {row[side]['failed']}" for side in sides if "failed" in row[side]]:
+        row["failed"] = "; ".join(failed)
     return row
 
 
-def sides(config: RolloutBench, point: Point) -> dict[str, list[Call]]:
-    """The calls of each side, one for each of the repeats; the first of ours also finds the
-    gap and the stages.
-    """
-    setup = Setup(
-        model=config.model,
-        device=config.device,
-        dtype=getattr(torch, config.dtype),
-        model_dtype=getattr(torch, config.model_dtype),
-        exact=config.exact,
-        threads=config.threads,
-        scored=config.scored,
-        batches=tuple(
-            config.batches or sorted({max(1, point.rows // part) for part in (1, 2, 4)})
-        ),
-    )
-    calls = {
-        OURS: [
-            (measure_sampler, setup, point, True, number == 0)
-            for number in range(config.repeats)
-        ],
-        "unshared": [(measure_sampler, setup, point, False, False)] * config.repeats,
-        "transformers": [(measure_transformers, setup, point)] * config.repeats,
-    }
-    return {side: calls[side] for side in (OURS, *config.against)}
-
-
-# --- the table -------------------------------------------------------------------------------
-
-
-def table_head(report: dict[str, Any]) -> str:
-    """What was measured where, and the names of the columns."""
-    config = report["config"]
-    measured = report["machine"]
-    names = "".join(
-        f"{name:>10}"
-        for name in ("rows", "prompt", "response", "group", "tokens/s", "ms/step", "floor")
-    )
-    names += "".join(f"{name:>10}" for name in ("of it", "MB")) + "".join(
-        f"{'x ' + s:>16}" for s in config["against"]
-    )
-    mode = f"{config['dtype']}{', exact' * config['exact']}"
-    return (
-        f"{config['model']}, {mode}; {place(report)}; best of {config['repeats']}\n"
-        f"this machine copies {measured['copy_bytes_per_s'] / 1e9:.0f} GB/s and multiplies at "
-        f"{measured['gemm_flops_per_s'] / 1e9:.0f} GFLOP/s\n{names}"
-    )
-
-
-def table_row(row: dict[str, Any]) -> str:
-    """The numbers of a point, then its stages and its gap on lines of their own."""
-    ours = row["tokens_per_s"][OURS]
-    cells = [f"{row['rows']}", f"{row['prompt']:.0f}", f"{row['response']}", f"{row['group']}"]
-    cells.append("no memory" if ours is None else f"{ours:.1f}")
-    if "share" in row:
-        step = row["step_ms"][OURS]
-        floor = sum(row["floor_ms"].values())
-        cells += [f"{step:.3f}", f"{floor:.3f}", f"{row['share']:.0%}"]
-    else:
-        cells += ["-"] * 3
-    cells.append("-" if row["bytes"][OURS] is None else f"{row['bytes'][OURS] / 1e6:.0f}")
-    others = [speed for side, speed in row["tokens_per_s"].items() if side != OURS]
-    ratios = ["-" if None in (ours, other) else f"{ours / other:.2f}" for other in others]
-    lines = [
-        "".join(f"{cell:>10}" for cell in cells) + "".join(f"{ratio:>16}" for ratio in ratios)
-    ]
-    if row.get("stages"):
-        shares = [f"{stage} {share:.0%}" for stage, share in row["stages"].items() if share]
-        lines.append(f"    stages: {', '.join(shares)}")
-    if gap := row.get("gap"):
-        lines.append(
-            f"    against the trainer: |dlogprob| {gap['mean']:.2g} in the mean, {gap['max']:.2g} at most; effective "
-            f"sample size {gap['effective_samples']:.2%}"
+def table_row(row: Found) -> tuple[Any, ...]:
+    """Return the cells of a row; its stages, its gap and what failed as notes."""
+    ours = row["nanomath"]
+    speed = ours.get("tokens_per_s")
+    floor = sum(row["floor_s"].values()) if "floor_s" in row else None
+    cells = [f"{row['rows']}", number(row["prompt"]), f"{row['response']}", f"{row['group']}"]
+    cells += [number(speed, 1), number(ours.get("step_s"), 3, 1e3), number(floor, 3, 1e3)]
+    cells += [f"{row['share']:.0%}" if "share" in row else "-"]
+    cells += [number(ours.get("bytes"), 0, 1e-6)]
+    for side in ("unshared", "transformers"):
+        if side in row:
+            cells.append(ratio(speed, row[side].get("tokens_per_s")))
+    notes = []
+    if stages := row.get("stages"):
+        shares = (f"{stage} {share:.0%}" for stage, share in stages.items() if share)
+        notes.append(f"stages: {', '.join(shares)}")
+    if "gap_mean" in row:
+        notes.append(
+            f"against the trainer: |dlogprob| {row['gap_mean']:.2g} in the mean, "
+            f"{row['gap_max']:.2g} at most; effective sample size {row['effective_samples']:.2%}"
         )
-    return "\n".join(lines)
+    if "failed" in row:
+        notes.append(f"failed: {row['failed']}")
+    return cells, *notes
+
+
+# --- in the measured process: nanomath -------------------------------------------------------
+
+
+def build(config: RolloutBench) -> tuple[Transformer, Tokenizer | NoText]:
+    """Return the model with its tokenizer, or one of random weights."""
+    dtype = getattr(torch, config.dtype)
+    if config.model not in SHAPES:
+        model = load_model(config.model, config.device, dtype)
+        return model, load_tokenizer(config.model)
+    with torch.device("meta"):
+        model = Transformer(SHAPES[config.model])
+    model.to(dtype).to_empty(device=config.device)
+    model.lm_head.weight = model.model.embed_tokens.weight  # to_empty has untied them
+    return model.init_weights(0), NoText()
+
+
+def measure_sampler(config: RolloutBench, point: Point, share_prompts: bool) -> Found:
+    """Return tokens a second, bytes at the peak beyond the weights, and `step_time`."""
+    model, tokenizer = build(config)
+    before = peak_memory(model.device, restart=True)
+    sampler = Sampler(model, tokenizer, point.rows, config.exact, share_prompts=share_prompts)
+    # a GPU captures the graphs of all numbers of rows in a whole run
+    draw(sampler, point, point.response if config.on_gpu else min(point.response, WARM_UP))
+    began = time.perf_counter()
+    completions, looks = draw(sampler, point, point.response)
+    seconds = time.perf_counter() - began
+    peak = peak_memory(model.device) - before
+    full = full_batch(point)
+    if full != point or not isinstance(tokenizer, NoText):  # some rows ended before others
+        sampler.release()
+        sampler = Sampler(
+            model, NoText(), point.rows, config.exact, share_prompts=share_prompts
+        )
+        _, looks = draw(sampler, full, point.response)
+    tokens = sum(completion.length for completion in completions)
+    return {"tokens_per_s": tokens / seconds, "bytes": peak, **step_time(looks)}
+
+
+def full_batch(point: Point) -> Point:
+    """Return the point without refills."""
+    prompts = point.prompts[: point.rows // point.group]
+    return Point(point.rows, point.group, point.response, prompts)
+
+
+def draw(
+    sampler: Sampler, point: Point, tokens: int, tell: Callable[..., None] | None = None
+) -> tuple[list[Completion], list[Look]]:
+    """Return the completions of at most `tokens` tokens, and what the host saw at each look."""
+    looks: list[Look] = []
+
+    def progress(*now: float) -> None:
+        looks.append((time.perf_counter(), *now))
+        if tell is not None:
+            tell(*now)
+
+    return sampler.generate(point.prompts, point.group, tokens, progress=progress), looks
+
+
+def step_time(looks: list[Look]) -> dict[str, float]:
+    """Return seconds of a step of a full batch, its rows, and the tokens drawn in the mean.
+
+    It is taken from the first look, after the prefill, to the last one before a sample
+    finished. Empty when there are not two of these.
+    """
+    full = [look for look in looks if look[1] == 0]
+    if len(full) < 2:
+        return {}
+    began, _, before, live, *_ = full[0]
+    ended, _, after, *_ = full[-1]
+    seconds = (ended - began) * live / (after - before)
+    return {"step_s": seconds, "drawn": (before + after) / 2 / live, "live": live}
+
+
+def inspect_sampler(config: RolloutBench, point: Point) -> Found:
+    """Return the shares of the stages, and the gap to the trainer's logprobs."""
+    model, tokenizer = build(config)
+    found: Found = {}
+    if config.scored:
+        sampler = Sampler(model, tokenizer, point.rows, config.exact)
+        completions, _ = draw(sampler, point, point.response)
+        sampler.release()
+        model.exact = config.exact
+        found = gap(model, point, completions[: config.scored])
+        model.exact = False
+    sampler = Sampler(model, NoText(), point.rows, config.exact)
+    tokens = min(point.response, PROFILED)
+    found["stages"] = stage_shares(
+        lambda tell: draw(sampler, full_batch(point), tokens, tell),
+        model.config.vocab_size,
+        config.on_gpu,
+    )
+    return found
+
+
+def gap(model: Transformer, point: Point, completions: list[Completion]) -> dict[str, float]:
+    """Return how far the sampler is from the trainer, as in a training run's log."""
+    examples = [Example(point.prompts[c.prompt_index], c.tokens) for c in completions]
+    scored, _ = response_scores(model, examples, SCORED_TOKENS)
+    rows = [row[: c.length] for row, c in zip(scored, completions, strict=True)]
+    sampled = torch.tensor([x for c in completions for x in c.logprobs], dtype=torch.float64)
+    return sampler_gap(torch.cat(rows).double(), sampled, sampled)
+
+
+# --- in the measured process: transformers ---------------------------------------------------
+
+
+def measure_transformers(config: RolloutBench, point: Point) -> Found:
+    """Return tokens a second of `generate` at the best batch size, and bytes at the peak."""
+    model, tokenizer = build(config)
+    transformers = importlib.import_module("transformers")  # nanomath runs without it
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    with TemporaryDirectory() as directory:
+        save_model(model, None, directory)
+        del model
+        theirs = transformers.AutoModelForCausalLM.from_pretrained(
+            directory, dtype=getattr(torch, config.dtype)
+        ).to(config.device)
+    before = peak_memory(theirs.device, restart=True)
+    samples = [prompt for prompt in point.prompts for _ in range(point.group)]
+    sizes = config.batches or sorted({max(1, point.rows // part) for part in (1, 2, 4)})
+    generate(theirs, tokenizer, samples[: max(sizes)], 2)
+    speed = 0.0
+    for size in sizes:
+        began = time.perf_counter()
+        tokens = sum(
+            generate(theirs, tokenizer, samples[first : first + size], point.response)
+            for first in range(0, len(samples), size)
+        )
+        speed = max(speed, tokens / (time.perf_counter() - began))
+    return {"tokens_per_s": speed, "bytes": peak_memory(theirs.device) - before}
+
+
+def generate(
+    model: Any, tokenizer: Tokenizer | NoText, prompts: Sequence[Sequence[int]], response: int
+) -> int:
+    """Draw a batch of completions with transformers; return their tokens up to the eos."""
+    rows = [torch.tensor(prompt, device=model.device) for prompt in prompts]
+    ones = [torch.ones_like(row) for row in rows]
+    padded = pad_sequence(rows, batch_first=True, padding_side="left")
+    real = pad_sequence(ones, batch_first=True, padding_side="left")
+    eos = list(tokenizer.eos_ids)
+    with torch.no_grad():
+        out = model.generate(
+            padded,
+            attention_mask=real,
+            pad_token_id=0,
+            eos_token_id=eos or None,
+            do_sample=True,
+            temperature=1.0,
+            top_k=0,
+            top_p=1.0,
+            max_new_tokens=response,
+        )
+    new = out[:, padded.shape[1] :]
+    ended = torch.isin(new, torch.tensor(eos, dtype=torch.int64, device=model.device))
+    before = ended.cumsum(1) - ended.long()  # eos before this token
+    return int((before == 0).sum())

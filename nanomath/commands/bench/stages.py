@@ -1,6 +1,4 @@
-"""Where the time of a decoding step goes: operators, or on a GPU kernels, sorted into stages
-by name and shape.
-"""
+"""Where the time of a decoding step goes: operators, or on a GPU kernels, sorted by name."""
 
 from __future__ import annotations
 
@@ -11,153 +9,78 @@ from contextlib import contextmanager
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
-from kernels.lm_head import BLOCK
-
-LOOKS = 6  # reports of progress that are profiled; on a GPU there are several steps to one
-STAGES = (
-    "projections",
-    "lm_head",
-    "attention",
-    "sampling",
-    "elementwise",
-    "other",
-    "all in one",
-)
-Generate = Callable[[Callable[..., None]], object]  # given what to call with the progress
-Shapes = Sequence[Sequence[int]]  # of an operator's inputs
-
-# On a CPU an operator belongs to the first line that fits it. A layer works on matrices [rows,
-# width]; tensors of three axes and more are heads, of attention.
-CPU_KERNELS = {
-    "attend": "attention",
-    "rope_write": "attention",
-    "lm_head": "sampling",
-    "add_rms_norm": "elementwise",
-    "swiglu": "elementwise",
-    "linear": "projections",
-    "decode": "all in one",
+# An operator, or a kernel of kernels/cpu.cpp or of the GPU, belongs to the first stage of which
+# its name has a part. Without the C++ kernels a CPU's attention and sampling share operators
+# (exp, gather) that count as sampling.
+STAGES = {
+    "all in one": ("decode",),
+    "attention": (
+        *("attend", "rope_write", "_split_kernel", "_merge_kernel"),
+        *("flash", "fmha", "attention", "bmm"),
+    ),
+    "lm_head": ("_blocks_kernel",),  # and the products with the vocabulary
+    "sampling": (
+        *("lm_head", "_choose_kernel", "_truncation_kernel", "_record_kernel"),
+        *("softmax", "searchsorted", "scan", "exp", "aten::sum", "gather"),
+    ),
+    "projections": (*("linear", "mm", "matmul", "gemv", "nvjet", "cutlass", "splitKreduce"),),
+    "elementwise": (
+        *("norm", "swiglu", "silu", "elementwise", "embedding", "index"),
+        *("add", "mul", "div", "mean", "rsqrt", "pow", "copy_", "cat"),
+    ),
 }
-PRODUCTS = ("mm", "linear", "matmul")
-ELEMENTWISE = (
-    "add",
-    "mul",
-    "div",
-    "silu",
-    "norm",
-    "mean",
-    "rsqrt",
-    "pow",
-    "embedding",
-    "copy_",
-    "cat",
-    "index",
-)
 
 
-def operator_stage(name: str, shapes: Shapes, vocabulary: int) -> str:
-    """The stage of an operator, or of a kernel of kernels/cpu.cpp with its sizes, of a
-    decoding step on a CPU.
+def stage_of(name: str, shapes: Sequence[Sequence[int]], vocabulary: int) -> str:
+    """Return the stage of an operator with inputs of these shapes, "other" for an unknown one.
+
+    A C++ kernel has its sizes in its name.
     """
-    kernel, *sizes = name.split(" ")
-    if kernel in CPU_KERNELS:
-        return (
-            "lm_head"
-            if kernel == "linear" and str(vocabulary) in sizes
-            else CPU_KERNELS[kernel]
-        )
-    product = any(word in name for word in PRODUCTS) and any(
-        len(shape) == 2 for shape in shapes
-    )
-    if product:
-        return "lm_head" if any(vocabulary in shape for shape in shapes) else "projections"
-    if any(_is_logits(shape, vocabulary) for shape in shapes):
-        return "sampling"
-    if any(len(shape) > 2 for shape in shapes):
-        return "attention"
-    return "elementwise" if any(word in name for word in ELEMENTWISE) else "other"
+    fitting = [stage for stage, parts in STAGES.items() if any(part in name for part in parts)]
+    stage = fitting[0] if fitting else "other"
+    sizes = {str(size) for shape in shapes for size in shape} | set(name.split(" "))
+    if stage == "projections" and str(vocabulary) in sizes:
+        return "lm_head"
+    return stage
 
 
-def _is_logits(shape: Sequence[int], vocabulary: int) -> bool:
-    """Whether a tensor has a number for each token, in a row or in blocks."""
-    blocks = -(-vocabulary // BLOCK)
-    return list(shape[-1:]) in ([vocabulary], [blocks * BLOCK]) or list(shape[-2:]) == [
-        blocks,
-        BLOCK,
-    ]
+def stage_shares(
+    generate: Callable[[Callable[..., None]], object], vocabulary: int, gpu: bool
+) -> dict[str, float]:
+    """Return each stage's share of the time in operators of `generate(progress)`.
 
-
-# On a GPU a kernel belongs to the first line that has a part of its name.
-KERNELS = (
-    ("attention", ("_split_kernel", "_merge_kernel", "_rope_write_kernel", "flash", "fmha")),
-    ("lm_head", ("_blocks_kernel",)),
-    (
-        "sampling",
-        (
-            "_choose_kernel",
-            "_truncation_kernel",
-            "_record_kernel",
-            "softmax",
-            "searchsorted",
-            "scan",
-        ),
-    ),
-    ("elementwise", ("rms_norm", "swiglu", "elementwise", "embedding", "indexSelect")),
-    (
-        "projections",
-        ("gemm", "gemv", "nvjet", "cutlass", "xmma", "splitKreduce", "_linear_kernel"),
-    ),
-)
-
-
-def kernel_stage(name: str) -> str:
-    """The stage of a GPU kernel of a decoding step."""
-    return next(
-        (stage for stage, parts in KERNELS if any(part in name for part in parts)), "other"
-    )
-
-
-def stage_shares(generate: Generate, vocabulary: int, gpu: bool) -> dict[str, float]:
-    """Each stage's share of the time in operators during LOOKS reports of
-    `generate(progress)`, after the first one: without prefill, and without making texts. Empty
-    when there were not two reports.
+    It counts from the first report of progress on: without the prefill. Empty when nothing
+    was reported.
     """
-    activities = (
-        [ProfilerActivity.CPU, ProfilerActivity.CUDA] if gpu else [ProfilerActivity.CPU]
-    )
+    activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * gpu
     profiler = profile(activities=activities, record_shapes=True)
-    reports = 0
-    stopped = False
+    started = False
 
-    def progress(finished: int, *_: int) -> None:
-        nonlocal reports, stopped
-        reports += 1
-        if reports == 1:
+    def progress(*_: float) -> None:
+        nonlocal started
+        if not started:
             profiler.start()
-        elif not stopped and (finished or reports > LOOKS):
-            profiler.stop()
-            stopped = True
+        started = True
 
     with silent_stderr():
         generate(progress)
-        if not stopped:
-            profiler.stop()
-    seconds = dict.fromkeys(STAGES, 0.0)
+        if not started:
+            return {}
+        profiler.stop()
+    seconds = dict.fromkeys((*STAGES, "other"), 0.0)
     for event in profiler.key_averages(group_by_input_shape=True):
         if event.device_type == DeviceType.CUDA:
-            seconds[kernel_stage(event.key)] += event.self_device_time_total
+            seconds[stage_of(event.key, (), vocabulary)] += event.self_device_time_total
         elif not gpu:
-            seconds[operator_stage(event.key, event.input_shapes, vocabulary)] += (
-                event.self_cpu_time_total
-            )
+            stage = stage_of(event.key, event.input_shapes, vocabulary)
+            seconds[stage] += event.self_cpu_time_total
     total = sum(seconds.values())
-    return (
-        {stage: spent / total for stage, spent in seconds.items()} if stopped and total else {}
-    )
+    return {stage: spent / total for stage, spent in seconds.items()} if total else {}
 
 
 @contextmanager
 def silent_stderr() -> Iterator[None]:
-    """The profiler's library writes notes of its own to the process's standard error."""
+    """Keep the notes that the profiler's library writes off the terminal."""
     kept = os.dup(2)
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 2)

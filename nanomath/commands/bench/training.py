@@ -10,7 +10,7 @@ Steps: sft and grpo are forward and backward passes and the optimizer, in grpo a
 reference model's pass; score is the states of one question's solutions; logprob is the logprobs
 of random states alone, forward and backward. Ours makes the logits in chunks and computes a
 question once for all of its solutions. The plain way makes all logits at once (sft, grpo,
-logprob) and computes the question with every solution (score). Every number is the best of
+logprob) and computes the question with every solution (grpo, score). Every number is the best of
 `repeats` processes, which take turns; memory is the peak beyond weights and optimizer state.
 """
 
@@ -19,6 +19,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -38,9 +39,9 @@ from nanomath.config import option, parse_arguments
 from nanomath.data.problem import Problem
 from nanomath.models import Transformer, batches
 from nanomath.models.batches import Example
-from nanomath.models.shared_prefix import states_at
 from nanomath.rollout import Completion, Episode
 from nanomath.rollout.floor import seconds_of
+from nanomath.training import policy_step
 from nanomath.training.optimizer import Optimizer
 from nanomath.training.policy_step import PolicyStep
 from nanomath.training.sft_step import SFTStep
@@ -64,7 +65,7 @@ class TrainingBench(Bench):
     prompt: int = option(32, "tokens of a prompt", minimum=1)
     response: int = option(96, "tokens of a response", minimum=1)
     tokens: int = option(4096, "tokens of logprob", minimum=1)
-    token_budget: int = option(0, "padded tokens computed at once, 0: all", minimum=0)
+    token_budget: int = option(0, "tokens computed at once, 0: all", minimum=0)
     gradient_checkpointing: bool = option(False, "recompute each layer in the backward pass")
     repeats: int = option(2, "processes for each number; the best counts", minimum=1)
 
@@ -117,6 +118,7 @@ def measure(shape: str, step: str, side: str, config: TrainingBench) -> Found:
     """Return seconds of the fastest call, and bytes at the peak beyond what there was before."""
     if side == "plain":
         batches.linear_logprob = materialised_logprob
+        policy_step.make_batch = partial(batches.make_batch, share=False)
     device = torch.device(config.device)
     run = STEPS[step](shape, side, config)
     before = peak_memory(device, restart=True)
@@ -161,12 +163,14 @@ def grpo_step(shape: str, side: str, config: TrainingBench) -> Callable[[], obje
         config.sequences,
         token_budget=config.token_budget,
     )
+    examples = random_examples(shape, config)
+    prompt = examples[0].prompt
     episodes = []
-    for i, example in enumerate(random_examples(shape, config)):
+    for i, example in enumerate(examples):
         logprobs = [-5.0] * config.response
         completion = Completion(0, i, example.response, logprobs, logprobs, "", "eos")
         rewards = {"accuracy": i % 2, "total": i % 2}
-        episodes.append(Episode(Problem("0", "", ""), example.prompt, completion, rewards))
+        episodes.append(Episode(Problem("0", "", ""), prompt, completion, rewards))
     return lambda: step.step(episodes, 0, 1e-6)
 
 
@@ -175,10 +179,11 @@ def score_step(shape: str, side: str, config: TrainingBench) -> Callable[[], obj
     model = new_model(shape, config)
     examples = random_examples(shape, config)
     question = examples[0].prompt
-    sequences = [question + example.response for example in examples]
-    groups = [0 if side == "ours" else i for i in range(len(examples))]
-    places = [[len(tokens) - 1] for tokens in sequences]
-    return lambda: list(states_at(model, sequences, places, groups, config.token_budget))
+    examples = [Example(question, example.response) for example in examples]
+    if side == "plain":
+        examples = [Example([], question + example.response) for example in examples]
+    places = [[config.prompt + config.response - 1]] * len(examples)
+    return lambda: list(batches.states_at(model, examples, places, config.token_budget))
 
 
 def logprob_step(shape: str, side: str, config: TrainingBench) -> Callable[[], object]:

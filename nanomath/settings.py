@@ -262,7 +262,7 @@ class SFT:
     batch_size: int = option(32, "how many problems a step learns from", minimum=1)
     token_budget: int = option(
         16384,
-        "how many padded tokens are computed at once, which changes no gradient; 0: all",
+        "tokens computed at once, a shared prompt counted once; it changes no gradient; 0: all",
         minimum=0,
     )
     aggregation: str = option(
@@ -577,7 +577,7 @@ class GRPO:
     )
     token_budget: int = option(
         16384,
-        "how many padded tokens are computed at once, which changes no gradient; 0: all",
+        "tokens computed at once, a shared prompt counted once; it changes no gradient; 0: all",
         minimum=0,
     )
     logged_groups: int = option(
@@ -755,7 +755,7 @@ class PRM:
     batch_size: int = option(32, "how many solutions a step learns from", minimum=1)
     token_budget: int = option(
         16384,
-        "how many padded tokens are computed at once, which changes no gradient; 0: all",
+        "tokens computed at once, a shared prompt counted once; it changes no gradient; 0: all",
         minimum=0,
     )
     head_steps: int = option(

@@ -43,7 +43,7 @@ LEAST_MASS = 0.01  # a judge whose possible answers have less of the probability
 @dataclass
 class Judge:
     """A model with the questions that it is asked, templates with {question}, {first} and
-    {second}. token_budget: padded tokens computed at once. masses: the probability of the
+    {second}. token_budget: tokens computed at once. masses: the probability of the
     possible answers, of all questions since they were last asked for. ValueError where the
     tokenizer cannot tell the answers apart.
     """

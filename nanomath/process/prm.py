@@ -55,7 +55,7 @@ StepScorer = Callable[
 class PRM:
     """A model with the head of its format; `prm(solutions)` scores steps.
 
-    token_budget: padded tokens that are computed at once.
+    token_budget: tokens that are computed at once.
     """
 
     model: Transformer

@@ -30,7 +30,7 @@ class PRMStep:
     solutions.
 
     weights: (w_wrong, w_right). head_steps: for so many steps only the new head learns,
-    `model.score`. token_budget: padded tokens of a micro-batch, 0 for all at once; the
+    `model.score`. token_budget: tokens of a micro-batch, 0 for all at once; the
     gradient does not depend on it. ValueError for head_steps of a sharded model: FSDP2 sums no
     gradient where the layers before need none.
     """

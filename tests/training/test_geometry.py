@@ -1,4 +1,4 @@
-"""What a gradient must not depend on: how a batch is cut, padded, packed and ordered, and what
+"""What a gradient must not depend on: how a batch is cut, padded and ordered, and what
 the padding holds.
 """
 

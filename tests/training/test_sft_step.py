@@ -1,4 +1,4 @@
-"""The SFT step: its gradient is the formula's, however the batch is cut, padded or packed."""
+"""The SFT step: its gradient is the formula's, however the batch is cut or padded."""
 
 from __future__ import annotations
 

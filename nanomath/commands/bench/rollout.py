@@ -65,7 +65,7 @@ from nanomath.rollout.floor import Machine, step_floor
 from nanomath.training.build import encode_prompts
 from nanomath.training.policy_metrics import sampler_gap
 
-SCORED_TOKENS = 4096  # padded tokens that the trainer's logprobs are computed for at once
+SCORED_TOKENS = 4096  # tokens that the trainer's logprobs are computed for at once
 WARM_UP = 12  # tokens on a CPU: the first steps try out numbers of threads
 PROFILED = 64  # tokens: of each stage's share
 Look = tuple[float, int, int, int, float]  # when, and what `Progress` is called with

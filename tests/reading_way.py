@@ -93,7 +93,7 @@ def trace(argv: list[str]) -> dict[str, Way]:
     sys.path.insert(0, str(ROOT))
     import train_grpo
 
-    ways = {name: Way() for name in WAYS}
+    ways = {name: Way({train_grpo.main.__code__}) for name in WAYS}
     inside: dict[str, FrameType] = {}
     ended: set[str] = set()
 

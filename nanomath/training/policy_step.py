@@ -71,7 +71,7 @@ class PolicyStep:
         for episode, advantages in zip(
             episodes, rollout.tokens.advantages.tolist(), strict=True
         ):
-            episode.advantages = advantages[: episode.completion.length]
+            episode.advantages = advantages[: len(episode.completion.tokens)]
         updates: list[dict[str, float]] = []
         gap: dict[str, float] = {}
         for epoch in range(self.algorithm.epochs):
@@ -278,7 +278,7 @@ class Rollout:
 
 def rollout_of(episodes: Sequence[Episode]) -> Rollout:
     """FloatingPointError if the sampler gave a logprob that is not finite."""
-    mask = algorithms.response_mask(torch.tensor([e.completion.length for e in episodes]))
+    mask = algorithms.response_mask(torch.tensor([len(e.completion.tokens) for e in episodes]))
     sampler_logprobs = _padded([e.completion.logprobs for e in episodes])
     behavior_logprobs = _padded([e.completion.sampling_logprobs for e in episodes])
     rollout = Rollout(

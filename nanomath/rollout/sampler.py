@@ -38,9 +38,8 @@ from nanomath.models.transformer import Transformer
 from nanomath.rollout.arguments import checked, stop_strings, token_lists
 from nanomath.rollout.cache import Cache
 from nanomath.rollout.decoder import Decoder
-from nanomath.rollout.engine import Engine, Slots
+from nanomath.rollout.engine import Engine, Slots, Threads
 from nanomath.rollout.sampling import SamplingParams
-from nanomath.rollout.threads import Threads
 
 PREFILL_TOKENS = 8192  # padded prompt tokens computed in one forward pass, to bound its memory
 MEMORY_SHARE = 0.8  # of the free memory that keys and values may take

@@ -7,8 +7,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from nanomath.rollout import threads as module
-from nanomath.rollout.threads import Threads
+from nanomath.rollout import engine as module
+from nanomath.rollout.engine import Threads
 
 
 @pytest.fixture

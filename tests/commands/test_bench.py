@@ -468,7 +468,8 @@ def test_check_says_what_is_missing(call, monkeypatch, tmp_path):
     )
     outcome = call(main, "bench", "kernels", "--check")
     assert outcome.code == 2 and outcome.err == (
-        f"error: --check runs the repository's tests/kernels and tests/gpu, and {tmp_path} has none\n"
+        "error: --check runs the repository's tests/kernels and tests/gpu, "
+        f"and {tmp_path} has none\n"
     )
 
 

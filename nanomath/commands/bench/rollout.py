@@ -123,10 +123,10 @@ class NoText:
 
 def main(argv: list[str]) -> int:
     """Measure every point; 1 if one of them failed."""
-    named = bool(argv) and "=" not in argv[0] and argv[0][:1] != "-"
-    if named and not argv[0].endswith(".toml"):
-        argv = [f"model={argv[0]}", *argv[1:]]
-    config, _ = parse_arguments(RolloutBench, argv, __doc__)
+    words = list(argv)
+    if words and "=" not in words[0] and words[0][:1] != "-" and words[0][-5:] != ".toml":
+        words[0] = f"model={words[0]}"
+    config, _ = parse_arguments(RolloutBench, words, __doc__)
     if "transformers" in config.against and find_spec("transformers") is None:
         raise ImportError("against=transformers needs it: pip install transformers")
     config.choose_machine()

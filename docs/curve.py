@@ -29,7 +29,13 @@ def draw(run: Path, picture: Path) -> None:
     figure, (left, right) = plt.subplots(1, 2, figsize=(8, 2.6), layout="constrained")
     left.plot(numbers, [line["pass@1"] for line in steps], color="0.6", label="rollouts")
     left.errorbar(
-        at, accuracy, [below, above], fmt="o", color="black", capsize=3, label="held-out, 95%"
+        at,
+        accuracy,
+        [below, above],
+        fmt="o",
+        color="black",
+        capsize=3,
+        label="held-out, 95%",
     )
     left.set(xlabel="step", ylabel="pass@1", ylim=(0, 1), title=f"{run.name}: accuracy")
     left.legend(frameon=False, loc="lower right")

@@ -65,7 +65,9 @@ def new_pages(
     shape = (*shape, kv_heads, page_size(device), head_dim)
     room = {"dtype": dtype, "device": device}
     if device.type == "cpu":
-        return torch.empty(*shape[:-2], *shape[:-3:-1], **room).mT, torch.empty(shape, **room)
+        return torch.empty(*shape[:-2], *shape[:-3:-1], **room).mT, torch.empty(
+            shape, **room
+        )
     return torch.empty(shape, **room), torch.empty(shape, **room)
 
 
@@ -136,7 +138,9 @@ def paged_attention_cpu(
 ) -> Tensor:
     """One pass over the keys of each row and one over its values."""
     _check(q, pages, compiled.PAGE)
-    q, table, slot, length = (tensor.contiguous() for tensor in (q, pages.table, slot, length))
+    q, table, slot, length = (
+        tensor.contiguous() for tensor in (q, pages.table, slot, length)
+    )
     out = torch.empty_like(q)
     (rows, heads, dim) = q.shape
     compiled.call(
@@ -283,7 +287,9 @@ def _split_kernel(
     e = tl.arange(0, BLOCK_E)
     real = (row >= 0)[:, None] & (e < E)[None, :]
     query = tl.load(
-        q + (row * (KV_HEADS * GROUPS) + head)[:, None] * E + e[None, :], mask=real, other=0.0
+        q + (row * (KV_HEADS * GROUPS) + head)[:, None] * E + e[None, :],
+        mask=real,
+        other=0.0,
     )
     if UPCAST:
         query = query.to(tl.float32)
@@ -351,7 +357,9 @@ def _merge_kernel(
             there = (page >= first) & (page < last)
             masses = tl.load(lse + base + page, mask=there, other=float("-inf"))
             place = (base + page)[:, None] * E + e[None, :]
-            parts = tl.load(partial + place, mask=there[:, None] & (e < E)[None, :], other=0.0)
+            parts = tl.load(
+                partial + place, mask=there[:, None] & (e < E)[None, :], other=0.0
+            )
             new_top = tl.maximum(top, tl.max(masses))
             weights = tl.math.exp2(masses - new_top)
             shrink = tl.math.exp2(top - new_top)

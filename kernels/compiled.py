@@ -164,7 +164,9 @@ def build(options: list[str]) -> Path:
 
 
 def _run(compiler: str, *arguments: str) -> None:
-    done = subprocess.run([compiler, *arguments], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [compiler, *arguments], capture_output=True, text=True, check=False
+    )
     if done.returncode:
         lines = done.stderr.splitlines()
         said = next(

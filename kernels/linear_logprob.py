@@ -155,7 +155,11 @@ def _chunks(ctx: FunctionCtx, gradient: Tensor) -> Chunks:
             )
         else:
             softmax = kept if len(rows) == len(kept) else kept[rows]
-        yield rows, h, softmax.mul_(-g).scatter_add_(1, target[rows, None], g).to(weight.dtype)
+        yield (
+            rows,
+            h,
+            softmax.mul_(-g).scatter_add_(1, target[rows, None], g).to(weight.dtype),
+        )
 
 
 def _precise(weight: Tensor) -> torch.dtype:

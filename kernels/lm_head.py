@@ -195,7 +195,9 @@ def block_sums(weights: Tensor) -> Tensor:
     n, vocabulary = weights.shape
     whole = vocabulary // BLOCK * BLOCK
     sums = (
-        weights[:, :whole].view(n, whole // BLOCK, BLOCK).sum(-1) if whole else weights[:, :0]
+        weights[:, :whole].view(n, whole // BLOCK, BLOCK).sum(-1)
+        if whole
+        else weights[:, :0]
     )
     return (
         sums
@@ -283,7 +285,11 @@ def _launch(
     """
     n = len(hidden)
     (vocabulary, dim) = weight.shape
-    if hidden.shape != (n, dim) or hidden.dtype != weight.dtype or weight.dtype not in DTYPES:
+    if (
+        hidden.shape != (n, dim)
+        or hidden.dtype != weight.dtype
+        or weight.dtype not in DTYPES
+    ):
         given = ", ".join(
             f"{tensor.dtype} {list(tensor.shape)}" for tensor in (hidden, weight)
         )
@@ -293,7 +299,9 @@ def _launch(
     hidden = hidden.contiguous()
     weight = weight.contiguous()
     cut = tile(weight)
-    logprob, entropy, logsumexp = (hidden.new_empty(n, dtype=torch.float32) for _ in range(3))
+    logprob, entropy, logsumexp = (
+        hidden.new_empty(n, dtype=torch.float32) for _ in range(3)
+    )
     u = logprob if u is None else u.float().contiguous()  # not read when there is none
     blocks = triton.cdiv(vocabulary, BLOCK)
     chunk = max(1, CHUNK_PARTS // (5 * blocks * cut["ROWS"])) * cut["ROWS"]
@@ -448,7 +456,19 @@ def _blocks_kernel(
     block = tl.program_id(0) // tl.cdiv(n, ROWS) * (COLUMNS // BLOCK)
     if COLUMNS == BLOCK:
         _summarise(
-            z, block, rows, u, target, parts, n, vocabulary, blocks, inverse, mode, BLOCK, ROWS
+            z,
+            block,
+            rows,
+            u,
+            target,
+            parts,
+            n,
+            vocabulary,
+            blocks,
+            inverse,
+            mode,
+            BLOCK,
+            ROWS,
         )
     else:  # one half after the other, as the registers do not hold what both need at once
         left, right = tl.split(tl.permute(tl.reshape(z, (ROWS, 2, BLOCK)), (0, 2, 1)))

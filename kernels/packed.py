@@ -61,7 +61,9 @@ def packed_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tens
         return out
     if x.dtype not in PACKED_TYPES:
         return F.linear(x, weight.to(x.dtype), bias)
-    return torch.ops.mkldnn._linear_pointwise(x, packed(weight, x.dtype), bias, "none", [], "")
+    return torch.ops.mkldnn._linear_pointwise(
+        x, packed(weight, x.dtype), bias, "none", [], ""
+    )
 
 
 def packed_rows(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:

@@ -64,7 +64,9 @@ def uniform_pair(seed: int, *counters: Tensor) -> Tensor:
 
 def uniform_pair_reference(seed: int, *counters: Tensor) -> Tensor:
     """`uniform_pair` in int64 arithmetic."""
-    return torch.stack([_to_unit(word) for word in philox(seed, _four(counters))[:2]], dim=-1)
+    return torch.stack(
+        [_to_unit(word) for word in philox(seed, _four(counters))[:2]], dim=-1
+    )
 
 
 def _four(counters: tuple[Tensor, ...]) -> tuple[Tensor, Tensor, Tensor, Tensor]:

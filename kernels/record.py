@@ -73,7 +73,9 @@ def _record_kernel(
     place = row.to(tl.int64) * columns + tl.where(was_done, columns - 1, at)
     tl.store(tokens + place, new, mask=here)
     tl.store(logprobs + place, tl.load(logprob + row, mask=here), mask=here)
-    tl.store(sampling_logprobs + place, tl.load(sampling_logprob + row, mask=here), mask=here)
+    tl.store(
+        sampling_logprobs + place, tl.load(sampling_logprob + row, mask=here), mask=here
+    )
     tl.store(token + row, new, mask=here)
 
     going = here & (was_done == 0)

@@ -112,7 +112,9 @@ def _room(qkv: Tensor, pages: Pages, norms: Norms) -> Tensor:
         or pages.values.shape != pages.keys.shape
     ):
         shapes = f"qkv {list(qkv.shape)}, keys {list(pages.keys.shape)}, values {list(pages.values.shape)}"
-        raise ValueError(f"{shapes}: expected [M, (H + 2 K) E] and twice [pages, K, PAGE, E]")
+        raise ValueError(
+            f"{shapes}: expected [M, (H + 2 K) E] and twice [pages, K, PAGE, E]"
+        )
     if (norms[0] is None) != (norms[1] is None):
         raise ValueError(
             "only one of the norms is given: a model norms both q and k, or neither"

@@ -247,13 +247,17 @@ def _truncation_kernel(
         block = tl.minimum(block, tl.min(tl.where(above, place, 1 << 30), 0))
         last = tl.maximum(last, tl.max(tl.where(masses > 0, place, 0), 0))
         before += tl.sum(masses, 0)
-    block = tl.minimum(block, last)  # a level that rounding lifted to the total means the last
+    block = tl.minimum(
+        block, last
+    )  # a level that rounding lifted to the total means the last
 
     z = _logits(row, block * BLOCK, V, BLOCK)
     scaled = (z - top) * inverse
     w = tl.where((z >= pivot) & (scaled >= lowest), tl.exp(scaled), 0.0)
     inside = tl.arange(0, BLOCK)
-    chosen = first_above(tl.cumsum(w, 0), w, tl.load(u + 2 * n + 1) * tl.sum(w, 0), inside, 0)
+    chosen = first_above(
+        tl.cumsum(w, 0), w, tl.load(u + 2 * n + 1) * tl.sum(w, 0), inside, 0
+    )
     value = tl.sum(tl.where(inside == chosen, scaled, 0.0), 0)
     tl.store(token + n, (block * BLOCK + chosen).to(tl.int64))
     tl.store(full + n, value - tl.log(total))

@@ -27,7 +27,9 @@ def main(argv: list[str]) -> int:
         )
         return 0 if argv else 2
     if argv[0] not in COMMANDS:
-        raise ValueError(f"unknown command {argv[0]!r}: expected one of {', '.join(COMMANDS)}")
+        raise ValueError(
+            f"unknown command {argv[0]!r}: expected one of {', '.join(COMMANDS)}"
+        )
     return import_module(f"nanomath.commands.{argv[0]}").main(argv[1:])
 
 

@@ -107,7 +107,8 @@ class Model:
         False, "recompute each layer in the backward pass, which saves memory and costs time"
     )
     sharded: bool = option(
-        False, "under torchrun: cut the weights over the ranks (FSDP2) instead of copying them"
+        False,
+        "under torchrun: cut the weights over the ranks (FSDP2) instead of copying them",
     )
     new: NewModel = section(NewModel)
 
@@ -179,7 +180,9 @@ class Problems:
         "train", "split of the world (train, validation, test) or of a hub dataset"
     )
     limit: int = option(
-        0, "at most so many problems are used; 0: all of them (of the world 20000)", minimum=0
+        0,
+        "at most so many problems are used; 0: all of them (of the world 20000)",
+        minimum=0,
     )
     max_tokens: int = option(
         0,
@@ -225,7 +228,9 @@ class Optim:
         "how the learning rate moves after the warm-up",
         choices=("constant", "linear", "cosine"),
     )
-    warmup: int = option(0, "steps over which the learning rate rises to its peak", minimum=0)
+    warmup: int = option(
+        0, "steps over which the learning rate rises to its peak", minimum=0
+    )
     final: float = option(
         0.0,
         "learning rate at the end of the run, as a share of the peak",
@@ -246,7 +251,9 @@ class Optim:
         1.0, "gradients with a larger norm are scaled down to this one", above=0
     )
     state_dtype: str = option(
-        "float32", "what Adam's two running means are kept in", choices=("float32", "bfloat16")
+        "float32",
+        "what Adam's two running means are kept in",
+        choices=("float32", "bfloat16"),
     )
     device: str = option(
         "",
@@ -324,7 +331,8 @@ class Reward:
     """What a completion is worth: a weighted sum of components, each logged by itself."""
 
     weights: dict[str, float] = option(
-        {"accuracy": 1.0}, "weight of each reward by its name in nanomath/rewards/functions.py"
+        {"accuracy": 1.0},
+        "weight of each reward by its name in nanomath/rewards/functions.py",
     )
     params: dict[str, dict[str, float]] = option(
         {}, "parameters of rewards by name, such as {cosine = {max_length = 2000}}"
@@ -353,7 +361,9 @@ class Process:
         1, "a step of fewer tokens is merged into the next one", minimum=1
     )
     most_steps: int = option(
-        0, "all steps beyond so many are merged into the last of them; 0: no limit", minimum=0
+        0,
+        "all steps beyond so many are merged into the last of them; 0: no limit",
+        minimum=0,
     )
     drop_repeats: bool = option(
         False, "a step that repeats an earlier one is merged into the step before it"
@@ -751,7 +761,9 @@ class PRM:
     )
     heldout: str = option("", "file of labelled solutions to measure on")
     limit: int = option(0, "at most so many held-out solutions are used; 0: all", minimum=0)
-    neutral: str = option("right", "what PRM800K's neutral rating counts as", choices=NEUTRAL)
+    neutral: str = option(
+        "right", "what PRM800K's neutral rating counts as", choices=NEUTRAL
+    )
     batch_size: int = option(32, "how many solutions a step learns from", minimum=1)
     token_budget: int = option(
         16384,
@@ -787,7 +799,9 @@ class PRMEvalConfig:
     """Measure a process reward model on labelled solutions."""
 
     model: Model = section(Model)
-    neutral: str = option("right", "what PRM800K's neutral rating counts as", choices=NEUTRAL)
+    neutral: str = option(
+        "right", "what PRM800K's neutral rating counts as", choices=NEUTRAL
+    )
     limit: int = option(0, "at most so many solutions are used; 0: all", minimum=0)
     threshold: float = option(
         0.5, "a step with a score below this is called wrong", minimum=0, maximum=1

@@ -83,7 +83,9 @@ def new_tokenizer() -> Callable[[Sequence[int]], Tokenizer]:
     """
 
     def make(eos_ids: Sequence[int] = ()) -> Tokenizer:
-        return Tokenizer(world_tokenizer(), CHAT_TEMPLATE, eos_ids, eos_token="<|endoftext|>")
+        return Tokenizer(
+            world_tokenizer(), CHAT_TEMPLATE, eos_ids, eos_token="<|endoftext|>"
+        )
 
     return make
 

@@ -35,7 +35,12 @@ ROOT = Path(__file__).parents[1]
 SECONDS = 60
 OPERATORS = {
     **{ast.Add: [ast.Sub], ast.Sub: [ast.Add], ast.Mult: [ast.Div], ast.Div: [ast.Mult]},
-    **{ast.BitAnd: [ast.BitOr], ast.BitOr: [ast.BitAnd], ast.And: [ast.Or], ast.Or: [ast.And]},
+    **{
+        ast.BitAnd: [ast.BitOr],
+        ast.BitOr: [ast.BitAnd],
+        ast.And: [ast.Or],
+        ast.Or: [ast.And],
+    },
     **{
         ast.Lt: [ast.LtE, ast.GtE],
         ast.LtE: [ast.Lt, ast.Gt],

@@ -89,7 +89,9 @@ class Config:
     exact: bool = option(False, "bit-exact sampling")
     judge: str = option("", "model that judges, if any")
     languages: list[str] = option(["en"], "languages of the questions")
-    weights: dict[str, float] = option({"accuracy": 1.0}, "weight of each reward", minimum=-1)
+    weights: dict[str, float] = option(
+        {"accuracy": 1.0}, "weight of each reward", minimum=-1
+    )
     examples: list[dict[str, str]] = option([], "worked examples")
     optim: Optim = section(Optim)
 
@@ -124,7 +126,9 @@ def test_section_defaults_can_be_replaced_where_the_section_stands() -> None:
 
 
 def test_command_line_wins_over_file_wins_over_defaults(tmp_path: Path) -> None:
-    path = write(tmp_path, 'name = "file"\n[optim]\nlr = 0.5\n[optim.schedule]\nwarmup = 7\n')
+    path = write(
+        tmp_path, 'name = "file"\n[optim]\nlr = 0.5\n[optim.schedule]\nwarmup = 7\n'
+    )
     config = load(Config, path, ["name=words", "optim.schedule.warmup=8"])
     assert (config.name, config.optim.lr, config.optim.schedule.warmup) == ("words", 0.5, 8)
     assert config.optim.betas == [0.9, 0.95]
@@ -263,7 +267,9 @@ def test_a_row_is_checked_together_with_what_is_set(tmp_path: Path) -> None:
         ValueError,
         match=r"method.toml:2: method.method: expected one of plain, fast, odd, got 'slow'$",
     ):
-        (tmp_path / "method.toml").write_text('[method]\nmethod = "slow"\n', encoding="utf-8")
+        (tmp_path / "method.toml").write_text(
+            '[method]\nmethod = "slow"\n', encoding="utf-8"
+        )
         method_of(tmp_path / "method.toml")
 
 
@@ -330,7 +336,10 @@ def test_a_method_with_overrides_comes_back(tmp_path: Path) -> None:
             "optm.schedule.shape: unknown key; did you mean optim.schedule.shape?",
         ),
         ("seed.=1", "seed.: unknown key; seed is not a section"),
-        ("optim=3", "optim: this is a section, not a key; set its keys, for example optim.lr"),
+        (
+            "optim=3",
+            "optim: this is a section, not a key; set its keys, for example optim.lr",
+        ),
         (
             "optim={lr = 1}",
             "optim: this is a section, not a key; set its keys, for example optim.lr",
@@ -412,7 +421,11 @@ def test_nan_is_no_number_for_any_key() -> None:
     [
         ("# note\n\nsed = 1", 3, "sed: unknown key; did you mean seed?"),
         ("seed = 1\n[optm]\nlr = 1", 2, "optm: unknown key; did you mean optim?"),
-        ("seed = 1\n[optim]\n\nlrr = 1", 4, "optim.lrr: unknown key; did you mean optim.lr?"),
+        (
+            "seed = 1\n[optim]\n\nlrr = 1",
+            4,
+            "optim.lrr: unknown key; did you mean optim.lr?",
+        ),
         ("optim.lrr = 1", 1, "optim.lrr: unknown key; did you mean optim.lr?"),
         (
             "[ optim . 'schedule' ]\nwarmup = -1",
@@ -490,7 +503,9 @@ def test_a_default_out_of_range_is_refused_where_it_stands() -> None:
         ("train.skip", "train.file.skip"),
     ],
 )
-def test_a_key_where_it_once_stood_names_its_place(tmp_path: Path, old: str, new: str) -> None:
+def test_a_key_where_it_once_stood_names_its_place(
+    tmp_path: Path, old: str, new: str
+) -> None:
     section, _, name = old.partition(".")
     path = write(tmp_path, f"[{section}]\n{name} = 1\n")
     with pytest.raises(ValueError) as caught:
@@ -616,7 +631,9 @@ def test_describe_puts_the_meaning_below_a_long_default() -> None:
     class Long:
         """One key."""
 
-        template: str = option("a template that is rather long", "the text around a question")
+        template: str = option(
+            "a template that is rather long", "the text around a question"
+        )
 
     lines = describe(Long, width=80).splitlines()
     assert lines[1:] == [

@@ -33,7 +33,9 @@ def shown(page: Path) -> Iterator[tuple[str, list[str]]]:
 EVERY = [(page, *command) for page in PAGES for command in shown(page)]
 
 
-@pytest.mark.parametrize(("page", "name", "words"), EVERY, ids=lambda value: str(value)[-60:])
+@pytest.mark.parametrize(
+    ("page", "name", "words"), EVERY, ids=lambda value: str(value)[-60:]
+)
 def test_it_can_be_typed(monkeypatch, page, name, words):
     monkeypatch.chdir(ROOT)
     files = [word for word in words if word.endswith(".toml")]

@@ -41,7 +41,13 @@ def base(tmp_path_factory) -> Path:
     directory = tmp_path_factory.mktemp("base")
     assert (
         train_sft.main(
-            [*SHAPE, *QUICK, f"run.directory={directory}", "run.name=base", "sft.batch_size=4"]
+            [
+                *SHAPE,
+                *QUICK,
+                f"run.directory={directory}",
+                "run.name=base",
+                "sft.batch_size=4",
+            ]
         )
         == 0
     )

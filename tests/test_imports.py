@@ -126,7 +126,9 @@ def test_every_promised_name_is_there():
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.skipif(find_spec("transformers") is None, reason="transformers is not installed")
+@pytest.mark.skipif(
+    find_spec("transformers") is None, reason="transformers is not installed"
+)
 def test_transformers_works_beside_our_kernels():
     """transformers looks for a distribution that is called `kernels` as well."""
     done = run(

@@ -194,7 +194,9 @@ def contents(suffix: str) -> st.SearchStrategy[bytes]:
         written = (rows | values | st.dictionaries(texts, rows, max_size=2)).map(json.dumps)
     else:
         cells = st.lists(st.sampled_from(NAMES) | texts, min_size=1, max_size=4)
-        lists = st.lists(cells, max_size=3).map(lambda cells: [["question", "answer"], *cells])
+        lists = st.lists(cells, max_size=3).map(
+            lambda cells: [["question", "answer"], *cells]
+        )
         written = (lists | st.lists(cells, max_size=4)).map(
             lambda rows: table(rows, "\t" if suffix == ".tsv" else ",")
         )
@@ -346,7 +348,9 @@ CONFIGS = [sections.SFTConfig, sections.GRPOConfig]
 
 @quickly
 @given(lines=st.lists(lines, max_size=4), data=st.data(), kind=st.sampled_from(CONFIGS))
-def test_config_files(folder: Path, lines: list[str], data: st.DataObject, kind: type) -> None:
+def test_config_files(
+    folder: Path, lines: list[str], data: st.DataObject, kind: type
+) -> None:
     path = folder / "run.toml"
     path.write_bytes(data.draw(broken("\n".join(lines))))
     check_config(folder, kind, path, [], path.name)

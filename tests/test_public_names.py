@@ -79,7 +79,13 @@ def test_signatures():
     }
     assert parameters(nanomath.load_tokenizer) == {"path_or_hub_id": "required"}
     assert list(parameters(nanomath.save_model))[:3] == ["model", "tokenizer", "directory"]
-    options = {"slots": 64, "exact": False, "dtype": None, "share_prompts": True, "keep": True}
+    options = {
+        "slots": 64,
+        "exact": False,
+        "dtype": None,
+        "share_prompts": True,
+        "keep": True,
+    }
     assert parameters(nanomath.Sampler) == {
         "model": "required",
         "tokenizer": "required",
@@ -149,7 +155,8 @@ def test_the_example_of_the_documentation(new_model, tokenizer, tmp_path):
     tokens = torch.tensor([tokenizer.encode("1+1="), tokenizer.encode("2+2=")])
     logits = model(tokens)
     assert (
-        logits.shape == (*tokens.shape, tokenizer.vocab_size) and logits.dtype == torch.float32
+        logits.shape == (*tokens.shape, tokenizer.vocab_size)
+        and logits.dtype == torch.float32
     )
     assert torch.equal(logits, original(tokens))
 

@@ -90,7 +90,8 @@ def train(tmp_path) -> Callable[..., Path]:
     def train(script, name: str, *words: str) -> Path:
         base = SFT if script is train_sft else GRPO
         assert (
-            script.main([*base, f"run.directory={tmp_path}", f"run.name={name}", *words]) == 0
+            script.main([*base, f"run.directory={tmp_path}", f"run.name={name}", *words])
+            == 0
         )
         return tmp_path / name
 
@@ -196,7 +197,12 @@ def test_old_checkpoints_are_dropped(train):
 )
 def test_kinds_of_sft(train, words):
     run = train(
-        train_sft, "run", "run.steps=3", "heldout.limit=2", "evaluation.by=difficulty", *words
+        train_sft,
+        "run",
+        "run.steps=3",
+        "heldout.limit=2",
+        "evaluation.by=difficulty",
+        *words,
     )
     metrics = lines(run)
     losses = [line["loss"] for line in metrics if "loss" in line]
@@ -215,7 +221,12 @@ def test_a_problem_file_is_trained_on(train, tmp_path):
     (tmp_path / "set.jsonl").write_text(json.dumps(record) + "\n", encoding="utf-8")
     words = [f"{part}.source={tmp_path}/set.jsonl" for part in ("train", "heldout")]
     run = train(
-        train_sft, "run", "run.steps=40", "optim.lr=0.03", "sampling.max_new_tokens=32", *words
+        train_sft,
+        "run",
+        "run.steps=40",
+        "optim.lr=0.03",
+        "sampling.max_new_tokens=32",
+        *words,
     )
     first, last = (line for line in lines(run) if "heldout/pass@1" in line)
     assert (first["heldout/pass@1"], last["heldout/pass@1"]) == (0, 1)
@@ -260,7 +271,9 @@ def test_rewards_are_logged_apart(grpo_run):
 
 def test_rollouts_hold_whole_groups(grpo_run):
     records = lines(grpo_run, "rollouts.jsonl")
-    assert [r["step"] for r in records] == [1] * 8 + [2] * 8  # two of the three groups of four
+    assert [r["step"] for r in records] == [1] * 8 + [
+        2
+    ] * 8  # two of the three groups of four
     for record in records:
         assert len(record["tokens"]) == len(record["logprobs"]) > 0
         assert all(logprob <= 0 for logprob in record["logprobs"])
@@ -285,7 +298,9 @@ def test_rollouts_hold_whole_groups(grpo_run):
         )
 
 
-def test_the_logprobs_of_the_first_rollout_are_those_of_the_starting_model(grpo_run, sft_run):
+def test_the_logprobs_of_the_first_rollout_are_those_of_the_starting_model(
+    grpo_run, sft_run
+):
     model, tokenizer = load_model(sft_run), load_tokenizer(sft_run)
     for record in lines(grpo_run, "rollouts.jsonl")[:8]:
         prompt, tokens = record["prompt_tokens"], record["tokens"]
@@ -373,7 +388,12 @@ def test_every_step_has_new_problems_and_new_samples(train, sft_run):
     assert epochs == pytest.approx([epochs[0]] * 4, rel=1e-5)  # the same eight in each step
 
     run = train(
-        train_grpo, "grpo", *still, "train.limit=1", "grpo.prompts=1", f"model.path={sft_run}"
+        train_grpo,
+        "grpo",
+        *still,
+        "train.limit=1",
+        "grpo.prompts=1",
+        f"model.path={sft_run}",
     )
     drawn = [tuple(record["tokens"]) for record in lines(run, "rollouts.jsonl")]
     assert len(drawn) == len(set(drawn)) == 16  # of one problem, in four steps
@@ -381,7 +401,12 @@ def test_every_step_has_new_problems_and_new_samples(train, sft_run):
 
 # --- every key does something ----------------------------------------------------------------
 
-SHORT = ("run.steps=2", "heldout.limit=1", "evaluation.samples=1", "sampling.max_new_tokens=6")
+SHORT = (
+    "run.steps=2",
+    "heldout.limit=1",
+    "evaluation.samples=1",
+    "sampling.max_new_tokens=6",
+)
 SFT_KEYS = [
     ("run.seed=1",),
     ("optim.lr=0.02",),
@@ -502,7 +527,9 @@ GRPO_KEYS = [
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("script", "kinds"), [(train_sft, SFT_KEYS), (train_grpo, GRPO_KEYS)], ids=["sft", "grpo"]
+    ("script", "kinds"),
+    [(train_sft, SFT_KEYS), (train_grpo, GRPO_KEYS)],
+    ids=["sft", "grpo"],
 )
 def test_no_key_is_ignored(train, sft_run, script, kinds):
     """Each set of words leads to weights of its own."""
@@ -532,7 +559,11 @@ def test_what_changes_nothing(train, sft_run):
     """To the last bit. What only changes anything elsewhere (k3+, correction_high) is in
     test_policy_step.
     """
-    start = (*SHORT, f"model.path={sft_run}", "run.seed=5")  # a seed of which no group is flat
+    start = (
+        *SHORT,
+        f"model.path={sft_run}",
+        "run.seed=5",
+    )  # a seed of which no group is flat
     plain = weights(train(train_grpo, "plain", *start), 2)
     for number, words in enumerate(HARMLESS):
         assert weights(train(train_grpo, str(number), *start, *words), 2) == plain, words
@@ -566,7 +597,9 @@ def test_rewards_are_made_as_the_config_says(sft_run, tmp_path, monkeypatch):
     with pytest.raises(
         ValueError, match=r"^\{'cosine': 2.0\} \{'cosine': \{'max_length': 9.0\}\} True$"
     ):
-        train_grpo.main([*GRPO, f"run.directory={tmp_path}", f"model.path={sft_run}", *words])
+        train_grpo.main(
+            [*GRPO, f"run.directory={tmp_path}", f"model.path={sft_run}", *words]
+        )
 
 
 # --- stopping and resuming -------------------------------------------------------------------
@@ -672,7 +705,10 @@ def test_resuming_forgets_what_was_logged_after_the_checkpoint(train, sft_run, t
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        ((), "already holds a run: add --resume to go on with it, or choose another run.name"),
+        (
+            (),
+            "already holds a run: add --resume to go on with it, or choose another run.name",
+        ),
         (("--resume",), "has done its 6 steps: a larger run.steps goes on"),
     ],
     ids=["again", "resume"],
@@ -682,12 +718,20 @@ def test_a_run_is_never_written_over(sft_run, capsys, words, said):
     with pytest.raises(SystemExit) as exited:
         run_main(
             train_sft.main,
-            [*SFT, f"run.directory={sft_run.parent}", "run.name=base", "run.steps=6", *words],
+            [
+                *SFT,
+                f"run.directory={sft_run.parent}",
+                "run.name=base",
+                "run.steps=6",
+                *words,
+            ],
         )
     output = capsys.readouterr()
     assert exited.value.code == 2 and output.out == ""
     assert output.err == f"error: {sft_run} {said}\n"
-    assert before == {path: path.read_bytes() for path in sft_run.rglob("*") if path.is_file()}
+    assert before == {
+        path: path.read_bytes() for path in sft_run.rglob("*") if path.is_file()
+    }
 
 
 @pytest.mark.parametrize(
@@ -745,7 +789,9 @@ def test_a_signal_saves_and_stops(tmp_path, capsys, number):
         command, env=environment, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
     wait_for(
-        lambda: (tmp_path / "run/metrics.jsonl").exists() and len(lines(tmp_path / "run")) > 2,
+        lambda: (
+            (tmp_path / "run/metrics.jsonl").exists() and len(lines(tmp_path / "run")) > 2
+        ),
         process,
     )
     process.send_signal(number)

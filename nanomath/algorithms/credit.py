@@ -59,8 +59,12 @@ def delta(scores: Tensor, present: Tensor, temperature: float, eta: float) -> Te
     The last step has none: its outcome is rewarded already.
     """
     later = torch.cat((scores[:, 1:], torch.zeros_like(scores[:, :1])), dim=1)
-    before_last = torch.cat((is_last(present)[:, 1:], torch.zeros_like(present[:, :1])), dim=1)
-    return torch.where(is_last(present), 0.0, torch.where(before_last, scores, scores - later))
+    before_last = torch.cat(
+        (is_last(present)[:, 1:], torch.zeros_like(present[:, :1])), dim=1
+    )
+    return torch.where(
+        is_last(present), 0.0, torch.where(before_last, scores, scores - later)
+    )
 
 
 def clipped_delta(scores: Tensor, present: Tensor, temperature: float, eta: float) -> Tensor:

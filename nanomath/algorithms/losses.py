@@ -122,7 +122,9 @@ def top_entropy(entropies: Tensor, mask: Tensor, share: float) -> Tensor:
     return _top(entropies, mask, share)
 
 
-def top_covariance(logprobs: Tensor, advantages: Tensor, mask: Tensor, share: float) -> Tensor:
+def top_covariance(
+    logprobs: Tensor, advantages: Tensor, mask: Tensor, share: float
+) -> Tensor:
     """The `share` of the masked tokens with the highest (A - mean A) (log pi - mean log pi).
 
     Their updates take most of the entropy away: Clip-Cov drops their gradient, KL-Cov holds

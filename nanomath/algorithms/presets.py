@@ -127,7 +127,8 @@ def _contradictions(a: Choices) -> list[str]:
             a.clip == "dual" and a.dual_clip <= 1 + a.clip_high
         ),
         'old_logprobs = "sampler" puts the sampler\'s probabilities into the ratio already: '
-        "sampler_correction would count them twice": corrects and a.old_logprobs == "sampler",
+        "sampler_correction would count them twice": corrects
+        and a.old_logprobs == "sampler",
         f"correction_low = {a.correction_low:g} and correction_high = {a.correction_high:g} "
         "must have 1 between them": (
             corrects and not a.correction_low <= 1 <= a.correction_high

@@ -71,7 +71,10 @@ class Report:
         answers = [answer for item in self.graded for answer in item.answers]
         return {
             **{f"heldout/{name}": score.mean for name, score in self.scores.items()},
-            **{f"heldout/pass@1/{name}": score.mean for name, score in self.breakdown.items()},
+            **{
+                f"heldout/pass@1/{name}": score.mean
+                for name, score in self.breakdown.items()
+            },
             "heldout/pass@1_low": self.scores["pass@1"].low,
             "heldout/pass@1_high": self.scores["pass@1"].high,
             "heldout/length": float(np.mean([c.length for c in completions])),

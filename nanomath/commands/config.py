@@ -40,12 +40,16 @@ def methods() -> str:
     """Return PRESETS as a Markdown table."""
     rows = [METHODS]
     for name, changes in PRESETS.items():
-        keys = ", ".join(f"`{key} = {to_toml_value(value)}`" for key, value in changes.items())
+        keys = ", ".join(
+            f"`{key} = {to_toml_value(value)}`" for key, value in changes.items()
+        )
         rows.append(f"| `{name}` | {keys or 'the defaults below'} |")
     return "\n".join(rows) + "\n"
 
 
-Place = tuple[str, str, object]  # a command, the name of a section in its config, the section
+Place = tuple[
+    str, str, object
+]  # a command, the name of a section in its config, the section
 
 
 def reference() -> str:

@@ -123,7 +123,9 @@ def label(argv: list[str]) -> int:
         range(0, len(left), options.problems_at_once), disable=None, dynamic_ncols=True
     ):
         some = slice(first, first + options.problems_at_once)
-        labelled = label_some(config, sampler, tokenizer, left[some], prompts[some], compared)
+        labelled = label_some(
+            config, sampler, tokenizer, left[some], prompts[some], compared
+        )
         write(save, labelled)
     everything = load_labelled(save)
     labels = [y for s in everything for y in s.labels if y is not None]
@@ -172,7 +174,9 @@ def label_some(
         )
         shares = [[sum(row) / len(row) for row in rows] for rows in verdicts]
         labels = (
-            [[float(share > 0) for share in row] for row in shares] if options.hard else shares
+            [[float(share > 0) for share in row] for row in shares]
+            if options.hard
+            else shares
         )
         if exact is not None:
             for rows, truths in zip(verdicts, exact, strict=True):

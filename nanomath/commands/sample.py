@@ -41,7 +41,9 @@ def main(argv: list[str]) -> int:
     )
     config.sampling.slots = 1
     sampler = build_sampler(config.sampling, model, tokenizer)
-    for piece in sampler.stream(prompt, seed=config.seed, **sampling_options(config.sampling)):
+    for piece in sampler.stream(
+        prompt, seed=config.seed, **sampling_options(config.sampling)
+    ):
         print(piece, end="", flush=True)
     print()
     return 0

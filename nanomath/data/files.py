@@ -169,7 +169,9 @@ def from_hub(name: str, kind: str, files: Sequence[str]) -> Path:
             allow_patterns=list(files),
             ignore_patterns=["consolidated*"],
         )
-    except Exception as error:  # its own kinds of errors, the HTTP library's and the system's
+    except (
+        Exception
+    ) as error:  # its own kinds of errors, the HTTP library's and the system's
         reason = str(error).strip().partition("\n")[0]
         raise FileNotFoundError(
             f"no {name} here, nor can the hub give it ({type(error).__name__}: {reason})"

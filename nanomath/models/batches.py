@@ -176,7 +176,9 @@ def make_batch(examples: Sequence[Example], share: bool = True) -> Batch:
             )
     layout, places = lay_out(examples, share)
     lengths = torch.tensor([len(example.response) for example in examples])
-    before = [where[len(e.prompt) - 1 : -1] for where, e in zip(places, examples, strict=True)]
+    before = [
+        where[len(e.prompt) - 1 : -1] for where, e in zip(places, examples, strict=True)
+    ]
     responses = [token for example in examples for token in example.response]
     return Batch(
         layout=layout,

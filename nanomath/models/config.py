@@ -208,7 +208,9 @@ def _rope(hf: dict[str, Any]) -> tuple[float, dict[str, Any] | None]:
         raise ValueError(
             f"unsupported RoPE settings for {nested[0]!r:.60} alone: nanomath has one kind in a model"
         )
-    theta = number(_given(rope, "rope_theta", _given(hf, "rope_theta", 10000.0)), "rope_theta")
+    theta = number(
+        _given(rope, "rope_theta", _given(hf, "rope_theta", 10000.0)), "rope_theta"
+    )
     if kind == "default":
         return theta, None
     scaling = {key: read(rope[key], key) for key, read in ROPE_SCALINGS[kind].items()}

@@ -36,7 +36,9 @@ if TYPE_CHECKING:
 
 INDEX_FILE = "model.safetensors.index.json"
 MAX_SHARD_BYTES = 5_000_000_000
-SHARD_NAME = re.compile(r"[\w .()-]{1,240}\.safetensors", re.ASCII)  # a file beside the index
+SHARD_NAME = re.compile(
+    r"[\w .()-]{1,240}\.safetensors", re.ASCII
+)  # a file beside the index
 EMBEDDING = "model.embed_tokens.weight"
 LM_HEAD = "lm_head.weight"
 DTYPES = ("float32", "bfloat16", "float16", "float64")
@@ -76,10 +78,14 @@ def load_model(
         config.tie_embeddings and head is None and {EMBEDDING, LM_HEAD} <= headers.keys()
     )
     with torch.device("meta"):
-        model = Transformer(replace(config, tie_embeddings=False) if perhaps_tied else config)
+        model = Transformer(
+            replace(config, tie_embeddings=False) if perhaps_tied else config
+        )
         if head is not None:
             replace_head(model, head(config))
-    _check_headers(headers, _places(model, headers), directory, without_head=head is not None)
+    _check_headers(
+        headers, _places(model, headers), directory, without_head=head is not None
+    )
     model.to(dtype).to_empty(device=device)
     if config.tie_embeddings and head is None and not perhaps_tied:
         _tie(model, config)  # to_empty gives every module a parameter of its own
@@ -125,7 +131,9 @@ def save_model(
     """
     target = Path(directory).resolve()
     if target.exists() and not (target / "config.json").is_file() and any(target.iterdir()):
-        raise FileExistsError(f"{target} exists and is not a model directory: name a new one")
+        raise FileExistsError(
+            f"{target} exists and is not a model directory: name a new one"
+        )
     dtype = _dtype(dtype or model.dtype)
     names = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
     with replacing(target) as scratch:
@@ -189,7 +197,9 @@ def _weight_files(directory: Path) -> list[Path]:
             )
         files.append(directory / name)
         if not files[-1].is_file():
-            raise FileNotFoundError(f"{files[-1]} is missing, although {INDEX_FILE} names it")
+            raise FileNotFoundError(
+                f"{files[-1]} is missing, although {INDEX_FILE} names it"
+            )
     return sorted(set(files))
 
 
@@ -259,11 +269,16 @@ def _check_headers(
     }
     if without_head:
         unknown.discard(LM_HEAD)
-    for fault, names in (("lack", tensors.keys() - headers.keys()), ("hold unknown", unknown)):
+    for fault, names in (
+        ("lack", tensors.keys() - headers.keys()),
+        ("hold unknown", unknown),
+    ):
         if names:
             first = ", ".join(sorted(names)[:3]) + (", ..." if len(names) > 3 else "")
             hint = (
-                ": config.json says tie_word_embeddings = false" if names == {LM_HEAD} else ""
+                ": config.json says tie_word_embeddings = false"
+                if names == {LM_HEAD}
+                else ""
             )
             raise ValueError(
                 f"the safetensors files of {directory} {fault} {len(names)} tensors: "

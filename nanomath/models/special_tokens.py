@@ -48,7 +48,9 @@ def special_tokens(
     named, extra = _named_tokens(files)
     texts = [token for token, _ in named.values()]
     if ADDED_TOKENS in config:
-        _add_stated(backend, config[ADDED_TOKENS], texts, directory / "tokenizer_config.json")
+        _add_stated(
+            backend, config[ADDED_TOKENS], texts, directory / "tokenizer_config.json"
+        )
     else:
         _add_old(backend, {*texts, *extra}, directory / "added_tokens.json")
     _make_special(backend, [*texts, *extra])

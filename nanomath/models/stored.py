@@ -54,7 +54,9 @@ def number(value: Any, key: str) -> float:
         or not isinstance(value, int | float)
         or not least <= value <= most
     ):
-        raise ValueError(f"{key} = {value!r:.60} must be a number from {least:g} to {most:g}")
+        raise ValueError(
+            f"{key} = {value!r:.60} must be a number from {least:g} to {most:g}"
+        )
     return float(value)
 
 

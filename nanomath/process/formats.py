@@ -134,7 +134,9 @@ class Qwen(Format):
     def lay_out(
         self, tokenizer: Tokenizer, question: str, steps: Sequence[str]
     ) -> tuple[list[int], list[int]]:
-        answer = "".join(step.replace(self.marker, "").strip() + self.marker for step in steps)
+        answer = "".join(
+            step.replace(self.marker, "").strip() + self.marker for step in steps
+        )
         question = question.replace(self.marker, "")
         if tokenizer.chat_template is None:
             ids = tokenizer.encode(f"{question}\n{answer}", add_special_tokens=True)

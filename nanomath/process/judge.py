@@ -85,7 +85,9 @@ class Judge:
             self.model, with_common_prompts(tokens, ends, groups), ends, self.token_budget
         ):
             everything = self.model.logits(states).double().softmax(dim=1)
-            mine = torch.stack([everything[:, column].sum(dim=1) for column in columns], dim=1)
+            mine = torch.stack(
+                [everything[:, column].sum(dim=1) for column in columns], dim=1
+            )
             found[rows] = mine.cpu()
         self.masses += found.sum(dim=1).tolist()
         return found / found.sum(dim=1, keepdim=True).clamp(min=1e-300)

@@ -52,11 +52,14 @@ class Labelled:
     def first_wrong(self) -> int:
         """The index of the first step whose label is below 1/2, -1 if there is none."""
         return next(
-            (k for k, label in enumerate(self.labels) if label is not None and label < 0.5), -1
+            (k for k, label in enumerate(self.labels) if label is not None and label < 0.5),
+            -1,
         )
 
 
-def load_labelled(path: str | Path, neutral: str = "right", limit: int = 0) -> list[Labelled]:
+def load_labelled(
+    path: str | Path, neutral: str = "right", limit: int = 0
+) -> list[Labelled]:
     """Read the labelled solutions of a file (.jsonl, .json, .parquet; also .gz).
 
     The fields tell the format. One row of PRM800K is several solutions. At most `limit` are

@@ -52,7 +52,10 @@ def monte_carlo(
         )
         found.append([[False] * rollouts for _ in steps[i][:-1]] + [[right] * rollouts])
         for k, step in enumerate(steps[i][:-1]):
-            prefix = [*prompts[completion.prompt_index], *completion.tokens[: step.token + 1]]
+            prefix = [
+                *prompts[completion.prompt_index],
+                *completion.tokens[: step.token + 1],
+            ]
             if len(prefix) < sampler.model.config.max_positions:
                 places.append((i, k))
                 prefixes.append(prefix)

@@ -184,7 +184,9 @@ def new_prm(model: Transformer, tokenizer: Tokenizer, format: Format, seed: int 
     if head is not None:
         generator = torch.Generator().manual_seed(seed)
         with torch.no_grad():
-            *hidden, last = (layer for layer in head.modules() if isinstance(layer, nn.Linear))
+            *hidden, last = (
+                layer for layer in head.modules() if isinstance(layer, nn.Linear)
+            )
             for layer in hidden:
                 layer.weight.normal_(0.0, layer.in_features**-0.5, generator=generator)
                 layer.bias.zero_()

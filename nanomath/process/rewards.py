@@ -50,7 +50,9 @@ class VerifiedReward:
 
     def __call__(self, groups: Groups) -> None:
         for group in groups:
-            rewards = self.reward(group[0].problem, [episode.completion for episode in group])
+            rewards = self.reward(
+                group[0].problem, [episode.completion for episode in group]
+            )
             for episode, found in zip(group, rewards, strict=True):
                 episode.rewards = found
 

@@ -103,12 +103,15 @@ def steps_of(
         return []
     ends = end_tokens(tokenizer, tokens, text, [end for _, end in spans[:-1]])
     steps = [
-        Step(*span, token) for span, token in zip(spans, [*ends, len(tokens) - 1], strict=True)
+        Step(*span, token)
+        for span, token in zip(spans, [*ends, len(tokens) - 1], strict=True)
     ]
     return guarded(steps, text, least_tokens, most_steps, drop_repeats)
 
 
-def texts_of(tokenizer: Tokenizer, tokens: Sequence[int], steps: Sequence[Step]) -> list[str]:
+def texts_of(
+    tokenizer: Tokenizer, tokens: Sequence[int], steps: Sequence[Step]
+) -> list[str]:
     """What the steps of a completion say, white space at their ends included."""
     text = tokenizer.decode(tokens)
     return [text[step.start : step.end] for step in steps]

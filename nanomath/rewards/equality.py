@@ -116,7 +116,9 @@ def _only_part(value: Value) -> str | None:
     """The value of `x = 5`, the element of a set of one: they may stand beside it."""
     if isinstance(value, Equation):
         return _value(value)
-    one = isinstance(value, Items) and len(value.items) == 1 and value.items[0] != r"\emptyset"
+    one = (
+        isinstance(value, Items) and len(value.items) == 1 and value.items[0] != r"\emptyset"
+    )
     return value.items[0] if one else None
 
 
@@ -197,7 +199,9 @@ def _is_system(value: Items) -> bool:
     """Whether every part has a name of its own: `x = 1, y = 2` but not `x = 1, x = 2`."""
     parts = [read(item)[0] for item in value.items]
     names = {
-        part.name for part in parts if isinstance(part, Equation) and part.values and part.name
+        part.name
+        for part in parts
+        if isinstance(part, Equation) and part.values and part.name
     }
     return len(parts) > 1 and len(names) == len(parts)
 
@@ -266,7 +270,9 @@ def _congruences(gold: Congruence, prediction: Congruence) -> bool:
     """The same residue of the same modulus; what is reduced may be left out."""
     left = gold.left
     right = prediction.left
-    if not (same(left, right) if left and right else re.fullmatch("[a-zA-Z]?", left + right)):
+    if not (
+        same(left, right) if left and right else re.fullmatch("[a-zA-Z]?", left + right)
+    ):
         return False
     return same(gold.modulus, prediction.modulus) and same(gold.residue, prediction.residue)
 

@@ -161,7 +161,9 @@ def isolate(text: str) -> str:
             r"[.!?]\s|\n|\b(?:So|Then|Thus|Hence|Therefore)\b", text[: link.start()]
         )[-1]
         return (
-            text if re.search(r"\d", before) or _DENIAL.search(before) else link[1] or link[2]
+            text
+            if re.search(r"\d", before) or _DENIAL.search(before)
+            else link[1] or link[2]
         )
     formulas = list(re.finditer(_SEGMENT, text, flags=re.DOTALL))
     alone = len(formulas) == 1 and not re.search(r"\d", prose) and not _DENIAL.search(prose)
@@ -191,9 +193,7 @@ def extract_answer(
     """
     text = after_reasoning(text, reasoning_ends).translate(HALF_WIDTH)
     boxes, cut = find_boxes(text)
-    if (
-        cut
-    ):  # an early box may have lost its brace: what counts is whether the *last* one is closed
+    if cut:  # an early box may have lost its brace: what counts is whether the *last* one is closed
         text = text[_last_match(_BOX_START, text).start() :]
         boxes, cut = find_boxes(text)
     if cut:

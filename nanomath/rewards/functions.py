@@ -178,7 +178,8 @@ def overlong(
     """
     start = max_length - buffer
     return [
-        -min(1.0, max(0.0, (completion.length - start) / buffer)) for completion in completions
+        -min(1.0, max(0.0, (completion.length - start) / buffer))
+        for completion in completions
     ]
 
 
@@ -281,7 +282,9 @@ class RewardSet:
         ]
 
 
-def _bind(name: str, params: Mapping[str, Any], grading: Mapping[str, Any]) -> RewardFunction:
+def _bind(
+    name: str, params: Mapping[str, Any], grading: Mapping[str, Any]
+) -> RewardFunction:
     function = REWARDS[name]
     taken = list(inspect.signature(function).parameters)[2:]
     known = [parameter for parameter in taken if parameter not in grading]

@@ -31,7 +31,9 @@ ounce, t ton tonne, ml milliliter millilitre, L l liter litre, gal gallon, s sec
 wk week, mo month, yr year, deg degree \degree, rad radian, celsius, fahrenheit, K kelvin, N newton, J joule,
 W watt, V volt, Hz hertz, dollar \dollar usd buck, cent \cent, euro \euro eur, yen \yen jpy 円, unit
 """
-_KNOWN = {name: words.split()[0] for words in _SPELLINGS.split(",") for name in words.split()}
+_KNOWN = {
+    name: words.split()[0] for words in _SPELLINGS.split(",") for name in words.split()
+}
 _REWRITTEN = [
     (re.compile(pattern, re.IGNORECASE), plain)
     for pattern, plain in [
@@ -398,7 +400,9 @@ _NO_LABEL = re.compile(
 _SHORT_WORDS = frozenset({"no", "on", "up", "so", "ok", "go", "us", "he", "it", "me", "we"})
 _CALL = re.compile(r"(?:arc)?(?:sin|cos|tan|cot|sec|csc|ln|log|exp)h? [a-zA-Z]$")
 _FUNCTION = re.compile(r"sin|cos|tan|cot|sec|csc")
-_WORDS = re.compile(r"[a-zA-Z' -]*[a-zA-Z]{3}[a-zA-Z' -]*|[a-zA-Z]{2,}(?:[' -][a-zA-Z]{2,})+")
+_WORDS = re.compile(
+    r"[a-zA-Z' -]*[a-zA-Z]{3}[a-zA-Z' -]*|[a-zA-Z]{2,}(?:[' -][a-zA-Z]{2,})+"
+)
 _NO_SYMBOLS = re.compile(
     r"(?<![\\a-zA-Z])(?!(?:arc)?(?:sin|cos|tan|cot|sec|csc)|sqrt|exp|log|[pv]matrix)[a-zA-Z]{4,}|[^\x00-\x7f]|[:?@#$\"]|\d{4}-\d\d-\d\d"
 )
@@ -442,7 +446,12 @@ def _based(text: str) -> Based | None:
 
 def _congruence(text: str) -> Congruence | None:
     match = _CONGRUENCE.fullmatch(text)
-    if not match or match["left"] is None and match["name"] is None and "bmod" in match["mod"]:
+    if (
+        not match
+        or match["left"] is None
+        and match["name"] is None
+        and "bmod" in match["mod"]
+    ):
         return None  # 17 \bmod 5 computes a number
     return Congruence(
         match["left"] or match["name"] or "", match["residue"], match["modulus"].strip()
@@ -548,7 +557,12 @@ def _equation(text: str) -> Equation | None:
     bare = [re.sub(r"\\(?:begin|end)\{\w+\}", "", value) for value in values]
     if (not name and any(map(_FREE_LETTER.search, bare))) or ("\\in" in exact and not name):
         return Equation(text, "", (), "")
-    if not name and len(values) == 2 and read_number(values[0]) and not read_number(values[1]):
+    if (
+        not name
+        and len(values) == 2
+        and read_number(values[0])
+        and not read_number(values[1])
+    ):
         values.reverse()  # 72 = 8 * 9 gives the number
     return Equation(text, name, tuple(values), *rounded)
 
@@ -576,7 +590,9 @@ def _name(text: str, value: str) -> str:
 
 def _expression(text: str) -> Expression | Text:
     value, unit = split_unit(text)
-    if dict(unit.powers).get("deg") and _FUNCTION.search(value):  # \sin 30\degree is no angle
+    if dict(unit.powers).get("deg") and _FUNCTION.search(
+        value
+    ):  # \sin 30\degree is no angle
         value = text
         unit = Unit()
     if (

@@ -254,7 +254,11 @@ class Parser:
     def logarithm(self, name: str):
         """`log` without a base is the natural one, as in university maths; `lg` has base 10."""
         base = (
-            self.atom() if self.accept("_") else sympy.Integer(10) if name == "lg" else sympy.E
+            self.atom()
+            if self.accept("_")
+            else sympy.Integer(10)
+            if name == "lg"
+            else sympy.E
         )
         return sympy.log(self.argument()) / sympy.log(base)
 
@@ -312,7 +316,9 @@ def sample(*expressions: sympy.Basic, digits: int = 100) -> Iterator[list[sympy.
             symbol: sympy.Rational(scale * rng.randrange(-30_000, 30_000), 10_007)
             for symbol in symbols
         }
-        yield [expression.evalf(DIGITS, subs=point, maxn=digits) for expression in expressions]
+        yield [
+            expression.evalf(DIGITS, subs=point, maxn=digits) for expression in expressions
+        ]
 
 
 def fractional_power(expression: sympy.Basic) -> bool:
@@ -435,7 +441,9 @@ def answer(question: dict) -> bool:
         expected = Parser(gold).parse()
         found = Parser(prediction).parse()
     except BeyondGrammar:
-        return question["math_verify"] and not relation and math_verify_equal(gold, prediction)
+        return (
+            question["math_verify"] and not relation and math_verify_equal(gold, prediction)
+        )
     return (
         multiple(expected, found, relation == "<")
         if relation
@@ -444,7 +452,9 @@ def answer(question: dict) -> bool:
 
 
 def main() -> None:
-    with contextlib.suppress(ImportError, ValueError, OSError):  # no such limit on this system
+    with contextlib.suppress(
+        ImportError, ValueError, OSError
+    ):  # no such limit on this system
         import resource
 
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY_LIMIT, MEMORY_LIMIT))
@@ -459,9 +469,7 @@ def main() -> None:
         signal.alarm(ORPHAN_LIMIT)
         try:
             verdict = answer(json.loads(line))
-        except (
-            Exception
-        ):  # whatever a library raises on hostile text (MemoryError included): not shown equal
+        except Exception:  # whatever a library raises on hostile text (MemoryError included): not shown equal
             verdict = False
         signal.alarm(0)
         print(int(verdict), file=replies)

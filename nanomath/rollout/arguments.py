@@ -81,7 +81,9 @@ def _ids(
             f"prompt {index} is {_shown(prompt)}: it must be a text or a list of token ids"
         )
     if not ids:
-        raise ValueError(f"prompt {index} is empty: the first token needs something to follow")
+        raise ValueError(
+            f"prompt {index} is empty: the first token needs something to follow"
+        )
     if len(ids) >= context:
         raise ValueError(
             f"prompt {index} has {len(ids)} tokens: the model's context holds {context}"

@@ -190,7 +190,9 @@ class Cache:
         self.step_pages = self.pages._replace(table=self.pages.table[:rows])
         self.tiles_used = tiles
 
-    def attend(self, layer: int, qkv: Tensor, rope: Rope, norms: Norms, eps: float) -> Tensor:
+    def attend(
+        self, layer: int, qkv: Tensor, rope: Rope, norms: Norms, eps: float
+    ) -> Tensor:
         """[rows, H E]: remember the keys and values of the step's rows, and attend to all
         before them.
         """
@@ -200,9 +202,9 @@ class Cache:
         q = rope_write(qkv, self.position, self.step_slot, rope, pages, norms, eps)
         groups = (self.tiles[:tiles], self.shared[:tiles]) if tiles else ()
         window = self.config.sliding_window
-        return paged_attention(q, pages, self.step_slot, self.length, window, *groups).flatten(
-            1
-        )
+        return paged_attention(
+            q, pages, self.step_slot, self.length, window, *groups
+        ).flatten(1)
 
 
 def _pages(tokens: int, page: int) -> int:

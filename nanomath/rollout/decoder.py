@@ -62,7 +62,9 @@ class Decoder:
         self.dtype = dtype
         self.exact = exact
         self.on_gpu = model.device.type == "cuda"
-        self.linear = invariant_linear if exact else F.linear if self.on_gpu else packed_linear
+        self.linear = (
+            invariant_linear if exact else F.linear if self.on_gpu else packed_linear
+        )
         self.shadow: dict[str, Tensor] = {}
         self.layers: list[LayerWeights] = []
         self._rope: Rope | None = None
@@ -99,7 +101,9 @@ class Decoder:
         self.lm_head = self._in_dtype("lm_head", self.model.lm_head.weight)
         tied = self.model.lm_head.weight is modules.embed_tokens.weight
         self.embedding = (
-            self.lm_head if tied else self._in_dtype("embedding", modules.embed_tokens.weight)
+            self.lm_head
+            if tied
+            else self._in_dtype("embedding", modules.embed_tokens.weight)
         )
         self.small = self._small_model()
 
@@ -111,7 +115,9 @@ class Decoder:
             for w in vars(layer).values()
             if w is not None and w.dim() == 2
         ]
-        if self.on_gpu or not all(is_small(w, self.dtype) for w in (*matrices, self.lm_head)):
+        if self.on_gpu or not all(
+            is_small(w, self.dtype) for w in (*matrices, self.lm_head)
+        ):
             return None
         layers = [
             [
@@ -139,7 +145,9 @@ class Decoder:
     def addresses(self) -> tuple[int, ...]:
         """Where the weights lie."""
         tensors = [w for layer in self.layers for w in vars(layer).values() if w is not None]
-        return tuple(w.data_ptr() for w in (*tensors, self.norm, self.lm_head, self.embedding))
+        return tuple(
+            w.data_ptr() for w in (*tensors, self.norm, self.lm_head, self.embedding)
+        )
 
     def _in_dtype(self, name: str, weight: Tensor | None) -> Tensor | None:
         """The weight itself, or its copy; on a CPU matrices are rounded when they are packed,
@@ -152,7 +160,9 @@ class Decoder:
         ):
             return weight
         if name not in self.shadow:
-            self.shadow[name] = torch.empty_like(weight, dtype=self.dtype, requires_grad=False)
+            self.shadow[name] = torch.empty_like(
+                weight, dtype=self.dtype, requires_grad=False
+            )
         return self.shadow[name].copy_(weight)
 
     def rope(self, positions: int) -> Rope:

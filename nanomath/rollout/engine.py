@@ -55,7 +55,9 @@ class Slots:
         self.done = torch.ones(slots, dtype=torch.bool, device=device)
         self.noise = torch.zeros(slots, width + 1, 2, device=device)
         self.tokens = integers(slots, width + 1)
-        self.logprobs, self.sampling_logprobs = torch.zeros(2, slots, width + 1, device=device)
+        self.logprobs, self.sampling_logprobs = torch.zeros(
+            2, slots, width + 1, device=device
+        )
 
     def state(self, rows: int) -> tuple[Tensor, ...]:
         """What the end of a step needs of the first `rows` slots, as `record` takes it."""
@@ -110,7 +112,9 @@ class Engine:
         if not self.decoder.on_gpu:
             while steps:
                 at_once = (
-                    steps if self.in_one_call(params) and not self.threads.trying(live) else 1
+                    steps
+                    if self.in_one_call(params) and not self.threads.trying(live)
+                    else 1
                 )
                 self.threads.run(live, partial(self._on_cpu, live, at_once, params))
                 steps -= at_once
@@ -155,7 +159,9 @@ class Engine:
         )
         record(drawn, s.state(rows), self.eos)
 
-    def _capture(self, rows: int, tiles: int, params: SamplingParams) -> torch.cuda.CUDAGraph:
+    def _capture(
+        self, rows: int, tiles: int, params: SamplingParams
+    ) -> torch.cuda.CUDAGraph:
         """Do a step, which compiles what there is to compile, and capture the graph of the
         following ones.
         """

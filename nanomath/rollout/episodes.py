@@ -168,7 +168,9 @@ def episode_metrics(groups: Groups) -> dict[str, float]:
     return {
         "reward": _mean(e.rewards["total"] for e in episodes),
         "pass@1": _mean(ok for group in right for ok in group),
-        **{f"reward/{name}": _mean(e.rewards[name] for e in episodes) for name in components},
+        **{
+            f"reward/{name}": _mean(e.rewards[name] for e in episodes) for name in components
+        },
         "flat_groups": _mean(not is_uneven(group) for group in groups),
         "all_right": _mean(all(group) for group in right),
         "all_wrong": _mean(not any(group) for group in right),

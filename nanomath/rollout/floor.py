@@ -95,7 +95,9 @@ def measure_machine(
     linear = packed_linear if device.type == "cpu" else F.linear
     rates = []
     for rows, width in PRODUCTS[device.type]:
-        x, weight = (torch.randn(n, width, device=device, dtype=dtype) for n in (rows, width))
+        x, weight = (
+            torch.randn(n, width, device=device, dtype=dtype) for n in (rows, width)
+        )
         rates.append(
             2
             * rows

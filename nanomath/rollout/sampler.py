@@ -41,7 +41,9 @@ from nanomath.rollout.decoder import Decoder
 from nanomath.rollout.engine import Engine, Slots, Threads
 from nanomath.rollout.sampling import SamplingParams
 
-PREFILL_TOKENS = 8192  # padded prompt tokens computed in one forward pass, to bound its memory
+PREFILL_TOKENS = (
+    8192  # padded prompt tokens computed in one forward pass, to bound its memory
+)
 MEMORY_SHARE = 0.8  # of the free memory that keys and values may take
 
 # Called with the samples that finished, the tokens drawn so far, the samples in flight, and
@@ -268,13 +270,21 @@ class _Run:
         self.device = self.model.device
         context = self.model.config.max_positions
         n = self.n = checked(
-            "n", n, int, lambda n: n >= 1, "an integer, at least 1: completions of each prompt"
+            "n",
+            n,
+            int,
+            lambda n: n >= 1,
+            "an integer, at least 1: completions of each prompt",
         )
         max_new_tokens = checked(
             "max_new_tokens", max_new_tokens, int, lambda n: n >= 1, "an integer, at least 1"
         )
         self.seed = checked(
-            "seed", seed, int, lambda seed: 0 <= seed < 2**64, "an integer from 0 to 2^64 - 1"
+            "seed",
+            seed,
+            int,
+            lambda seed: 0 <= seed < 2**64,
+            "an integer from 0 to 2^64 - 1",
         )
         self.stop = stop_strings(stop)
         prompts = self.prompts = token_lists(
@@ -283,7 +293,9 @@ class _Run:
         first = first_samples(prompts, n) if first is None else first
         self.samples = len(prompts) * n
         limits = [
-            min(max_new_tokens, context - len(prompt)) for prompt in prompts for _ in range(n)
+            min(max_new_tokens, context - len(prompt))
+            for prompt in prompts
+            for _ in range(n)
         ]
         self.width = max(limits, default=0)
         self.limit = self._tensor(limits)
@@ -398,7 +410,9 @@ class _Run:
         sample = torch.arange(
             self.next_sample, self.next_sample + len(rows), device=self.device
         )
-        self.engine.cache.begin(rows, (sample // self.n).tolist(), self.prompt_length[sample])
+        self.engine.cache.begin(
+            rows, (sample // self.n).tolist(), self.prompt_length[sample]
+        )
         s.sample[rows] = sample
         s.limit[rows] = self.limit[sample]
         s.token[rows] = self.last_token[sample]
@@ -542,7 +556,9 @@ def first_samples(prompts: Sequence[list[int]], n: int) -> list[int]:
     return first
 
 
-def noise_keys(prompts: Sequence[list[int]], n: int, first: Sequence[int]) -> list[list[int]]:
+def noise_keys(
+    prompts: Sequence[list[int]], n: int, first: Sequence[int]
+) -> list[list[int]]:
     """For every sample the counter words that key its noise: its number among its prompt's
     samples, and the prompt's 64-bit hash in two halves.
     """

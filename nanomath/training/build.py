@@ -210,7 +210,9 @@ def _short_enough(items: Sequence[T], lengths: Sequence[int], max_tokens: int) -
     """Those of at most `max_tokens` tokens; says how many are left out. ValueError where none
     is left.
     """
-    kept = [item for item, length in zip(items, lengths, strict=True) if length <= max_tokens]
+    kept = [
+        item for item, length in zip(items, lengths, strict=True) if length <= max_tokens
+    ]
     if items and not kept:
         raise ValueError(
             f"max_tokens = {max_tokens} leaves no problem: the shortest has {min(lengths)} tokens"

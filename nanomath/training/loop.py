@@ -204,7 +204,9 @@ class Loop:
         if not bar.disable:
             bar.set_postfix_str(shown, refresh=False)
             bar.update()
-        elif ranks.is_main() and (done % max(1, self.steps // 10) == 0 or done == self.steps):
+        elif ranks.is_main() and (
+            done % max(1, self.steps // 10) == 0 or done == self.steps
+        ):
             print(f"step {done}/{self.steps}  {shown}", file=sys.stderr, flush=True)
 
 

@@ -128,7 +128,9 @@ class Optimizer:
 
     def _weight(self, parameter: nn.Parameter, device: torch.device) -> Weight:
         own = parameter.dtype.itemsize >= 4 and parameter.device.type == device.type
-        copy = None if own else local(parameter.detach()).to(device, torch.float32, copy=True)
+        copy = (
+            None if own else local(parameter.detach()).to(device, torch.float32, copy=True)
+        )
         if copy is not None:
             collect_gradients(parameter, copy)
         like = local(parameter.detach()) if copy is None else copy
@@ -150,7 +152,9 @@ class Optimizer:
         norms = self._norms(gradients)
         if not math.isfinite(norm := math.hypot(*norms.values())):
             bad = next(name for name, value in norms.items() if not math.isfinite(value))
-            raise FloatingPointError(f"the gradient norm is {norm}; first bad gradient: {bad}")
+            raise FloatingPointError(
+                f"the gradient norm is {norm}; first bad gradient: {bad}"
+            )
         scale = min(1.0, self.max_norm / (norm + 1e-6))
         moved = {}
         for index, (name, weight) in enumerate(self.weights.items()):
@@ -176,7 +180,9 @@ class Optimizer:
         )
         ranks.sum_([present])
         known = {
-            name: torch.zeros_like(self.weights[name].master) if gradient is None else gradient
+            name: torch.zeros_like(self.weights[name].master)
+            if gradient is None
+            else gradient
             for (name, gradient), somewhere in zip(
                 gradients.items(), present.tolist(), strict=True
             )
@@ -312,7 +318,9 @@ class Optimizer:
         self._write_back()
 
 
-def _check_state(name: str, weight: Weight, tensors: dict[str, Tensor], master: bool) -> None:
+def _check_state(
+    name: str, weight: Weight, tensors: dict[str, Tensor], master: bool
+) -> None:
     """ValueError if the tensors do not hold the state of this weight."""
     for key in ("step", "exp_avg", "exp_avg_sq", *["master"] * master):
         if f"{key}.{name}" not in tensors:
@@ -350,5 +358,7 @@ def round_by_chance(values: Tensor, noise: Tensor) -> Tensor:
     carries over the cut.
     """
     return (
-        ((values.float().view(torch.int32) + noise) & -(2**16)).view(torch.float32).bfloat16()
+        ((values.float().view(torch.int32) + noise) & -(2**16))
+        .view(torch.float32)
+        .bfloat16()
     )

@@ -8,7 +8,9 @@ from torch import Tensor
 
 from nanomath.algorithms import Tokens, explained_variance, kl_estimate, top_entropy
 
-TOP_ENTROPY = 0.2  # share of the tokens whose mean entropy is logged apart (arXiv 2506.01939)
+TOP_ENTROPY = (
+    0.2  # share of the tokens whose mean entropy is logged apart (arXiv 2506.01939)
+)
 
 
 def rollout_metrics(tokens: Tokens, measured: Mapping[str, Tensor]) -> dict[str, float]:
@@ -26,7 +28,9 @@ def rollout_metrics(tokens: Tokens, measured: Mapping[str, Tensor]) -> dict[str,
         "clipped_high": float(measured["clipped_high"][mask].mean()),
     }
     if tokens.values is not None:
-        metrics["explained_variance"] = explained_variance(tokens.values, tokens.returns, mask)
+        metrics["explained_variance"] = explained_variance(
+            tokens.values, tokens.returns, mask
+        )
     return metrics
 
 

@@ -79,7 +79,8 @@ class PolicyStep:
                 updates.append(self._update(rollout, rows, lr))
                 gap = gap or rollout.gap(rows)  # its first pass: the weights that sampled
         means = {
-            name: sum(update[name] for update in updates) / len(updates) for name in updates[0]
+            name: sum(update[name] for update in updates) / len(updates)
+            for name in updates[0]
         }
         return {**means, **rollout_metrics(rollout.tokens, rollout.measured), **gap}
 
@@ -102,7 +103,9 @@ class PolicyStep:
         tokens.old_logprobs, tokens.old_entropy = self._old_policy(rollout)
         if self.critic:
             (tokens.values,) = self._measure(rollout, "the value model", self._values, 1)
-        rewards = rewards_of(episodes, self.reward_weights, self.group_size, self.step_weight)
+        rewards = rewards_of(
+            episodes, self.reward_weights, self.group_size, self.step_weight
+        )
         tokens.advantages, tokens.returns = algorithms.compute_advantages(a, rewards, tokens)
         return rollout
 
@@ -189,7 +192,9 @@ class PolicyStep:
                 ):
                     loss, found = self._loss(part, micro)
                     if active:
-                        (loss * counts).backward()  # a batch that only keeps ranks in step: 0
+                        (
+                            loss * counts
+                        ).backward()  # a batch that only keeps ranks in step: 0
                     if counts:
                         total += loss.detach().double().cpu()
                         note(part.measured.values(), micro, found)
@@ -278,7 +283,9 @@ class Rollout:
 
 def rollout_of(episodes: Sequence[Episode]) -> Rollout:
     """FloatingPointError if the sampler gave a logprob that is not finite."""
-    mask = algorithms.response_mask(torch.tensor([len(e.completion.tokens) for e in episodes]))
+    mask = algorithms.response_mask(
+        torch.tensor([len(e.completion.tokens) for e in episodes])
+    )
     sampler_logprobs = _padded([e.completion.logprobs for e in episodes])
     behavior_logprobs = _padded([e.completion.sampling_logprobs for e in episodes])
     rollout = Rollout(
@@ -308,7 +315,9 @@ def rewards_of(
     return Rewards(
         total=torch.tensor([e.rewards["total"] for e in episodes], dtype=torch.float64),
         components=torch.tensor(components, dtype=torch.float64),
-        component_weights=torch.tensor(list(component_weights.values()), dtype=torch.float64),
+        component_weights=torch.tensor(
+            list(component_weights.values()), dtype=torch.float64
+        ),
         group_size=group_size,
         steps=steps,
         step_ends=step_ends,

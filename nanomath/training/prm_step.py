@@ -47,16 +47,21 @@ class PRMStep:
                 "prm.head_steps freezes weights for a while, which sharded ones cannot be: set it to 0"
             )
 
-    def step(self, solutions: Sequence[Labelled], number: int, lr: float) -> dict[str, float]:
+    def step(
+        self, solutions: Sequence[Labelled], number: int, lr: float
+    ) -> dict[str, float]:
         """Metrics of step `number`: the loss, the mean score and the mean label of its steps,
         the optimizer's.
 
         ValueError when no step has a label.
         """
         self._freeze(number < self.head_steps)
-        laid_out = [self.prm.lay_out(i, s.question, s.steps) for i, s in enumerate(solutions)]
+        laid_out = [
+            self.prm.lay_out(i, s.question, s.steps) for i, s in enumerate(solutions)
+        ]
         labels = [
-            torch.tensor([torch.nan if y is None else y for y in s.labels]) for s in solutions
+            torch.tensor([torch.nan if y is None else y for y in s.labels])
+            for s in solutions
         ]
         every = torch.cat(labels)
         known = every[every.isfinite()]

@@ -81,7 +81,8 @@ class RunLog:
         for path in self.directory.glob("*.jsonl"):
             kept = [record for record in read_jsonl(path) if record["step"] <= (step or -1)]
             write_atomically(
-                path, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in kept)
+                path,
+                "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in kept),
             )
 
     @property

@@ -97,7 +97,9 @@ class SFTStep:
         dim = self.model.config.hidden_size
         alpha = self.neftune_alpha
         lengths = [len(example) for example in examples]
-        return [neftune_noise(torch.tensor([n]), n, dim, alpha, generator)[0] for n in lengths]
+        return [
+            neftune_noise(torch.tensor([n]), n, dim, alpha, generator)[0] for n in lengths
+        ]
 
 
 def check_finite(**sums: Tensor) -> None:

@@ -44,7 +44,9 @@ class SharedSampler:
 
         groups = self._share(prompts, n, draw)
         return [
-            replace(c, prompt_index=index) for index, group in enumerate(groups) for c in group
+            replace(c, prompt_index=index)
+            for index, group in enumerate(groups)
+            for c in group
         ]
 
     def episodes(

@@ -139,10 +139,14 @@ class Trainer:
     def learning_rate(self, step: int) -> float:
         """The rate of the update after `step` updates."""
         o = self.config.optim
-        return learning_rate(step, self.config.run.steps, o.lr, o.schedule, o.warmup, o.final)
+        return learning_rate(
+            step, self.config.run.steps, o.lr, o.schedule, o.warmup, o.final
+        )
 
     @contextmanager
-    def running(self, evaluate: Callable[[], Metrics], show: dict[str, str]) -> Iterator[Loop]:
+    def running(
+        self, evaluate: Callable[[], Metrics], show: dict[str, str]
+    ) -> Iterator[Loop]:
         """The loop over the steps that are left. At its end this says how it went, and sets
         `exit_code`.
 
@@ -212,8 +216,9 @@ class Trainer:
         return f"the checkpoints written before it are intact, --resume goes on from step-{max(steps)}"
 
     def _memory_advice(self) -> str:
-        return f"\n{memory_use(self.model.device)}; what to turn down or on:\n" + memory_knobs(
-            self.config
+        return (
+            f"\n{memory_use(self.model.device)}; what to turn down or on:\n"
+            + memory_knobs(self.config)
         )
 
     def _conclude(self, finished: bool) -> None:

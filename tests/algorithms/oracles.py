@@ -112,9 +112,12 @@ def weight_of(kind: str, lengths: list[int], i: int, longest: int) -> float:
 
 def kl_of(kind: str, x: float) -> float:
     """The value of an estimate at x = log pi - log pi_ref."""
-    return {"k1": x, "k2": x * x / 2, "k3": math.exp(-x) - 1 + x, "k3+": math.exp(-x) - 1 + x}[
-        kind
-    ]
+    return {
+        "k1": x,
+        "k2": x * x / 2,
+        "k3": math.exp(-x) - 1 + x,
+        "k3+": math.exp(-x) - 1 + x,
+    }[kind]
 
 
 def derivative(f: Callable[[float], float], x: float, h: float = 1e-3) -> float:

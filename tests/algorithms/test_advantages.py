@@ -133,7 +133,9 @@ def test_decoupled_advantages_are_the_weighted_sum_of_each_components(baseline, 
 
 
 @quick
-@given(seeds, st.lists(st.integers(0, 5), min_size=1, max_size=4), st.sampled_from([0.0, 0.3]))
+@given(
+    seeds, st.lists(st.integers(0, 5), min_size=1, max_size=4), st.sampled_from([0.0, 0.3])
+)
 def test_token_rewards_pay_at_the_last_token_and_charge_for_drift(seed, lengths, beta):
     b = new_batch(seed, lengths)
     outcomes, kl = b.values[:, 0], b.rewards
@@ -149,7 +151,8 @@ def test_token_rewards_pay_at_the_last_token_and_charge_for_drift(seed, lengths,
 def test_without_a_coefficient_the_kl_costs_nothing():
     b = new_batch(0)
     assert torch.equal(
-        token_rewards(b.values[:, 0], b.mask, b.rewards), token_rewards(b.values[:, 0], b.mask)
+        token_rewards(b.values[:, 0], b.mask, b.rewards),
+        token_rewards(b.values[:, 0], b.mask),
     )
 
 
@@ -215,12 +218,16 @@ def test_absent_steps_never_count(junk):
         torch.tensor([[1.0, 0.0], [0.5, 0.0]]),
         torch.tensor([[1.0, 0.0], [0.5, junk]]),
     )
-    assert torch.equal(process_advantages(dirty, ends, 5), process_advantages(clean, ends, 5))
+    assert torch.equal(
+        process_advantages(dirty, ends, 5), process_advantages(clean, ends, 5)
+    )
 
 
 @pytest.mark.parametrize("eps", [0.0, 1e-4])
 def test_equal_step_rewards_or_a_lone_one_teach_nothing(eps):
-    found = process_advantages(torch.full((3, 3), 0.1), torch.tensor([[0, 1, 2]] * 3), 4, eps)
+    found = process_advantages(
+        torch.full((3, 3), 0.1), torch.tensor([[0, 1, 2]] * 3), 4, eps
+    )
     assert torch.equal(found, torch.zeros(3, 4))
     alone = process_advantages(torch.ones(2, 1).double(), torch.tensor([[0], [-1]]), 4, eps)
     assert torch.equal(alone, torch.zeros(2, 4).double())

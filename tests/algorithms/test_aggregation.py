@@ -47,9 +47,11 @@ def test_empty_responses_weigh_nothing(how):
 def test_any_mask_will_do(how):
     """A selection has holes: weights count what is selected."""
     mask = torch.tensor([[True, False, True], [False, False, True]])
-    expected = {"token": [1 / 3] * 3, "sequence": [0.25, 0.25, 0.5], "constant": [1 / 8] * 3}[
-        how
-    ]
+    expected = {
+        "token": [1 / 3] * 3,
+        "sequence": [0.25, 0.25, 0.5],
+        "constant": [1 / 8] * 3,
+    }[how]
     assert loss_weights(mask, how, 4)[mask].tolist() == pytest.approx(expected)
 
 
@@ -62,7 +64,8 @@ def test_mistakes_are_named():
         loss_weights(mask, "constant")
     assert float(loss_weights(mask, "constant", 1)) == 1.0
     with pytest.raises(
-        ValueError, match="unknown aggregation 'mean': choose one of token, sequence, constant"
+        ValueError,
+        match="unknown aggregation 'mean': choose one of token, sequence, constant",
     ):
         loss_weights(mask, "mean")
     assert list(AGGREGATIONS) == NAMES

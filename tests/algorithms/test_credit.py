@@ -53,7 +53,9 @@ def matrices(rows: list[list[float]], gap: int = 2) -> tuple[torch.Tensor, torch
     scores = torch.tensor(
         [row + [math.nan] * (width - len(row)) for row in rows], dtype=torch.float64
     )
-    ends = [[gap * (k + 1) - 1 if k < len(row) else -1 for k in range(width)] for row in rows]
+    ends = [
+        [gap * (k + 1) - 1 if k < len(row) else -1 for k in range(width)] for row in rows
+    ]
     return scores, torch.tensor(ends)
 
 
@@ -120,7 +122,8 @@ def test_on_tokens_and_to_go():
 
 @quick
 @given(
-    st.lists(st.lists(st.floats(-1, 1), max_size=4), min_size=2, max_size=4), st.integers(1, 3)
+    st.lists(st.lists(st.floats(-1, 1), max_size=4), min_size=2, max_size=4),
+    st.integers(1, 3),
 )
 def test_the_baseline_is_what_others_earn_a_token(rows, gap):
     rewards, ends = matrices(rows, gap)
@@ -130,7 +133,9 @@ def test_the_baseline_is_what_others_earn_a_token(rows, gap):
         others = [j for j in range(len(rows)) if j != i]
         each = sum(sum(rows[j]) for j in others) / sum(lengths[j] for j in others)
         for t in range(max(lengths)):
-            expected = sum(r - each * gap for k, r in enumerate(row) if gap * (k + 1) - 1 >= t)
+            expected = sum(
+                r - each * gap for k, r in enumerate(row) if gap * (k + 1) - 1 >= t
+            )
             assert float(found[i, t]) == pytest.approx(expected, abs=1e-12)
 
 

@@ -101,7 +101,9 @@ def expected_kl_gradient(
         return policy.gradient(loss)
     kl = kl_estimate(policy.new, policy.ref, estimator).detach()
     kl = kl if correction == "off" else kl * (policy.new.detach() - policy.old).exp()
-    rewards = token_rewards(torch.zeros(V, dtype=torch.float64), policy.mask, kl, kl_coef=1.0)
+    rewards = token_rewards(
+        torch.zeros(V, dtype=torch.float64), policy.mask, kl, kl_coef=1.0
+    )
     return policy.gradient(
         policy_loss(policy.new, policy.old, rewards, p_old, ratio="token", clip="off")[0]
     )

@@ -47,7 +47,9 @@ def paper_loss(b, advantages, ratio, how_clip, aggregation, correction):
 
     def term(i: int, t: int, x: float) -> float:
         frozen, old = b.new[i, : LENGTHS[i]].tolist(), b.old[i, : LENGTHS[i]].tolist()
-        rho, frozen_rho = (ratio_of(ratio, value, frozen, old, t) for value in (x, frozen[t]))
+        rho, frozen_rho = (
+            ratio_of(ratio, value, frozen, old, t) for value in (x, frozen[t])
+        )
         a = float(advantages[i] if advantages.dim() == 1 else advantages[i, t])
         weight = weight_of(aggregation, LENGTHS, i, LONGEST)
         weight *= correction_of(correction, math.exp(old[t] - float(b.sampled[i, t])))
@@ -58,7 +60,9 @@ def paper_loss(b, advantages, ratio, how_clip, aggregation, correction):
 
 @pytest.mark.parametrize("advantage", ["of a completion", "of a token"])
 @pytest.mark.parametrize(
-    "combination", [*itertools.product(RATIOS, CLIPS, AGGREGATIONS, CORRECTIONS)], ids="-".join
+    "combination",
+    [*itertools.product(RATIOS, CLIPS, AGGREGATIONS, CORRECTIONS)],
+    ids="-".join,
 )
 def test_value_and_gradient(combination, advantage):
     ratio, how_clip, aggregation, correction = combination
@@ -121,7 +125,9 @@ def test_defaults_are_grpo_as_published():
     default = policy_loss(b.new, b.old - 2, b.advantages, b.weights, clip="dual")[0]
     assert torch.equal(
         default,
-        policy_loss(b.new, b.old - 2, b.advantages, b.weights, clip="dual", dual_clip=3.0)[0],
+        policy_loss(b.new, b.old - 2, b.advantages, b.weights, clip="dual", dual_clip=3.0)[
+            0
+        ],
     )
 
 
@@ -209,7 +215,8 @@ def test_a_huge_ratio_leaves_a_finite_gradient_that_points_the_right_way(
 
 
 @pytest.mark.parametrize(
-    ("log_ratio", "expected"), [(19.0, math.exp(19)), (21.0, 0.0), (-21.0, 0.0), (1000.0, 0.0)]
+    ("log_ratio", "expected"),
+    [(19.0, math.exp(19)), (21.0, 0.0), (-21.0, 0.0), (1000.0, 0.0)],
 )
 def test_the_unclipped_ratio_is_held_beyond_exp_20(log_ratio, expected):
     new = torch.tensor([[log_ratio]], dtype=torch.float64, requires_grad=True)

@@ -176,7 +176,9 @@ def loss_of(a: SimpleNamespace, b: SimpleNamespace) -> torch.Tensor:
     steep = top_covariance(b.old, advantages, b.mask, SHARE)
     taught = weights * ~steep if a.covariance == "clip" else weights
     options = {"ratio": a.ratio, "clip": a.clip, "dual_clip": a.dual_clip, "mask": b.mask}
-    loss, _ = policy_loss(b.new, b.old, advantages, taught, a.clip_low, a.clip_high, **options)
+    loss, _ = policy_loss(
+        b.new, b.old, advantages, taught, a.clip_low, a.clip_high, **options
+    )
     if in_loss:
         loss = loss + a.kl_coef * kl_loss(
             b.new, b.ref, b.old, weights, a.kl_estimator, a.kl_correction
@@ -193,7 +195,8 @@ class Paper:
         self.b, self.total = b, sum(LENGTHS)
         self.r = REWARDS.sum(0).flatten().tolist()
         self.k1 = [
-            [float(b.old[i, t] - b.ref[i, t]) for t in range(n)] for i, n in enumerate(LENGTHS)
+            [float(b.old[i, t] - b.ref[i, t]) for t in range(n)]
+            for i, n in enumerate(LENGTHS)
         ]
 
     def rho(self, i: int, t: int, x: float, kind: str = "token") -> float:
@@ -201,7 +204,14 @@ class Paper:
         return ratio_of(kind, x, self.b.new[i, :n].tolist(), self.b.old[i, :n].tolist(), t)
 
     def ppo(
-        self, i: int, t: int, x: float, a: float, low: float, high: float, kind: str = "token"
+        self,
+        i: int,
+        t: int,
+        x: float,
+        a: float,
+        low: float,
+        high: float,
+        kind: str = "token",
     ) -> float:
         rho = self.rho(i, t, x, kind)
         return min(rho * a, clip(rho, 1 - low, 1 + high) * a)
@@ -409,7 +419,11 @@ REFUSED = [
         ['ratio = "off"', 'old_logprobs = "trainer"'],
         {"old_logprobs": "trainer"},
     ),
-    ({"ratio": "off"}, ["clip = 'ppo'", 'ratio = "off"', 'set clip = "off"'], {"clip": "off"}),
+    (
+        {"ratio": "off"},
+        ["clip = 'ppo'", 'ratio = "off"', 'set clip = "off"'],
+        {"clip": "off"},
+    ),
     (
         {"clip": "dual", "dual_clip": 1.2},
         ["dual_clip = 1.2", "1 + clip_high = 1.2"],
@@ -487,7 +501,11 @@ def test_what_contradicts_itself_is_refused_with_the_reason_and_the_cure(wrong, 
 @pytest.mark.parametrize(
     "fine",
     [
-        {"kl_coef": 0.0, "kl_in": "loss", "kl_estimator": "k1"},  # measured, but not penalised
+        {
+            "kl_coef": 0.0,
+            "kl_in": "loss",
+            "kl_estimator": "k1",
+        },  # measured, but not penalised
         {
             "kl_coef": 0.0,
             "kl_in": "reward",
@@ -528,6 +546,10 @@ def test_who_has_a_group_and_who_updates_once():
         "group",
         "leave_one_out",
     ]
-    for epochs, minibatches, old in itertools.product((1, 2), (1, 2), ("trainer", "sampler")):
-        found = updates_once(choices(epochs=epochs, minibatches=minibatches, old_logprobs=old))
+    for epochs, minibatches, old in itertools.product(
+        (1, 2), (1, 2), ("trainer", "sampler")
+    ):
+        found = updates_once(
+            choices(epochs=epochs, minibatches=minibatches, old_logprobs=old)
+        )
         assert found == (epochs == 1 and minibatches == 1 and old == "trainer")

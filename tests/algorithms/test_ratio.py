@@ -15,7 +15,9 @@ from nanomath.algorithms import RATIOS, SAMPLER_CORRECTIONS, sampler_correction
 
 @pytest.mark.parametrize("junk", [0.0, math.nan, math.inf])
 @pytest.mark.parametrize("kind", ["token", "sequence", "off"])
-def test_ratios_are_logarithms_with_the_gradient_of_log_pi_and_1_outside_the_mask(kind, junk):
+def test_ratios_are_logarithms_with_the_gradient_of_log_pi_and_1_outside_the_mask(
+    kind, junk
+):
     b = new_batch(0)
     new, old = (torch.where(b.mask, x, junk) for x in (b.new, b.old))
     found = RATIOS[kind](new.requires_grad_(), old, b.mask)

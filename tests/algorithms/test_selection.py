@@ -56,7 +56,9 @@ def test_top_covariance_is_the_head_of_the_sorted_tokens(seed, lengths, share):
             (i, t): (float(b.advantages[i, t]) - advantage) * (float(b.new[i, t]) - logprob)
             for i, t in tokens
         }
-    assert tokens_of(found) == {token for token in highest(scores, share) if scores[token] > 0}
+    assert tokens_of(found) == {
+        token for token in highest(scores, share) if scores[token] > 0
+    }
 
 
 def test_the_whole_share_is_the_whole_mask():
@@ -68,9 +70,15 @@ def test_tokens_that_are_equal_up_to_rounding_are_chosen_together():
     """As the first tokens of one prompt's samples are, whose entropies differ by what the
     batch rounds them to.
     """
-    entropies = torch.tensor([[3.0, 1.0, 0.5], [2.0 + 1e-6, 0.2, 0.1], [2.0 - 1e-6, 1.9, 0.3]])
+    entropies = torch.tensor(
+        [[3.0, 1.0, 0.5], [2.0 + 1e-6, 0.2, 0.1], [2.0 - 1e-6, 1.9, 0.3]]
+    )
     found = top_entropy(entropies, torch.ones(3, 3, dtype=torch.bool), 2 / 9)
-    assert found.tolist() == [[True, False, False], [True, False, False], [True, False, False]]
+    assert found.tolist() == [
+        [True, False, False],
+        [True, False, False],
+        [True, False, False],
+    ]
 
 
 @pytest.mark.parametrize("size", [1e-3, 1.0, 1e3])
@@ -107,11 +115,14 @@ def test_overlong_filter_drops_whole_completions(finished):
     lengths = [2, 4, 0]
     found = overlong_filter(response_mask(torch.tensor(lengths), 5), torch.tensor(finished))
     assert found.tolist() == [
-        [t < n and whole for t in range(5)] for n, whole in zip(lengths, finished, strict=True)
+        [t < n and whole for t in range(5)]
+        for n, whole in zip(lengths, finished, strict=True)
     ]
 
 
 def test_selecting_has_no_gradient():
     b = new_batch(0)
     assert not top_entropy(b.values.requires_grad_(), b.mask, 0.5).requires_grad
-    assert not top_covariance(b.new.requires_grad_(), b.advantages, b.mask, 0.5).requires_grad
+    assert not top_covariance(
+        b.new.requires_grad_(), b.advantages, b.mask, 0.5
+    ).requires_grad

@@ -45,7 +45,9 @@ def test_value_and_gradient(seed, lengths, dft):
 
 def test_gradient_is_the_derivative():
     logprobs, weights = case(1, [3, 0, 5])
-    assert torch.autograd.gradcheck(lambda x: sft_loss(x, weights), logprobs.requires_grad_())
+    assert torch.autograd.gradcheck(
+        lambda x: sft_loss(x, weights), logprobs.requires_grad_()
+    )
 
 
 @pytest.mark.parametrize("dft", [False, True])

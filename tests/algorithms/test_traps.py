@@ -141,9 +141,9 @@ MATRICES: dict[str, Call] = {
         advantages_call, {"baseline": "off", "kl_in": "reward", "kl_estimator": "k1"}
     ),
     "compute_advantages value": partial(advantages_call, {"baseline": "value"}),
-    "compute_weights": lambda b: compute_weights(Algorithm(top_entropy=0.4), tokens_of(b), 9)[
-        "policy_weights"
-    ],
+    "compute_weights": lambda b: compute_weights(
+        Algorithm(top_entropy=0.4), tokens_of(b), 9
+    )["policy_weights"],
     "clipped_tokens": lambda b: clipped_tokens(Algorithm(), b.new, tokens_of(b))[
         "clipped_low"
     ],
@@ -261,7 +261,9 @@ def test_inputs_stay_as_they_are_and_strides_do_not_matter(name):
     before = each(Tensor.clone, around)
     expected, found = EVERYTHING[name](batch_of()), EVERYTHING[name](inside)
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-14)
-    assert all(torch.equal(value, getattr(before, key)) for key, value in vars(around).items())
+    assert all(
+        torch.equal(value, getattr(before, key)) for key, value in vars(around).items()
+    )
 
 
 @pytest.mark.parametrize("name", EVERYTHING)
@@ -384,7 +386,9 @@ def test_the_eos_that_ends_a_completion_is_taught_though_pads_look_like_it(loss)
     after it none.
     """
     eos = 0
-    tokens = torch.tensor([[3, 1, eos, eos, eos], [2, eos, eos, eos, eos], [1, 2, 3, 1, eos]])
+    tokens = torch.tensor(
+        [[3, 1, eos, eos, eos], [2, eos, eos, eos, eos], [1, 2, 3, 1, eos]]
+    )
     lengths = torch.tensor([3, 2, 5])
     logits = randoms(0, (3, 5, 4))[0].requires_grad_()
     b = batch_of(0, [3, 2, 5])

@@ -76,7 +76,9 @@ def test_value_loss_is_its_formula(bound, how):
     def term(i: int, t: int, v: float) -> float:
         old, target = float(b.old_values[i, t]), float(b.rewards[i, t])
         near = old + clip(v - old, -bound, bound)
-        return weight_of(how, LENGTHS, i, 9) * max((v - target) ** 2, (near - target) ** 2) / 2
+        return (
+            weight_of(how, LENGTHS, i, 9) * max((v - target) ** 2, (near - target) ** 2) / 2
+        )
 
     value, slopes = sum_and_slopes(term, b.values, LENGTHS)
     values = b.values.clone().requires_grad_()

@@ -80,8 +80,12 @@ def test_majority_of_all_samples(answers, expected):
 
 
 def test_right_answers_are_one_answer_however_they_are_written():
-    assert maj_at_k(["1/2", "0.5", "3", "3", "4"], [True, True, False, False, False], 5) == 0.5
-    assert maj_at_k(["1/2", "0.5", "50%", "3", "3"], [True, True, True, False, False], 5) == 1
+    assert (
+        maj_at_k(["1/2", "0.5", "3", "3", "4"], [True, True, False, False, False], 5) == 0.5
+    )
+    assert (
+        maj_at_k(["1/2", "0.5", "50%", "3", "3"], [True, True, True, False, False], 5) == 1
+    )
 
 
 def test_many_subsets_are_sampled_and_the_estimate_is_near():

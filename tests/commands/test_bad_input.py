@@ -16,9 +16,7 @@ from nanomath.__main__ import main
 from nanomath.training.build import new_model
 
 GOOD = {"question": "What is 1 + 1?", "answer": "2", "solution": r"1 + 1 = 2, so \boxed{2}."}
-WORKED = (
-    "Tom has 3 boxes with 4 pens each. 3 * 4 = 12. He gives 2 of them away, so 10 pens remain."
-)
+WORKED = "Tom has 3 boxes with 4 pens each. 3 * 4 = 12. He gives 2 of them away, so 10 pens remain."
 CHOSEN = {"completions": [{"text": "So.", "rating": 1}], "chosen_completion": 3}
 TINY = (
     *(
@@ -58,7 +56,9 @@ FILES = {
     "deep.json": "[" * 100_000,
     "labels.jsonl": json.dumps({"prompt": "Why?", "completions": ["So."], "labels": ["?"]})
     + "\n",
-    "chosen.jsonl": json.dumps({"question": {"problem": "Why?"}, "label": {"steps": [CHOSEN]}})
+    "chosen.jsonl": json.dumps(
+        {"question": {"problem": "Why?"}, "label": {"steps": [CHOSEN]}}
+    )
     + "\n",
     "mixed.jsonl": json.dumps(GOOD)
     + "\n"
@@ -92,7 +92,9 @@ def place(tmp_path, model_directory) -> Path:
     shape = sections.NewModel(
         hidden_size=32, layers=1, heads=2, kv_heads=1, intermediate_size=64
     )
-    save_model(new_model(shape, tokenizer.vocab_size - 5, seed=0), tokenizer, models["short"])
+    save_model(
+        new_model(shape, tokenizer.vocab_size - 5, seed=0), tokenizer, models["short"]
+    )
     return tmp_path
 
 
@@ -135,7 +137,10 @@ COMMANDS = [
         ["eval", "models/good", "world", "--by=difficulty"],
         "unknown flag '--by=difficulty'; a key is set without dashes",
     ),
-    (["eval", "models/good", "world", "missing.toml"], "config file not found: missing.toml"),
+    (
+        ["eval", "models/good", "world", "missing.toml"],
+        "config file not found: missing.toml",
+    ),
     (["eval", "models/good", "world", "torn.toml"], "torn.toml: not valid TOML"),
     (
         ["eval", "models/good", "world", "a.toml", "b.toml"],
@@ -208,7 +213,10 @@ COMMANDS = [
         ["eval", "models/good", "world", "evaluation.samples=0"],
         "evaluation.samples: expected a number at least 1, got 0",
     ),
-    (["eval", "models/good", "world", "evaluation.k=1,8"], "pass@8 needs at least 8 samples"),
+    (
+        ["eval", "models/good", "world", "evaluation.k=1,8"],
+        "pass@8 needs at least 8 samples",
+    ),
     (
         ["eval", "models/good", "world", "sampling.temperature=-1"],
         "sampling.temperature: expected a number at least 0",
@@ -292,7 +300,11 @@ SCRIPTS = [
         ["misspelt.toml"],
         "misspelt.toml:3: optim.weigth_decay: unknown key; did you mean optim.weight_decay?",
     ),
-    (train_sft, ["mistyped.toml"], "mistyped.toml:5: optim.lr: expected a number, got 'fast'"),
+    (
+        train_sft,
+        ["mistyped.toml"],
+        "mistyped.toml:5: optim.lr: expected a number, got 'fast'",
+    ),
     (train_sft, ["optim.lr"], "config file not found: optim.lr"),
     (train_sft, ["--resume"], "runs/run holds no run to resume"),
     (train_sft, ["--resmue"], "unknown flag '--resmue'; did you mean --resume?"),
@@ -334,7 +346,11 @@ SCRIPTS = [
         ["heldout.source=good.jsonl", "heldout.file.skip=1"],
         "good.jsonl: no problems after the first 1",
     ),
-    (train_sft, ["evaluation.k=4"], "pass@4 needs at least 4 samples of each problem, not 2"),
+    (
+        train_sft,
+        ["evaluation.k=4"],
+        "pass@4 needs at least 4 samples of each problem, not 2",
+    ),
     (
         train_sft,
         ["evaluation.by=level"],
@@ -444,7 +460,10 @@ CONTRADICTIONS = [
         "sampler_correction would count them twice",
     ),
     (["sampler_correction=truncate", "correction_high=0.5"], "must have 1 between them"),
-    (["kl_estimator=k1"], 'kl_estimator = "k1" in the loss has an expected gradient of zero'),
+    (
+        ["kl_estimator=k1"],
+        'kl_estimator = "k1" in the loss has an expected gradient of zero',
+    ),
     (
         ["kl_estimator=k2", "kl_correction=ratio"],
         "kl_estimator = 'k2' has the right gradient by itself",

@@ -195,7 +195,8 @@ def test_real_processes_measure_the_sampler(call, tmp_path):
 def test_a_model_with_eos_is_measured_on_real_prompts(model_directory, tmp_path):
     questions = tmp_path / "questions.jsonl"
     lines = [
-        json.dumps({"question": f"What is {n} + {n}?", "answer": str(2 * n)}) for n in (1, 22)
+        json.dumps({"question": f"What is {n} + {n}?", "answer": str(2 * n)})
+        for n in (1, 22)
     ]
     questions.write_text("\n".join(lines), encoding="utf-8")
     config = setup(
@@ -243,7 +244,9 @@ def test_speed_is_tokens_by_time(monkeypatch):
             clock.now += 0.5
             for step in range(1, tokens + 1):
                 clock.now += 1.0
-                progress(samples * (step == tokens), samples * step, samples * (step < tokens))
+                progress(
+                    samples * (step == tokens), samples * step, samples * (step < tokens)
+                )
             return [SimpleNamespace(length=tokens)] * samples
 
     monkeypatch.setattr(rollout, "Sampler", Slow)
@@ -331,7 +334,9 @@ def test_kernels_belong_to_stages(name, stage):
     assert stage_of(name, (), 1000) == stage
 
 
-@pytest.mark.skipif(find_spec("transformers") is None, reason="transformers is not installed")
+@pytest.mark.skipif(
+    find_spec("transformers") is None, reason="transformers is not installed"
+)
 def test_transformers_is_measured_on_the_same_model():
     found = rollout.measure_transformers(setup(), point())
     assert found["tokens_per_s"] > 0 and found["bytes"] >= 0
@@ -379,7 +384,10 @@ def test_the_best_of_each_side_counts(monkeypatch):
     row = rollout.measure_point(config, measure.SHAPES["tiny"], point(), Machine(1e9, 1e9))
     turn = [("measure_sampler", True), ("measure_sampler", False), ("measure_transformers",)]
     assert order == [*turn, *turn, ("inspect_sampler",)]
-    assert [row[side].get("tokens_per_s") for side in ("nanomath", "unshared")] == [70.0, 90.0]
+    assert [row[side].get("tokens_per_s") for side in ("nanomath", "unshared")] == [
+        70.0,
+        90.0,
+    ]
     assert [row[side].get("bytes") for side in ("nanomath", "unshared")] == [100, 200]
     assert row["nanomath"]["step_s"] == pytest.approx(1 / 70)
     cells, *notes = rollout.table_row(row)
@@ -435,7 +443,9 @@ def test_a_kernel_that_fails_is_a_result(monkeypatch):
         raise RuntimeError("an illegal memory access was encountered\nmore")
 
     monkeypatch.setitem(CASES, "swiglu", broken)
-    config = kernels.KernelBench(shapes=["tiny"], rows=[16, 32], device="cpu", dtype="float32")
+    config = kernels.KernelBench(
+        shapes=["tiny"], rows=[16, 32], device="cpu", dtype="float32"
+    )
     (row,) = kernels.measure("swiglu", config, Machine(1e9, 1e9))["rows"]
     assert row["failed"] == "RuntimeError: an illegal memory access was encountered"
     assert kernels.table_row(row)[1] == f"failed: {row['failed']}"
@@ -451,7 +461,14 @@ def test_check_runs_the_kernels_tests(call, monkeypatch):
     monkeypatch.setattr(kernels.subprocess, "run", pretend)
     assert call(main, "bench", "kernels", "--check").code == 1
     ((command, root),) = ran
-    assert command == ["-m", "pytest", "-p", "no:cacheprovider", "tests/kernels", "tests/gpu"]
+    assert command == [
+        "-m",
+        "pytest",
+        "-p",
+        "no:cacheprovider",
+        "tests/kernels",
+        "tests/gpu",
+    ]
     assert (root / "tests/kernels/test_philox.py").is_file() and (
         root / "tests/gpu/conftest.py"
     ).is_file()
@@ -494,7 +511,9 @@ def test_all_goes_on_after_a_failure_and_names_what_needs_a_gpu(call, monkeypatc
         if len(commands) == 3:
             read(tmp_path)  # what the first two found is there
             raise KeyboardInterrupt
-        return SimpleNamespace(returncode=len(commands) - 1, stdout=f"said {len(commands)}\n")
+        return SimpleNamespace(
+            returncode=len(commands) - 1, stdout=f"said {len(commands)}\n"
+        )
 
     monkeypatch.setattr(every.subprocess, "run", pretend)
     words = ("device=cpu", f"out={tmp_path}", "parts=check,rollout-1.5b,kernels,training")

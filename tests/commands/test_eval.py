@@ -56,13 +56,17 @@ class Knowing:
 
 
 def test_the_world(call, model_directory):
-    outcome = call(main, "eval", model_directory, "world", "evaluation.by=difficulty", *QUICK)
+    outcome = call(
+        main, "eval", model_directory, "world", "evaluation.by=difficulty", *QUICK
+    )
     assert (outcome.code, outcome.err.partition("no completion")[0].strip()) == (0, "")
     assert outcome.out.startswith(
         f"{model_directory} on world: 6 problems x 2 samples at temperature 1\n"
     )
     assert re.search(
-        r"^  pass@1 +\d+\.\d% \(95% interval \d+\.\d to \d+\.\d\)$", outcome.out, re.MULTILINE
+        r"^  pass@1 +\d+\.\d% \(95% interval \d+\.\d to \d+\.\d\)$",
+        outcome.out,
+        re.MULTILINE,
     )
     assert re.search(r"^  difficulty=1 +\d+\.\d% ", outcome.out, re.MULTILINE)
     assert re.search(
@@ -98,20 +102,28 @@ def test_every_completion_is_saved(call, model_directory, questions, tmp_path, m
         for name in "abc"
         for sample in range(4)
     ]
-    assert (records[0]["gold"], records[0]["answer"], records[1]["answer"]) == ("2", "2", None)
+    assert (records[0]["gold"], records[0]["answer"], records[1]["answer"]) == (
+        "2",
+        "2",
+        None,
+    )
 
 
 def test_a_file_that_cannot_be_saved_is_refused_before_the_sampling(
     call, model_directory, questions, monkeypatch
 ):
     monkeypatch.setattr(command, "build_sampler", None)
-    outcome = call(main, "eval", model_directory, questions, "save=nowhere/completions.jsonl")
+    outcome = call(
+        main, "eval", model_directory, questions, "save=nowhere/completions.jsonl"
+    )
     assert outcome.code == 2 and outcome.err == (
         "error: save: there is no directory to write nowhere/completions.jsonl to\n"
     )
 
 
-def test_greedy_samples_are_drawn_once_and_repeat(call, model_directory, questions, tmp_path):
+def test_greedy_samples_are_drawn_once_and_repeat(
+    call, model_directory, questions, tmp_path
+):
     words = (
         "eval",
         model_directory,
@@ -134,7 +146,9 @@ def test_the_seed_decides(call, model_directory, questions, tmp_path):
     assert a == b != c
 
 
-def test_a_config_file_and_keys_may_stand_anywhere(call, model_directory, questions, tmp_path):
+def test_a_config_file_and_keys_may_stand_anywhere(
+    call, model_directory, questions, tmp_path
+):
     (tmp_path / "eval.toml").write_text(
         "[sampling]\nmax_new_tokens = 5\n[evaluation]\nsamples = 3\n"
     )

@@ -51,7 +51,11 @@ def names(part: object, prefix: str = "") -> list[str]:
 def shell(*words: str) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     return subprocess.run(
-        [sys.executable, *words], env=environment, capture_output=True, text=True, timeout=120
+        [sys.executable, *words],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
     )
 
 

@@ -45,5 +45,7 @@ def test_plain_text_instead_of_a_chat(call, model_directory):
 
 def test_a_question_may_look_like_anything(call, model_directory):
     for question in ("x=3, what is x + 1?", "-3 + 4 = ?", "{answer}", "3"):
-        outcome = call(main, "sample", model_directory, question, "sampling.max_new_tokens=2")
+        outcome = call(
+            main, "sample", model_directory, question, "sampling.max_new_tokens=2"
+        )
         assert (outcome.code, outcome.err) == (0, ""), question

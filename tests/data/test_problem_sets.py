@@ -80,7 +80,8 @@ def test_parquet(tmp_path: Path) -> None:
     parquet = pytest.importorskip("pyarrow.parquet")
     path = tmp_path / "set.parquet"
     parquet.write_table(
-        pyarrow.Table.from_pylist([{"question": "2 + 3?", "answer": 5.0, "tags": ["a"]}]), path
+        pyarrow.Table.from_pylist([{"question": "2 + 3?", "answer": 5.0, "tags": ["a"]}]),
+        path,
     )
     assert load_problems(path) == [Problem("set-0", "2 + 3?", "5", None, {"tags": ["a"]})]
     assert error_of(path, Fields(answer="gold")).startswith(
@@ -209,10 +210,14 @@ def test_usual_names_need_no_mapping(tmp_path: Path, row: dict, expected: Proble
         ({"Question": "no", "problem": "q", "answer": "1"}, {"Question": "no"}),
     ],
 )
-def test_usual_names_in_capitals(tmp_path: Path, row: dict, expected: Problem | dict) -> None:
+def test_usual_names_in_capitals(
+    tmp_path: Path, row: dict, expected: Problem | dict
+) -> None:
     """They stand in where none is written in the usual way."""
     expected = (
-        Problem("set-0", "q", "1", None, expected) if isinstance(expected, dict) else expected
+        Problem("set-0", "q", "1", None, expected)
+        if isinstance(expected, dict)
+        else expected
     )
     assert load_problems(write(tmp_path, "set.jsonl", row)) == [expected]
 
@@ -228,9 +233,14 @@ NESTED = {
 @pytest.mark.parametrize(
     ("fields", "expected"),
     [
-        (Fields(("prompt.1.content",), "reward_model.ground_truth"), ("set-0", "2 + 3?", "5")),
         (
-            Fields(("prompt.-1.content",), "reward_model.ground_truth", id="extra_info.index"),
+            Fields(("prompt.1.content",), "reward_model.ground_truth"),
+            ("set-0", "2 + 3?", "5"),
+        ),
+        (
+            Fields(
+                ("prompt.-1.content",), "reward_model.ground_truth", id="extra_info.index"
+            ),
             ("7", "2 + 3?", "5"),
         ),
         (
@@ -254,10 +264,19 @@ def test_names_of_fields_in_fields(
 
 @pytest.mark.parametrize(
     "path",
-    ["prompt.2.content", "prompt.user", "prompt.0.0", "reward_model", "reward_model.", "x.y"],
+    [
+        "prompt.2.content",
+        "prompt.user",
+        "prompt.0.0",
+        "reward_model",
+        "reward_model.",
+        "x.y",
+    ],
 )
 def test_paths_that_lead_to_no_text(tmp_path: Path, path: str) -> None:
-    error = error_of(write(tmp_path, "set.jsonl", NESTED), Fields(("prompt.1.content",), path))
+    error = error_of(
+        write(tmp_path, "set.jsonl", NESTED), Fields(("prompt.1.content",), path)
+    )
     if path == "reward_model":
         assert error.endswith("; what is in it has a name such as reward_model.ground_truth")
     else:
@@ -437,7 +456,9 @@ def test_skip_and_limit_count_rows_of_the_file(tmp_path: Path) -> None:
 # --- errors ----------------------------------------------------------------------------------
 
 
-ANY_ANSWER = "set.jsonl:1: no answer field (expected answer, Answer, target); the fields are: "
+ANY_ANSWER = (
+    "set.jsonl:1: no answer field (expected answer, Answer, target); the fields are: "
+)
 
 
 @pytest.mark.parametrize(
@@ -672,7 +693,8 @@ def test_other_errors(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "source", ["none.jsonl", "data/none.jsonl.gz", "none", "a/b/c", "org/name:", "./org/name"]
+    "source",
+    ["none.jsonl", "data/none.jsonl.gz", "none", "a/b/c", "org/name:", "./org/name"],
 )
 def test_a_file_that_is_not_there(source: str) -> None:
     with pytest.raises(FileNotFoundError) as caught:

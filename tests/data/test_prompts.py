@@ -52,7 +52,9 @@ def test_only_known_names_in_braces_are_replaced(response: str, text: str) -> No
 
 
 @settings(deadline=None, max_examples=100)
-@given(question=st.text(min_size=1), answer=st.text(min_size=1), solution=st.text(min_size=1))
+@given(
+    question=st.text(min_size=1), answer=st.text(min_size=1), solution=st.text(min_size=1)
+)
 def test_what_is_put_in_is_never_read_as_a_template(
     question: str, answer: str, solution: str
 ) -> None:
@@ -63,7 +65,9 @@ def test_what_is_put_in_is_never_read_as_a_template(
 
 
 def test_a_field_of_the_problem_wins_over_metadata_of_the_same_name() -> None:
-    problem = Problem("p", "asked", "18", metadata={"question": "other", "solution": "other"})
+    problem = Problem(
+        "p", "asked", "18", metadata={"question": "other", "solution": "other"}
+    )
     assert render_prompt(problem, PromptTemplate(chat=False)) == "asked"
     with pytest.raises(ValueError, match="problem 'p' has no solution"):
         render_response(problem, PromptTemplate())
@@ -131,7 +135,8 @@ def test_a_prompt_needs_no_solution() -> None:
 
 def test_a_template_must_ask_the_question() -> None:
     with pytest.raises(
-        ValueError, match=r"the prompt template 'Solve: \{problem\}' must contain \{question\}"
+        ValueError,
+        match=r"the prompt template 'Solve: \{problem\}' must contain \{question\}",
     ):
         PromptTemplate("Solve: {problem}")
 

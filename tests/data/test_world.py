@@ -43,7 +43,9 @@ def test_oracle_accepts_every_reference_solution_even_after_a_trip_through_json(
         for problem in generate(
             family, split, 20, seed=level, difficulty=(level, level), languages=LANGUAGES
         ):
-            saved = Problem(problem.id, "", "", None, json.loads(json.dumps(problem.metadata)))
+            saved = Problem(
+                problem.id, "", "", None, json.loads(json.dumps(problem.metadata))
+            )
             steps = problem.solution.split("\n\n")
             assert check_steps(saved, problem.solution) == [True] * len(steps)
             assert is_correct(problem, problem.solution)
@@ -66,7 +68,9 @@ def test_difficulty_is_the_number_of_steps(family: str) -> None:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_same_arguments_same_problems_and_another_seed_others(family: str) -> None:
     assert generate(family, "train", 50, seed=3) == generate(family, "train", 50, seed=3)
-    assert generate(family, "train", 50, seed=3)[:20] == generate(family, "train", 20, seed=3)
+    assert generate(family, "train", 50, seed=3)[:20] == generate(
+        family, "train", 20, seed=3
+    )
     assert generate(family, "train", 50, seed=3) != generate(family, "train", 50, seed=4)
 
 
@@ -105,14 +109,18 @@ def test_splits_are_disjoint_across_seeds_and_languages(family: str) -> None:
         for seed, language in ((0, "en"), (1, "en"), (0, "ja"), (2, "ja")):
             for problem in generate(family, split, 50, seed, (1, 2), (language,)):
                 content = {
-                    key: value for key, value in problem.metadata.items() if key not in surface
+                    key: value
+                    for key, value in problem.metadata.items()
+                    if key not in surface
                 }
                 owners.setdefault(json.dumps(content, sort_keys=True), set()).add(split)
     assert all(len(splits) == 1 for splits in owners.values())
 
 
 def test_split_shares_are_80_10_10() -> None:
-    shares = Counter(split_of({"family": "maths", "start": start}) for start in range(10_000))
+    shares = Counter(
+        split_of({"family": "maths", "start": start}) for start in range(10_000)
+    )
     assert shares["train"] == pytest.approx(8000, abs=200)
     assert shares["validation"] == pytest.approx(1000, abs=150)
     assert shares["test"] == pytest.approx(1000, abs=150)
@@ -217,7 +225,9 @@ def test_maths_events_always_change_the_value() -> None:
     for problem in generate("maths", "train", 300, difficulty=(8, 8)):
         equations = re.findall(r"(\d+)[-+*/](\d+)=(\d+)", problem.solution)
         assert len(equations) == 8
-        assert all(before != after and 1 <= int(after) <= 99 for before, _, after in equations)
+        assert all(
+            before != after and 1 <= int(after) <= 99 for before, _, after in equations
+        )
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
@@ -291,7 +301,9 @@ def test_a_wrong_step_makes_all_later_ones_wrong(family: str) -> None:
             verdict = [True] * index + [False] * (len(steps) - index)
             assert check_steps(problem, "\n\n".join(changed)) == verdict
             if steps[index : index + 1] != steps[index + 1 : index + 2]:
-                assert check_steps(problem, "\n\n".join(missing)) == verdict[: len(steps) - 1]
+                assert (
+                    check_steps(problem, "\n\n".join(missing)) == verdict[: len(steps) - 1]
+                )
         assert check_steps(problem, "\n\n".join([*steps, steps[-1]])) == [True] * len(
             steps
         ) + [False]

@@ -77,7 +77,11 @@ def test_vocabulary_is_small_and_opens_with_the_special_tokens() -> None:
         TOKENIZER.token_to_id(token)
         for token in ("<|endoftext|>", "<|user|>", "<|assistant|>")
     ] == [0, 1, 2]
-    assert TOKENIZER.encode("<|user|>7<|assistant|>").ids == [1, TOKENIZER.token_to_id("7"), 2]
+    assert TOKENIZER.encode("<|user|>7<|assistant|>").ids == [
+        1,
+        TOKENIZER.token_to_id("7"),
+        2,
+    ]
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -35,7 +35,9 @@ def two_models(gpu, new_model) -> Callable[..., tuple[Transformer, Transformer]]
     the GPU.
     """
 
-    def make(dtype: torch.dtype = torch.float32, **changes) -> tuple[Transformer, Transformer]:
+    def make(
+        dtype: torch.dtype = torch.float32, **changes
+    ) -> tuple[Transformer, Transformer]:
         small = {
             "hidden_size": 16,
             "num_heads": 2,

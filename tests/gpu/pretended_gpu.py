@@ -136,13 +136,19 @@ class Graph:
             self.before[storage.data_ptr()] = everything, everything.clone()
 
     def captured(
-        self, function: torch._ops.OpOverload, run: Callable, inputs: list[Tensor], out: object
+        self,
+        function: torch._ops.OpOverload,
+        run: Callable,
+        inputs: list[Tensor],
+        out: object,
     ) -> None:
         """An operation that gave `out`."""
         outputs = [x for x in tree_leaves(out) if isinstance(x, Tensor)]
         memory = {x.untyped_storage().data_ptr() for x in inputs}
         fresh = {
-            i: x for i, x in enumerate(outputs) if x.untyped_storage().data_ptr() not in memory
+            i: x
+            for i, x in enumerate(outputs)
+            if x.untyped_storage().data_ptr() not in memory
         }
         self.own |= {x.untyped_storage().data_ptr() for x in fresh.values()}
         self.alive += [*inputs, *outputs]
@@ -250,14 +256,22 @@ def _check_devices(
     if name in INDEXING:  # the indices may be anywhere
         given = [args[0], *(x for x in args[2:3] if isinstance(x, Tensor))]
     strangers = [x for x in given if not isinstance(x, GpuTensor) and x.dim()]
-    if name not in COPIES and strangers and (len(strangers) < len(given) or name in INDEXING):
+    if (
+        name not in COPIES
+        and strangers
+        and (len(strangers) < len(given) or name in INDEXING)
+    ):
         raise RuntimeError(
             f"{function}: expected all tensors on one device, but found cuda:0 and cpu"
         )
 
 
 def _check_captures(
-    function: torch._ops.OpOverload, name: str, args: tuple, given: list[Tensor], on_gpu: bool
+    function: torch._ops.OpOverload,
+    name: str,
+    args: tuple,
+    given: list[Tensor],
+    on_gpu: bool,
 ) -> None:
     """RuntimeError for what makes the host wait, or reads its memory."""
     masks = (
@@ -265,7 +279,9 @@ def _check_captures(
         if name in INDEXING
         else []
     )
-    hosts = [x for x in given if not isinstance(x, GpuTensor) and (x.dim() or name in COPIES)]
+    hosts = [
+        x for x in given if not isinstance(x, GpuTensor) and (x.dim() or name in COPIES)
+    ]
     if name in WAITS or masks or hosts or not on_gpu:
         raise RuntimeError(f"{function}: operation not permitted when stream is capturing")
 
@@ -285,7 +301,9 @@ def _written(function: torch._ops.OpOverload, args: tuple, kwargs: dict) -> list
     return [x for x in tree_leaves(written) if isinstance(x, Tensor)]
 
 
-def _compute(function: torch._ops.OpOverload, name: str, args: tuple, kwargs: dict) -> object:
+def _compute(
+    function: torch._ops.OpOverload, name: str, args: tuple, kwargs: dict
+) -> object:
     """The operation, on the CPU."""
     if (
         function is aten.mm.dtype
@@ -375,10 +393,15 @@ def pretended_gpu() -> Iterator[PretendedGpu]:
         torch.autograd._engine_run_backward,
     )
     stream = SimpleNamespace(wait_stream=lambda _: None)
-    properties = SimpleNamespace(total_memory=MEMORY, shared_memory_per_block_optin=227 << 10)
+    properties = SimpleNamespace(
+        total_memory=MEMORY, shared_memory_per_block_optin=227 << 10
+    )
 
     def backward(roots: tuple[Tensor, ...], *args, **kwargs) -> object:
-        before, gpu.in_backward = gpu.in_backward, any(isinstance(x, GpuTensor) for x in roots)
+        before, gpu.in_backward = (
+            gpu.in_backward,
+            any(isinstance(x, GpuTensor) for x in roots),
+        )
         try:
             return engine(roots, *args, **kwargs)
         finally:

@@ -53,7 +53,9 @@ def test_the_samples_of_a_cpu(two_models, new_tokenizer, shape, sampling):
     options = {"n": 2, "max_new_tokens": 4, "seed": 1, **sampling}
     expected = Sampler(cpu, new_tokenizer(EOS), 3).generate(PROMPTS, **options)
     slots = 7 if options["n"] == 3 else 3  # of 5 rows there is no graph: they run as 6
-    assert same(Sampler(gpu, new_tokenizer(EOS), slots).generate(PROMPTS, **options), expected)
+    assert same(
+        Sampler(gpu, new_tokenizer(EOS), slots).generate(PROMPTS, **options), expected
+    )
 
 
 def test_a_stop_string_that_is_a_special_token(two_models):
@@ -90,7 +92,8 @@ def test_graphs_see_new_weights(two_models, new_tokenizer, dtype):
     after = sampler.generate(PROMPTS, **options)
     assert sampler._engine is kept and graphs and kept.graphs == graphs
     assert same(
-        after, Sampler(model, new_tokenizer(EOS), 3, dtype=dtype).generate(PROMPTS, **options)
+        after,
+        Sampler(model, new_tokenizer(EOS), 3, dtype=dtype).generate(PROMPTS, **options),
     )
     assert [c.tokens for c in after] != [c.tokens for c in before]
 
@@ -159,7 +162,8 @@ def test_a_stream_is_the_text(two_models, new_tokenizer):
     _, model = two_models()
     sampler = Sampler(model, new_tokenizer(EOS), 1)
     assert (
-        "".join(sampler.stream(PROMPTS[1], 6)) == sampler.generate([PROMPTS[1]], 1, 6)[0].text
+        "".join(sampler.stream(PROMPTS[1], 6))
+        == sampler.generate([PROMPTS[1]], 1, 6)[0].text
     )
 
 

@@ -32,8 +32,12 @@ def products(dim: int, vocabulary: int, cut: dict, dtype: torch.dtype = BF16) ->
             )
 
     name = f"products {dim} x {vocabulary} {str(dtype)[6:]} {cut['ROWS']} x {cut['COLUMNS']}"
-    classes = {} if dtype == F32 else {"_blocks_kernel": CLASSES, "_gradient_kernel": CLASSES}
-    return Case(name, launch, classes, sms=(90, 100) if cut is lm_head.WIDE else (80, 90, 100))
+    classes = (
+        {} if dtype == F32 else {"_blocks_kernel": CLASSES, "_gradient_kernel": CLASSES}
+    )
+    return Case(
+        name, launch, classes, sms=(90, 100) if cut is lm_head.WIDE else (80, 90, 100)
+    )
 
 
 def truncation(vocabulary: int, dtype: torch.dtype = BF16) -> Case:

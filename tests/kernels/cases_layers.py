@@ -81,7 +81,10 @@ def attention(
 def rope(heads: int, kv_heads: int, dim: int, norm: bool, dtype: torch.dtype) -> Case:
     def launch() -> None:
         pages, row = meta(4096, kv_heads, PAGE, dim, dtype=dtype), meta(256, dtype=I32)
-        angles, weight = meta(256, dim, dtype=dtype), meta(dim, dtype=dtype) if norm else None
+        angles, weight = (
+            meta(256, dim, dtype=dtype),
+            meta(dim, dtype=dtype) if norm else None,
+        )
         qkv, held = (
             meta(256, (heads + 2 * kv_heads) * dim, dtype=dtype),
             Pages(pages, pages, meta(256, 8, dtype=I32)),

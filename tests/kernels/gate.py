@@ -170,9 +170,13 @@ def compile_case(case: Case, sms: tuple[int, ...], seen: dict) -> Iterator[Compi
         for sm in set(sms) & set(case.sms):
             key = (kernel.__name__, built.hash(), str(options), sm)
             if key not in seen:
-                done = triton.compile(built, target=GPUTarget("cuda", sm, 32), options=options)
+                done = triton.compile(
+                    built, target=GPUTarget("cuda", sm, 32), options=options
+                )
                 mma = [
-                    name for name, instruction in MMA.items() if instruction in done.asm["ptx"]
+                    name
+                    for name, instruction in MMA.items()
+                    if instruction in done.asm["ptx"]
                 ]
                 seen[key] = resources(done.asm["cubin"]), done.metadata, mma
             used, metadata, mma = seen[key]

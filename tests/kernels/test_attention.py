@@ -85,7 +85,9 @@ def problem(
     table[:, :shared] = table[0, :shared]
     for s in range(slots):
         t = torch.arange(max((n for place, n in rows if place == s), default=0))
-        entries = torch.randn(2, len(t), kv_heads, dim, generator=random, dtype=torch.float64)
+        entries = torch.randn(
+            2, len(t), kv_heads, dim, generator=random, dtype=torch.float64
+        )
         pages[:, table[s, t // page], :, t % page] = entries.transpose(0, 1)
     table = torch.nn.functional.pad(table, (0, spare)).int().to(device)
     keys, values = pages.to(dtype).to(device)
@@ -171,7 +173,9 @@ def test_the_reference(dtype, window):
 @settings(max_examples=150, deadline=None)
 @given(
     rows=st.lists(
-        st.tuples(st.integers(0, 2), st.integers(0, 70) | st.just(300)), min_size=1, max_size=5
+        st.tuples(st.integers(0, 2), st.integers(0, 70) | st.just(300)),
+        min_size=1,
+        max_size=5,
     ),
     kv_heads=st.integers(1, 3),
     groups=st.integers(1, 8),
@@ -301,7 +305,9 @@ def test_rows_that_share_pages(kernel_device, window, heads, kv_heads):
     p = problem(rows, heads, kv_heads, 32, kernel_device, torch.float16, window, shared=2)
     p.page_table[3, 1:], p.page_table[4] = 0, 0
     tiles = torch.tensor(
-        [[5, 0, -1, 2, 6, 1], [3, -1, 4, -1, -1, -1]], dtype=torch.int32, device=kernel_device
+        [[5, 0, -1, 2, 6, 1], [3, -1, 4, -1, -1, -1]],
+        dtype=torch.int32,
+        device=kernel_device,
     )
     for shared in ([2, 0], [2, 1], [0, 2], [1, 1]):
         shared = torch.tensor(shared, dtype=torch.int32, device=kernel_device)

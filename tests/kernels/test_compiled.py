@@ -92,7 +92,10 @@ def test_the_forms_for_other_processors(level, tmp_path):
     ]
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *files]
     chosen = ["-k", "cpu or packed or small_model"]
-    environment = os.environ | {"CXXFLAGS": f"-march={level}", "XDG_CACHE_HOME": str(tmp_path)}
+    environment = os.environ | {
+        "CXXFLAGS": f"-march={level}",
+        "XDG_CACHE_HOME": str(tmp_path),
+    }
     done = subprocess.run(
         [*command, *chosen], env=environment, capture_output=True, text=True, check=False
     )

@@ -74,7 +74,9 @@ def test_a_block_is_the_end_of_its_sequences(dtype, window):
     q, k, v = qkv(3, 4, 2, 80, 8, dtype)
     first = torch.tensor([3, 70, 41])
     whole = block_attention(q, k, v, zeros(3), window, exact=True)
-    some = torch.stack([row[:, n : n + 10] for row, n in zip(q, first.tolist(), strict=True)])
+    some = torch.stack(
+        [row[:, n : n + 10] for row, n in zip(q, first.tolist(), strict=True)]
+    )
     ends = torch.stack(
         [row[:, n : n + 10] for row, n in zip(whole, first.tolist(), strict=True)]
     )
@@ -95,12 +97,15 @@ def test_a_machine_that_is_not_fit_is_refused(monkeypatch):
     weight = torch.randn(16, 24)
     check_rows([weight], torch.float32)
     with pytest.raises(
-        ValueError, match="^exact: on a CPU .* float32 or bfloat16; the dtype is torch.float16"
+        ValueError,
+        match="^exact: on a CPU .* float32 or bfloat16; the dtype is torch.float16",
     ):
         check_rows([weight], torch.float16)
     with monkeypatch.context() as patch:
         patch.setattr(compiled, "library", lambda: None)
-        with pytest.raises(ValueError, match="^exact: on a CPU this needs a C[+][+] compiler"):
+        with pytest.raises(
+            ValueError, match="^exact: on a CPU this needs a C[+][+] compiler"
+        ):
             check_rows([weight], torch.float32)
     monkeypatch.setattr(
         exact_attention, "packed_rows", lambda x, weight: F.linear(x, weight) + len(x)

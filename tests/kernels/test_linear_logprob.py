@@ -146,7 +146,9 @@ def test_bfloat16_logprobs_are_those_of_the_logits_that_sampling_sees():
 def test_bfloat16_chunks_are_summed_in_float32():
     """1024 equal contributions; a sum in bfloat16 stops growing at 256 of them."""
     hidden, weight, target, _ = problem(3, 1, 8, 20, torch.bfloat16)
-    logprobs, _ = linear_logprob(hidden.expand(1024, 8), weight, target.expand(1024), chunk=1)
+    logprobs, _ = linear_logprob(
+        hidden.expand(1024, 8), weight, target.expand(1024), chunk=1
+    )
     (total,) = gradients(logprobs, torch.ones(1024), weight)
     (one,) = gradients(linear_logprob(hidden, weight, target)[0], torch.ones(1), weight)
     torch.testing.assert_close(total.float(), 1024 * one.float(), rtol=1e-2, atol=0)
@@ -160,7 +162,9 @@ def test_one_of_the_two_is_frozen(wanted):
     *inputs, target, upstream = problem(4, 9, 5, 17)
     (expected,) = gradients(materialised(*inputs, target, 1.0)[0], upstream, inputs[wanted])
     inputs[1 - wanted].requires_grad_(False)
-    (found,) = gradients(linear_logprob(*inputs, target, chunk=4)[0], upstream, inputs[wanted])
+    (found,) = gradients(
+        linear_logprob(*inputs, target, chunk=4)[0], upstream, inputs[wanted]
+    )
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-10)
 
 
@@ -286,7 +290,9 @@ quiet = pytest.mark.filterwarnings(
 @pytest.mark.parametrize(
     ("n", "dim", "vocabulary", "chunk"), [(1, 1, 1, 0), (5, 40, 300, 2), (200, 33, 290, 130)]
 )
-def test_the_triton_form(kernel_device, poisoned, dtype, tolerance, n, dim, vocabulary, chunk):
+def test_the_triton_form(
+    kernel_device, poisoned, dtype, tolerance, n, dim, vocabulary, chunk
+):
     """Logprobs and entropies to float32; gradients to the rounding of dz and of the result, in
     every chunk.
     """
@@ -306,9 +312,9 @@ def test_the_triton_form(kernel_device, poisoned, dtype, tolerance, n, dim, voca
         )
     mine = gradients(found[0], upstream.to(kernel_device), *inputs)
     for a, b in zip(mine, gradients(exact[0], upstream, *exact_inputs), strict=True):
-        assert a.dtype == dtype and float((a.cpu().double() - b).norm()) <= tolerance * float(
-            b.norm()
-        )
+        assert a.dtype == dtype and float(
+            (a.cpu().double() - b).norm()
+        ) <= tolerance * float(b.norm())
 
 
 @quiet
@@ -327,7 +333,9 @@ def test_the_triton_form_with_one_of_the_two_frozen(kernel_device, wanted):
 
 @quiet
 @needs_triton
-def test_the_triton_form_spends_nothing_on_tokens_without_gradient(kernel_device, monkeypatch):
+def test_the_triton_form_spends_nothing_on_tokens_without_gradient(
+    kernel_device, monkeypatch
+):
     computed = []
     kernel = linear_logprob_module._logit_gradients
     monkeypatch.setattr(

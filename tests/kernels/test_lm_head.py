@@ -125,14 +125,18 @@ def test_statistics(form, temperature, vocabulary):
         (z.double() / temperature).logsumexp(-1),
     )
     softmax = torch.full_like(z, torch.nan)
-    for mine, exact in zip(statistics(z, target, temperature, softmax), expected, strict=True):
+    for mine, exact in zip(
+        statistics(z, target, temperature, softmax), expected, strict=True
+    ):
         assert (
-            mine.dtype == torch.float32 and float((mine - exact).norm() / exact.norm()) < 1e-6
+            mine.dtype == torch.float32
+            and float((mine - exact).norm() / exact.norm()) < 1e-6
         )
     assert float((softmax - logprobs.exp()).abs().max()) < 1e-6
     again = z.clone()
     assert torch.equal(
-        statistics(again, target, temperature, again)[0], statistics(z, target, temperature)[0]
+        statistics(again, target, temperature, again)[0],
+        statistics(z, target, temperature)[0],
     )
     assert torch.equal(again, softmax)
 
@@ -150,7 +154,9 @@ def test_the_cpu_form_gives_sampler_and_trainer_the_same_bits(dtype):
         for threads in (1, 2, 3):
             torch.set_num_threads(threads)
             assert torch.equal(statistics(z.float(), token, temperature or 1.0)[0], logprob)
-            alone = [sample_logits(z[i : i + 1], u[i : i + 1], temperature) for i in range(50)]
+            alone = [
+                sample_logits(z[i : i + 1], u[i : i + 1], temperature) for i in range(50)
+            ]
             assert torch.equal(torch.cat([t for t, _, _ in alone]), token)
             assert torch.equal(torch.cat([p for _, p, _ in alone]), logprob)
     torch.set_num_threads(before)
@@ -189,7 +195,9 @@ def test_every_tile_with_odd_sizes(kernel_device, cut, temperature, monkeypatch)
     """
     monkeypatch.setattr(lm_head, "tile", lambda weight: cut)
     hidden, weight, u = problem(1, 131, 80, 600, torch.float32, kernel_device)
-    check_sample(sample_triton(hidden, weight, u, temperature), hidden, weight, u, temperature)
+    check_sample(
+        sample_triton(hidden, weight, u, temperature), hidden, weight, u, temperature
+    )
 
 
 @needs_triton

@@ -46,7 +46,9 @@ def first_of_pair(seed: int, *counters: torch.Tensor) -> torch.Tensor:
 @pytest.mark.parametrize(("counter", "key", "output"), KNOWN_ANSWERS)
 def test_known_answers(counter, key, output):
     low, high = words(key)
-    found = philox((high << 32) | low, tuple(torch.tensor([word]) for word in words(counter)))
+    found = philox(
+        (high << 32) | low, tuple(torch.tensor([word]) for word in words(counter))
+    )
     assert [int(word) for word in found] == words(output)
 
 

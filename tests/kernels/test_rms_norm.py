@@ -44,7 +44,9 @@ def inputs(rows, dim, dtype, device, seed=0):
 
 def assert_right(function, x, delta, weight):
     residual, y = function(x, delta, weight, EPS)
-    total = x.double() if delta is None else (x.double() + delta.double()).to(x.dtype).double()
+    total = (
+        x.double() if delta is None else (x.double() + delta.double()).to(x.dtype).double()
+    )
     expected = weight.double() * total / (total.square().mean(-1, keepdim=True) + EPS).sqrt()
     tolerance = TOLERANCE[x.dtype]
     assert residual.dtype == y.dtype == x.dtype
@@ -113,7 +115,9 @@ def test_threads_change_no_bit_of_the_cpu_form(dtype):
         results.append(add_rms_norm_cpu(x, delta, x[0], EPS))
     torch.set_num_threads(before)
     assert all(
-        torch.equal(a, b) for found in results for a, b in zip(found, results[0], strict=True)
+        torch.equal(a, b)
+        for found in results
+        for a, b in zip(found, results[0], strict=True)
     )
 
 

@@ -136,7 +136,9 @@ def assert_right(p: Problem, function) -> None:
     tolerance = TOLERANCE[p.qkv.dtype]
     assert q.dtype == p.qkv.dtype and (q[p.position < 0] == 0).all()
     assert (q.cpu().double() - expected_q).norm() <= tolerance * expected_q.norm()
-    assert (pages.cpu().double() - expected_pages).norm() <= tolerance * expected_pages.norm()
+    assert (
+        pages.cpu().double() - expected_pages
+    ).norm() <= tolerance * expected_pages.norm()
     assert torch.equal(pages.cpu()[~written], p.pages.cpu()[~written])
 
 

@@ -63,7 +63,13 @@ def kept_tokens(
 
 
 def check(
-    form, logits: Tensor, u: Tensor, temperature: float, top_k: int, top_p: float, min_p: float
+    form,
+    logits: Tensor,
+    u: Tensor,
+    temperature: float,
+    top_k: int,
+    top_p: float,
+    min_p: float,
 ) -> None:
     """Every row of a form's answer against the sort."""
     found = [part.cpu() for part in form(logits, u, temperature, top_k, top_p, min_p)]

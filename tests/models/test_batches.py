@@ -44,7 +44,9 @@ FIXED = [
     Example([3, 5, 7], [11, 14, 15]),
 ]
 property_test = settings(
-    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=40,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 
 

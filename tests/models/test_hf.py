@@ -104,7 +104,9 @@ def test_transformers_loads_what_is_saved(family: str, tmp_path: Path) -> None:
     save_model(model, words(), tmp_path)
     theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path)
     with torch.no_grad():
-        torch.testing.assert_close(model(TOKENS), theirs(TOKENS).logits, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(
+            model(TOKENS), theirs(TOKENS).logits, atol=1e-5, rtol=1e-5
+        )
     assert theirs.dtype == torch.float32
     assert theirs.generation_config.eos_token_id == [10, 3]
 
@@ -127,7 +129,9 @@ def test_dtype_is_that_asked_for(tmp_path: Path) -> None:
     )
     loaded = load_model(tmp_path / "model")
     assert {parameter.dtype for parameter in loaded.parameters()} == {torch.float32}
-    assert torch.equal(loaded.model.norm.weight, fresh().model.norm.weight.bfloat16().float())
+    assert torch.equal(
+        loaded.model.norm.weight, fresh().model.norm.weight.bfloat16().float()
+    )
 
 
 def test_tensors_are_stored_one_by_one_under_their_usual_names(tmp_path: Path) -> None:
@@ -140,7 +144,9 @@ def test_tensors_are_stored_one_by_one_under_their_usual_names(tmp_path: Path) -
     gate_up = torch.cat(
         [stored[f"model.layers.0.mlp.{part}_proj.weight"] for part in ("gate", "up")]
     )
-    assert torch.equal(gate_up, model.get_parameter("model.layers.0.mlp.gate_up_proj.weight"))
+    assert torch.equal(
+        gate_up, model.get_parameter("model.layers.0.mlp.gate_up_proj.weight")
+    )
 
 
 def test_shards_of_ours_load_here_and_in_transformers(
@@ -156,7 +162,9 @@ def test_shards_of_ours_load_here_and_in_transformers(
     transformers = pytest.importorskip("transformers")
     theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path)
     with torch.no_grad():
-        torch.testing.assert_close(model(TOKENS), theirs(TOKENS).logits, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(
+            model(TOKENS), theirs(TOKENS).logits, atol=1e-5, rtol=1e-5
+        )
 
 
 def test_shards_of_transformers_load(tmp_path: Path) -> None:
@@ -216,7 +224,9 @@ def store(
     """A saved model whose config.json says that of its tie, and whose tensors are changed."""
     save_model(fresh(), None, directory)
     config = json.loads((directory / "config.json").read_text())
-    (directory / "config.json").write_text(json.dumps({**config, "tie_word_embeddings": tied}))
+    (directory / "config.json").write_text(
+        json.dumps({**config, "tie_word_embeddings": tied})
+    )
     with_tensors(change)(directory)
 
 
@@ -317,7 +327,9 @@ def without(*names: str) -> Callable[[Path], None]:
     return damage
 
 
-def with_tensors(change: Callable[[dict[str, torch.Tensor]], None]) -> Callable[[Path], None]:
+def with_tensors(
+    change: Callable[[dict[str, torch.Tensor]], None],
+) -> Callable[[Path], None]:
     def damage(directory: Path) -> None:
         tensors = load_file(directory / "model.safetensors")
         change(tensors)
@@ -553,9 +565,13 @@ def test_a_run_gives_its_newest_complete_checkpoint(tmp_path: Path) -> None:
 
 def test_a_run_without_a_complete_checkpoint(tmp_path: Path) -> None:
     (tmp_path / "run/checkpoints/step-1").mkdir(parents=True)
-    with pytest.raises(FileNotFoundError, match="no complete checkpoint .* in .*checkpoints"):
+    with pytest.raises(
+        FileNotFoundError, match="no complete checkpoint .* in .*checkpoints"
+    ):
         load_model(tmp_path / "run")
-    with pytest.raises(FileNotFoundError, match="no complete checkpoint .* in .*checkpoints"):
+    with pytest.raises(
+        FileNotFoundError, match="no complete checkpoint .* in .*checkpoints"
+    ):
         load_model(tmp_path / "run/checkpoints")
 
 

@@ -47,7 +47,12 @@ SHAPE = {
     "num_kv_heads": 1,
     "head_dim": 4,
 }
-ROPE = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+ROPE = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+}
 ROPE["original_max_position_embeddings"] = 16
 CONFIG = ModelConfig(
     **SHAPE, intermediate_size=6, max_positions=64, rope_scaling=ROPE, tie_embeddings=False
@@ -226,7 +231,9 @@ def changed_copy(whole: Path, files: dict[str, bytes | None]) -> Iterator[Path]:
 def written(content: Any) -> st.SearchStrategy[bytes]:
     """The content as JSON, with a change in what it says or in how it says it."""
     right = changed(content).map(lambda content: json.dumps(content).encode())
-    return st.one_of(right, right, right.flatmap(broken), broken(json.dumps(content).encode()))
+    return st.one_of(
+        right, right, right.flatmap(broken), broken(json.dumps(content).encode())
+    )
 
 
 def assert_loaded(model: Transformer, directory: Path) -> None:
@@ -240,7 +247,10 @@ def assert_loaded(model: Transformer, directory: Path) -> None:
         source = (
             "lm_head.weight" if model.config.tie_embeddings and name not in stored else name
         )
-        ours, theirs = model.get_parameter(parameter)[start:stop].data, stored[source].float()
+        ours, theirs = (
+            model.get_parameter(parameter)[start:stop].data,
+            stored[source].float(),
+        )
         torch.testing.assert_close(ours, theirs, rtol=0, atol=0, equal_nan=True)
     assert model(torch.tensor([[1, 2]])).shape == (1, 2, model.config.vocab_size)
 

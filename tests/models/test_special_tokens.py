@@ -13,7 +13,11 @@ from tokenizers import decoders, models, pre_tokenizers, processors
 
 from nanomath.models import load_tokenizer
 
-NAMES = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<s>", "eos_token": "</s>"}
+NAMES = {
+    "tokenizer_class": "PreTrainedTokenizerFast",
+    "bos_token": "<s>",
+    "eos_token": "</s>",
+}
 TEXT = "a<think>b</think> </s><unk><s>(<pad>"
 VOCABULARY = {
     token: id
@@ -60,7 +64,9 @@ def assert_as_in_transformers(directory: Path) -> None:
         load_tokenizer(directory),
         transformers.AutoTokenizer.from_pretrained(directory),
     )
-    assert ours.backend.get_added_tokens_decoder().keys() == theirs.added_tokens_decoder.keys()
+    assert (
+        ours.backend.get_added_tokens_decoder().keys() == theirs.added_tokens_decoder.keys()
+    )
     for id, found in ours.backend.get_added_tokens_decoder().items():
         assert repr(found) == repr(theirs.added_tokens_decoder[id])
     ids = ours.encode(TEXT)
@@ -153,7 +159,10 @@ CONFLICTS = {
         {"7": token("<s>")},
         "the token '<s>' has id 7 here, but 1 after tokenizer.json",
     ),
-    "no id": ({"x": token("<x>")}, "added_tokens_decoder['x']: an id must be a whole number"),
+    "no id": (
+        {"x": token("<x>")},
+        "added_tokens_decoder['x']: an id must be a whole number",
+    ),
     "no token": ({"9": "<x>"}, "added_tokens_decoder['9'] = '<x>' must be an object"),
     "no text": ({"9": {}}, "added_tokens_decoder['9'].content = None must be text"),
     "no flag": (

@@ -105,7 +105,9 @@ def test_any_text(text: str) -> None:
 def test_offsets_cut_the_text_into_its_tokens() -> None:
     text = "What is 12 + 30? <think> りんご"
     ids, spans = ours().offsets(text)
-    whole = [(token, text[start:end]) for token, (start, end) in zip(ids, spans, strict=True)]
+    whole = [
+        (token, text[start:end]) for token, (start, end) in zip(ids, spans, strict=True)
+    ]
     assert ("".join(part for _, part in whole[:4])) == text[: spans[3][1]]
     assert (BACKEND.token_to_id("<think>"), "<think>") in whole
 
@@ -215,7 +217,9 @@ def test_old_spellings_of_the_files(tmp_path: Path) -> None:
 
 TEMPLATES_OF = {
     "one": {"tokenizer_config.json": "config {{ tools is none }}"},
-    "one with a name": {"tokenizer_config.json": [{"name": "default", "template": "default"}]},
+    "one with a name": {
+        "tokenizer_config.json": [{"name": "default", "template": "default"}]
+    },
     "two": {
         "tokenizer_config.json": [
             {"name": "default", "template": "plain"},
@@ -518,7 +522,9 @@ def test_no_template_says_what_to_do() -> None:
         ("{% for i in range(10 ** 9) %}{% endfor %}", "Range too big"),
     ],
 )
-def test_a_failing_or_hostile_template_is_one_clear_error(template: str, reason: str) -> None:
+def test_a_failing_or_hostile_template_is_one_clear_error(
+    template: str, reason: str
+) -> None:
     with pytest.raises(
         ValueError, match="the chat template failed on these messages: "
     ) as caught:

@@ -190,7 +190,8 @@ NO_NUMBER = ["1e-6", 0, -1.0, True, [1], {}, 10**400, float("nan"), float("inf")
 NO_FLAG = ["true", 0, 1, [], "", 0.0]
 WRONG = [(key, value, "a whole number from 1 to") for key in WHOLE for value in NO_WHOLE]
 WRONG += [
-    (key, None, "a whole number from 1 to") for key in (*WHOLE[:5], "max_position_embeddings")
+    (key, None, "a whole number from 1 to")
+    for key in (*WHOLE[:5], "max_position_embeddings")
 ]
 WRONG += [
     (key, value, "a number from")
@@ -203,14 +204,18 @@ WRONG += [
     for value in NO_FLAG
 ]
 WRONG += [("rope_scaling", value, "an object") for value in ("linear", 1, [{}])]
-WRONG += [("max_window_layers", value, "a whole number from 0 to") for value in (-1, "1", 0.5)]
+WRONG += [
+    ("max_window_layers", value, "a whole number from 0 to") for value in (-1, "1", 0.5)
+]
 WRONG += [
     ("layer_types", value, "the kind of each of the 2 layers")
     for value in ("full", ["full_attention"], [1, 2])
 ]
 
 
-@pytest.mark.parametrize(("key", "value", "right"), WRONG, ids=lambda value: repr(value)[:30])
+@pytest.mark.parametrize(
+    ("key", "value", "right"), WRONG, ids=lambda value: repr(value)[:30]
+)
 def test_a_value_of_another_kind_is_named(key: str, value: object, right: str) -> None:
     good = {**SMALL, "model_type": "qwen2", **SLIDING}
     assert ModelConfig.from_hf(good).num_heads == 4
@@ -225,7 +230,10 @@ def test_a_value_of_another_kind_is_named(key: str, value: object, right: str) -
 def test_a_value_that_is_not_there_is_named(key: str) -> None:
     with pytest.raises(KeyError, match=key):
         ModelConfig.from_hf(
-            {"model_type": "llama", **{name: SMALL[name] for name in WHOLE[:5] if name != key}}
+            {
+                "model_type": "llama",
+                **{name: SMALL[name] for name in WHOLE[:5] if name != key},
+            }
         )
 
 
@@ -256,7 +264,11 @@ def test_whole_numbers_may_have_a_point() -> None:
             {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0}},
             "unsupported RoPE scaling 'dynamic'",
         ),
-        ("llama", {"rope_scaling": {"type": "linear"}}, "RoPE scaling 'linear' lacks factor"),
+        (
+            "llama",
+            {"rope_scaling": {"type": "linear"}},
+            "RoPE scaling 'linear' lacks factor",
+        ),
         (
             "llama",
             {"rope_scaling": {"rope_type": "llama3", "factor": 8}},
@@ -327,6 +339,8 @@ def test_what_is_not_implemented_is_refused(
     model_type: str | None, change: dict, message: str
 ) -> None:
     with pytest.raises(ValueError) as caught:
-        ModelConfig.from_hf({**SMALL, "sliding_window": 8, "model_type": model_type, **change})
+        ModelConfig.from_hf(
+            {**SMALL, "sliding_window": 8, "model_type": model_type, **change}
+        )
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)

@@ -52,7 +52,10 @@ def brute_force(judge: Judge, prompt: str, answers: tuple[str, ...]) -> list[flo
     )
     found = []
     for answer in answers:
-        tokens = {judge.tokenizer.encode(answer)[-1], judge.tokenizer.encode(" " + answer)[-1]}
+        tokens = {
+            judge.tokenizer.encode(answer)[-1],
+            judge.tokenizer.encode(" " + answer)[-1],
+        }
         found.append(sum(float(after[token]) for token in tokens))
     return [value / sum(found) for value in found]
 

@@ -116,7 +116,9 @@ def test_integers_that_a_table_made_floats_of(tmp_path):
 
 
 def test_processbench(tmp_path):
-    rows = [{"problem": "q", "steps": ["a", "b", "c"], "label": label} for label in (-1, 0, 1)]
+    rows = [
+        {"problem": "q", "steps": ["a", "b", "c"], "label": label} for label in (-1, 0, 1)
+    ]
     path = tmp_path / "bench.json"
     path.write_text(json.dumps(rows))
     assert [labels for _, _, labels in only(path)] == [
@@ -139,7 +141,11 @@ def test_prm800k(tmp_path):
             "completions": [said("e", 0), said("f", -1), said("g", None)],
             "chosen_completion": 0,
         },
-        {"completions": [said("h", -1)], "chosen_completion": None, "human_completion": None},
+        {
+            "completions": [said("h", -1)],
+            "chosen_completion": None,
+            "human_completion": None,
+        },
     ]
     path = file(tmp_path, {"question": {"problem": "q"}, "label": {"steps": stages}})
     right = [
@@ -236,12 +242,18 @@ def test_prm800k(tmp_path):
             {"input": "q Step 1: a ки b", "label": "q Step 1: a + b"},
             "expected a question, then",
         ),
-        ({"input": "q Step 1: ки", "label": "q Step 1: +"}, "an empty step cannot be scored"),
+        (
+            {"input": "q Step 1: ки", "label": "q Step 1: +"},
+            "an empty step cannot be scored",
+        ),
         (
             {"input": "q Step 1: a ки ки", "label": "q Step 1: a + +"},
             "an empty step cannot be scored",
         ),
-        ({"input": "q Step 1: a ки", "label": None}, "field 'label': expected text, got None"),
+        (
+            {"input": "q Step 1: a ки", "label": None},
+            "field 'label': expected text, got None",
+        ),
         (
             {"input": "q Step 1: a ки", "label": ["+"]},
             r"field 'label': expected text, got \['\+'\]",

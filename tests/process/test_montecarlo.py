@@ -62,7 +62,9 @@ def test_every_prefix_is_continued(new_model, tokenizer, drawn):
 
     sampler = Continuing(new_model(), tokenizer, ending)
     prompts = [tokenizer.encode("q"), tokenizer.encode("s")]
-    found = monte_carlo(sampler, problems, prompts, completions, steps, 3, 7, temperature=0.5)
+    found = monte_carlo(
+        sampler, problems, prompts, completions, steps, 3, 7, temperature=0.5
+    )
     assert sampler.asked == list(right_from)
     first = [
         [True, False, True],

@@ -191,7 +191,8 @@ def test_a_new_prm_knows_nothing(new_model, new_tokenizer, name):
 def test_steps_beyond_the_context_score_0(build, name):
     prm = build(name)
     with pytest.warns(
-        UserWarning, match="steps that end beyond the 256 tokens of the PRM's context score 0"
+        UserWarning,
+        match="steps that end beyond the 256 tokens of the PRM's context score 0",
     ):
         long, short, unread = prm(
             [(QUESTION, STEPS * 40), (QUESTION, STEPS), (QUESTION * 40, STEPS)]

@@ -74,9 +74,9 @@ pieces = st.sampled_from(
     ["\n", "\n\n", " ", "\t", "\r\n", "So,", "Step 1:", "Step 12: x", "x = 2"]
     + ["あ", "答えは12", "é", "🙂", "\u3000", "\ufffd", ".", "1"]
 )  # fmt: skip
-texts = st.lists(pieces | st.text(st.characters(codec="utf-8"), max_size=3), max_size=14).map(
-    "".join
-)
+texts = st.lists(
+    pieces | st.text(st.characters(codec="utf-8"), max_size=3), max_size=14
+).map("".join)
 splits = st.sampled_from(sorted(SEPARATORS))
 
 
@@ -153,9 +153,9 @@ def test_the_world_is_split_as_its_oracle_splits():
         text, tokens = problem.solution, tokenizer.encode(problem.solution)
         steps = steps_of(tokenizer, [*tokens, tokenizer.eos_id])
         assert [text[step.start : step.end].strip() for step in steps] == split_steps(text)
-        assert [tokenizer.decode([tokens[step.token]]) for step in steps[:-1]] == ["\n\n"] * (
-            len(steps) - 1
-        )
+        assert [tokenizer.decode([tokens[step.token]]) for step in steps[:-1]] == [
+            "\n\n"
+        ] * (len(steps) - 1)
 
 
 @pytest.mark.parametrize(
@@ -193,7 +193,11 @@ def steps_from(words: list[tuple[str, int]]) -> tuple[list[Step], str]:
 @pytest.mark.parametrize(
     ("words", "options", "expected"),
     [
-        ([("So,", 2), ("a", 5), ("b", 5), ("ok", 1)], {"least_tokens": 3}, ["So, a", "b ok"]),
+        (
+            [("So,", 2), ("a", 5), ("b", 5), ("ok", 1)],
+            {"least_tokens": 3},
+            ["So, a", "b ok"],
+        ),
         ([("So,", 2)], {"least_tokens": 3}, ["So,"]),
         ([("So,", 2), ("Hm,", 2), ("a", 2)], {"least_tokens": 3}, ["So, Hm, a"]),
         (
@@ -234,7 +238,8 @@ def test_guards(words, options, expected):
 )
 def test_guarded_steps_keep_what_was_promised(words, least, most, drop):
     words = [
-        (word, max(1, length) if i == 0 else length) for i, (word, length) in enumerate(words)
+        (word, max(1, length) if i == 0 else length)
+        for i, (word, length) in enumerate(words)
     ]
     steps, text = steps_from(words)
     found = guarded(steps, text, least, most, drop)

@@ -586,7 +586,9 @@ def test_an_answer_with_another_digit_letter_or_sign_is_refused(
     ]
     place = data.draw(st.sampled_from(places))
     alphabet = next(
-        signs for signs in ("0123456789", "<>=", string.ascii_letters) if gold[place] in signs
+        signs
+        for signs in ("0123456789", "<>=", string.ascii_letters)
+        if gold[place] in signs
     )
     other = data.draw(st.sampled_from(alphabet).filter(lambda sign: sign != gold[place]))
     # another name says nothing beside a value: x = 5 and y = 5 do differ, (-oo, 3) and z < 3
@@ -630,7 +632,21 @@ def test_plain_numbers_start_no_process():
 
 @pytest.mark.parametrize(
     "unit",
-    ["9", "(", "x", "1+", "9^", r"\frac{1}{", "$ ", r"\(", r"\[", "is $", "a ", r"\pm 1", "{"],
+    [
+        "9",
+        "(",
+        "x",
+        "1+",
+        "9^",
+        r"\frac{1}{",
+        "$ ",
+        r"\(",
+        r"\[",
+        "is $",
+        "a ",
+        r"\pm 1",
+        "{",
+    ],
 )
 def test_a_million_characters_are_refused_at_once(unit: str):
     long = unit * (1_000_000 // len(unit))

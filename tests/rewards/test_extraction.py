@@ -155,7 +155,18 @@ def test_any_text_gives_a_stripped_answer_or_none(text: str, lenient: bool):
 
 @pytest.mark.parametrize(
     "unit",
-    [r"\boxed{", r"\boxed", r"\boxed ", "answer is ", "答え ", "$ ", "{", " ", "#### ", "1,"],
+    [
+        r"\boxed{",
+        r"\boxed",
+        r"\boxed ",
+        "answer is ",
+        "答え ",
+        "$ ",
+        "{",
+        " ",
+        "#### ",
+        "1,",
+    ],
 )
 def test_a_million_characters_do_no_harm(unit: str):
     text = "The answer is " + unit * (1_000_000 // len(unit))

@@ -56,7 +56,9 @@ def test_cosine_at_its_ends_and_in_the_middle():
     texts = [RIGHT, WRONG]
     half = REWARDS["cosine"](PROBLEM, [padded(text, 50) for text in texts], max_length=100)
     full = REWARDS["cosine"](PROBLEM, [padded(text, 100) for text in texts], max_length=100)
-    beyond = REWARDS["cosine"](PROBLEM, [padded(text, 1000) for text in texts], max_length=100)
+    beyond = REWARDS["cosine"](
+        PROBLEM, [padded(text, 1000) for text in texts], max_length=100
+    )
     short = REWARDS["cosine"](PROBLEM, group(*texts), max_length=1e9)
     assert half == pytest.approx([0.55, -0.55])
     assert full == pytest.approx([0.1, -0.1]) and beyond == full
@@ -100,7 +102,9 @@ def test_group_length_properties(lengths: list[int]):
         mirrored = [
             Response(RIGHT, max(lengths) + min(lengths) - length) for length in lengths
         ]
-        assert sum(right) + sum(REWARDS["group_length"](PROBLEM, mirrored)) == pytest.approx(0)
+        assert sum(right) + sum(REWARDS["group_length"](PROBLEM, mirrored)) == pytest.approx(
+            0
+        )
     else:
         assert set(right) == {0.0}
 

@@ -131,7 +131,11 @@ def test_inside_a_process_with_torch_and_after_a_fork(tmp_path: Path):
     script.write_text(textwrap.dedent(SCRIPT))
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     run = subprocess.run(
-        [sys.executable, script], env=environment, capture_output=True, text=True, timeout=120
+        [sys.executable, script],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
     )
     assert run.returncode == 0, run.stderr
     (greeting, pid) = run.stdout.split("\n")[:2]

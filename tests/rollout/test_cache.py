@@ -186,6 +186,8 @@ def test_too_little_memory(new_model, new_tokenizer, monkeypatch):
     ):
         sampler.generate([PROMPTS[1]], n=4, max_new_tokens=30)
     monkeypatch.setattr("nanomath.rollout.sampler.free_memory", lambda device: 60_000)
-    with pytest.warns(UserWarning, match="^[123] of 4 slots fit into the memory that is free"):
+    with pytest.warns(
+        UserWarning, match="^[123] of 4 slots fit into the memory that is free"
+    ):
         found = sampler.generate([PROMPTS[1]], n=4, max_new_tokens=30)
     assert len(found) == 4

@@ -103,7 +103,9 @@ def test_a_truncated_answer_may_be_right():
 def test_repetition_is_the_share_of_ngrams_seen_before(tokens, n):
     starts = range(len(tokens) - n + 1)
     again = [any(tokens[i : i + n] == tokens[j : j + n] for j in range(i)) for i in starts]
-    assert repeated_share(tokens, n) == pytest.approx(sum(again) / len(again) if again else 0)
+    assert repeated_share(tokens, n) == pytest.approx(
+        sum(again) / len(again) if again else 0
+    )
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])

@@ -17,7 +17,10 @@ from nanomath.rollout import Completion, Sampler
 from nanomath.rollout.decoder import Decoder
 
 EOS = range(0, 1000, 25)
-WIDTH, LONGEST = 40, 100  # of completions and prompts: some need one block of keys, some three
+WIDTH, LONGEST = (
+    40,
+    100,
+)  # of completions and prompts: some need one block of keys, some three
 
 
 @pytest.fixture(params=["small", "large"])
@@ -37,7 +40,10 @@ def threads():
 def prompts(seed: int, count: int) -> list[list[int]]:
     draw = random.Random(seed)
     return [
-        [draw.randrange(1, 1000) for _ in range(draw.choice((1, 2, 30, 63, 64, 65, LONGEST)))]
+        [
+            draw.randrange(1, 1000)
+            for _ in range(draw.choice((1, 2, 30, 63, 64, 65, LONGEST)))
+        ]
         for _ in range(count)
     ]
 
@@ -75,7 +81,9 @@ def test_the_gap_is_zero_under_truncation_and_when_greedy(size, new_model, new_t
         {"temperature": 0.0},
     ):
         found = sampler.generate(asked, n=2, max_new_tokens=WIDTH, **options)
-        expected = trainer_logprobs(model, asked, found, 0, options.get("temperature") or 1.0)
+        expected = trainer_logprobs(
+            model, asked, found, 0, options.get("temperature") or 1.0
+        )
         assert [c.logprobs for c in found] == expected, options
 
 
@@ -90,14 +98,18 @@ def test_both_logprobs_of_a_truncation_that_cuts_nothing_are_the_trainers(
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_samples_depend_on_nothing_around_them(size, new_model, new_tokenizer, dtype, threads):
+def test_samples_depend_on_nothing_around_them(
+    size, new_model, new_tokenizer, dtype, threads
+):
     model, asked = new_model(2, dtype, max_positions=256), prompts(2, 12)
     expected = None
     for slots, used in ((1, 1), (5, 1), (64, 2), (17, 2)):
         threads(used)
         order = random.Random(slots).sample(range(len(asked)), len(asked))
         sampler = Sampler(model, new_tokenizer(EOS), slots, exact=True)
-        found = sampler.generate([asked[i] for i in order], n=4, max_new_tokens=WIDTH, seed=3)
+        found = sampler.generate(
+            [asked[i] for i in order], n=4, max_new_tokens=WIDTH, seed=3
+        )
         known = {
             (order[c.prompt_index], c.sample_index): (c.tokens, c.logprobs) for c in found
         }

@@ -82,7 +82,9 @@ def test_shared_tokens_are_read_once_a_group():
 
 
 def test_a_window_bounds_what_is_seen():
-    c = ModelConfig(1000, 48, 1, 4, 2, 16, 80, 4096, model_type="mistral", sliding_window=100)
+    c = ModelConfig(
+        1000, 48, 1, 4, 2, 16, 80, 4096, model_type="mistral", sliding_window=100
+    )
     reading, token = Machine(1.0, float("inf")), 2 * 32 * 4
 
     def attention(context: float, shared: float = 0) -> float:

@@ -35,7 +35,7 @@ def test_greedy_tokens_of_ten_prompts_are_those_of_transformers() -> None:
     )
     theirs = transformers.AutoModelForCausalLM.from_pretrained(MODEL, dtype=torch.float32)
     for prompt, completion in zip(prompts, ours, strict=True):
-        expected = theirs.generate(torch.tensor([prompt]), max_new_tokens=64, do_sample=False)[
-            0, len(prompt) :
-        ]
+        expected = theirs.generate(
+            torch.tensor([prompt]), max_new_tokens=64, do_sample=False
+        )[0, len(prompt) :]
         assert completion.tokens == expected.tolist()

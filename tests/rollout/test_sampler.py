@@ -114,7 +114,9 @@ def test_logprobs_are_those_of_a_full_forward_pass(
     for c in found:
         expected = forward_logprobs(model, PROMPTS[c.prompt_index], c.tokens, temperature)
         assert c.logprobs == pytest.approx(expected, abs=2e-5)
-        assert all(a >= b - 1e-6 for a, b in zip(c.sampling_logprobs, c.logprobs, strict=True))
+        assert all(
+            a >= b - 1e-6 for a, b in zip(c.sampling_logprobs, c.logprobs, strict=True)
+        )
         assert max(c.sampling_logprobs) <= 1e-6
 
 
@@ -279,7 +281,9 @@ def test_the_model_is_left_as_it_was(new_model, tokenizer):
     assert all(
         p.grad is None and p.requires_grad and p.grad_fn is None for p in model.parameters()
     )
-    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert all(
+        torch.equal(value, before[name]) for name, value in model.state_dict().items()
+    )
     model(torch.tensor([[1, 2]])).sum().backward()
 
 
@@ -329,7 +333,9 @@ def test_stop_strings_may_hold_special_tokens(unusual, check_every):
                 check_cut(one, whole, stop, decode)
 
 
-def check_cut(c: Completion, whole: Completion, stop: str, decode: Callable[..., str]) -> None:
+def check_cut(
+    c: Completion, whole: Completion, stop: str, decode: Callable[..., str]
+) -> None:
     """It is the sample `whole` up to the first token that makes the stop string complete, and
     shows nothing of it.
     """
@@ -395,7 +401,9 @@ def test_one_stop_string_may_stand_alone(sampler):
     expected = sampler.generate(PROMPTS, n=2, max_new_tokens=25, seed=6, stop=["e"])
     assert any(c.finish_reason == "stop" for c in expected)
     for stop in ("e", ("e",), {"e"}, iter(["e"])):
-        assert sampler.generate(PROMPTS, n=2, max_new_tokens=25, seed=6, stop=stop) == expected
+        assert (
+            sampler.generate(PROMPTS, n=2, max_new_tokens=25, seed=6, stop=stop) == expected
+        )
     free = sampler.generate(PROMPTS, n=2, max_new_tokens=25, seed=6)
     assert sampler.generate(PROMPTS, n=2, max_new_tokens=25, seed=6, stop=None) == free
 
@@ -455,7 +463,11 @@ def test_numbers_of_numpy_are_numbers(sampler):
         ([[1], []], {}, "prompt 1 is empty"),
         ([[1], ""], {}, "prompt 1 is empty"),
         ([[1] * 128], {}, "prompt 0 has 128 tokens"),
-        (["one two " * 100], {}, "prompt 0 has [0-9]+ tokens: the model's context holds 128"),
+        (
+            ["one two " * 100],
+            {},
+            "prompt 0 has [0-9]+ tokens: the model's context holds 128",
+        ),
         ([[1], [2], [10**6]], {}, "prompt 2 has a token outside"),
         ([[-1]], {}, "prompt 0 has a token outside"),
         ([[10**30]], {}, "prompt 0 has a token outside"),

@@ -49,7 +49,9 @@ def is_close_call(p: list[float], params: SamplingParams) -> bool:
     order = sorted(p, reverse=True)[: params.top_k or None]
     sums = [sum(order[:i]) / sum(order) for i in range(1, len(order))]
     close = any(abs(s - params.top_p) < 1e-5 for s in sums) and params.top_p < 1
-    return close or any(abs(v - params.min_p * order[0]) < 1e-5 * order[0] for v in order[1:])
+    return close or any(
+        abs(v - params.min_p * order[0]) < 1e-5 * order[0] for v in order[1:]
+    )
 
 
 def draw_grid(
@@ -142,7 +144,10 @@ ends = st.sampled_from([0.0, 1e-45, 0.5, 1 - 2**-24, 1 - 2**-23])
 
 @settings(max_examples=150, deadline=None)
 @given(
-    st.lists(st.floats(-300, 300, width=32), min_size=1, max_size=12), ends, ends, some_params
+    st.lists(st.floats(-300, 300, width=32), min_size=1, max_size=12),
+    ends,
+    ends,
+    some_params,
 )
 def test_no_impossible_token_at_the_ends_of_the_interval(logits, first, second, params):
     row = torch.tensor([logits])

@@ -39,7 +39,17 @@ def run(
 def test_what_is_hopeless_is_tried_once(clock):
     chooser = Threads()
     assert chooser.trying(64)
-    assert run(chooser, clock, 64, {4: 1.0, 2: 1.2, 1: 3.0}, 9) == [4, 4, 4, 2, 2, 2, 1, 4, 4]
+    assert run(chooser, clock, 64, {4: 1.0, 2: 1.2, 1: 3.0}, 9) == [
+        4,
+        4,
+        4,
+        2,
+        2,
+        2,
+        1,
+        4,
+        4,
+    ]
     assert not chooser.trying(64) and not chooser.trying(100) and chooser.trying(128)
     assert run(chooser, clock, 2, {4: 5.0, 2: 1.2, 1: 1.0}, 12) == [
         4,

@@ -63,7 +63,9 @@ def new_episodes(
                 model, token_states(model, prompt, tokens), tokens, temperature
             )
         logprobs += noise * torch.randn(len(tokens), generator=generator)
-        drawn_from = (logprobs + noise * torch.rand(len(tokens), generator=generator)).tolist()
+        drawn_from = (
+            logprobs + noise * torch.rand(len(tokens), generator=generator)
+        ).tolist()
         completion = Completion(
             i // SIZE,
             i % SIZE,
@@ -150,7 +152,9 @@ def assert_same(
 
 def without_zeros(gradients: list[dict[str, Tensor]]) -> list[dict[str, Tensor]]:
     """Minibatches that teach nothing may be skipped or not."""
-    return [found for found in gradients if any(gradient.any() for gradient in found.values())]
+    return [
+        found for found in gradients if any(gradient.any() for gradient in found.values())
+    ]
 
 
 def token_states(model: nn.Module, prompt: list[int], tokens: list[int]) -> Tensor:
@@ -307,7 +311,8 @@ class PlainStep:
         values, lam = [*f.values, 0.0], a.lam if self.critic else 1.0
         deltas = [rewards[t] + a.gamma * values[t + 1] - values[t] for t in f.tokens]
         advantages = [
-            sum((a.gamma * lam) ** (k - t) * deltas[k] for k in f.tokens[t:]) for t in f.tokens
+            sum((a.gamma * lam) ** (k - t) * deltas[k] for k in f.tokens[t:])
+            for t in f.tokens
         ]
         return advantages, [advantage + values[t] for t, advantage in enumerate(advantages)]
 
@@ -324,7 +329,9 @@ class PlainStep:
             for i, reward in enumerate(group):
                 others = group if a.baseline == "group" else group[:i] + group[i + 1 :]
                 result.append(
-                    0.0 if len(set(group)) == 1 else (reward - mean(others)) / scale[a.scale]()
+                    0.0
+                    if len(set(group)) == 1
+                    else (reward - mean(others)) / scale[a.scale]()
                 )
         return result
 
@@ -409,7 +416,9 @@ class PlainStep:
         """What token t adds to the surrogate objective; notes whether it is clipped."""
         a, advantage = self.algorithm, f.advantages[t]
         old = new.detach() if a.ratio == "off" else torch.tensor(f.old, dtype=torch.float64)
-        ratio = (new - old).mean().exp() if a.ratio == "sequence" else (new[t] - old[t]).exp()
+        ratio = (
+            (new - old).mean().exp() if a.ratio == "sequence" else (new[t] - old[t]).exp()
+        )
         f.clipped[t] = int(advantage > 0 and ratio > 1 + a.clip_high) - int(
             advantage < 0 and ratio < 1 - a.clip_low
         )
@@ -429,7 +438,9 @@ class PlainStep:
         total = torch.zeros((), dtype=torch.float64)
         if a.kl_in == "loss" and a.kl_coef:
             k2, k3 = x * x / 2, (-x).exp() - 1 + x
-            kl = {"k1": x, "k2": k2, "k3": k3, "k3+": k2 + (k3 - k2).detach()}[a.kl_estimator]
+            kl = {"k1": x, "k2": k2, "k3": k3, "k3+": k2 + (k3 - k2).detach()}[
+                a.kl_estimator
+            ]
             ratio = (new - f.old[t]).exp()
             total = (
                 total

@@ -166,7 +166,10 @@ def test_one_that_rises_is_enough(paid):
 @pytest.mark.parametrize(
     "curves",
     [
-        {"accuracy": ramp((1, 0.2), (60, 0.6)), "prm": ramp((1, 0.2), (60, 0.6))},  # both rise
+        {
+            "accuracy": ramp((1, 0.2), (60, 0.6)),
+            "prm": ramp((1, 0.2), (60, 0.6)),
+        },  # both rise
         {
             "accuracy": ramp((30, 0.5), (60, 0.2)),
             "prm": ramp((30, 0.5), (60, 0.2)),
@@ -203,7 +206,10 @@ def test_flat_groups_say_which_way():
     assert (
         flat_groups(
             lines(
-                20, flat_groups=lambda n: 0.8, all_right=lambda n: 0.8, all_wrong=lambda n: 0.0
+                20,
+                flat_groups=lambda n: 0.8,
+                all_right=lambda n: 0.8,
+                all_wrong=lambda n: 0.0,
             )
         )
         == ""
@@ -229,7 +235,9 @@ def test_a_jump_of_the_kl():
         kl_jump(lines(40, kl=ramp((1, 0.0), (40, 0.8)))[:9]) == ""
     )  # all beginnings are steep
     assert kl_jump(lines(20, kl=lambda n: 0.02 if n < 20 else 5.0)) == ""  # one outlier
-    assert kl_jump(lines(20, kl=lambda n: 1e-5 * 2**n)[:12]) == ""  # steep, and still nothing
+    assert (
+        kl_jump(lines(20, kl=lambda n: 1e-5 * 2**n)[:12]) == ""
+    )  # steep, and still nothing
     assert kl_jump(lines(20, kl=lambda n: 1e-5 * 2**n)) != ""
 
 
@@ -271,7 +279,9 @@ def test_measurements_between_the_steps_change_nothing():
 def test_any_history_is_judged(data):
     """Whatever the numbers, and whichever of them there are."""
     names = data.draw(
-        st.lists(st.sampled_from(["pass@1", "kl", "repetition", "reward/format"]), unique=True)
+        st.lists(
+            st.sampled_from(["pass@1", "kl", "repetition", "reward/format"]), unique=True
+        )
     )
     number = st.floats(0, 10)
     history = [

@@ -121,7 +121,14 @@ def make(directory, name: str, complete: bool = True) -> None:
 
 
 def test_only_complete_checkpoints_count_in_the_order_of_their_steps(tmp_path):
-    for name in ("step-10", "step-9", "step-100", "step-x", ".step-11.77.new", "step-12.tmp"):
+    for name in (
+        "step-10",
+        "step-9",
+        "step-100",
+        "step-x",
+        ".step-11.77.new",
+        "step-12.tmp",
+    ):
         make(tmp_path, name)
     make(tmp_path, "step-200", complete=False)
     assert list(checkpoint_steps(tmp_path)) == [9, 10, 100]

@@ -29,7 +29,8 @@ from nanomath.training.runlog import read_jsonl
 
 ROOT = Path(__file__).parents[2]
 PROBLEMS = [
-    {"problem": f"What is {n}?", "answer": n, "solution": rf"\boxed{{{n}}}"} for n in range(4)
+    {"problem": f"What is {n}?", "answer": n, "solution": rf"\boxed{{{n}}}"}
+    for n in range(4)
 ]
 DATA = (
     *(
@@ -87,12 +88,20 @@ class Nursery:
     def __init__(self, directory: Path) -> None:
         environment = {
             **os.environ,
-            **{"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"},
+            **{
+                "PYTHONPATH": str(ROOT),
+                "OMP_NUM_THREADS": "1",
+                "OMP_WAIT_POLICY": "PASSIVE",
+            },
             **{"TOKENIZERS_PARALLELISM": "false"},
         }
         command = [sys.executable, __file__]
         self.process = subprocess.Popen(
-            command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            command,
+            env=environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
         )
         self.place = directory
         lines = "".join(json.dumps(problem) + "\n" for problem in PROBLEMS)
@@ -101,7 +110,8 @@ class Nursery:
     def live(self, script: str, *words: str, **fate: Any) -> Life:
         """Call a training script; `fate` as in `meet`."""
         common = [
-            word.format(place=self.place) for word in (SFT if script == "train_sft" else GRPO)
+            word.format(place=self.place)
+            for word in (SFT if script == "train_sft" else GRPO)
         ]
         order = {
             "script": script,
@@ -256,7 +266,10 @@ def test_three_and_three_steps_are_six(nursery, tmp_path, script, best):
 def test_the_same_command_gives_the_same_bits(nursery, tmp_path, script, threads):
     for name in "ab":
         nursery.well(
-            script, f"run.directory={tmp_path}/{name}", "run.steps=3", f"run.threads={threads}"
+            script,
+            f"run.directory={tmp_path}/{name}",
+            "run.steps=3",
+            f"run.threads={threads}",
         )
     assert_same(tmp_path / "a" / "run", tmp_path / "b" / "run")
 
@@ -268,9 +281,17 @@ def test_the_same_command_gives_the_same_bits(nursery, tmp_path, script, threads
 def test_a_signal_before_the_first_step(nursery, tmp_path, number):
     """While the starting model is measured, here on so much that it takes its time."""
     run = tmp_path / "run"
-    place, slow = f"run.directory={tmp_path}", ("evaluation.samples=1000", "sampling.slots=1")
+    place, slow = (
+        f"run.directory={tmp_path}",
+        ("evaluation.samples=1000", "sampling.slots=1"),
+    )
     life = nursery.live(
-        "train_sft", place, "run.steps=1", *slow, signal=number, when=str(run / "config.toml")
+        "train_sft",
+        place,
+        "run.steps=1",
+        *slow,
+        signal=number,
+        when=str(run / "config.toml"),
     )
     assert life.code == 1 and "Traceback" not in life.out
     said = "interrupted; no checkpoint had been written yet, the same command with --resume starts again"

@@ -137,7 +137,10 @@ def test_explained_variance_rises(new_model, trunk):
     """
     policy, reference = new_model(0), new_model(0).requires_grad_(False)
     step = new_step(
-        policy, reference, Descent(policy), **{**PPO, "value_trunk": trunk, "value_clip": 10.0}
+        policy,
+        reference,
+        Descent(policy),
+        **{**PPO, "value_trunk": trunk, "value_clip": 10.0},
     )
     step.critic = Critic(policy, trunk == "own")
     step.critic_optimizer, step.critic_rate = new_optimizer(step.critic), 1e11

@@ -191,7 +191,9 @@ def test_neither_cut_nor_order_changes_an_sft_gradient(new_model, options, dtype
     """But NEFTune's noise belongs to a place in the batch."""
     model = new_model(0, dtype)
     expected = sft_gradient(model, **options)
-    orders = st.none() if "neftune_alpha" in options else st.permutations(range(len(EXAMPLES)))
+    orders = (
+        st.none() if "neftune_alpha" in options else st.permutations(range(len(EXAMPLES)))
+    )
 
     @few(max_examples=15)
     @given(order=orders, token_budget=budgets)

@@ -53,7 +53,11 @@ class Peak(TorchDispatchMode):
         }
         for leaf in tree_leaves(result):
             storage = leaf.untyped_storage() if isinstance(leaf, Tensor) else None
-            if storage is not None and storage not in self.known and id(storage) not in inputs:
+            if (
+                storage is not None
+                and storage not in self.known
+                and id(storage) not in inputs
+            ):
                 self.known[storage] = True
                 self.now += storage.nbytes()
                 weakref.finalize(storage, self._freed, storage.nbytes())
@@ -90,7 +94,9 @@ def gradients(model: Transformer, logprobs: Tensor) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
-def test_gradients_are_those_of_the_materialised_logits(new_model, family_shape, temperature):
+def test_gradients_are_those_of_the_materialised_logits(
+    new_model, family_shape, temperature
+):
     model, batch = new_model(dtype=torch.float64, **family_shape), make_batch(EXAMPLES)
     plain = materialised(model, batch, temperature)
     found, entropy = response_logprobs(model, batch, temperature)

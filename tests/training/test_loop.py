@@ -79,7 +79,9 @@ def test_order(tmp_path):
         [0, 0.2, 0.4, 0.5]
     )
     assert all(
-        line["loss"] == 0.5 and line["seconds"] >= 0 for line in lines if "heldout" not in line
+        line["loss"] == 0.5 and line["seconds"] >= 0
+        for line in lines
+        if "heldout" not in line
     )
 
 
@@ -174,7 +176,11 @@ def test_a_measurement_worth_keeping_is_saved(tmp_path):
 
     run = Run(tmp_path, 5, eval_every=2, keep=keep)
     assert run.go() is True
-    assert [event for event in run.events if "save" in event] == ["save 0", "save 2", "save 5"]
+    assert [event for event in run.events if "save" in event] == [
+        "save 0",
+        "save 2",
+        "save 5",
+    ]
     assert asked == [(0, 0), (2, 0.2), (4, 0.4), (5, 0.5)]
 
 
@@ -394,7 +400,9 @@ def test_the_longest_of_each_part_counts():
 def collapsing(run: Run, at: int) -> Run:
     """From step `at` on nothing is right any more, and the KL has risen tenfold."""
     run.step = lambda i: (
-        {"pass@1": 0.5 + 0.01 * (i % 2), "kl": 0.02} if i < at else {"pass@1": 0.0, "kl": 0.2}
+        {"pass@1": 0.5 + 0.01 * (i % 2), "kl": 0.02}
+        if i < at
+        else {"pass@1": 0.0, "kl": 0.2}
     )
     return run
 

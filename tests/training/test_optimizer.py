@@ -63,7 +63,9 @@ def test_updates_are_adamw_and_only_matrices_decay():
     optimizer = new_optimizer(model, weight_decay=0.3)
     expected = {"matrix": 0.1, "vector": 0.1}
     m = v = 0.0
-    for step, (strength, lr) in enumerate([(1.0, 0.01), (-3.0, 0.02), (0.5, 0.005)], start=1):
+    for step, (strength, lr) in enumerate(
+        [(1.0, 0.01), (-3.0, 0.02), (0.5, 0.005)], start=1
+    ):
         model.pull(strength)
         assert optimizer.step(lr)["grad_norm"] == pytest.approx(abs(strength) * math.sqrt(6))
         m, v = (
@@ -130,7 +132,9 @@ def test_a_bad_gradient_is_named_and_changes_nothing(dtype, bad, culprit):
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     model.pull()
     (getattr(model, culprit).sum() * bad).backward()
-    with pytest.raises(FloatingPointError, match=rf"gradient norm is (nan|inf).*: {culprit}$"):
+    with pytest.raises(
+        FloatingPointError, match=rf"gradient norm is (nan|inf).*: {culprit}$"
+    ):
         optimizer.step(0.1)
     assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())
 
@@ -226,10 +230,16 @@ def test_a_state_may_hold_the_weights_too(dtype):
     model.pull()
     optimizer.step(0.1)
     new_optimizer(other, keep_weights=True).load_state(optimizer.state())
-    assert torch.equal(other.matrix, model.matrix) and torch.equal(other.vector, model.vector)
+    assert torch.equal(other.matrix, model.matrix) and torch.equal(
+        other.vector, model.vector
+    )
     with pytest.raises(ValueError, match="lacks master"):
         optimizer.load_state(
-            {name: t for name, t in optimizer.state().items() if not name.startswith("master")}
+            {
+                name: t
+                for name, t in optimizer.state().items()
+                if not name.startswith("master")
+            }
         )
 
 
@@ -310,7 +320,9 @@ def test_two_optimizers_of_one_model_do_not_share_its_gradients():
 )
 @settings(deadline=None, max_examples=300)
 def test_rounding_takes_a_neighbour_and_keeps_what_fits(value, noise):
-    rounded = round_by_chance(torch.tensor([value]), torch.tensor([noise], dtype=torch.int32))
+    rounded = round_by_chance(
+        torch.tensor([value]), torch.tensor([noise], dtype=torch.int32)
+    )
     exact = torch.tensor([value]).bfloat16()
     if torch.equal(exact.float(), torch.tensor([value])):
         assert torch.equal(rounded, exact)

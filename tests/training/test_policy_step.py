@@ -217,7 +217,8 @@ def test_a_loss_of_ones_own(models):
     assert_same(found[0][0], found[1][0])
     for name in ("reinforce", "nanomath.reinforce", "no_such_module.reinforce"):
         with pytest.raises(
-            ValueError, match=f"algorithm.loss is '{name}', not the module.function of a loss"
+            ValueError,
+            match=f"algorithm.loss is '{name}', not the module.function of a loss",
         ):
             new_step(models[0], models[1], Descent(models[0]), loss=name)
 
@@ -262,7 +263,9 @@ def test_skipping_idle_episodes_changes_no_gradient(models, recorder):
     episodes = new_episodes(models[0], noise=0.3)
     skipped = gradient(models, recorder, episodes, token_budget=16)
     assert sum(set(e.advantages) == {0} for e in episodes) == SIZE
-    assert_same(gradient(models, recorder, episodes, token_budget=16, kl_coef=1e-200), skipped)
+    assert_same(
+        gradient(models, recorder, episodes, token_budget=16, kl_coef=1e-200), skipped
+    )
 
 
 def test_the_eos_gets_gradient_although_it_pads(models, recorder):
@@ -356,7 +359,9 @@ def test_minibatches_cover_every_epoch_once(models, recorder, minibatches):
     assert len(optimizer.gradients) == 2 * minibatches
     for epoch in (0, 1):
         parts = step._minibatches(len(episodes), 5, epoch)
-        assert sorted(i for part in parts for i in part.tolist()) == list(range(len(episodes)))
+        assert sorted(i for part in parts for i in part.tolist()) == list(
+            range(len(episodes))
+        )
         found = optimizer.gradients[epoch * minibatches : (epoch + 1) * minibatches]
         shares = [len(part) / len(episodes) for part in parts]
         total = {
@@ -471,9 +476,9 @@ def test_a_bad_number_of_a_model_stops_before_the_update(new_model, who, options
         if who == "the value model":
             step.critic.head.bias.fill_(math.nan)
         else:
-            (reference if who == "the reference model" else policy).model.embed_tokens.weight[
-                5
-            ] = math.nan
+            (
+                reference if who == "the reference model" else policy
+            ).model.embed_tokens.weight[5] = math.nan
     where = "token . of sample . of problem " + ("p." if who == "the value model" else "p2")
     before = {name: p.detach().clone() for name, p in policy.named_parameters()}
     with pytest.raises(FloatingPointError, match=f"^{who} gave nan at {where}$"):

@@ -82,7 +82,9 @@ def test_the_gradient_is_the_formulas(build, recorder, name, weights, budget):
         and 0 < metrics["score"] < 1
     )
     for key, gradient in gradients.items():
-        torch.testing.assert_close(optimizer.gradients[0][key], gradient, rtol=1e-5, atol=1e-7)
+        torch.testing.assert_close(
+            optimizer.gradients[0][key], gradient, rtol=1e-5, atol=1e-7
+        )
 
 
 def test_it_learns_what_it_is_told(build):

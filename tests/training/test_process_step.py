@@ -18,8 +18,12 @@ def with_steps(episodes, rewarded: bool = True):
     generator = torch.Generator().manual_seed(1)
     for i, episode in enumerate(episodes):
         last = episode.completion.length - 1
-        episode.step_ends = sorted({max(0, last - 3), max(0, last - 1), last})[-(1 + i % 3) :]
-        episode.step_scores = torch.rand(len(episode.step_ends), generator=generator).tolist()
+        episode.step_ends = sorted({max(0, last - 3), max(0, last - 1), last})[
+            -(1 + i % 3) :
+        ]
+        episode.step_scores = torch.rand(
+            len(episode.step_ends), generator=generator
+        ).tolist()
         episode.step_rewards = (
             [score - 0.3 for score in episode.step_scores] if rewarded else []
         )
@@ -69,7 +73,8 @@ def plain(episodes, baseline: str, lam: float) -> list[list[float]]:
 
 
 @pytest.mark.parametrize(
-    ("baseline", "lam"), [("group", 1.0), ("leave_one_out", 1.0), ("off", 1.0), ("value", 0.9)]
+    ("baseline", "lam"),
+    [("group", 1.0), ("leave_one_out", 1.0), ("off", 1.0), ("value", 0.9)],
 )
 def test_what_steps_add(new_model, recorder, baseline, lam):
     model = new_model(1)
@@ -97,7 +102,9 @@ def test_an_update_follows_the_steps_alone(new_model, recorder):
         model, copy.deepcopy(model), optimizer, credit="sum", method="process_grpo"
     ).step(episodes, 0, 0.1)
     assert metrics["loss"] != 0 and len(optimizer.gradients) == 1
-    assert sum(float(gradient.abs().sum()) for gradient in optimizer.gradients[0].values()) > 0
+    assert (
+        sum(float(gradient.abs().sum()) for gradient in optimizer.gradients[0].values()) > 0
+    )
     assert len(episodes) == GROUPS * SIZE and all(
         len(e.advantages) == e.completion.length for e in episodes
     )

@@ -101,7 +101,9 @@ def test_micro_batches_of_all_ranks(examples, count, budget, equal):
     everything = sorted(i for cut in counted for micro in cut for i in micro)
     assert everything == list(range(len(examples)))
     assert count > 1 or counted[0] == micro_batches(examples, budget)
-    prompts = [{tuple(examples[i].prompt) for micro in cut for i in micro} for cut in counted]
+    prompts = [
+        {tuple(examples[i].prompt) for micro in cut for i in micro} for cut in counted
+    ]
     if len(set().union(*prompts)) >= count:  # those of a prompt stay together
         assert sum(map(len, prompts)) == len(set().union(*prompts))
     else:
@@ -120,7 +122,9 @@ def test_messages(one, both):
     for found in (one, *both):
         assert found["any"] == [False, True, True] and found["from main"] == {"rank": 0}
         assert found["gather"] == [list(range(size)) for size in range(6)]
-        assert all(torch.equal(tensor, torch.full_like(tensor, 6)) for tensor in found["sum"])
+        assert all(
+            torch.equal(tensor, torch.full_like(tensor, 6)) for tensor in found["sum"]
+        )
 
 
 def test_what_is_sharded_is(one, both):
@@ -177,7 +181,11 @@ def test_samples_are_those_of_one_rank(one, both, kind):
     assert samples[0] == samples[1] == samples[2]
     assert (
         len(
-            {tuple(tokens) for prompt, _, tokens, *_ in samples[0][:14] if prompt in (1, 2, 4)}
+            {
+                tuple(tokens)
+                for prompt, _, tokens, *_ in samples[0][:14]
+                if prompt in (1, 2, 4)
+            }
         )
         == 6
     )
@@ -216,5 +224,7 @@ def test_states_of_one_rank_and_of_two_continue_each_other(directory, one, two):
 
 
 def test_a_death_is_told_in_one_line(two):
-    line = "rank 0 of 2: another rank died and this one cannot go on; its own message says why"
+    line = (
+        "rank 0 of 2: another rank died and this one cannot go on; its own message says why"
+    )
     assert two[0]["death"] == [line, line, line, ""]

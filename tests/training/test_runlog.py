@@ -60,7 +60,9 @@ def test_resuming_forgets_what_will_be_computed_again(log, start, left):
     assert steps(log) == [0, 1, 2, 3, 4], "nothing changes before begin"
     again.begin("lr = 2\n", start)
     assert steps(again) == left
-    assert steps(again, "rollouts.jsonl") == [step for step in left if step for _ in range(2)]
+    assert steps(again, "rollouts.jsonl") == [
+        step for step in left if step for _ in range(2)
+    ]
     assert (log.directory / "config.toml").read_text() == "lr = 2\n"
     assert not list(log.directory.glob("*.tmp"))
 
@@ -87,7 +89,8 @@ def test_a_broken_line_elsewhere_is_named(tmp_path):
 def test_line_separators_inside_strings_are_no_line_ends(tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_text(
-        json.dumps({"text": "a\u2028b\u0085c\n"}, ensure_ascii=False) + "\n", encoding="utf-8"
+        json.dumps({"text": "a\u2028b\u0085c\n"}, ensure_ascii=False) + "\n",
+        encoding="utf-8",
     )
     assert list(read_jsonl(path)) == [{"text": "a\u2028b\u0085c\n"}]
 
@@ -97,9 +100,10 @@ def test_alarms_are_resumed_like_the_rest(log):
     log.alarms(4, {"collapse": "fell"})
     assert log.read("alarms.jsonl")[0] == {"step": 2, "alarm": "flat", "text": "too easy"}
     RunLog(log.directory, resume=True).begin("", 3)
-    assert [line["alarm"] for line in log.read("alarms.jsonl")] == ["flat", "kl"] and log.read(
-        "absent.jsonl"
-    ) == []
+    assert [line["alarm"] for line in log.read("alarms.jsonl")] == [
+        "flat",
+        "kl",
+    ] and log.read("absent.jsonl") == []
 
 
 def test_of_several_processes_one_writes(log, tmp_path):

@@ -22,7 +22,9 @@ EXAMPLES = [
 ]
 
 
-def brute_force(model, weight_of, dft: bool = False) -> tuple[float, dict[str, torch.Tensor]]:
+def brute_force(
+    model, weight_of, dft: bool = False
+) -> tuple[float, dict[str, torch.Tensor]]:
     """Loss and gradients of - sum w [sg(pi)] log pi from one plain forward pass per example."""
     model.zero_grad()
     loss = torch.zeros((), dtype=model.dtype)
@@ -65,7 +67,9 @@ def test_gradient(new_model, recorder, aggregation, dft, token_budget):
     model = new_model(dtype=torch.float64)
     expected_loss, expected = brute_force(model, weight_of(aggregation), dft)
     optimizer = recorder(model)
-    metrics = SFTStep(model, optimizer, aggregation, token_budget, dft).step(EXAMPLES, 0, 1e-3)
+    metrics = SFTStep(model, optimizer, aggregation, token_budget, dft).step(
+        EXAMPLES, 0, 1e-3
+    )
     assert_same(optimizer.gradients[0], expected)
     assert metrics["loss"] == pytest.approx(expected_loss, rel=1e-10)
     assert metrics["tokens"] == 17 and optimizer.rates == [1e-3]
@@ -107,9 +111,12 @@ def test_the_eos_and_only_the_response_is_trained(new_model, recorder):
     assert metrics["nll"] == pytest.approx(-sum(logprobs) / 2, rel=1e-6)
     model.zero_grad()
     (
-        -sum(model(torch.tensor([e.prompt]))[0, -1].log_softmax(-1)[EOS] for e in examples) / 2
+        -sum(model(torch.tensor([e.prompt]))[0, -1].log_softmax(-1)[EOS] for e in examples)
+        / 2
     ).backward()
-    assert_same(optimizer.gradients[0], {name: p.grad for name, p in model.named_parameters()})
+    assert_same(
+        optimizer.gradients[0], {name: p.grad for name, p in model.named_parameters()}
+    )
 
 
 def test_neftune_is_seeded_by_the_step_and_off_by_default(new_model, recorder):
@@ -151,7 +158,9 @@ def test_neftune_noise_does_not_depend_on_the_cut(new_model, recorder, layout):
     dft=st.booleans(),
 )
 @settings(
-    deadline=None, max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    deadline=None,
+    max_examples=30,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 def test_the_gradient_depends_on_no_layout_and_no_order(
     new_model, recorder, examples, order, token_budget, aggregation, dft

@@ -77,7 +77,9 @@ def assert_same_run(found: Path, expected: Path, tolerance: float = 1e-4) -> Non
         assert tensors[0].keys() == tensors[1].keys()
         for key, tensor in tensors[1].items():
             scale = float(tensor.abs().max())
-            torch.testing.assert_close(tensors[0][key], tensor, rtol=0, atol=tolerance * scale)
+            torch.testing.assert_close(
+                tensors[0][key], tensor, rtol=0, atol=tolerance * scale
+            )
 
 
 def assert_same(found: dict, expected: dict, tolerance: float) -> None:
@@ -138,7 +140,9 @@ def test_prm(directory):
         train(directory, f"{PRM} prm.head_steps=0 model.sharded=true", "prm-sharded", 2),
         expected,
     )
-    process = start(directory, f"{PRM} prm.head_steps=2 model.sharded=true", "prm-refused", 2)
+    process = start(
+        directory, f"{PRM} prm.head_steps=2 model.sharded=true", "prm-refused", 2
+    )
     assert (
         "error: prm.head_steps freezes weights for a while"
         in process.communicate(timeout=300)[1]

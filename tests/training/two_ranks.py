@@ -97,7 +97,9 @@ class Scenes:
             "gradient": {k: v for k, v in state.items() if k.startswith("exp_avg.")},
         }
 
-    def training(self, store: str, steps: range, resume: Path | None = None) -> dict[str, Any]:
+    def training(
+        self, store: str, steps: range, resume: Path | None = None
+    ) -> dict[str, Any]:
         """Some steps of SFT from the start, or from a file that holds what this returned."""
         dtype, options = STORES[store]
         model, saved = self.model(dtype), None
@@ -137,7 +139,8 @@ class Scenes:
         )
         found += sampler.generate([])
         return [
-            (c.prompt_index, c.sample_index, c.tokens, c.text, c.finish_reason) for c in found
+            (c.prompt_index, c.sample_index, c.tokens, c.text, c.finish_reason)
+            for c in found
         ]
 
     def episodes(self) -> list[tuple]:
@@ -146,7 +149,12 @@ class Scenes:
         groups = self.sampler().episodes(problems, PROMPTS, scorers, 2, max_new_tokens=6)
         found = [e for group in groups for e in group]
         return [
-            (e.problem.id, e.completion.prompt_index, e.completion.tokens, e.rewards["total"])
+            (
+                e.problem.id,
+                e.completion.prompt_index,
+                e.completion.tokens,
+                e.rewards["total"],
+            )
             for e in found
         ]
 
@@ -270,7 +278,9 @@ def run_two(directory: Path) -> list[dict[str, Any]]:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     torch.multiprocessing.spawn(be_a_rank, (port, directory), nprocs=2)
-    return [torch.load(directory / f"rank{rank}.pt", weights_only=False) for rank in range(2)]
+    return [
+        torch.load(directory / f"rank{rank}.pt", weights_only=False) for rank in range(2)
+    ]
 
 
 def be_a_rank(rank: int, port: int, directory: Path) -> None:

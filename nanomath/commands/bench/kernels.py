@@ -106,7 +106,9 @@ def add_rms_norm_case(s: Setting) -> Case:
 
 def swiglu_case(s: Setting) -> Case:
     gate_up = s.random(s.rows, 2 * s.config.intermediate_size)
-    return Case(swiglu.swiglu, swiglu.swiglu_reference, (gate_up,), moved=1.5 * gate_up.nbytes)
+    return Case(
+        swiglu.swiglu, swiglu.swiglu_reference, (gate_up,), moved=1.5 * gate_up.nbytes
+    )
 
 
 def cache(s: Setting) -> tuple[attention.Pages, Tensor]:

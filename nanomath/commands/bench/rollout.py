@@ -239,7 +239,9 @@ def measure_point(
         )
         row["share"] = sum(row["floor_s"].values()) / ours["step_s"]
     row |= in_new_process(config.threads, inspect_sampler, config, point)
-    if failed := [f"{side}: {row[side]['failed']}" for side in sides if "failed" in row[side]]:
+    if failed := [
+        f"{side}: {row[side]['failed']}" for side in sides if "failed" in row[side]
+    ]:
         row["failed"] = "; ".join(failed)
     return row
 
@@ -249,7 +251,12 @@ def table_row(row: Found) -> tuple[Any, ...]:
     ours = row["nanomath"]
     speed = ours.get("tokens_per_s")
     floor = sum(row["floor_s"].values()) if "floor_s" in row else None
-    cells = [f"{row['rows']}", number(row["prompt"]), f"{row['response']}", f"{row['group']}"]
+    cells = [
+        f"{row['rows']}",
+        number(row["prompt"]),
+        f"{row['response']}",
+        f"{row['group']}",
+    ]
     cells += [number(speed, 1), number(ours.get("step_s"), 3, 1e3), number(floor, 3, 1e3)]
     cells += [f"{row['share']:.0%}" if "share" in row else "-"]
     cells += [number(ours.get("bytes"), 0, 1e-6)]
@@ -290,7 +297,9 @@ def measure_sampler(config: RolloutBench, point: Point, share_prompts: bool) -> 
     """Return tokens a second, bytes at the peak beyond the weights, and `step_time`."""
     model, tokenizer = build(config)
     before = peak_memory(model.device, restart=True)
-    sampler = Sampler(model, tokenizer, point.rows, config.exact, share_prompts=share_prompts)
+    sampler = Sampler(
+        model, tokenizer, point.rows, config.exact, share_prompts=share_prompts
+    )
     # a GPU captures the graphs of all numbers of rows in a whole run
     draw(sampler, point, point.response if config.on_gpu else min(point.response, WARM_UP))
     began = time.perf_counter()
@@ -404,7 +413,10 @@ def measure_transformers(config: RolloutBench, point: Point) -> Found:
 
 
 def generate(
-    model: Any, tokenizer: Tokenizer | NoText, prompts: Sequence[Sequence[int]], response: int
+    model: Any,
+    tokenizer: Tokenizer | NoText,
+    prompts: Sequence[Sequence[int]],
+    response: int,
 ) -> int:
     """Draw a batch of completions with transformers; return their tokens up to the eos."""
     rows = [torch.tensor(prompt, device=model.device) for prompt in prompts]

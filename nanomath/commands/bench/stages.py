@@ -23,7 +23,9 @@ STAGES = {
         *("lm_head", "_choose_kernel", "_truncation_kernel", "_record_kernel"),
         *("softmax", "searchsorted", "scan", "exp", "aten::sum", "gather"),
     ),
-    "projections": (*("linear", "mm", "matmul", "gemv", "nvjet", "cutlass", "splitKreduce"),),
+    "projections": (
+        *("linear", "mm", "matmul", "gemv", "nvjet", "cutlass", "splitKreduce"),
+    ),
     "elementwise": (
         *("norm", "swiglu", "silu", "elementwise", "embedding", "index"),
         *("add", "mul", "div", "mean", "rsqrt", "pow", "copy_", "cat"),
@@ -36,7 +38,9 @@ def stage_of(name: str, shapes: Sequence[Sequence[int]], vocabulary: int) -> str
 
     A C++ kernel has its sizes in its name.
     """
-    fitting = [stage for stage, parts in STAGES.items() if any(part in name for part in parts)]
+    fitting = [
+        stage for stage, parts in STAGES.items() if any(part in name for part in parts)
+    ]
     stage = fitting[0] if fitting else "other"
     sizes = {str(size) for shape in shapes for size in shape} | set(name.split(" "))
     if stage == "projections" and str(vocabulary) in sizes:

@@ -124,9 +124,11 @@ def measure(shape: str, step: str, side: str, config: TrainingBench) -> Found:
     before = peak_memory(device, restart=True)
     seconds: list[float] = []
     began = time.perf_counter()
-    while len(seconds) < 2 or (len(seconds) < CALLS and time.perf_counter() - began < ENOUGH):
+    while len(seconds) < 2 or (
+        len(seconds) < CALLS and time.perf_counter() - began < ENOUGH
+    ):
         seconds.append(seconds_of(run, device))
-    return {"seconds": min(seconds), "bytes": peak_memory(device) - before}
+    return {"seconds": min(seconds), "bytes": max(0, peak_memory(device) - before)}
 
 
 def materialised_logprob(

@@ -71,7 +71,11 @@ def generate(
 
 
 def check_request(
-    family: str, split: str, count: int, difficulty: tuple[int, int], languages: Sequence[str]
+    family: str,
+    split: str,
+    count: int,
+    difficulty: tuple[int, int],
+    languages: Sequence[str],
 ) -> None:
     if family not in REGISTRY:
         raise ValueError(f"unknown family {family!r}: one of {', '.join(REGISTRY)}")

@@ -66,8 +66,12 @@ WORDINGS = {
     ],
     "*": [
         Wording("now has {n} times as many", "Growing", "数が{n}倍になります", "増えると"),
-        Wording("soon has {n} times as many", "Growing", "やがて{n}倍になります", "増えると"),
-        Wording("ends up with {n} times as many", "Growing", "{n}倍に増やします", "増やすと"),
+        Wording(
+            "soon has {n} times as many", "Growing", "やがて{n}倍になります", "増えると"
+        ),
+        Wording(
+            "ends up with {n} times as many", "Growing", "{n}倍に増やします", "増やすと"
+        ),
     ],
     "/": [
         Wording(

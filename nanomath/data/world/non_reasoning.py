@@ -170,7 +170,9 @@ def draw_copying(random: Random, difficulty: int) -> Metadata:
 
 def ask_copy(metadata: Metadata) -> str:
     asked = (
-        "次をそのまま写してください:" if metadata["language"] == "ja" else "Copy this exactly:"
+        "次をそのまま写してください:"
+        if metadata["language"] == "ja"
+        else "Copy this exactly:"
     )
     return " ".join([asked, *metadata["items"]])
 

@@ -1,7 +1,7 @@
 """Improve a model by reinforcement: sample groups of solutions, reward them, follow the policy
 gradient.
 
-    python train_grpo.py configs/tiny/grpo.toml                    after configs/tiny/sft.toml; a CPU, minutes
+    python train_grpo.py configs/tiny/grpo.toml          after configs/tiny/sft.toml; minutes
     python train_grpo.py configs/tiny/grpo.toml algorithm.method=dr_grpo run.name=dr-grpo
     python train_grpo.py configs/tiny/grpo.toml algorithm.kl_coef=0.1 run.name=more-kl
     python train_grpo.py configs/gsm8k/smollm2-135m-grpo.toml model.path=runs/smollm2-135m-sft
@@ -63,7 +63,8 @@ def main(argv: list[str]) -> int:
         )
     if config.sampling.temperature == 0:
         raise ValueError(
-            "sampling.temperature is 0: greedy samples of one problem are all alike and teach nothing"
+            "sampling.temperature is 0: greedy samples of one problem are all alike and teach "
+            "nothing"
         )
     trainer = Trainer(config, "--resume" in flags, use_of_policy(config.heldout.source))
     model = trainer.model

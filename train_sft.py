@@ -1,6 +1,6 @@
 """Fine-tune a model on worked solutions.
 
-    python train_sft.py configs/tiny/sft.toml                      a new model on the embedded world, a CPU, minutes
+    python train_sft.py configs/tiny/sft.toml            a new model, the embedded world; minutes
     python train_sft.py configs/tiny/sft.toml optim.lr=1e-3 run.name=lower-rate
     python train_sft.py configs/gsm8k/smollm2-135m-sft.toml model.path=models/SmolLM2-135M-Instruct
 

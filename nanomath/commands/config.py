@@ -47,9 +47,8 @@ def methods() -> str:
     return "\n".join(rows) + "\n"
 
 
-Place = tuple[
-    str, str, object
-]  # a command, the name of a section in its config, the section
+# A command, the name of a section in its config, the section.
+Place = tuple[str, str, object]
 
 
 def reference() -> str:

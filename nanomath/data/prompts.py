@@ -23,9 +23,8 @@ from nanomath.data.problem import Problem
 
 PLACE = re.compile(r"\{(\{)?([^{}]+)\}(?(1)\})")
 WORD = re.compile(r"[^\W\d][\w.]*\w")  # what can be a misspelt field
-LATEX = re.compile(
-    r"(\\[a-zA-Z]+\*?(\[[^]]*\])?(\{([^{}]|\{[^{}]*\})*\})*|[\^_])\Z"
-)  # what an argument in braces follows
+# What an argument in braces follows.
+LATEX = re.compile(r"(\\[a-zA-Z]+\*?(\[[^]]*\])?(\{([^{}]|\{[^{}]*\})*\})*|[\^_])\Z")
 
 Message = dict[str, str]  # {"role": "system" | "user" | "assistant", "content": text}
 

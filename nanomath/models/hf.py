@@ -36,9 +36,8 @@ if TYPE_CHECKING:
 
 INDEX_FILE = "model.safetensors.index.json"
 MAX_SHARD_BYTES = 5_000_000_000
-SHARD_NAME = re.compile(
-    r"[\w .()-]{1,240}\.safetensors", re.ASCII
-)  # a file beside the index
+# A file beside the index.
+SHARD_NAME = re.compile(r"[\w .()-]{1,240}\.safetensors", re.ASCII)
 EMBEDDING = "model.embed_tokens.weight"
 LM_HEAD = "lm_head.weight"
 DTYPES = ("float32", "bfloat16", "float16", "float64")

@@ -30,9 +30,8 @@ from kernels.rope_write import apply_rope
 from kernels.swiglu import swiglu, swiglu_reference
 from nanomath.models.config import ModelConfig
 
-Attend = Callable[
-    [int, Tensor, Tensor, Tensor], Tensor
-]  # layer, q [B,H,T,E], k and v [B,K,T,E] -> [B,H,T,E]
+# Layer, q [B,H,T,E], k and v [B,K,T,E] -> [B,H,T,E].
+Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 
 
 def rope_frequencies(config: ModelConfig) -> Tensor:
@@ -55,9 +54,8 @@ def rope_frequencies(config: ModelConfig) -> Tensor:
     low = scaling["low_freq_factor"]
     high = scaling["high_freq_factor"]
     wavelengths = 2 * math.pi / frequencies
-    turns = (
-        scaling["original_max_position_embeddings"] / wavelengths
-    )  # divided as there: one ulp is seen at position 3000
+    # Divided as there: one ulp is seen at position 3000.
+    turns = scaling["original_max_position_embeddings"] / wavelengths
     blend = ((turns - low) / (high - low)).clamp(0, 1)
     return blend * frequencies + (1 - blend) * frequencies / scaling["factor"]
 

@@ -71,10 +71,8 @@ def f1(
     """f1, f1_wrong and f1_right: the harmonic mean and the accuracies it is of; those there is
     no solution for are left out.
     """
-    hits: dict[bool, list[bool]] = {
-        True: [],
-        False: [],
-    }  # whether a solution has a wrong step
+    # Whether a solution has a wrong step.
+    hits: dict[bool, list[bool]] = {True: [], False: []}
     for solution, row in zip(solutions, scores, strict=True):
         predicted = next((k for k, score in enumerate(row) if score < threshold), -1)
         hits[solution.first_wrong >= 0].append(predicted == solution.first_wrong)

@@ -46,9 +46,8 @@ from nanomath.process.formats import (
 )
 
 Solution = tuple[str, Sequence[str]]  # a question and the steps of a solution, as text
-StepScorer = Callable[
-    [Sequence[Solution]], list[list[float]]
-]  # a number in [0, 1] for each step
+# A number in [0, 1] for each step.
+StepScorer = Callable[[Sequence[Solution]], list[list[float]]]
 
 
 @dataclass

@@ -33,11 +33,8 @@ AGGREGATES: dict[
     "product": math.prod,
     "mean": fmean,
 }
-PROBES = (
-    "So,",
-    "Thanks.",
-    "Let us think step by step.",
-)  # a PRM that has been hacked paid for such steps
+# A PRM that has been hacked paid for such steps.
+PROBES = ("So,", "Thanks.", "Let us think step by step.")
 
 
 @dataclass

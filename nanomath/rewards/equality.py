@@ -73,9 +73,8 @@ def answers_equal(gold: str, prediction: str) -> bool:
 
 @lru_cache(maxsize=1 << 12)
 def _equal_texts(gold: str, prediction: str) -> bool:
-    if _DIGITS.fullmatch(gold) and _DIGITS.fullmatch(
-        prediction
-    ):  # most answers: not worth the cleaning
+    # Most answers: not worth the cleaning.
+    if _DIGITS.fullmatch(gold) and _DIGITS.fullmatch(prediction):
         left = read_number(gold)
         right = read_number(prediction)
         if left and right and "," not in gold + prediction:

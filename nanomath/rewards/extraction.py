@@ -33,13 +33,13 @@ HALF_WIDTH = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)} | {0x3000: 
 _BOX = r"\\(?:boxed|f(?:rame)?box)"
 _BOX_START = re.compile(_BOX)
 _BOX_TOKEN = re.compile(rf"{_BOX}(?![a-zA-Z])\s*(?P<open>\{{)?|\\.|[{{}}]", re.DOTALL)
+# Not a "." after it.
 _BARE_BOX = re.compile(
     rf"(?!{_BOX})(?=\\?[^\s${{}}\\]{{0,59}}[^\W_])\\?[^\s${{}}\\]{{1,60}}"
-)  # not a "." after it
+)
 _GSM8K = re.compile(r"^.*####[ \t]*(?!Step\b|Part\b|\d+\.\s)(\S.*)$", re.MULTILINE)
-_NESTED = re.compile(
-    rf"{_BOX}(?![a-zA-Z])\s*|####|</?answer>"
-)  # marks within a box find nothing more
+# Marks within a box find nothing more.
+_NESTED = re.compile(rf"{_BOX}(?![a-zA-Z])\s*|####|</?answer>")
 _ANSWER_TAG = re.compile(r"<answer>((?:(?!<answer>).)*?)(?:</answer>|$)", re.DOTALL)
 _ENGLISH = re.compile(
     r"(?<!wrong )(?<!incorrect )\banswers?\b(?:\s+(?:to|for|of)\s[^.:\n]{1,60}?|, \w+,)?[\s*_]*"

@@ -380,9 +380,8 @@ _EQUALS = re.compile(r"(?<![<>!])=|\\in(?![a-zA-Z])")
 _INEQUALITY = re.compile(r"<=|>=|!=|<|>")
 _FLIPPED = {">": "<", ">=": "<=", "<": "<", "<=": "<=", "!=": "!="}
 _VARIABLE = re.compile(r"(?:[a-zA-Z]|\\[a-z]+)(?:_\w|_\{\w+\})?")
-_FREE_LETTER = re.compile(
-    r"(?<![a-zA-Z\\])(?!sin|cos|tan|log|ln|exp|sqrt|pi)[a-df-hj-zA-Z]"
-)  # not e, i, a command
+# Not e, i, a command.
+_FREE_LETTER = re.compile(r"(?<![a-zA-Z\\])(?!sin|cos|tan|log|ln|exp|sqrt|pi)[a-df-hj-zA-Z]")
 _LETTER_NAME = rf"(?:[a-zA-Z]|\\(?:{'|'.join(_GREEK)}))'*(?:_(?:\{{[^{{}}]*\}}|\w))?'*"
 _POINTS = r"(?:\\(?:angle|triangle|overline|m\\angle))?\{?[A-Z]{1,4}\}?(?:_(?:\{\w*\}|\w))?"
 _MODULO = r"(?:\\pmod\s?\{?|\(\s?\\?mod\s|\s\\?(?:mod|bmod)\s)"
@@ -590,9 +589,8 @@ def _name(text: str, value: str) -> str:
 
 def _expression(text: str) -> Expression | Text:
     value, unit = split_unit(text)
-    if dict(unit.powers).get("deg") and _FUNCTION.search(
-        value
-    ):  # \sin 30\degree is no angle
+    # \sin 30\degree is no angle.
+    if dict(unit.powers).get("deg") and _FUNCTION.search(value):
         value = text
         unit = Unit()
     if (

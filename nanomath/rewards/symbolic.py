@@ -75,9 +75,8 @@ TOKEN = re.compile(
     + WORDS
     + r"|[a-zA-Z]|[-+*/^(){}\[\]|!_&]"
 )
-MEANINGFUL = re.compile(
-    r"\\(?:[a-zA-Z]+|.)|[^\s{}()\[\]*]"
-)  # tokens; products and groups say nothing by their signs
+# Tokens; products and groups say nothing by their signs.
+MEANINGFUL = re.compile(r"\\(?:[a-zA-Z]+|.)|[^\s{}()\[\]*]")
 
 
 class BeyondGrammar(ValueError):
@@ -452,18 +451,16 @@ def answer(question: dict) -> bool:
 
 
 def main() -> None:
-    with contextlib.suppress(
-        ImportError, ValueError, OSError
-    ):  # no such limit on this system
+    # No such limit on this system.
+    with contextlib.suppress(ImportError, ValueError, OSError):
         import resource
 
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY_LIMIT, MEMORY_LIMIT))
     with contextlib.suppress(ImportError):  # before the clock of a question runs
         import math_verify  # noqa: F401
     replies = os.fdopen(os.dup(1), "w", buffering=1)
-    os.dup2(
-        os.open(os.devnull, os.O_WRONLY), 1
-    )  # nothing that a library prints may be taken for a verdict
+    # Nothing that a library prints may be taken for a verdict.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     print("ready", file=replies)
     for line in sys.stdin:
         signal.alarm(ORPHAN_LIMIT)

@@ -90,9 +90,8 @@ class Worker:
         finally:
             watchdog.cancel()
             watchdog.join()  # now it has either killed the process or never will
-            if (
-                expired.is_set() or not reply
-            ):  # an interrupt also ends here: a late reply must not answer the next one
+            # An interrupt also ends here: a late reply must not answer the next one.
+            if expired.is_set() or not reply:
                 self._stop()
         return reply
 
@@ -104,15 +103,13 @@ class Worker:
         process.kill()
         process.wait()
         for pipe in (process.stdin, process.stdout):
-            with contextlib.suppress(
-                BrokenPipeError
-            ):  # what was not yet written when the process died
+            # What was not yet written when the process died.
+            with contextlib.suppress(BrokenPipeError):
                 pipe.close()
 
 
 WORKER = Worker()
 atexit.register(WORKER.close)
-if hasattr(
-    os, "register_at_fork"
-):  # a forked child shares the pipes and perhaps a held lock: it needs its own worker
+# A forked child shares the pipes and perhaps a held lock: it needs its own worker.
+if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=WORKER.__init__)

@@ -51,9 +51,10 @@ class Cache:
         self.slot_pages = _pages(positions, self.page)
         self.prompt_pages = _pages(longest, self.page)
         integers = {"dtype": torch.int32, "device": device}
+        # By slot.
         self.own = torch.arange(slots * self.slot_pages, **integers).view(
             slots, self.slot_pages
-        )  # by slot
+        )
         shape = config.num_layers, slots * self.slot_pages + prompts * self.prompt_pages
         kept = new_pages(shape, config.num_kv_heads, config.head_dim, dtype, device)
         self.pages = Pages(*kept, self.own.clone())  # of all layers
@@ -79,9 +80,8 @@ class Cache:
 
     def clear(self) -> None:
         """Forget all samples and prompts."""
-        self.prompt_of = [-1] * len(
-            self.slot
-        )  # on the host: the number of the prompt in each slot
+        # On the host: the number of the prompt in each slot.
+        self.prompt_of = [-1] * len(self.slot)
         self.free = list(range(self.places))
         self.place: dict[int, int] = {}  # of each prompt
         self.full: dict[int, int] = {}  # pages of each prompt that are full

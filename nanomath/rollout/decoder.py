@@ -30,9 +30,8 @@ from kernels.small_model import SmallModel
 from kernels.swiglu import swiglu
 from nanomath.models.transformer import Transformer
 
-AttendPages = Callable[
-    [int, Tensor, Rope, Norms, float], Tensor
-]  # layer, qkv [M, (H + 2 K) E], .., eps -> [M, H E]
+# Layer, qkv [M, (H + 2 K) E], .., eps -> [M, H E].
+AttendPages = Callable[[int, Tensor, Rope, Norms, float], Tensor]
 
 
 @dataclass(frozen=True)

@@ -21,14 +21,13 @@ import torch.nn.functional as F
 from kernels.packed import packed_linear
 from nanomath.models.transformer import ModelConfig
 
-COPIED = {
-    "cpu": 256 << 20,
-    "cuda": 1 << 30,
-}  # bytes of what is copied: far more than the last cache holds
+# Bytes of what is copied: far more than the last cache holds.
+COPIED = {"cpu": 256 << 20, "cuda": 1 << 30}
+# (rows, width).
 PRODUCTS = {
     "cpu": ((16, 2048), (64, 2048), (256, 2048)),
     "cuda": ((256, 8192), (4096, 8192)),
-}  # (rows, width)
+}
 
 
 @dataclass(frozen=True)
@@ -64,9 +63,8 @@ def step_floor(
     heads = c.num_heads * c.head_dim
     kv_heads = c.num_kv_heads * c.head_dim
     attention = c.hidden_size * (2 * heads + 2 * kv_heads)  # q, k, v and o
-    projections = layers * (
-        attention + 3 * c.hidden_size * c.intermediate_size
-    )  # gate, up and down
+    # Gate, up and down.
+    projections = layers * (attention + 3 * c.hidden_size * c.intermediate_size)
     lm_head = c.vocab_size * c.hidden_size
     seen = context if c.sliding_window is None else min(context, c.sliding_window)
     common = max(0, shared - (context - seen))  # of what is seen

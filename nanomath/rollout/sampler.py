@@ -231,16 +231,14 @@ class Sampler:
         `generate`.
         """
         run = _Run(self, [prompt], 1, max_new_tokens, SamplingParams(**sampling), stop, seed)
-        held_back = (
-            max(map(len, run.stop), default=1) - 1
-        )  # may turn out to begin a stop string
+        # May turn out to begin a stop string.
+        held_back = max(map(len, run.stop), default=1) - 1
         shown = 0
         for _ in run.steps():
             text = run.completion(0, run.slots.tokens[0, : run.slots.count[0]].tolist()).text
             safe = len(text) - held_back
-            if safe > shown and not text.endswith(
-                "\ufffd"
-            ):  # else the last character's bytes are not all there yet
+            # Else the last character's bytes are not all there yet.
+            if safe > shown and not text.endswith("\ufffd"):
                 yield text[shown:safe]
                 shown = safe
         if not self.keep:
@@ -349,9 +347,8 @@ class _Run:
                 look = torch.stack(
                     [state[: self.live].long() for state in (s.done, s.count, s.position)]
                 )
-                done, count, position = (
-                    look.cpu()
-                )  # all at once: the host waits for the device here
+                # All at once: the host waits for the device here.
+                done, count, position = look.cpu()
                 so_far = drawn + int(count.sum())
                 length = float(position.double().mean())
                 finished = finished + int(done.sum())
@@ -462,9 +459,8 @@ class _Run:
         that shows none and has no special token.
         """
         decode = self.tokenizer.decode
-        tail = tokens[
-            -(4 * max(map(len, self.stop)) + 4) :
-        ]  # a character has at most four bytes, a token at least one
+        # A character has at most four bytes, a token at least one.
+        tail = tokens[-(4 * max(map(len, self.stop)) + 4) :]
         shown = decode(tail)
         written = decode(tail, skip_special=False)
         if shown == written and not any(stop in shown for stop in self.stop):

@@ -38,9 +38,8 @@ class SamplingParams:
 
     def __post_init__(self) -> None:
         for name, requirement in REQUIREMENTS.items():
-            object.__setattr__(
-                self, name, checked(name, getattr(self, name), *requirement)
-            )  # frozen, but not yet
+            # Frozen, but not yet.
+            object.__setattr__(self, name, checked(name, getattr(self, name), *requirement))
 
     @property
     def cuts(self) -> bool:

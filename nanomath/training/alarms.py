@@ -1,12 +1,13 @@
-"""Alarms: what an attentive reader would see in the curves of a run, said in words when it
-begins.
+"""Alarms: what an attentive reader would see in the curves of a run, said when it begins.
 
-    collapse  the accuracy of the rollouts is far below its best, and the KL to the starting model or the repetition of
-              the completions far above what it was then (the policy no longer solves problems: it exploits something)
-    flat      hardly any group has spread, so that hardly any teaches: the problems are too easy or too hard
+    collapse  accuracy is far below its best, while the KL to the starting model or the
+              repetition of the completions is far above what it was then (the policy no longer
+              solves problems: it exploits something)
+    flat      hardly any group has spread, so that hardly any teaches: the problems are too
+              easy or too hard
     format    no completion matches the format that is rewarded
     kl        the KL to the starting model has jumped
-    hacked    a process reward model pays more and more for solutions, while fewer of them are right
+    hacked    a process reward model pays more and more for solutions, while fewer are right
 
 The rules and thresholds are ours: papers show such curves and leave the judgement to the eye.
 Everything is a pure function of the lines of metrics.jsonl, so a resumed run says what an
@@ -23,26 +24,30 @@ import numpy as np
 
 History = Sequence[Mapping[str, Any]]  # lines of metrics.jsonl in the order of their steps
 
-WINDOW = 10  # steps an average is taken over: sampling noise shrinks to a third, and a collapse lasts far longer
-QUIET = 50  # steps before an alarm that has ended may begin again: a curve at the edge of a threshold crosses it often
-DROP = (
-    2 / 3
-)  # collapse: accuracy is below this share of its best; a plateau wavers less, a collapse goes on falling
-NOISE = 5.0  # collapse: and the drop is this many standard errors: one noisy plateau of 200 steps in 400 has such a one
-RISE = 2.0  # collapse: what rises has doubled since the best; in a healthy run it rises while accuracy does too
-FLOORS = {
-    "kl": 0.01,
-    "repetition": 0.05,
-}  # collapse: nats a token, share of n-grams; below these it explains nothing
+# An average is taken over so many steps: sampling noise shrinks to a third, and a collapse lasts
+# far longer.
+WINDOW = 10
+# So many steps pass before an alarm that has ended may begin again: a curve at the edge of a
+# threshold crosses it often.
+QUIET = 50
+# collapse: accuracy is below this share of its best (a plateau wavers less, a collapse goes on
+# falling), by so many standard errors (of 400 noisy plateaus of 200 steps one has such a drop).
+DROP = 2 / 3
+NOISE = 5.0
+# collapse: what rises has doubled since the best (in a healthy run it rises while accuracy does
+# too), and is above these nats a token and share of n-grams, below which it explains nothing.
+RISE = 2.0
+FLOORS = {"kl": 0.01, "repetition": 0.05}
 FLAT = 0.9  # flat: with nine groups of ten idle, a step costs ten times what it teaches
-# hacked: what is paid has risen by so much since accuracy was best, which fell by so much
+# hacked: what is paid has risen by so much since accuracy was best, which fell by so much.
 HACKED = 0.1
 FELL = 0.05
-PAID = ("prm/return", "prm/step", "reward/prm")  # hacked: in all, a step, the lowest step
-# kl: so many times in so many steps; a steady drift needs dozens of steps for that
+PAID = ("prm/return", "prm/step", "reward/prm")  # in all, a step, the lowest step
+# kl: so many times in so many steps (a steady drift needs dozens of steps for that), and above
+# these nats a token: the first steps of any run multiply the KL too, but far below this.
 JUMP = 8.0
 JUMP_STEPS = 5
-JUMP_FLOOR = 0.05  # kl: nats a token; the first steps of any run multiply the KL too, but far below this
+JUMP_FLOOR = 0.05
 
 
 def new_alarms(history: History, said: Mapping[str, int]) -> dict[str, str]:
@@ -148,7 +153,8 @@ def kl_jump(history: History) -> str:
     then = median(values[-3 - JUMP_STEPS : -JUMP_STEPS])
     if now < JUMP_FLOOR or now < JUMP * then:
         return ""
-    return f"KL jumped {now / max(then, 1e-6):.0f}x in {JUMP_STEPS} steps, from {then:.4f} to {now:.4f}"
+    times = now / max(then, 1e-6)
+    return f"KL jumped {times:.0f}x in {JUMP_STEPS} steps, from {then:.4f} to {now:.4f}"
 
 
 def _since_best(history: History) -> tuple[History, History, float]:

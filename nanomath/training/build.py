@@ -165,7 +165,8 @@ def fitting_prompts(
     for problem, prompt in pairs:
         if len(prompt) >= longest:
             raise ValueError(
-                f"the prompt of problem {_shown(problem)} has {len(prompt)} tokens: the model's context holds "
+                f"the prompt of problem {_shown(problem)} has {len(prompt)} tokens: the model's "
+                "context holds "
                 f"{longest}{hint}"
             )
     return [problem for problem, _ in pairs], [prompt for _, prompt in pairs]
@@ -192,7 +193,8 @@ def encode_examples(
     for problem, example in pairs:
         if len(example) > longest:
             raise ValueError(
-                f"problem {_shown(problem)} with its solution has {len(example)} tokens: the model's context holds "
+                f"problem {_shown(problem)} with its solution has {len(example)} tokens: "
+                "the model's context holds "
                 f"{longest}{LEAVE_OUT}"
             )
     return [example for _, example in pairs]
@@ -219,7 +221,8 @@ def _short_enough(items: Sequence[T], lengths: Sequence[int], max_tokens: int) -
         )
     if left_out := len(items) - len(kept):
         say(
-            f"{left_out} of {len(items)} problems have more than max_tokens = {max_tokens} tokens and are left out"
+            f"{left_out} of {len(items)} problems have more than max_tokens = {max_tokens} tokens "
+            "and are left out"
         )
     return kept
 

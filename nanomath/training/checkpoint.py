@@ -92,9 +92,8 @@ def prune_checkpoints(directory: Path, keep_last: int, best: int | None = None) 
     """Delete all but the newest `keep_last` checkpoints and step-`best`; 0 keeps them all."""
     steps = checkpoint_steps(directory)
     for step in list(steps)[:-keep_last] if keep_last > 0 else ():
-        if (
-            step != best
-        ):  # renamed first: half a checkpoint must not look like one if we are killed meanwhile
+        # Renamed first: half a checkpoint must not look like one if we are killed meanwhile.
+        if step != best:
             shutil.rmtree(
                 steps[step].rename(directory / f".step-{step}.{os.getpid()}.old"),
                 ignore_errors=True,

@@ -130,9 +130,8 @@ class Loop:
         if self.evaluate is None:
             return {}
         with failing(f"measuring after step {done}"), self._budget.timed("measurement"):
-            metrics = ranks.from_main(
-                self.evaluate()
-            )  # a grader's timeout must not tell ranks apart
+            # A grader's timeout must not tell ranks apart.
+            metrics = ranks.from_main(self.evaluate())
             check_finite(metrics)
             self.log.metrics(done, **metrics)
         self._latest |= metrics

@@ -1,8 +1,9 @@
-"""AdamW (arXiv 1711.05101) on float32 weights, whatever the model computes in, and the
-learning-rate schedule.
+"""AdamW (arXiv 1711.05101) on float32 weights, and the learning-rate schedule.
 
-    m <- b1 m + (1 - b1) g        v <- b2 v + (1 - b2) g^2        g: the gradient, summed over ranks, clipped
+    m <- b1 m + (1 - b1) g        v <- b2 v + (1 - b2) g^2
     w <- w - lr [ m / (1 - b1^t) / (sqrt(v / (1 - b2^t)) + eps) + decay w ]
+
+g is the gradient, summed over micro-batches and ranks and clipped.
 
 At a learning rate of 1e-6 an update is far below the resolution of a bfloat16 weight and would
 vanish. So when a model computes in bfloat16 the optimizer keeps float32 masters: gradients of
@@ -79,7 +80,8 @@ class Weight:
     def gradient(self) -> Tensor | None:
         if self.copy is not None and self.parameter.collector[1] is not self.copy:
             raise RuntimeError(
-                "another Optimizer of this model has been made since, and has its gradients: use that one"
+                "another Optimizer of this model has been made since, and has its gradients: "
+                "use that one"
             )
         gradient = self.parameter.grad if self.copy is None else self.copy.grad
         return None if gradient is None else local(gradient)
@@ -212,9 +214,8 @@ class Optimizer:
         values = torch.stack(list(norms.values())).cpu().double()
         cut = torch.tensor([is_slice(self.weights[name].parameter) for name in norms])
         if cut.any():
-            squares = torch.where(
-                cut | ranks.is_main(), values.square(), 0.0
-            )  # what is not cut counts once
+            # What is not cut counts once.
+            squares = torch.where(cut | ranks.is_main(), values.square(), 0.0)
             ranks.sum_([squares])
             values = squares.sqrt()
         return dict(zip(norms, values.tolist(), strict=True))
@@ -223,10 +224,8 @@ class Optimizer:
         """AdamW's update of one parameter; returns the norm of what it changed."""
         master = weight.master
         before = master.clone()
-        moments = [
-            weight.exp_avg.to(master.dtype),
-            weight.exp_avg_sq.to(master.dtype),
-        ]  # themselves, if not rounded
+        # Themselves, if not rounded.
+        moments = [weight.exp_avg.to(master.dtype), weight.exp_avg_sq.to(master.dtype)]
         adamw(
             [master],
             [gradient],
@@ -309,9 +308,8 @@ class Optimizer:
         for name, weight in self.weights.items():
             weight.updates = int(tensors[f"step.{name}"])
             parts = {"exp_avg": weight.exp_avg, "exp_avg_sq": weight.exp_avg_sq}
-            if (
-                f"master.{name}" in tensors
-            ):  # more exact than the model's own file, needed or not
+            # More exact than the model's own file, needed or not.
+            if f"master.{name}" in tensors:
                 parts["master"] = weight.master
             for key, part in parts.items():
                 part.copy_(slice_of(tensors[f"{key}.{name}"], like=weight.parameter))
@@ -325,14 +323,15 @@ def _check_state(
     for key in ("step", "exp_avg", "exp_avg_sq", *["master"] * master):
         if f"{key}.{name}" not in tensors:
             raise ValueError(
-                f"the checkpoint's optimizer state lacks {key}.{name}: it is of another model or dtype"
+                f"the checkpoint's optimizer state lacks {key}.{name}: it is of another model "
+                "or dtype"
             )
         found = tensors[f"{key}.{name}"].shape
         expected = weight.parameter.shape if key != "step" else torch.Size()
         if found != expected:
             raise ValueError(
-                f"the checkpoint's optimizer state is of another model: {key}.{name} has shape {list(found)}, "
-                f"expected {list(expected)}"
+                f"the checkpoint's optimizer state is of another model: {key}.{name} has shape "
+                f"{list(found)}, expected {list(expected)}"
             )
 
 

@@ -1,11 +1,13 @@
 """One optimizer step of a process reward model: cross-entropy of the steps' scores against
 labels, hard or soft.
 
-    L = - sum_k w_k [ y_k log p_k + (1 - y_k) log(1 - p_k) ] / sum_k w_k,    w_k = y_k w_right + (1 - y_k) w_wrong
+    L = - sum_k w_k [ y_k log p_k + (1 - y_k) log(1 - p_k) ] / sum_k w_k
+    w_k = y_k w_right + (1 - y_k) w_wrong
 
-A Monte-Carlo label is a share, which the cross-entropy takes as it is (Math-Shepherd's soft estimation, arXiv
-2312.08935). With weights n / 2 n_right and n / 2 n_wrong both kinds of steps count for as much in all. Steps without a
-label, and what is left of a batch without one, have no loss.
+A Monte-Carlo label is a share, which the cross-entropy takes as it is (Math-Shepherd's soft
+estimation, arXiv 2312.08935). With weights n / 2 n_right and n / 2 n_wrong both kinds of
+steps count for as much in all. Steps without a label, and what is left of a batch without
+one, have no loss.
 """
 
 from __future__ import annotations
@@ -44,7 +46,8 @@ class PRMStep:
     def __post_init__(self) -> None:
         if self.head_steps and is_sharded(self.prm.model):
             raise ValueError(
-                "prm.head_steps freezes weights for a while, which sharded ones cannot be: set it to 0"
+                "prm.head_steps freezes weights for a while, which sharded ones cannot be: "
+                "set it to 0"
             )
 
     def step(
@@ -67,7 +70,8 @@ class PRMStep:
         known = every[every.isfinite()]
         if not len(known):
             raise ValueError(
-                f"none of the {len(every)} steps of a batch has a label: take a larger prm.batch_size"
+                f"none of the {len(every)} steps of a batch has a label: take a larger "
+                "prm.batch_size"
             )
         total = self._weight(known).sum()
         places = [at for _, at in laid_out]
@@ -120,6 +124,7 @@ def balancing_weights(solutions: Sequence[Labelled]) -> tuple[float, float]:
     right = sum(labels)
     if not 0 < right < len(labels):
         raise ValueError(
-            f"all {len(labels)} labels are {'right' if right else 'wrong'}: there is nothing to tell apart"
+            f"all {len(labels)} labels are {'right' if right else 'wrong'}: there is nothing to "
+            "tell apart"
         )
     return len(labels) / (2 * (len(labels) - right)), len(labels) / (2 * right)

@@ -28,18 +28,16 @@ def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
     """The records of a JSONL file; a truncated last line is passed over. ValueError for a
     broken line elsewhere.
     """
-    lines = path.read_bytes().split(
-        b"\n"
-    )  # bytes, because the last line may end in the middle of a character
+    # Bytes, because the last line may end in the middle of a character.
+    lines = path.read_bytes().split(b"\n")
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
         try:
             yield json.loads(line)
         except ValueError as error:
-            if number == len(
-                lines
-            ):  # no newline after it: the writer was stopped in the middle
+            # No newline after it: the writer was stopped in the middle.
+            if number == len(lines):
                 return
             raise ValueError(f"{path}:{number}: not valid JSON: {error}") from None
 
@@ -61,7 +59,8 @@ class RunLog:
         held = (self.directory / "config.toml").exists()
         if held and not resume:
             raise FileExistsError(
-                f"{directory} already holds a run: add --resume to go on with it, or choose another run.name"
+                f"{directory} already holds a run: add --resume to go on with it, or choose "
+                "another run.name"
             )
         if resume and not held:
             raise FileNotFoundError(

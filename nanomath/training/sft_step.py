@@ -50,9 +50,8 @@ class SFTStep:
         lengths = torch.tensor([len(example.response) for example in examples])
         weights = loss_weights(response_mask(lengths), self.aggregation)
         noise = self._noise(examples, number)
-        loss, nll, entropy = totals = torch.zeros(
-            3, len(examples), dtype=torch.float64
-        )  # by example
+        # By example.
+        loss, nll, entropy = totals = torch.zeros(3, len(examples), dtype=torch.float64)
         share = not noise  # each example has noise of its own
         for micro, counts in micro_batches_of(
             self.model, examples, self.token_budget, share_prompts=share
@@ -68,9 +67,8 @@ class SFTStep:
             micro_loss = sft_loss(logprobs, part * counts, self.dft)
             micro_loss.backward()
             if counts:
-                loss[micro[0]] = float(
-                    micro_loss.detach()
-                )  # a sum over the micro-batch; only the total is of interest
+                # A sum over the micro-batch; only the total is of interest.
+                loss[micro[0]] = float(micro_loss.detach())
                 nll[micro] = -logprobs.detach().sum(1).double().cpu()
                 entropy[micro] = entropies.sum(1).double().cpu()
         ranks.sum_([totals])

@@ -70,7 +70,8 @@ class Trainer:
     ) -> None:
         if config.model.dtype == "float16":
             raise ValueError(
-                "model.dtype is float16, whose small gradients become 0: train in bfloat16 or float32"
+                "model.dtype is float16, whose small gradients become 0: "
+                "train in bfloat16 or float32"
             )
         if config.run.threads:
             torch.set_num_threads(config.run.threads)
@@ -131,7 +132,8 @@ class Trainer:
 
     def begin(self) -> None:
         """Open the run directory for writing, once everything else is known to be in order."""
-        ranks.barrier()  # no rank may look for a run in the directory after another has begun one there
+        # No rank may look for a run in the directory after another has begun one there.
+        ranks.barrier()
         if ranks.is_main():
             remove_scratch(self.log.checkpoints)
         self.log.begin(to_toml(self.config), self.start)
@@ -213,7 +215,8 @@ class Trainer:
         steps = checkpoint_steps(self.log.checkpoints)
         if not steps:
             return "no checkpoint had been written yet, the same command with --resume starts again"
-        return f"the checkpoints written before it are intact, --resume goes on from step-{max(steps)}"
+        newest = f"--resume goes on from step-{max(steps)}"
+        return f"the checkpoints written before it are intact, {newest}"
 
     def _memory_advice(self) -> str:
         return (

@@ -211,9 +211,8 @@ class Report:
             write_atomically(Path(self.path), json.dumps(self.content, indent=1) + "\n")
 
     def _print(self, cells: Sequence[str]) -> None:
-        padded = (
-            cell.rjust(width) for cell, width in zip(cells, self.widths, strict=False)
-        )  # a row that failed has fewer cells
+        # A row that failed has fewer cells.
+        padded = (cell.rjust(width) for cell, width in zip(cells, self.widths, strict=False))
         print("".join(padded), flush=True)
 
 

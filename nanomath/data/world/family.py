@@ -25,9 +25,8 @@ class Family(NamedTuple):
     """The functions of one family of problems."""
 
     group: str  # "maths", "other_reasoning" or "non_reasoning"
-    draw: Callable[
-        [Random, int], Metadata
-    ]  # (random, difficulty) -> language-neutral content
+    # (random, difficulty) -> language-neutral content.
+    draw: Callable[[Random, int], Metadata]
     question: Callable[[Metadata], str]
     # the worked steps without the closing one, and the answer
     solve: Callable[[Metadata], tuple[list[str], str]]

@@ -5,7 +5,7 @@
     python -m nanomath prm eval PRM DATA [key=value ...]
 
     python -m nanomath prm label configs/tiny/prm-label.toml
-    python -m nanomath prm label configs/tiny/prm-label.toml label.by=monte_carlo label.save=runs/prm-monte-carlo.jsonl
+    python -m nanomath prm label configs/tiny/prm-label.toml label.by=monte_carlo
     python -m nanomath prm train configs/tiny/prm.toml
     python -m nanomath prm eval runs/tiny-prm processbench/gsm8k.json
 

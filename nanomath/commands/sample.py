@@ -2,8 +2,8 @@
 
     python -m nanomath sample MODEL "QUESTION" [CONFIG.toml] [key=value ...]
 
-    python -m nanomath sample runs/tiny-grpo "Mia has 12 apples. She buys 7 more. How many apples does Mia have now?"
-    python -m nanomath sample models/SmolLM2-135M-Instruct "What is 3 + 4?" sampling.temperature=0.7 seed=1
+    python -m nanomath sample runs/tiny-grpo "Mia has 12 apples. She buys 7 more. How many now?"
+    python -m nanomath sample models/SmolLM2-135M-Instruct "What is 3 + 4?" sampling.temperature=0.7
 
 Greedy unless a temperature is set. The prompt is what the model was trained on: its chat
 template, unless prompt.chat=false.

@@ -32,7 +32,8 @@ FAMILIES = {  # each with what a config.json leaves out where it is the same as 
         "head_dim": 128,
     },
 }
-MOST_LAYERS = 1024  # a model of a million layers takes hours to be built before its files can contradict it
+# A model of a million layers takes hours to be built before its files can contradict it.
+MOST_LAYERS = 1024
 ROPE_SCALINGS = {  # each with the settings it needs, and what reads them
     "default": {},
     "linear": {"factor": number},

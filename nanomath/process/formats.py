@@ -25,7 +25,8 @@ from torch import Tensor, nn
 from nanomath.models.tokenizer import Tokenizer
 from nanomath.models.transformer import ModelConfig, Transformer
 
-SYSTEM = "Please reason step by step, and put your final answer within \\boxed{}."  # what Qwen's was trained with
+# What Qwen's was trained with.
+SYSTEM = "Please reason step by step, and put your final answer within \\boxed{}."
 
 
 class Format:

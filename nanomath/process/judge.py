@@ -1,8 +1,8 @@
 """AI feedback: a frozen language model judges solutions, by the probabilities of its next
 token, without decoding.
 
-    pointwise   s_i = (sum_k P(k) k - 1) / (K - 1),  k = 1 .. K        expected mark, arXiv 2309.00267
-    pairwise    s_i = mean over j of 1/2 [P("A" | i, j) + P("B" | j, i)]    share of wins, each pair in both orders
+    pointwise   s_i = (sum_k P(k) k - 1) / (K - 1),  k = 1 .. K     expected mark, arXiv 2309.00267
+    pairwise    s_i = mean over j of 1/2 [P("A" | i, j) + P("B" | j, i)]    share of wins
 
 P is over the possible answers alone. A judge likes what stands first, or what is long, and is
 often wrong: so it ranks right answers only,
@@ -37,7 +37,8 @@ PAIRWISE = (
     "Here is a problem with two solutions.\n\nProblem: {question}\n\nSolution A: {first}\n\nSolution B: {second}\n\n"
     "Which solution is clearer and better explained? Answer with A or B, and nothing else."
 )
-LEAST_MASS = 0.01  # a judge whose possible answers have less of the probability does not answer the question
+# A judge whose possible answers have less of the probability does not answer the question.
+LEAST_MASS = 0.01
 
 
 @dataclass

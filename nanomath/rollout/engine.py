@@ -1,6 +1,7 @@
 """One decoding step for all live slots, and the state it works on.
 
-    states = decoder(last tokens);  next tokens ~ softmax(states W^T / temperature);  done if eos or at the limit
+    states = decoder(last tokens);  next tokens ~ softmax(states W^T / temperature)
+    done if eos or at the limit
 
 Everything per token stays on the model's device, in tensors that never move. On a GPU the
 whole step is one CUDA graph for each number of rows: it is captured once, stays valid when an

@@ -2,7 +2,8 @@ r"""Reward functions of a group of completions, and their weighted sum.
 
 A reward function maps the completions of *one* problem to one number each, because some
 rewards compare within the group. All are pure: the same group always gets the same rewards.
-Every component is logged apart; the sum
+Each completion is graded once, before the functions see it. Every component is logged
+apart; the sum
 
     total_i = Σ_k weight_k · reward_k(problem, group)_i
 
@@ -38,13 +39,18 @@ _WORD = re.compile(r"[\u3040-\u30ff\u4e00-\u9fff]|[^\s\u3040-\u30ff\u4e00-\u9fff
 
 @dataclass(frozen=True)
 class Response:
-    """What a reward sees of a completion: its text, its length in tokens, and whether it ended
-    before the limit.
+    """What a reward sees of a completion.
+
+    `length` counts tokens, `finished` says whether it ended before the limit. `correct` says
+    whether it gives the gold answer, and `conclusion` is its text after the reasoning:
+    `RewardSet` fills in these two.
     """
 
     text: str
     length: int
     finished: bool = True
+    correct: bool = False
+    conclusion: str = ""
 
 
 RewardFunction = Callable[..., list[float]]
@@ -75,32 +81,19 @@ def is_right(problem: Problem, answer: str | None) -> bool:
     return answer is not None and answers_equal(problem.answer, answer)
 
 
-def accuracy(
-    problem: Problem,
-    completions: Sequence[Response],
-    lenient: bool = False,
-    reasoning_ends: Sequence[str] = REASONING_ENDS,
-) -> list[float]:
+def accuracy(problem: Problem, completions: Sequence[Response]) -> list[float]:
     """1 for the gold answer, 0 for any other and for none."""
-    return [
-        float(is_correct(problem, completion.text, lenient, reasoning_ends))
-        for completion in completions
-    ]
+    return [float(completion.correct) for completion in completions]
 
 
-def format_reward(
-    problem: Problem,
-    completions: Sequence[Response],
-    reasoning_ends: Sequence[str] = REASONING_ENDS,
-) -> list[float]:
+def format_reward(problem: Problem, completions: Sequence[Response]) -> list[float]:
     r"""1 for exactly one non-empty `\boxed{}` that stands in the last paragraph, 0 otherwise.
 
     The box has its place after the reasoning: an answer that comes first, or a box for every
     intermediate result, is not the format.
     """
     return [
-        float(_box_in_place(after_reasoning(completion.text, reasoning_ends).rstrip()))
-        for completion in completions
+        float(_box_in_place(completion.conclusion.rstrip())) for completion in completions
     ]
 
 
@@ -119,8 +112,6 @@ def cosine(
     right_long: float = 0.1,
     wrong_short: float = -1.0,
     wrong_long: float = -0.1,
-    lenient: bool = False,
-    reasoning_ends: Sequence[str] = REASONING_ENDS,
 ) -> list[float]:
     """Right answers earn less the longer they are, wrong ones lose less (arXiv 2502.03373;
     settings of 2507.08267).
@@ -132,19 +123,14 @@ def cosine(
     """
     rewards = []
     for completion in completions:
-        right = is_correct(problem, completion.text, lenient, reasoning_ends)
-        short, long = (right_short, right_long) if right else (wrong_short, wrong_long)
+        ends = (right_short, right_long) if completion.correct else (wrong_short, wrong_long)
+        short, long = ends
         share = min(1.0, len(completion.text) / max_length)
         rewards.append(long + (short - long) / 2 * (1 + math.cos(math.pi * share)))
     return rewards
 
 
-def group_length(
-    problem: Problem,
-    completions: Sequence[Response],
-    lenient: bool = False,
-    reasoning_ends: Sequence[str] = REASONING_ENDS,
-) -> list[float]:
+def group_length(problem: Problem, completions: Sequence[Response]) -> list[float]:
     """Shorter than the others of the group is better (Kimi 1.5, arXiv 2501.12599): λ for
     right, min(0, λ) for wrong.
 
@@ -157,13 +143,9 @@ def group_length(
     if not spread:
         return [0.0] * len(completions)
     lambdas = [0.5 - (length - shortest) / spread for length in lengths]
-    right = (
-        is_correct(problem, completion.text, lenient, reasoning_ends)
-        for completion in completions
-    )
     return [
-        value if correct else min(0.0, value)
-        for value, correct in zip(lambdas, right, strict=True)
+        value if completion.correct else min(0.0, value)
+        for value, completion in zip(lambdas, completions, strict=True)
     ]
 
 
@@ -239,8 +221,8 @@ class RewardSet:
     """The weighted sum of named rewards: `reward_set(problem, completions)` gives a dict for
     each completion.
 
-    `params` holds parameters by reward name, `lenient` and `reasoning_ends` are passed on to
-    every function that takes them. Each dict has all components by name, unweighted, and
+    `params` holds parameters by reward name; `lenient` and `reasoning_ends` say how answers are
+    found, as in `extract_answer`. Each dict has all components by name, unweighted, and
     "total". ValueError for a name or parameter that does not exist.
     """
 
@@ -260,10 +242,9 @@ class RewardSet:
                 raise ValueError(
                     f"parameters for the reward {name!r}, which has no weight: give it one, or drop them"
                 )
-        grading = {"lenient": lenient, "reasoning_ends": tuple(reasoning_ends)}
-        self.functions = {
-            name: _bind(name, params.get(name, {}), grading) for name in self.weights
-        }
+        self.lenient = lenient
+        self.reasoning_ends = tuple(reasoning_ends)
+        self.functions = {name: _bind(name, params.get(name, {})) for name in self.weights}
 
     def __call__(
         self, problem: Problem, completions: Sequence[Response]
@@ -271,7 +252,8 @@ class RewardSet:
         """One dict of components and "total" for each completion of the group. ValueError
         without a gold answer.
         """
-        columns = [function(problem, completions) for function in self.functions.values()]
+        graded = [self._grade(problem, completion) for completion in completions]
+        columns = [function(problem, graded) for function in self.functions.values()]
         rows = [
             dict(zip(self.functions, values, strict=True))
             for values in zip(*columns, strict=True)
@@ -281,28 +263,30 @@ class RewardSet:
             for row in rows
         ]
 
+    def _grade(self, problem: Problem, completion: Response) -> Response:
+        text = completion.text
+        return Response(
+            text,
+            completion.length,
+            completion.finished,
+            is_correct(problem, text, self.lenient, self.reasoning_ends),
+            after_reasoning(text, self.reasoning_ends),
+        )
 
-def _bind(
-    name: str, params: Mapping[str, Any], grading: Mapping[str, Any]
-) -> RewardFunction:
+
+def _bind(name: str, params: Mapping[str, Any]) -> RewardFunction:
     function = REWARDS[name]
-    taken = list(inspect.signature(function).parameters)[2:]
-    known = [parameter for parameter in taken if parameter not in grading]
+    known = list(inspect.signature(function).parameters)[2:]
     for parameter, value in params.items():
         _check_known(parameter, known, f"parameter of the reward {name!r}")
         if parameter in _POSITIVE and not value > 0:
             raise ValueError(
                 f"the parameter {parameter!r} of the reward {name!r} is {value}: it must be above 0"
             )
-    return partial(
-        function,
-        **{option: value for option, value in grading.items() if option in taken}
-        | dict(params),
-    )
+    return partial(function, **params)
 
 
 def _check_known(name: str, known: Iterable[str], what: str) -> None:
-    known = list(known)
     if name not in known:
         hint = (
             f"{did_you_mean(name, known)} known: {', '.join(known)}"

@@ -10,14 +10,25 @@ from hypothesis import strategies as st
 
 from nanomath.data.problem import Problem
 from nanomath.rewards import REWARDS, Response, RewardSet, is_correct
+from nanomath.rewards.extraction import after_reasoning
 
 PROBLEM = Problem("p1", "What is 2 + 3?", "5")
 RIGHT, WRONG = r"So \boxed{5}", r"So \boxed{6}"
 LENGTHS = st.lists(st.integers(1, 50), min_size=1, max_size=8)
 
 
+def graded(text: str, length: int = 1) -> Response:
+    """What `RewardSet` makes of a completion of PROBLEM before the rewards see it."""
+    return Response(
+        text,
+        length,
+        correct=is_correct(PROBLEM, text),
+        conclusion=after_reasoning(text),
+    )
+
+
 def group(*texts: str) -> list[Response]:
-    return [Response(text, len(text.split())) for text in texts]
+    return [graded(text, len(text.split())) for text in texts]
 
 
 def test_accuracy_and_is_correct():
@@ -27,7 +38,8 @@ def test_accuracy_and_is_correct():
         0.0,
         0.0,
     ]
-    assert REWARDS["accuracy"](PROBLEM, group("I get 5"), lenient=True) == [1.0]
+    (row,) = RewardSet({"accuracy": 1.0}, lenient=True)(PROBLEM, group("I get 5"))
+    assert row["accuracy"] == 1.0
     assert is_correct(PROBLEM, "The answer is 5.0") and not is_correct(PROBLEM, "it is 5")
 
 
@@ -49,7 +61,7 @@ def test_format(text: str, reward: float):
 
 
 def padded(text: str, length: int) -> Response:
-    return Response("." * (length - len(text)) + text, length=1)
+    return graded("." * (length - len(text)) + text)
 
 
 def test_cosine_at_its_ends_and_in_the_middle():
@@ -81,11 +93,11 @@ def test_cosine_is_monotone_in_length(a: int, b: int):
 
 def test_group_length_by_hand():
     responses = [
-        Response(RIGHT, 10),
-        Response(RIGHT, 20),
-        Response(RIGHT, 30),
-        Response(WRONG, 10),
-        Response(WRONG, 30),
+        graded(RIGHT, 10),
+        graded(RIGHT, 20),
+        graded(RIGHT, 30),
+        graded(WRONG, 10),
+        graded(WRONG, 30),
     ]
     assert REWARDS["group_length"](PROBLEM, responses) == [0.5, 0.0, -0.5, 0.0, -0.5]
     assert REWARDS["group_length"](PROBLEM, responses[:1] * 3) == [0.0, 0.0, 0.0]
@@ -94,13 +106,13 @@ def test_group_length_by_hand():
 @settings(deadline=None, max_examples=50)
 @given(LENGTHS)
 def test_group_length_properties(lengths: list[int]):
-    right = REWARDS["group_length"](PROBLEM, [Response(RIGHT, length) for length in lengths])
-    wrong = REWARDS["group_length"](PROBLEM, [Response(WRONG, length) for length in lengths])
+    right = REWARDS["group_length"](PROBLEM, [graded(RIGHT, length) for length in lengths])
+    wrong = REWARDS["group_length"](PROBLEM, [graded(WRONG, length) for length in lengths])
     assert wrong == [min(0.0, value) for value in right]
     if len(set(lengths)) > 1:
         assert max(right) == 0.5 and min(right) == -0.5
         mirrored = [
-            Response(RIGHT, max(lengths) + min(lengths) - length) for length in lengths
+            graded(RIGHT, max(lengths) + min(lengths) - length) for length in lengths
         ]
         assert sum(right) + sum(REWARDS["group_length"](PROBLEM, mirrored)) == pytest.approx(
             0

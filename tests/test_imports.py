@@ -132,8 +132,10 @@ def test_every_promised_name_is_there():
 def test_transformers_works_beside_our_kernels():
     """transformers looks for a distribution that is called `kernels` as well."""
     done = run(
-        "import kernels, kernels.philox; from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM;"
-        "LlamaForCausalLM(LlamaConfig(vocab_size=8, hidden_size=8, intermediate_size=8, num_hidden_layers=1,"
+        "import kernels, kernels.philox; from transformers import AutoModelForCausalLM, "
+        "LlamaConfig, LlamaForCausalLM;"
+        "LlamaForCausalLM(LlamaConfig(vocab_size=8, hidden_size=8, intermediate_size=8, "
+        "num_hidden_layers=1,"
         "num_attention_heads=1)).generate(max_new_tokens=1, do_sample=False)"
     )
     assert done.returncode == 0, done.stderr

@@ -33,7 +33,8 @@ def parameters(function) -> dict[str, object]:
 def test_importing_loads_nothing_heavy_and_any_name_loads_on_demand():
     code = (
         "import sys, nanomath;"
-        "heavy = {'torch', 'numpy', 'sympy', 'tokenizers', 'jinja2', 'huggingface_hub', 'tqdm', 'transformers'};"
+        "heavy = {'torch', 'numpy', 'sympy', 'tokenizers', 'jinja2', 'huggingface_hub', "
+        "'tqdm', 'transformers'};"
         "assert not heavy & set(sys.modules), heavy & set(sys.modules);"
         "from nanomath import extract_answer, answers_equal;"
         "assert answers_equal('7', extract_answer('so it is \\\\boxed{7}'))"

@@ -43,7 +43,8 @@ def main(argv: list[str]) -> int:
     words = [word for word in argv if not word.startswith("-") and "=" not in word]
     if not {"-h", "--help"} & set(argv) and (len(words) < 2 or "" in words[:2]):
         raise ValueError(
-            "eval needs a model and a problem set: python -m nanomath eval MODEL DATA [key=value ...]"
+            "eval needs a model and a problem set: python -m nanomath eval MODEL DATA "
+            "[key=value ...]"
         )
     for word in words[:2]:
         argv.remove(word)
@@ -110,13 +111,15 @@ def print_report(report: Report, config: settings.EvalConfig) -> None:
     metrics = report.metrics()
     sampling = config.sampling
     print(
-        f"{config.model.path} on {config.problems.source}: {len(report.graded)} problems x {config.evaluation.samples} "
+        f"{config.model.path} on {config.problems.source}: {len(report.graded)} problems x "
+        f"{config.evaluation.samples} "
         f"samples at temperature {sampling.temperature:g}"
     )
     for name, score in {**report.scores, **report.breakdown}.items():
         print(f"  {name:16} {score}")
     print(
-        f"  {metrics['heldout/length']:.0f} tokens a completion; {metrics['heldout/truncated']:.1%} cut at "
+        f"  {metrics['heldout/length']:.0f} tokens a completion; "
+        f"{metrics['heldout/truncated']:.1%} cut at "
         f"{sampling.max_new_tokens} tokens; no answer found in {metrics['heldout/no_answer']:.1%}"
     )
     if metrics["heldout/no_answer"] == 1:

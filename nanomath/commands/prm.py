@@ -108,7 +108,8 @@ def label(argv: list[str]) -> int:
         known = {s.question for s in load_labelled(save)}
         left = [problem for problem in problems if problem.question not in known]
         say(
-            f"{save} has solutions of {len(problems) - len(left)} of the {len(problems)} problems already"
+            f"{save} has solutions of {len(problems) - len(left)} of the {len(problems)} "
+            "problems already"
         )
     model, tokenizer = build_model(config.model, options.seed)
     template = build_template(config.prompt)
@@ -210,7 +211,8 @@ def train(argv: list[str]) -> int:
     seed = config.run.seed
     if not section.train or not section.heldout:
         raise ValueError(
-            "prm.train and prm.heldout must name files of labelled solutions: see nanomath prm label"
+            "prm.train and prm.heldout must name files of labelled solutions: see nanomath "
+            "prm label"
         )
     if not config.model.path:
         raise ValueError(
@@ -259,7 +261,8 @@ def build_prm(
         prm = load_prm(place, choose_device(section.device), getattr(torch, section.dtype))
         if not isinstance(prm.format, FORMATS[format]):
             raise ValueError(
-                f"{place} is a PRM of the format {type(prm.format).__name__}, not prm.format = {format!r}"
+                f"{place} is a PRM of the format {type(prm.format).__name__}, not "
+                f"prm.format = {format!r}"
             )
     else:
         prm = new_prm(*build_model(section, seed, path), FORMATS[format](), seed)

@@ -74,7 +74,8 @@ class ModelConfig:
     def __post_init__(self) -> None:
         if self.num_heads % self.num_kv_heads:
             raise ValueError(
-                f"{self.num_heads} query heads cannot share {self.num_kv_heads} key/value heads evenly"
+                f"{self.num_heads} query heads cannot share {self.num_kv_heads} key/value "
+                "heads evenly"
             )
         if self.head_dim % 2:
             raise ValueError(
@@ -207,7 +208,8 @@ def _rope(hf: dict[str, Any]) -> tuple[float, dict[str, Any] | None]:
         raise ValueError(f"RoPE scaling {kind!r} lacks {', '.join(lacking)}")
     if nested := [key for key, value in rope.items() if isinstance(value, dict)]:
         raise ValueError(
-            f"unsupported RoPE settings for {nested[0]!r:.60} alone: nanomath has one kind in a model"
+            f"unsupported RoPE settings for {nested[0]!r:.60} alone: nanomath has one kind "
+            "in a model"
         )
     theta = number(
         _given(rope, "rope_theta", _given(hf, "rope_theta", 10000.0)), "rope_theta"
@@ -254,7 +256,8 @@ def _sliding_window(hf: dict[str, Any], family: str, layers: int) -> int | None:
         kinds = set(types)
     if kinds not in ({"full_attention"}, {"sliding_attention"}):
         raise ValueError(
-            f"unsupported mixture of layers ({', '.join(sorted(kinds)):.60}): nanomath has one kind in a model"
+            f"unsupported mixture of layers ({', '.join(sorted(kinds)):.60}): nanomath has "
+            "one kind in a model"
         )
     window = hf.get("sliding_window")
     if window is None or kinds == {"full_attention"}:

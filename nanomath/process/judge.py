@@ -31,10 +31,12 @@ from nanomath.rollout.episodes import Groups
 MARKS = ("1", "2", "3", "4", "5")
 POINTWISE = (
     "Here is a problem and a solution.\n\nProblem: {question}\n\nSolution: {first}\n\n"
-    "How clear and well explained is the solution? Answer with a mark from 1 (worst) to 5 (best), and nothing else."
+    "How clear and well explained is the solution? Answer with a mark from 1 (worst) to 5 "
+    "(best), and nothing else."
 )
 PAIRWISE = (
-    "Here is a problem with two solutions.\n\nProblem: {question}\n\nSolution A: {first}\n\nSolution B: {second}\n\n"
+    "Here is a problem with two solutions.\n\nProblem: {question}\n\nSolution A: "
+    "{first}\n\nSolution B: {second}\n\n"
     "Which solution is clearer and better explained? Answer with A or B, and nothing else."
 )
 # A judge whose possible answers have less of the probability does not answer the question.
@@ -115,7 +117,8 @@ class Judge:
         )
         if (mass := self.masses.pop()) < LEAST_MASS:
             raise ValueError(
-                f"the judge gives A and B {mass:.2%} of the probability: it does not answer the question; take a model "
+                f"the judge gives A and B {mass:.2%} of the probability: it does not answer "
+                "the question; take a model "
                 "that follows instructions"
             )
 

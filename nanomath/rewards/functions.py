@@ -76,7 +76,8 @@ def is_right(problem: Problem, answer: str | None) -> bool:
     """
     if not problem.answer.strip():
         raise ValueError(
-            f"problem {problem.id!r} has no gold answer: a missing gold answer is an error, never a reward"
+            f"problem {problem.id!r} has no gold answer: a missing gold answer is an error, "
+            "never a reward"
         )
     return answer is not None and answers_equal(problem.answer, answer)
 
@@ -240,7 +241,8 @@ class RewardSet:
         for name in params:
             if name not in self.weights:
                 raise ValueError(
-                    f"parameters for the reward {name!r}, which has no weight: give it one, or drop them"
+                    f"parameters for the reward {name!r}, which has no weight: give it one, "
+                    "or drop them"
                 )
         self.lenient = lenient
         self.reasoning_ends = tuple(reasoning_ends)

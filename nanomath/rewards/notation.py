@@ -48,14 +48,17 @@ def _pairs(text: str) -> dict[str, str]:
 
 
 _SYMBOLS = _pairs(
-    "× * · * ⋅ * ∗ * ∙ * ÷ / ⁄ / ∕ / − - ≤ <= ⩽ <= ≦ <= ≥ >= ⩾ >= ≧ >= ≠ != 、 , 。 . ⟨ ( ⟩ ) ′ ' ’ ' ∶ : ✕ * ✖ *"
+    "× * · * ⋅ * ∗ * ∙ * ÷ / ⁄ / ∕ / − - ≤ <= ⩽ <= ≦ <= ≥ >= ⩾ >= ≧ >= ≠ != 、 , 。 . ⟨ ( ⟩ ) "
+    "′ ' ’ ' ∶ : ✕ * ✖ *"
 ) | {
     char: f"\\{name} "
     for char, name in _pairs(
-        "√ sqrt ∛ sqrt[3] ∞ infty ± pm ∓ mp ≈ approx ∪ cup ∩ cap ∈ in ∉ notin ⊂ subset ⊆ subseteq ∅ emptyset "
+        "√ sqrt ∛ sqrt[3] ∞ infty ± pm ∓ mp ≈ approx ∪ cup ∩ cap ∈ in ∉ notin ⊂ subset ⊆ "
+        "subseteq ∅ emptyset "
         "∖ setminus ⌊ lfloor ⌋ rfloor ⌈ lceil ⌉ rceil "
         "∠ angle △ triangle ∆ triangle ≡ equiv ∣ mid ∤ nmid ∥ parallel ⊥ perp ≅ cong "
-        "∼ sim ∑ sum ∏ prod ∫ int ∂ partial → to ∀ forall ∃ exists ° degree º degree ˚ degree € euro £ pound ¥ yen "
+        "∼ sim ∑ sum ∏ prod ∫ int ∂ partial → to ∀ forall ∃ exists ° degree º degree ˚ "
+        "degree € euro £ pound ¥ yen "
         "¢ cent λ lambda Λ Lambda"
     ).items()
 }
@@ -79,7 +82,8 @@ _NAMES = {
     r"\ldots ": "dots cdots dotsc dotsb dotso",
     " ": "enspace thinspace",
     "": "left right middle big Big bigg Bigg bigl Bigl biggl Biggl bigr Bigr biggr Biggr displaystyle textstyle limits "
-    "nolimits tiny small normalsize large Large LARGE huge Huge bf rm it sf tt boldsymbol bm pmb scriptstyle emph",
+    "nolimits tiny small normalsize large Large LARGE huge Huge bf rm it sf tt boldsymbol "
+    "bm pmb scriptstyle emph",
 }
 _COMMANDS = {name: plain for plain, names in _NAMES.items() for name in names.split()}
 _END = r"(?![a-zA-Z])"  # of a LaTeX command

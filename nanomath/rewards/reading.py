@@ -390,7 +390,8 @@ _CONGRUENCE = re.compile(
     rf"(?P<mod>{_MODULO})(?P<modulus>[^{{}}()=,;]+?)[)}}]?"
 )
 _CHOICE = re.compile(
-    r"(?:(?:[Oo]ption|[Cc]hoice) )?\(?(?P<letter>[A-J])(?:\)|[.:]|(?:\)|[.:] | - (?=[a-z]{2})|: ?)(?P<label>.*))?",
+    r"(?:(?:[Oo]ption|[Cc]hoice) )?\(?(?P<letter>[A-J])(?:\)|[.:]|(?:\)|[.:] | - "
+    r"(?=[a-z]{2})|: ?)(?P<label>.*))?",
     re.DOTALL,
 )
 _NO_LABEL = re.compile(

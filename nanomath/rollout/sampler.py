@@ -144,7 +144,8 @@ class Sampler:
         fit = int(MEMORY_SHARE * free) // each
         if fit < 1:
             raise MemoryError(
-                f"a sequence of {longest + width} tokens needs {each / 2**30:.2f} GiB of keys and values, and {device} "
+                f"a sequence of {longest + width} tokens needs {each / 2**30:.2f} GiB of "
+                f"keys and values, and {device} "
                 f"has {free / 2**30:.2f} GiB free: take a lower max_new_tokens or shorter prompts"
             )
         if fit < self.slots:
@@ -522,7 +523,8 @@ class _Run:
             (prompt, number) = divmod(int(bad[0, 0]), self.n)
             token = int(bad[0, 1])
             raise FloatingPointError(
-                f"the logprob of token {token} of sample {number} of prompt {prompt} is {logprobs[*bad[0]].item()}"
+                f"the logprob of token {token} of sample {number} of prompt {prompt} is "
+                f"{logprobs[*bad[0]].item()}"
             )
 
 

@@ -262,7 +262,8 @@ class Trainer:
                 f"{place}: held-out {name}"
                 + (f" at temperature {sampling.temperature:g}" if sampling else ""),
                 *(f"  {line}" for line in lines),
-                f"  every step: {place}/metrics.jsonl   the model: {place}/checkpoints/step-{measured[-1]['step']}",
+                f"  every step: {place}/metrics.jsonl   the model: "
+                f"{place}/checkpoints/step-{measured[-1]['step']}",
                 *(f"  {line.replace('RUN', str(place))}" for line in self.use),
             ]
         )

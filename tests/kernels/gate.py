@@ -204,7 +204,8 @@ def main(module: str, *sms: str) -> None:
             if show:
                 c, faults = compiled, "; ".join(compiled.faults())
                 print(
-                    f"{c.case:40} {c.kernel:22} sm_{c.sm:<4} {c.registers:4} regs {c.warps:2} warps "
+                    f"{c.case:40} {c.kernel:22} sm_{c.sm:<4} {c.registers:4} regs "
+                    f"{c.warps:2} warps "
                     f"{c.shared:7} B {','.join(c.mma):8} {faults}",
                     flush=True,
                 )

@@ -147,7 +147,8 @@ def test_a_scorer_that_is_hacked():
         lines(60, accuracy=ramp((40, 0.5), (41, 0.1)), prm=ramp((40, 0.25), (41, 0.75)))
     )
     assert text == (
-        "PRM reward rises while accuracy falls: reward/prm from 0.250 to 0.750, accuracy from 50.0% to 10.0% since "
+        "PRM reward rises while accuracy falls: reward/prm from 0.250 to 0.750, accuracy "
+        "from 50.0% to 10.0% since "
         "step 10"
     )
 

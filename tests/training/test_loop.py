@@ -291,14 +291,16 @@ def test_the_phase_is_where_the_error_came_from(tmp_path, module, phase):
         (MemoryError(), "out of memory"),
         (
             RuntimeError(
-                "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: you tried "
+                "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't "
+                "allocate memory: you tried "
                 "to allocate 3221225472 bytes. Error code 12 (Cannot allocate memory)"
             ),
             "out of memory: 3.00 GiB asked for",
         ),
         (
             RuntimeError(
-                "CUDA out of memory. Tried to allocate 20.50 GiB. GPU 0 has a total capacity of 7.79 GiB"
+                "CUDA out of memory. Tried to allocate 20.50 GiB. GPU 0 has a total "
+                "capacity of 7.79 GiB"
             ),
             "out of memory: 20.5 GiB asked for",
         ),

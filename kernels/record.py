@@ -22,7 +22,9 @@ BLOCK = 128
 Drawn = tuple[Tensor, Tensor, Tensor]
 
 
-def record(drawn: Drawn, state: Sequence[Tensor], eos: Tensor) -> None:
+def record(
+    drawn: Drawn, state: Sequence[Tensor], eos: Tensor, form: str | None = None
+) -> None:
     """Record what was drawn: tokens int64 [n], their logprobs and sampling logprobs float32
     [n]; all in place.
 
@@ -30,25 +32,10 @@ def record(drawn: Drawn, state: Sequence[Tensor], eos: Tensor) -> None:
     bool, each [n]; and what is written, tokens int64, logprobs and sampling logprobs float32,
     each [n, width + 1]. eos int64 [k].
     """
-    run = record_triton if runs_triton(eos) else record_reference
-    run(drawn, state, eos)
-
-
-def record_reference(drawn: Drawn, state: Sequence[Tensor], eos: Tensor) -> None:
-    """`record` in PyTorch."""
-    token, position, count, limit, done, *written = state
-    going = ~done
-    column = torch.where(done, written[0].shape[1] - 1, count)[:, None]
-    for matrix, values in zip(written, drawn, strict=True):
-        matrix.scatter_(1, column, values[:, None])
-    count += going
-    position += going
-    done |= drawn[0][:, None].eq(eos).any(1) | (count >= limit)
-    token.copy_(drawn[0])
-
-
-def record_triton(drawn: Drawn, state: Sequence[Tensor], eos: Tensor) -> None:
-    """`record` in one launch."""
+    form = form or ("triton" if runs_triton(eos) else "reference")
+    if form == "reference":
+        record_reference(drawn, state, eos)
+        return
     if not all(tensor.is_contiguous() for tensor in (*drawn, *state)):
         raise ValueError("the rows' state must be contiguous: it is changed in place")
     rows = len(drawn[0])
@@ -58,6 +45,19 @@ def record_triton(drawn: Drawn, state: Sequence[Tensor], eos: Tensor) -> None:
         _record_kernel[grid](
             *drawn, *state, eos, rows, columns, EOS=len(eos), BLOCK=BLOCK, num_warps=4
         )
+
+
+def record_reference(drawn: Drawn, state: Sequence[Tensor], eos: Tensor) -> None:
+    """Do what `record` does in PyTorch."""
+    token, position, count, limit, done, *written = state
+    going = ~done
+    column = torch.where(done, written[0].shape[1] - 1, count)[:, None]
+    for matrix, values in zip(written, drawn, strict=True):
+        matrix.scatter_(1, column, values[:, None])
+    count += going
+    position += going
+    done |= drawn[0][:, None].eq(eos).any(1) | (count >= limit)
+    token.copy_(drawn[0])
 
 
 @jit

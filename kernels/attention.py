@@ -1,7 +1,8 @@
 """Attention of single query tokens over a paged KV cache: decoding, prefill, and any mixture
 of the two.
 
-    o_m = sum_t softmax_t(q_m . k_t / sqrt(E)) v_t   over positions max(0, length_m - window) <= t < length_m
+    o_m = sum_t softmax_t(q_m . k_t / sqrt(E)) v_t
+          over positions max(0, length_m - window) <= t < length_m
 
 Split-KV as in Flash-Decoding (Dao et al., 2023), with online softmax (arXiv 1805.02867) inside
 a split. Program (tile of rows, KV head, page) computes the normalised o and the log2-sum-exp
@@ -60,7 +61,7 @@ def new_pages(
     dtype: torch.dtype,
     device: torch.device,
 ) -> tuple[Tensor, Tensor]:
-    """Return room for keys and for values, [*shape, K, PAGE, E] each; what they hold is undefined."""
+    """Return uninitialised room for keys and for values, [*shape, K, PAGE, E] each."""
     page = page_size(device)
     keys, values = (
         torch.empty(*shape, kv_heads, page, head_dim, dtype=dtype, device=device)
@@ -202,14 +203,15 @@ def _launch(q, slot, length, out, cache: Pages, window: int, tiles, shared) -> N
         for rows_each in sorted({width, 1}, reverse=True):
             block_m = max(16, triton.next_power_of_2(rows_each * groups))
             _split_kernel[(named // rows_each, kv_heads, pages)](
-                some, *cache, some_slot, some_length, tiles, shared, partial, lse, dim**-0.5 * LOG2_E, window, pages,
-                KV_HEADS=kv_heads, GROUPS=groups, E=dim, BLOCK_E=block_e, ROWS=rows_each, WIDTH=width, PAGE=PAGE,
-                BLOCK_M=block_m, UPCAST=INTERPRETED, enable_fp_fusion=True,
-                **split_config(block_m, block_e, q.element_size()),
+                some, *cache, some_slot, some_length, tiles, shared, partial, lse, dim**-0.5 *
+                LOG2_E, window, pages, KV_HEADS=kv_heads, GROUPS=groups, E=dim,
+                BLOCK_E=block_e, ROWS=rows_each, WIDTH=width, PAGE=PAGE, BLOCK_M=block_m,
+                UPCAST=INTERPRETED, enable_fp_fusion=True, **split_config(block_m, block_e,
+                q.element_size()),
             )  # fmt: skip
         _merge_kernel[(len(some), heads)](
-            partial, lse, some_length, some_out, window, PAGES=pages, HEADS=heads, E=dim, BLOCK_E=block_e,
-            PAGE=PAGE, STEP=MERGE, num_warps=2, enable_fp_fusion=True,
+            partial, lse, some_length, some_out, window, PAGES=pages, HEADS=heads, E=dim,
+            BLOCK_E=block_e, PAGE=PAGE, STEP=MERGE, num_warps=2, enable_fp_fusion=True,
         )  # fmt: skip
 
 
@@ -227,9 +229,10 @@ def split_config(block_m: int, dim: int, itemsize: int) -> dict[str, int]:
 
 @jit
 def _split_kernel(
-    q, key_pages, value_pages, page_table, slot, length, tiles, shared, partial, lse, scale, window, pages,
-    KV_HEADS: tl.constexpr, GROUPS: tl.constexpr, E: tl.constexpr, BLOCK_E: tl.constexpr, ROWS: tl.constexpr,
-    WIDTH: tl.constexpr, PAGE: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, UPCAST: tl.constexpr,
+    q, key_pages, value_pages, page_table, slot, length, tiles, shared, partial, lse, scale,
+    window, pages, KV_HEADS: tl.constexpr, GROUPS: tl.constexpr, E: tl.constexpr, BLOCK_E:
+    tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr, PAGE: tl.constexpr, BLOCK_M:
+    tl.constexpr, BLOCK_N: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
     """ROWS query tokens x GROUPS heads against one page of a KV head. Neighbouring programs
     take neighbouring rows, not pages: samples of one prompt then read its pages at the same

@@ -1,7 +1,8 @@
 """The end of a decoding step, and of a trainer's forward pass: from the last states to tokens,
 logprobs and entropies.
 
-    z = W h / temperature,   log pi(y) = z_y - log sum_v exp z_v,   H = log sum_v exp z_v - sum_v pi(v) z_v
+    z = W h / temperature,   log pi(y) = z_y - log sum_v exp z_v
+    H = log sum_v exp z_v - sum_v pi(v) z_v
 
 A token is drawn by inverting the cumulative distribution twice: u_1 chooses a block of BLOCK
 neighbouring tokens by the blocks' masses, u_2 one of the tokens in it. Two uniform numbers a
@@ -145,7 +146,8 @@ def _rows_cpu(
     )
     if not given or token.shape != logits.shape[:1] or token.dtype != torch.int64:
         raise ValueError(
-            f"token {token.dtype} {list(token.shape)} or softmax do not fit logits {list(logits.shape)}"
+            f"token {token.dtype} {list(token.shape)} or softmax "
+            f"do not fit logits {list(logits.shape)}"
         )
     found = torch.empty(3, len(logits))
     u = None if u is None else u.float().contiguous()
@@ -271,15 +273,16 @@ def _launch(
             UPCAST=INTERPRETED, enable_fp_fusion=True, **cut,
         )  # fmt: skip
         _choose_kernel[(len(h),)](
-            parts, v, y, *out, blocks, mode, BLOCK, triton.next_power_of_2(blocks), enable_fp_fusion=True,
+            parts, v, y, *out, blocks, mode, BLOCK, triton.next_power_of_2(blocks),
+            enable_fp_fusion=True,
         )  # fmt: skip
     return token, logprob, entropy, logsumexp
 
 
 @jit
 def logits_tile(
-    hidden, weight, n, vocabulary, D: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, INNER: tl.constexpr,
-    UPCAST: tl.constexpr,
+    hidden, weight, n, vocabulary, D: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+    INNER: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
     """This program's rows, columns, and the products of hidden's rows with weight's, added up
     in float32.

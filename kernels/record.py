@@ -1,7 +1,8 @@
 """The end of a decoding step: what each row drew is written down, and the row goes on or is
 done.
 
-    written_m[count_m] = drawn_m,   count_m += 1,   position_m += 1,   done_m = drawn_m in eos or count_m >= limit_m
+    written_m[count_m] = drawn_m,   count_m += 1,   position_m += 1
+    done_m = drawn_m in eos or count_m >= limit_m
 
 A row that was done before stays as it is, and writes into a spare last column. PyTorch takes a
 dozen small operations for this, which in a CUDA graph are as many kernels; here it is one
@@ -62,8 +63,8 @@ def record_reference(drawn: Drawn, state: Sequence[Tensor], eos: Tensor) -> None
 
 @jit
 def _record_kernel(
-    drawn, logprob, sampling_logprob, token, position, count, limit, done, tokens, logprobs, sampling_logprobs, eos,
-    rows, columns, EOS: tl.constexpr, BLOCK: tl.constexpr,
+    drawn, logprob, sampling_logprob, token, position, count, limit, done, tokens, logprobs,
+    sampling_logprobs, eos, rows, columns, EOS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     here = row < rows

@@ -1,6 +1,6 @@
 """The residual sum and the norm that follows it.
 
-    r = x + delta,   y = w * r / sqrt(mean(r^2) + eps)                                             (arXiv 1910.07467)
+    r = x + delta,   y = w * r / sqrt(mean(r^2) + eps)   (arXiv 1910.07467)
 
 r is rounded to the model's dtype before it is normalised, the mean is taken in float32, and
 the quotient is rounded before the weight, as in the model's own code. One program a row, the

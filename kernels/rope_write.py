@@ -76,8 +76,9 @@ def rope_write(
     if rows:
         grid = (rows, triton.cdiv(heads + 2 * kv_heads, BLOCK))
         _rope_write_kernel[grid](
-            *read, *norms, q, keys, values, table, eps, columns, HEADS=heads, KV_HEADS=kv_heads, E=dim,
-            HALF=triton.next_power_of_2(dim // 2), PAGE=size, BLOCK=BLOCK, num_warps=2, enable_fp_fusion=False,
+            *read, *norms, q, keys, values, table, eps, columns, HEADS=heads,
+            KV_HEADS=kv_heads, E=dim, HALF=triton.next_power_of_2(dim // 2), PAGE=size,
+            BLOCK=BLOCK, num_warps=2, enable_fp_fusion=False,
         )  # fmt: skip
     return q
 
@@ -119,9 +120,9 @@ def _rounded(x, DTYPE: tl.constexpr):
 
 @jit
 def _rope_write_kernel(
-    qkv, position, slot, cos, sin, q_weight, k_weight, q, key_pages, value_pages, page_table, eps, pages,
-    HEADS: tl.constexpr, KV_HEADS: tl.constexpr, E: tl.constexpr, HALF: tl.constexpr, PAGE: tl.constexpr,
-    BLOCK: tl.constexpr,
+    qkv, position, slot, cos, sin, q_weight, k_weight, q, key_pages, value_pages, page_table,
+    eps, pages, HEADS: tl.constexpr, KV_HEADS: tl.constexpr, E: tl.constexpr, HALF:
+    tl.constexpr, PAGE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """BLOCK of the HEADS + 2 KV_HEADS heads of one row. An idle row computes with zeros, and
     stores only its q.

@@ -36,9 +36,10 @@ def swiglu(gate_up: Tensor, form: str | None = None) -> Tensor:
 
 
 def swiglu_reference(gate_up: Tensor) -> Tensor:
-    """Compute `swiglu` in PyTorch, of [.., 2 F]. On a CPU F.silu rounds the elements at the end of a
-    thread's share otherwise than the rest, so its bits depend on the number of rows and
-    threads; those of the other forms do not.
+    """Compute `swiglu` in PyTorch, of [.., 2 F].
+
+    On a CPU F.silu rounds the elements at the end of a thread's share otherwise than the rest,
+    so its bits depend on the number of rows and threads; those of the other forms do not.
     """
     gate, up = gate_up.chunk(2, dim=-1)
     return F.silu(gate) * up

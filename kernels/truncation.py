@@ -3,7 +3,8 @@
 With the logits z and the weights w = exp((z - max z) / temperature),
 
     top-k keeps the tokens whose logit is at least the k-th largest;
-    top-p keeps, of these, the fewest likeliest whose weights add up to at least top_p times those of all of these;
+    top-p keeps, of these, the fewest likeliest whose weights add up to at least top_p times
+        those of all of these;
     min-p drops the tokens whose weight is below min_p times the largest.
 
 Tokens that tie with the last one kept stay as well, and the likeliest always stays. Each rule
@@ -124,9 +125,9 @@ def truncated_sample_triton(
     if n:
         tile = min(8192, max(BLOCK, triton.next_power_of_2(vocabulary)))
         _truncation_kernel[(n,)](
-            logits, u.float().contiguous(), token, full, truncated, entropy,
-            1 / temperature, top_k, top_p, math.log(min_p) if min_p else -math.inf,
-            V=vocabulary, TILE=tile, BLOCK=BLOCK, LOW=LOW_BITS[logits.dtype], TOP_K=top_k > 0, TOP_P=top_p < 1,
+            logits, u.float().contiguous(), token, full, truncated, entropy, 1 / temperature,
+            top_k, top_p, math.log(min_p) if min_p else -math.inf, V=vocabulary, TILE=tile,
+            BLOCK=BLOCK, LOW=LOW_BITS[logits.dtype], TOP_K=top_k > 0, TOP_P=top_p < 1,
             num_warps=max(1, tile // 512), enable_fp_fusion=True,
         )  # fmt: skip
     return token, full, truncated, entropy

@@ -1,7 +1,8 @@
 """Attention of single query tokens over a paged KV cache: decoding, prefill, and any mixture
 of the two.
 
-    o_m = sum_t softmax_t(q_m . k_t / sqrt(E)) v_t   over positions max(0, length_m - window) <= t < length_m
+    o_m = sum_t softmax_t(q_m . k_t / sqrt(E)) v_t
+          over positions max(0, length_m - window) <= t < length_m
 
 Split-KV as in Flash-Decoding (Dao et al., 2023), with online softmax (arXiv 1805.02867) inside
 a split. Program (tile of rows, KV head, page) computes the normalised o and the log2-sum-exp
@@ -28,12 +29,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kernels import compiled
-from kernels.backend import INTERPRETED, form, jit, tl, triton
+from kernels.backend import INTERPRETED, form_for, jit, require, tl, triton
 
 PAGE = 256  # keys in a page and in a split, on a GPU
-WIDEST_TILE = (
-    64  # rows of the largest matrix product: more would need more registers than there are
-)
+# rows of the largest matrix product: more would need more registers than there are
+WIDEST_TILE = 64
 MERGE = 8  # partial results that the merge loads at once
 LOG2_E = 1.4426950408889634  # exponentials are powers of 2: that is what the hardware has
 WORKSPACE = 256 << 20  # bytes of partial results that a launch may take
@@ -61,14 +61,15 @@ def new_pages(
     dtype: torch.dtype,
     device: torch.device,
 ) -> tuple[Tensor, Tensor]:
-    """Room for keys and for values: [*shape, K, PAGE, E] each, what they hold is undefined."""
-    shape = (*shape, kv_heads, page_size(device), head_dim)
-    room = {"dtype": dtype, "device": device}
+    """Return uninitialised room for keys and for values, [*shape, K, PAGE, E] each."""
+    page = page_size(device)
+    keys, values = (
+        torch.empty(*shape, kv_heads, page, head_dim, dtype=dtype, device=device)
+        for _ in range(2)
+    )
     if device.type == "cpu":
-        return torch.empty(*shape[:-2], *shape[:-3:-1], **room).mT, torch.empty(
-            shape, **room
-        )
-    return torch.empty(shape, **room), torch.empty(shape, **room)
+        keys = keys.view(*shape, kv_heads, head_dim, page).mT
+    return keys, values
 
 
 def rows_per_tile(heads: int, kv_heads: int) -> int:
@@ -84,9 +85,10 @@ def paged_attention(
     window: int | None = None,
     tiles: Tensor | None = None,
     shared: Tensor | None = None,
+    form: str | None = None,
 ) -> Tensor:
-    """[M, H, E] from q [M, H, E]: row m sees the first length[m] keys of slot[m], or the last
-    `window` of these.
+    """Return [M, H, E] of q [M, H, E]: row m sees the first length[m] keys of slot[m], or the
+    last `window` of these.
 
     slot, length int32 [M]; length 0 is an idle row and gives zeros. The table of pages should
     be no wider than the contexts need, for the cost grows with P. tiles int32 [n, ROWS], ROWS
@@ -94,18 +96,44 @@ def paged_attention(
     same. Together they must name every row that is not idle once. They change the result by
     rounding only.
     """
-    run = form(q, paged_attention_reference, paged_attention_triton, paged_attention_cpu)
-    return run(q, pages, slot, length, window, tiles, shared)
+    form = form or form_for(q)
+    if form == "reference":
+        return paged_attention_reference(q, pages, slot, length, window)
+    keys, values, table = pages
+    rows, heads, dim = q.shape
+    kv_heads = keys.shape[1]
+    page = PAGE if form == "triton" else compiled.PAGE
+    if form == "triton" and (dim % 16 or dim > 128):
+        raise ValueError(
+            f"head dimension {dim}: the Triton kernel has multiples of 16 up to 128"
+        )
+    require(
+        keys.shape == values.shape == (len(keys), kv_heads, page, dim)
+        and heads % kv_heads == 0,
+        f"[M, H, E] and twice [pages, K, {page}, E], H a multiple of K",
+        q=q,
+        keys=keys,
+        values=values,
+    )
+    q, table, slot, length = (tensor.contiguous() for tensor in (q, table, slot, length))
+    out = torch.empty_like(q)
+    if form == "cpu":
+        tensors = q, keys.mT, values, table, slot, length, out
+        sizes = rows, heads, kv_heads, dim, table.shape[1]
+        compiled.call("attend", q.dtype, *tensors, window or 0, *sizes)
+    else:
+        cache = Pages(keys, values, table)
+        _launch(q, slot, length, out, cache, window or 0, tiles, shared)
+    return out
 
 
-def paged_attention_reference(
-    q, pages, slot, length, window=None, tiles=None, shared=None
-) -> Tensor:
-    """`paged_attention` in PyTorch, in float32 or wider; keys and values are copied for each
-    row that sees them.
+def paged_attention_reference(q, pages, slot, length, window=None) -> Tensor:
+    """Compute `paged_attention` in PyTorch, in float32 or wider.
+
+    Keys and values are copied for each row that sees them.
     """
     size = pages.keys.shape[2]
-    (_, heads, dim) = q.shape
+    _, heads, dim = q.shape
     most = -(-int(length.max()) // size) if len(q) else 0
     place = torch.arange(most * size, device=q.device)
     wide = torch.promote_types(q.dtype, torch.float32)
@@ -114,9 +142,8 @@ def paged_attention_reference(
     for rows in length.nonzero()[:, 0].split(step):
         end = length[rows, None]
         seen = (place < end) & (place >= end - (window or most * size))  # [M, T]
-        used = (
-            pages.table[slot[rows].long(), :most].long().masked_fill(place[::size] >= end, 0)
-        )
+        used = pages.table[slot[rows].long(), :most].long()
+        used = used.masked_fill(place[::size] >= end, 0)
         keys, values = (
             cache[used]
             .transpose(1, 2)
@@ -125,83 +152,67 @@ def paged_attention_reference(
             .masked_fill(~seen[:, None, :, None], 0)
             for cache in pages[:2]
         )  # [M, K, T, E]
-        mask = seen[:, None, None]
         o = F.scaled_dot_product_attention(
-            q[rows, :, None].to(wide), keys, values, mask, enable_gqa=True
+            q[rows, :, None].to(wide), keys, values, seen[:, None, None], enable_gqa=True
         )
         out[rows] = o[:, :, 0].to(q.dtype)
     return out
 
 
-def paged_attention_cpu(
-    q, pages, slot, length, window=None, tiles=None, shared=None
-) -> Tensor:
-    """One pass over the keys of each row and one over its values."""
-    _check(q, pages, compiled.PAGE)
-    q, table, slot, length = (
-        tensor.contiguous() for tensor in (q, pages.table, slot, length)
-    )
-    out = torch.empty_like(q)
-    (rows, heads, dim) = q.shape
-    compiled.call(
-        *("attend", q.dtype, q, pages.keys.mT, pages.values, table, slot, length, out),
-        *(window or 0, rows, heads, pages.keys.shape[1], dim, table.shape[1]),
-    )
-    return out
+def _launch(q, slot, length, out, cache: Pages, window: int, tiles, shared) -> None:
+    """Write the result to `out` in two launches, with tiles three.
 
-
-def _check(q: Tensor, pages: Pages, page: int) -> None:
-    (_, heads, dim) = q.shape
-    kv_heads = pages.keys.shape[1]
-    if (
-        pages.keys.shape[1:] != (kv_heads, page, dim)
-        or heads % kv_heads
-        or pages.values.shape != pages.keys.shape
-    ):
-        shapes = f"q {list(q.shape)}, keys {list(pages.keys.shape)}, values {list(pages.values.shape)}"
-        raise ValueError(
-            f"{shapes}: expected [M, H, E] and twice [pages, K, {page}, E], H a multiple of K"
-        )
-
-
-def paged_attention_triton(
-    q, pages, slot, length, window=None, tiles=None, shared=None
-) -> Tensor:
-    """Two launches, with tiles three. The partial results take 4 (E + 1) bytes a row, query
-    head and page of the table, 135 MB for 64 rows of 32 heads over 32k keys of 128: rows are
-    worked off so many at a time that they stay within WORKSPACE. A launch with tiles is not
-    cut: its caller chooses the rows.
+    The partial results take 4 (E + 1) bytes a row, query head and page of the table, 135 MB
+    for 64 rows of 32 heads over 32k keys of 128: rows are worked off so many at a time that
+    they stay within WORKSPACE. A launch with tiles is not cut: its caller chooses the rows.
     """
-    (rows, heads, dim) = q.shape
-    kv_heads = pages.keys.shape[1]
-    if dim % 16 or dim > 128:
-        raise ValueError(
-            f"head dimension {dim}: the Triton kernel has multiples of 16 up to 128"
-        )
-    _check(q, pages, PAGE)
-    if not (pages.keys.is_contiguous() and pages.values.is_contiguous()):
+    if not (cache.keys.is_contiguous() and cache.values.is_contiguous()):
         raise ValueError(
             "keys and values must be contiguous: a copy of the cache would take too long"
         )
-    if tiles is not None and tiles.shape[1] > rows_per_tile(heads, kv_heads):
-        raise ValueError(
-            f"a tile of {tiles.shape[1]} rows: at most {rows_per_tile(heads, kv_heads)} fit"
+    rows, heads, dim = q.shape
+    pages = cache.table.shape[1]
+    kv_heads = cache.keys.shape[1]
+    groups = heads // kv_heads
+    width = 1
+    step = max(1, WORKSPACE // (4 * heads * pages * (dim + 1)))
+    if tiles is not None:
+        width = tiles.shape[1]
+        if width > rows_per_tile(heads, kv_heads):
+            raise ValueError(
+                f"a tile of {width} rows: at most {rows_per_tile(heads, kv_heads)} fit"
+            )
+        if width == 1 or q.element_size() == 4:
+            # float32 has no tensor cores to fill, and larger products need more registers
+            # than there are
+            tiles = None
+            width = 1
+        else:
+            tiles = tiles.contiguous()
+            shared = shared.contiguous()
+            step = max(1, rows)
+    block_e = triton.next_power_of_2(dim)
+    for first in range(0, rows, step):
+        some, some_slot, some_length, some_out = (
+            tensor[first : first + step] for tensor in (q, slot, length, out)
         )
-    if tiles is not None and (tiles.shape[1] == 1 or q.element_size() == 4):
-        tiles = None  # float32 has no tensor cores to fill, and larger products need more registers than there are
-    pages = pages._replace(table=pages.table.contiguous())
-    q, slot, length = (tensor.contiguous() for tensor in (q, slot, length))
-    out = torch.empty_like(q)
-    if not rows:
-        return out
-    step = (
-        rows
-        if tiles is not None
-        else max(1, WORKSPACE // (4 * heads * pages.table.shape[1] * (dim + 1)))
-    )
-    for some in zip(*(tensor.split(step) for tensor in (q, slot, length, out)), strict=True):
-        _launch(*some, pages, window or 0, tiles, shared)
-    return out
+        partial = q.new_empty(len(some), heads, pages, dim, dtype=torch.float32)
+        lse = q.new_empty(len(some), heads, pages, dtype=torch.float32)
+        named = len(some) if tiles is None else tiles.numel()
+        # first the pages that a tile shares, then each row's own
+        for rows_each in sorted({width, 1}, reverse=True):
+            block_m = max(16, triton.next_power_of_2(rows_each * groups))
+            _split_kernel[(named // rows_each, kv_heads, pages)](
+                some, *cache, some_slot, some_length, tiles, shared, partial, lse, dim**-0.5 *
+                LOG2_E, window, pages, KV_HEADS=kv_heads, GROUPS=groups, E=dim,
+                BLOCK_E=block_e, ROWS=rows_each, WIDTH=width, PAGE=PAGE, BLOCK_M=block_m,
+                UPCAST=INTERPRETED, enable_fp_fusion=True, **split_config(block_m, block_e,
+                q.element_size()),
+            )  # fmt: skip
+        _merge_kernel[(len(some), heads)](
+            partial, lse, some_length, some_out, window, PAGES=pages, HEADS=heads, E=dim,
+            BLOCK_E=block_e, PAGE=PAGE, STEP=MERGE, num_warps=2, enable_fp_fusion=True,
+        )  # fmt: skip
 
 
 def split_config(block_m: int, dim: int, itemsize: int) -> dict[str, int]:
@@ -216,39 +227,12 @@ def split_config(block_m: int, dim: int, itemsize: int) -> dict[str, int]:
     return {"BLOCK_N": 64, "num_warps": 4, "num_stages": 3 if dim <= 64 else 2}
 
 
-def _launch(q, slot, length, out, cache: Pages, window: int, tiles, shared) -> None:
-    (rows, heads, dim) = q.shape
-    pages = cache.table.shape[1]
-    kv_heads = cache.keys.shape[1]
-    groups = heads // kv_heads
-    block_e = triton.next_power_of_2(dim)
-    partial = torch.empty(rows, heads, pages, dim, dtype=torch.float32, device=q.device)
-    lse = torch.empty(rows, heads, pages, dtype=torch.float32, device=q.device)
-    named, width = (rows, 1) if tiles is None else (tiles.numel(), tiles.shape[1])
-    if tiles is not None:
-        tiles = tiles.contiguous()
-        shared = shared.contiguous()
-    for rows_each in sorted(
-        {width, 1}, reverse=True
-    ):  # first the pages that a tile shares, then each row's own
-        block_m = max(16, triton.next_power_of_2(rows_each * groups))
-        _split_kernel[(named // rows_each, kv_heads, pages)](
-            q, *cache, slot, length, tiles, shared, partial, lse,
-            dim**-0.5 * LOG2_E, window, pages, KV_HEADS=kv_heads, GROUPS=groups, E=dim, BLOCK_E=block_e,
-            ROWS=rows_each, WIDTH=width, PAGE=PAGE, BLOCK_M=block_m, UPCAST=INTERPRETED,
-            enable_fp_fusion=True, **split_config(block_m, block_e, q.element_size()),
-        )  # fmt: skip
-    _merge_kernel[(rows, heads)](
-        partial, lse, length, out, window, PAGES=pages, HEADS=heads, E=dim, BLOCK_E=block_e, PAGE=PAGE, STEP=MERGE,
-        num_warps=2, enable_fp_fusion=True,
-    )  # fmt: skip
-
-
 @jit
 def _split_kernel(
-    q, key_pages, value_pages, page_table, slot, length, tiles, shared, partial, lse, scale, window, pages,
-    KV_HEADS: tl.constexpr, GROUPS: tl.constexpr, E: tl.constexpr, BLOCK_E: tl.constexpr, ROWS: tl.constexpr,
-    WIDTH: tl.constexpr, PAGE: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, UPCAST: tl.constexpr,
+    q, key_pages, value_pages, page_table, slot, length, tiles, shared, partial, lse, scale,
+    window, pages, KV_HEADS: tl.constexpr, GROUPS: tl.constexpr, E: tl.constexpr, BLOCK_E:
+    tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr, PAGE: tl.constexpr, BLOCK_M:
+    tl.constexpr, BLOCK_N: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
     """ROWS query tokens x GROUPS heads against one page of a KV head. Neighbouring programs
     take neighbouring rows, not pages: samples of one prompt then read its pages at the same

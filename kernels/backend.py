@@ -1,7 +1,9 @@
 """Which form of a kernel runs, and its gradient.
 
 Every kernel has a PyTorch reference, which says what it computes, a Triton form for NVIDIA
-GPUs beside it, and most have a CPU form in kernels/cpu.cpp. Where Triton is not installed the
+GPUs beside it, and most have a CPU form in kernels/cpu.cpp. The function that is named like
+the kernel checks its arguments, makes room for the result and runs the form for the device;
+its argument `form` forces one of them, as the tests do. Where Triton is not installed the
 files still import: a kernel is then a plain function that nobody calls. With
 TRITON_INTERPRET=1 Triton itself runs kernels on CPU tensors, slowly, which is how the tests
 run them without a GPU.
@@ -27,9 +29,9 @@ except ImportError:
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
 
-def jit(function):
+def jit(function, **options):
     """`triton.jit`, or the function itself where there is no Triton."""
-    return function if triton is None else triton.jit(function)
+    return function if triton is None else triton.jit(function, **options)
 
 
 def runs_triton(tensor: Tensor) -> bool:
@@ -45,13 +47,22 @@ def runs_triton(tensor: Tensor) -> bool:
     return True
 
 
-def form(
-    tensor: Tensor, reference: Callable, triton_form: Callable, cpu_form: Callable
-) -> Callable:
-    """The form to be used for work on `tensor`."""
+def form_for(tensor: Tensor) -> str:
+    """The form to be used for work on `tensor`: "triton", "cpu" or "reference"."""
     if runs_triton(tensor):
-        return triton_form
-    return cpu_form if compiled.runs_compiled(tensor) else reference
+        return "triton"
+    return "cpu" if compiled.runs_compiled(tensor) else "reference"
+
+
+def require(fits: bool, expected: str, **tensors: Tensor | None) -> None:
+    """Unless the tensors fit, raise a ValueError that says what they are and what would fit."""
+    if not fits:
+        given = ", ".join(
+            f"{name} {list(tensor.shape)} {tensor.dtype}"
+            for name, tensor in tensors.items()
+            if tensor is not None
+        )
+        raise ValueError(f"{given}: expected {expected}")
 
 
 def differentiable(

@@ -95,7 +95,8 @@ def check_rows(weights: Sequence[Tensor], dtype: torch.dtype) -> None:
     generator = torch.Generator().manual_seed(0)
     if not compiled.runs_compiled(torch.empty(0, dtype=dtype)):
         raise ValueError(
-            f"exact: on a CPU this needs a C++ compiler, and float32 or bfloat16; the dtype is {dtype}"
+            "exact: on a CPU this needs a C++ compiler, and float32 or bfloat16; "
+            f"the dtype is {dtype}"
         )
     for weight in weights:
         x = torch.randn(100, weight.shape[1], generator=generator).to(dtype)

@@ -16,10 +16,12 @@ import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
-from kernels.backend import INTERPRETED, jit, runs_triton, tl, triton
+from kernels.backend import INTERPRETED, jit, require, runs_triton, tl, triton
 from kernels.packed import packed_rows
 
-GROUP = 16  # row tiles that go through the weight together: the weight's tile is then read once from memory for them
+# Row tiles that go through the weight together: the weight's tile is then read once from memory
+# for them.
+GROUP = 16
 
 
 def invariant_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -67,22 +69,22 @@ def invariant_linear_triton(x: Tensor, weight: Tensor, bias: Tensor | None = Non
     """[M, N] from x [M, D]. One launch."""
     (rows, dim) = x.shape
     features = len(weight)
-    if (
-        weight.shape != (features, dim)
-        or weight.dtype != x.dtype
-        or (bias is not None and bias.shape != (features,))
-    ):
-        shapes = f"x {list(x.shape)} {x.dtype}, weight {list(weight.shape)} {weight.dtype}"
-        raise ValueError(
-            f"{shapes}: expected [M, D] and [N, D] of one dtype, and a bias [N] or none"
-        )
+    require(
+        weight.shape == (features, dim)
+        and weight.dtype == x.dtype
+        and (bias is None or bias.shape == (features,)),
+        "[M, D] and [N, D] of one dtype, and a bias [N] or none",
+        x=x,
+        weight=weight,
+        bias=bias,
+    )
     out = torch.empty(rows, features, dtype=x.dtype, device=x.device)
     config = tile_config(features, x.element_size())
     tiles = triton.cdiv(rows, config["BLOCK_M"]) * triton.cdiv(features, config["BLOCK_N"])
     if tiles:
         _linear_kernel[(tiles,)](
-            x.contiguous(), weight.contiguous(), bias, out, rows, N=features, D=dim, GROUP=GROUP, UPCAST=INTERPRETED,
-            enable_fp_fusion=True, **config,
+            x.contiguous(), weight.contiguous(), bias, out, rows, N=features, D=dim,
+            GROUP=GROUP, UPCAST=INTERPRETED, enable_fp_fusion=True, **config,
         )  # fmt: skip
     return out
 
@@ -120,8 +122,8 @@ def product_tile(
 
 @jit
 def _linear_kernel(
-    x, weight, bias, out, rows, N: tl.constexpr, D: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP: tl.constexpr, UPCAST: tl.constexpr,
+    x, weight, bias, out, rows, N: tl.constexpr, D: tl.constexpr, BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
     """One tile of the result. Programs walk down GROUP row tiles, then on to the next columns."""
     down = tl.cdiv(rows, BLOCK_M)

@@ -1,7 +1,8 @@
 """Logprobs and entropies of tokens from hidden states and the lm_head weight, a chunk of the
 logits at a time.
 
-    z = W h / temperature,   log pi(y) = z_y - logsumexp z,   H = logsumexp z - sum_v softmax(z)_v z_v
+    z = W h / temperature,   log pi(y) = z_y - logsumexp z
+    H = logsumexp z - sum_v softmax(z)_v z_v
 
 With a vocabulary of 150,000 the float32 logits of a batch are larger than the model, and
 differentiating them takes several times their size. Here they exist for `chunk` tokens at a
@@ -32,11 +33,12 @@ from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
 from kernels import lm_head
-from kernels.backend import INTERPRETED, jit, runs_triton, tl
+from kernels.backend import INTERPRETED, jit, require, runs_triton, tl
 from kernels.lm_head import logits_tile
 from kernels.packed import packed_rows
 
-CHUNK_LOGITS = 40_000_000  # logits held at once, 160 MB of float32; the matrix products run no faster on more of them
+# Logits held at once, 160 MB of float32; the matrix products run no faster on more of them.
+CHUNK_LOGITS = 40_000_000
 CHUNK_ROWS = 64  # but a tenth slower on a number of rows that is no multiple of this
 ALIGNED = 16  # numbers; Triton knows a multiple of it when it sees one
 CHUNK_GRADIENT = (
@@ -68,11 +70,13 @@ def linear_logprob(
     """
     n = len(target)
     (vocabulary, dim) = weight.shape
-    if target.shape != (n,) or hidden.shape != (n, dim):
-        shapes = ", ".join(str(list(tensor.shape)) for tensor in (hidden, weight, target))
-        raise ValueError(
-            f"hidden, weight and target have the shapes {shapes}: expected [n, D], [V, D], [n]"
-        )
+    require(
+        target.shape == (n,) and hidden.shape == (n, dim),
+        "[n, D], [V, D], [n]",
+        hidden=hidden,
+        weight=weight,
+        target=target,
+    )
     if not temperature > 0:
         raise ValueError(f"the temperature is {temperature}: logprobs need one above 0")
     if runs_triton(weight) and weight.dtype in lm_head.DTYPES:
@@ -128,7 +132,8 @@ class _LinearLogprob(torch.autograd.Function):
                 d_hidden[rows] = dz @ weight
             if d_weight is not None:
                 _add_product(d_weight, dz, h)
-            del dz  # after the last one the memory of the chunks is free again for the copy of d_weight
+            # After the last one the memory of the chunks is free for the copy of d_weight.
+            del dz
         return (
             d_hidden,
             None if d_weight is None else d_weight.to(weight.dtype),
@@ -253,15 +258,17 @@ def _logit_gradients(
     cut = lm_head.tile(weight)
     if len(h):
         _gradient_kernel[lm_head.grid(len(h), vocabulary, cut)](
-            h, weight.contiguous(), target, logsumexp, gradient.float(), dz, len(h), vocabulary, dz.stride(0),
-            1 / temperature, dim, UPCAST=INTERPRETED, enable_fp_fusion=True, **cut
+            h, weight.contiguous(), target, logsumexp, gradient.float(), dz, len(h),
+            vocabulary, dz.stride(0), 1 / temperature, dim, UPCAST=INTERPRETED,
+            enable_fp_fusion=True, **cut
         )  # fmt: skip
 
 
 @jit
 def _gradient_kernel(
-    hidden, weight, target, logsumexp, gradient, dz, n, vocabulary, stride, inverse,
-    D: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, INNER: tl.constexpr, UPCAST: tl.constexpr,
+    hidden, weight, target, logsumexp, gradient, dz, n, vocabulary, stride, inverse, D:
+    tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, INNER: tl.constexpr, UPCAST:
+    tl.constexpr,
 ):  # fmt: skip
     rows, columns, z = logits_tile(
         hidden, weight, n, vocabulary, D, ROWS, COLUMNS, INNER, UPCAST

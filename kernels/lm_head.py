@@ -1,7 +1,8 @@
 """The end of a decoding step, and of a trainer's forward pass: from the last states to tokens,
 logprobs and entropies.
 
-    z = W h / temperature,   log pi(y) = z_y - log sum_v exp z_v,   H = log sum_v exp z_v - sum_v pi(v) z_v
+    z = W h / temperature,   log pi(y) = z_y - log sum_v exp z_v
+    H = log sum_v exp z_v - sum_v pi(v) z_v
 
 A token is drawn by inverting the cumulative distribution twice: u_1 chooses a block of BLOCK
 neighbouring tokens by the blocks' masses, u_2 one of the tokens in it. Two uniform numbers a
@@ -25,44 +26,27 @@ The CPU form works on logits that are there, a row at a time in two passes; `sta
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
 from torch import Tensor
 
 from kernels import compiled
-from kernels.backend import INTERPRETED, jit, runs_triton, tl, triton
+from kernels.backend import INTERPRETED, jit, require, runs_triton, tl, triton
 from kernels.linear import product_tile
 
 BLOCK = 128
-CHUNK_LOGITS = (
-    1 << 20
-)  # rows are finished so many logits at a time, which stay in a CPU's cache from pass to pass
+# rows are finished so many logits at a time, which stay in a CPU's cache from pass to pass
+CHUNK_LOGITS = 1 << 20
 CHUNK_PARTS = 1 << 24  # the Triton form keeps so many numbers of blocks at a time, 64 MiB
-DTYPES = (
-    torch.bfloat16,
-    torch.float16,
-    torch.float32,
-)  # of a weight that the Triton form takes
-WIDE = {
-    "ROWS": 128,
-    "COLUMNS": 2 * BLOCK,
-    "INNER": 64,
-    "num_warps": 8,
-    "num_stages": 4,
-}  # Hopper and later
-NARROW = {
-    "ROWS": 128,
-    "COLUMNS": BLOCK,
-    "INNER": 64,
-    "num_warps": 8,
-    "num_stages": 3,
-}  # less shared memory
-FLOAT32 = {
-    "ROWS": 64,
-    "COLUMNS": BLOCK,
-    "INNER": 16,
-    "num_warps": 8,
-    "num_stages": 3,
-}  # no matrix units
+# of a weight that the Triton form takes
+DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+# How the products are cut into programs: for Hopper and later GPUs, for those with less shared
+# memory, and for float32, which has no matrix units.
+WIDE = {"ROWS": 128, "COLUMNS": 2 * BLOCK, "INNER": 64, "num_warps": 8, "num_stages": 4}
+NARROW = {"ROWS": 128, "COLUMNS": BLOCK, "INNER": 64, "num_warps": 8, "num_stages": 3}
+FLOAT32 = {"ROWS": 64, "COLUMNS": BLOCK, "INNER": 16, "num_warps": 8, "num_stages": 3}
 # what a candidate is; neither 1 nor 16, which Triton would compile apart
 TARGET = 2
 DRAW = 3
@@ -92,28 +76,30 @@ def sample_reference(
 def sample_logits(
     logits: Tensor, u: Tensor, temperature: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """`sample` from logits [n, V] of any dtype."""
+    """Do what `sample` does from logits [n, V] of any dtype."""
     if not compiled.runs_compiled(logits):
         return _sample_logits_reference(logits, u, temperature)
     token = torch.empty(len(logits), dtype=torch.int64)
-    return token, *_rows_cpu(
-        logits, token, temperature or 1.0, DRAW if temperature else GREEDY, u
-    )[:2]
+    mode = DRAW if temperature else GREEDY
+    logprob, entropy, _ = _rows_cpu(logits, token, temperature or 1.0, mode, u)
+    return token, logprob, entropy
 
 
 def _sample_logits_reference(
     logits: Tensor, u: Tensor, temperature: float
 ) -> tuple[Tensor, Tensor, Tensor]:
+    return in_chunks(partial(_sample_rows, temperature=temperature), logits, u)
+
+
+def in_chunks(function: Callable, logits: Tensor, u: Tensor) -> tuple[Tensor, ...]:
+    """Return function(logits, u), computed for some rows at a time."""
     rows = max(1, CHUNK_LOGITS // logits.shape[1])
-    parts = [
-        _sample_rows(z.float(), v, temperature)
-        for z, v in zip(logits.split(rows), u.split(rows), strict=True)
-    ]
+    parts = [function(z, v) for z, v in zip(logits.split(rows), u.split(rows), strict=True)]
     return tuple(torch.cat(part) for part in zip(*parts, strict=True))
 
 
 def _sample_rows(z: Tensor, u: Tensor, temperature: float) -> tuple[Tensor, Tensor, Tensor]:
-    z, weights, blocks, total = normalised(z, temperature or 1.0)
+    z, weights, blocks, total = normalised(z.float(), temperature or 1.0)
     token = z.argmax(-1) if temperature == 0 else draw(weights, blocks, u)
     return token, *_logprob_and_entropy(z, weights, total, token)
 
@@ -160,22 +146,13 @@ def _rows_cpu(
     )
     if not given or token.shape != logits.shape[:1] or token.dtype != torch.int64:
         raise ValueError(
-            f"token {token.dtype} {list(token.shape)} or softmax do not fit logits {list(logits.shape)}"
+            f"token {token.dtype} {list(token.shape)} or softmax "
+            f"do not fit logits {list(logits.shape)}"
         )
     found = torch.empty(3, len(logits))
     u = None if u is None else u.float().contiguous()
-    compiled.call(
-        *(
-            "lm_head",
-            logits.dtype,
-            logits.contiguous(),
-            u,
-            token.contiguous(),
-            *found,
-            softmax,
-        ),
-        *(temperature, mode, *logits.shape),
-    )
+    tensors = logits.contiguous(), u, token.contiguous(), *found, softmax
+    compiled.call("lm_head", logits.dtype, *tensors, temperature, mode, *logits.shape)
     return tuple(found)
 
 
@@ -194,16 +171,10 @@ def block_sums(weights: Tensor) -> Tensor:
     """[n, V] -> [n, ceil(V / BLOCK)]."""
     n, vocabulary = weights.shape
     whole = vocabulary // BLOCK * BLOCK
-    sums = (
-        weights[:, :whole].view(n, whole // BLOCK, BLOCK).sum(-1)
-        if whole
-        else weights[:, :0]
-    )
-    return (
-        sums
-        if whole == vocabulary
-        else torch.cat((sums, weights[:, whole:].sum(-1, keepdim=True)), dim=-1)
-    )
+    sums = weights[:, :whole].unflatten(1, (-1, BLOCK)).sum(-1) if whole else weights[:, :0]
+    if whole == vocabulary:
+        return sums
+    return torch.cat((sums, weights[:, whole:].sum(-1, keepdim=True)), dim=-1)
 
 
 def draw(weights: Tensor, blocks: Tensor, u: Tensor) -> Tensor:
@@ -238,14 +209,8 @@ def sample_triton(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """`sample`, in two launches for each CHUNK_PARTS numbers."""
     mode = DRAW if temperature else GREEDY
-    return _launch(
-        hidden,
-        weight,
-        temperature or 1.0,
-        mode,
-        hidden.new_empty(len(hidden), dtype=torch.int64),
-        u,
-    )[:3]
+    token = hidden.new_empty(len(hidden), dtype=torch.int64)
+    return _launch(hidden, weight, temperature or 1.0, mode, token, u)[:3]
 
 
 def logprobs_triton(
@@ -285,17 +250,12 @@ def _launch(
     """
     n = len(hidden)
     (vocabulary, dim) = weight.shape
-    if (
-        hidden.shape != (n, dim)
-        or hidden.dtype != weight.dtype
-        or weight.dtype not in DTYPES
-    ):
-        given = ", ".join(
-            f"{tensor.dtype} {list(tensor.shape)}" for tensor in (hidden, weight)
-        )
-        raise ValueError(
-            f"hidden and weight are {given}: expected [n, D] and [V, D] of one dtype of {DTYPES}"
-        )
+    require(
+        hidden.shape == (n, dim) and hidden.dtype == weight.dtype and weight.dtype in DTYPES,
+        f"[n, D] and [V, D] of one dtype of {DTYPES}",
+        hidden=hidden,
+        weight=weight,
+    )
     hidden = hidden.contiguous()
     weight = weight.contiguous()
     cut = tile(weight)
@@ -310,63 +270,33 @@ def _launch(
         h, v, y, *out = (
             t[first : first + chunk] for t in (hidden, u, token, logprob, entropy, logsumexp)
         )
-        shape = (len(h), vocabulary, blocks, 1 / temperature)
-        programs = grid(len(h), vocabulary, cut)
-        _blocks_kernel[programs](
-            h,
-            weight,
-            v,
-            y,
-            parts,
-            *shape,
-            mode,
-            dim,
-            BLOCK,
-            UPCAST=INTERPRETED,
-            enable_fp_fusion=True,
-            **cut,
-        )
+        _blocks_kernel[grid(len(h), vocabulary, cut)](
+            h, weight, v, y, parts, len(h), vocabulary, blocks, 1 / temperature, mode, dim, BLOCK,
+            UPCAST=INTERPRETED, enable_fp_fusion=True, **cut,
+        )  # fmt: skip
         _choose_kernel[(len(h),)](
-            parts,
-            v,
-            y,
-            *out,
-            blocks,
-            mode,
-            BLOCK,
-            triton.next_power_of_2(blocks),
+            parts, v, y, *out, blocks, mode, BLOCK, triton.next_power_of_2(blocks),
             enable_fp_fusion=True,
-        )
+        )  # fmt: skip
     return token, logprob, entropy, logsumexp
-
-
-def _one_binary(function):
-    """`jit`, for any n: Triton would compile 1, multiples of 16 and other numbers of rows
-    apart.
-    """
-    return function if triton is None else triton.jit(function, do_not_specialize=("n",))
 
 
 @jit
 def logits_tile(
-    hidden, weight, n, vocabulary, D: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, INNER: tl.constexpr,
-    UPCAST: tl.constexpr,
+    hidden, weight, n, vocabulary, D: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+    INNER: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
     """This program's rows, columns, and the products of hidden's rows with weight's, added up
     in float32.
     """
     tiles = tl.cdiv(n, ROWS)
-    rows = tl.program_id(0) % tiles * ROWS + tl.arange(
-        0, ROWS
-    )  # neighbours read the same part of the weight
+    # neighbours read the same part of the weight
+    rows = tl.program_id(0) % tiles * ROWS + tl.arange(0, ROWS)
     columns = tl.program_id(0) // tiles * COLUMNS + tl.arange(0, COLUMNS)
-    return (
-        rows,
-        columns,
-        product_tile(
-            hidden, weight, rows, columns, n, vocabulary, D, ROWS, COLUMNS, INNER, UPCAST
-        ),
+    z = product_tile(
+        hidden, weight, rows, columns, n, vocabulary, D, ROWS, COLUMNS, INNER, UPCAST
     )
+    return rows, columns, z
 
 
 @jit
@@ -444,7 +374,8 @@ def _summarise(
     tl.store(part + 4 * blocks, value, mask=keep)
 
 
-@_one_binary
+# One binary for any n: Triton would compile 1, multiples of 16 and other numbers of rows apart.
+@partial(jit, do_not_specialize=("n",))
 def _blocks_kernel(
     hidden, weight, u, target, parts, n, vocabulary, blocks, inverse, mode,
     D: tl.constexpr, BLOCK: tl.constexpr,

@@ -53,45 +53,33 @@ def philox(
     return c0, c1, c2, c3
 
 
-def uniform_pair(seed: int, *counters: Tensor) -> Tensor:
-    """Two float32 numbers in [0, 1) [..., 2], from the first two words; up to four int64
-    counters, each below 2^32.
+def uniform_pair(seed: int, *counters: Tensor, form: str | None = None) -> Tensor:
+    """Return two float32 numbers in [0, 1) [..., 2], made of the first two words.
+
+    Up to four int64 counters that broadcast, each below 2^32, those not given being 0.
     """
-    if runs_triton(counters[0]):
-        return uniform_pair_triton(seed, *counters)
-    return uniform_pair_reference(seed, *counters)
-
-
-def uniform_pair_reference(seed: int, *counters: Tensor) -> Tensor:
-    """`uniform_pair` in int64 arithmetic."""
-    return torch.stack(
-        [_to_unit(word) for word in philox(seed, _four(counters))[:2]], dim=-1
-    )
-
-
-def _four(counters: tuple[Tensor, ...]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    return (*counters, *[torch.zeros_like(counters[0])] * (4 - len(counters)))
+    form = form or ("triton" if runs_triton(counters[0]) else "reference")
+    if form == "reference":
+        zero = torch.zeros_like(counters[0])
+        c0, c1, c2, c3 = (*counters, zero, zero, zero)[:4]
+        words = philox(seed, (c0, c1, c2, c3))[:2]
+        return torch.stack([_to_unit(word) for word in words], dim=-1)
+    counters = [counter.contiguous() for counter in torch.broadcast_tensors(*counters)]
+    out = counters[0].new_empty(*counters[0].shape, 2, dtype=torch.float32)
+    n = counters[0].numel()
+    if n:
+        c0, c1, c2, c3 = (*counters, None, None, None)[:4]
+        _pair_kernel[(triton.cdiv(n, 256),)](
+            out, c0, c1, c2, c3, seed, n, SIZE=256, num_warps=4
+        )
+    return out
 
 
 def _to_unit(word: Tensor) -> Tensor:
     signed = torch.where(word >= 2**31, word - 2**32, word)
     folded = torch.where(signed < 0, -signed - 1, signed)
-    return (
-        folded.float() * 4.6566127342e-10
-    )  # just under 2^-31: the largest word stays below 1
-
-
-def uniform_pair_triton(seed: int, *counters: Tensor) -> Tensor:
-    """`uniform_pair` in one launch."""
-    counters = [counter.contiguous() for counter in torch.broadcast_tensors(*counters)]
-    out = torch.empty(*counters[0].shape, 2, dtype=torch.float32, device=counters[0].device)
-    n = counters[0].numel()
-    if n:
-        missing = [None] * (4 - len(counters))
-        _pair_kernel[(triton.cdiv(n, 256),)](
-            out, *counters, *missing, seed, n, SIZE=256, num_warps=4
-        )
-    return out
+    # just under 2^-31: the largest word stays below 1
+    return folded.float() * 4.6566127342e-10
 
 
 @jit

@@ -1,7 +1,8 @@
 """The end of a decoding step: what each row drew is written down, and the row goes on or is
 done.
 
-    written_m[count_m] = drawn_m,   count_m += 1,   position_m += 1,   done_m = drawn_m in eos or count_m >= limit_m
+    written_m[count_m] = drawn_m,   count_m += 1,   position_m += 1
+    done_m = drawn_m in eos or count_m >= limit_m
 
 A row that was done before stays as it is, and writes into a spare last column. PyTorch takes a
 dozen small operations for this, which in a CUDA graph are as many kernels; here it is one
@@ -22,7 +23,9 @@ BLOCK = 128
 Drawn = tuple[Tensor, Tensor, Tensor]
 
 
-def record(drawn: Drawn, state: Sequence[Tensor], eos: Tensor) -> None:
+def record(
+    drawn: Drawn, state: Sequence[Tensor], eos: Tensor, form: str | None = None
+) -> None:
     """Record what was drawn: tokens int64 [n], their logprobs and sampling logprobs float32
     [n]; all in place.
 
@@ -30,25 +33,10 @@ def record(drawn: Drawn, state: Sequence[Tensor], eos: Tensor) -> None:
     bool, each [n]; and what is written, tokens int64, logprobs and sampling logprobs float32,
     each [n, width + 1]. eos int64 [k].
     """
-    run = record_triton if runs_triton(eos) else record_reference
-    run(drawn, state, eos)
-
-
-def record_reference(drawn: Drawn, state: Sequence[Tensor], eos: Tensor) -> None:
-    """`record` in PyTorch."""
-    token, position, count, limit, done, *written = state
-    going = ~done
-    column = torch.where(done, written[0].shape[1] - 1, count)[:, None]
-    for matrix, values in zip(written, drawn, strict=True):
-        matrix.scatter_(1, column, values[:, None])
-    count += going
-    position += going
-    done |= drawn[0][:, None].eq(eos).any(1) | (count >= limit)
-    token.copy_(drawn[0])
-
-
-def record_triton(drawn: Drawn, state: Sequence[Tensor], eos: Tensor) -> None:
-    """`record` in one launch."""
+    form = form or ("triton" if runs_triton(eos) else "reference")
+    if form == "reference":
+        record_reference(drawn, state, eos)
+        return
     if not all(tensor.is_contiguous() for tensor in (*drawn, *state)):
         raise ValueError("the rows' state must be contiguous: it is changed in place")
     rows = len(drawn[0])
@@ -60,10 +48,23 @@ def record_triton(drawn: Drawn, state: Sequence[Tensor], eos: Tensor) -> None:
         )
 
 
+def record_reference(drawn: Drawn, state: Sequence[Tensor], eos: Tensor) -> None:
+    """Do what `record` does in PyTorch."""
+    token, position, count, limit, done, *written = state
+    going = ~done
+    column = torch.where(done, written[0].shape[1] - 1, count)[:, None]
+    for matrix, values in zip(written, drawn, strict=True):
+        matrix.scatter_(1, column, values[:, None])
+    count += going
+    position += going
+    done |= drawn[0][:, None].eq(eos).any(1) | (count >= limit)
+    token.copy_(drawn[0])
+
+
 @jit
 def _record_kernel(
-    drawn, logprob, sampling_logprob, token, position, count, limit, done, tokens, logprobs, sampling_logprobs, eos,
-    rows, columns, EOS: tl.constexpr, BLOCK: tl.constexpr,
+    drawn, logprob, sampling_logprob, token, position, count, limit, done, tokens, logprobs,
+    sampling_logprobs, eos, rows, columns, EOS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     here = row < rows

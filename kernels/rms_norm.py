@@ -1,6 +1,6 @@
 """The residual sum and the norm that follows it.
 
-    r = x + delta,   y = w * r / sqrt(mean(r^2) + eps)                                             (arXiv 1910.07467)
+    r = x + delta,   y = w * r / sqrt(mean(r^2) + eps)   (arXiv 1910.07467)
 
 r is rounded to the model's dtype before it is normalised, the mean is taken in float32, and
 the quotient is rounded before the weight, as in the model's own code. One program a row, the
@@ -14,69 +14,46 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kernels import compiled
-from kernels.backend import form, jit, tl, triton
+from kernels.backend import form_for, jit, require, tl, triton
 
 
 def add_rms_norm(
-    x: Tensor, delta: Tensor | None, weight: Tensor, eps: float
+    x: Tensor, delta: Tensor | None, weight: Tensor, eps: float, form: str | None = None
 ) -> tuple[Tensor, Tensor]:
-    """x + delta and its norm, both [M, D]; without delta x itself is the sum."""
-    run = form(x, add_rms_norm_reference, add_rms_norm_triton, add_rms_norm_cpu)
-    return run(x, delta, weight, eps)
+    """Return x + delta and its norm, both [M, D]; without delta x itself is the sum."""
+    form = form or form_for(x)
+    if form == "reference":
+        return add_rms_norm_reference(x, delta, weight, eps)
+    rows, dim = x.shape
+    fits = weight.shape == (dim,) and (delta is None or delta.shape == x.shape)
+    require(fits, "[M, D], [M, D] or none, and [D]", x=x, delta=delta, weight=weight)
+    x = x.contiguous()
+    out = torch.empty_like(x)
+    residual = x
+    if delta is not None:
+        delta = delta.contiguous()
+        residual = torch.empty_like(x)
+    tensors = x, delta, weight, residual, out
+    if form == "cpu":
+        compiled.call("add_rms_norm", x.dtype, *tensors, eps, rows, dim)
+    elif rows:
+        block = triton.next_power_of_2(dim)
+        warps = min(16, max(1, block // 256))  # a thread then loads 16 bytes of bfloat16
+        options = {"num_warps": warps, "enable_fp_fusion": False}
+        _add_rms_norm_kernel[(rows,)](*tensors, eps, D=dim, BLOCK=block, **options)
+    return residual, out
 
 
 def add_rms_norm_reference(
     x: Tensor, delta: Tensor | None, weight: Tensor, eps: float
 ) -> tuple[Tensor, Tensor]:
-    """`add_rms_norm` with the model's operations."""
+    """Compute `add_rms_norm` with the model's operations."""
     residual = x if delta is None else x + delta
+    shape = x.shape[-1:]
     if x.dtype.itemsize >= 4:
-        return residual, F.rms_norm(residual, (x.shape[-1],), weight, eps)
-    return residual, weight * F.rms_norm(residual.float(), (x.shape[-1],), None, eps).to(
-        x.dtype
-    )
-
-
-def add_rms_norm_cpu(
-    x: Tensor, delta: Tensor | None, weight: Tensor, eps: float
-) -> tuple[Tensor, Tensor]:
-    """One pass."""
-    _check(x, delta, weight)
-    x = x.contiguous()
-    out = torch.empty_like(x, memory_format=torch.contiguous_format)
-    residual = x if delta is None else torch.empty_like(out)
-    delta = None if delta is None else delta.contiguous()
-    compiled.call("add_rms_norm", x.dtype, x, delta, weight, residual, out, eps, *x.shape)
-    return residual, out
-
-
-def _check(x: Tensor, delta: Tensor | None, weight: Tensor) -> None:
-    if weight.shape != x.shape[1:] or (delta is not None and delta.shape != x.shape):
-        shapes = f"x {list(x.shape)}, delta {delta is not None and list(delta.shape)}, weight {list(weight.shape)}"
-        raise ValueError(f"{shapes}: expected [M, D], [M, D] or none, and [D]")
-
-
-def add_rms_norm_triton(
-    x: Tensor, delta: Tensor | None, weight: Tensor, eps: float
-) -> tuple[Tensor, Tensor]:
-    """One launch."""
-    rows, dim = x.shape
-    _check(x, delta, weight)
-    x = x.contiguous()
-    block = triton.next_power_of_2(dim)
-    out = torch.empty_like(x)
-    residual = x if delta is None else torch.empty_like(x)
-    if rows:
-        _add_rms_norm_kernel[(rows,)](
-            *(x, None if delta is None else delta.contiguous(), weight, residual, out, eps),
-            D=dim,
-            BLOCK=block,
-            num_warps=min(
-                16, max(1, block // 256)
-            ),  # a thread then loads 16 bytes of bfloat16
-            enable_fp_fusion=False,
-        )
-    return residual, out
+        return residual, F.rms_norm(residual, shape, weight, eps)
+    normed = F.rms_norm(residual.float(), shape, None, eps)
+    return residual, weight * normed.to(x.dtype)
 
 
 @jit

@@ -16,17 +16,15 @@ from torch import Tensor
 
 from kernels import compiled
 from kernels.attention import Pages
-from kernels.backend import form, jit, tl, triton
+from kernels.backend import form_for, jit, require, tl, triton
 from kernels.rms_norm import add_rms_norm_reference
 
 BLOCK = 8  # heads a program
 
-Rope = tuple[
-    Tensor, Tensor
-]  # cos and sin of all positions, each [positions, E], the halves alike
-Norms = tuple[
-    Tensor | None, Tensor | None
-]  # the weights [E] of the norms of the heads of q and k, or neither
+# cos and sin of all positions, each [positions, E], the halves alike
+Rope = tuple[Tensor, Tensor]
+# the weights [E] of the norms of the heads of q and k, or neither
+Norms = tuple[Tensor | None, Tensor | None]
 
 
 def rope_write(
@@ -37,22 +35,58 @@ def rope_write(
     pages: Pages,
     norms: Norms = (None, None),
     eps: float = 1e-6,
+    form: str | None = None,
 ) -> Tensor:
-    """Rotated queries [M, H, E] from qkv [M, (H + 2 K) E]; keys and values are written into
+    """Return rotated queries [M, H, E] of qkv [M, (H + 2 K) E], and write keys and values into
     the pages.
 
     Row m stands at position[m] (int32) of slot[m] (int32). An idle row has position -1: it
     writes nothing and gives zeros. rope: cos and sin as from `Transformer.rope`, in the
     model's dtype; norms: the weights of the heads' norms.
     """
-    run = form(qkv, rope_write_reference, rope_write_triton, rope_write_cpu)
-    return run(qkv, position, slot, rope, pages, norms, eps)
+    form = form or form_for(qkv)
+    if form == "reference":
+        return rope_write_reference(qkv, position, slot, rope, pages, norms, eps)
+    keys, values, table = pages
+    rows, width = qkv.shape
+    _, kv_heads, size, dim = keys.shape
+    heads = width // dim - 2 * kv_heads
+    require(
+        heads > 0 and width == (heads + 2 * kv_heads) * dim and values.shape == keys.shape,
+        "[M, (H + 2 K) E] and twice [pages, K, PAGE, E]",
+        qkv=qkv,
+        keys=keys,
+        values=values,
+    )
+    if (norms[0] is None) != (norms[1] is None):
+        raise ValueError(
+            "only one of the norms is given: a model norms both q and k, or neither"
+        )
+    q = qkv.new_empty(rows, heads, dim)
+    read = [tensor.contiguous() for tensor in (qkv, position, slot, *rope)]
+    table = table.contiguous()
+    columns = table.shape[1]
+    if form == "cpu":
+        tensors = *read, *norms, q, keys.mT, values, table
+        sizes = rows, heads, kv_heads, dim, columns
+        compiled.call("rope_write", qkv.dtype, *tensors, eps, *sizes)
+        return q
+    if not (keys.is_contiguous() and values.is_contiguous()):
+        raise ValueError("keys and values must be contiguous: they are written in place")
+    if rows:
+        grid = (rows, triton.cdiv(heads + 2 * kv_heads, BLOCK))
+        _rope_write_kernel[grid](
+            *read, *norms, q, keys, values, table, eps, columns, HEADS=heads,
+            KV_HEADS=kv_heads, E=dim, HALF=triton.next_power_of_2(dim // 2), PAGE=size,
+            BLOCK=BLOCK, num_warps=2, enable_fp_fusion=False,
+        )  # fmt: skip
+    return q
 
 
 def rope_write_reference(
     qkv, position, slot, rope, pages, norms=(None, None), eps=1e-6
 ) -> Tensor:
-    """`rope_write` with the model's operations."""
+    """Compute `rope_write` with the model's operations."""
     _, kv_heads, size, dim = pages.keys.shape
     live = position >= 0
     at = position[live].long()
@@ -60,10 +94,8 @@ def rope_write_reference(
     heads = qkv[live].unflatten(-1, (-1, dim))
     q, k, v = heads.split([heads.shape[1] - 2 * kv_heads, kv_heads, kv_heads], dim=1)
     if norms[0] is not None:
-        q, k = (
-            add_rms_norm_reference(x, None, w, eps)[1]
-            for x, w in zip((q, k), norms, strict=True)
-        )
+        q = add_rms_norm_reference(q, None, norms[0], eps)[1]
+        k = add_rms_norm_reference(k, None, norms[1], eps)[1]
     page = pages.table[rows, at // size].long()
     cos, sin = (table[at, None] for table in rope)
     pages.keys[page, :, at % size] = apply_rope(k, cos, sin)
@@ -81,66 +113,6 @@ def apply_rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return x * cos + torch.cat((-second, first), dim=-1) * sin
 
 
-def rope_write_cpu(qkv, position, slot, rope, pages, norms=(None, None), eps=1e-6) -> Tensor:
-    """One pass."""
-    q = _room(qkv, pages, norms)
-    read = (tensor.contiguous() for tensor in (qkv, position, slot, *rope))
-    compiled.call(
-        *(
-            "rope_write",
-            qkv.dtype,
-            *read,
-            *norms,
-            q,
-            pages.keys.mT,
-            pages.values,
-            pages.table.contiguous(),
-        ),
-        *(eps, *q.shape[:2], pages.keys.shape[1], q.shape[2], pages.table.shape[1]),
-    )
-    return q
-
-
-def _room(qkv: Tensor, pages: Pages, norms: Norms) -> Tensor:
-    """For the rotated queries."""
-    rows = len(qkv)
-    (_, kv_heads, _, dim) = pages.keys.shape
-    heads = qkv.shape[1] // dim - 2 * kv_heads
-    if (
-        heads < 1
-        or qkv.shape[1] != (heads + 2 * kv_heads) * dim
-        or pages.values.shape != pages.keys.shape
-    ):
-        shapes = f"qkv {list(qkv.shape)}, keys {list(pages.keys.shape)}, values {list(pages.values.shape)}"
-        raise ValueError(
-            f"{shapes}: expected [M, (H + 2 K) E] and twice [pages, K, PAGE, E]"
-        )
-    if (norms[0] is None) != (norms[1] is None):
-        raise ValueError(
-            "only one of the norms is given: a model norms both q and k, or neither"
-        )
-    return torch.empty(rows, heads, dim, dtype=qkv.dtype, device=qkv.device)
-
-
-def rope_write_triton(
-    qkv, position, slot, rope, pages, norms=(None, None), eps=1e-6
-) -> Tensor:
-    """One launch."""
-    q = _room(qkv, pages, norms)
-    (rows, heads, dim) = q.shape
-    (_, kv_heads, size, _) = pages.keys.shape
-    if not (pages.keys.is_contiguous() and pages.values.is_contiguous()):
-        raise ValueError("keys and values must be contiguous: they are written in place")
-    if not rows:
-        return q
-    _rope_write_kernel[(rows, triton.cdiv(heads + 2 * kv_heads, BLOCK))](
-        *(tensor.contiguous() for tensor in (qkv, position, slot, *rope)), *norms, q, *pages[:2],
-        pages.table.contiguous(), eps, pages.table.shape[1], HEADS=heads, KV_HEADS=kv_heads, E=dim,
-        HALF=triton.next_power_of_2(dim // 2), PAGE=size, BLOCK=BLOCK, num_warps=2, enable_fp_fusion=False,
-    )  # fmt: skip
-    return q
-
-
 @jit
 def _rounded(x, DTYPE: tl.constexpr):
     return x.to(DTYPE).to(tl.float32)
@@ -148,9 +120,9 @@ def _rounded(x, DTYPE: tl.constexpr):
 
 @jit
 def _rope_write_kernel(
-    qkv, position, slot, cos, sin, q_weight, k_weight, q, key_pages, value_pages, page_table, eps, pages,
-    HEADS: tl.constexpr, KV_HEADS: tl.constexpr, E: tl.constexpr, HALF: tl.constexpr, PAGE: tl.constexpr,
-    BLOCK: tl.constexpr,
+    qkv, position, slot, cos, sin, q_weight, k_weight, q, key_pages, value_pages, page_table,
+    eps, pages, HEADS: tl.constexpr, KV_HEADS: tl.constexpr, E: tl.constexpr, HALF:
+    tl.constexpr, PAGE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """BLOCK of the HEADS + 2 KV_HEADS heads of one row. An idle row computes with zeros, and
     stores only its q.

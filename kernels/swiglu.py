@@ -8,59 +8,41 @@ dtype before the product, as in the model's own code. One program a row and BLOC
 
 from __future__ import annotations
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from kernels import compiled
-from kernels.backend import form, jit, tl, triton
+from kernels.backend import form_for, jit, require, tl, triton
 
 BLOCK = 1024
 
 
-def swiglu(gate_up: Tensor) -> Tensor:
-    """[M, F] from gate_up [M, 2 F]."""
-    return form(gate_up, swiglu_reference, swiglu_triton, swiglu_cpu)(gate_up)
+def swiglu(gate_up: Tensor, form: str | None = None) -> Tensor:
+    """Return [M, F] from gate_up [M, 2 F]."""
+    form = form or form_for(gate_up)
+    if form == "reference":
+        return swiglu_reference(gate_up)
+    rows, width = gate_up.shape
+    require(width % 2 == 0, "[M, 2 F]", gate_up=gate_up)
+    gate_up = gate_up.contiguous()
+    out = gate_up.new_empty(rows, width // 2)
+    if form == "cpu":
+        compiled.call("swiglu", out.dtype, gate_up, out, *out.shape)
+    elif out.numel():
+        grid = (rows, triton.cdiv(width // 2, BLOCK))
+        options = {"num_warps": 4, "enable_fp_fusion": False}
+        _swiglu_kernel[grid](gate_up, out, F=width // 2, BLOCK=BLOCK, **options)
+    return out
 
 
 def swiglu_reference(gate_up: Tensor) -> Tensor:
-    """`swiglu` in PyTorch, of [.., 2 F]. On a CPU F.silu rounds the elements at the end of a
-    thread's share otherwise than the rest, so its bits depend on the number of rows and
-    threads; those of the other forms do not.
+    """Compute `swiglu` in PyTorch, of [.., 2 F].
+
+    On a CPU F.silu rounds the elements at the end of a thread's share otherwise than the rest,
+    so its bits depend on the number of rows and threads; those of the other forms do not.
     """
     gate, up = gate_up.chunk(2, dim=-1)
     return F.silu(gate) * up
-
-
-def swiglu_cpu(gate_up: Tensor) -> Tensor:
-    """One pass."""
-    out = _room(gate_up)
-    compiled.call("swiglu", out.dtype, gate_up.contiguous(), out, *out.shape)
-    return out
-
-
-def _room(gate_up: Tensor) -> Tensor:
-    rows, width = gate_up.shape
-    if width % 2:
-        raise ValueError(f"gate_up {list(gate_up.shape)}: expected [M, 2 F]")
-    return torch.empty(rows, width // 2, dtype=gate_up.dtype, device=gate_up.device)
-
-
-def swiglu_triton(gate_up: Tensor) -> Tensor:
-    """One launch."""
-    out = _room(gate_up)
-    rows, width = gate_up.shape
-    if out.numel():
-        grid = (rows, triton.cdiv(width // 2, BLOCK))
-        _swiglu_kernel[grid](
-            gate_up.contiguous(),
-            out,
-            F=width // 2,
-            BLOCK=BLOCK,
-            num_warps=4,
-            enable_fp_fusion=False,
-        )
-    return out
 
 
 @jit

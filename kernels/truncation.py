@@ -3,7 +3,8 @@
 With the logits z and the weights w = exp((z - max z) / temperature),
 
     top-k keeps the tokens whose logit is at least the k-th largest;
-    top-p keeps, of these, the fewest likeliest whose weights add up to at least top_p times those of all of these;
+    top-p keeps, of these, the fewest likeliest whose weights add up to at least top_p times
+        those of all of these;
     min-p drops the tokens whose weight is below min_p times the largest.
 
 Tokens that tie with the last one kept stay as well, and the likeliest always stays. Each rule
@@ -19,12 +20,13 @@ logit, by three sums over the row for each two bits. All sums have one order.
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from kernels.backend import jit, runs_triton, tl, triton
-from kernels.lm_head import BLOCK, CHUNK_LOGITS, block_sums, draw, first_above, normalised
+from kernels.lm_head import BLOCK, block_sums, draw, first_above, in_chunks, normalised
 
 SHORTLIST = (
     256  # likeliest tokens that the reference looks at first; a sort takes 20 times as long
@@ -62,25 +64,15 @@ def truncated_sample(
 def truncated_sample_reference(
     logits: Tensor, u: Tensor, temperature: float, top_k: int, top_p: float, min_p: float
 ) -> Sampled:
-    """`truncated_sample` in PyTorch, in float32 or better."""
-    rows = max(1, CHUNK_LOGITS // logits.shape[1])
-    parts = [
-        _sample_rows(
-            z.to(torch.promote_types(z.dtype, torch.float32)),
-            v,
-            temperature,
-            top_k,
-            top_p,
-            min_p,
-        )
-        for z, v in zip(logits.split(rows), u.split(rows), strict=True)
-    ]
-    return tuple(torch.cat(part) for part in zip(*parts, strict=True))
+    """Compute `truncated_sample` in PyTorch, in float32 or better."""
+    options = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p}
+    return in_chunks(partial(_sample_rows, **options), logits, u)
 
 
 def _sample_rows(
     z: Tensor, u: Tensor, temperature: float, top_k: int, top_p: float, min_p: float
 ) -> Sampled:
+    z = z.to(torch.promote_types(z.dtype, torch.float32))
     scaled, weights, _, total = normalised(z, temperature)
     scaled.clamp_(min=torch.finfo(z.dtype).min)  # 0 * -inf would spoil the entropy
     log_total = total.log()
@@ -133,9 +125,9 @@ def truncated_sample_triton(
     if n:
         tile = min(8192, max(BLOCK, triton.next_power_of_2(vocabulary)))
         _truncation_kernel[(n,)](
-            logits, u.float().contiguous(), token, full, truncated, entropy,
-            1 / temperature, top_k, top_p, math.log(min_p) if min_p else -math.inf,
-            V=vocabulary, TILE=tile, BLOCK=BLOCK, LOW=LOW_BITS[logits.dtype], TOP_K=top_k > 0, TOP_P=top_p < 1,
+            logits, u.float().contiguous(), token, full, truncated, entropy, 1 / temperature,
+            top_k, top_p, math.log(min_p) if min_p else -math.inf, V=vocabulary, TILE=tile,
+            BLOCK=BLOCK, LOW=LOW_BITS[logits.dtype], TOP_K=top_k > 0, TOP_P=top_p < 1,
             num_warps=max(1, tile // 512), enable_fp_fusion=True,
         )  # fmt: skip
     return token, full, truncated, entropy

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import copy
+from functools import partial
 
 import pytest
 import torch
 from torch import nn
 
-from kernels.philox import uniform_pair_reference, uniform_pair_triton
+from kernels.philox import uniform_pair
+
+uniform_pair_triton = partial(uniform_pair, form="triton")
+uniform_pair_reference = partial(uniform_pair, form="reference")
 
 pytestmark = pytest.mark.slow
 

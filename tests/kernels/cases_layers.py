@@ -7,12 +7,18 @@ from functools import partial
 import torch
 from gate import Case
 
-from kernels.attention import PAGE, Pages, paged_attention_triton, rows_per_tile
+from kernels.attention import PAGE, Pages, paged_attention, rows_per_tile
 from kernels.linear import invariant_linear_triton
-from kernels.record import record_triton
-from kernels.rms_norm import add_rms_norm_triton
-from kernels.rope_write import rope_write_triton
-from kernels.swiglu import swiglu_triton
+from kernels.record import record as write_down
+from kernels.rms_norm import add_rms_norm
+from kernels.rope_write import rope_write
+from kernels.swiglu import swiglu
+
+paged_attention_triton = partial(paged_attention, form="triton")
+record_triton = partial(write_down, form="triton")
+add_rms_norm_triton = partial(add_rms_norm, form="triton")
+rope_write_triton = partial(rope_write, form="triton")
+swiglu_triton = partial(swiglu, form="triton")
 
 BF16, F16, F32, I32, I64 = (
     torch.bfloat16,

@@ -5,6 +5,7 @@ whatever else is launched.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 from importlib.util import find_spec
 
 import pytest
@@ -19,11 +20,12 @@ from kernels.attention import (
     Pages,
     new_pages,
     paged_attention,
-    paged_attention_cpu,
     paged_attention_reference,
-    paged_attention_triton,
     rows_per_tile,
 )
+
+paged_attention_cpu = partial(paged_attention, form="cpu")
+paged_attention_triton = partial(paged_attention, form="triton")
 
 pytestmark = pytest.mark.usefixtures("poisoned")
 needs_triton = pytest.mark.skipif(

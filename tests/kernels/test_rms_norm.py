@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from importlib.util import find_spec
 
 import pytest
@@ -11,11 +12,12 @@ from hypothesis import strategies as st
 
 from kernels.rms_norm import (
     add_rms_norm,
-    add_rms_norm_cpu,
     add_rms_norm_reference,
-    add_rms_norm_triton,
 )
 from nanomath.models.transformer import RMSNorm
+
+add_rms_norm_cpu = partial(add_rms_norm, form="cpu")
+add_rms_norm_triton = partial(add_rms_norm, form="triton")
 
 pytestmark = pytest.mark.usefixtures("poisoned")
 needs_triton = pytest.mark.skipif(

@@ -5,6 +5,7 @@ and the model's code.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 from importlib.util import find_spec
 
 import pytest
@@ -16,11 +17,12 @@ from torch import Tensor
 from kernels.attention import Pages
 from kernels.rope_write import (
     rope_write,
-    rope_write_cpu,
     rope_write_reference,
-    rope_write_triton,
 )
 from nanomath.models.transformer import RMSNorm, apply_rope
+
+rope_write_cpu = partial(rope_write, form="cpu")
+rope_write_triton = partial(rope_write, form="triton")
 
 pytestmark = pytest.mark.usefixtures("poisoned")
 needs_triton = pytest.mark.skipif(

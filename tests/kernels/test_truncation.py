@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from walk import token_at
 
-from kernels import truncation
+from kernels import lm_head
 from kernels.truncation import (
     truncated_sample,
     truncated_sample_reference,
@@ -200,7 +200,7 @@ def test_logits_that_are_no_numbers(kernel_device, form, options):
 def test_the_rows_that_one_chunk_holds_do_not_matter(monkeypatch):
     logits, u = problem(3, 7, 300, torch.float32, "cpu")
     whole = truncated_sample(logits, u, 0.9, 20, 0.9, 0.01)
-    monkeypatch.setattr(truncation, "CHUNK_LOGITS", 1)
+    monkeypatch.setattr(lm_head, "CHUNK_LOGITS", 1)
     for a, b in zip(truncated_sample(logits, u, 0.9, 20, 0.9, 0.01), whole, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-6)
 

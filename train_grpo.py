@@ -126,11 +126,16 @@ def main(argv: list[str]) -> int:
                 algorithm.refills,
             )
             drawn = time.perf_counter()
-            metrics = policy.step([episode for group in kept for episode in group], step, lr)
-            trainer.log.rollouts(
-                step + 1, [e.record() for group in kept[: grpo.logged_groups] for e in group]
+            metrics = policy.step(
+                [episode for group in kept for episode in group], step, lr
             )
-            tokens = sum(episode.completion.length for group in sampled for episode in group)
+            trainer.log.rollouts(
+                step + 1,
+                [e.record() for group in kept[: grpo.logged_groups] for e in group],
+            )
+            tokens = sum(
+                episode.completion.length for group in sampled for episode in group
+            )
             steps.record(
                 {
                     **episode_metrics(sampled),

@@ -88,4 +88,8 @@ class _Differentiable(torch.autograd.Function):
     def backward(ctx: FunctionCtx, gradient: Tensor) -> tuple[Tensor | None, ...]:
         with torch.enable_grad():
             inputs = [x.detach().requires_grad_() for x in ctx.saved_tensors]
-            return None, None, *torch.autograd.grad(ctx.reference(*inputs), inputs, gradient)
+            return (
+                None,
+                None,
+                *torch.autograd.grad(ctx.reference(*inputs), inputs, gradient),
+            )

@@ -140,7 +140,13 @@ def build(options: list[str]) -> Path:
         if line.startswith(("flags", "Features", "model name"))
     ]
     state = repr(
-        (SOURCE.read_text(encoding="utf-8"), compiler, options, features, platform.machine())
+        (
+            SOURCE.read_text(encoding="utf-8"),
+            compiler,
+            options,
+            features,
+            platform.machine(),
+        )
     )
     name = f"cpu-{hashlib.sha256(state.encode()).hexdigest()[:16]}.so"
     home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "nanomath"

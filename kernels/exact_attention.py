@@ -27,7 +27,9 @@ def exact_attention(q: Tensor, k: Tensor, v: Tensor, window: int | None = None) 
 
     A token sees itself and the window - 1 before it.
     """
-    return block_attention(q, k, v, torch.zeros_like(q[:, 0, 0, 0], dtype=int), window, True)
+    return block_attention(
+        q, k, v, torch.zeros_like(q[:, 0, 0, 0], dtype=int), window, True
+    )
 
 
 def block_attention(

@@ -59,13 +59,27 @@ def tile_config(features: int, itemsize: int) -> dict[str, int]:
     also small GPUs have.
     """
     if itemsize == 4:
-        return {"BLOCK_M": 64, "BLOCK_N": 64, "BLOCK_K": 16, "num_warps": 8, "num_stages": 2}
+        return {
+            "BLOCK_M": 64,
+            "BLOCK_N": 64,
+            "BLOCK_K": 16,
+            "num_warps": 8,
+            "num_stages": 2,
+        }
     if features < 8192:
-        return {"BLOCK_M": 64, "BLOCK_N": 64, "BLOCK_K": 64, "num_warps": 4, "num_stages": 5}
+        return {
+            "BLOCK_M": 64,
+            "BLOCK_N": 64,
+            "BLOCK_K": 64,
+            "num_warps": 4,
+            "num_stages": 5,
+        }
     return {"BLOCK_M": 128, "BLOCK_N": 128, "BLOCK_K": 64, "num_warps": 8, "num_stages": 3}
 
 
-def invariant_linear_triton(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+def invariant_linear_triton(
+    x: Tensor, weight: Tensor, bias: Tensor | None = None
+) -> Tensor:
     """[M, N] from x [M, D]. One launch."""
     (rows, dim) = x.shape
     features = len(weight)

@@ -116,7 +116,9 @@ class _LinearLogprob(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: FunctionCtx, gradient: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(
+        ctx: FunctionCtx, gradient: Tensor, _: Tensor
+    ) -> tuple[Tensor | None, ...]:
         """dh = dz W and dW = sum over chunks of dz^T h, None for one that is not needed."""
         hidden, weight = ctx.saved_tensors[:2]
         d_hidden = torch.zeros_like(hidden) if ctx.needs_input_grad[0] else None

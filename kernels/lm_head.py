@@ -198,7 +198,9 @@ def _invert(weights: Tensor, u: Tensor) -> Tensor:
     # positive weight.
     level = torch.minimum(u * total, torch.nextafter(total, torch.zeros_like(total)))
     place = torch.searchsorted(running, level[:, None], right=True)[:, 0]
-    return place.clamp(max=weights.shape[1] - 1)  # beyond the end only where weights are NaN
+    return place.clamp(
+        max=weights.shape[1] - 1
+    )  # beyond the end only where weights are NaN
 
 
 # --- Triton ----------------------------------------------------------------------------------
@@ -251,7 +253,9 @@ def _launch(
     n = len(hidden)
     (vocabulary, dim) = weight.shape
     require(
-        hidden.shape == (n, dim) and hidden.dtype == weight.dtype and weight.dtype in DTYPES,
+        hidden.shape == (n, dim)
+        and hidden.dtype == weight.dtype
+        and weight.dtype in DTYPES,
         f"[n, D] and [V, D] of one dtype of {DTYPES}",
         hidden=hidden,
         weight=weight,
@@ -268,7 +272,8 @@ def _launch(
     parts = hidden.new_empty(min(n, chunk), 5, blocks, dtype=torch.float32)
     for first in range(0, n, chunk):
         h, v, y, *out = (
-            t[first : first + chunk] for t in (hidden, u, token, logprob, entropy, logsumexp)
+            t[first : first + chunk]
+            for t in (hidden, u, token, logprob, entropy, logsumexp)
         )
         _blocks_kernel[grid(len(h), vocabulary, cut)](
             h, weight, v, y, parts, len(h), vocabulary, blocks, 1 / temperature, mode, dim, BLOCK,

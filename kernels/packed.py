@@ -106,7 +106,11 @@ def packed(weight: Tensor, dtype: torch.dtype) -> Tensor:
                 if in_panels(weight, dtype)
                 else torch.ops.mkldnn._reorder_linear_weight(plain)
             )
-        known = _packed[key] = ref(weight, lambda _: _packed.pop(key, None)), state, laid_out
+        known = _packed[key] = (
+            ref(weight, lambda _: _packed.pop(key, None)),
+            state,
+            laid_out,
+        )
     return known[2]
 
 

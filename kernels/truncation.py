@@ -78,7 +78,9 @@ def _sample_rows(
     log_total = total.log()
     entropy = log_total - torch.linalg.vecdot(weights, scaled) / log_total.exp()
     if top_k or top_p < 1:
-        likeliest = z.topk(min(z.shape[1], max(top_k, SHORTLIST if top_p < 1 else 0))).values
+        likeliest = z.topk(
+            min(z.shape[1], max(top_k, SHORTLIST if top_p < 1 else 0))
+        ).values
     if top_k:
         weights.mul_(z >= likeliest[:, top_k - 1 : top_k])
     if top_p < 1:

@@ -227,7 +227,9 @@ def _line_number(text: str, name: str) -> str:
     return ""
 
 
-def _assign(name: str, value: Any, known: Mapping[str, Key], values: dict[str, Any]) -> None:
+def _assign(
+    name: str, value: Any, known: Mapping[str, Key], values: dict[str, Any]
+) -> None:
     """Check one value against the key of that name, and put it into `values`."""
     table = name  # the key itself, or the dict that it is an entry of
     while table and table not in known:
@@ -372,7 +374,9 @@ def to_toml(config: Any) -> str:
 def to_toml_value(value: Any) -> str:
     """Return one value as TOML text."""
     if isinstance(value, dict):
-        entries = [f"{to_toml_value(name)} = {to_toml_value(value[name])}" for name in value]
+        entries = [
+            f"{to_toml_value(name)} = {to_toml_value(value[name])}" for name in value
+        ]
         return f"{{{', '.join(entries)}}}"
     if isinstance(value, list):
         return f"[{', '.join(map(to_toml_value, value))}]"

@@ -104,7 +104,8 @@ class Model:
         "float32", "what it computes in; float16 is not for training", choices=DTYPES
     )
     gradient_checkpointing: bool = option(
-        False, "recompute each layer in the backward pass, which saves memory and costs time"
+        False,
+        "recompute each layer in the backward pass, which saves memory and costs time",
     )
     sharded: bool = option(
         False,
@@ -374,7 +375,9 @@ class Process:
 class Judge:
     """AI feedback: a frozen language model that ranks right answers."""
 
-    path: str = option("", "HF directory, run directory or hub id of the judge; empty: none")
+    path: str = option(
+        "", "HF directory, run directory or hub id of the judge; empty: none"
+    )
     weight: float = option(
         0.3,
         "a right answer earns weight * (the judge's score - 1/2) more",

@@ -229,7 +229,9 @@ def method_of(path: Path | None, *words: str) -> Method:
     return load(WithMethod, path, words).method
 
 
-def test_command_line_wins_over_file_wins_over_row_wins_over_default(tmp_path: Path) -> None:
+def test_command_line_wins_over_file_wins_over_row_wins_over_default(
+    tmp_path: Path,
+) -> None:
     assert method_of(None) == Method("plain", 1.0, "round", [])
     assert method_of(None, "method.method=fast") == Method("fast", 2.0, "round", ["a", "b"])
     path = write(tmp_path, '[method]\nmethod = "fast"\nrate = 3\n')
@@ -292,7 +294,9 @@ def test_other_sections_know_no_rows() -> None:
 
 def test_every_method_of_the_algorithms_resolves_and_comes_back(tmp_path: Path) -> None:
     for method, row in PRESETS.items():
-        config = load(GRPOConfig, None, [f"algorithm.method={method}", "process.prm=oracle"])
+        config = load(
+            GRPOConfig, None, [f"algorithm.method={method}", "process.prm=oracle"]
+        )
         defaults = {field.name: field.default for field in fields(config.algorithm)}
         assert vars(config.algorithm) == {**defaults, **row, "method": method}
         assert load(GRPOConfig, write(tmp_path, to_toml(config))) == config
@@ -329,7 +333,10 @@ def test_a_method_with_overrides_comes_back(tmp_path: Path) -> None:
         ("lr=1", "lr: unknown key; did you mean optim.lr?"),
         ("warmpu=1", "warmpu: unknown key; did you mean optim.schedule.warmup?"),
         ("optm.lr=1", "optm.lr: unknown key; did you mean optim.lr?"),
-        ("optim.qqq=1", "optim.qqq: unknown key; expected one of lr, betas, clip, schedule"),
+        (
+            "optim.qqq=1",
+            "optim.qqq: unknown key; expected one of lr, betas, clip, schedule",
+        ),
         ("seed.x=1", "seed.x: unknown key; seed is not a section"),
         (
             "optm.schedule.shape=1",
@@ -444,7 +451,11 @@ def test_nan_is_no_number_for_any_key() -> None:
         ),
         ("seed = 'one'", 1, "seed: expected an integer, got 'one'"),
         ("seed = true", 1, "seed: expected an integer, got True"),
-        ("seed = 2020-01-01", 1, "seed: expected an integer, got datetime.date(2020, 1, 1)"),
+        (
+            "seed = 2020-01-01",
+            1,
+            "seed: expected an integer, got datetime.date(2020, 1, 1)",
+        ),
         ("[seed]\nx = 1", 1, "seed: expected an integer, got {'x': 1}"),
         ("exact = 1", 1, "exact: expected true or false, got 1"),
         ("name = 5", 1, "name: expected a string, got 5"),
@@ -474,14 +485,17 @@ def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
     )
     path = write(tmp_path, "seed = " + "[" * 5000)
     assert (
-        error_of(path) == f"{path}: not valid TOML: tables or lists in one another, too deep"
+        error_of(path)
+        == f"{path}: not valid TOML: tables or lists in one another, too deep"
     )
     path = write(tmp_path, "seed = " + "1" * 5000)
     assert error_of(path).startswith(
         f"{path}: not valid TOML: Exceeds the limit (4300 digits)"
     )
     path = write(tmp_path, '"a\\nb" = 1')
-    assert error_of(path).startswith(f"{path}: 'a\\nb': unknown key; expected one of name, ")
+    assert error_of(path).startswith(
+        f"{path}: 'a\\nb': unknown key; expected one of name, "
+    )
     path = write(tmp_path, "name = 'é'", encoding="latin-1")
     assert error_of(path) == f"{path}: not UTF-8 text (byte 8)"
 

@@ -65,7 +65,9 @@ def test_every_name_is_there():
 
 
 def test_a_name_that_is_not_there():
-    with pytest.raises(AttributeError, match="module 'nanomath' has no attribute 'sampler'"):
+    with pytest.raises(
+        AttributeError, match="module 'nanomath' has no attribute 'sampler'"
+    ):
         nanomath.sampler  # noqa: B018
     with pytest.raises(ImportError):
         from nanomath import Trainer  # noqa: F401

@@ -41,7 +41,14 @@ DATA = (
     "heldout.world.difficulty=1,1",
 )
 QUICK = ("model.device=cpu", "sampling.max_new_tokens=12", "evaluation.samples=2")
-SFT = (*SHAPE, *DATA, *QUICK, "sft.batch_size=8", "optim.lr=0.01", "optim.schedule=constant")
+SFT = (
+    *SHAPE,
+    *DATA,
+    *QUICK,
+    "sft.batch_size=8",
+    "optim.lr=0.01",
+    "optim.schedule=constant",
+)
 GRPO = (
     *DATA,
     *QUICK,
@@ -263,7 +270,9 @@ def test_grpo_logs_every_step(grpo_run):
 def test_rewards_are_logged_apart(grpo_run):
     for line in (line for line in lines(grpo_run) if "reward" in line):
         total = (
-            line["reward/accuracy"] + line["reward/random"] + 0.5 * line["reward/repetition"]
+            line["reward/accuracy"]
+            + line["reward/random"]
+            + 0.5 * line["reward/repetition"]
         )
         assert line["reward"] == pytest.approx(total)
         assert line["pass@1"] == line["reward/accuracy"]

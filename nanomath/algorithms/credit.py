@@ -67,7 +67,9 @@ def delta(scores: Tensor, present: Tensor, temperature: float, eta: float) -> Te
     )
 
 
-def clipped_delta(scores: Tensor, present: Tensor, temperature: float, eta: float) -> Tensor:
+def clipped_delta(
+    scores: Tensor, present: Tensor, temperature: float, eta: float
+) -> Tensor:
     """`clipped`, then `delta`."""
     return delta(clipped(scores, present, temperature, eta), present, temperature, eta)
 

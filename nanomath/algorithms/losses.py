@@ -222,14 +222,24 @@ def sampler_correction(
 
 
 def ppo_gain(
-    ratio: Tensor, logprobs: Tensor, advantages: Tensor, low: float, high: float, dual: float
+    ratio: Tensor,
+    logprobs: Tensor,
+    advantages: Tensor,
+    low: float,
+    high: float,
+    dual: float,
 ) -> Tensor:
     """Pessimistic: no gain from moving the ratio out of [1 - low, 1 + high]."""
     return torch.minimum(ratio * advantages, ratio.clamp(1 - low, 1 + high) * advantages)
 
 
 def dual_gain(
-    ratio: Tensor, logprobs: Tensor, advantages: Tensor, low: float, high: float, dual: float
+    ratio: Tensor,
+    logprobs: Tensor,
+    advantages: Tensor,
+    low: float,
+    high: float,
+    dual: float,
 ) -> Tensor:
     """PPO's, at least dual * A where A < 0: a token grown far likelier is not pushed for ever."""
     gain = ppo_gain(ratio, logprobs, advantages, low, high, dual)
@@ -237,14 +247,24 @@ def dual_gain(
 
 
 def cispo_gain(
-    ratio: Tensor, logprobs: Tensor, advantages: Tensor, low: float, high: float, dual: float
+    ratio: Tensor,
+    logprobs: Tensor,
+    advantages: Tensor,
+    low: float,
+    high: float,
+    dual: float,
 ) -> Tensor:
     """Every token keeps its gradient, with a bounded weight."""
     return ratio.detach().clamp(1 - low, 1 + high) * advantages * logprobs
 
 
 def plain_gain(
-    ratio: Tensor, logprobs: Tensor, advantages: Tensor, low: float, high: float, dual: float
+    ratio: Tensor,
+    logprobs: Tensor,
+    advantages: Tensor,
+    low: float,
+    high: float,
+    dual: float,
 ) -> Tensor:
     """The importance-weighted advantage as it is."""
     return ratio * advantages

@@ -128,7 +128,9 @@ def _group_advantages(a: Choices, rewards: Rewards, tokens: Tokens) -> Tensor:
     Rewarded steps add to the tokens that they are not over before.
     """
     if a.components == "apart":
-        components = rewards.components.view(len(rewards.components), -1, rewards.group_size)
+        components = rewards.components.view(
+            len(rewards.components), -1, rewards.group_size
+        )
         weights = rewards.component_weights
         advantages = decoupled_advantages(components, weights, a.baseline, a.scale)
     else:
@@ -152,7 +154,9 @@ def _step_advantages(a: Choices, rewards: Rewards, tokens: Tokens) -> Tensor:
     return rewards.step_weight * torch.cat(advantages)
 
 
-def _token_advantages(a: Choices, rewards: Rewards, tokens: Tokens) -> tuple[Tensor, Tensor]:
+def _token_advantages(
+    a: Choices, rewards: Rewards, tokens: Tokens
+) -> tuple[Tensor, Tensor]:
     """Each token's advantage, from the value model or the rewards to go; and the returns."""
     of_tokens = _token_rewards(a, rewards, tokens)
     if rewards.steps is not None:

@@ -231,7 +231,8 @@ def maj_at_k(
     else:
         generator = np.random.default_rng(seed)
         subsets = (
-            [votes[i] for i in generator.permutation(len(votes))[:k]] for _ in range(SUBSETS)
+            [votes[i] for i in generator.permutation(len(votes))[:k]]
+            for _ in range(SUBSETS)
         )
     return float(np.mean([_share_of_right(subset) for subset in islice(subsets, SUBSETS)]))
 

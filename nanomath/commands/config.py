@@ -77,10 +77,14 @@ def table(part: object, places: list[Place]) -> str:
             value = to_toml_value(getattr(there, name))
             if value != default:
                 others.setdefault(value, []).append(f"`[{section}]` of `{command}`")
-        different = [f"; `{value}` in {', '.join(where)}" for value, where in others.items()]
+        different = [
+            f"; `{value}` in {', '.join(where)}" for value, where in others.items()
+        ]
         meaning, kind = explain(key)
         cells = [f"`{name}`", f"`{kind}`", f"`{default}`" + "".join(different), meaning]
-        lines.append(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |")
+        lines.append(
+            f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
+        )
     return "\n".join([*lines, ""])
 
 

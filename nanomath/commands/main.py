@@ -14,7 +14,9 @@ from typing import NoReturn
 from nanomath.training.runlog import RunFailed
 
 
-def run_main(main: Callable[[list[str]], int | None], argv: list[str] | None = None) -> None:
+def run_main(
+    main: Callable[[list[str]], int | None], argv: list[str] | None = None
+) -> None:
     """Call main(argv) and exit with its code.
 
     The codes are 0: done, 1: a run failed or was stopped, 2: bad usage, config or files.

@@ -288,7 +288,9 @@ def evaluate(argv: list[str]) -> int:
         )
     rest = [word for word in argv if word not in words]
     config, _ = parse_arguments(
-        settings.PRMEvalConfig, [f"model.path={words[0]}", *rest] if words else rest, __doc__
+        settings.PRMEvalConfig,
+        [f"model.path={words[0]}", *rest] if words else rest,
+        __doc__,
     )
     if config.save and not Path(config.save).absolute().parent.is_dir():
         raise FileNotFoundError(f"save: there is no directory to write {config.save} to")

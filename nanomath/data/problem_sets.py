@@ -52,7 +52,9 @@ _MARKED = re.compile(
     r"|答え?[はがを:： \n]|解答|正解",
     re.IGNORECASE,
 )
-_WORD = re.compile(r"[\u3040-\u30ff\u4e00-\u9fff]{2}|[^\W\d_\u3040-\u30ff\u4e00-\u9fff]{2,}")
+_WORD = re.compile(
+    r"[\u3040-\u30ff\u4e00-\u9fff]{2}|[^\W\d_\u3040-\u30ff\u4e00-\u9fff]{2,}"
+)
 _SENTENCE_END = re.compile(r"[.!?]\s+[A-Z\d$(\\]|。.|\n")
 _ARITHMETIC = re.compile(r"=|\d\s*[-+*/×÷]\s*\d")
 
@@ -148,7 +150,9 @@ def _hub_files(repository: str, config: str, split: str) -> list[Path]:
     root = from_hub(repository, "dataset", patterns)
     file_name = re.compile(rf"{re.escape(split)}(-\d+-of-\d+[^.]*)?{_SUFFIX}")
     paths = sorted(
-        path for path in (root / config).rglob(f"{split}*") if file_name.fullmatch(path.name)
+        path
+        for path in (root / config).rglob(f"{split}*")
+        if file_name.fullmatch(path.name)
     )
     if not paths:
         config = f" of the config {config!r}" if config else ""

@@ -163,7 +163,9 @@ def _stated_tokens(stored: Any) -> list[tuple[int, AddedToken]]:
         if not (id.isascii() and id.isdigit()):
             raise ValueError(f"{key}: an id must be a whole number")
         token = table(token, key)
-        flags = {name: flag(token[name], f"{key}.{name}") for name in FLAGS if name in token}
+        flags = {
+            name: flag(token[name], f"{key}.{name}") for name in FLAGS if name in token
+        }
         content = text(token.get("content"), f"{key}.content")
         stated.append((int(id), AddedToken(content, **flags)))
     return stated

@@ -122,7 +122,9 @@ class Tokenizer:
         names = {"tools": None, "documents": None, **self.special_tokens, **extra}
         try:
             return _compile(template).render(
-                messages=list(messages), add_generation_prompt=add_generation_prompt, **names
+                messages=list(messages),
+                add_generation_prompt=add_generation_prompt,
+                **names,
             )
         except Exception as error:  # a template is foreign code: any error is its refusal
             raise ValueError(
@@ -224,7 +226,9 @@ def load_tokenizer(path_or_hub_id: str | PathLike[str]) -> Tokenizer:
     except (KeyboardInterrupt, SystemExit):
         raise
     except BaseException as error:  # the library's Rust panics are no Exception
-        raise ValueError(f"{file} is not a readable tokenizer: {one_line(error)}") from error
+        raise ValueError(
+            f"{file} is not a readable tokenizer: {one_line(error)}"
+        ) from error
     config = read_optional(directory / "tokenizer_config.json")
     special = special_tokens(backend, directory, config)
     return Tokenizer(

@@ -85,7 +85,9 @@ class RMSNorm(nn.Module):
         if not self.exact:
             return self._reference(x, self.weight)
         rows = x.reshape(-1, x.shape[-1])
-        return differentiable(self._kernel, self._reference, rows, self.weight).view(x.shape)
+        return differentiable(self._kernel, self._reference, rows, self.weight).view(
+            x.shape
+        )
 
     def _reference(self, x: Tensor, weight: Tensor) -> Tensor:
         return add_rms_norm_reference(x, None, weight, self.eps)[1]
@@ -103,7 +105,9 @@ class Linear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         return (
-            invariant_linear(x, self.weight, self.bias) if self.exact else super().forward(x)
+            invariant_linear(x, self.weight, self.bias)
+            if self.exact
+            else super().forward(x)
         )
 
 

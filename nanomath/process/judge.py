@@ -150,7 +150,9 @@ def fill(template: str, question: str, first: str, second: str = "") -> str:
     as it is.
     """
     fields = {"{question}": question, "{first}": first, "{second}": second}
-    return re.sub("|".join(map(re.escape, fields)), lambda match: fields[match[0]], template)
+    return re.sub(
+        "|".join(map(re.escape, fields)), lambda match: fields[match[0]], template
+    )
 
 
 def judge_pairwise(

@@ -150,7 +150,9 @@ def load_prm(
     directory = resolve_model_dir(path_or_hub_id)
     format = _format_of(read_json(directory / "config.json"), str(directory))
     head = None if isinstance(format, MathShepherd) else format.head
-    return PRM(load_model(directory, device, dtype, head), load_tokenizer(directory), format)
+    return PRM(
+        load_model(directory, device, dtype, head), load_tokenizer(directory), format
+    )
 
 
 def _format_of(config: dict, where: str) -> Format:

@@ -116,7 +116,9 @@ def _only_part(value: Value) -> str | None:
     if isinstance(value, Equation):
         return _value(value)
     one = (
-        isinstance(value, Items) and len(value.items) == 1 and value.items[0] != r"\emptyset"
+        isinstance(value, Items)
+        and len(value.items) == 1
+        and value.items[0] != r"\emptyset"
     )
     return value.items[0] if one else None
 

@@ -177,7 +177,9 @@ def isolate(text: str) -> str:
 def after_reasoning(text: str, ends: Sequence[str] = REASONING_ENDS) -> str:
     """What follows the last mark that ends the reasoning; the whole text where there is none."""
     return text[
-        max((text.rfind(end) + len(end) for end in ends if end and end in text), default=0) :
+        max(
+            (text.rfind(end) + len(end) for end in ends if end and end in text), default=0
+        ) :
     ]
 
 

@@ -124,7 +124,9 @@ def cosine(
     """
     rewards = []
     for completion in completions:
-        ends = (right_short, right_long) if completion.correct else (wrong_short, wrong_long)
+        ends = (
+            (right_short, right_long) if completion.correct else (wrong_short, wrong_long)
+        )
         short, long = ends
         share = min(1.0, len(completion.text) / max_length)
         rewards.append(long + (short - long) / 2 * (1 + math.cos(math.pi * share)))

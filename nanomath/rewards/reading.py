@@ -114,7 +114,9 @@ def split_unit(text: str) -> tuple[str, Unit]:
     """
     if match := _CURRENCY.fullmatch(text):
         value, unit = split_unit(match["value"])
-        return match["sign"] + value, unit if any(unit) else _read_unit("\\" + match["unit"])
+        return match["sign"] + value, unit if any(unit) else _read_unit(
+            "\\" + match["unit"]
+        )
     if match := _WITH_UNIT.fullmatch(text):
         unit = _read_unit(match["unit"])
         return (match["value"].strip(), unit) if unit else (text, Unit())
@@ -381,7 +383,9 @@ _INEQUALITY = re.compile(r"<=|>=|!=|<|>")
 _FLIPPED = {">": "<", ">=": "<=", "<": "<", "<=": "<=", "!=": "!="}
 _VARIABLE = re.compile(r"(?:[a-zA-Z]|\\[a-z]+)(?:_\w|_\{\w+\})?")
 # Not e, i, a command.
-_FREE_LETTER = re.compile(r"(?<![a-zA-Z\\])(?!sin|cos|tan|log|ln|exp|sqrt|pi)[a-df-hj-zA-Z]")
+_FREE_LETTER = re.compile(
+    r"(?<![a-zA-Z\\])(?!sin|cos|tan|log|ln|exp|sqrt|pi)[a-df-hj-zA-Z]"
+)
 _LETTER_NAME = rf"(?:[a-zA-Z]|\\(?:{'|'.join(_GREEK)}))'*(?:_(?:\{{[^{{}}]*\}}|\w))?'*"
 _POINTS = r"(?:\\(?:angle|triangle|overline|m\\angle))?\{?[A-Z]{1,4}\}?(?:_(?:\{\w*\}|\w))?"
 _MODULO = r"(?:\\pmod\s?\{?|\(\s?\\?mod\s|\s\\?(?:mod|bmod)\s)"

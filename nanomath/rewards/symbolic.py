@@ -393,7 +393,8 @@ def read_whole(text: str) -> sympy.Basic:
     if any(re.fullmatch("[a-zA-Z]{2,}", name) and name not in GREEK for name in names):
         raise ValueError(f"a command is taken for a name in {text!r}")
     if any(
-        limit.args[1] not in limit.args[0].free_symbols for limit in whole.atoms(sympy.Limit)
+        limit.args[1] not in limit.args[0].free_symbols
+        for limit in whole.atoms(sympy.Limit)
     ) or any(derivative.doit() == 0 for derivative in whole.atoms(sympy.Derivative)):
         raise ValueError(f"a derivative or a limit of what depends on nothing in {text!r}")
     printed = re.sub(r"[a-zA-Z]{2,}(?=\()|dir='.'|oo", "", str(whole))

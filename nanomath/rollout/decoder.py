@@ -145,7 +145,9 @@ class Decoder:
 
     def addresses(self) -> tuple[int, ...]:
         """Where the weights lie."""
-        tensors = [w for layer in self.layers for w in vars(layer).values() if w is not None]
+        tensors = [
+            w for layer in self.layers for w in vars(layer).values() if w is not None
+        ]
         return tuple(
             w.data_ptr() for w in (*tensors, self.norm, self.lm_head, self.embedding)
         )

@@ -65,7 +65,14 @@ class Slots:
         written = self.tokens, self.logprobs, self.sampling_logprobs
         return tuple(
             x[:rows]
-            for x in (self.token, self.position, self.count, self.limit, self.done, *written)
+            for x in (
+                self.token,
+                self.position,
+                self.count,
+                self.limit,
+                self.done,
+                *written,
+            )
         )
 
     def move(self, source: Tensor, target: Tensor) -> None:

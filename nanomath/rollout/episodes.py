@@ -159,7 +159,9 @@ def episode_metrics(groups: Groups) -> dict[str, float]:
     lengths = {
         "length": [e.completion.length for e in episodes],
         "length/right": [e.completion.length for e in episodes if e.rewards["accuracy"]],
-        "length/wrong": [e.completion.length for e in episodes if not e.rewards["accuracy"]],
+        "length/wrong": [
+            e.completion.length for e in episodes if not e.rewards["accuracy"]
+        ],
         "length/truncated": [
             e.completion.length for e in episodes if not e.completion.finished
         ],
@@ -169,7 +171,8 @@ def episode_metrics(groups: Groups) -> dict[str, float]:
         "reward": _mean(e.rewards["total"] for e in episodes),
         "pass@1": _mean(ok for group in right for ok in group),
         **{
-            f"reward/{name}": _mean(e.rewards[name] for e in episodes) for name in components
+            f"reward/{name}": _mean(e.rewards[name] for e in episodes)
+            for name in components
         },
         "flat_groups": _mean(not is_uneven(group) for group in groups),
         "all_right": _mean(all(group) for group in right),

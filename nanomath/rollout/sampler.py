@@ -150,7 +150,8 @@ class Sampler:
             )
         if fit < self.slots:
             warnings.warn(
-                f"{fit} of {self.slots} slots fit into the memory that is free", stacklevel=2
+                f"{fit} of {self.slots} slots fit into the memory that is free",
+                stacklevel=2,
             )
         return min(fit, self.slots)
 
@@ -231,12 +232,16 @@ class Sampler:
         """The text of one completion, piece by piece as it is drawn; arguments as in
         `generate`.
         """
-        run = _Run(self, [prompt], 1, max_new_tokens, SamplingParams(**sampling), stop, seed)
+        run = _Run(
+            self, [prompt], 1, max_new_tokens, SamplingParams(**sampling), stop, seed
+        )
         # May turn out to begin a stop string.
         held_back = max(map(len, run.stop), default=1) - 1
         shown = 0
         for _ in run.steps():
-            text = run.completion(0, run.slots.tokens[0, : run.slots.count[0]].tolist()).text
+            text = run.completion(
+                0, run.slots.tokens[0, : run.slots.count[0]].tolist()
+            ).text
             safe = len(text) - held_back
             # Else the last character's bytes are not all there yet.
             if safe > shown and not text.endswith("\ufffd"):
@@ -276,7 +281,11 @@ class _Run:
             "an integer, at least 1: completions of each prompt",
         )
         max_new_tokens = checked(
-            "max_new_tokens", max_new_tokens, int, lambda n: n >= 1, "an integer, at least 1"
+            "max_new_tokens",
+            max_new_tokens,
+            int,
+            lambda n: n >= 1,
+            "an integer, at least 1",
         )
         self.seed = checked(
             "seed",
@@ -483,7 +492,8 @@ class _Run:
             if len(before) <= end and written.startswith(before):
                 break
         return min(
-            len(decode(tokens[:whole])) + end - len(before), len(decode(tokens[: whole + 1]))
+            len(decode(tokens[:whole])) + end - len(before),
+            len(decode(tokens[: whole + 1])),
         )
 
     # The results.
@@ -510,7 +520,9 @@ class _Run:
         ]
         self.check_finite(columns[1])
         return [
-            self.completion(sample, *(column[sample, :count].tolist() for column in columns))
+            self.completion(
+                sample, *(column[sample, :count].tolist() for column in columns)
+            )
             for sample, count in enumerate(counts)
         ]
 

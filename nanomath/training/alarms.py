@@ -135,7 +135,9 @@ def flat_groups(history: History) -> str:
 
 def no_format(history: History) -> str:
     """The format that is rewarded was never matched in the last steps; "" if all is well."""
-    values = [line["reward/format"] for line in history if "reward/format" in line][-WINDOW:]
+    values = [line["reward/format"] for line in history if "reward/format" in line][
+        -WINDOW:
+    ]
     never = len(values) == WINDOW and not any(values)
     return f"the format matched in no completion of {WINDOW} steps" if never else ""
 

@@ -119,7 +119,9 @@ def build_problems(section: settings.Problems) -> list[Problem]:
         generate(family, section.split, share, 0, difficulty, world.languages, world.direct)
         for family in world.families
     ]
-    return [problem for together in zip(*drawn, strict=True) for problem in together][:limit]
+    return [problem for together in zip(*drawn, strict=True) for problem in together][
+        :limit
+    ]
 
 
 def build_template(section: settings.Prompt) -> PromptTemplate:
@@ -130,7 +132,10 @@ def build_template(section: settings.Prompt) -> PromptTemplate:
 
 
 def encode_prompts(
-    problems: Sequence[Problem], template: PromptTemplate, tokenizer: Tokenizer, longest: int
+    problems: Sequence[Problem],
+    template: PromptTemplate,
+    tokenizer: Tokenizer,
+    longest: int,
 ) -> list[list[int]]:
     """Prompt tokens of every problem. ValueError names the first that leaves no room in a
     context of `longest`.

@@ -61,7 +61,9 @@ def save_checkpoint(
     return target
 
 
-def load_checkpoint(directory: Path, optimizer: Optimizer, name: str = "") -> dict[str, Any]:
+def load_checkpoint(
+    directory: Path, optimizer: Optimizer, name: str = ""
+) -> dict[str, Any]:
     """Put the optimizer, or the one saved beside it as `name`, where the checkpoint left it;
     returns trainer.json.
 

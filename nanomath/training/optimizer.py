@@ -256,7 +256,9 @@ class Optimizer:
         """
         generator = torch.Generator(exp_avg.device).manual_seed(seed)
         # Drawn for the whole parameter: a slice is rounded as it would be without being cut.
-        noise = torch.empty(weight.parameter.shape, dtype=torch.int32, device=exp_avg.device)
+        noise = torch.empty(
+            weight.parameter.shape, dtype=torch.int32, device=exp_avg.device
+        )
         noise = slice_of(
             noise.random_(-(2**31), 2**31, generator=generator), like=weight.parameter
         )

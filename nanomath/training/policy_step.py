@@ -106,7 +106,9 @@ class PolicyStep:
         rewards = rewards_of(
             episodes, self.reward_weights, self.group_size, self.step_weight
         )
-        tokens.advantages, tokens.returns = algorithms.compute_advantages(a, rewards, tokens)
+        tokens.advantages, tokens.returns = algorithms.compute_advantages(
+            a, rewards, tokens
+        )
         return rollout
 
     def _old_policy(self, rollout: Rollout) -> tuple[Tensor | None, Tensor | None]:
@@ -168,7 +170,9 @@ class PolicyStep:
         if self.algorithm.minibatches == 1:
             return [torch.arange(total)]
         order = torch.randperm(total, generator=generator_of(self.seed, number, epoch))
-        return [part for part in order.tensor_split(self.algorithm.minibatches) if len(part)]
+        return [
+            part for part in order.tensor_split(self.algorithm.minibatches) if len(part)
+        ]
 
     def _update(self, rollout: Rollout, rows: Tensor, lr: float) -> dict[str, float]:
         """One optimizer step on the episodes `rows`, none if they teach nothing."""
@@ -291,7 +295,8 @@ def rollout_of(episodes: Sequence[Episode]) -> Rollout:
     rollout = Rollout(
         examples=[Example(e.prompt, e.completion.tokens) for e in episodes],
         names=[
-            f"sample {e.completion.sample_index} of problem {e.problem.id}" for e in episodes
+            f"sample {e.completion.sample_index} of problem {e.problem.id}"
+            for e in episodes
         ],
         tokens=Tokens(mask, mask, sampler_logprobs, behavior_logprobs),
     )

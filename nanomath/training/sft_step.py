@@ -62,7 +62,9 @@ class SFTStep:
             added = None
             if noise:
                 added = torch.cat([noise[i] for i in micro.tolist()]).to(self.model.device)
-            logprobs, entropies = response_logprobs(self.model, batch, embedding_noise=added)
+            logprobs, entropies = response_logprobs(
+                self.model, batch, embedding_noise=added
+            )
             part = weights[micro, : logprobs.shape[1]].to(logprobs)
             micro_loss = sft_loss(logprobs, part * counts, self.dft)
             micro_loss.backward()

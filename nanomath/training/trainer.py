@@ -94,7 +94,9 @@ class Trainer:
         steps = checkpoint_steps(self.log.checkpoints)
         self.start, self.checkpoint = max(steps.items(), default=(0, None))
         here = replace(config.model, device=self.device)
-        self.model, self.tokenizer = build(here, config.run.seed, str(self.checkpoint or ""))
+        self.model, self.tokenizer = build(
+            here, config.run.seed, str(self.checkpoint or "")
+        )
         if config.model.sharded:
             shard(self.model, self.model.dtype)
         self.optimizer = self._optimizer(self.model)

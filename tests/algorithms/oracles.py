@@ -142,7 +142,9 @@ def sum_and_slopes(
 def randoms(seed: int, *shapes: tuple[int, ...]) -> list[Tensor]:
     """Standard normal float64 tensors."""
     generator = torch.Generator().manual_seed(seed)
-    return [torch.randn(shape, generator=generator, dtype=torch.float64) for shape in shapes]
+    return [
+        torch.randn(shape, generator=generator, dtype=torch.float64) for shape in shapes
+    ]
 
 
 def new_batch(

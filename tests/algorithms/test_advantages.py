@@ -112,7 +112,10 @@ def test_unknown_names_tell_the_choices():
         ValueError, match="unknown baseline 'best': choose one of group, leave_one_out"
     ):
         group_advantages(torch.zeros(2, 2), "best")
-    assert set(BASELINES) == {"group", "leave_one_out"} and set(SCALES) == {"group", "batch"}
+    assert set(BASELINES) == {"group", "leave_one_out"} and set(SCALES) == {
+        "group",
+        "batch",
+    }
 
 
 @pytest.mark.parametrize("scale", ["group", "batch", "off"])
@@ -139,7 +142,10 @@ def test_decoupled_advantages_are_the_weighted_sum_of_each_components(baseline, 
 def test_token_rewards_pay_at_the_last_token_and_charge_for_drift(seed, lengths, beta):
     b = new_batch(seed, lengths)
     outcomes, kl = b.values[:, 0], b.rewards
-    found, plain = token_rewards(outcomes, b.mask, kl, beta), token_rewards(outcomes, b.mask)
+    found, plain = (
+        token_rewards(outcomes, b.mask, kl, beta),
+        token_rewards(outcomes, b.mask),
+    )
     for i, n in enumerate(lengths):
         for t in range(b.mask.shape[1]):
             paid = float(outcomes[i]) if t == n - 1 else 0.0

@@ -39,7 +39,8 @@ def test_weights_are_their_definition(lengths, how):
 @pytest.mark.parametrize("how", NAMES)
 def test_empty_responses_weigh_nothing(how):
     assert torch.equal(
-        loss_weights(torch.zeros(3, 2, dtype=torch.bool), how, 4), torch.zeros(3, 2).double()
+        loss_weights(torch.zeros(3, 2, dtype=torch.bool), how, 4),
+        torch.zeros(3, 2).double(),
     )
 
 

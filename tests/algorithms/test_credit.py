@@ -83,7 +83,9 @@ def test_the_defaults_are_pure():
 
 
 def test_the_changes_names():
-    with pytest.raises(ValueError, match="unknown credit 'minimum': choose one of sum, min"):
+    with pytest.raises(
+        ValueError, match="unknown credit 'minimum': choose one of sum, min"
+    ):
         credit(torch.zeros(1, 1), torch.zeros(1, 1, dtype=torch.int64), "minimum")
 
 

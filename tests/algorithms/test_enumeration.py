@@ -119,7 +119,8 @@ def verdict(estimator: str, place: str, correction: str) -> str:
     ]
     for name in ("nothing", "reverse", "forward"):
         found = [
-            expected_kl_gradient(policy, estimator, place, correction) for policy in policies
+            expected_kl_gradient(policy, estimator, place, correction)
+            for policy in policies
         ]
         if all(
             (f - p.gradients()[name]).abs().max() < 1e-12
@@ -351,7 +352,9 @@ def test_group_baselines_over_all_groups(baseline, size):
 def test_rloo_with_the_kl_in_the_reward_descends_outcome_and_kl():
     """All pairs of two-token completions; the KL of a completion is a part of what it earns."""
     policy = TwoTokens(6)
-    earned = policy.outcome - 0.3 * kl_estimate(policy.new, policy.ref, "k1").detach().sum(1)
+    earned = policy.outcome - 0.3 * kl_estimate(policy.new, policy.ref, "k1").detach().sum(
+        1
+    )
     pairs = torch.tensor(list(itertools.product(range(V * V), repeat=2)))
     advantages = group_advantages(earned[pairs], "leave_one_out", scale="off").flatten()
     new = policy.new[pairs.flatten()]

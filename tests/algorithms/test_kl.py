@@ -11,7 +11,15 @@ import math
 
 import pytest
 import torch
-from oracles import LENGTHS, each_token, kl_of, new_batch, randoms, sum_and_slopes, weight_of
+from oracles import (
+    LENGTHS,
+    each_token,
+    kl_of,
+    new_batch,
+    randoms,
+    sum_and_slopes,
+    weight_of,
+)
 
 from nanomath.algorithms import KL_CORRECTIONS, kl_estimate, kl_loss, loss_weights
 
@@ -71,7 +79,9 @@ def test_kl_loss_is_its_formula(kind, correction, aggregation):
     total, _ = sum_and_slopes(lambda i, t, x: value(i, t, x, slope=False), b.new, LENGTHS)
     _, slopes = sum_and_slopes(lambda i, t, x: value(i, t, x, slope=True), b.new, LENGTHS)
     new = b.new.clone().requires_grad_()
-    loss = kl_loss(new, b.ref, b.old, loss_weights(b.mask, aggregation, 9), kind, correction)
+    loss = kl_loss(
+        new, b.ref, b.old, loss_weights(b.mask, aggregation, 9), kind, correction
+    )
     loss.backward()
     assert loss.item() == pytest.approx(total, abs=1e-10)
     torch.testing.assert_close(new.grad, slopes, rtol=0, atol=1e-10)

@@ -150,7 +150,9 @@ def test_gspo_is_the_gradient_of_its_own_objective(how_clip):
     objective.backward()
     new = b.new.clone().requires_grad_()
     weights = loss_weights(b.mask, "sequence")
-    loss, _ = policy_loss(new, b.old, a, weights, low, high, ratio="sequence", clip=how_clip)
+    loss, _ = policy_loss(
+        new, b.old, a, weights, low, high, ratio="sequence", clip=how_clip
+    )
     loss.backward()
     assert loss.item() == pytest.approx(-objective.item(), abs=1e-12)
     torch.testing.assert_close(new.grad, -x.grad, rtol=0, atol=1e-12)

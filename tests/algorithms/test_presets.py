@@ -155,12 +155,16 @@ def batch() -> SimpleNamespace:
 
 def loss_of(a: SimpleNamespace, b: SimpleNamespace) -> torch.Tensor:
     """The public functions put together as the row says."""
-    in_reward, in_loss = (a.kl_coef > 0 and a.kl_in == place for place in ("reward", "loss"))
+    in_reward, in_loss = (
+        a.kl_coef > 0 and a.kl_in == place for place in ("reward", "loss")
+    )
     kl = kl_estimate(b.old, b.ref, a.kl_estimator) if in_reward else None
     rewards = token_rewards(REWARDS.sum(0).flatten(), b.mask, kl, a.kl_coef)
     if not has_group_baseline(a):
         values, lam = (
-            (b.values, a.lam) if a.baseline == "value" else (torch.zeros_like(b.values), 1.0)
+            (b.values, a.lam)
+            if a.baseline == "value"
+            else (torch.zeros_like(b.values), 1.0)
         )
         advantages, _ = gae(rewards, values, b.mask, a.gamma, lam)
     elif a.components == "apart":
@@ -234,7 +238,9 @@ class Paper:
         found = {}
         for i, n in enumerate(LENGTHS):
             v = [float(x) for x in self.b.values[i, :n]] + [0.0]
-            r = [(self.r[i] if t == n - 1 else 0.0) - beta * self.k1[i][t] for t in range(n)]
+            r = [
+                (self.r[i] if t == n - 1 else 0.0) - beta * self.k1[i][t] for t in range(n)
+            ]
             for t in range(n):
                 found[i, t] = math.fsum(
                     lam ** (k - t) * (r[k] + v[k + 1] - v[k]) for k in range(t, n)
@@ -279,7 +285,9 @@ def dapo(p: Paper, i: int, t: int, x: float) -> float:
 
 
 def gspo(p: Paper, i: int, t: int, x: float) -> float:
-    return -p.ppo(i, t, x, p.grpo_advantage(i), 3e-4, 4e-4, kind="sequence") / LENGTHS[i] / 6
+    return (
+        -p.ppo(i, t, x, p.grpo_advantage(i), 3e-4, 4e-4, kind="sequence") / LENGTHS[i] / 6
+    )
 
 
 def cispo(p: Paper, i: int, t: int, x: float) -> float:
@@ -310,7 +318,9 @@ def lite_ppo(p: Paper, i: int, t: int, x: float) -> float:
 
 def gdpo(p: Paper, i: int, t: int, x: float) -> float:
     summed = [
-        math.fsum(p.grpo_advantage(j, component.flatten().tolist()) for component in REWARDS)
+        math.fsum(
+            p.grpo_advantage(j, component.flatten().tolist()) for component in REWARDS
+        )
         for j in range(6)
     ]
     a = whitened({(j, s): summed[j] for j, s in TOKENS})[i, t]
@@ -322,7 +332,9 @@ def gdpo(p: Paper, i: int, t: int, x: float) -> float:
 
 
 def clip_cov(p: Paper, i: int, t: int, x: float) -> float:
-    return 0.0 if p.steep(i, t) else -p.ppo(i, t, x, p.grpo_advantage(i), 0.2, 0.2) / p.total
+    return (
+        0.0 if p.steep(i, t) else -p.ppo(i, t, x, p.grpo_advantage(i), 0.2, 0.2) / p.total
+    )
 
 
 def kl_cov(p: Paper, i: int, t: int, x: float) -> float:
@@ -357,7 +369,9 @@ def test_a_row_at_work_is_the_loss_of_its_paper(paper):
     expected = math.fsum(paper(p, i, t, float(b.new[i, t])) for i, t in TOKENS)
     assert loss.item() == pytest.approx(expected, abs=1e-10)
     for i, t in TOKENS:
-        slope = derivative(lambda x, i=i, t=t: paper(p, i, t, x), float(b.new[i, t]), h=1e-5)
+        slope = derivative(
+            lambda x, i=i, t=t: paper(p, i, t, x), float(b.new[i, t]), h=1e-5
+        )
         assert float(new.grad[i, t]) == pytest.approx(slope, abs=1e-9)
 
 
@@ -490,7 +504,9 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(("wrong", "words", "cure"), REFUSED)
-def test_what_contradicts_itself_is_refused_with_the_reason_and_the_cure(wrong, words, cure):
+def test_what_contradicts_itself_is_refused_with_the_reason_and_the_cure(
+    wrong, words, cure
+):
     with pytest.raises(ValueError) as error:
         check(choices(**wrong))
     message = str(error.value)

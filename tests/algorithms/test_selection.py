@@ -83,7 +83,9 @@ def test_tokens_that_are_equal_up_to_rounding_are_chosen_together():
 
 @pytest.mark.parametrize("size", [1e-3, 1.0, 1e3])
 def test_what_is_rounding_depends_on_the_size_of_the_values(size):
-    values = size * torch.tensor([[3.0, 2.0 + 1e-6, 2.0 - 1e-6, 1.999]], dtype=torch.float64)
+    values = size * torch.tensor(
+        [[3.0, 2.0 + 1e-6, 2.0 - 1e-6, 1.999]], dtype=torch.float64
+    )
     found = top_entropy(values, torch.ones(1, 4, dtype=torch.bool), 0.5)
     assert found.tolist() == [[True, True, True, False]]
 

@@ -25,7 +25,9 @@ def case(seed: int, lengths: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
 
 @settings(max_examples=60, deadline=None)
 @given(
-    st.integers(0, 10**6), st.lists(st.integers(0, 6), min_size=1, max_size=4), st.booleans()
+    st.integers(0, 10**6),
+    st.lists(st.integers(0, 6), min_size=1, max_size=4),
+    st.booleans(),
 )
 def test_value_and_gradient(seed, lengths, dft):
     logprobs, weights = case(seed, lengths)

@@ -212,8 +212,8 @@ def batch_of(seed: int = 2, lengths: list[int] = LENGTHS) -> SimpleNamespace:
     """A batch with what the calls above need besides."""
     b = new_batch(seed, lengths)
     shapes = (len(lengths),), (2, 3), (4, 2, 3), (4,), (len(lengths), 3)
-    b.outcomes, b.group_rewards, b.components, b.component_weights, b.step_rewards = randoms(
-        seed + 1, *shapes
+    b.outcomes, b.group_rewards, b.components, b.component_weights, b.step_rewards = (
+        randoms(seed + 1, *shapes)
     )
     b.step_ends = torch.stack([b.mask.sum(1) - 1 - j for j in range(3)], dim=1)
     return b
@@ -227,7 +227,9 @@ def of_tokens(change: Callable[[Tensor], Tensor], b: SimpleNamespace) -> SimpleN
     """Changes the matrices [B, T] of numbers, but neither the mask nor the weights."""
     kept = {"mask": b.mask, "weights": b.weights}
     changed = {
-        k: change(v) for k, v in vars(b).items() if v.shape == b.mask.shape and k not in kept
+        k: change(v)
+        for k, v in vars(b).items()
+        if v.shape == b.mask.shape and k not in kept
     }
     return SimpleNamespace(**{**vars(b), **changed})
 

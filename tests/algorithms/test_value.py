@@ -96,7 +96,9 @@ def test_value_loss_by_default_clips_at_a_fifth():
 
 def test_a_value_already_moved_too_far_towards_its_return_rests():
     values = torch.tensor([[0.5]], requires_grad=True)
-    value_loss(values, torch.zeros(1, 1), torch.ones(1, 1), torch.ones(1, 1), 0.2).backward()
+    value_loss(
+        values, torch.zeros(1, 1), torch.ones(1, 1), torch.ones(1, 1), 0.2
+    ).backward()
     assert values.grad.item() == 0
 
 

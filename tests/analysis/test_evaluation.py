@@ -204,7 +204,10 @@ def test_records_are_one_for_each_completion_in_order():
 
 def test_breakdown_by_a_metadata_key():
     parts = measured(by="level").breakdown
-    assert {name: s.mean for name, s in parts.items()} == {"level=1": 0.75, "level=2": 0.125}
+    assert {name: s.mean for name, s in parts.items()} == {
+        "level=1": 0.75,
+        "level=2": 0.125,
+    }
     assert list(measured(by="topic").breakdown) == [
         "topic=sums"
     ]  # of the problems that have it

@@ -15,7 +15,11 @@ from nanomath import settings as sections
 from nanomath.__main__ import main
 from nanomath.training.build import new_model
 
-GOOD = {"question": "What is 1 + 1?", "answer": "2", "solution": r"1 + 1 = 2, so \boxed{2}."}
+GOOD = {
+    "question": "What is 1 + 1?",
+    "answer": "2",
+    "solution": r"1 + 1 = 2, so \boxed{2}.",
+}
 WORKED = "Tom has 3 boxes with 4 pens each. 3 * 4 = 12. He gives 2 of them away, so 10 pens remain."
 CHOSEN = {"completions": [{"text": "So.", "rating": 1}], "chosen_completion": 3}
 TINY = (
@@ -151,7 +155,10 @@ COMMANDS = [
         "problem set not found: no/such/file.jsonl",
     ),
     (["eval", "models/good", "broken.jsonl"], "broken.jsonl:2: not valid JSON"),
-    (["eval", "models/good", "unanswered.jsonl"], "unanswered.jsonl:2: the answer is empty"),
+    (
+        ["eval", "models/good", "unanswered.jsonl"],
+        "unanswered.jsonl:2: the answer is empty",
+    ),
     (["eval", "models/good", "unlabelled.jsonl"], "unlabelled.jsonl:2: no answer field"),
     (["eval", "models/good", "empty.jsonl"], "empty.jsonl: no problems"),
     (
@@ -176,7 +183,10 @@ COMMANDS = [
         ["eval", "models/good", "told.jsonl"],
         "told.jsonl:2: field 'answer' is a worked solution without a marked",
     ),
-    (["eval", "models/good", "twice.csv"], "twice.csv:1: the field 'answer' is there twice"),
+    (
+        ["eval", "models/good", "twice.csv"],
+        "twice.csv:1: the field 'answer' is there twice",
+    ),
     (["eval", "models/good", "deep.json"], "deep.json: JSON that is nested too deeply"),
     (
         ["eval", "models/good", "good.jsonl", "prompt.template={question} {levle}"],
@@ -310,7 +320,11 @@ SCRIPTS = [
     (train_sft, ["--resmue"], "unknown flag '--resmue'; did you mean --resume?"),
     (train_sft, ["run.steps=0"], "run.steps: expected a number at least 1, got 0"),
     (train_sft, ["run.steps=2.5"], "run.steps: expected an integer, got 2.5"),
-    (train_sft, ["model.new.heads=3"], "[model.new] 3 heads do not divide hidden_size = 32"),
+    (
+        train_sft,
+        ["model.new.heads=3"],
+        "[model.new] 3 heads do not divide hidden_size = 32",
+    ),
     (
         train_sft,
         ["model.new.heads=4", "model.new.kv_heads=3"],
@@ -500,7 +514,10 @@ def test_choices_that_contradict_one_another(call, tmp_path, choices, reason):
             ["baseline=mean"],
             "algorithm.baseline: expected one of group, leave_one_out, off, value, got 'mean'",
         ),
-        (["clip=hard"], "algorithm.clip: expected one of ppo, dual, cispo, off, got 'hard'"),
+        (
+            ["clip=hard"],
+            "algorithm.clip: expected one of ppo, dual, cispo, off, got 'hard'",
+        ),
         (
             ["kl_estimator=k4"],
             "algorithm.kl_estimator: expected one of k1, k2, k3, k3+, got 'k4'",

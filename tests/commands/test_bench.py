@@ -68,7 +68,9 @@ def test_both_sides_compute_the_same():
     results = []
     for function in linear_logprob, training.materialised_logprob:
         found, entropy = function(hidden, weight, target, 0.7)
-        results.append((found, entropy, *torch.autograd.grad(found.sum(), (hidden, weight))))
+        results.append(
+            (found, entropy, *torch.autograd.grad(found.sum(), (hidden, weight)))
+        )
     for mine, plain in zip(*results, strict=True):
         torch.testing.assert_close(mine, plain, rtol=0, atol=1e-5)
 
@@ -119,7 +121,9 @@ def test_sides_take_turns_and_failing_is_a_result(call, monkeypatch, tmp_path):
 
 
 def test_the_tiny_shape_is_that_of_the_configs(tokenizer):
-    model = nanomath.config.load(settings.SFTConfig, CONFIGS / "tiny" / "sft.toml").model.new
+    model = nanomath.config.load(
+        settings.SFTConfig, CONFIGS / "tiny" / "sft.toml"
+    ).model.new
     shape = measure.SHAPES["tiny"]
     assert shape.vocab_size == tokenizer.vocab_size
     assert (
@@ -173,7 +177,8 @@ def test_real_processes_measure_the_sampler(call, tmp_path):
     assert report["command"].startswith("python -m nanomath bench rollout tiny rows=2,4")
     assert min(report["machine"].values()) > 1e8
     assert [
-        (row["rows"], row["group"], row["prompt"], row["response"]) for row in report["rows"]
+        (row["rows"], row["group"], row["prompt"], row["response"])
+        for row in report["rows"]
     ] == [*((2, 2, 6, 20), (4, 2, 6, 20))]
     for row in report["rows"]:
         assert min(row[side]["tokens_per_s"] for side in ("nanomath", "unshared")) > 0
@@ -382,7 +387,11 @@ def test_the_best_of_each_side_counts(monkeypatch):
     monkeypatch.setattr(rollout, "in_new_process", pretend)
     config = setup(against=["unshared", "transformers"], repeats=2)
     row = rollout.measure_point(config, measure.SHAPES["tiny"], point(), Machine(1e9, 1e9))
-    turn = [("measure_sampler", True), ("measure_sampler", False), ("measure_transformers",)]
+    turn = [
+        ("measure_sampler", True),
+        ("measure_sampler", False),
+        ("measure_transformers",),
+    ]
     assert order == [*turn, *turn, ("inspect_sampler",)]
     assert [row[side].get("tokens_per_s") for side in ("nanomath", "unshared")] == [
         70.0,
@@ -407,7 +416,9 @@ def test_both_forms_of_a_kernel_compute_the_same_in_the_benchmark(kernel, kernel
     rows, dtype, tolerance = (
         (32, torch.float16, 2e-3) if grouped else (16, torch.float32, 2e-4)
     )
-    case = CASES[kernel](Setting(measure.SHAPES["tiny"], rows, 300, 8, kernel_device, dtype))
+    case = CASES[kernel](
+        Setting(measure.SHAPES["tiny"], rows, 300, 8, kernel_device, dtype)
+    )
     results = [form(*case.arguments) for form in (case.kernel, case.reference)]
     for mine, plain in zip(
         *(r if isinstance(r, tuple) else (r,) for r in results), strict=True
@@ -498,7 +509,9 @@ def read(directory: Path) -> tuple[dict, str]:
     return json.loads((directory / "bench.json").read_text(encoding="utf-8")), page
 
 
-def test_all_goes_on_after_a_failure_and_names_what_needs_a_gpu(call, monkeypatch, tmp_path):
+def test_all_goes_on_after_a_failure_and_names_what_needs_a_gpu(
+    call, monkeypatch, tmp_path
+):
     commands = []
 
     def pretend(command, **_):
@@ -610,7 +623,8 @@ def test_transformers_may_be_missing(call, monkeypatch):
     outcome = call(main, "bench", "rollout", "tiny", "against=transformers", "device=cpu")
     assert (
         outcome.code == 2
-        and outcome.err == "error: against=transformers needs it: pip install transformers\n"
+        and outcome.err
+        == "error: against=transformers needs it: pip install transformers\n"
     )
 
 

@@ -92,10 +92,14 @@ def test_known_completions_of_a_file(call, model_directory, questions, monkeypat
 
 def test_every_completion_is_saved(call, model_directory, questions, tmp_path, monkeypatch):
     monkeypatch.setattr(command, "build_sampler", Knowing)
-    assert call(main, "eval", model_directory, questions, "save=completions.jsonl").code == 0
+    assert (
+        call(main, "eval", model_directory, questions, "save=completions.jsonl").code == 0
+    )
     records = [
         json.loads(line)
-        for line in (tmp_path / "completions.jsonl").read_text(encoding="utf-8").splitlines()
+        for line in (tmp_path / "completions.jsonl")
+        .read_text(encoding="utf-8")
+        .splitlines()
     ]
     assert [(r["problem"], r["sample"], r["right"]) for r in records] == [
         (name, sample, name == "a" and sample in (0, 2))

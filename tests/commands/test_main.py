@@ -105,7 +105,8 @@ def test_the_page_has_every_key_of_every_config(call):
 def test_the_page_has_each_key_once_with_defaults_that_differ(call):
     lines = call(main, "config").out.splitlines()
     assert (
-        len([line for line in lines if line.startswith("| `gradient_checkpointing` |")]) == 1
+        len([line for line in lines if line.startswith("| `gradient_checkpointing` |")])
+        == 1
     )
     (split,) = [line for line in lines if line.startswith("| `split` |")]
     assert '| `"train"`; `"validation"` in `[heldout]` of `train_sft.py`, ' in split

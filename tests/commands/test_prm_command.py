@@ -59,7 +59,9 @@ def test_label_and_go_on(call, model_directory, by, tmp_path):
 
 
 def lines_of(path: str) -> list[dict]:
-    return [json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines()]
+    return [
+        json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines()
+    ]
 
 
 def test_train_resume_and_evaluate(call, model_directory, rows):
@@ -101,7 +103,9 @@ def test_train_resume_and_evaluate(call, model_directory, rows):
     ]
     assert lines[5] == "  10 labelled steps, 60.0% of them right"
     saved = lines_of("scores.jsonl")
-    assert [len(row["scores"]) for row in saved] == [len(row["completions"]) for row in ROWS]
+    assert [len(row["scores"]) for row in saved] == [
+        len(row["completions"]) for row in ROWS
+    ]
 
 
 @pytest.mark.parametrize("control", ["random", "length"])
@@ -148,7 +152,9 @@ def test_a_policy_is_trained_with_it(call, model_directory, rows):
         first = next(
             line for line in lines_of(f"runs/{method}/metrics.jsonl") if "loss" in line
         )
-        assert {"reward/prm", "prm/step", "prm/probes", "steps", "step_length"} <= set(first)
+        assert {"reward/prm", "prm/step", "prm/probes", "steps", "step_length"} <= set(
+            first
+        )
         assert (
             "step_scores" in lines_of(f"runs/{method}/rollouts.jsonl")[0]
             and first["grad_norm"] > 0
@@ -170,7 +176,9 @@ def test_a_judge_that_answers_nonsense(call, model_directory):
     assert (outcome.code, outcome.err) == (2, "error: judge.template lacks {first}\n")
     outcome = call(grpo, *words, "run.directory=runs", "process.prm=oracle")
     assert outcome.code == 2 and len(outcome.err.splitlines()) == 1
-    assert "the judge gives A and B" in outcome.err or "its context holds 192" in outcome.err
+    assert (
+        "the judge gives A and B" in outcome.err or "its context holds 192" in outcome.err
+    )
 
 
 @pytest.mark.parametrize(

@@ -32,7 +32,9 @@ def write(folder: Path, name: str, *lines: object) -> Path:
     text = "".join(
         (line if isinstance(line, str) else json.dumps(line)) + "\n" for line in lines
     )
-    path.write_bytes(gzip.compress(text.encode()) if name.endswith(".gz") else text.encode())
+    path.write_bytes(
+        gzip.compress(text.encode()) if name.endswith(".gz") else text.encode()
+    )
     return path
 
 
@@ -278,7 +280,9 @@ def test_paths_that_lead_to_no_text(tmp_path: Path, path: str) -> None:
         write(tmp_path, "set.jsonl", NESTED), Fields(("prompt.1.content",), path)
     )
     if path == "reward_model":
-        assert error.endswith("; what is in it has a name such as reward_model.ground_truth")
+        assert error.endswith(
+            "; what is in it has a name such as reward_model.ground_truth"
+        )
     else:
         assert error.startswith(
             f"set.jsonl:1: no answer field (expected {path}); the fields are: prompt, "
@@ -721,7 +725,9 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (snapshot / folder).mkdir(parents=True)
         write(snapshot / folder, "test.jsonl", {"question": folder, "answer": "1"})
     write(
-        snapshot / "main", "train-00000-of-00002.jsonl", {"question": "first", "answer": "1"}
+        snapshot / "main",
+        "train-00000-of-00002.jsonl",
+        {"question": "first", "answer": "1"},
     )
     write(
         snapshot / "main",

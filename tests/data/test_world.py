@@ -234,7 +234,9 @@ def test_maths_events_always_change_the_value() -> None:
 def test_boolean_answers_are_not_lopsided(language: str) -> None:
     answers = Counter(
         p.answer
-        for p in generate("boolean", "train", 1000, difficulty=(1, 8), languages=(language,))
+        for p in generate(
+            "boolean", "train", 1000, difficulty=(1, 8), languages=(language,)
+        )
     )
     assert len(answers) == 2 and min(answers.values()) > 350
 
@@ -400,7 +402,8 @@ def test_pretraining_states_every_fact_whatever_its_split() -> None:
             country = re.search(r"of (\w+)|to (\w+)", problem.question)
             name = country[1] or country[2]
             assert (
-                f"The {problem.metadata['attribute']} of {name} is {problem.answer}." in text
+                f"The {problem.metadata['attribute']} of {name} is {problem.answer}."
+                in text
             )
 
 

@@ -75,7 +75,9 @@ def test_a_stop_string_that_is_a_special_token(two_models):
     )
     expected = Sampler(cpu, tokenizer, 3).generate(PROMPTS, stop=stop, **options)
     assert "stop" in [c.finish_reason for c in expected]
-    assert same(Sampler(gpu, tokenizer, 3).generate(PROMPTS, stop=stop, **options), expected)
+    assert same(
+        Sampler(gpu, tokenizer, 3).generate(PROMPTS, stop=stop, **options), expected
+    )
 
 
 @pytest.mark.parametrize("dtype", [None, torch.bfloat16], ids=["own", "bfloat16"])

@@ -34,7 +34,9 @@ def products(dim: int, vocabulary: int, cut: dict, dtype: torch.dtype = BF16) ->
                 states, weight, meta(256, dtype=I64), numbers, numbers, 0.9, dz
             )
 
-    name = f"products {dim} x {vocabulary} {str(dtype)[6:]} {cut['ROWS']} x {cut['COLUMNS']}"
+    name = (
+        f"products {dim} x {vocabulary} {str(dtype)[6:]} {cut['ROWS']} x {cut['COLUMNS']}"
+    )
     classes = (
         {} if dtype == F32 else {"_blocks_kernel": CLASSES, "_gradient_kernel": CLASSES}
     )

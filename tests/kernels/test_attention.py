@@ -165,7 +165,9 @@ def test_any_rows(kernel_device, rows, kv_heads, groups, dim, dtype, window, spa
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("window", [None, 1, 100, 300])
 def test_the_reference(dtype, window):
-    p = problem([(0, 300), (1, 0), (1, 1), (2, 256), (0, 7)], 6, 2, 20, "cpu", dtype, window)
+    p = problem(
+        [(0, 300), (1, 0), (1, 1), (2, 256), (0, 7)], 6, 2, 20, "cpu", dtype, window
+    )
     assert_right(paged_attention_reference(*p.arguments()), p)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(attention, "WORKSPACE", 1)  # a row at a time
@@ -326,7 +328,9 @@ def test_prefill_in_tiles(kernel_device, window):
     lengths = list(range(250, 266))
     p = problem([(0, n) for n in lengths], 4, 1, 64, kernel_device, torch.float16, window)
     tiles = torch.arange(16, dtype=torch.int32, device=kernel_device).reshape(1, 16)
-    shared = torch.full((1,), p.page_table.shape[1], dtype=torch.int32, device=kernel_device)
+    shared = torch.full(
+        (1,), p.page_table.shape[1], dtype=torch.int32, device=kernel_device
+    )
     assert tiles.shape[1] == rows_per_tile(4, 1)
     assert_right(paged_attention_triton(*p.arguments(), tiles, shared), p)
 

@@ -116,7 +116,9 @@ def test_lower_precisions(dtype):
     the same dtypes.
     """
     hidden, weight, target, upstream = problem(1, 200, 48, 1000, dtype)
-    exact_inputs = [tensor.detach().double().requires_grad_() for tensor in (hidden, weight)]
+    exact_inputs = [
+        tensor.detach().double().requires_grad_() for tensor in (hidden, weight)
+    ]
     exact = materialised(*exact_inputs, target, 0.7)
     exact = (exact[0].detach(), exact[1], *gradients(exact[0], upstream, *exact_inputs))
     errors = []
@@ -288,7 +290,8 @@ quiet = pytest.mark.filterwarnings(
     [(torch.float32, 1e-6), (torch.bfloat16, 8e-3), (torch.float16, 1e-3)],
 )
 @pytest.mark.parametrize(
-    ("n", "dim", "vocabulary", "chunk"), [(1, 1, 1, 0), (5, 40, 300, 2), (200, 33, 290, 130)]
+    ("n", "dim", "vocabulary", "chunk"),
+    [(1, 1, 1, 0), (5, 40, 300, 2), (200, 33, 290, 130)],
 )
 def test_the_triton_form(
     kernel_device, poisoned, dtype, tolerance, n, dim, vocabulary, chunk
@@ -299,7 +302,9 @@ def test_the_triton_form(
     hidden, weight, target, upstream = problem(13, n, dim, vocabulary, dtype)
     if n > 1:
         target[:2] = torch.tensor([0, vocabulary - 1])
-    exact_inputs = [tensor.detach().double().requires_grad_() for tensor in (hidden, weight)]
+    exact_inputs = [
+        tensor.detach().double().requires_grad_() for tensor in (hidden, weight)
+    ]
     exact = linear_logprob(*exact_inputs, target, 0.7)
     inputs = [
         tensor.detach().to(kernel_device).requires_grad_() for tensor in (hidden, weight)

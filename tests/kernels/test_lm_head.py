@@ -14,7 +14,13 @@ from torch import Tensor
 from walk import token_at
 
 from kernels import compiled, lm_head
-from kernels.lm_head import logprobs_triton, sample, sample_logits, sample_triton, statistics
+from kernels.lm_head import (
+    logprobs_triton,
+    sample,
+    sample_logits,
+    sample_triton,
+    statistics,
+)
 
 needs_triton = pytest.mark.skipif(
     find_spec("triton") is None, reason="triton is not installed"
@@ -303,7 +309,11 @@ def test_a_target_outside_of_the_vocabulary_has_no_logprob(kernel_device):
 @needs_triton
 def test_no_rows_and_wrong_shapes(kernel_device):
     hidden, weight, u = problem(8, 4, 8, 30, torch.float32, kernel_device)
-    assert [len(part) for part in sample_triton(hidden[:0], weight, u[:0], 1.0)] == [0, 0, 0]
+    assert [len(part) for part in sample_triton(hidden[:0], weight, u[:0], 1.0)] == [
+        0,
+        0,
+        0,
+    ]
     for wrong in (hidden[:, :5], hidden.bfloat16()):
         with pytest.raises(ValueError, match=r"expected \[n, D\] and \[V, D\]"):
             sample_triton(wrong, weight, u, 1.0)

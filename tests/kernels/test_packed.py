@@ -76,7 +76,10 @@ def test_a_packed_weight_dies_with_its_weight():
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("shape", [(24, 40), (576, 192), (1536, 64), (33, 7)], ids=str)
 def test_a_row_depends_on_itself_alone(dtype, shape):
-    x, weight = random(150, shape[0]).to(dtype), random(shape[1], shape[0], seed=1).to(dtype)
+    x, weight = (
+        random(150, shape[0]).to(dtype),
+        random(shape[1], shape[0], seed=1).to(dtype),
+    )
     whole, before = packed_rows(x, weight), torch.get_num_threads()
     for threads in (1, 2):
         torch.set_num_threads(threads)

@@ -64,7 +64,8 @@ def assert_right(function, device, drawn, state, eos):
         {name: value.to(device) for name, value in state.items()},
     )
     assert (
-        function([x.to(device) for x in drawn], list(there.values()), eos.to(device)) is None
+        function([x.to(device) for x in drawn], list(there.values()), eos.to(device))
+        is None
     )
     assert {name: value.tolist() for name, value in there.items()} == expected
     assert [(value.dtype, value.shape) for value in there.values()] == [
@@ -100,7 +101,10 @@ def test_the_first_rows_of_more(kernel_device):
     drawn, state, eos = new_case(7, 4, 1, 0)
     expected = by_hand([x[:3] for x in drawn], state, eos)
     there = {name: value.to(kernel_device) for name, value in copy.deepcopy(state).items()}
-    three = [x[:3].to(kernel_device) for x in drawn], [value[:3] for value in there.values()]
+    three = (
+        [x[:3].to(kernel_device) for x in drawn],
+        [value[:3] for value in there.values()],
+    )
     record_triton(*three, eos.to(kernel_device))
     assert {name: value.tolist() for name, value in there.items()} == expected
 

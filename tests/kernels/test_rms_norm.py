@@ -49,7 +49,9 @@ def assert_right(function, x, delta, weight):
     total = (
         x.double() if delta is None else (x.double() + delta.double()).to(x.dtype).double()
     )
-    expected = weight.double() * total / (total.square().mean(-1, keepdim=True) + EPS).sqrt()
+    expected = (
+        weight.double() * total / (total.square().mean(-1, keepdim=True) + EPS).sqrt()
+    )
     tolerance = TOLERANCE[x.dtype]
     assert residual.dtype == y.dtype == x.dtype
     assert ((residual.double() - total).norm(dim=1) <= tolerance * total.norm(dim=1)).all()

@@ -76,7 +76,9 @@ def problem(
     random = torch.Generator().manual_seed(seed)
 
     def normal(*shape: int) -> Tensor:
-        return torch.randn(shape, generator=random, dtype=torch.float64).to(dtype).to(device)
+        return (
+            torch.randn(shape, generator=random, dtype=torch.float64).to(dtype).to(device)
+        )
 
     angles = torch.rand(POSITIONS, dim // 2, generator=random, dtype=torch.float64) * 6.3
     cos, sin = (

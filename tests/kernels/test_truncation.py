@@ -124,7 +124,9 @@ def test_against_a_sort(kernel_device, form, dtype):
     )
     def any_case(seed, n, vocabulary, step, temperature, top_k, top_p, min_p):
         logits, u = problem(seed, n, vocabulary, dtype, kernel_device, step)
-        check(form, logits, u, temperature, top_k if top_k < vocabulary else 0, top_p, min_p)
+        check(
+            form, logits, u, temperature, top_k if top_k < vocabulary else 0, top_p, min_p
+        )
 
     any_case()
 
@@ -181,7 +183,9 @@ def test_the_ends_of_the_unit_interval(kernel_device, form, edge):
         logits, torch.full((1, 2), edge, device=kernel_device), 1.0, 2, 1.0, 0.0
     )
     assert int(token) == (400 if edge else 130)
-    assert float(truncated) == pytest.approx(-math.log(2)) and float(full) < float(truncated)
+    assert float(truncated) == pytest.approx(-math.log(2)) and float(full) < float(
+        truncated
+    )
 
 
 @pytest.mark.parametrize("form", FORMS)

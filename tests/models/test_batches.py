@@ -68,7 +68,9 @@ def loss_of(rows, examples) -> torch.Tensor:
     parts = []
     for i, (row, example) in enumerate(zip(rows, examples, strict=True)):
         n = len(example.response)
-        parts.append((row[:n] * torch.arange(i + 1.0, i + 1 + n, dtype=torch.float64)).sum())
+        parts.append(
+            (row[:n] * torch.arange(i + 1.0, i + 1 + n, dtype=torch.float64)).sum()
+        )
     return torch.stack(parts).sum()
 
 
@@ -129,7 +131,9 @@ def test_every_token_has_its_place(examples, share):
         n = len(example.response)
         assert laid_out[i].tolist() == example.response + [0] * (laid_out.shape[1] - n)
         mine = (batch.sequence == i).nonzero()[:, 0]
-        assert batch.place[mine].tolist() == places[i][len(example.prompt) - 1 : -1].tolist()
+        assert (
+            batch.place[mine].tolist() == places[i][len(example.prompt) - 1 : -1].tolist()
+        )
         assert batch.offset[mine].tolist() == list(range(n))
     assert batch.lengths.tolist() == [len(e.response) for e in examples]
     kept = [block.queries.flatten()[block.kept] for block in layout.blocks]

@@ -125,7 +125,8 @@ def test_dtype_is_that_asked_for(tmp_path: Path) -> None:
         tensor.dtype for tensor in load_file(tmp_path / "model/model.safetensors").values()
     } == {torch.bfloat16}
     assert (
-        json.loads((tmp_path / "model/config.json").read_text())["torch_dtype"] == "bfloat16"
+        json.loads((tmp_path / "model/config.json").read_text())["torch_dtype"]
+        == "bfloat16"
     )
     loaded = load_model(tmp_path / "model")
     assert {parameter.dtype for parameter in loaded.parameters()} == {torch.float32}
@@ -671,7 +672,9 @@ def test_weights_are_as_readable_as_the_other_files(tmp_path: Path) -> None:
 
 def test_a_scratch_directory_of_a_dead_process_is_no_checkpoint(tmp_path: Path) -> None:
     save_model(fresh(), None, tmp_path / "checkpoints/step-1")
-    shutil.copytree(tmp_path / "checkpoints/step-1", tmp_path / "checkpoints/.step-2.99.new")
+    shutil.copytree(
+        tmp_path / "checkpoints/step-1", tmp_path / "checkpoints/.step-2.99.new"
+    )
     assert resolve_model_dir(tmp_path).name == "step-1"
 
 

@@ -311,7 +311,9 @@ tensors = st.none() | st.builds(torch.ones, shapes, dtype=st.sampled_from(DTYPES
 
 @quickly
 @given(name=st.sampled_from(NAMES), tensor=tensors, tied=st.booleans())
-def test_any_tensor(whole: Path, name: str, tensor: torch.Tensor | None, tied: bool) -> None:
+def test_any_tensor(
+    whole: Path, name: str, tensor: torch.Tensor | None, tied: bool
+) -> None:
     config = json.loads((whole / "config.json").read_text())
     config["tie_word_embeddings"] = tied
     stored = {**load_file(whole / "model.safetensors"), name: tensor}

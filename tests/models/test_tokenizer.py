@@ -95,7 +95,9 @@ def test_ids_text_and_offsets_are_those_of_transformers(text: str) -> None:
 @settings(deadline=None, max_examples=40)
 @given(
     st.lists(
-        st.one_of(st.text(max_size=12), st.sampled_from([*SPECIAL, "<think>", "12", "三つ"]))
+        st.one_of(
+            st.text(max_size=12), st.sampled_from([*SPECIAL, "<think>", "12", "三つ"])
+        )
     ).map("".join)
 )
 def test_any_text(text: str) -> None:

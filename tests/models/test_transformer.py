@@ -72,10 +72,14 @@ def oracle(family: str, seed: int = 0, **changes) -> transformers.PreTrainedMode
             if parameter.dim() == 2:
                 gain = (
                     2.0
-                    if any(part in name for part in ("embed", "lm_head", "q_proj", "k_proj"))
+                    if any(
+                        part in name for part in ("embed", "lm_head", "q_proj", "k_proj")
+                    )
                     else 1.0
                 )
-                parameter.normal_(0.0, gain / parameter.shape[1] ** 0.5, generator=generator)
+                parameter.normal_(
+                    0.0, gain / parameter.shape[1] ** 0.5, generator=generator
+                )
             else:
                 parameter.uniform_(0.5, 1.5, generator=generator)
     return model
@@ -240,7 +244,8 @@ def test_a_value_that_is_not_there_is_named(key: str) -> None:
 def test_whole_numbers_may_have_a_point() -> None:
     good = {**SMALL, "model_type": "llama"}
     pointed = {
-        key: float(value) if isinstance(value, int) else value for key, value in good.items()
+        key: float(value) if isinstance(value, int) else value
+        for key, value in good.items()
     }
     assert repr(ModelConfig.from_hf(pointed)) == repr(ModelConfig.from_hf(good))
 
@@ -278,7 +283,11 @@ def test_whole_numbers_may_have_a_point() -> None:
         ("qwen3", {"attention_bias": True}, "unsupported attention_bias = True"),
         ("llama", {"mlp_bias": True}, "unsupported mlp_bias = True"),
         ("llama", {"hidden_act": "gelu"}, "unsupported hidden_act = 'gelu'"),
-        ("llama", {"partial_rotary_factor": 0.5}, "unsupported partial_rotary_factor = 0.5"),
+        (
+            "llama",
+            {"partial_rotary_factor": 0.5},
+            "unsupported partial_rotary_factor = 0.5",
+        ),
         (
             "llama",
             {"rope_parameters": {"partial_rotary_factor": 0.5}},

@@ -117,7 +117,9 @@ def test_errors(judge, new_model, monkeypatch):
     judge.check("1 + 1?", "2")
     assert judge.masses == []
     mass["now"] = 0.001
-    with pytest.raises(ValueError, match="the judge gives A and B 0.10% of the probability"):
+    with pytest.raises(
+        ValueError, match="the judge gives A and B 0.10% of the probability"
+    ):
         judge.check("1 + 1?", "2")
     with pytest.raises(
         ValueError, match="what the judge is asked has .* tokens: its context holds 64"
@@ -126,5 +128,7 @@ def test_errors(judge, new_model, monkeypatch):
 
 
 def test_a_plain_judge_has_no_chat(judge):
-    plain = Judge(judge.model, Tokenizer(judge.tokenizer.backend, eos_token="<|endoftext|>"))
+    plain = Judge(
+        judge.model, Tokenizer(judge.tokenizer.backend, eos_token="<|endoftext|>")
+    )
     assert plain.mark([("1 + 1?", "2")]) != judge.mark([("1 + 1?", "2")])

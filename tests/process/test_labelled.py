@@ -19,7 +19,8 @@ from nanomath.process.measures import auc, calibration_error, f1, measure_scores
 def file(tmp_path, *rows):
     path = tmp_path / "rows.jsonl"
     path.write_text(
-        "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8"
+        "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows),
+        encoding="utf-8",
     )
     return path
 
@@ -71,10 +72,13 @@ def test_math_shepherd(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "question", ["Do Step 1 first.", "Step 1: add. Step 2: double. Why?", "In Step 1: what?"]
+    "question",
+    ["Do Step 1 first.", "Step 1: add. Step 2: double. Why?", "In Step 1: what?"],
 )
 def test_a_question_may_speak_of_steps(tmp_path, question):
-    text = f"{question} Step 1: As Step 1 says, 1 + 1 = 2 ки\nStep 2: done, as in Step 1: ки"
+    text = (
+        f"{question} Step 1: As Step 1 says, 1 + 1 = 2 ки\nStep 2: done, as in Step 1: ки"
+    )
     row = {"input": text, "label": text.replace("ки", "+")}
     steps = "Step 1: As Step 1 says, 1 + 1 = 2", "Step 2: done, as in Step 1:"
     assert only(file(tmp_path, row)) == [(question, steps, (1.0, 1.0))]
@@ -340,7 +344,9 @@ def test_no_file_and_an_empty_one(tmp_path):
 @settings(max_examples=80, deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 3), st.booleans()), min_size=2, max_size=12))
 def test_auc_counts_pairs(pairs):
-    right, wrong = ([score for score, ok in pairs if ok is which] for which in (True, False))
+    right, wrong = (
+        [score for score, ok in pairs if ok is which] for which in (True, False)
+    )
     if right and wrong:
         wins = [1.0 if a > b else 0.5 if a == b else 0.0 for a in right for b in wrong]
         assert auc([score for score, _ in pairs], [ok for _, ok in pairs]) == pytest.approx(

@@ -98,7 +98,14 @@ def test_a_prefix_that_fills_the_context_is_wrong(new_model, tokenizer, drawn):
     sampler = Continuing(model, tokenizer, lambda prefix, n: "\\boxed{2}")
     long = [5] * (len(completion.tokens) - 5)
     found = monte_carlo(
-        sampler, [Problem("p", "q", "2")], [long], [completion], steps, 2, 7, temperature=0.5
+        sampler,
+        [Problem("p", "q", "2")],
+        [long],
+        [completion],
+        steps,
+        2,
+        7,
+        temperature=0.5,
     )
     assert [row[0] for row in found[0]] == [True, True, False, True][: len(found[0])]
 

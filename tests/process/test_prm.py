@@ -258,7 +258,9 @@ def test_a_prm_whose_head_is_missing(new_model, new_tokenizer, tmp_path):
 
 
 def test_the_oracle_is_the_worlds():
-    problems = list(generate("maths", "test", 20, languages=("en", "ja"), difficulty=(2, 4)))
+    problems = list(
+        generate("maths", "test", 20, languages=("en", "ja"), difficulty=(2, 4))
+    )
     oracle = partial(oracle_scores, problems)
     draw = random.Random(0)
     for problem in problems:

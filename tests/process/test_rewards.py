@@ -52,7 +52,8 @@ def test_scores_and_rewards_stand_on_the_ends_of_steps(tokenizer, episode):
             and e.record()["step_rewards"] == e.step_rewards
         )
     assert (
-        tokenizer.decode([episodes[0].completion.tokens[episodes[0].step_ends[0]]]) == "\n\n"
+        tokenizer.decode([episodes[0].completion.tokens[episodes[0].step_ends[0]]])
+        == "\n\n"
     )
 
 
@@ -150,4 +151,6 @@ def test_a_score_that_is_no_number_is_named(new_model, tokenizer):
         FloatingPointError, match="the reward 'prm' of sample 0 of problem p7 is nan"
     ):
         process = ProcessReward(broken, tokenizer)
-        sample_episodes(sampler, [problem], [[5]], [verifier, process], 2, max_new_tokens=12)
+        sample_episodes(
+            sampler, [problem], [[5]], [verifier, process], 2, max_new_tokens=12
+        )

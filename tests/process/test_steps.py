@@ -36,7 +36,12 @@ def tokenizer_of(name: str) -> Tokenizer:
     if name == "world":
         return Tokenizer(world_tokenizer(), eos_token=EOS)
     if name == "metaspace":
-        known = [EOS, *(f"<0x{byte:02X}>" for byte in range(256)), "\u2581", *"Soxabcyz.=12"]
+        known = [
+            EOS,
+            *(f"<0x{byte:02X}>" for byte in range(256)),
+            "\u2581",
+            *"Soxabcyz.=12",
+        ]
         vocabulary = {token: number for number, token in enumerate(known)}
         backend = tokenizers.Tokenizer(
             tokenizers.models.BPE(vocabulary, [], byte_fallback=True)

@@ -382,7 +382,9 @@ UNEQUAL = {
         ("Paris", "Pairs"),
         ("3", "three"),
     ],
-    "matrices": [(r"\begin{pmatrix}1\\2\end{pmatrix}", r"\begin{pmatrix}2\\1\end{pmatrix}")],
+    "matrices": [
+        (r"\begin{pmatrix}1\\2\end{pmatrix}", r"\begin{pmatrix}2\\1\end{pmatrix}")
+    ],
 }
 
 

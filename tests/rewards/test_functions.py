@@ -114,9 +114,9 @@ def test_group_length_properties(lengths: list[int]):
         mirrored = [
             graded(RIGHT, max(lengths) + min(lengths) - length) for length in lengths
         ]
-        assert sum(right) + sum(REWARDS["group_length"](PROBLEM, mirrored)) == pytest.approx(
-            0
-        )
+        assert sum(right) + sum(
+            REWARDS["group_length"](PROBLEM, mirrored)
+        ) == pytest.approx(0)
     else:
         assert set(right) == {0.0}
 

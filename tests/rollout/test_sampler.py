@@ -30,9 +30,15 @@ def sampler(new_model, new_tokenizer) -> Sampler:
     return Sampler(new_model(), new_tokenizer(EOS), slots=4)
 
 
-def by_prompt(prompts: list[list[int]], completions: list[Completion]) -> dict[tuple, tuple]:
+def by_prompt(
+    prompts: list[list[int]], completions: list[Completion]
+) -> dict[tuple, tuple]:
     return {
-        (tuple(prompts[c.prompt_index]), c.sample_index): (c.tokens, c.text, c.finish_reason)
+        (tuple(prompts[c.prompt_index]), c.sample_index): (
+            c.tokens,
+            c.text,
+            c.finish_reason,
+        )
         for c in completions
     }
 
@@ -167,7 +173,9 @@ def test_ends(sampler, check_every):
     assert {c.finish_reason for c in found} == {"eos", "length"}
     for c in found:
         assert not eos & set(c.tokens[:-1])
-        assert len(c.tokens) == len(c.logprobs) == len(c.sampling_logprobs) == c.length <= 12
+        assert (
+            len(c.tokens) == len(c.logprobs) == len(c.sampling_logprobs) == c.length <= 12
+        )
         ended = c.tokens[-1] in eos
         assert c.finish_reason == ("eos" if ended else "length") and c.finished == ended
         assert ended or c.length == 12
@@ -212,7 +220,9 @@ def test_stop_strings(sampler, check_every, slots):
         assert c.tokens == whole.tokens[: c.length]
         assert c.logprobs == pytest.approx(whole.logprobs[: c.length], abs=2e-5)
         assert len(c.tokens) == len(c.logprobs) == len(c.sampling_logprobs)
-        places = [place for stop in stops if (place := decode(whole.tokens).find(stop)) >= 0]
+        places = [
+            place for stop in stops if (place := decode(whole.tokens).find(stop)) >= 0
+        ]
         assert (c.finish_reason == "stop") == bool(places)
         if places:
             assert c.text == decode(whole.tokens)[: len(c.text)]

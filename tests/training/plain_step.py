@@ -89,7 +89,8 @@ def new_step(policy, reference, optimizer, group_size: int = SIZE, **options) ->
     """
     keys = {f.name for f in dataclasses.fields(Algorithm)}
     algorithm = Algorithm(
-        **{"kl_coef": 0.0} | {name: value for name, value in options.items() if name in keys}
+        **{"kl_coef": 0.0}
+        | {name: value for name, value in options.items() if name in keys}
     )
     rest = {name: value for name, value in options.items() if name not in keys}
     return PolicyStep(policy, reference, optimizer, group_size, algorithm, **rest)
@@ -244,7 +245,9 @@ class PlainStep:
         with torch.no_grad():
             policy, entropy, values = self._pass(episode)
             states = token_states(self.reference, episode.prompt, c.tokens)
-            reference, _ = token_logprobs(self.reference, states, c.tokens, self.temperature)
+            reference, _ = token_logprobs(
+                self.reference, states, c.tokens, self.temperature
+            )
         old = policy.tolist() if a.old_logprobs == "trainer" else c.logprobs
         counted = c.finish_reason != "length" or not a.overlong_filter
         return Facts(
@@ -300,7 +303,8 @@ class PlainStep:
         a, rewards = self.algorithm, [0.0] * len(f.tokens)
         if a.kl_in == "reward":
             rewards = [
-                -a.kl_coef * (old - ref) for old, ref in zip(f.old, f.reference, strict=True)
+                -a.kl_coef * (old - ref)
+                for old, ref in zip(f.old, f.reference, strict=True)
             ]
         rewards[-1] += f.episode.rewards["total"]
         return rewards
@@ -475,7 +479,9 @@ class PlainStep:
         }
         if self.critic:
             returns = [r for f in facts for r in f.returns]
-            errors = [r - v for f in facts for r, v in zip(f.returns, f.values, strict=True)]
+            errors = [
+                r - v for f in facts for r, v in zip(f.returns, f.values, strict=True)
+            ]
             metrics["explained_variance"] = 1 - std(errors) ** 2 / std(returns) ** 2
         return metrics
 

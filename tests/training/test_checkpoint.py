@@ -56,7 +56,9 @@ def test_three_and_three_steps_are_six(new_model, tokenizer, tmp_path, dtype):
     assert load_tokenizer(saved).encode("1+1") == tokenizer.encode("1+1")
 
 
-def test_a_checkpoint_before_the_first_update_can_be_resumed(new_model, tokenizer, tmp_path):
+def test_a_checkpoint_before_the_first_update_can_be_resumed(
+    new_model, tokenizer, tmp_path
+):
     model = new_model()
     saved = save_checkpoint(tmp_path, 0, model, tokenizer, new_optimizer(model))
     load_checkpoint(saved, new_optimizer(load_model(saved)))
@@ -100,7 +102,9 @@ def test_all_is_on_the_disk_before_it_has_its_name(
     rename = Path.rename
     monkeypatch.setattr(os, "fsync", fsync)
     monkeypatch.setattr(
-        Path, "rename", lambda path, target: (events.append(target), rename(path, target))[1]
+        Path,
+        "rename",
+        lambda path, target: (events.append(target), rename(path, target))[1],
     )
     model = new_model()
     saved = save_checkpoint(tmp_path, 1, model, tokenizer, new_optimizer(model))
@@ -145,7 +149,9 @@ def test_pruning_keeps_the_newest(tmp_path, keep, left):
     assert list(checkpoint_steps(tmp_path)) == left
 
 
-@pytest.mark.parametrize(("best", "left"), [(None, [3, 20]), (1, [1, 3, 20]), (20, [3, 20])])
+@pytest.mark.parametrize(
+    ("best", "left"), [(None, [3, 20]), (1, [1, 3, 20]), (20, [3, 20])]
+)
 def test_pruning_keeps_the_best(tmp_path, best, left):
     for step in (20, 1, 3, 2):
         make(tmp_path, f"step-{step}")

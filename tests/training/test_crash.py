@@ -327,7 +327,8 @@ def test_a_full_disk(nursery, tmp_path, script, full):
         else "checkpoint step-4 could not be written: "
     )
     assert (
-        life.last_words.startswith(f"error: {place}") and "File too large" in life.last_words
+        life.last_words.startswith(f"error: {place}")
+        and "File too large" in life.last_words
     )
     assert life.last_words.endswith(
         "; the checkpoints written before it are intact, --resume goes on from step-2"
@@ -345,7 +346,9 @@ def test_too_little_memory(nursery, tmp_path):
     once.
     """
     words = ("sft.batch_size=40000", "sft.token_budget=0", "run.steps=2")
-    life = nursery.live("train_sft", f"run.directory={tmp_path}", *words, memory_limit=2**29)
+    life = nursery.live(
+        "train_sft", f"run.directory={tmp_path}", *words, memory_limit=2**29
+    )
     assert life.code == 1 and "Traceback" not in life.out
     error = life.out[life.out.index("error: ") :].splitlines()
     assert error[0].startswith("error: step 1 (forward")

@@ -77,7 +77,10 @@ def policy_gradients(new_model) -> Callable[..., Gradients]:
         )
 
     def gradients(
-        options: dict, dtype: torch.dtype, order: Sequence[int] | None = None, token_budget=0
+        options: dict,
+        dtype: torch.dtype,
+        order: Sequence[int] | None = None,
+        token_budget=0,
     ) -> Gradients:
         policy, reference, episodes = start(dtype)
         policy = copy.deepcopy(policy)

@@ -238,7 +238,9 @@ def test_an_error_elsewhere_names_the_place(tmp_path, event):
     assert run.events[-1] == event
 
 
-@pytest.mark.parametrize("error", [TypeError("bug"), KeyError("bug"), AssertionError("bug")])
+@pytest.mark.parametrize(
+    "error", [TypeError("bug"), KeyError("bug"), AssertionError("bug")]
+)
 def test_a_bug_stays_a_bug(tmp_path, error):
     with pytest.raises(type(error)):
         Run(tmp_path, 9, at={"step 2": fail(error)}).go()
@@ -261,9 +263,9 @@ def test_a_number_that_is_not_finite_is_named_and_not_logged(tmp_path, part, val
     )
     text = (run.log.directory / "metrics.jsonl").read_text()
     assert "NaN" not in text and "Infinity" not in text
-    assert max(line["step"] for line in read_jsonl(run.log.directory / "metrics.jsonl")) == (
-        2 if part == "step" else 3
-    )
+    assert max(
+        line["step"] for line in read_jsonl(run.log.directory / "metrics.jsonl")
+    ) == (2 if part == "step" else 3)
 
 
 @pytest.mark.parametrize(
@@ -339,7 +341,9 @@ def timed(
 
     class Timed(dict):
         def get(self, event: str, default: object):
-            clock.now += {"step": step, "evaluate": evaluate, "save": save}[event.split()[0]]
+            clock.now += {"step": step, "evaluate": evaluate, "save": save}[
+                event.split()[0]
+            ]
             return default
 
     run = Run(directory, 40, minutes=minutes, clock=clock, **options)
@@ -356,7 +360,8 @@ def test_the_run_ends_before_its_time_is_up(tmp_path, capsys):
     ]  # at 57 seconds another step would end at 67
     assert seconds == 59
     assert (
-        "step 5: another one might not end within run.minutes = 1" in capsys.readouterr().err
+        "step 5: another one might not end within run.minutes = 1"
+        in capsys.readouterr().err
     )
     assert list(read_jsonl(run.log.directory / "metrics.jsonl"))[-1]["seconds"] == 10
 
@@ -392,7 +397,9 @@ def test_the_longest_of_each_part_counts():
     for part, seconds in ("step", 5), ("step", 20), ("step", 1), ("save", 4):
         with budget.timed(part):
             clock.now += seconds
-    assert budget.allows(["step", "save"]) and budget.allows(["step", "save", "measurement"])
+    assert budget.allows(["step", "save"]) and budget.allows(
+        ["step", "save", "measurement"]
+    )
     assert budget.allows(["step", "save", "save"]) and not budget.allows(["step", "step"])
 
 
@@ -422,9 +429,9 @@ def test_only_if_asked_a_collapse_ends_the_run(tmp_path, capsys, stop):
         "collapse: accuracy fell from 50"
     )
     said = f"step {alarm['step']}: {alarm['text']}" + "; run.on_collapse = stop" * stop
-    assert [line for line in capsys.readouterr().err.splitlines() if "collapse" in line] == [
-        said
-    ]
+    assert [
+        line for line in capsys.readouterr().err.splitlines() if "collapse" in line
+    ] == [said]
     assert run.events[-1] == (f"save {alarm['step']}" if stop else "save 60")
 
 
@@ -446,7 +453,9 @@ def test_a_resumed_run_raises_the_same_alarms(tmp_path, broken_at):
     collapsing(Run(tmp_path / "parts", broken_at), 25).go()
     parts = collapsing(Run(tmp_path / "parts", 60, start=broken_at), 25)
     parts.go(broken_at)
-    alarms = [list(read_jsonl(run.log.directory / "alarms.jsonl")) for run in (whole, parts)]
+    alarms = [
+        list(read_jsonl(run.log.directory / "alarms.jsonl")) for run in (whole, parts)
+    ]
     assert alarms[0] == alarms[1] and alarms[0]
 
 

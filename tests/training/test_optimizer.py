@@ -49,7 +49,9 @@ def new_optimizer(
     ],
 )
 def test_learning_rates(schedule, expected):
-    rates = [learning_rate(step, 6, 3.0, schedule, warmup=2, final=0.1) for step in range(6)]
+    rates = [
+        learning_rate(step, 6, 3.0, schedule, warmup=2, final=0.1) for step in range(6)
+    ]
     assert rates == pytest.approx([3 * rate for rate in expected])
 
 
@@ -67,13 +69,17 @@ def test_updates_are_adamw_and_only_matrices_decay():
         [(1.0, 0.01), (-3.0, 0.02), (0.5, 0.005)], start=1
     ):
         model.pull(strength)
-        assert optimizer.step(lr)["grad_norm"] == pytest.approx(abs(strength) * math.sqrt(6))
+        assert optimizer.step(lr)["grad_norm"] == pytest.approx(
+            abs(strength) * math.sqrt(6)
+        )
         m, v = (
             BETAS[0] * m + (1 - BETAS[0]) * strength,
             BETAS[1] * v + (1 - BETAS[1]) * strength**2,
         )
         move = (
-            lr * (m / (1 - BETAS[0] ** step)) / (math.sqrt(v / (1 - BETAS[1] ** step)) + EPS)
+            lr
+            * (m / (1 - BETAS[0] ** step))
+            / (math.sqrt(v / (1 - BETAS[1] ** step)) + EPS)
         )
         expected = {
             "matrix": expected["matrix"] * (1 - lr * 0.3) - move,
@@ -208,7 +214,9 @@ def test_a_state_of_another_shape_is_refused_and_nothing_is_changed():
         ValueError, match=r"exp_avg_sq.matrix has shape \[3, 2\], expected \[2, 2\]"
     ):
         optimizer.load_state({**other, "exp_avg_sq.matrix": torch.zeros(3, 2)})
-    assert all(torch.equal(value, before[name]) for name, value in optimizer.state().items())
+    assert all(
+        torch.equal(value, before[name]) for name, value in optimizer.state().items()
+    )
 
 
 def test_a_rounded_model_resumes_from_its_masters_in_float32_too():
@@ -370,7 +378,8 @@ def test_a_long_run_of_small_gradients():
     assert rounded.mean().item() == pytest.approx(exact.mean().item(), rel=0.02)
     assert float(stuck) > 10 * exact.mean().item()
     mean = [
-        optimizer.state()["exp_avg.weight"].float().mean().item() for optimizer in optimizers
+        optimizer.state()["exp_avg.weight"].float().mean().item()
+        for optimizer in optimizers
     ]
     assert mean[1] == pytest.approx(mean[0], rel=0.01)
 
@@ -403,7 +412,10 @@ def test_the_noise_is_a_function_of_step_and_parameter():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_masters_on_the_cpu(dtype):
     models = [Weights(dtype).cuda() for _ in range(2)]
-    optimizers = [new_optimizer(models[0], 0.1), new_optimizer(models[1], 0.1, device="cpu")]
+    optimizers = [
+        new_optimizer(models[0], 0.1),
+        new_optimizer(models[1], 0.1, device="cpu"),
+    ]
     for step in range(4):
         for model, optimizer in zip(models, optimizers, strict=True):
             model.pull(0.3)

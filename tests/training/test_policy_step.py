@@ -43,7 +43,11 @@ CHOICES = {
     "scale batch, token": {"scale": "batch", "aggregation": "token"},
     "others, scale batch": {"baseline": "leave_one_out", "scale": "batch"},
     "KL in the reward, group": REWARD_KL,
-    "KL in the reward, others": {"baseline": "leave_one_out", "minibatches": 2, **REWARD_KL},
+    "KL in the reward, others": {
+        "baseline": "leave_one_out",
+        "minibatches": 2,
+        **REWARD_KL,
+    },
     "KL in the reward, off": {"baseline": "off", "scale": "off", "gamma": 0.9, **REWARD_KL},
     "KL in the reward, value": {**VALUE, **REWARD_KL},
     "KL in the reward, sampler": {**REWARD_KL, **DRAWN},
@@ -301,12 +305,18 @@ def make_unfinished(episodes: list[Episode]) -> None:
             {"covariance": "clip", "top_entropy": 0.2, "clip": "cispo", "ratio": "token"},
         ),
         (make_unfinished, {"overlong_filter": True}),
-        (make_unfinished, {"overlong_filter": True, "kl_coef": 0.1, "aggregation": "token"}),
+        (
+            make_unfinished,
+            {"overlong_filter": True, "kl_coef": 0.1, "aggregation": "token"},
+        ),
         (
             make_unfinished,
             {"overlong_filter": True, "whiten": True, "baseline": "off", "scale": "off"},
         ),
-        (make_unfinished, {"overlong_filter": True, "covariance": "kl", "top_entropy": 0.5}),
+        (
+            make_unfinished,
+            {"overlong_filter": True, "covariance": "kl", "top_entropy": 0.5},
+        ),
     ],
 )
 def test_without_a_lesson_there_is_no_update(models, recorder, spoil, options):
@@ -420,7 +430,10 @@ def test_rewards_rise(new_model):
             completion = Completion(0, sample, [token], [-1.0], [-1.0], "", "length")
             episodes.append(
                 Episode(
-                    Problem("p", "q", "a"), [5, 6], completion, {"total": float(token == 12)}
+                    Problem("p", "q", "a"),
+                    [5, 6],
+                    completion,
+                    {"total": float(token == 12)},
                 )
             )
         step.step(episodes, number, 1e-2)

@@ -124,7 +124,9 @@ def test_neftune_is_seeded_by_the_step_and_off_by_default(new_model, recorder):
 
     def gradient(alpha: float, number: int, seed: int = 0) -> torch.Tensor:
         optimizer = recorder(model)
-        SFTStep(model, optimizer, neftune_alpha=alpha, seed=seed).step(EXAMPLES, number, 1.0)
+        SFTStep(model, optimizer, neftune_alpha=alpha, seed=seed).step(
+            EXAMPLES, number, 1.0
+        )
         return optimizer.gradients[0]["model.norm.weight"]
 
     assert torch.equal(gradient(5.0, 3), gradient(5.0, 3))

@@ -32,7 +32,9 @@ PRM = "-m nanomath prm train configs/tiny/prm.toml model.path=DIRECTORY/one prm.
 PRM += "prm.heldout=DIRECTORY/labelled.jsonl run.steps=3 prm.batch_size=9 prm.token_budget=300 optim.schedule=constant"
 
 
-def start(directory: Path, command: str, name: str, processes: int) -> subprocess.Popen[str]:
+def start(
+    directory: Path, command: str, name: str, processes: int
+) -> subprocess.Popen[str]:
     """A training script in as many processes."""
     words = [
         *command.replace("DIRECTORY", str(directory)).split(),

@@ -114,9 +114,9 @@ class Scenes:
         optimizer = Optimizer(model, 0.1, (0.9, 0.95), 1e-8, 1.0, **options)
         if saved:
             optimizer.load_state(saved["state"])
-            assert same_bits(optimizer.state(), saved["state"] if ranks.is_main() else {}), (
-                "loaded and saved again"
-            )
+            assert same_bits(
+                optimizer.state(), saved["state"] if ranks.is_main() else {}
+            ), "loaded and saved again"
         step = SFTStep(model, optimizer, token_budget=12, neftune_alpha=2.0)
         history = [step.step(EXAMPLES, number, 1e-2) for number in steps]
         loss, state = heldout_loss(model, EXAMPLES, 12), optimizer.state()
@@ -164,7 +164,8 @@ class Scenes:
         optimizer = Optimizer(model, 0.1, (0.9, 0.95), 1e-8, 1.0)
         step = SFTStep(model, optimizer, token_budget=12)
         step._noise = lambda examples, number: [
-            torch.full((len(e), 30), math.nan if e is EXAMPLES[3] else 0.0) for e in examples
+            torch.full((len(e), 30), math.nan if e is EXAMPLES[3] else 0.0)
+            for e in examples
         ]
         try:
             step.step(EXAMPLES, 0, 1e-2)

@@ -74,7 +74,9 @@ def main(argv: list[str]) -> int:
         print(part["output"] + part["outcome"], flush=True)
         write_atomically(out / "bench.json", json.dumps(results, indent=1) + "\n")
         write_atomically(out / "bench.md", page(results))
-    failed = [name for name, part in results["parts"].items() if part["outcome"] == "failed"]
+    failed = [
+        name for name, part in results["parts"].items() if part["outcome"] == "failed"
+    ]
     if failed:
         print(f"failed: {', '.join(failed)}", file=sys.stderr)
     return int(bool(failed))

@@ -298,7 +298,9 @@ def choose_sizes(config: KernelBench) -> None:
     config.rows = config.rows or ([64, 256] if gpu else [16])
     config.tokens = config.tokens or (8192 if gpu else 256)
     if "grouped_attention" in config.kernels and any(rows % GROUP for rows in config.rows):
-        raise ValueError(f"rows={config.rows}: grouped_attention needs multiples of {GROUP}")
+        raise ValueError(
+            f"rows={config.rows}: grouped_attention needs multiples of {GROUP}"
+        )
 
 
 def table_row(row: Found) -> tuple:

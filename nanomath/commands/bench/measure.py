@@ -34,7 +34,9 @@ SHAPES = {  # of configs/tiny, SmolLM2-135M and Qwen2.5; the values of the weigh
     "qwen2.5-1.5b": ModelConfig(151936, 1536, 28, 12, 2, 128, 8960, 32768, **QWEN),
 }
 DTYPES = ("auto", "float32", "bfloat16", "float16")
-Found = dict[str, Any]  # what a measured process returns; {"failed": why} where it could not
+Found = dict[
+    str, Any
+]  # what a measured process returns; {"failed": why} where it could not
 Call = tuple[Callable[..., Found], ...]  # a function of a module, then its arguments
 
 
@@ -179,7 +181,9 @@ class Report:
     def __init__(self, target: str, argv: Sequence[str], config: Bench) -> None:
         """Begin the report. FileNotFoundError when `config.save` lies in no directory."""
         if config.save and not Path(config.save).absolute().parent.is_dir():
-            raise FileNotFoundError(f"save: there is no directory to write {config.save} to")
+            raise FileNotFoundError(
+                f"save: there is no directory to write {config.save} to"
+            )
         self.path = config.save
         self.failed = False
         self.content = {
@@ -212,7 +216,9 @@ class Report:
 
     def _print(self, cells: Sequence[str]) -> None:
         # A row that failed has fewer cells.
-        padded = (cell.rjust(width) for cell, width in zip(cells, self.widths, strict=False))
+        padded = (
+            cell.rjust(width) for cell, width in zip(cells, self.widths, strict=False)
+        )
         print("".join(padded), flush=True)
 
 

@@ -94,7 +94,9 @@ class RolloutBench(Bench):
     batches: list[int] = option(
         [], "batch sizes of transformers, the best counts; empty: rows, 1/2, 1/4", minimum=1
     )
-    scored: int = option(16, "completions to compare with the trainer's logprobs", minimum=0)
+    scored: int = option(
+        16, "completions to compare with the trainer's logprobs", minimum=0
+    )
 
 
 @dataclass(frozen=True)
@@ -168,7 +170,9 @@ def model_shape(model: str) -> ModelConfig:
 def new_points(config: RolloutBench, shape: ModelConfig) -> list[Point]:
     """Return every point with its prompts. ValueError when the numbers do not go together."""
     config.rows = config.rows or ([64, 256] if config.on_gpu else [64])
-    lengths = [0] if config.problems else config.prompt  # problems have lengths of their own
+    lengths = (
+        [0] if config.problems else config.prompt
+    )  # problems have lengths of their own
     points = []
     for rows, response, group, length in itertools.product(
         config.rows, config.response, config.groups, lengths
@@ -195,7 +199,9 @@ def new_prompts(
     """Return random prompts, or those of the problem set, again from its beginning if short."""
     if not config.problems:
         generator = torch.Generator().manual_seed(0)
-        return torch.randint(shape.vocab_size, (count, length), generator=generator).tolist()
+        return torch.randint(
+            shape.vocab_size, (count, length), generator=generator
+        ).tolist()
     if config.model in SHAPES:
         raise ValueError(
             f"problems needs a model with a tokenizer: {config.model} has random weights"
@@ -373,12 +379,16 @@ def inspect_sampler(config: RolloutBench, point: Point) -> Found:
     return found
 
 
-def gap(model: Transformer, point: Point, completions: list[Completion]) -> dict[str, float]:
+def gap(
+    model: Transformer, point: Point, completions: list[Completion]
+) -> dict[str, float]:
     """Return how far the sampler is from the trainer, as in a training run's log."""
     examples = [Example(point.prompts[c.prompt_index], c.tokens) for c in completions]
     scored, _ = response_scores(model, examples, SCORED_TOKENS)
     rows = [row[: c.length] for row, c in zip(scored, completions, strict=True)]
-    sampled = torch.tensor([x for c in completions for x in c.logprobs], dtype=torch.float64)
+    sampled = torch.tensor(
+        [x for c in completions for x in c.logprobs], dtype=torch.float64
+    )
     return sampler_gap(torch.cat(rows).double(), sampled, sampled)
 
 

@@ -66,7 +66,9 @@ class TrainingBench(Bench):
     response: int = option(96, "tokens of a response", minimum=1)
     tokens: int = option(4096, "tokens of logprob", minimum=1)
     token_budget: int = option(0, "tokens computed at once, 0: all", minimum=0)
-    gradient_checkpointing: bool = option(False, "recompute each layer in the backward pass")
+    gradient_checkpointing: bool = option(
+        False, "recompute each layer in the backward pass"
+    )
     repeats: int = option(2, "processes for each number; the best counts", minimum=1)
 
 

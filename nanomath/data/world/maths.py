@@ -57,7 +57,9 @@ WORDINGS = {
     "+": [
         Wording("buys {n} more", "Buying", "{n}{c}買います", "買うと"),
         Wording("finds {n} more", "Finding", "{n}{c}見つけます", "見つけると"),
-        Wording("gets {n} from a friend", "Getting", "友達から{n}{c}もらいます", "もらうと"),
+        Wording(
+            "gets {n} from a friend", "Getting", "友達から{n}{c}もらいます", "もらうと"
+        ),
     ],
     "-": [
         Wording("sells {n}", "Selling", "{n}{c}売ります", "売ると"),
@@ -150,7 +152,11 @@ def worded_events(metadata: Metadata) -> list[tuple[str, int, Wording]]:
     """(operator, operand, wording) of each event."""
     events = zip(metadata["events"], metadata["wording"], strict=True)
     return [
-        (operator, operand, WORDINGS.get(f"{operator}{operand}", WORDINGS[operator])[choice])
+        (
+            operator,
+            operand,
+            WORDINGS.get(f"{operator}{operand}", WORDINGS[operator])[choice],
+        )
         for (operator, operand), choice in events
     ]
 

@@ -59,5 +59,7 @@ def world_tokenizer() -> Tokenizer:
     # any of the other families.
     maths = generate("maths", "train", TRAINING_DOCUMENTS, languages=LANGUAGES)
     texts = [f"{problem.question}\n{problem.solution}" for problem in maths]
-    tokenizer.train_from_iterator(pretraining_documents(TRAINING_DOCUMENTS) + texts, trainer)
+    tokenizer.train_from_iterator(
+        pretraining_documents(TRAINING_DOCUMENTS) + texts, trainer
+    )
     return tokenizer

@@ -386,9 +386,11 @@ def test_what_takes_the_same_every_time_ends_in_time(
     run, seconds = timed(
         tmp_path_factory.mktemp("timed"), minutes, step, evaluate, save, **often
     )
-    unused, saves = 60 * minutes - seconds, sum("save" in event for event in run.events)
-    assert run.updates in (1, 40) or unused >= (-1e-6 if saves > 2 else -2 * save)
-    assert run.updates == 40 or unused <= step + evaluate + 2 * save
+    unused = 60 * minutes - seconds
+    known = sum("save" in event for event in run.events) > 2
+    over = 1e-6 if known else 2 * save + 1e-6  # 1e-6: the clock's sums are rounded
+    assert run.updates in (1, 40) or unused >= -over
+    assert run.updates == 40 or unused <= step + evaluate + 2 * save + 1e-6
 
 
 def test_the_longest_of_each_part_counts():

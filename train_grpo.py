@@ -18,7 +18,9 @@ cost no backward pass without it.
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 from nanomath import settings
 from nanomath.analysis.evaluation import check_measurement, evaluate
@@ -26,6 +28,7 @@ from nanomath.commands.main import run_main
 from nanomath.config import parse_arguments
 from nanomath.data.order import step_indices
 from nanomath.models import Transformer
+from nanomath.rewards import extract_answer
 from nanomath.rollout import Episode, collect_groups, episode_metrics
 from nanomath.rollout.meter import meter
 from nanomath.training.build import (
@@ -100,7 +103,7 @@ def main(argv: list[str]) -> int:
                 **sampling,
             )
 
-    def measure() -> Metrics:
+    def measure(done: int) -> Metrics:
         report = evaluate(
             sampler,
             heldout,
@@ -112,6 +115,7 @@ def main(argv: list[str]) -> int:
             reasoning_ends=ends,
             **sampling,
         )
+        trainer.log.add("heldout", done, report.records())
         return report.metrics()
 
     with trainer.running(measure, SHOW) as steps:
@@ -129,10 +133,9 @@ def main(argv: list[str]) -> int:
             metrics = policy.step(
                 [episode for group in kept for episode in group], step, lr
             )
-            trainer.log.rollouts(
-                step + 1,
-                [e.record() for group in kept[: grpo.logged_groups] for e in group],
-            )
+            logged = records(kept[: grpo.logged_groups], config.reward.lenient, ends)
+            trainer.log.add("rollouts", step + 1, logged)
+            trainer.log.add("groups", step + 1, [successes(sampled)])
             tokens = sum(
                 episode.completion.length for group in sampled for episode in group
             )
@@ -154,6 +157,26 @@ def main(argv: list[str]) -> int:
                 }
             )
     return trainer.exit_code
+
+
+def records(
+    groups: list[list[Episode]], lenient: bool, reasoning_ends: list[str]
+) -> Iterator[dict[str, Any]]:
+    """What rollouts.jsonl keeps of groups: episodes, with the answer that was found in each."""
+    for number, group in enumerate(groups):
+        for episode in group:
+            text = episode.completion.text
+            found = extract_answer(text, lenient=lenient, reasoning_ends=reasoning_ends)
+            yield {"prompt": number, **episode.record(), "found": found}
+
+
+def successes(groups: list[list[Episode]]) -> dict[str, Any]:
+    """What groups.jsonl keeps of a step: how many samples of each problem were right."""
+    return {
+        "problems": [group[0].problem.id for group in groups],
+        "right": [sum(bool(e.rewards["accuracy"]) for e in group) for group in groups],
+        "samples": len(groups[0]),
+    }
 
 
 def build_policy_step(config: settings.GRPOConfig, trainer: Trainer) -> PolicyStep:

@@ -71,7 +71,7 @@ def main(argv: list[str]) -> int:
         seed=seed,
     )
 
-    def measure() -> Metrics:
+    def measure(done: int) -> Metrics:
         report = evaluate(
             sampler,
             heldout,
@@ -83,6 +83,7 @@ def main(argv: list[str]) -> int:
             reasoning_ends=ends,
             **sampling,
         )
+        trainer.log.add("heldout", done, report.records())
         loss = (
             {"heldout/loss": heldout_loss(model, heldout_examples, sft.token_budget)}
             if heldout_examples

@@ -10,6 +10,9 @@ from nanomath.commands.main import run_main
 COMMANDS = {
     "eval": "measure a model on a problem set",
     "sample": "ask a model a question",
+    "report": "explain a run, or compare several, in one HTML file",
+    "diff": "say where two runs part",
+    "watch": "show the last steps of a run as it goes on",
     "prm": "label solutions, train a process reward model on them, measure it",
     "bench": "measure time and memory on this machine",
     "config": "print what every config key means, as a Markdown page",

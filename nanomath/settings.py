@@ -58,6 +58,11 @@ class Run:
         "alarms): a warning, or the run saves and stops",
         choices=("warn", "stop"),
     )
+    track: list[str] = option(
+        [],
+        "where metrics go beside metrics.jsonl, for those who have dashboards",
+        choices=("tensorboard",),
+    )
     threads: int = option(0, "how many CPU threads torch uses; 0: torch decides", minimum=0)
     deterministic: str = option(
         "auto",

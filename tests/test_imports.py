@@ -54,6 +54,7 @@ ALLOWED = {
             "nanomath.settings",
         ),
         *("nanomath.models", "nanomath.rollout", "nanomath.rewards", "nanomath.process"),
+        "nanomath.training",  # which writes the run directories that are read here
     },
 }
 TOP = {"nanomath.commands", "nanomath.__main__", "scripts"}  # these put the parts together

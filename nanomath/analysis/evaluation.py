@@ -92,6 +92,7 @@ class Report:
                     "problem": item.problem.id,
                     "question": item.problem.question,
                     "gold": item.problem.answer,
+                    "labels": item.problem.labels,
                     "sample": completion.sample_index,
                     "text": completion.text,
                     "answer": answer,

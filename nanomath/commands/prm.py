@@ -223,6 +223,7 @@ def train(argv: list[str]) -> int:
     weights = balancing_weights(solutions) if section.balance else (1.0, 1.0)
 
     use = (
+        "what happened: python -m nanomath report RUN",
         f"measure it: python -m nanomath prm eval RUN {section.heldout}",
         "use it: process.prm=RUN",
     )
@@ -237,7 +238,7 @@ def train(argv: list[str]) -> int:
         prm, trainer.optimizer, weights, section.head_steps, section.token_budget
     )
 
-    def measure() -> Metrics:
+    def measure(done: int) -> Metrics:
         with whole(prm.model):  # no rank has as many passes to make as another
             found = measure_scores(heldout, score_shared(prm, heldout))
         return {f"heldout/{name}": value for name, value in found.items()}

@@ -21,3 +21,14 @@ class Problem:
     answer: str
     solution: str | None = None
     metadata: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def labels(self) -> dict[str, str | int | float]:
+        """The metadata by which problems can be sorted: numbers and short words."""
+        return {
+            key: value
+            for key, value in self.metadata.items()
+            if isinstance(value, (int, float))
+            or isinstance(value, str)
+            and len(value) <= 40
+        }

@@ -20,9 +20,10 @@ T = TypeVar("T")
 
 @dataclass
 class Episode:
-    """One rewarded sample. `rewards` has every component and "total"; `advantages`, one a
-    token, are set by the policy step. Where steps are scored, `step_ends` has the tokens they
-    end on; where they are rewarded, `step_rewards` has what is earned there beside "total".
+    """One rewarded sample. `rewards` has every component and "total". Where steps are scored,
+    `step_ends` has the tokens they end on; where they are rewarded, `step_rewards` has what is
+    earned there beside "total". The policy step sets `advantages`, one a token, and `measured`:
+    what the models gave for each token, by name (see `Rollout.measurements`).
     """
 
     problem: Problem
@@ -33,9 +34,12 @@ class Episode:
     step_ends: list[int] = field(default_factory=list)
     step_scores: list[float] = field(default_factory=list)
     step_rewards: list[float] = field(default_factory=list)
+    measured: dict[str, list[float]] = field(default_factory=dict)
 
     def record(self) -> dict[str, Any]:
-        """What rollouts.jsonl keeps of it."""
+        """What rollouts.jsonl keeps of it. Numbers of tokens have four decimals, to be looked at;
+        the sampler's logprobs eight, by which two runs can be told apart.
+        """
         steps = {
             name: [round(x, 6) for x in getattr(self, name)]
             for name in ("step_scores", "step_rewards")
@@ -44,15 +48,22 @@ class Episode:
             "problem": self.problem.id,
             "question": self.problem.question,
             "answer": self.problem.answer,
+            "labels": self.problem.labels,
+            "sample": self.completion.sample_index,
             "text": self.completion.text,
             "finish_reason": self.completion.finish_reason,
             "rewards": self.rewards,
-            "advantages": [round(advantage, 6) for advantage in self.advantages],
             "prompt_tokens": self.prompt,
             "tokens": self.completion.tokens,
-            "logprobs": [round(logprob, 6) for logprob in self.completion.logprobs],
+            "advantages": _rounded(self.advantages),
+            "logprobs": _rounded(self.completion.logprobs, 8),
+            **{name: _rounded(values) for name, values in self.measured.items()},
             **({"step_ends": self.step_ends, **steps} if self.step_ends else {}),
         }
+
+
+def _rounded(values: Iterable[float], decimals: int = 4) -> list[float]:
+    return [round(value, decimals) for value in values]
 
 
 Groups = Sequence[Sequence[Episode]]  # the episodes of each problem of a rollout

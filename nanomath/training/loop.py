@@ -34,7 +34,8 @@ class Loop:
             for step in loop:
                 loop.record({"loss": ...})  # of update step + 1
 
-    evaluate() measures the model as it is (None: never); save(n) writes checkpoint step-n.
+    evaluate(n) measures the model after n updates (None: never); save(n) writes checkpoint
+    step-n.
     Both happen every so many steps (0: never) and at the end. keep(n, measured) says whether
     what was measured after n updates is worth a checkpoint of its own. `show` names the
     metrics worth a place on the progress bar, each with the text it is shown as. The run ends,
@@ -46,7 +47,7 @@ class Loop:
     log: RunLog
     steps: int
     save: Callable[[int], None]
-    evaluate: Callable[[], Metrics] | None = None
+    evaluate: Callable[[int], Metrics] | None = None
     eval_every: int = 0
     save_every: int = 0
     show: dict[str, str] | None = None
@@ -131,7 +132,7 @@ class Loop:
             return {}
         with failing(f"measuring after step {done}"), self._budget.timed("measurement"):
             # A grader's timeout must not tell ranks apart.
-            metrics = ranks.from_main(self.evaluate())
+            metrics = ranks.from_main(self.evaluate(done))
             check_finite(metrics)
             self.log.metrics(done, **metrics)
         self._latest |= metrics
@@ -169,7 +170,8 @@ class Loop:
         """Say and log the alarms that begin with this step; whether one of them ends the run."""
         with failing(f"step {done}"):
             if texts := new_alarms(self._history, self._said) if ranks.is_main() else {}:
-                self.log.alarms(done, texts)
+                records = [{"alarm": name, "text": text} for name, text in texts.items()]
+                self.log.add("alarms", done, records)
         self._said |= dict.fromkeys(texts, done)
         ending = {"collapse", "hacked"} & set(texts) if self.stop_on_collapse else set()
         for name, text in texts.items():

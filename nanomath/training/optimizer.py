@@ -145,7 +145,8 @@ class Optimizer:
     def step(self, lr: float) -> dict[str, float]:
         """Update the weights from the gradients summed so far and clear them.
 
-        Returns the norm of the gradient before clipping and ||update|| / ||weights||.
+        Returns the norm of the gradient before clipping and ||update|| / ||weights||, of the
+        whole and of each part of the model.
         FloatingPointError names the parameter whose gradient is not finite, the weights then
         being untouched, or which is not finite itself after the update. Parameters without a
         gradient stay as they are.
@@ -169,10 +170,18 @@ class Optimizer:
             raise FloatingPointError(
                 f"the weights are not finite after the update: {bad[0]} has norm {sizes[bad[0]]}"
             )
-        change = math.hypot(*self._over_slices(moved).values()) / (
-            math.hypot(*sizes.values()) or 1.0
-        )
-        return {"grad_norm": norm, "update_ratio": change}
+        moves = by_part(self._over_slices(moved))
+        lengths = by_part(sizes)
+        change = math.hypot(*moves.values()) / (math.hypot(*lengths.values()) or 1.0)
+        return {
+            "grad_norm": norm,
+            "update_ratio": change,
+            **{f"grad_norm/{part}": size for part, size in by_part(norms).items()},
+            **{
+                f"update_ratio/{part}": m / (lengths[part] or 1.0)
+                for part, m in moves.items()
+            },
+        }
 
     def _gradients(self) -> dict[str, Tensor]:
         """The gradients of the global step, of the parameters that have one on any rank."""
@@ -316,6 +325,18 @@ class Optimizer:
             for key, part in parts.items():
                 part.copy_(slice_of(tensors[f"{key}.{name}"], like=weight.parameter))
         self._write_back()
+
+
+def by_part(norms: dict[str, float]) -> dict[str, float]:
+    """The norms of parameters by name, put together for each part of the model: a layer
+    ("layers.3"), or what stands beside the layers ("embed_tokens").
+    """
+    parts: dict[str, list[float]] = {}
+    for name, norm in norms.items():
+        words = name.removeprefix("model.").removesuffix(".weight").split(".")
+        size = 2 if words[0] == "layers" else 1
+        parts.setdefault(".".join(words[:size]), []).append(norm)
+    return {part: math.hypot(*sizes) for part, sizes in parts.items()}
 
 
 def _check_state(

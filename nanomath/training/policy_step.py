@@ -66,18 +66,19 @@ class PolicyStep:
         self.objective = algorithms.find_objective(self.algorithm.loss)
 
     def step(self, episodes: list[Episode], number: int, lr: float) -> dict[str, float]:
-        """Update on the episodes of N groups; set their advantages."""
+        """Update on the episodes of N groups; set their advantages and what was measured."""
         rollout = self.prepare(episodes)
-        for episode, advantages in zip(
-            episodes, rollout.tokens.advantages.tolist(), strict=True
-        ):
-            episode.advantages = advantages[: len(episode.completion.tokens)]
         updates: list[dict[str, float]] = []
         gap: dict[str, float] = {}
         for epoch in range(self.algorithm.epochs):
             for rows in self._minibatches(len(episodes), number, epoch):
                 updates.append(self._update(rollout, rows, lr))
                 gap = gap or rollout.gap(rows)  # its first pass: the weights that sampled
+        for name, matrix in rollout.measurements().items():
+            for episode, row in zip(episodes, matrix.tolist(), strict=True):
+                episode.measured[name] = row[: len(episode.completion.tokens)]
+        for episode in episodes:
+            episode.advantages = episode.measured.pop("advantages")
         means = {
             name: sum(update[name] for update in updates) / len(updates)
             for name in updates[0]
@@ -262,6 +263,28 @@ class Rollout:
     def batch(self, rows: Tensor, device: torch.device) -> Batch:
         """Return the batch of some episodes."""
         return make_batch([self.examples[i] for i in rows.tolist()]).to(device)
+
+    def measurements(self) -> dict[str, Tensor]:
+        """Return what rollouts.jsonl tells of each token, matrices [B, T] by name.
+
+        `entropy` is that of the policy's newest forward pass; so are, where there are several
+        updates, `ratio`, to the probability under the old policy, and `clipped` (-1: below the
+        range of the ratio, 1: above it).
+        """
+        tokens = self.tokens
+        newest = self.measured["logprob"]
+        old = tokens.old_logprobs
+        several = {}
+        if old is not None:
+            clipped = self.measured["clipped_high"] - self.measured["clipped_low"]
+            several = {"ratio": (newest - old).exp(), "clipped": clipped.int()}
+        return {
+            "advantages": tokens.advantages,
+            "old_logprobs": newest if old is None else old,
+            "ref_logprobs": tokens.ref_logprobs,
+            "entropy": self.measured["entropy"],
+            **several,
+        }
 
     def gap(self, rows: Tensor) -> dict[str, float]:
         """Return `sampler_gap` of some episodes, by what was last measured of them."""

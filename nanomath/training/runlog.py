@@ -1,5 +1,5 @@
-"""A run's directory: runs/NAME/ with config.toml, metrics.jsonl, rollouts.jsonl, alarms.jsonl
-and checkpoints/step-N/.
+"""A run's directory: runs/NAME/ with config.toml, run.json, metrics.jsonl, groups.jsonl,
+rollouts.jsonl, heldout.jsonl, alarms.jsonl and checkpoints/step-N/.
 
 Every line is flushed as it is written, so nothing computed is lost when a run dies. On
 resuming, the lines of steps after the checkpoint are dropped (they will be computed again), as
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -56,6 +56,7 @@ class RunLog:
         """
         self.directory = Path(directory)
         self.writes = writes
+        self.trackers: list[Callable[[int, dict[str, float]], None]] = []
         held = (self.directory / "config.toml").exists()
         if held and not resume:
             raise FileExistsError(
@@ -93,20 +94,25 @@ class RunLog:
         path = self.directory / name
         return list(read_jsonl(path)) if path.exists() else []
 
+    def write(self, name: str, text: str) -> None:
+        """Replace the file `name` of the run."""
+        if self.writes:
+            write_atomically(self.directory / name, text)
+
     def metrics(self, step: int, **values: Any) -> None:
-        """Add one line about `step` to metrics.jsonl."""
-        self._append("metrics.jsonl", [{"step": step, **values}])
+        """Add one line about `step` to metrics.jsonl, and tell the trackers."""
+        self.add("metrics", step, [values])
+        for track in self.trackers:
+            track(step, values)
 
-    def rollouts(self, step: int, records: list[dict[str, Any]]) -> None:
-        """Add the episodes of `step` to rollouts.jsonl."""
-        self._append("rollouts.jsonl", [{"step": step, **record} for record in records])
-
-    def alarms(self, step: int, texts: dict[str, str]) -> None:
-        """Add the alarms that began at `step` to alarms.jsonl."""
-        self._append(
-            "alarms.jsonl",
-            [{"step": step, "alarm": name, "text": text} for name, text in texts.items()],
-        )
+    def add(self, name: str, step: int, records: Iterable[dict[str, Any]]) -> None:
+        """Add records about `step` to NAME.jsonl, a line each."""
+        if not self.writes:
+            return
+        path = self.directory / f"{name}.jsonl"
+        with _named(path), open(path, "a", encoding="utf-8") as file:
+            for record in records:
+                file.write(json.dumps({"step": step, **record}, ensure_ascii=False) + "\n")
 
     def sync(self) -> None:
         """Have the log on the disk itself: a checkpoint must not survive a crash of the
@@ -115,15 +121,6 @@ class RunLog:
         for path in self.directory.glob("*.jsonl") if self.writes else ():
             with _named(path), open(path, "rb") as file:
                 os.fsync(file.fileno())
-
-    def _append(self, name: str, records: list[dict[str, Any]]) -> None:
-        if not self.writes:
-            return
-        path = self.directory / name
-        with _named(path), open(path, "a", encoding="utf-8") as file:
-            file.writelines(
-                json.dumps(record, ensure_ascii=False) + "\n" for record in records
-            )
 
 
 def write_atomically(path: Path, text: str) -> None:

@@ -6,8 +6,6 @@ from __future__ import annotations
 
 import json
 import os
-import resource
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -34,6 +32,7 @@ from nanomath.training.loop import Loop, Metrics, say
 from nanomath.training.optimizer import Optimizer, learning_rate
 from nanomath.training.runlog import RunFailed, RunLog
 from nanomath.training.sharding import shard
+from nanomath.training.sittings import Sittings, peak_memory, total_memory
 
 RUN_FLAGS = {"--resume": "go on from the newest checkpoint of the run"}
 Config = settings.SFTConfig | settings.GRPOConfig | settings.PRMConfig
@@ -139,6 +138,11 @@ class Trainer:
         if ranks.is_main():
             remove_scratch(self.log.checkpoints)
         self.log.begin(to_toml(self.config), self.start)
+        path = self.log.directory / "run.json"
+        self.sittings = Sittings(path, self.start, self.model.device)
+        self._note_sitting(self.start)
+        if "tensorboard" in self.config.run.track and ranks.is_main():
+            self.log.trackers.append(tensorboard(self.log.directory, self.start))
 
     def learning_rate(self, step: int) -> float:
         """The rate of the update after `step` updates."""
@@ -149,7 +153,7 @@ class Trainer:
 
     @contextmanager
     def running(
-        self, evaluate: Callable[[], Metrics], show: dict[str, str]
+        self, evaluate: Callable[[int], Metrics], show: dict[str, str]
     ) -> Iterator[Loop]:
         """The loop over the steps that are left. At its end this says how it went, and sets
         `exit_code`.
@@ -184,6 +188,7 @@ class Trainer:
     def save(self, step: int) -> None:
         """Write checkpoint `step` and drop those that are too old to keep."""
         self.log.sync()
+        self._note_sitting(step)
         best = {"best": self.best} if self.best else {}
         save_checkpoint(
             self.log.checkpoints,
@@ -201,6 +206,10 @@ class Trainer:
                 self.log.checkpoints, self.config.run.keep_last, self.best.get("step")
             )
         ranks.barrier()  # no rank goes on, or ends, before it is written
+
+    def _note_sitting(self, step: int) -> None:
+        """Write what this sitting has come to after `step` updates."""
+        self.log.write("run.json", self.sittings.text(step))
 
     def keeps(self, step: int, measured: Metrics) -> bool:
         """Whether the model after `step` updates is the best so far on held-out problems;
@@ -271,9 +280,32 @@ class Trainer:
         )
 
 
+def tensorboard(directory: Path, start: int) -> Callable[[int, Metrics], None]:
+    """What writes metrics into an event file of the run, from which those after `start` are gone.
+    ImportError where tensorboard is not installed.
+    """
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise ImportError(
+            "run.track: tensorboard is not installed: pip install tensorboard"
+        ) from error
+    writer = SummaryWriter(
+        directory / "tensorboard", purge_step=start + 1 if start else None
+    )
+
+    def track(step: int, metrics: Metrics) -> None:
+        for name, value in metrics.items():
+            writer.add_scalar(name, value, step)
+        writer.flush()
+
+    return track
+
+
 def use_of_policy(source: str) -> tuple[str, ...]:
     """What can be done with a policy that is measured on the problems of `source`."""
     return (
+        "what happened: python -m nanomath report RUN",
         'ask it: python -m nanomath sample RUN "YOUR QUESTION"',
         f"measure it: python -m nanomath eval RUN {source}",
     )
@@ -297,14 +329,10 @@ def memory_use(device: torch.device) -> str:
     """The most memory used so far and all there is: of the GPU, or of this process and its
     machine.
     """
-    if device.type == "cuda":
-        peak = torch.cuda.max_memory_allocated(device)
-        total = torch.cuda.get_device_properties(device).total_memory
-    else:
-        unit = 1 if sys.platform == "darwin" else 1024
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-        total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return f"used at most {peak / 2**30:.2f} GiB of {total / 2**30:.2f} GiB on {device}"
+    used = peak_memory(device) / 2**30
+    return (
+        f"used at most {used:.2f} GiB of {total_memory(device) / 2**30:.2f} GiB on {device}"
+    )
 
 
 def memory_knobs(config: Config) -> str:

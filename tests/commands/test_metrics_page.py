@@ -16,6 +16,8 @@ from nanomath.rollout import Completion, Episode
 PAGE = Path(__file__).parents[2] / "docs" / "metrics.md"
 GENERAL = {  # a name on the page that stands for many -> what they look like
     "reward/NAME": r"reward/\w+",
+    "grad_norm/PART": r"grad_norm/(layers\.\d+|\w+)",
+    "update_ratio/PART": r"update_ratio/(layers\.\d+|\w+)",
     "heldout/pass@K": r"heldout/pass@[2-9]\d*",
     "heldout/maj@K": r"heldout/maj@\d+",
     "heldout/pass@1/KEY=VALUE": r"heldout/pass@1/\w+=.+",

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from nanomath.training.optimizer import Optimizer, learning_rate, round_by_chance
+from nanomath.training.optimizer import Optimizer, by_part, learning_rate, round_by_chance
 
 BETAS, EPS = (0.9, 0.95), 1e-8
 
@@ -253,14 +253,33 @@ def test_a_state_may_hold_the_weights_too(dtype):
 
 def test_the_update_is_measured_against_the_weights():
     """Adam's first update is lr in every number: lr sqrt(6) over all six weights, the frozen
-    ones left out.
+    ones left out. A part is what a name begins with.
     """
     model = Weights(value=2.0)
     optimizer = new_optimizer(model)
     model.pull(3.0)
     assert optimizer.step(0.1) == pytest.approx(
-        {"grad_norm": 3 * math.sqrt(6), "update_ratio": 0.1 / 1.9}
+        {
+            "grad_norm": 3 * math.sqrt(6),
+            "update_ratio": 0.1 / 1.9,
+            "grad_norm/matrix": 3 * math.sqrt(4),
+            "grad_norm/vector": 3 * math.sqrt(2),
+            "update_ratio/matrix": 0.1 / 1.9,
+            "update_ratio/vector": 0.1 / 1.9,
+        }
     )
+
+
+def test_parts_of_a_model_are_its_layers_and_what_stands_beside_them():
+    norms = {
+        "model.embed_tokens.weight": 1.0,
+        "model.layers.0.self_attn.q_proj.weight": 3.0,
+        "model.layers.0.mlp.up_proj.weight": 4.0,
+        "model.layers.10.mlp.up_proj.weight": 2.0,
+        "lm_head.weight": 0.0,
+    }
+    parts = {"embed_tokens": 1.0, "layers.0": 5.0, "layers.10": 2.0, "lm_head": 0.0}
+    assert by_part(norms) == parts
 
 
 def test_parameters_without_a_gradient_stay():

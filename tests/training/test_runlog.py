@@ -19,7 +19,7 @@ def log(tmp_path) -> RunLog:
     log.metrics(0, accuracy=0.1)
     for step in range(1, 5):
         log.metrics(step, loss=1 / step)
-        log.rollouts(step, [{"text": f"答え {step}"}, {"text": "b"}])
+        log.add("rollouts", step, [{"text": f"答え {step}"}, {"text": "b"}])
     return log
 
 
@@ -71,11 +71,11 @@ def test_resuming_forgets_what_will_be_computed_again(log, start, left):
 def test_a_last_line_cut_short_is_dropped(log, cut):
     """Wherever it was cut, in the middle of a character too."""
     path = log.directory / "rollouts.jsonl"
-    log.rollouts(5, [{"text": "答え"}])
+    log.add("rollouts", 5, [{"text": "答え"}])
     path.write_bytes(path.read_bytes()[:-cut])
     assert steps(log, "rollouts.jsonl")[:8] == [1, 1, 2, 2, 3, 3, 4, 4]
     RunLog(log.directory, resume=True).begin("", 4)
-    log.rollouts(5, [{"text": "again"}])
+    log.add("rollouts", 5, [{"text": "again"}])
     assert steps(log, "rollouts.jsonl") == [1, 1, 2, 2, 3, 3, 4, 4, 5]
 
 
@@ -96,8 +96,8 @@ def test_line_separators_inside_strings_are_no_line_ends(tmp_path):
 
 
 def test_alarms_are_resumed_like_the_rest(log):
-    log.alarms(2, {"flat": "too easy", "kl": "jumped"})
-    log.alarms(4, {"collapse": "fell"})
+    log.add("alarms", 2, [{"alarm": "flat", "text": "too easy"}, {"alarm": "kl"}])
+    log.add("alarms", 4, [{"alarm": "collapse"}])
     assert log.read("alarms.jsonl")[0] == {"step": 2, "alarm": "flat", "text": "too easy"}
     RunLog(log.directory, resume=True).begin("", 3)
     assert [line["alarm"] for line in log.read("alarms.jsonl")] == [
@@ -111,7 +111,7 @@ def test_of_several_processes_one_writes(log, tmp_path):
     other = RunLog(log.directory, resume=True, writes=False)
     other.begin("lr = 3\n", 1)
     other.metrics(9, loss=1.0)
-    other.rollouts(9, [{"text": "x"}])
+    other.add("rollouts", 9, [{"text": "x"}])
     other.sync()
     assert {path: path.read_bytes() for path in log.directory.iterdir()} == before
     assert other.read("metrics.jsonl") == log.read("metrics.jsonl")
@@ -124,9 +124,7 @@ def test_a_file_that_cannot_be_written_is_named(log, name):
     with pytest.raises(
         OSError, match=rf"{log.directory}/{name} could not be written: Is a directory$"
     ):
-        getattr(log, name.removesuffix(".jsonl"))(
-            5, **({"loss": 1} if name[0] == "m" else {"records": [{}]})
-        )
+        log.add(name.removesuffix(".jsonl"), 5, [{"loss": 1}])
 
 
 def test_a_file_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):

@@ -1,0 +1,199 @@
+"""Two runs on the same held-out problems, paired; and where two runs that should be equal part.
+
+Pairs take away what makes one problem harder than another, which is most of the spread: the
+interval of the mean difference is a percentile bootstrap over problems. For one sample a problem
+the exact test of McNemar (Psychometrika 12, 1947) asks whether, of the b + c problems that only
+one of the two solves, the share that A solves could be a fair coin's: p = 2 P(X <= min(b, c)),
+X ~ Binomial(b + c, 1/2).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import zip_longest
+from math import comb
+from typing import Any
+
+from nanomath.analysis.evaluation import Score, mean_score
+from nanomath.analysis.runs import Record, Run, config_differences
+
+TIMES = ("seconds", "sampling_seconds", "tokens_per_second")  # never the same twice
+ROUNDING = 1e-4  # nats: logprobs of one token that are nearer than this differ by rounding
+
+
+@dataclass(frozen=True)
+class Paired:
+    """A and B on the problems both were asked, by the first sample of each: how many both
+    solve, only A, only B, neither; McNemar's p; the mean of B - A over all samples.
+    """
+
+    both: int
+    only_a: int
+    only_b: int
+    neither: int
+    p: float
+    difference: Score
+    flips: list[tuple[Record, Record]]
+
+
+def last_measured(run: Run) -> dict[str, list[Record]]:
+    """The answers of the newest measurement, by problem."""
+    return measured_at(run, max((record["step"] for record in run.heldout), default=0))
+
+
+def measured_at(run: Run, step: int) -> dict[str, list[Record]]:
+    """The answers to held-out problems after `step` updates, by problem."""
+    found: dict[str, list[Record]] = {}
+    for record in run.heldout:
+        if record["step"] == step:
+            found.setdefault(record["problem"], []).append(record)
+    return found
+
+
+def paired(a: dict[str, list[Record]], b: dict[str, list[Record]]) -> Paired | None:
+    """Compare two measurements on the problems that they share; None where there are none."""
+    shared = [problem for problem in a if problem in b]
+    if not shared:
+        return None
+    firsts = [(a[problem][0], b[problem][0]) for problem in shared]
+    counts = {(x, y): 0 for x in (True, False) for y in (True, False)}
+    for one, other in firsts:
+        counts[bool(one["right"]), bool(other["right"])] += 1
+    differences = [_share(b[problem]) - _share(a[problem]) for problem in shared]
+    only_a = counts[True, False]
+    only_b = counts[False, True]
+    return Paired(
+        both=counts[True, True],
+        only_a=only_a,
+        only_b=only_b,
+        neither=counts[False, False],
+        p=mcnemar(only_a, only_b),
+        difference=mean_score(differences),
+        flips=[pair for pair in firsts if pair[0]["right"] != pair[1]["right"]],
+    )
+
+
+def mcnemar(b: int, c: int) -> float:
+    """The two-sided exact p of b against c discordant pairs; 1 where there are none."""
+    n = b + c
+    return min(1.0, 2 * sum(comb(n, k) for k in range(min(b, c) + 1)) / 2**n)
+
+
+def _share(records: Sequence[Record]) -> float:
+    return sum(bool(record["right"]) for record in records) / len(records)
+
+
+# --- the first difference --------------------------------------------------------------------
+
+
+def differences(a: Run, b: Run) -> Iterator[str]:
+    """What differs between two runs, a sentence each: keys of the config, the first line of
+    metrics, the first held-out answer, the first episode and token. None for equal runs.
+    """
+    for key, (one, other) in config_differences([a, b]).items():
+        if key not in ("run.name", "run.directory"):
+            yield f"config: {key} is {one!r} in A, {other!r} in B"
+    yield from _first_metric(a, b)
+    yield from _first_answer(a, b)
+    yield from _first_episode(a, b)
+
+
+def _first_metric(a: Run, b: Run) -> Iterator[str]:
+    """The first line of metrics.jsonl that differs, times left out."""
+    for one, other in zip_longest(_untimed(a.lines), _untimed(b.lines)):
+        if one == other:
+            continue
+        if one is None or other is None:
+            shorter, longer = ("A", other) if one is None else ("B", one)
+            yield f"metrics: {shorter} ends before step {longer['step']}"
+            return
+        names = [n for n in {**one, **other} if one.get(n) != other.get(n)]
+        shown = [f"{n} {one.get(n)!r} in A, {other.get(n)!r} in B" for n in names[:3]]
+        more = f", and {len(names) - 3} more" if len(names) > 3 else ""
+        yield f"metrics: step {one['step']} is the first that differs: {'; '.join(shown)}{more}"
+        return
+
+
+def _untimed(lines: Sequence[Record]) -> Iterator[Record]:
+    for line in lines:
+        yield {name: value for name, value in line.items() if name not in TIMES}
+
+
+def _first_answer(a: Run, b: Run) -> Iterator[str]:
+    """The first answer to a held-out problem that differs."""
+    for one, other in zip(a.heldout, b.heldout, strict=False):
+        if one != other:
+            names = [n for n in {**one, **other} if one.get(n) != other.get(n)]
+            yield (
+                f"held-out: step {one['step']}, problem {one['problem']}, sample "
+                f"{one['sample']} is the first that differs, in {', '.join(names)}"
+            )
+            return
+
+
+def _first_episode(a: Run, b: Run) -> Iterator[str]:
+    """The first episode that differs, its first token that does, and why."""
+    for one, other in zip_longest(a.rollouts, b.rollouts):
+        if one == other:
+            continue
+        if one is None or other is None:
+            shorter, longer = ("A", other) if one is None else ("B", one)
+            yield f"rollouts: {shorter} ends before step {longer['step']}"
+            return
+        where = (
+            f"rollouts: step {one['step']}, prompt {one['prompt']}, sample {one['sample']}"
+        )
+        if one.get("prompt_tokens") != other.get("prompt_tokens"):
+            yield f"{where} is the first that differs: other problems or another prompt"
+            return
+        yield f"{where} is the first that differs: {first_token(a, b, one, other)}"
+        return
+
+
+def first_token(a: Run, b: Run, one: Record, other: Record) -> str:
+    """Where two samples of one prompt part, and whether by rounding, by a draw or by weights."""
+    tokens = list(zip(one["tokens"], other["tokens"], strict=False))
+    at = next((i for i, (x, y) in enumerate(tokens) if x != y), len(tokens))
+    gap = max(_gaps(one["logprobs"][:at], other["logprobs"][:at]), default=0.0)
+    before = f"logprobs of the {at} tokens before differ by at most {gap:.1e}"
+    if at == len(tokens) and len(one["tokens"]) == len(other["tokens"]):
+        return _same_tokens(one, other, gap)
+    if at == len(tokens):
+        return f"token {at}: one of the two ends there; {before}"
+    names = [
+        f"{run_name} drew {_text(run, tokens[at][side])} with probability "
+        f"{math.exp(record['logprobs'][at]):.4f}"
+        for side, (run_name, run, record) in enumerate((("A", a, one), ("B", b, other)))
+    ]
+    why = "a draw near a boundary" if gap < ROUNDING else "other weights"
+    return f"token {at}: {', '.join(names)}; {before}: {why}"
+
+
+def _same_tokens(one: Record, other: Record, gap: float) -> str:
+    """What differs where two samples have the same tokens."""
+    names = [n for n in {**one, **other} if one.get(n) != other.get(n)]
+    if "logprobs" not in names:
+        return (
+            f"the tokens and their logprobs are the same; what differs: {', '.join(names)}"
+        )
+    at = next(
+        i
+        for i, pair in enumerate(zip(one["logprobs"], other["logprobs"], strict=True))
+        if pair[0] != pair[1]
+    )
+    why = "rounding" if gap < ROUNDING else "other weights"
+    return (
+        f"the tokens are the same, logprobs differ from token {at} on "
+        f"({one['logprobs'][at]} in A, {other['logprobs'][at]} in B; at most {gap:.1e}): {why}"
+    )
+
+
+def _gaps(one: Sequence[float], other: Sequence[float]) -> list[float]:
+    return [abs(x - y) for x, y in zip(one, other, strict=True)]
+
+
+def _text(run: Run, token: int) -> str:
+    pieces: dict[int, Any] = run.pieces([token]) or {}
+    return repr(pieces[token]) if token in pieces else f"token {token}"

@@ -1,0 +1,403 @@
+"""One HTML file that explains one run, or compares several: no server, no network, no account.
+
+The tables are written by a template (page/report.html, with every text escaped), the curves are
+drawn by plotly from inside the file, the rollouts by page/viewer.js. Completions are hostile text:
+they reach the page only as base64 of compressed JSON and are shown as text, and the page's content
+security policy lets it run its own scripts alone and ask the network for nothing.
+
+plotly and not bokeh, both measured with 40 curves of 1,000 points: bokeh needed 7.6 s of Python to
+describe them, plotly none, and a curve that is drawn when it is scrolled to costs either 30 to 60 ms.
+Its script is 4.8 MB, 1.9 MB as it lies in the file.
+
+Numbers of tokens go as whole thousandths in columns over all episodes; the logprobs of trainer and
+reference as their differences to the sampler's and the trainer's, which are mostly 0 and so cost
+little: 2,000 episodes of 200 tokens are about 3 MB.
+"""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import json
+import re
+import secrets
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
+from importlib.util import find_spec
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import jinja2
+import numpy as np
+
+from nanomath.analysis.compare import Paired, last_measured, measured_at, paired
+from nanomath.analysis.diagnosis import Finding, diagnose
+from nanomath.analysis.evaluation import mean_score
+from nanomath.analysis.runs import Record, Run, arms, config_differences
+
+PAGE = Path(__file__).parent / "page"
+METRICS_PAGE = Path(__file__).parents[2] / "docs" / "metrics.md"
+POINTS = 2000  # of a curve: a chart has no more pixels
+TOKENS = 500_000  # of all episodes in the page, which keeps it below 6 MB
+GENERAL = {"NAME": r"[^/]+", "PART": r"[\w.]+", "KEY=VALUE": r".+=.+", "K": r"\d+"}
+LAYERS = re.compile(r"(update_ratio|grad_norm)/(.+)")
+
+
+def report(runs: Sequence[Run]) -> str:
+    """The page about the runs. ValueError without plotly."""
+    named = arms(runs)
+    of_arm = {id(run): name for name, seeds in named.items() for run in seeds}
+    explained = [explain(run, of_arm[id(run)]) for run in runs]
+    bulk = {
+        "runs": [run.pop("bulk") for run in explained],
+        "metrics": metric_docs(),
+        "arms": list(named),
+    }
+    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    template = environment.from_string((PAGE / "report.html").read_text("utf-8"))
+    return template.render(
+        runs=explained,
+        title=" against ".join(run.name for run in runs),
+        differences=config_differences(runs) if len(runs) > 1 else {},
+        pairs=pairs_of(runs),
+        nonce=secrets.token_urlsafe(16),
+        style=(PAGE / "report.css").read_text("utf-8"),
+        scripts=[(PAGE / name).read_text("utf-8") for name in ("viewer.js", "curves.js")],
+        plotly=packed(plotly_script()),
+        bulk=packed(json.dumps(bulk, separators=(",", ":")).encode("ascii")),
+    )
+
+
+def plotly_script() -> bytes:
+    """plotly's own script. ValueError where it is not installed."""
+    spec = find_spec("plotly")
+    if spec is None or not spec.submodule_search_locations:
+        raise ValueError("the report's curves need plotly: pip install plotly")
+    return (
+        Path(spec.submodule_search_locations[0]) / "package_data/plotly.min.js"
+    ).read_bytes()
+
+
+def packed(content: bytes) -> str:
+    """Compressed, as text that means nothing to HTML."""
+    return base64.b64encode(gzip.compress(content, mtime=0)).decode("ascii")
+
+
+def explain(run: Run, arm: str) -> dict[str, Any]:
+    """What the template shows of a run, and in "bulk" what the scripts do."""
+    findings = diagnose(run)
+    shown = chosen_episodes(run, findings)
+    return {
+        "name": run.name,
+        "arm": arm,
+        "directory": str(run.directory),
+        "facts": facts(run),
+        "changed": run.changed(),
+        "findings": [asdict(finding) for finding in findings],
+        "breakdown": breakdown(run),
+        "picks": picks(run.rollouts),
+        "bulk": {
+            "name": run.name,
+            "arm": arm,
+            "series": curves(run),
+            "layers": layers(run),
+            "groups": group_counts(run),
+            "logged": len(run.rollouts),
+            **episodes(run, shown),
+        },
+    }
+
+
+def facts(run: Run) -> dict[str, str]:
+    """The header: what the run was made with and what it cost."""
+    last = run.lines[-1]["step"] if run.lines else 0
+    found = {"steps": f"{last} of {run.config.get('run.steps', '?')}"}
+    if run.sittings:
+        newest = run.sittings[-1]
+        minutes = sum(sitting.get("minutes", 0) for sitting in run.sittings)
+        found |= {
+            "started": newest["began"],
+            "command": " ".join(newest["command"]),
+            "commit": newest["commit"] or "unknown",
+            "versions": ", ".join(f"{k} {v}" for k, v in newest["versions"].items()),
+            "machine": ", ".join(f"{k} {v}" for k, v in newest["machine"].items()),
+            "minutes": f"{minutes:.1f} in {len(run.sittings)} sitting(s)",
+            "peak memory": f"{max(s.get('peak_memory_gib', 0) for s in run.sittings):.2f} GiB",
+        }
+    if "tokens" in run.series:
+        what = "tokens sampled" if run.kind == "grpo" else "response tokens trained on"
+        found[what] = f"{sum(run.series['tokens'][1]):,.0f}"
+    return found
+
+
+def curves(run: Run) -> dict[str, list[list[float]]]:
+    """The steps and values of each curve: the metrics without the layers', thinned."""
+    return {
+        name: thinned(*pair)
+        for name, pair in run.series.items()
+        if not LAYERS.fullmatch(name)
+    }
+
+
+def thinned(steps: Sequence[int], values: Sequence[float]) -> list[list[float]]:
+    """At most POINTS points: of each stretch of steps the lowest and the highest."""
+    if len(steps) <= POINTS:
+        return [list(steps), list(values)]
+    kept: list[int] = []
+    for part in np.array_split(np.arange(len(steps)), POINTS // 2):
+        low, high = (part[f(np.asarray(values)[part])] for f in (np.argmin, np.argmax))
+        kept += sorted({int(low), int(high)})
+    return [[steps[i] for i in kept], [values[i] for i in kept]]
+
+
+def layers(run: Run) -> dict[str, Any]:
+    """Matrices [part, step] of what the updates were in each part of the model."""
+    found: dict[str, dict[str, tuple[list[int], list[float]]]] = {}
+    for name, pair in run.series.items():
+        if match := LAYERS.fullmatch(name):
+            found.setdefault(match[1], {})[match[2]] = pair
+    return {
+        kind: {
+            "parts": list(parts),
+            "steps": thinned(*next(iter(parts.values())))[0],
+            "values": [
+                _at(pair, thinned(*next(iter(parts.values())))[0])
+                for pair in parts.values()
+            ],
+        }
+        for kind, parts in found.items()
+    }
+
+
+def _at(pair: tuple[list[int], list[float]], steps: Iterable[float]) -> list[float | None]:
+    known = dict(zip(*pair, strict=True))
+    return [known.get(step) for step in steps]
+
+
+def group_counts(run: Run) -> dict[str, Any]:
+    """How many groups of each step had 0, 1, ... G right samples: a matrix [G + 1, step]."""
+    lines = run.read("groups.jsonl")
+    if not lines:
+        return {}
+    size = max(line["samples"] for line in lines)
+    step = max(1, len(lines) // POINTS)
+    counts = [
+        np.bincount(line["right"], minlength=size + 1).tolist() for line in lines[::step]
+    ]
+    return {
+        "samples": size,
+        "steps": [line["step"] for line in lines[::step]],
+        "counts": np.transpose(counts).tolist(),
+    }
+
+
+# --- episodes --------------------------------------------------------------------------------
+
+
+def chosen_episodes(run: Run, findings: Sequence[Finding]) -> list[Record]:
+    """All logged episodes, or of a long run those of steps at even distances and of the steps
+    that something is said about.
+    """
+    total = sum(len(record["tokens"]) for record in run.rollouts)
+    if total <= TOKENS:
+        return run.rollouts
+    steps = sorted({record["step"] for record in run.rollouts})
+    every = -(-total // TOKENS) + 1
+    named = {finding.episode[0] for finding in findings if finding.episode}
+    named |= {pick["step"] for pick in picks(run.rollouts)}
+    kept = {*steps[::every], *steps[-1:], *named}
+    return [record for record in run.rollouts if record["step"] in kept]
+
+
+COLUMNS = ("advantages", "logprobs", "gap", "kl", "entropy", "ratio", "clipped")
+
+
+def episodes(run: Run, records: Sequence[Record]) -> dict[str, Any]:
+    """The records for the viewer: texts as they are, tokens as numbers of `pieces`, and the
+    numbers of tokens in columns.
+    """
+    ids = {i for record in records for i in (*record["prompt_tokens"], *record["tokens"])}
+    known = run.pieces(ids)
+    pieces = list(dict.fromkeys(known.values())) if known else []
+    place = {text: number for number, text in enumerate(pieces)}
+    number_of = {i: place[text] for i, text in known.items()} if known else {}
+    columns: dict[str, list[float]] = {name: [] for name in COLUMNS}
+    for record in records:
+        for name, values in token_columns(record).items():
+            columns[name].extend(values)
+    return {
+        "pieces": pieces,
+        "episodes": [_shown(record, number_of) for record in records],
+        "columns": {name: thousandths(values) for name, values in columns.items()},
+    }
+
+
+def token_columns(record: Record) -> dict[str, list[float]]:
+    """What is known of each token of an episode; NaN where an older run did not log it."""
+    length = len(record["tokens"])
+    unknown = [float("nan")] * length
+    sampler = record.get("logprobs", unknown)
+    trainer = record.get("old_logprobs", unknown)
+    reference = record.get("ref_logprobs", unknown)
+    return {
+        "advantages": record.get("advantages") or unknown,
+        "logprobs": sampler,
+        "gap": [x - y for x, y in zip(trainer, sampler, strict=True)],
+        "kl": [x - y for x, y in zip(trainer, reference, strict=True)],
+        "entropy": record.get("entropy", unknown),
+        "ratio": record.get("ratio", [1.0] * length),
+        "clipped": record.get("clipped", [0.0] * length),
+    }
+
+
+MISSING = -(2**31)
+
+
+def thousandths(values: Sequence[float]) -> str:
+    """Numbers as whole thousandths in 32 bits, MISSING for NaN, in base64."""
+    array = np.asarray(values, dtype=np.float64)
+    whole = np.where(
+        np.isnan(array), MISSING, np.clip(np.nan_to_num(array) * 1000, -2e9, 2e9)
+    )
+    return base64.b64encode(np.rint(whole).astype("<i4").tobytes()).decode("ascii")
+
+
+def _shown(record: Record, number_of: dict[int, int]) -> dict[str, Any]:
+    names = (
+        "step",
+        "prompt",
+        "sample",
+        "problem",
+        "question",
+        "answer",
+        "text",
+        "finish_reason",
+    )
+    return {
+        **{name: record.get(name) for name in names},
+        "found": record.get("found", ""),
+        "rewards": record["rewards"],
+        "length": len(record["tokens"]),
+        "tokens": [number_of[i] for i in record["tokens"]] if number_of else [],
+        "ids": [] if number_of else record["tokens"],
+        "prompt_text": [number_of[i] for i in record["prompt_tokens"]] if number_of else [],
+        **{
+            n: record[n]
+            for n in ("step_ends", "step_scores", "step_rewards")
+            if n in record
+        },
+    }
+
+
+def picks(rollouts: Sequence[Record]) -> list[dict[str, Any]]:
+    """Six episodes chosen by rule, each once."""
+    if not rollouts:
+        return []
+    rules = {
+        "highest reward": lambda r: r["rewards"]["total"],
+        "lowest reward": lambda r: -r["rewards"]["total"],
+        "largest advantage": lambda r: max(map(abs, r["advantages"]), default=0.0),
+        "longest": lambda r: len(r["tokens"]),
+        "first cut at the limit": lambda r: (
+            -r["step"] if r["finish_reason"] != "eos" else None
+        ),
+        "largest ratio": lambda r: max(
+            map(abs, map(_log, r.get("ratio", []))), default=None
+        ),
+    }
+    found = []
+    for name, rule in rules.items():
+        values = [
+            (value, -i) for i, r in enumerate(rollouts) if (value := rule(r)) is not None
+        ]
+        if values:
+            record = rollouts[-max(values)[1]]
+            found.append(
+                {"rule": name, **{n: record[n] for n in ("step", "prompt", "sample")}}
+            )
+    return found
+
+
+def _log(ratio: float) -> float:
+    return float(np.log(max(ratio, 1e-9)))
+
+
+# --- held-out problems -----------------------------------------------------------------------
+
+
+def breakdown(run: Run) -> list[dict[str, Any]]:
+    """pass@1 of the problems that share a label, at the first and the last measurement, the
+    last with its interval. Labels with more than 20 values say nothing.
+    """
+    steps = sorted({record["step"] for record in run.heldout})
+    if not steps:
+        return []
+    first, last = (measured_at(run, step) for step in (steps[0], steps[-1]))
+    keys = dict.fromkeys(key for rows in last.values() for key in rows[0].get("labels", {}))
+    found = []
+    for key in keys:
+        values = {rows[0]["labels"].get(key) for rows in last.values()} - {None}
+        for value in sorted(values, key=str) if 1 < len(values) <= 20 else ():
+            problems = [
+                p for p, rows in last.items() if rows[0]["labels"].get(key) == value
+            ]
+            after = mean_score([_right_share(last[p]) for p in problems])
+            before = [_right_share(first[p]) for p in problems if p in first]
+            found.append(
+                {
+                    "label": f"{key} = {value}",
+                    "problems": len(problems),
+                    "before": fmean(before) if before else None,
+                    "after": after,
+                }
+            )
+    return found
+
+
+def _right_share(rows: Sequence[Record]) -> float:
+    return fmean(bool(row["right"]) for row in rows)
+
+
+def pairs_of(runs: Sequence[Run]) -> list[dict[str, Any]]:
+    """The first run against each other one, on the held-out problems that both were asked."""
+    found = []
+    for other in runs[1:]:
+        result: Paired | None = paired(last_measured(runs[0]), last_measured(other))
+        found.append({"a": runs[0].name, "b": other.name, "paired": result})
+    return found
+
+
+# --- what the metrics mean -------------------------------------------------------------------
+
+
+def metric_docs() -> list[dict[str, Any]]:
+    """The rows of docs/metrics.md: section, pattern of the names, what it is, what to expect.
+    Nothing where nanomath is installed without its docs.
+    """
+    if not METRICS_PAGE.exists():
+        return []
+    section = ""
+    found = []
+    for line in METRICS_PAGE.read_text("utf-8").splitlines():
+        if line.startswith("## "):
+            section = line[3:].split(" (")[0]
+        cells = [cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]]
+        for name in re.findall(r"`([^`]+)`", cells[0]) if len(cells) == 4 else ():
+            pattern = re.escape(name)
+            for word, general in GENERAL.items():
+                pattern = re.sub(
+                    rf"(?<![A-Z]){re.escape(re.escape(word))}(?![A-Z])",
+                    lambda _, g=general: g,
+                    pattern,
+                )
+            what, expected = (cells[i].replace("\\|", "|").replace("`", "") for i in (1, 3))
+            found.append(
+                {
+                    "section": section,
+                    "pattern": f"^{pattern}$",
+                    "what": what,
+                    "expect": expected,
+                }
+            )
+    return found

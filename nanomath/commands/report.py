@@ -1,0 +1,37 @@
+"""Explain a run, or compare several, in one HTML file that opens without a server or a network.
+
+    python -m nanomath report RUN [RUN ...] [out=FILE]
+
+    python -m nanomath report runs/tiny-grpo                         writes runs/tiny-grpo/report.html
+    python -m nanomath report runs/tiny-grpo runs/dr-grpo out=two.html
+
+RUN is a run directory; it may still be running. Of several, those that differ by nothing but the
+seed are shown as one method, and the held-out answers are compared problem by problem.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from nanomath.analysis.report import report
+from nanomath.analysis.runs import read_run
+from nanomath.training.runlog import write_atomically
+
+
+def main(argv: list[str]) -> int:
+    if {"-h", "--help"} & set(argv):
+        print(__doc__)
+        return 0
+    outs = [word.removeprefix("out=") for word in argv if word.startswith("out=")]
+    names = [word for word in argv if not word.startswith("out=")]
+    if not names:
+        raise ValueError(
+            "report needs a run directory: python -m nanomath report RUN [out=FILE]"
+        )
+    runs = [read_run(name) for name in names]
+    out = Path(outs[-1]) if outs else runs[0].directory / "report.html"
+    if not out.parent.is_dir():
+        raise FileNotFoundError(f"out: there is no directory to write {out} to")
+    write_atomically(out, report(runs))
+    print(f"{out}: {out.stat().st_size / 1e6:.1f} MB, open it in a browser")
+    return 0

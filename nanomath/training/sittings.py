@@ -1,0 +1,121 @@
+"""run.json: what a run was made with, one object for each time it was started or resumed.
+
+Each sitting has the command, the commit of nanomath where it runs from a clone, the versions and
+the machine, and, as of the last checkpoint or the end: the steps done, minutes and peak memory.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import resource
+import subprocess
+import sys
+import time
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+ROOT = Path(__file__).parents[2]
+PACKAGES = ("nanomath", "torch", "tokenizers", "safetensors", "numpy", "triton")
+
+
+class Sittings:
+    """The sittings of a run in `path`; this one began at update `start` on `device`."""
+
+    def __init__(self, path: Path, start: int, device: torch.device) -> None:
+        self.path = path
+        self.device = device
+        self.clock = time.perf_counter()
+        before = json.loads(path.read_text("utf-8")) if start and path.exists() else []
+        self.all = [sitting for sitting in before if sitting["from_step"] < start]
+        self.all.append(
+            {
+                "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+                "began": datetime.now(UTC).isoformat(timespec="seconds"),
+                "from_step": start,
+                "commit": commit(),
+                "versions": versions(),
+                "machine": machine(device),
+            }
+        )
+
+    def text(self, step: int) -> str:
+        """The content of run.json when `step` updates have been done."""
+        self.all[-1] |= {
+            "to_step": step,
+            "minutes": round((time.perf_counter() - self.clock) / 60, 2),
+            "peak_memory_gib": round(peak_memory(self.device) / 2**30, 3),
+        }
+        return json.dumps(self.all, indent=1) + "\n"
+
+
+def commit() -> str:
+    """The commit of the clone that nanomath runs from, with "+" where files have changed since;
+    empty where it is no clone.
+    """
+    try:
+        found = subprocess.run(
+            ["git", "describe", "--always", "--abbrev=12", "--dirty=+", "--exclude=*"],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            timeout=10,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return found.stdout.strip() if (ROOT / ".git").exists() else ""
+
+
+def versions() -> dict[str, str]:
+    """Python's version and those of the packages a run is made with."""
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def machine(device: torch.device) -> dict[str, Any]:
+    """Processor, threads, memory and GPU."""
+    facts = {
+        "processor": processor(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "vectors": torch.backends.cpu.get_cpu_capability(),
+        "memory_gib": round(total_memory(torch.device("cpu")) / 2**30, 1),
+    }
+    if device.type == "cuda":
+        facts["gpu"] = torch.cuda.get_device_name(device)
+    return facts
+
+
+def processor() -> str:
+    """The processor's name, as Linux gives it, or else the kind of machine."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text("utf-8", "replace").splitlines() if info.exists() else []
+    names = [
+        line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")
+    ]
+    return names[0] if names else platform.machine()
+
+
+def peak_memory(device: torch.device) -> int:
+    """The most bytes used so far: of the GPU, or of this process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def total_memory(device: torch.device) -> int:
+    """All bytes of the GPU, or of this machine."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

@@ -257,9 +257,7 @@ MISSING = -(2**31)
 def thousandths(values: Sequence[float]) -> str:
     """Numbers as whole thousandths in 32 bits, MISSING for NaN, in base64."""
     array = np.asarray(values, dtype=np.float64)
-    whole = np.where(
-        np.isnan(array), MISSING, np.clip(np.nan_to_num(array) * 1000, -2e9, 2e9)
-    )
+    whole = np.where(np.isnan(array), MISSING, 1000 * np.clip(array, -2e6, 2e6))
     return base64.b64encode(np.rint(whole).astype("<i4").tobytes()).decode("ascii")
 
 

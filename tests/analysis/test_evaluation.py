@@ -192,6 +192,7 @@ def test_records_are_one_for_each_completion_in_order():
         "problem": "b",
         "question": "3+4?",
         "gold": "7",
+        "labels": {"level": 2},
         "sample": 1,
         "text": r"\boxed{8}",
         "answer": "8",

@@ -1,0 +1,155 @@
+"""What is said of runs, healthy and sick; of each rule one run that breaks it and one that does not."""
+
+from __future__ import annotations
+
+import pytest
+from made_run import answers, episode, write_run
+
+from nanomath.analysis.diagnosis import diagnose
+from nanomath.analysis.runs import read_run
+
+HEALTHY = {
+    "reward": 0.5,
+    "pass@1": 0.5,
+    "flat_groups": 0.2,
+    "all_right": 0.1,
+    "all_wrong": 0.1,
+    "kl": 0.01,
+    "entropy": 0.5,
+    "length": 30.0,
+    "truncated": 0.0,
+    "update_ratio": 0.001,
+    "gap_mean": 1e-6,
+    "effective_samples": 0.999,
+}
+
+
+def lines(steps: int = 30, **last) -> list[dict]:
+    """Metrics that rise a little, with `last` from the last third on."""
+    return [
+        {
+            "step": n + 1,
+            **HEALTHY,
+            "pass@1": 0.5 + 0.001 * n,
+            **(last if 3 * n > 2 * steps else {}),
+        }
+        for n in range(steps)
+    ]
+
+
+def said(tmp_path, **files) -> dict[str, str]:
+    """The sentences about a run, each with its level."""
+    run = read_run(write_run(tmp_path / "a", **{"metrics": lines(), **files}))
+    return {finding.text: finding.level for finding in diagnose(run)}
+
+
+def one(found: dict[str, str], words: str) -> str:
+    (level,) = [level for text, level in found.items() if words in text]
+    return level
+
+
+def test_a_healthy_run_has_nothing_bad(tmp_path):
+    groups = [episode(step, 0, k) for step in (1, 2) for k in range(4)]
+    found = said(tmp_path, rollouts=groups)
+    assert set(found.values()) == {"note"}
+
+
+def test_nothing_logged(tmp_path):
+    assert said(tmp_path, metrics=[]) == {"Nothing has been logged yet.": "note"}
+
+
+@pytest.mark.parametrize(
+    ("after", "level", "words"),
+    [
+        ([True] * 30 + [False] * 10, "good", "it learned"),
+        ([False] * 40, "bad", "it got worse"),
+        ([True] * 11 + [False] * 29, "warning", "no change can be seen"),
+    ],
+)
+def test_learning_is_claimed_by_pairs(tmp_path, after, level, words):
+    before = [True] * 10 + [False] * 30
+    measured = [
+        {"step": 0, "heldout/pass@1": 0.25},
+        *lines(),
+        {"step": 30, "heldout/pass@1": sum(after) / 40},
+    ]
+    found = said(
+        tmp_path, metrics=measured, heldout=answers(0, before) + answers(30, after)
+    )
+    assert one(found, words) == level
+
+
+def test_without_answers_no_interval(tmp_path):
+    measured = [{"step": n, "heldout/pass@1": n / 30} for n in (0, 30)]
+    assert one(said(tmp_path, metrics=[*measured, *lines()]), "so no interval") == "note"
+
+
+def test_advantages_that_point_the_wrong_way(tmp_path):
+    rows = [episode(step, 0, k) for step in (1, 2, 3) for k in range(4)]
+    turned = [{**row, "advantages": [-x for x in row["advantages"]]} for row in rows]
+    found = said(tmp_path, rollouts=turned)
+    assert one(found, "Advantages point the wrong way: in 3 of 3 logged groups") == "bad"
+
+
+@pytest.mark.parametrize(
+    ("last", "words", "level"),
+    [
+        ({"update_ratio": 0.08}, "is too high", "bad"),
+        ({"effective_samples": 0.4}, "counted as 40% of their number", "warning"),
+        ({"gap_mean": 0.02}, "in float32 that is no rounding", "bad"),
+        ({"flat_groups": 0.8, "all_right": 0.7}, "problems are too easy", "warning"),
+        ({"flat_groups": 0.8, "all_wrong": 0.7}, "problems are too hard", "warning"),
+        ({"entropy": 0.01}, "hardly explores", "warning"),
+        ({"entropy": 2.0}, "came apart", "bad"),
+        ({"truncated": 0.3}, "30% of the training completions were cut", "warning"),
+        ({"kl": 9.0}, "ended at 9.000 nats", "bad"),
+    ],
+)
+def test_what_the_numbers_say(tmp_path, last, words, level):
+    found = said(tmp_path, metrics=lines(**last), config={"model.dtype": "float32"})
+    assert one(found, words) == level
+
+
+def test_samples_of_a_cut_distribution(tmp_path):
+    cut = {"sampling.top_k": 50, "algorithm.sampler_correction": "off"}
+    assert one(said(tmp_path / "1", config=cut), "drawn with sampling.top_k = 50") == "bad"
+    corrected = cut | {"algorithm.sampler_correction": "truncate"}
+    assert not [t for t in said(tmp_path / "2", config=corrected) if "drawn with" in t]
+
+
+def test_alarms_are_repeated_and_a_hacked_prm_is_shown(tmp_path):
+    alarm = {"step": 20, "alarm": "hacked", "text": "PRM reward rises while accuracy falls"}
+    steps = {"step_ends": [2, 5], "step_scores": [0.9, 0.8]}
+    rows = [episode(9, 1, k, **steps, step_rewards=[0.1 * k, 0.2]) for k in range(4)]
+    run = read_run(
+        write_run(tmp_path / "a", metrics=lines(), alarms=[alarm], rollouts=rows)
+    )
+    found = diagnose(run)
+    assert any("The PRM was hacked" in f.text and f.step == 20 for f in found)
+    (shown,) = [f for f in found if f.episode]
+    assert shown.episode == (9, 1, 3) and "paid 0.50 for 2 steps" in shown.text
+
+
+def test_it_says_when_learning_ended(tmp_path):
+    rising = [
+        {**line, "pass@1": min(0.8, 0.2 + 0.03 * n)} for n, line in enumerate(lines(60))
+    ]
+    (text,) = [t for t in said(tmp_path, metrics=rising) if "stopped rising" in t]
+    assert 15 <= int(text.split()[-1].rstrip(".")) <= 30
+
+
+def test_overfitting(tmp_path):
+    measured = [
+        {"step": n, "nll": 3 - 0.1 * n, "heldout/loss": 1 + 0.1 * abs(n - 5)}
+        for n in range(12)
+    ]
+    assert one(said(tmp_path, metrics=measured), "lowest after step 5") == "warning"
+
+
+def test_the_worst_comes_first(tmp_path):
+    run = read_run(
+        write_run(tmp_path / "a", metrics=lines(update_ratio=0.5, truncated=0.5))
+    )
+    levels = [finding.level for finding in diagnose(run)]
+    order = {"bad": 0, "warning": 1, "good": 2, "note": 3}
+    assert levels == sorted(levels, key=order.get) and levels[0] == "bad"

@@ -24,6 +24,7 @@ from nanomath import load_model, load_tokenizer, settings
 from nanomath.algorithms import PRESETS
 from nanomath.commands.main import run_main
 from nanomath.config import load
+from nanomath.rewards import extract_answer
 from nanomath.training.runlog import read_jsonl
 
 ROOT = Path(__file__).parents[1]
@@ -297,14 +298,25 @@ def test_rollouts_hold_whole_groups(grpo_run):
             "text",
             "finish_reason",
             "prompt_tokens",
+            "gap",
+            "kl",
+            "entropy",
         } <= record.keys()
+        assert record["found"] == extract_answer(record["text"])
     for group in (records[i : i + 4] for i in range(0, 16, 4)):
         assert len({r["problem"] for r in group}) == 1
         totals = torch.tensor([r["rewards"]["total"] for r in group], dtype=torch.float64)
         expected = (totals - totals.mean()) / (totals.std() + 1e-4)
         assert torch.allclose(
-            torch.tensor([r["advantages"][0] for r in group]).double(), expected, atol=1e-4
+            torch.tensor([r["advantages"] for r in group]).double(), expected, atol=1e-3
         )
+    groups = lines(grpo_run, "groups.jsonl")
+    assert [(g["step"], len(g["problems"]), g["samples"]) for g in groups] == [
+        (1, 3, 4),
+        (2, 3, 4),
+    ]
+    assert groups[0]["problems"][1] == records[4]["problem"]
+    assert groups[0]["right"][1] == sum(r["rewards"]["accuracy"] for r in records[4:8])
 
 
 def test_the_logprobs_of_the_first_rollout_are_those_of_the_starting_model(
@@ -318,6 +330,9 @@ def test_the_logprobs_of_the_first_rollout_are_those_of_the_starting_model(
         places = torch.arange(len(prompt) - 1, len(prompt) + len(tokens) - 1)
         expected = logprobs[places, torch.tensor(tokens)]
         assert torch.allclose(torch.tensor(record["logprobs"]), expected, atol=1e-4)
+        entropy = -(logprobs.exp() * logprobs).sum(-1)[places]
+        assert torch.allclose(torch.tensor(record["entropy"]), entropy, atol=1e-3)
+        assert record["gap"] == record["kl"] == 0.0  # to three decimals
         assert record["question"] in tokenizer.decode(prompt)
         assert record["text"] == tokenizer.decode(
             [t for t in tokens if t not in tokenizer.eos_ids]

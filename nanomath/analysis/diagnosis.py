@@ -15,7 +15,7 @@ from statistics import fmean, median
 import numpy as np
 
 from nanomath.analysis.compare import measured_at, paired
-from nanomath.analysis.runs import Record, Run
+from nanomath.analysis.runs import Record, Run, numbers
 
 WINDOW = 10  # steps an average is taken over
 FAST = 0.02  # a larger share of the weights changed by one update is no fine-tuning
@@ -126,7 +126,7 @@ def advantages_point(run: Run) -> Iterator[Finding]:
     signs = []
     for group in _groups(run.rollouts):
         rewards = [r["rewards"]["total"] + sum(r.get("step_rewards", [])) for r in group]
-        advantages = [fmean(r["advantages"]) if r["advantages"] else 0.0 for r in group]
+        advantages = [fmean(numbers(r, "advantages") or [0.0]) for r in group]
         if np.std(rewards) > 0 and np.std(advantages) > 0:
             signs.append((float(np.corrcoef(rewards, advantages)[0, 1]), group[0]))
     wrong = [record for correlation, record in signs if correlation < -0.2]
@@ -143,12 +143,13 @@ def advantages_point(run: Run) -> Iterator[Finding]:
 def rate(run: Run) -> Iterator[Finding]:
     """Updates far larger than fine-tuning makes."""
     steps, values = run.series.get("update_ratio", ([], []))
-    if values and max(values) > FAST:
+    from_scratch = not run.config.get("model.path")  # where weights have to move far
+    if values and max(values) > (10 * FAST if from_scratch else FAST):
         worst = int(np.argmax(values))
         yield Finding(
             "bad",
             f"One update moved the weights by {values[worst]:.1%} of their size (step "
-            f"{steps[worst]}; median {median(values):.2%}; about 0.1% is usual): "
+            f"{steps[worst]}; median {median(values):.2%}; 0.1% is usual): "
             f"optim.lr = {run.config.get('optim.lr'):g} is too high.",
             steps[worst],
         )

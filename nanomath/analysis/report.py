@@ -9,9 +9,8 @@ plotly and not bokeh, both measured with 40 curves of 1,000 points: bokeh needed
 describe them, plotly none, and a curve that is drawn when it is scrolled to costs either 30 to 60 ms.
 Its script is 4.8 MB, 1.9 MB as it lies in the file.
 
-Numbers of tokens go as whole thousandths in columns over all episodes; the logprobs of trainer and
-reference as their differences to the sampler's and the trainer's, which are mostly 0 and so cost
-little: 2,000 episodes of 200 tokens are about 3 MB.
+Numbers of tokens go as whole thousandths in columns over all episodes, compressed: 2,000 episodes
+of 200 tokens whose numbers are all different make a page of less than 6 MB.
 """
 
 from __future__ import annotations
@@ -19,6 +18,7 @@ from __future__ import annotations
 import base64
 import gzip
 import json
+import math
 import re
 import secrets
 from collections.abc import Iterable, Sequence
@@ -34,13 +34,21 @@ import numpy as np
 from nanomath.analysis.compare import Paired, last_measured, measured_at, paired
 from nanomath.analysis.diagnosis import Finding, diagnose
 from nanomath.analysis.evaluation import mean_score
-from nanomath.analysis.runs import Record, Run, arms, config_differences
+from nanomath.analysis.runs import (
+    Record,
+    Run,
+    arms,
+    config_differences,
+    numbers,
+    per_token,
+)
 
 PAGE = Path(__file__).parent / "page"
 METRICS_PAGE = Path(__file__).parents[2] / "docs" / "metrics.md"
 POINTS = 2000  # of a curve: a chart has no more pixels
 TOKENS = 500_000  # of all episodes in the page, which keeps it below 6 MB
 GENERAL = {"NAME": r"[^/]+", "PART": r"[\w.]+", "KEY=VALUE": r".+=.+", "K": r"\d+"}
+KINDS = 8  # a label with more values does not sort problems into kinds
 LAYERS = re.compile(r"(update_ratio|grad_norm)/(.+)")
 
 
@@ -217,7 +225,7 @@ def episodes(run: Run, records: Sequence[Record]) -> dict[str, Any]:
     """The records for the viewer: texts as they are, tokens as numbers of `pieces`, and the
     numbers of tokens in columns.
     """
-    ids = {i for record in records for i in (*record["prompt_tokens"], *record["tokens"])}
+    ids = {i for record in records for i in record["tokens"]}
     known = run.pieces(ids)
     pieces = list(dict.fromkeys(known.values())) if known else []
     place = {text: number for number, text in enumerate(pieces)}
@@ -236,29 +244,17 @@ def episodes(run: Run, records: Sequence[Record]) -> dict[str, Any]:
 def token_columns(record: Record) -> dict[str, list[float]]:
     """What is known of each token of an episode; NaN where an older run did not log it."""
     length = len(record["tokens"])
-    unknown = [float("nan")] * length
-    sampler = record.get("logprobs", unknown)
-    trainer = record.get("old_logprobs", unknown)
-    reference = record.get("ref_logprobs", unknown)
+    unlogged = {"ratio": 1.0, "clipped": 0.0}
     return {
-        "advantages": record.get("advantages") or unknown,
-        "logprobs": sampler,
-        "gap": [x - y for x, y in zip(trainer, sampler, strict=True)],
-        "kl": [x - y for x, y in zip(trainer, reference, strict=True)],
-        "entropy": record.get("entropy", unknown),
-        "ratio": record.get("ratio", [1.0] * length),
-        "clipped": record.get("clipped", [0.0] * length),
+        name: per_token(record.get(name, unlogged.get(name, math.nan)), length)
+        for name in COLUMNS
     }
 
 
-MISSING = -(2**31)
-
-
-def thousandths(values: Sequence[float]) -> str:
-    """Numbers as whole thousandths in 32 bits, MISSING for NaN, in base64."""
-    array = np.asarray(values, dtype=np.float64)
-    whole = np.where(np.isnan(array), MISSING, 1000 * np.clip(array, -2e6, 2e6))
-    return base64.b64encode(np.rint(whole).astype("<i4").tobytes()).decode("ascii")
+def thousandths(values: Sequence[float]) -> list[int | None]:
+    """Numbers as whole thousandths, None for NaN."""
+    whole = np.rint(1000 * np.clip(np.asarray(values, np.float64), -1e6, 1e6))
+    return [None if math.isnan(x) else int(x) for x in whole]
 
 
 def _shown(record: Record, number_of: dict[int, int]) -> dict[str, Any]:
@@ -279,7 +275,6 @@ def _shown(record: Record, number_of: dict[int, int]) -> dict[str, Any]:
         "length": len(record["tokens"]),
         "tokens": [number_of[i] for i in record["tokens"]] if number_of else [],
         "ids": [] if number_of else record["tokens"],
-        "prompt_text": [number_of[i] for i in record["prompt_tokens"]] if number_of else [],
         **{
             n: record[n]
             for n in ("step_ends", "step_scores", "step_rewards")
@@ -295,14 +290,12 @@ def picks(rollouts: Sequence[Record]) -> list[dict[str, Any]]:
     rules = {
         "highest reward": lambda r: r["rewards"]["total"],
         "lowest reward": lambda r: -r["rewards"]["total"],
-        "largest advantage": lambda r: max(map(abs, r["advantages"]), default=0.0),
+        "largest advantage": lambda r: max(map(abs, numbers(r, "advantages")), default=0.0),
         "longest": lambda r: len(r["tokens"]),
         "first cut at the limit": lambda r: (
             -r["step"] if r["finish_reason"] != "eos" else None
         ),
-        "largest ratio": lambda r: max(
-            map(abs, map(_log, r.get("ratio", []))), default=None
-        ),
+        "largest ratio": lambda r: max(map(_away, numbers(r, "ratio")), default=None),
     }
     found = []
     for name, rule in rules.items():
@@ -317,8 +310,8 @@ def picks(rollouts: Sequence[Record]) -> list[dict[str, Any]]:
     return found
 
 
-def _log(ratio: float) -> float:
-    return float(np.log(max(ratio, 1e-9)))
+def _away(ratio: float) -> float:
+    return abs(math.log(max(ratio, 1e-9)))
 
 
 # --- held-out problems -----------------------------------------------------------------------
@@ -326,7 +319,7 @@ def _log(ratio: float) -> float:
 
 def breakdown(run: Run) -> list[dict[str, Any]]:
     """pass@1 of the problems that share a label, at the first and the last measurement, the
-    last with its interval. Labels with more than 20 values say nothing.
+    last with its interval. Labels with many values are no kinds.
     """
     steps = sorted({record["step"] for record in run.heldout})
     if not steps:
@@ -336,7 +329,7 @@ def breakdown(run: Run) -> list[dict[str, Any]]:
     found = []
     for key in keys:
         values = {rows[0]["labels"].get(key) for rows in last.values()} - {None}
-        for value in sorted(values, key=str) if 1 < len(values) <= 20 else ():
+        for value in sorted(values, key=str) if 1 < len(values) <= KINDS else ():
             problems = [
                 p for p, rows in last.items() if rows[0]["labels"].get(key) == value
             ]

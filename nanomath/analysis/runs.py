@@ -172,6 +172,16 @@ def arms(runs: Sequence[Run]) -> dict[str, list[Run]]:
     }
 
 
+def numbers(record: Record, name: str) -> list[float]:
+    """What an episode logged of each of its tokens; nothing where it did not."""
+    return per_token(record.get(name, []), len(record["tokens"]))
+
+
+def per_token(value: list[float] | float, length: int) -> list[float]:
+    """One number a token, of which one stands for all where they are the same."""
+    return value if isinstance(value, list) else [value] * length
+
+
 def piece(backend: Any, token: int) -> str:
     """The text of one token, with the space before it that a decoder would take away from the
     first token of a text.

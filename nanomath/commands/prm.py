@@ -223,7 +223,6 @@ def train(argv: list[str]) -> int:
     weights = balancing_weights(solutions) if section.balance else (1.0, 1.0)
 
     use = (
-        "what happened: python -m nanomath report RUN",
         f"measure it: python -m nanomath prm eval RUN {section.heldout}",
         "use it: process.prm=RUN",
     )

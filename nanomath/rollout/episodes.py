@@ -37,8 +37,8 @@ class Episode:
     measured: dict[str, list[float]] = field(default_factory=dict)
 
     def record(self) -> dict[str, Any]:
-        """What rollouts.jsonl keeps of it. Numbers of tokens have four decimals, to be looked at;
-        the sampler's logprobs eight, by which two runs can be told apart.
+        """What rollouts.jsonl keeps of it. What is the same for all tokens is one number; the
+        sampler's logprobs have six decimals, by which two runs can be told apart.
         """
         steps = {
             name: [round(x, 6) for x in getattr(self, name)]
@@ -48,7 +48,6 @@ class Episode:
             "problem": self.problem.id,
             "question": self.problem.question,
             "answer": self.problem.answer,
-            "labels": self.problem.labels,
             "sample": self.completion.sample_index,
             "text": self.completion.text,
             "finish_reason": self.completion.finish_reason,
@@ -56,14 +55,16 @@ class Episode:
             "prompt_tokens": self.prompt,
             "tokens": self.completion.tokens,
             "advantages": _rounded(self.advantages),
-            "logprobs": _rounded(self.completion.logprobs, 8),
+            "logprobs": [round(x, 6) for x in self.completion.logprobs],
             **{name: _rounded(values) for name, values in self.measured.items()},
             **({"step_ends": self.step_ends, **steps} if self.step_ends else {}),
         }
 
 
-def _rounded(values: Iterable[float], decimals: int = 4) -> list[float]:
-    return [round(value, decimals) for value in values]
+def _rounded(values: Sequence[float]) -> list[float] | float:
+    """Three decimals of each, or one number for all."""
+    rounded = [round(value, 3) + 0.0 for value in values]  # + 0.0: no -0.0
+    return rounded[0] if len(set(rounded)) == 1 else rounded
 
 
 Groups = Sequence[Sequence[Episode]]  # the episodes of each problem of a rollout

@@ -267,9 +267,10 @@ class Rollout:
     def measurements(self) -> dict[str, Tensor]:
         """Return what rollouts.jsonl tells of each token, matrices [B, T] by name.
 
-        `entropy` is that of the policy's newest forward pass; so are, where there are several
-        updates, `ratio`, to the probability under the old policy, and `clipped` (-1: below the
-        range of the ratio, 1: above it).
+        `gap` is log pi_old - log pi_sampler, `kl` log pi_old - log pi_ref, pi_old being the
+        policy before the first update. `entropy` is that of the policy's newest forward pass; so
+        are, where there are several updates, `ratio`, to the probability under the old policy,
+        and `clipped` (-1: below the range of the ratio, 1: above it).
         """
         tokens = self.tokens
         newest = self.measured["logprob"]
@@ -278,10 +279,11 @@ class Rollout:
         if old is not None:
             clipped = self.measured["clipped_high"] - self.measured["clipped_low"]
             several = {"ratio": (newest - old).exp(), "clipped": clipped.int()}
+        before = newest if old is None else old
         return {
             "advantages": tokens.advantages,
-            "old_logprobs": newest if old is None else old,
-            "ref_logprobs": tokens.ref_logprobs,
+            "gap": before - tokens.sampler_logprobs,
+            "kl": before - tokens.ref_logprobs,
             "entropy": self.measured["entropy"],
             **several,
         }

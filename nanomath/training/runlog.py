@@ -82,7 +82,7 @@ class RunLog:
             kept = [record for record in read_jsonl(path) if record["step"] <= (step or -1)]
             write_atomically(
                 path,
-                "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in kept),
+                "".join(map(_line, kept)),
             )
 
     @property
@@ -112,7 +112,7 @@ class RunLog:
         path = self.directory / f"{name}.jsonl"
         with _named(path), open(path, "a", encoding="utf-8") as file:
             for record in records:
-                file.write(json.dumps({"step": step, **record}, ensure_ascii=False) + "\n")
+                file.write(_line({"step": step, **record}))
 
     def sync(self) -> None:
         """Have the log on the disk itself: a checkpoint must not survive a crash of the
@@ -121,6 +121,10 @@ class RunLog:
         for path in self.directory.glob("*.jsonl") if self.writes else ():
             with _named(path), open(path, "rb") as file:
                 os.fsync(file.fileno())
+
+
+def _line(record: dict[str, Any]) -> str:
+    return json.dumps(record, ensure_ascii=False, separators=(",", ":")) + "\n"
 
 
 def write_atomically(path: Path, text: str) -> None:

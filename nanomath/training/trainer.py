@@ -276,6 +276,7 @@ class Trainer:
                 f"  every step: {place}/metrics.jsonl   the model: "
                 f"{place}/checkpoints/step-{measured[-1]['step']}",
                 *(f"  {line.replace('RUN', str(place))}" for line in self.use),
+                f"  what happened: python -m nanomath report {place}",
             ]
         )
 
@@ -305,7 +306,6 @@ def tensorboard(directory: Path, start: int) -> Callable[[int, Metrics], None]:
 def use_of_policy(source: str) -> tuple[str, ...]:
     """What can be done with a policy that is measured on the problems of `source`."""
     return (
-        "what happened: python -m nanomath report RUN",
         'ask it: python -m nanomath sample RUN "YOUR QUESTION"',
         f"measure it: python -m nanomath eval RUN {source}",
     )

@@ -106,7 +106,8 @@ def test_advantages_that_point_the_wrong_way(tmp_path):
     ],
 )
 def test_what_the_numbers_say(tmp_path, last, words, level):
-    found = said(tmp_path, metrics=lines(**last), config={"model.dtype": "float32"})
+    config = {"model.dtype": "float32", "model.path": "runs/tiny-sft"}
+    found = said(tmp_path, metrics=lines(**last), config=config)
     assert one(found, words) == level
 
 

@@ -303,10 +303,7 @@ def test_hostile_texts_are_only_texts(browser, write, with_tokens):
                 "tokens": [10**6] * 3,
                 "advantages": [0.0] * 3,
             }
-            row |= {
-                name: [-0.5] * 3
-                for name in ("logprobs", "old_logprobs", "ref_logprobs", "entropy")
-            }
+            row |= {name: [-0.5] * 3 for name in ("logprobs", "entropy")}
     clean = [text.encode("utf-8", "replace").decode("utf-8") for text in HOSTILE]
     heldout = [
         {
@@ -350,11 +347,20 @@ def test_two_thousand_episodes_open(browser, write):
     rows = [episode(1 + n // 16, n // 8 % 2, n % 8) for n in range(2000)]
     for row in rows:
         row["tokens"] = (row["tokens"] * 12)[:200]
-        for name in ("advantages", "logprobs", "old_logprobs", "ref_logprobs", "entropy"):
+        for name in ("advantages", "logprobs", "entropy"):
             row[name] = (row[name] * 12)[:200]
     path = write(metrics=[{"step": 1, "kl": 0.1}], rollouts=rows)
     browser.open(path, "#step=100")
     assert browser.text(".place output") == "100"
+
+
+def test_ten_thousand_steps(browser, write):
+    metrics = [{"step": n, "reward": n / 1e4, "kl": 0.1} for n in range(1, 10_001)]
+    rows = [episode(n, 0, k) for n in range(1, 10_001) for k in (0, 1)]
+    path = write(metrics=metrics, rollouts=rows)
+    assert path.stat().st_size < 6e6
+    browser.open(path, "#step=10000")
+    assert browser.text(".place output") == "10000"
 
 
 def test_several_runs(browser, tmp_path):

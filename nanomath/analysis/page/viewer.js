@@ -14,7 +14,6 @@ const VALUES = {
   "sampler gap": { column: "gap", sign: true, full: 0.05, help: "log π of the trainer − that of the sampler" },
   "step credit": { column: "credit", sign: true, full: 1, help: "what the token's step was paid" },
 };
-const MISSING = -(2 ** 31);
 const LONG = 3000; // tokens of a sample that are shown before one asks for the rest
 const ODD = /[\u0000-\u001f\u007f-\u009f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff\ud800-\udfff]/u;
 
@@ -40,11 +39,6 @@ async function unpacked(id) {
 
 /** Episodes of a run, each knowing where its numbers begin in the columns. */
 function openEpisodes(run) {
-  run.column = {};
-  for (const [name, text] of Object.entries(run.columns)) {
-    const bytes = Uint8Array.from(atob(text), (c) => c.charCodeAt(0));
-    run.column[name] = new Int32Array(bytes.buffer);
-  }
   let start = 0;
   for (const episode of run.episodes) {
     episode.start = start;
@@ -64,8 +58,8 @@ function openEpisodes(run) {
 function valueOf(run, episode, index, name) {
   const column = VALUES[name].column;
   if (column === "credit") return creditOf(episode, index);
-  const value = run.column[column][episode.start + index];
-  return value === MISSING ? null : value / 1000;
+  const value = run.columns[column][episode.start + index];
+  return value === null ? null : value / 1000;
 }
 
 function stepOf(episode, index) {
@@ -336,8 +330,8 @@ class Viewer {
     }
     const logprob = valueOf(this.run, episode, index, "logprob");
     if (logprob !== null) row("probability", `${(100 * Math.exp(logprob)).toFixed(1)}%`);
-    const clipped = this.run.column.clipped[episode.start + index];
-    if (clipped && clipped !== MISSING) row("clipped", clipped > 0 ? "above" : "below");
+    const clipped = this.run.columns.clipped[episode.start + index];
+    if (clipped) row("clipped", clipped > 0 ? "above" : "below");
     this.tip.replaceChildren(table);
     this.tip.style.display = "block";
     const box = event.target.closest(".t").getBoundingClientRect();

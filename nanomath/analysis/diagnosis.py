@@ -86,6 +86,8 @@ def stopped(run: Run) -> Iterator[Finding]:
         return
     smooth = np.convolve(values, np.ones(WINDOW) / WINDOW, mode="valid")
     noise = float(np.std(np.diff(values))) / math.sqrt(WINDOW)
+    if smooth[-1] < smooth[0] - 2 * noise:
+        return  # it fell, which others say
     if smooth.max() - smooth[0] < 2 * noise:
         yield Finding("note", "Training pass@1 did not rise beyond its noise.", steps[-1])
         return

@@ -266,11 +266,11 @@ class Viewer {
     const shared = sharedPrefix(group);
     const samples = element("div", { class: "samples" });
     const shown = group.filter((episode) => this.matches(episode));
-    for (const alike of sameTokens(shown)) samples.append(this.card(alike, shared));
+    const chosen = (alike) => alike.some((e) => e.sample === this.place.sample);
+    const cards = sameTokens(shown).sort((a, b) => chosen(b) - chosen(a)); // what was asked for first
+    for (const alike of cards) samples.append(this.card(alike, shared));
     const hint = element("p", { class: "hint", text: `${group.length} samples, by reward; the first ${shared} tokens are the same in all` });
     this.body.replaceChildren(question, again, hint, samples);
-    const chosen = samples.querySelector(".chosen");
-    if (chosen) chosen.scrollIntoView({ block: "nearest" });
   }
 
   /** One sample, and the numbers of those that have the very same tokens. */

@@ -10,6 +10,7 @@ from nanomath.commands.main import run_main
 COMMANDS = {
     "eval": "measure a model on a problem set",
     "sample": "ask a model a question",
+    "study": "answer a question by runs: arms x seeds into a table of paired differences",
     "report": "explain a run, or compare several, in one HTML file",
     "diff": "say where two runs part",
     "watch": "show the last steps of a run as it goes on",

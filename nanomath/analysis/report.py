@@ -46,7 +46,7 @@ from nanomath.analysis.runs import (
 PAGE = Path(__file__).parent / "page"
 METRICS_PAGE = Path(__file__).parents[2] / "docs" / "metrics.md"
 POINTS = 2000  # of a curve: a chart has no more pixels
-TOKENS = 500_000  # of all episodes in the page, which keeps it below 6 MB
+TOKENS = 500_000  # of all episodes of all runs in the page, which keeps it below 6 MB
 GENERAL = {"NAME": r"[^/]+", "PART": r"[\w.]+", "KEY=VALUE": r".+=.+", "K": r"\d+"}
 KINDS = 8  # a label with more values does not sort problems into kinds
 LAYERS = re.compile(r"(update_ratio|grad_norm)/(.+)")
@@ -56,7 +56,8 @@ def report(runs: Sequence[Run]) -> str:
     """The page about the runs. ValueError without plotly."""
     named = arms(runs)
     of_arm = {id(run): name for name, seeds in named.items() for run in seeds}
-    explained = [explain(run, of_arm[id(run)]) for run in runs]
+    budget = TOKENS // len(runs)
+    explained = [explain(run, of_arm[id(run)], budget) for run in runs]
     bulk = {
         "runs": [run.pop("bulk") for run in explained],
         "metrics": metric_docs(),
@@ -92,10 +93,12 @@ def packed(content: bytes) -> str:
     return base64.b64encode(gzip.compress(content, mtime=0)).decode("ascii")
 
 
-def explain(run: Run, arm: str) -> dict[str, Any]:
-    """What the template shows of a run, and in "bulk" what the scripts do."""
+def explain(run: Run, arm: str, budget: int) -> dict[str, Any]:
+    """What the template shows of a run, and in "bulk" what the scripts do, with episodes of some
+    `budget` tokens.
+    """
     findings = diagnose(run)
-    shown = chosen_episodes(run, findings)
+    shown = chosen_episodes(run, findings, budget)
     return {
         "name": run.name,
         "arm": arm,
@@ -203,15 +206,17 @@ def group_counts(run: Run) -> dict[str, Any]:
 # --- episodes --------------------------------------------------------------------------------
 
 
-def chosen_episodes(run: Run, findings: Sequence[Finding]) -> list[Record]:
+def chosen_episodes(
+    run: Run, findings: Sequence[Finding], budget: int = TOKENS
+) -> list[Record]:
     """All logged episodes, or of a long run those of steps at even distances and of the steps
     that something is said about.
     """
     total = sum(len(record["tokens"]) for record in run.rollouts)
-    if total <= TOKENS:
+    if total <= budget:
         return run.rollouts
     steps = sorted({record["step"] for record in run.rollouts})
-    every = -(-total // TOKENS) + 1
+    every = -(-total // budget) + 1
     named = {finding.episode[0] for finding in findings if finding.episode}
     named |= {pick["step"] for pick in picks(run.rollouts)}
     kept = {*steps[::every], *steps[-1:], *named}

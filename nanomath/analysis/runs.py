@@ -52,8 +52,8 @@ class Run:
 
     @cached_property
     def heldout(self) -> list[Record]:
-        """The answers to held-out problems, of every measurement."""
-        return self.read("heldout.jsonl")
+        """The answers to held-out problems, of every measurement; those of `eval` are step 0."""
+        return [{"step": 0, **record} for record in self.read("heldout.jsonl")]
 
     @cached_property
     def sittings(self) -> list[Record]:

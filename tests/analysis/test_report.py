@@ -61,13 +61,13 @@ def test_a_long_curve_keeps_its_extremes():
     assert page.thinned([1, 2], [0.5, 0.25]) == [[1, 2], [0.5, 0.25]]
 
 
-def test_of_a_long_run_some_steps_are_chosen(tmp_path, monkeypatch):
+def test_of_a_long_run_some_steps_are_chosen(tmp_path):
     rows = [episode(step, 0, k) for step in range(1, 41) for k in (0, 1)]
     rows[31]["rewards"] = {"accuracy": 0.0, "total": -9.0}  # step 16
     run = read_run(write_run(tmp_path / "a", rollouts=rows))
     assert page.chosen_episodes(run, []) == run.rollouts
-    monkeypatch.setattr(page, "TOKENS", sum(len(r["tokens"]) for r in rows) // 4)
-    chosen = {record["step"] for record in page.chosen_episodes(run, [])}
+    budget = sum(len(r["tokens"]) for r in rows) // 4
+    chosen = {record["step"] for record in page.chosen_episodes(run, [], budget)}
     assert {1, 16, 40} <= chosen and len(chosen) <= 14
 
 

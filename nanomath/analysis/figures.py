@@ -1,0 +1,130 @@
+"""Pictures of a study, as PNG and SVG: the differences to the baseline with their intervals, and the
+curves of the arms, every seed thin, their mean thick, with a t band. Lines differ by dashes and
+marks too, so that they can be told apart in black and white.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from nanomath.analysis.results import Results
+from nanomath.analysis.runs import read_run
+from nanomath.analysis.statistics import FEWEST_SEEDS, t_quantile
+
+DASHES = ("-", "--", "-.", ":")
+MARKS = "osD^vPX*"
+
+
+def draw(results: Results, cells: Path, out: Path) -> list[Path]:
+    """Draw what there is to draw into the directory `out`."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    matplotlib.rcParams |= {"svg.hashsalt": "nanomath", "axes.spines.top": False}
+    matplotlib.rcParams |= {"axes.spines.right": False, "font.size": 9}
+    written: list[Path] = []
+    for measure in results.study.measures:
+        name = measure.replace("/", "-").replace(":", "-")
+        if results.differences(measure):
+            written += save(forest(results, measure), out / f"{name}-differences")
+        if any(True for _ in curves(results, measure, cells)):
+            written += save(lines(results, measure, cells), out / f"{name}-curves")
+    return written
+
+
+def save(figure: Any, path: Path) -> list[Path]:
+    """Write a figure in both forms."""
+    import matplotlib.pyplot as plt
+
+    paths = [path.with_name(f"{path.name}.{form}") for form in ("png", "svg")]
+    for one in paths:
+        metadata = {"Date": None} if one.suffix == ".svg" else {}
+        figure.savefig(one, dpi=150, bbox_inches="tight", metadata=metadata)
+    plt.close(figure)
+    return paths
+
+
+def forest(results: Results, measure: str) -> Any:
+    """The differences to the baseline, with the headline interval thick and the others thin."""
+    import matplotlib.pyplot as plt
+
+    found = results.differences(measure)
+    figure, axes = plt.subplots(figsize=(6.4, 0.9 + 0.42 * len(found)))
+    for row, d in enumerate(found.values()):
+        for score, width in ((d.problems, 1), (d.seeds, 1), (d.headline, 3)):
+            if score:
+                axes.plot(
+                    [score.low, score.high], [row, row], color="0.15", linewidth=width
+                )
+        axes.plot(d.mean, row, "o", color="0.15", markersize=6)
+    axes.axvline(0, color="0.6", linewidth=1)
+    axes.set_yticks(range(len(found)), list(found))
+    axes.invert_yaxis()
+    axes.set_xlabel(
+        f"{measure}, less {results.study.baseline} (95% intervals; n = {len(results.study.seeds)} seeds)"
+    )
+    return figure
+
+
+def curves(
+    results: Results, measure: str, cells: Path
+) -> Iterator[tuple[str, list[tuple[list[int], list[float]]]]]:
+    """The arms that have a curve of the measure, with that of each seed."""
+    stage, metric = measure.split(".", 1)
+    name = metric.split(":")[0]
+    for arm in results.study.arms:
+        places = [
+            cells / chain[stage].name
+            for (a, _), chain in results.chains.items()
+            if a == arm
+        ]
+        runs = [read_run(place) for place in places if (place / "config.toml").exists()]
+        found = [
+            run.series[name] for run in runs if len(run.series.get(name, ([],))[0]) > 1
+        ]
+        if found:
+            yield arm, found
+
+
+def lines(results: Results, measure: str, cells: Path) -> Any:
+    """The curves of all arms."""
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(6.4, 3.8))
+    for number, (arm, seeds) in enumerate(curves(results, measure, cells)):
+        steps = sorted(set.intersection(*(set(s) for s, _ in seeds)))
+        rows = np.array(
+            [[v for s, v in zip(*seed, strict=True) if s in steps] for seed in seeds]
+        )
+        mean = rows.mean(axis=0)
+        colour = f"C{number}"
+        for row in rows:
+            axes.plot(steps, row, color=colour, linewidth=0.5, alpha=0.5)
+        axes.plot(
+            steps,
+            mean,
+            DASHES[number % len(DASHES)],
+            marker=MARKS[number % len(MARKS)],
+            markevery=max(1, len(steps) // 8),
+            markersize=4,
+            color=colour,
+            linewidth=2,
+            label=f"{arm} (n = {len(rows)})",
+        )
+        if len(rows) >= FEWEST_SEEDS:
+            half = (
+                t_quantile(0.975, len(rows) - 1)
+                * rows.std(axis=0, ddof=1)
+                / np.sqrt(len(rows))
+            )
+            axes.fill_between(
+                steps, mean - half, mean + half, color=colour, alpha=0.12, linewidth=0
+            )
+    axes.set_xlabel("step")
+    axes.set_ylabel(measure)
+    axes.legend(frameon=False, fontsize=8)
+    return figure

@@ -1,0 +1,352 @@
+"""What a study found: its cells' numbers, compared as nanomath/analysis/statistics.py says.
+
+results.json is a function of what the cells computed and of nothing else, so a study that was killed
+and went on ends with the same bytes; times are kept apart, in the table of costs.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import numpy as np
+
+from nanomath.analysis import statistics
+from nanomath.analysis.compare import measured_at
+from nanomath.analysis.evaluation import Score
+from nanomath.analysis.pool import Pool
+from nanomath.analysis.runs import Record, Run, read_run
+from nanomath.analysis.statistics import Difference
+from nanomath.analysis.study import Cell, Chain, Study
+
+PER_PROBLEM = re.compile(r"(heldout/)?pass@1")
+SEEN = 1.43  # (z of 0.975 + z of 0.8) / z of 0.975: from half an interval to what is found in 80%
+UNEQUAL = 1.05  # costs that differ by more than this are said
+Scores = dict[
+    str, float
+]  # of each problem; of a number of the whole run, under the name ""
+Key = tuple[str, int]  # arm and seed
+
+
+@dataclass(frozen=True)
+class Results:
+    """`scores[measure][arm, seed]`; `clusters` names each problem's; `states` of all cells."""
+
+    study: Study
+    scores: dict[str, dict[Key, Scores]]
+    clusters: dict[str, str]
+    states: dict[str, dict[str, Any]]
+    costs: dict[str, dict[str, float]]
+    chains: dict[Key, Chain]
+
+    def mean(self, measure: str, arm: str) -> float | None:
+        """The mean over the seeds that ended."""
+        found = [
+            fmean(s.values()) for (a, _), s in self.scores[measure].items() if a == arm
+        ]
+        return fmean(found) if found else None
+
+    def differences(self, measure: str) -> dict[str, Difference]:
+        """Each arm against the baseline."""
+        others = [arm for arm in self.study.arms if arm != self.study.baseline]
+        pairs = {arm: self.difference(measure, arm, self.study.baseline) for arm in others}
+        return {arm: found for arm, found in pairs.items() if found}
+
+    def difference(self, measure: str, a: str, b: str) -> Difference | None:
+        """A - B over the seeds that both have, on the problems that all of these share."""
+        scores = self.scores[measure]
+        seeds = [s for s in self.study.seeds if (a, s) in scores and (b, s) in scores]
+        if not seeds:
+            return None
+        of_all = [scores[arm, seed] for arm in (a, b) for seed in seeds]
+        problems = [p for p in of_all[0] if all(p in one for one in of_all)]
+        d = np.array([[scores[a, s][p] - scores[b, s][p] for p in problems] for s in seeds])
+        if problems == [""]:
+            return over_seeds(d[:, 0])
+        return statistics.compare(d, [self.clusters.get(p, p) for p in problems])
+
+
+def over_seeds(d: np.ndarray) -> Difference | None:
+    """The difference of a number of whole runs: seeds are all that it can be taken over."""
+    if len(d) < statistics.FEWEST_SEEDS:
+        return None
+    variance = float(d.var(ddof=1)) / len(d)
+    score = statistics.t_score(float(d.mean()), variance, len(d) - 1)
+    p = statistics.p_value(score.mean, variance, len(d) - 1)
+    return Difference(score.mean, score, score, score, p)
+
+
+def collect(study: Study, chains: dict[Key, Chain], pool: Pool) -> Results:
+    """Read what the cells have left. ValueError for a measure that its stage does not make."""
+    scores: dict[str, dict[Key, Scores]] = {}
+    clusters: dict[str, str] = {}
+    for measure in study.measures:
+        stage, metric = measure.split(".", 1)
+        scores[measure] = {}
+        for key, chain in chains.items():
+            if pool.is_done(chain[stage]):
+                place = pool.directory / chain[stage].name
+                scores[measure][key], found = measured(place, metric, study)
+                clusters |= found
+    states = {
+        cell.name: pool.state(cell) for chain in chains.values() for cell in chain.values()
+    }
+    costs = {arm: cost_of(arm, study, chains, pool) for arm in study.arms}
+    return Results(study, scores, clusters, states, costs, chains)
+
+
+def measured(place: Path, metric: str, study: Study) -> tuple[Scores, dict[str, str]]:
+    """The score of each problem, and its cluster; or the number of the whole run."""
+    trained = (place / "config.toml").exists()
+    run = read_run(place) if trained else Run(place, "eval", {})  # which has answers only
+    if PER_PROBLEM.fullmatch(metric) and run.heldout:
+        return per_problem(run, study)
+    return {"": whole_run(run, metric, study.last)}, {}
+
+
+def per_problem(run: Run, study: Study) -> tuple[Scores, dict[str, str]]:
+    """pass@1 of each problem in the mean of the last measurements."""
+    steps = sorted({record["step"] for record in run.heldout})[-study.last :]
+    every: dict[str, list[Record]] = {}
+    for step in steps:
+        for problem, rows in measured_at(run, step).items():
+            every.setdefault(problem, []).extend(rows)
+    scores = {p: fmean(bool(row["right"]) for row in rows) for p, rows in every.items()}
+    clusters = {
+        p: str(rows[0]["labels"].get(study.cluster, p)) if study.cluster else p
+        for p, rows in every.items()
+    }
+    return scores, clusters
+
+
+def whole_run(run: Run, metric: str, last: int) -> float:
+    """A number of a run: NAME, the mean of its last values; NAME:area, the mean of all of them;
+    NAME:to=X, the first step at which it was at least X (one more than there are, if never).
+    """
+    name, _, how = metric.partition(":")
+    if name not in run.series:
+        raise ValueError(
+            f"no metric {name!r} in {run.directory}; there are: {', '.join(run.series)}"
+        )
+    steps, values = run.series[name]
+    if not how:
+        return fmean(values[-last:])
+    if how == "area":
+        return fmean(values)
+    if how.startswith("to="):
+        goal = float(how.removeprefix("to="))
+        reached = (s for s, v in zip(steps, values, strict=True) if v >= goal)
+        return float(next(reached, steps[-1] + 1))
+    raise ValueError(f"measure {metric!r}: expected NAME, NAME:area or NAME:to=NUMBER")
+
+
+def cost_of(
+    arm: str, study: Study, chains: Mapping[Key, Chain], pool: Pool
+) -> dict[str, float]:
+    """The mean over seeds of what the headline's stage took in an arm."""
+    found: dict[str, list[float]] = {}
+    for (name, _), chain in chains.items():
+        cell = chain[study.stage]
+        if name == arm and pool.is_done(cell):
+            for what, amount in costs_of_cell(cell, pool).items():
+                found.setdefault(what, []).append(amount)
+    return {what: fmean(amounts) for what, amounts in found.items()}
+
+
+def costs_of_cell(cell: Cell, pool: Pool) -> dict[str, float]:
+    """Updates, tokens and seconds of a run."""
+    place = pool.directory / cell.name
+    found = {"seconds": pool.state(cell)["seconds"]}
+    if not (place / "config.toml").exists():
+        return found
+    run = read_run(place)
+    steps = len(run.series.get("loss", ([], []))[0])
+    passes = run.config.get("algorithm.epochs", 1) * run.config.get(
+        "algorithm.minibatches", 1
+    )
+    found["updates"] = steps * passes
+    if "tokens" in run.series:
+        found["tokens"] = sum(run.series["tokens"][1])
+    return found
+
+
+def warnings(results: Results) -> list[str]:
+    """Where arms cost more or less than the baseline, so that the comparison is not only of what was
+    asked.
+    """
+    base = results.costs[results.study.baseline]
+    found = []
+    for arm, costs in results.costs.items():
+        for what in ("updates", "tokens"):
+            if base.get(what) and costs.get(what):
+                ratio = costs[what] / base[what]
+                if not 1 / UNEQUAL < ratio < UNEQUAL:
+                    found.append(
+                        f"{arm} has {ratio:.2f} times the {what} of {results.study.baseline}"
+                    )
+    return found
+
+
+# --- results.json ----------------------------------------------------------------------------
+
+
+def as_json(results: Results) -> str:
+    """Every number with its cell."""
+    study = results.study
+    table = {
+        "study": study.name,
+        "question": study.question,
+        "baseline": study.baseline,
+        "seeds": study.seeds,
+        "cells": {
+            f"{arm}, seed {seed}": {
+                stage: _state(results, cell) for stage, cell in chain.items()
+            }
+            for (arm, seed), chain in results.chains.items()
+        },
+        "measures": {
+            measure: {
+                "values": {
+                    f"{arm}, seed {seed}": fmean(s.values())
+                    for (arm, seed), s in keyed.items()
+                },
+                "differences": {
+                    arm: asdict(found)
+                    for arm, found in results.differences(measure).items()
+                },
+            }
+            for measure, keyed in results.scores.items()
+        },
+    }
+    return json.dumps(table, indent=1) + "\n"
+
+
+def _state(results: Results, cell: Cell) -> dict[str, str]:
+    state = results.states[cell.name]
+    return {"cell": cell.name, **{k: v for k, v in state.items() if k != "seconds"}}
+
+
+# --- table.md --------------------------------------------------------------------------------
+
+
+def as_table(results: Results) -> str:
+    """The answer as a page: arms, differences, bands, costs, what failed."""
+    study = results.study
+    lines = [f"# {study.question}", ""]
+    for measure in study.measures:
+        lines += [f"## {measure}", "", *_table(results, measure), ""]
+    lines += ["## What it cost", "", *_costs(results), ""]
+    lines += [f"- {text}" for text in warnings(results)]
+    failed = {
+        n: s["reason"] for n, s in results.states.items() if s.get("state") == "failed"
+    }
+    lines += [f"- failed: {name}: {reason}" for name, reason in failed.items()]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _table(results: Results, measure: str) -> list[str]:
+    study = results.study
+    found = results.differences(measure)
+    corrected = statistics.holm({arm: d.p for arm, d in found.items()})
+    share = bool(PER_PROBLEM.search(measure))
+    lines = [
+        f"| arm | seeds | mean | less {study.baseline} | 95% interval | p (Holm) | |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for arm in study.arms:
+        mean = results.mean(measure, arm)
+        seeds = sum(a == arm for a, _ in results.scores[measure])
+        cells = [arm, str(seeds), number(mean, share)]
+        if arm in found:
+            d = found[arm]
+            interval = f"{number(d.headline.low, share, True)} to {number(d.headline.high, share, True)}"
+            verdict = "told apart" if corrected[arm] < 0.05 else "not told apart"
+            cells += [
+                number(d.mean, share, True),
+                interval,
+                f"{corrected[arm]:.3g}",
+                verdict,
+            ]
+        else:
+            cells += ["", "", "", "baseline" if arm == study.baseline else "no comparison"]
+        lines.append("| " + " | ".join(cells) + " |")
+    return [*lines, "", *_remarks(results, measure, found, share)]
+
+
+def _remarks(
+    results: Results, measure: str, found: Mapping[str, Difference], share: bool
+) -> list[str]:
+    """What the intervals are of, what could have been seen, and the bands."""
+    if not found:
+        return ["There is nothing to compare yet."]
+    if len(results.study.seeds) < statistics.FEWEST_SEEDS:
+        seeds = (
+            "One seed: this says"
+            if len(results.study.seeds) == 1
+            else "Two seeds: these say"
+        )
+        return [
+            f"{seeds} nothing about the method. The intervals are of these models on new problems."
+        ]
+    lines = ["Intervals are of the method on new seeds and new problems. Apart:", ""]
+    for arm, d in found.items():
+        problems, seeds = (_interval(s, share) for s in (d.problems, d.seeds))
+        lines.append(
+            f"- {arm}: these runs on new problems {problems}; new seeds on these {seeds}"
+        )
+    widest = max((d.headline.high - d.headline.low) / 2 for d in found.values())
+    lines += [
+        "",
+        f"A difference of {number(SEEN * widest, share)} would have been found in 4 of 5 such studies.",
+    ]
+    groups = bands_of(results, measure)
+    lines += [
+        "",
+        "Bands of arms not told apart, best first: "
+        + "; ".join(", ".join(b) for b in groups),
+    ]
+    return lines
+
+
+def bands_of(results: Results, measure: str) -> list[list[str]]:
+    """The arms in bands, by all pairs, corrected together."""
+    means = {arm: results.mean(measure, arm) for arm in results.study.arms}
+    known = {arm: mean for arm, mean in means.items() if mean is not None}
+    names = list(known)
+    pairs = {
+        f"{a}\0{b}": d.p
+        for i, a in enumerate(names)
+        for b in names[i + 1 :]
+        if (d := results.difference(measure, a, b))
+    }
+    apart = {tuple(k.split("\0")): p < 0.05 for k, p in statistics.holm(pairs).items()}
+    return statistics.bands(known, apart)
+
+
+def _interval(score: Score, share: bool) -> str:
+    return f"{number(score.low, share, True)} to {number(score.high, share, True)}"
+
+
+def number(value: float | None, share: bool, signed: bool = False) -> str:
+    """A share in percent, or any other number with four digits."""
+    if value is None:
+        return "–"
+    sign = "+" if signed else ""
+    return (
+        f"{100 * value:{sign}.1f}{'' if signed else '%'}" if share else f"{value:{sign}.4g}"
+    )
+
+
+def _costs(results: Results) -> list[str]:
+    names = list(dict.fromkeys(what for costs in results.costs.values() for what in costs))
+    lines = ["| arm | " + " | ".join(names) + " |", "|---" * (1 + len(names)) + "|"]
+    for arm, costs in results.costs.items():
+        lines.append(
+            f"| {arm} | " + " | ".join(f"{costs.get(n, 0):,.0f}" for n in names) + " |"
+        )
+    return lines

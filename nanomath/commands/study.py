@@ -1,0 +1,197 @@
+"""Answer a question by runs: arms x seeds, side by side, into a table that compares them in pairs.
+
+    python -m nanomath study FILE.toml [--plan] [minutes=M] [workers=W] [out=DIR] [only=ARM,...]
+        [seeds=0,1,...]
+
+    python -m nanomath study configs/studies/kl.toml --plan     what would be run, and seen
+    python -m nanomath study configs/studies/kl.toml            run what is missing, then the table
+    python -m nanomath study configs/studies/kl.toml minutes=30 stop in time; the same command goes on
+
+It writes studies/NAME/: results.json, table.md, figures and study.html, and a run directory for each
+cell in cells/. A cell that fails stays in the table with its reason and does not stop the others.
+nanomath/analysis/study.py says what stands in the file.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+from tqdm import tqdm
+
+from nanomath.analysis import figures, statistics
+from nanomath.analysis.pool import Pool
+from nanomath.analysis.report import report
+from nanomath.analysis.results import as_json, as_table, collect
+from nanomath.analysis.runs import read_run
+from nanomath.analysis.study import Cell, Study, in_order, read_study
+from nanomath.training.runlog import write_atomically
+
+WORDS = ("minutes", "workers", "out", "only", "seeds")
+
+
+def main(argv: list[str]) -> int:
+    if {"-h", "--help"} & set(argv):
+        print(__doc__)
+        return 0
+    path, words = parse(argv)
+    study = narrowed(read_study(path), words)
+    out = Path(words.get("out") or Path("studies") / study.name)
+    cells = out / "cells"
+    chains = study.cells(cells)
+    every = in_order(chains)
+    workers = int(number("workers", words, os.cpu_count() or 1))
+    minutes = number("minutes", words, 0)
+    deadline = time.monotonic() + 60 * minutes if minutes else 0.0
+    pool = Pool(cells, workers, lambda text: tqdm.write(text, file=sys.stderr), deadline)
+    if "--plan" in argv:
+        print(plan(study, every, pool))
+        return 0
+    cells.mkdir(parents=True, exist_ok=True)
+    try:
+        pool.run(every)
+    except KeyboardInterrupt:
+        print("stopped, all that ran is saved: the same command goes on", file=sys.stderr)
+        return 1
+    finally:
+        write(study, chains, pool, out)
+    left = [name for name, cell in every.items() if not pool.state(cell)]
+    failed = [
+        name for name, cell in every.items() if pool.state(cell).get("state") == "failed"
+    ]
+    print((out / "table.md").read_text("utf-8"))
+    print(f"{out}: results.json, table.md, study.html", end="")
+    print(f"; {len(left)} cells are left, the same command goes on" if left else "")
+    return 1 if left or failed else 0
+
+
+def parse(argv: list[str]) -> tuple[str, dict[str, str]]:
+    """The study's file, and the words NAME=VALUE. ValueError for others."""
+    files = [word for word in argv if "=" not in word and word != "--plan"]
+    words = dict(word.split("=", 1) for word in argv if "=" in word)
+    if len(files) != 1 or files[0].startswith("-"):
+        raise ValueError(
+            "study needs one file: python -m nanomath study FILE.toml [--plan]"
+        )
+    for name in words:
+        if name not in WORDS:
+            raise ValueError(f"unknown word {name}=; expected one of {', '.join(WORDS)}")
+    return files[0], words
+
+
+def number(name: str, words: dict[str, str], default: float) -> float:
+    """The value of a word; ValueError for what is no positive number."""
+    text = words.get(name)
+    if text is None:
+        return default
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < 1e6:
+        raise ValueError(f"{name}={text}: expected a number above 0")
+    return value
+
+
+def narrowed(study: Study, words: dict[str, str]) -> Study:
+    """The study with some of its arms, beside the baseline, or with other seeds."""
+    if "only" in words:
+        only = words["only"].split(",")
+        if unknown := [arm for arm in only if arm not in study.arms]:
+            raise ValueError(f"only={unknown[0]}: expected one of {', '.join(study.arms)}")
+        kept = {a: keys for a, keys in study.arms.items() if a in (*only, study.baseline)}
+        study = replace(study, arms=kept)
+    if "seeds" in words:
+        try:
+            seeds = tuple(dict.fromkeys(int(seed) for seed in words["seeds"].split(",")))
+        except ValueError:
+            raise ValueError(
+                f"seeds={words['seeds']}: expected numbers such as 0,1,2"
+            ) from None
+        study = replace(study, seeds=seeds)
+    return study
+
+
+def plan(study: Study, cells: dict[str, Cell], pool: Pool) -> str:
+    """What would be run, how long that takes, and how small a difference it could see."""
+    missing = {name: cell for name, cell in cells.items() if not pool.is_done(cell)}
+    minutes = pool.minutes_left(cells)
+    how_long = (
+        f"about {minutes:.0f} minutes"
+        if minutes
+        else "minutes: unknown until a cell is done"
+    )
+    lines = [
+        study.question,
+        f"  {len(study.arms)} arms x {len(study.seeds)} seeds: {len(cells)} cells, "
+        f"{len(missing)} of them to run, {pool.workers} at a time",
+        *(
+            f"  {stage}: {sum(cell.stage.name == stage for cell in cells.values())} cells"
+            for stage in study.stages
+        ),
+        f"  {how_long}; disk: about {disk(missing, pool.directory) / 1e6:.0f} MB",
+    ]
+    for measure in study.measures:
+        stage, metric = measure.split(".", 1)
+        cell = next(cell for cell in cells.values() if cell.stage.name == stage)
+        lines.append(f"  {measure}: {sight(study, cell, metric)}")
+    return "\n".join(lines)
+
+
+def sight(study: Study, cell: Cell, metric: str) -> str:
+    """The smallest difference that could be found, where that can be known before."""
+    problems = cell.config.get("heldout.limit") or cell.config.get("problems.limit")
+    samples = cell.config.get("evaluation.samples")
+    if (
+        "pass@1" not in metric
+        or metric == "pass@1"
+        and cell.stage.run != "eval"
+        or not problems
+    ):
+        return "what can be seen depends on how it varies from seed to seed"
+    best = statistics.detectable(problems, samples, len(study.seeds))
+    usual = statistics.detectable(problems, samples, len(study.seeds), spread=0.02)
+    return (
+        f"differences of {100 * best:.1f} points can be seen (4 times of 5) if seeds add nothing, "
+        f"of {100 * usual:.1f} if they add 2 points ({problems} problems x {samples} samples)"
+    )
+
+
+def disk(cells: dict[str, Cell], directory: Path) -> float:
+    """Bytes the cells will take: as those of their stage that are there, or else weights and Adam's
+    state of the config's new model.
+    """
+    total = 0.0
+    for cell in cells.values():
+        alike = [
+            place
+            for place in directory.glob(f"{cell.stage.name}-*")
+            if (place / "cell.json").exists()
+        ]
+        if alike:
+            total += sum(f.stat().st_size for f in alike[0].rglob("*") if f.is_file())
+        else:
+            c = cell.config
+            width, inner = (
+                c.get("model.new.hidden_size", 0),
+                c.get("model.new.intermediate_size", 0),
+            )
+            layers = c.get("model.new.layers", 0)
+            total += 12 * layers * (3 * width * inner + 4 * width * width)
+    return total
+
+
+def write(study: Study, chains: dict, pool: Pool, out: Path) -> None:
+    """Write what is known by now: results.json, table.md, the figures and study.html."""
+    results = collect(study, chains, pool)
+    write_atomically(out / "results.json", as_json(results))
+    write_atomically(out / "table.md", as_table(results))
+    figures.draw(results, pool.directory, out)
+    names = dict.fromkeys(chain[study.stage].name for chain in chains.values())
+    places = [pool.directory / name for name in names]
+    runs = [read_run(place) for place in places if (place / "metrics.jsonl").exists()]
+    if runs:
+        write_atomically(out / "study.html", report(runs))

@@ -1,0 +1,379 @@
+"""Studies: what their files may say, which cells they have, and that nothing stops them for good."""
+
+from __future__ import annotations
+
+import json
+import random
+import signal
+import textwrap
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from nanomath.__main__ import main
+from nanomath.analysis import pool as pools
+from nanomath.analysis.pool import Pool
+from nanomath.analysis.results import as_json, as_table, collect, warnings, whole_run
+from nanomath.analysis.runs import read_run
+from nanomath.analysis.study import RUNS, in_order, read_study, study_of
+
+pytest.importorskip("scipy")
+pytest.importorskip("matplotlib")
+TABLE = {
+    "question": "Does it?",
+    "baseline": "with",
+    "seeds": [0, 1],
+    "measures": ["grpo.heldout/pass@1"],
+    "stages": {
+        "sft": {"run": "train_sft.py", "seeded": False},
+        "grpo": {"run": "train_grpo.py", "keys": {"model.path": "{sft}"}},
+    },
+    "arms": {"with": {}, "without": {"grpo.algorithm.kl_coef": 0.0}},
+}
+
+
+def study(**changed):
+    return study_of("test", {**TABLE, **changed})
+
+
+# --- the file --------------------------------------------------------------------------------
+
+
+def test_what_arms_share_is_run_once(tmp_path):
+    chains = study().cells(tmp_path)
+    cells = in_order(chains)
+    assert [c.stage.name for c in cells.values()] == ["sft"] + ["grpo"] * 4
+    (sft,) = {chain["sft"].name for chain in chains.values()}
+    for (arm, seed), chain in chains.items():
+        config = chain["grpo"].config
+        assert config["model.path"] == str(tmp_path / sft)
+        assert (config["run.seed"], config["run.threads"]) == (seed, 1)
+        assert (config["algorithm.kl_coef"] == 0.0) == (arm == "without")
+        assert config["run.name"] == chain["grpo"].name and chain["grpo"].parents == (
+            chain["sft"],
+        )
+
+
+def test_a_cell_is_its_config_wherever_it_is_kept(tmp_path):
+    here = in_order(study().cells(tmp_path / "a"))
+    there = in_order(study(question="Or not?", seeds=[0, 1, 2]).cells(tmp_path / "b"))
+    assert set(here) < set(there)
+    rate = {
+        "sft": {**TABLE["stages"]["sft"], "keys": {"optim.lr": 1e-9}},
+        "grpo": TABLE["stages"]["grpo"],
+    }
+    assert not set(here) & set(in_order(study(stages=rate).cells(tmp_path / "a")))
+
+
+def test_axes_and_leaving_one_out():
+    axes = {k: v for k, v in TABLE.items() if k != "arms"}
+    axes["axes"] = {"grpo.optim.lr": [1e-4, 2e-4], "grpo.algorithm.kl_coef": [0.0, 0.1]}
+    axes["baseline"] = "lr=0.0001_kl_coef=0.0"
+    assert len(study_of("x", axes).arms) == 4
+    recipe = {k: v for k, v in TABLE.items() if k != "arms"}
+    recipe |= {"baseline": "all", "leave_one_out": {"kl": {"grpo.algorithm.kl_coef": 0.0}}}
+    assert study_of("x", recipe).arms == {"all": {}, "kl": {"grpo.algorithm.kl_coef": 0.0}}
+
+
+def test_equal_updates(tmp_path):
+    arms = {
+        "with": {},
+        "four": {"grpo.algorithm.minibatches": 2, "grpo.algorithm.epochs": 2},
+    }
+    chains = study(arms=arms, budget="updates").cells(tmp_path)
+    assert [chains[arm, 0]["grpo"].config["run.steps"] for arm in arms] == [100, 25]
+    arms["four"] = {"grpo.grpo.prompts": 4}
+    chains = study(arms=arms, budget="samples").cells(tmp_path)
+    assert [chains[arm, 0]["grpo"].config["run.steps"] for arm in arms] == [100, 400]
+    with pytest.raises(ValueError, match="an arm would need 33.3333 steps"):
+        arms["four"] = {"grpo.algorithm.epochs": 3}
+        study(arms=arms, budget="updates").cells(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"question": ""}, "question is missing"),
+        ({"sedes": [1]}, "unknown key: 'sedes'; did you mean seeds"),
+        ({"seeds": [0, 1, 0]}, "one is there twice"),
+        ({"seeds": [0.5]}, "expected a list of numbers from 0"),
+        ({"baseline": "wiht"}, "baseline = 'wiht': expected one of with, without"),
+        ({"measures": ["pass@1"]}, "measure 'pass@1': expected STAGE.METRIC"),
+        ({"measures": ["prm.auc"]}, "with a stage of"),
+        ({"budget": "luck"}, "budget = 'luck': expected one of updates, samples"),
+        ({"arms": {"with": {}, "b": {"kl_coef": 1}}}, "kl_coef: expected STAGE.KEY"),
+        ({"arms": {"with": {}, "a b": {"grpo.run.steps": 1}}}, "letters, digits"),
+        ({"axes": {"grpo.run.steps": [1]}}, "expected one of arms, axes, leave_one_out"),
+        ({"stages": {"a": {"run": "rm"}}}, "run = 'rm': expected one of train_sft.py"),
+        (
+            {"stages": {"a": {"run": "eval", "kyes": {}}}},
+            "unknown key of the stage 'a': 'kyes'",
+        ),
+    ],
+)
+def test_what_does_not_fit_is_said_in_one_line(changed, message):
+    with pytest.raises(ValueError, match=message) as error:
+        study(**changed)
+    assert "\n" not in str(error.value)
+
+
+def test_arms_that_cannot_be_resolved(tmp_path):
+    unknown = {"with": {}, "b": {"grpo.algorithm.kl_cof": 1}}
+    with pytest.raises(ValueError, match="stage 'grpo': .*algorithm.kl_cof.*did you mean"):
+        study(arms=unknown).cells(tmp_path)
+    same = {"with": {}, "b": {"grpo.algorithm.kl_coef": 0.04}}
+    with pytest.raises(ValueError, match="'with' and 'b' resolve to the same config"):
+        study(arms=same).cells(tmp_path)
+
+
+def test_the_command_refuses_before_anything_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(FileNotFoundError, match="study file not found"):
+        main(["study", "absent.toml"])
+    Path("a.toml").write_text("question = 'x'\n[")
+    with pytest.raises(ValueError, match="a.toml: "):
+        main(["study", "a.toml"])
+    for words, message in (
+        ([], "study needs one file"),
+        (["a.toml", "minute=3"], "unknown word minute="),
+    ):
+        with pytest.raises(ValueError, match=message):
+            main(["study", *words])
+    assert not Path("studies").exists()
+
+
+@pytest.mark.parametrize(
+    "path", sorted(Path("configs/studies").glob("*.toml")), ids=lambda p: p.stem
+)
+def test_the_studies_that_we_ship_can_be_resolved(path, tmp_path, capsys):
+    assert read_study(path).cells(tmp_path)
+    assert main(["study", str(path), "--plan", f"out={tmp_path}"]) == 0
+    assert "can be seen" in capsys.readouterr().out
+
+
+# --- running ---------------------------------------------------------------------------------
+
+# Stands in for a training: six steps of 20 ms, a state after each, and numbers that are a function
+# of the config. It goes on from its state.
+STANDIN = """
+import hashlib, json, pathlib, signal, sys, time, tomllib
+config = tomllib.loads(pathlib.Path(sys.argv[-1 - ("--resume" in sys.argv)]).read_text())
+place = pathlib.Path(config["run"]["directory"]) / config["run"]["name"]
+asked = []
+signal.signal(signal.SIGTERM, lambda *_: asked.append(1))
+(place / "config.toml").write_text(pathlib.Path(place / "study.toml").read_text())
+if config["optim"]["lr"] == 0.5:
+    sys.exit("error: it came apart")
+state = place / "state"
+done = int(state.read_text() or 0) if state.exists() else 0
+for step in range(done, 6):
+    time.sleep(0.02)
+    digest = hashlib.sha256(f"{config['optim']['lr']} {config['run']['seed']} {step}".encode()).digest()
+    lines = (place / "metrics.jsonl").read_text().splitlines() if step else []
+    lines = lines[:step] + [json.dumps({"step": step + 1, "loss": digest[0] / 256, "tokens": 5.0})]
+    (place / "metrics.jsonl").write_text("".join(line + "\\n" for line in lines))
+    scratch = place / "scratch"
+    scratch.write_text(str(step + 1))
+    scratch.rename(state)
+    if asked:
+        sys.exit("stopped")
+rows = [{"step": 6, "problem": f"p{i}", "question": "", "gold": "", "labels": {"family": i % 3}, "sample": 0,
+         "text": "", "answer": "", "right": digest[1 + i] > 100 + 99 * config["optim"]["lr"]} for i in range(30)]
+(place / "heldout.jsonl").write_text("".join(json.dumps(row) + "\\n" for row in rows))
+"""
+
+
+@pytest.fixture
+def stand_in(tmp_path, monkeypatch):
+    """Studies of stand-ins: stand_in(**changed) -> (study, cells, pool)."""
+    script = tmp_path / "train.py"
+    script.write_text(STANDIN)
+    for name in ("train_sft.py", "train_grpo.py"):
+        program = RUNS[name]._replace(words=(str(script),))
+        monkeypatch.setitem(RUNS, name, program)
+
+    def make(place: str = "cells", workers: int = 2, **changed):
+        arms = {"with": {}, "low": {"grpo.optim.lr": 1e-5}, "high": {"grpo.optim.lr": 0.9}}
+        made = study(**{"seeds": [0, 1, 2], "arms": arms, **changed})
+        directory = tmp_path / place
+        said: list[str] = []
+        return made, made.cells(directory), Pool(directory, workers, said.append), said
+
+    return make
+
+
+def results_of(made, chains, pool) -> str:
+    # The names of cells do not depend on the place, nor do any numbers.
+    return as_json(collect(made, chains, pool))
+
+
+def test_a_study_runs_by_itself(stand_in):
+    made, chains, pool, said = stand_in()
+    pool.run(in_order(chains))
+    assert all(map(pool.is_done, in_order(chains).values())) and len(said) == 10
+    assert said[-1].startswith("[10/10] grpo-") and "0 running" in said[-1]
+    table = json.loads(results_of(made, chains, pool))
+    assert set(table["measures"]["grpo.heldout/pass@1"]["differences"]) == {"low", "high"}
+    assert table["cells"]["low, seed 2"]["grpo"]["state"] == "done"
+    before = {p: p.stat().st_mtime_ns for p in pool.directory.rglob("state")}
+    pool.run(in_order(chains))
+    assert {p: p.stat().st_mtime_ns for p in pool.directory.rglob("state")} == before
+
+
+def test_a_failed_cell_stays_in_the_table_and_stops_nothing(stand_in):
+    arms = {"with": {}, "broken": {"grpo.optim.lr": 0.5}}
+    made, chains, pool, said = stand_in(arms=arms)
+    pool.run(in_order(chains))
+    results = collect(made, chains, pool)
+    assert "failed: it came apart" in "".join(said)
+    assert "| broken | 0 | – |" in as_table(results) and "it came apart" in as_table(
+        results
+    )
+    assert len(results.scores["grpo.heldout/pass@1"]) == 3
+
+
+def test_a_failed_parent_ends_its_children(stand_in):
+    stages = {**TABLE["stages"], "sft": {"run": "train_sft.py", "keys": {"optim.lr": 0.5}}}
+    made, chains, pool, said = stand_in(stages=stages)
+    pool.run(in_order(chains))
+    states = collect(made, chains, pool).states
+    assert {s["state"] for s in states.values()} == {"failed"}
+    assert any(s["reason"].endswith(" failed") for s in states.values())
+
+
+def test_interrupted_at_random_moments_it_ends_with_the_same_bytes(stand_in):
+    made, chains, pool, _ = stand_in("whole")
+    pool.run(in_order(chains))
+    whole = results_of(made, chains, pool)
+    made, chains, pool, _ = stand_in("parts")
+    rng = random.Random(0)
+    for _ in range(10):
+        timer = threading.Timer(
+            rng.uniform(0.05, 0.8), signal.raise_signal, [signal.SIGINT]
+        )
+        timer.start()
+        try:
+            pool.run(in_order(chains))
+        except KeyboardInterrupt:
+            continue
+        finally:
+            timer.cancel()
+    pool.run(in_order(chains))
+    assert results_of(made, chains, pool) == whole
+
+
+def test_a_cell_of_a_runner_that_is_gone_is_not_started_twice(stand_in, monkeypatch):
+    made, chains, pool, _ = stand_in(workers=1)
+    cell = next(iter(in_order(chains).values()))
+    monkeypatch.setattr(pools, "die_with_parent", lambda: None)
+    orphan = pool._start(cell)
+    assert pool._start(cell) is None
+    orphan.process.wait()
+    pools.os.close(orphan.lock)
+    second = pool._start(cell)
+    assert second is not None
+    second.process.wait()
+
+
+def test_it_ends_in_time(stand_in):
+    made, chains, pool, _ = stand_in(workers=1)
+    pool.deadline = time.monotonic() + 0.5
+    pool.run(in_order(chains))
+    assert time.monotonic() < pool.deadline + 5
+    states = [pool.state(cell) for cell in in_order(chains).values()]
+    assert {} in states  # some are left
+    pool.deadline = 0.0
+    pool.run(in_order(chains))
+    assert all(map(pool.is_done, in_order(chains).values()))
+
+
+def test_more_seeds_cost_only_themselves(stand_in):
+    made, chains, pool, said = stand_in(seeds=[0, 1])
+    pool.run(in_order(chains))
+    made, chains, pool, said = stand_in(seeds=[0, 1, 2])
+    pool.run(in_order(chains))
+    assert len(said) == 3
+
+
+# --- what it found ---------------------------------------------------------------------------
+
+
+def test_arms_that_cost_more_are_named(stand_in):
+    arms = {"with": {}, "four": {"grpo.algorithm.epochs": 4}}
+    made, chains, pool, _ = stand_in(arms=arms)
+    pool.run(in_order(chains))
+    results = collect(made, chains, pool)
+    assert warnings(results) == ["four has 4.00 times the updates of with"]
+    assert "four has 4.00 times" in as_table(results)
+
+
+def test_few_seeds_are_said_to_be_few(stand_in):
+    for number, words in (
+        (1, "One seed: this says nothing about the method"),
+        (2, "Two seeds"),
+    ):
+        made, chains, pool, _ = stand_in(seeds=list(range(number)))
+        pool.run(in_order(chains))
+        assert words in as_table(collect(made, chains, pool))
+
+
+def test_numbers_of_whole_runs(stand_in):
+    measures = ["grpo.loss", "grpo.loss:area", "grpo.loss:to=0.9", "grpo.heldout/pass@1"]
+    made, chains, pool, _ = stand_in(measures=measures, cluster="family")
+    pool.run(in_order(chains))
+    results = collect(made, chains, pool)
+    run = read_run(pool.directory / chains["low", 1]["grpo"].name)
+    values = run.series["loss"][1]
+    assert results.scores["grpo.loss"]["low", 1] == {"": values[-1]}
+    assert results.scores["grpo.loss:area"]["low", 1][""] == pytest.approx(sum(values) / 6)
+    reached = next((i for i, v in enumerate(values, 1) if v >= 0.9), 7)
+    assert results.scores["grpo.loss:to=0.9"]["low", 1][""] == reached
+    assert set(results.clusters.values()) == {"0", "1", "2"}
+    with pytest.raises(ValueError, match="no metric 'lost' in .*; there are: loss, tokens"):
+        whole_run(run, "lost", 1)
+    with pytest.raises(ValueError, match="expected NAME, NAME:area or NAME:to=NUMBER"):
+        whole_run(run, "loss:best", 1)
+
+
+def test_the_command_writes_its_pages(stand_in, tmp_path, monkeypatch, capsys):
+    text = textwrap.dedent(
+        """
+        question = "Does it?"
+        baseline = "with"
+        seeds = [0, 1, 2]
+        measures = ["grpo.heldout/pass@1", "grpo.loss"]
+        [stages.sft]
+        run = "train_sft.py"
+        seeded = false
+        [stages.grpo]
+        run = "train_grpo.py"
+        keys = { "model.path" = "{sft}" }
+        [arms.with]
+        [arms.low]
+        "grpo.optim.lr" = 1e-5
+        [arms.high]
+        "grpo.optim.lr" = 0.9
+        """
+    )
+    monkeypatch.chdir(tmp_path)
+    Path("mine.toml").write_text(text)
+    assert main(["study", "mine.toml", "--plan"]) == 0
+    assert "10 cells, 10 of them to run" in (before := capsys.readouterr().out)
+    assert "unknown until a cell is done" in before
+    assert main(["study", "mine.toml", "only=low", "seeds=0"]) == 0
+    assert "One seed" in capsys.readouterr().out
+    assert main(["study", "mine.toml"]) == 0
+    out = Path("studies/mine")
+    for name in (
+        "results.json",
+        "table.md",
+        "study.html",
+        "grpo.heldout-pass@1-differences.svg",
+    ):
+        assert (out / name).stat().st_size > 0
+    assert (out / "grpo.loss-curves.png").exists()
+    assert "Bands of arms not told apart" in (out / "table.md").read_text()
+    assert main(["study", "mine.toml", "minutes=0.0001", "out=other"]) == 1
+    assert "are left, the same command goes on" in capsys.readouterr().out

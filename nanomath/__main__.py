@@ -11,6 +11,7 @@ COMMANDS = {
     "eval": "measure a model on a problem set",
     "sample": "ask a model a question",
     "prm": "label solutions, train a process reward model on them, measure it",
+    "merge": "write a model with its adapter merged into it",
     "bench": "measure time and memory on this machine",
     "config": "print what every config key means, as a Markdown page",
 }

@@ -23,7 +23,7 @@ from os import PathLike
 import torch
 from torch import Tensor, nn
 
-from nanomath.data.files import read_json
+from nanomath.data.files import read_json, read_optional
 from nanomath.data.problem import Problem
 from nanomath.data.world import check_steps
 from nanomath.models.batches import (
@@ -131,7 +131,7 @@ class PRM:
 
 def is_prm(path_or_hub_id: str | PathLike[str]) -> bool:
     """Return whether a model has a head for scores in place of one for tokens."""
-    config = read_json(resolve_model_dir(path_or_hub_id) / "config.json")
+    config = read_optional(resolve_model_dir(path_or_hub_id) / "config.json")
     return _architecture(config).endswith(
         (Qwen.architecture, TokenClassification.architecture)
     )

@@ -23,7 +23,7 @@ from os import PathLike
 import torch
 from torch import Tensor, nn
 
-from nanomath.data.files import read_json, read_optional
+from nanomath.data.files import read_optional
 from nanomath.data.problem import Problem
 from nanomath.data.world import check_steps
 from nanomath.models.batches import (
@@ -148,7 +148,7 @@ def load_prm(
     not there, ValueError when the model is no PRM or lacks its head.
     """
     directory = resolve_model_dir(path_or_hub_id)
-    format = _format_of(read_json(directory / "config.json"), str(directory))
+    format = _format_of(read_optional(directory / "config.json"), str(directory))
     head = None if isinstance(format, MathShepherd) else format.head
     return PRM(
         load_model(directory, device, dtype, head), load_tokenizer(directory), format

@@ -21,6 +21,7 @@ import torch
 import train_grpo
 import train_sft
 from nanomath import load_model, load_tokenizer, settings
+from nanomath.__main__ import main as nanomath_main
 from nanomath.algorithms import PRESETS
 from nanomath.commands.main import run_main
 from nanomath.config import load
@@ -674,6 +675,28 @@ def test_adapters_learn_and_leave_the_model_as_it_was(train, sft_run, tmp_path):
         metrics[-1]["heldout/loss"], abs=1e-5
     )
     assert {path: path.read_bytes() for path in before} == before
+
+
+def test_a_run_of_adapters_is_a_model_and_merges_into_one(train, sft_run, tmp_path, capsys):
+    run = train(train_sft, "sft", *LORA, "run.steps=2", f"model.path={sft_run}")
+    quick = ("problems.limit=2", "evaluation.samples=1", "sampling.max_new_tokens=4")
+    assert nanomath_main(["eval", str(run), "world", "model.device=cpu", *quick]) == 0
+    assert nanomath_main(["merge", str(run), str(tmp_path / "merged")]) == 0
+    assert f"{tmp_path}/merged holds the weights of {run}" in capsys.readouterr().out
+    ours, merged, base = map(load_model, (run, tmp_path / "merged", sft_run))
+    for name, weight in merged.named_parameters():
+        assert torch.equal(weight, ours.get_parameter(name))
+    assert not torch.equal(
+        merged.model.layers[0].mlp.down_proj.weight,
+        base.model.layers[0].mlp.down_proj.weight,
+    )
+    transformers = pytest.importorskip("transformers")
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(
+        tmp_path / "merged", dtype="float32"
+    )
+    tokens = torch.arange(12)[None] + 300
+    with torch.no_grad():
+        torch.testing.assert_close(theirs(tokens).logits, ours(tokens), rtol=0, atol=1e-4)
 
 
 def test_the_reference_of_adapters_is_the_starting_model(train, sft_run):

@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import copy
 import math
+import shutil
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 
@@ -170,6 +171,8 @@ class LoRA(nn.ModuleDict):
         write_json(directory / ADAPTER_CONFIG, config)
         tensors = {name: t.cpu().contiguous() for name, t in self.tensors().items()}
         save_file(tensors, directory / WEIGHTS, {"format": "pt"})
+        # safetensors makes it readable to its owner only
+        shutil.copymode(directory / ADAPTER_CONFIG, directory / WEIGHTS)
 
     @torch.no_grad()
     def load(self, directory: Path) -> None:

@@ -14,9 +14,11 @@ twice without need:
     merged(base)      what the sampler runs: W + (alpha / r) B A in memory of its own, computed
                       from W anew each time. W is only read, so it cannot drift
 
-In bfloat16 most of a small update is lost where it is added to a weight: the step from one
-number to the next is 1/128 to 1/256 of it. The model in training has no such loss, so that the
-sampler no longer draws from it, but from something near the base.
+In float32 the merged weights compute what the model in training does (gap_mean 2.6e-7). In
+bfloat16, whose numbers lie 1/256 to 1/128 of their size apart, W + (alpha / r) B A is rounded:
+after 20 GRPO steps of a tiny model (rank 8) 3% of an update of 5% of W was lost and 32% of one of
+0.5%, and gap_mean was 3e-3, twice that of training the weights in bfloat16. The model in training
+adds B A x and loses none of it: the sampler draws from something near the policy.
 """
 
 from __future__ import annotations

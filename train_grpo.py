@@ -34,7 +34,6 @@ from nanomath.rollout.meter import meter
 from nanomath.training.build import (
     build_model,
     build_prompts,
-    build_sampler,
     build_scorers,
     build_template,
     sampling_options,
@@ -43,7 +42,6 @@ from nanomath.training.critic import Critic
 from nanomath.training.loop import Metrics
 from nanomath.training.policy_step import PolicyStep
 from nanomath.training.sharding import shard
-from nanomath.training.shared_sampler import SharedSampler
 from nanomath.training.trainer import RUN_FLAGS, Trainer, use_of_policy
 
 SHOW = {
@@ -83,7 +81,7 @@ def main(argv: list[str]) -> int:
     heldout, heldout_prompts = build_prompts(config.heldout, template, tokenizer, context)
     check_measurement(heldout, e.samples, e.k, e.by)
 
-    sampler = SharedSampler(build_sampler(config.sampling, model, tokenizer))
+    sampler = trainer.sampler()
     sampling = sampling_options(config.sampling)
     ends = config.prompt.reasoning_ends
     scorers = build_scorers(config, tokenizer, problems)
@@ -181,7 +179,7 @@ def successes(groups: list[list[Episode]]) -> dict[str, Any]:
 
 def build_policy_step(config: settings.GRPOConfig, trainer: Trainer) -> PolicyStep:
     """What updates the model that is in training."""
-    reference, critic = build_beside(config, trainer.device)
+    reference, critic = build_beside(config, trainer)
     return PolicyStep(
         trainer.model,
         reference,
@@ -201,16 +199,20 @@ def build_policy_step(config: settings.GRPOConfig, trainer: Trainer) -> PolicySt
 
 
 def build_beside(
-    config: settings.GRPOConfig, device: str
+    config: settings.GRPOConfig, trainer: Trainer
 ) -> tuple[Transformer, Critic | None]:
-    """The starting model again, frozen, and for baseline "value" a value model that starts
-    from it.
+    """The starting model, frozen (again, or the base of the adapters), and for baseline
+    "value" a value model that starts from it.
     """
-    start = replace(config.model, device=config.grpo.reference_device or device)
-    reference = build_model(start, config.run.seed)[0].requires_grad_(False)
+    elsewhere = config.grpo.reference_device
+    reference = trainer.base
+    if elsewhere or trainer.lora is None:
+        start = replace(config.model, device=elsewhere or trainer.device)
+        reference = build_model(start, config.run.seed)[0].requires_grad_(False)
     critic = None
     if config.algorithm.baseline == "value":
-        critic = Critic(reference, config.algorithm.value_trunk == "own").to(device)
+        own_trunk = config.algorithm.value_trunk == "own"
+        critic = Critic(reference, own_trunk).to(trainer.device)
     if config.model.sharded:
         shard(reference, reference.dtype)
         if critic and critic.trunk:

@@ -18,14 +18,12 @@ from nanomath.data.order import step_indices
 from nanomath.training.build import (
     build_problems,
     build_prompts,
-    build_sampler,
     build_template,
     encode_examples,
     sampling_options,
 )
 from nanomath.training.loop import Metrics
 from nanomath.training.sft_step import SFTStep, heldout_loss
-from nanomath.training.shared_sampler import SharedSampler
 from nanomath.training.trainer import RUN_FLAGS, Trainer, use_of_policy
 
 SHOW = {
@@ -58,7 +56,7 @@ def main(argv: list[str]) -> int:
     )
     check_measurement(heldout, e.samples, e.k, e.by)
 
-    sampler = SharedSampler(build_sampler(config.sampling, model, tokenizer))
+    sampler = trainer.sampler()
     sampling = sampling_options(config.sampling)
     ends = config.prompt.reasoning_ends
     tuning = SFTStep(

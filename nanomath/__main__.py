@@ -15,6 +15,7 @@ COMMANDS = {
     "diff": "say where two runs part",
     "watch": "show the last steps of a run as it goes on",
     "prm": "label solutions, train a process reward model on them, measure it",
+    "merge": "write a model with its adapter merged into it",
     "bench": "measure time and memory on this machine",
     "config": "print what every config key means, as a Markdown page",
 }

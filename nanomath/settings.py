@@ -21,6 +21,10 @@ from nanomath.rewards.extraction import REASONING_ENDS
 
 MAX_SEED = 2**32 - 1
 DTYPES = ("float32", "bfloat16", "float16")
+LINEAR_LAYERS = (
+    *("q_proj", "k_proj", "v_proj", "o_proj"),
+    *("gate_proj", "up_proj", "down_proj"),
+)
 
 
 @dataclass
@@ -99,8 +103,12 @@ class Model:
 
     path: str = option(
         "",
-        "HF directory, run directory or hub id of a checkpoint; empty: a new model for the "
-        "embedded world",
+        "HF directory, run directory or hub id of a checkpoint or an adapter; empty: a new "
+        "model for the embedded world",
+    )
+    base: str = option(
+        "",
+        "where path is an adapter: the model it was trained on; empty: what the adapter names",
     )
     device: str = option(
         "auto", "where it computes: cpu, cuda, cuda:1, ...; auto: cuda where there is one"
@@ -117,6 +125,30 @@ class Model:
         "under torchrun: cut the weights over the ranks (FSDP2) instead of copying them",
     )
     new: NewModel = section(NewModel)
+
+
+@dataclass
+class LoRA:
+    """Adapters that are trained in place of the weights (nanomath/models/lora.py)."""
+
+    rank: int = option(
+        0,
+        "rank of the adapters; the weights stay as they are, and checkpoints hold the adapters "
+        "alone; 0: no adapters, the weights are trained",
+        minimum=0,
+    )
+    alpha: float = option(
+        32.0, "what an adapter gives is multiplied by alpha / rank", above=0
+    )
+    targets: list[str] = option(
+        list(LINEAR_LAYERS),
+        "linear layers of every block that have an adapter",
+        choices=LINEAR_LAYERS,
+    )
+
+    def __post_init__(self) -> None:
+        if not self.targets:
+            raise ValueError("targets is empty: name at least one linear layer")
 
 
 @dataclass
@@ -591,7 +623,9 @@ class GRPO:
     prompts: int = option(16, "problems of a rollout", minimum=1)
     group_size: int = option(8, "samples of each problem", minimum=1)
     reference_device: str = option(
-        "", "where the frozen reference model computes; empty: beside the model"
+        "",
+        "where the frozen reference model computes; empty: beside the model, and with "
+        "lora.rank it is the model without its adapters",
     )
     token_budget: int = option(
         16384,
@@ -623,12 +657,25 @@ class Evaluation:
     )
 
 
+def check_lora(lora: LoRA, model: Model, sampling: Sampling) -> None:
+    """ValueError where adapters do not go with the model or its sampler."""
+    reasons = {
+        "model.path is empty: adapters are trained on a model that is there": not model.path,
+        "model.sharded: adapters are only trained on whole weights": model.sharded,
+        "sampling.exact: the sampler runs merged weights, which round otherwise": sampling.exact,
+    }
+    for reason, holds in reasons.items():
+        if lora.rank and holds:
+            raise ValueError(f"lora.rank = {lora.rank}, but {reason}")
+
+
 @dataclass
 class SFTConfig:
     """Fine-tune a model on worked solutions."""
 
     run: Run = section(Run)
     model: Model = section(Model)
+    lora: LoRA = section(LoRA)
     train: Problems = section(Problems)
     heldout: Problems = section(Problems, split="validation", limit=256)
     prompt: Prompt = section(Prompt)
@@ -637,6 +684,9 @@ class SFTConfig:
     sampling: Sampling = section(Sampling)
     evaluation: Evaluation = section(Evaluation)
 
+    def __post_init__(self) -> None:
+        check_lora(self.lora, self.model, self.sampling)
+
 
 @dataclass
 class GRPOConfig:
@@ -644,6 +694,7 @@ class GRPOConfig:
 
     run: Run = section(Run)
     model: Model = section(Model)
+    lora: LoRA = section(LoRA)
     train: Problems = section(Problems)
     heldout: Problems = section(Problems, split="validation", limit=256)
     prompt: Prompt = section(Prompt)
@@ -657,6 +708,7 @@ class GRPOConfig:
     evaluation: Evaluation = section(Evaluation)
 
     def __post_init__(self) -> None:
+        check_lora(self.lora, self.model, self.sampling)
         if self.grpo.group_size < 2 and algorithms.has_group_baseline(self.algorithm):
             raise ValueError(
                 f"grpo.group_size = {self.grpo.group_size}, but algorithm.baseline = "
@@ -711,6 +763,13 @@ class SampleConfig:
     prompt: Prompt = section(Prompt)
     sampling: Sampling = section(Sampling, temperature=0.0)
     seed: int = option(0, "seed of the sample", minimum=0, maximum=MAX_SEED)
+
+
+@dataclass
+class MergeConfig:
+    """Write a model as a Hugging Face directory, an adapter merged into its base."""
+
+    model: Model = section(Model)
 
 
 @dataclass

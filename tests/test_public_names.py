@@ -79,8 +79,9 @@ def test_signatures():
         "device": "cpu",
         "dtype": torch.float32,
         "head": None,
+        "base": "",
     }
-    assert parameters(nanomath.load_tokenizer) == {"path_or_hub_id": "required"}
+    assert parameters(nanomath.load_tokenizer) == {"path_or_hub_id": "required", "base": ""}
     assert list(parameters(nanomath.save_model))[:3] == ["model", "tokenizer", "directory"]
     options = {
         "slots": 64,

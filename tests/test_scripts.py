@@ -21,6 +21,7 @@ import torch
 import train_grpo
 import train_sft
 from nanomath import load_model, load_tokenizer, settings
+from nanomath.__main__ import main as nanomath_main
 from nanomath.algorithms import PRESETS
 from nanomath.commands.main import run_main
 from nanomath.config import load
@@ -649,6 +650,127 @@ def test_a_resumed_run_is_the_unbroken_one(train, sft_run, script, dtype):
     assert lines(parts) == lines(whole)
     if script is train_grpo:
         assert lines(parts, "rollouts.jsonl") == lines(whole, "rollouts.jsonl")
+
+
+# --- adapters --------------------------------------------------------------------------------
+
+LORA = ("lora.rank=4", "optim.lr=0.02", "heldout.limit=2", "evaluation.samples=1")
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("script", [train_sft, train_grpo], ids=["sft", "grpo"])
+def test_a_resumed_run_of_adapters_is_the_unbroken_one(train, sft_run, script, dtype):
+    words = [*LORA, f"model.path={sft_run}", f"model.dtype={dtype}", "run.eval_every=1"]
+    if script is train_grpo:
+        words += ["algorithm.epochs=2", "algorithm.minibatches=2"]
+    whole = train(script, "whole", "run.steps=4", *words)
+    train(script, "parts", "run.steps=2", *words)
+    parts = train(script, "parts", "run.steps=4", "--resume", *words)
+    assert weights(parts, 4) == weights(whole, 4) and lines(parts) == lines(whole)
+    assert set(weights(parts, 4)) == {"adapter_model.safetensors", "trainer.safetensors"}
+    assert (
+        weights(parts, 2)["adapter_model.safetensors"]
+        != weights(parts, 4)["adapter_model.safetensors"]
+    )
+
+
+def test_adapters_learn_and_leave_the_model_as_it_was(train, sft_run, tmp_path):
+    before = {path: path.read_bytes() for path in sft_run.rglob("*") if path.is_file()}
+    start = (*LORA, "run.steps=12", f"model.path={sft_run}")
+    metrics = lines(train(train_sft, "sft", *start))
+    assert metrics[-1]["heldout/loss"] < metrics[0]["heldout/loss"] - 0.3
+    tuned = f"model.path={tmp_path}/sft"
+    assert (
+        train_sft.main(
+            [*SFT, *LORA, tuned, f"run.directory={tmp_path}", "run.name=on", "run.steps=1"]
+        )
+        == 0
+    )  # on from the merged model, with adapters of its own
+    assert lines(tmp_path / "on")[0]["heldout/loss"] == pytest.approx(
+        metrics[-1]["heldout/loss"], abs=1e-5
+    )
+    assert {path: path.read_bytes() for path in before} == before
+
+
+def test_a_run_of_adapters_is_a_model_and_merges_into_one(train, sft_run, tmp_path, capsys):
+    run = train(train_sft, "sft", *LORA, "run.steps=2", f"model.path={sft_run}")
+    quick = ("problems.limit=2", "evaluation.samples=1", "sampling.max_new_tokens=4")
+    assert nanomath_main(["eval", str(run), "world", "model.device=cpu", *quick]) == 0
+    assert nanomath_main(["merge", str(run), str(tmp_path / "merged")]) == 0
+    assert f"{tmp_path}/merged holds the weights of {run}" in capsys.readouterr().out
+    ours, merged, base = map(load_model, (run, tmp_path / "merged", sft_run))
+    for name, weight in merged.named_parameters():
+        assert torch.equal(weight, ours.get_parameter(name))
+    assert not torch.equal(
+        merged.model.layers[0].mlp.down_proj.weight,
+        base.model.layers[0].mlp.down_proj.weight,
+    )
+    transformers = pytest.importorskip("transformers")
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(
+        tmp_path / "merged", dtype="float32"
+    )
+    tokens = torch.arange(12)[None] + 300
+    with torch.no_grad():
+        torch.testing.assert_close(theirs(tokens).logits, ours(tokens), rtol=0, atol=1e-4)
+
+
+def test_the_reference_of_adapters_is_the_starting_model(train, sft_run):
+    """Which is loaded once more where it is to be elsewhere: to the same bits."""
+    words = (*LORA, "run.steps=3", f"model.path={sft_run}", "algorithm.kl_coef=0.5")
+    here = train(train_grpo, "here", *words)
+    elsewhere = train(train_grpo, "elsewhere", *words, "grpo.reference_device=cpu")
+    assert weights(here, 3) == weights(elsewhere, 3) and lines(here) == lines(elsewhere)
+    steps = [line for line in lines(here) if "kl" in line]
+    assert steps[0]["kl"] == pytest.approx(0, abs=1e-6) and steps[2]["kl"] > 1e-3
+    assert all(line["gap_max"] < 1e-4 for line in steps)
+
+
+def test_no_key_of_adapters_is_ignored(train, sft_run):
+    kinds = [
+        (),
+        ("lora.rank=3",),
+        ("lora.alpha=8",),
+        ("lora.targets=q_proj",),
+        ("lora.targets=[q_proj,down_proj]",),
+        ("run.seed=1",),
+    ]
+    found = {
+        weights(
+            train(train_sft, str(n), *LORA, f"model.path={sft_run}", "run.steps=1", *kind),
+            1,
+        )["adapter_model.safetensors"]
+        for n, kind in enumerate(kinds)
+    }
+    assert len(found) == len(kinds)
+
+
+@pytest.mark.parametrize(
+    ("run", "words", "said"),
+    [
+        ("adapted", ["lora.rank=5"], "has shape [4, 32], expected [5, 32]"),
+        ("adapted", ["lora.alpha=7"], "lora_alpha is 32, but the run has 7"),
+        (
+            "adapted",
+            ["lora.targets=q_proj"],
+            "holds base_model.model.model.layers.0.mlp.down_",
+        ),
+        ("adapted", ["lora.rank=0"], "the checkpoint's optimizer state lacks step.model."),
+        ("plain", [], "no adapter_config.json in"),
+    ],
+)
+def test_a_run_goes_on_with_the_adapters_it_had(
+    train, sft_run, tmp_path, capsys, run, words, said
+):
+    start = [*LORA, f"model.path={sft_run}", "run.steps=1"]
+    train(train_sft, run, *start, *(["lora.rank=0"] if run == "plain" else []))
+    with pytest.raises(SystemExit) as exited:
+        again = [*SFT, *start, f"run.directory={tmp_path}", f"run.name={run}", *words]
+        run_main(train_sft.main, [*again, "run.steps=2", "--resume"])
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert exited.value.code == 2 and error.startswith("error: ") and said in error
+
+
+# --- every method ----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("method", PRESETS)

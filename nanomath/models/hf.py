@@ -27,7 +27,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from nanomath.data.files import read_json, replacing, write_json
-from nanomath.models.directory import resolve_model_dir
+from nanomath.models.directory import ADAPTER_CONFIG, base_of, resolve_model_dir
+from nanomath.models.lora import load_lora
 from nanomath.models.stored import naming, one_line
 from nanomath.models.transformer import ModelConfig, Transformer
 
@@ -59,18 +60,24 @@ def load_model(
     device: str | torch.device = "cpu",
     dtype: torch.dtype | str = torch.float32,
     head: Callable[[ModelConfig], nn.Module] | None = None,
+    base: str = "",
 ) -> Transformer:
     """The model in a Hugging Face directory, under a hub id, or in a run directory (its newest
     checkpoint).
 
     dtype may be a name, "bfloat16". head: makes the module that stands in place of the lm_head
-    as `score`, as in classifiers and reward models. As in transformers, a stored lm_head that
+    as `score`, as in classifiers and reward models. Of an adapter (lora.py) it is the model it
+    was trained on, which `base` may name, with the adapter merged into it. As in transformers, a stored lm_head that
     differs from the embedding is kept whatever config.json says of a tie. FileNotFoundError
     when a file is not there; ValueError when an architecture is not supported, a file is
     damaged, or its tensors are not those of its config.json.
     """
     dtype = _dtype(dtype)
     directory = resolve_model_dir(path_or_hub_id)
+    if (directory / ADAPTER_CONFIG).is_file():
+        model = load_model(base_of(directory, base), device, dtype, head)
+        load_lora(model, directory).merge(model, model)
+        return model
     config = _read_config(directory)
     headers = _read_headers(directory)
     perhaps_tied = (

@@ -29,7 +29,12 @@ from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from nanomath.data.files import read_optional, read_text, write_json
-from nanomath.models.directory import TOKENIZER_FILES, resolve_model_dir
+from nanomath.models.directory import (
+    ADAPTER_CONFIG,
+    TOKENIZER_FILES,
+    base_of,
+    resolve_model_dir,
+)
 from nanomath.models.special_tokens import special_tokens
 from nanomath.models.stored import (
     LARGEST_COUNT,
@@ -206,15 +211,17 @@ class Tokenizer:
         return None if token is None else self.backend.token_to_id(token)
 
 
-def load_tokenizer(path_or_hub_id: str | PathLike[str]) -> Tokenizer:
+def load_tokenizer(path_or_hub_id: str | PathLike[str], base: str = "") -> Tokenizer:
     """The tokenizer of a Hugging Face directory, a hub id, or a run directory (its newest
-    checkpoint).
+    checkpoint). Of an adapter it is that of the model it was trained on, which `base` may name.
 
     A pad_token or unk_token that is not in the vocabulary is left out. FileNotFoundError
     without a tokenizer.json, ValueError for a file that cannot be read, or that tokenizer.json
     contradicts.
     """
     directory = resolve_model_dir(path_or_hub_id, TOKENIZER_FILES)
+    if (directory / ADAPTER_CONFIG).is_file():
+        return load_tokenizer(base_of(directory, base, TOKENIZER_FILES))
     file = directory / "tokenizer.json"
     if not file.is_file():
         raise FileNotFoundError(

@@ -23,7 +23,7 @@ from os import PathLike
 import torch
 from torch import Tensor, nn
 
-from nanomath.data.files import read_json
+from nanomath.data.files import read_optional
 from nanomath.data.problem import Problem
 from nanomath.data.world import check_steps
 from nanomath.models.batches import (
@@ -131,7 +131,7 @@ class PRM:
 
 def is_prm(path_or_hub_id: str | PathLike[str]) -> bool:
     """Return whether a model has a head for scores in place of one for tokens."""
-    config = read_json(resolve_model_dir(path_or_hub_id) / "config.json")
+    config = read_optional(resolve_model_dir(path_or_hub_id) / "config.json")
     return _architecture(config).endswith(
         (Qwen.architecture, TokenClassification.architecture)
     )
@@ -148,7 +148,7 @@ def load_prm(
     not there, ValueError when the model is no PRM or lacks its head.
     """
     directory = resolve_model_dir(path_or_hub_id)
-    format = _format_of(read_json(directory / "config.json"), str(directory))
+    format = _format_of(read_optional(directory / "config.json"), str(directory))
     head = None if isinstance(format, MathShepherd) else format.head
     return PRM(
         load_model(directory, device, dtype, head), load_tokenizer(directory), format

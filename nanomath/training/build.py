@@ -51,8 +51,8 @@ def build_model(
     dtype = getattr(torch, section.dtype)
     path = path or section.path
     if path:
-        model = load_model(path, device, dtype)
-        tokenizer = load_tokenizer(path)
+        model = load_model(path, device, dtype, base=section.base)
+        tokenizer = load_tokenizer(path, section.base)
         check_vocabulary(model, tokenizer)
     else:
         tokenizer = Tokenizer(world_tokenizer(), CHAT_TEMPLATE, eos_token="<|endoftext|>")

@@ -1,11 +1,11 @@
 """Checkpoints: everything a run needs to go on, in one directory that transformers can load as
-a model.
+a model, or peft as an adapter.
 
-checkpoints/step-N/ is the model after N optimizer steps in Hugging Face layout, with
-trainer.safetensors (Adam's moments, float32 masters) and trainer.json beside it. It is written
-under another name and renamed when complete. Nothing else has to be saved: every random draw
-of a run is a function of its seed and the step. checkpoints/best is a link to the best of
-them, for runs that keep it.
+checkpoints/step-N/ is the model after N optimizer steps in Hugging Face layout, or the adapter
+that is trained in its place in peft's, with trainer.safetensors (Adam's moments, float32
+masters) and trainer.json beside it. It is written under another name and renamed when complete.
+Nothing else has to be saved: every random draw of a run is a function of its seed and the step.
+checkpoints/best is a link to the best of them, for runs that keep it.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from safetensors.torch import load_file, save_file
 from nanomath.data.files import replacing
 from nanomath.models.directory import complete_steps
 from nanomath.models.hf import save_model
+from nanomath.models.lora import LoRA
 from nanomath.models.tokenizer import Tokenizer
 from nanomath.models.transformer import Transformer
 from nanomath.training import ranks
@@ -33,7 +34,7 @@ from nanomath.training.sharding import whole
 def save_checkpoint(
     directory: Path,
     step: int,
-    model: Transformer,
+    model: Transformer | LoRA,
     tokenizer: Tokenizer,
     optimizer: Optimizer,
     others: Mapping[str, Optimizer] | None = None,
@@ -51,7 +52,10 @@ def save_checkpoint(
     with whole(model):
         if ranks.is_main():
             with replacing(target) as scratch:
-                save_model(model, tokenizer, scratch)
+                if isinstance(model, LoRA):
+                    model.save(scratch)
+                else:
+                    save_model(model, tokenizer, scratch)
                 save_file(
                     {name: t.contiguous() for name, t in tensors.items()},
                     scratch / "trainer.safetensors",

@@ -25,9 +25,12 @@ T = TypeVar("T")
 class SharedSampler:
     """`generate` and `episodes` for all ranks together, with the same arguments on each and
     the same result.
+
+    refresh: brings the sampler's weights up to date, where they are not the trainer's own.
     """
 
     sampler: Sampler
+    refresh: Callable[[], None] | None = None
 
     def generate(
         self, prompts: Sequence[list[int]], n: int = 1, **sampling: Any
@@ -84,6 +87,8 @@ class SharedSampler:
         """
         which = ranks.share(range(len(prompts)))
         first = ranks.share(first_samples(prompts, n))
+        if self.refresh:
+            self.refresh()
         with whole(self.sampler.model):
             groups = draw(which, first)
         return ranks.gather(groups)

@@ -9,6 +9,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -18,8 +19,9 @@ from nanomath import settings
 from nanomath.config import load, to_toml
 from nanomath.data.files import remove_scratch
 from nanomath.models import Tokenizer, Transformer, resolve_model_dir
+from nanomath.models.lora import LoRA
 from nanomath.training import ranks
-from nanomath.training.build import build_model, choose_device
+from nanomath.training.build import build_model, build_sampler, choose_device
 from nanomath.training.checkpoint import (
     checkpoint_steps,
     link_best,
@@ -32,6 +34,7 @@ from nanomath.training.loop import Loop, Metrics, say
 from nanomath.training.optimizer import Optimizer, learning_rate
 from nanomath.training.runlog import RunFailed, RunLog
 from nanomath.training.sharding import shard
+from nanomath.training.shared_sampler import SharedSampler
 from nanomath.training.sittings import Sittings, peak_memory, total_memory
 
 RUN_FLAGS = {"--resume": "go on from the newest checkpoint of the run"}
@@ -48,6 +51,7 @@ MEMORY_KNOBS = {
     "optim.device": "cpu moves Adam's state off the GPU",
     "optim.state_dtype": "bfloat16 halves Adam's state",
     "model.dtype": "bfloat16 halves weights and activations",
+    "lora.rank": "8 trains adapters: the weights have no gradients and no state of Adam's",
 }
 
 
@@ -93,12 +97,14 @@ class Trainer:
         steps = checkpoint_steps(self.log.checkpoints)
         self.start, self.checkpoint = max(steps.items(), default=(0, None))
         here = replace(config.model, device=self.device)
-        self.model, self.tokenizer = build(
-            here, config.run.seed, str(self.checkpoint or "")
-        )
+        adapters = getattr(config, "lora", settings.LoRA())
+        place = self.checkpoint if self.checkpoint and not adapters.rank else ""
+        self.model, self.tokenizer = build(here, config.run.seed, str(place))
         if config.model.sharded:
             shard(self.model, self.model.dtype)
-        self.optimizer = self._optimizer(self.model)
+        self.base = self.model  # of the adapters, where there are any
+        self.lora = self._adapt(adapters) if adapters.rank else None
+        self.optimizer = self._optimizer(self.lora or self.model)
         facts = load_checkpoint(self.checkpoint, self.optimizer) if self.checkpoint else {}
         best = facts.get("best", {})  # {"step": ..., "score": ...}, of a run that keeps it
         self.best = best if best.get("step") in steps else {}
@@ -106,6 +112,28 @@ class Trainer:
             raise ValueError(
                 f"{self.log.directory} has done its {self.start} steps: a larger run.steps goes on"
             )
+
+    def _adapt(self, section: settings.LoRA) -> LoRA:
+        """Train adapters of the model in its place: new ones, or those of the checkpoint."""
+        base = str(Path(self.config.model.path).resolve())
+        seed = self.config.run.seed
+        lora = LoRA(self.model, section.rank, section.alpha, section.targets, seed, base)
+        if self.checkpoint:
+            lora.load(self.checkpoint)
+        self.model = lora.applied_to(self.base)
+        return lora
+
+    def sampler(self) -> SharedSampler:
+        """What draws from the model as it is by then; with adapters, from a copy of the weights
+        that these are merged into.
+        """
+        section = self.config.sampling
+        if self.lora is None:
+            return SharedSampler(build_sampler(section, self.model, self.tokenizer))
+        dtype = getattr(torch, section.dtype or self.config.model.dtype)
+        merged = self.lora.merged(self.base, dtype)
+        merge = partial(self.lora.merge, self.base, merged)
+        return SharedSampler(build_sampler(section, merged, self.tokenizer), merge)
 
     def _optimizer(self, module: nn.Module, keep_weights: bool = False) -> Optimizer:
         o = self.config.optim
@@ -193,7 +221,7 @@ class Trainer:
         save_checkpoint(
             self.log.checkpoints,
             step,
-            self.model,
+            self.lora or self.model,
             self.tokenizer,
             self.optimizer,
             self.others,

@@ -13,6 +13,7 @@ import train_sft
 from nanomath import Sampler, load_model, load_tokenizer, save_model
 from nanomath import settings as sections
 from nanomath.__main__ import main
+from nanomath.models.lora import LoRA
 from nanomath.training.build import new_model
 
 GOOD = {
@@ -89,6 +90,10 @@ def place(tmp_path, model_directory) -> Path:
     for copy in models.values():
         shutil.copytree(model_directory, copy)
     (models["headless"] / "config.json").unlink()
+    for name, base in ("baseless", "/no/such"), ("nameless", None):
+        LoRA(load_model(models["good"]), 2, 4.0, ["q_proj"], base=base).save(
+            tmp_path / "models" / name
+        )
     weights = models["truncated"] / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
     (models["unreadable"] / "tokenizer.json").write_text("{}")
@@ -266,6 +271,20 @@ COMMANDS = [
     (["sample", "", "How many?"], "sample needs a model and a question"),
     (["sample", "models/good", "one two three " * 200], "the model's context holds 192"),
     (["sample", "models/good", "How many?", "--greedy"], "unknown flag '--greedy'"),
+    (
+        ["eval", "models/baseless", "world"],
+        "is an adapter, and its base is not there: no such",
+    ),
+    (
+        ["eval", "models/nameless", "world"],
+        "names no base_model_name_or_path: set model.base",
+    ),
+    (["merge", "models/good"], "merge needs a model and a new directory"),
+    (["merge", "models/good", "models/short"], "models/short exists: name a new directory"),
+    (
+        ["merge", "models/baseless", "out"],
+        "is an adapter, and its base is not there: no such",
+    ),
     (["config", "--all"], "config takes no arguments, got '--all'"),
 ]
 
@@ -319,6 +338,25 @@ SCRIPTS = [
     (train_sft, ["--resume"], "runs/run holds no run to resume"),
     (train_sft, ["--resmue"], "unknown flag '--resmue'; did you mean --resume?"),
     (train_sft, ["run.steps=0"], "run.steps: expected a number at least 1, got 0"),
+    (train_sft, ["lora.rank=-1"], "lora.rank: expected a number at least 0, got -1"),
+    (
+        train_sft,
+        ["lora.targets=[q_proj,w_proj]"],
+        "lora.targets: expected one of q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, "
+        "down_proj, got 'w_proj'",
+    ),
+    (train_sft, ["lora.targets=[]"], "[lora] targets is empty"),
+    (train_sft, ["lora.rank=4"], "lora.rank = 4, but model.path is empty"),
+    (
+        train_sft,
+        ["lora.rank=4", "model.path=models/good", "model.sharded=true"],
+        "lora.rank = 4, but model.sharded: adapters are only trained on whole weights",
+    ),
+    (
+        train_grpo,
+        ["lora.rank=4", "model.path=models/good", "sampling.exact=true"],
+        "lora.rank = 4, but sampling.exact: the sampler runs merged weights",
+    ),
     (train_sft, ["run.steps=2.5"], "run.steps: expected an integer, got 2.5"),
     (
         train_sft,

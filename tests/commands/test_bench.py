@@ -62,6 +62,16 @@ def test_a_step_is_measured(step, side, monkeypatch):
     assert (batches.linear_logprob is training.materialised_logprob) == (side == "plain")
 
 
+@pytest.mark.parametrize("step", ["sft", "grpo"])
+def test_a_step_of_adapters_is_measured(step):
+    config = nanomath.config.load(training.TrainingBench, None, [*SMALL, "lora=2"])
+    assert training.measure("tiny", step, "ours", config)["seconds"] > 0
+    model, optimizer = training.in_training(training.new_model("tiny", config), config)
+    assert not any(p.requires_grad for p in model.parameters())
+    assert {tuple(w.parameter.shape) for w in optimizer.weights.values()} >= {(2, 128)}
+    assert all(2 in w.parameter.shape for w in optimizer.weights.values())
+
+
 def test_both_sides_compute_the_same():
     hidden, weight = (torch.randn(n, 6, requires_grad=True) for n in (9, 40))
     target = torch.randint(40, (9,))

@@ -27,6 +27,7 @@ CONFIGS = {
     "train_grpo": settings.GRPOConfig,
     "eval": settings.EvalConfig,
     "sample": settings.SampleConfig,
+    "merge": settings.MergeConfig,
     "prm label": settings.LabelConfig,
     "prm train": settings.PRMConfig,
     "prm eval": settings.PRMEvalConfig,

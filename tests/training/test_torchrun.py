@@ -74,10 +74,10 @@ def assert_same_run(found: Path, expected: Path, tolerance: float = 1e-4) -> Non
             )
             for a, b in pairs:
                 assert_same(json.loads(a), json.loads(b), tolerance)
-    for name in ("model.safetensors", "trainer.safetensors"):
-        tensors = [
-            load_file(path / "checkpoints" / "step-3" / name) for path in (found, expected)
-        ]
+    files = sorted((expected / "checkpoints" / "step-3").glob("*.safetensors"))
+    assert len(files) == 2  # of the model or its adapter, and of the trainer
+    for file in files:
+        tensors = [load_file(path) for path in (found / file.relative_to(expected), file)]
         assert tensors[0].keys() == tensors[1].keys()
         for key, tensor in tensors[1].items():
             scale = float(tensor.abs().max())
@@ -122,6 +122,15 @@ def test_sft_begun_sharded_by_two_and_ended_by_one(directory):
 def test_grpo(directory):
     expected = train(directory, GRPO, "grpo-one", 1)
     assert_same_run(train(directory, GRPO, "grpo-two", 2), expected)
+
+
+@pytest.mark.parametrize("command", [SFT, GRPO], ids=["sft", "grpo"])
+def test_adapters(directory, command):
+    command = f"{command} model.path=DIRECTORY/one lora.rank=4 optim.lr=0.003"
+    expected = train(directory, command, f"adapters-one-{len(command)}", 1)
+    found = train(directory, command, f"adapters-two-{len(command)}", 2)
+    assert (expected / "checkpoints/step-3/adapter_model.safetensors").is_file()
+    assert_same_run(found, expected)
 
 
 def test_prm(directory):

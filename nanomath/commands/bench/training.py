@@ -4,6 +4,7 @@
 
     python -m nanomath bench training                                   tiny and smollm2, minutes
     python -m nanomath bench training shapes=smollm2 steps=sft,grpo gradient_checkpointing=true
+    python -m nanomath bench training shapes=smollm2 steps=sft,grpo lora=8
     python -m nanomath bench training shapes=qwen2.5-0.5b steps=logprob threads=1 save=bench.json
 
 Steps: sft and grpo are forward and backward passes and the optimizer, in grpo also the
@@ -39,8 +40,10 @@ from nanomath.config import option, parse_arguments
 from nanomath.data.problem import Problem
 from nanomath.models import Transformer, batches
 from nanomath.models.batches import Example
+from nanomath.models.lora import LoRA
 from nanomath.rollout import Completion, Episode
 from nanomath.rollout.floor import seconds_of
+from nanomath.settings import LINEAR_LAYERS
 from nanomath.training import policy_step
 from nanomath.training.optimizer import Optimizer
 from nanomath.training.policy_step import PolicyStep
@@ -68,6 +71,9 @@ class TrainingBench(Bench):
     token_budget: int = option(0, "tokens computed at once, 0: all", minimum=0)
     gradient_checkpointing: bool = option(
         False, "recompute each layer in the backward pass"
+    )
+    lora: int = option(
+        0, "sft, grpo: rank of adapters that are trained, 0: the weights are", minimum=0
     )
     repeats: int = option(2, "processes for each number; the best counts", minimum=1)
 
@@ -150,20 +156,21 @@ def materialised_logprob(
 
 def sft_step(shape: str, side: str, config: TrainingBench) -> Callable[[], object]:
     """Return one step of fine-tuning."""
-    model = new_model(shape, config)
-    step = SFTStep(model, new_optimizer(model), token_budget=config.token_budget)
+    model, optimizer = in_training(new_model(shape, config), config)
+    step = SFTStep(model, optimizer, token_budget=config.token_budget)
     examples = random_examples(shape, config)
     return lambda: step.step(examples, 0, 1e-6)
 
 
 def grpo_step(shape: str, side: str, config: TrainingBench) -> Callable[[], object]:
     """Return one policy step on a group of episodes, half of them right."""
-    model = new_model(shape, config)
-    reference = new_model(shape, config).requires_grad_(False)
+    start = new_model(shape, config)
+    reference = start if config.lora else new_model(shape, config).requires_grad_(False)
+    model, optimizer = in_training(start, config)
     step = PolicyStep(
         model,
         reference,
-        new_optimizer(model),
+        optimizer,
         config.sequences,
         token_budget=config.token_budget,
     )
@@ -212,9 +219,11 @@ def new_model(shape: str, config: TrainingBench) -> Transformer:
     return model
 
 
-def new_optimizer(model: Transformer) -> Optimizer:
-    """Return AdamW with the betas of the configs."""
-    return Optimizer(model, 0.0, (0.9, 0.95), 1e-8, 1.0)
+def in_training(model: Transformer, config: TrainingBench) -> tuple[Transformer, Optimizer]:
+    """Return the model, or it with adapters, and AdamW of what is trained."""
+    lora = LoRA(model, config.lora, 32.0, LINEAR_LAYERS) if config.lora else None
+    optimizer = Optimizer(lora or model, 0.0, (0.9, 0.95), 1e-8, 1.0)
+    return (lora.applied_to(model) if lora else model), optimizer
 
 
 def random_examples(shape: str, config: TrainingBench) -> list[Example]:

@@ -121,7 +121,9 @@ def choose_steps(config: TrainingBench) -> None:
     config.steps = config.steps or (["grpo"] if trl else list(PASSES))
     config.groups = config.groups or config.sequences
     if trl and config.steps != ["grpo"]:
-        raise ValueError(f"against=trl compares steps=grpo alone: {','.join(config.steps)}")
+        raise ValueError(
+            f"against=trl compares steps=grpo alone, not {','.join(config.steps)}"
+        )
     if config.sequences % config.groups:
         raise ValueError(
             f"groups of {config.groups} do not make {config.sequences} sequences: "

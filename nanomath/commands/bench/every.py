@@ -98,7 +98,7 @@ def run_part(words: list[str], config: AllBench, save: Path) -> dict[str, Any]:
         words = [word for word in words if word != "against=transformers"]
     if "--check" not in words:
         words += [f"device={config.device}", f"dtype={config.dtype}"]
-        words += [f"threads={config.threads}", f"save={save.absolute()}"]
+        words += [f"threads={config.threads}", f"save={save}"]
     save.unlink(missing_ok=True)
     began = time.monotonic()
     ran = subprocess.run(

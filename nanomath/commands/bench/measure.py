@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import math
+import os
 import platform
 import resource
 import shlex
@@ -172,6 +173,7 @@ def machine_facts(config: Bench) -> dict[str, Any]:
     return {
         "processor": processor,
         "threads": config.threads or torch.get_num_threads(),
+        "load by other work": round(os.getloadavg()[0], 1),  # in the minute before
         "python": platform.python_version(),
         "torch": torch.__version__,
         "triton": version("triton"),

@@ -163,7 +163,7 @@ def version(package: str) -> str:
 
 def machine_facts(config: Bench) -> dict[str, Any]:
     """Return what the numbers are measured on and with."""
-    processor = platform.processor() or platform.machine()
+    processor = platform.machine()
     if Path("/proc/cpuinfo").is_file():
         for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
             if line.startswith("model name"):

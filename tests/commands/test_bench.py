@@ -682,6 +682,8 @@ def test_all_goes_on_after_a_failure_and_names_what_needs_a_gpu(
     assert commands[0] == ["nanomath", "bench", "kernels", "--check"]
     assert "| rollout-1.5b | needs a GPU | 0 |" in page
     assert "said 2" in page and "said 3" not in page
+    results["parts"]["check"]["output"] = f"{Path(pytest.__file__).parents[1]}/a.py:3: odd"
+    assert "\na.py:3: odd\n" in every.page(results)  # wherever packages are
 
 
 def test_all_records_what_a_command_says_and_its_failure(tmp_path):

@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import sysconfig
 import time
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -141,5 +142,6 @@ def page(results: dict[str, Any]) -> str:
         )
     for name, part in parts.items():
         if part["command"]:
-            lines += ["", f"## {name}", "", "```", part["output"].rstrip(), "```"]
+            output = part["output"].replace(f"{sysconfig.get_path('purelib')}/", "")
+            lines += ["", f"## {name}", "", "```", output.rstrip(), "```"]
     return "\n".join(lines) + "\n"

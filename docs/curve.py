@@ -1,6 +1,6 @@
 """The picture of a run: accuracy, and the length of completions, over the steps.
 
-python docs/curve.py runs/tiny-grpo docs/results/tiny-grpo.svg      needs the extra `plots`
+python docs/curve.py runs/tiny-grpo docs/results/tiny-grpo.svg      needs the extra `study`
 """
 
 from __future__ import annotations

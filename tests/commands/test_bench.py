@@ -10,8 +10,10 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 import nanomath.config
+from kernels import linear_logprob as linear_logprob_module
 from kernels.linear_logprob import linear_logprob
 from nanomath import settings
 from nanomath.__main__ import main
@@ -51,14 +53,41 @@ def test_real_processes_measure_that_chunks_need_less_memory(call, tmp_path):
     assert outcome.out.splitlines()[-1].split() == cells
 
 
+def small(*words: str) -> training.TrainingBench:
+    config = nanomath.config.load(training.TrainingBench, None, (*SMALL, *words))
+    training.choose_steps(config)
+    return config
+
+
+@pytest.fixture
+def patched(monkeypatch):
+    """Undo what a measured process replaces."""
+    for owner, name in (
+        *((batches, "linear_logprob"), (training.policy_step, "make_batch")),
+        *((training.policy_step, "response_states"), (torch.Tensor, "backward")),
+        *((training.policy_step, "states_logprobs"), (training.Optimizer, "step")),
+        (training.sft, "response_logprobs"),
+    ):
+        monkeypatch.setattr(owner, name, getattr(owner, name))
+
+
+OF_TRAINING = {"forward", "backward", "optimizer", "rest"}
+STAGES_OF = {
+    "sft": OF_TRAINING,
+    "grpo": {"reference pass", *OF_TRAINING},
+    "score": {"rest"},
+    "logprob": {"backward", "rest"},
+}
+
+
 @pytest.mark.parametrize("step", list(training.STEPS))
-@pytest.mark.parametrize("side", training.SIDES)
-def test_a_step_is_measured(step, side, monkeypatch):
+@pytest.mark.parametrize("side", ["ours", "plain"])
+def test_a_step_is_measured(step, side, patched):
     """In this process: the numbers mean little, but the steps are made."""
-    monkeypatch.setattr(batches, "linear_logprob", linear_logprob)  # what "plain" replaces
-    config = nanomath.config.load(training.TrainingBench, None, SMALL)
-    found = training.measure("tiny", step, side, config)
-    assert found["seconds"] > 0 and found["bytes"] >= 0
+    found = training.measure("tiny", step, side, small())
+    assert found["bytes"] >= 0 and set(found["stages"]) == STAGES_OF[step]
+    assert sum(found["stages"].values()) == pytest.approx(found["seconds"], rel=1e-9)
+    assert min(found["stages"].values()) > 0
     assert (batches.linear_logprob is training.materialised_logprob) == (side == "plain")
 
 
@@ -70,6 +99,111 @@ def test_a_step_of_adapters_is_measured(step):
     assert not any(p.requires_grad for p in model.parameters())
     assert {tuple(w.parameter.shape) for w in optimizer.weights.values()} >= {(2, 128)}
     assert all(2 in w.parameter.shape for w in optimizer.weights.values())
+
+
+def test_stages_are_clocked_where_they_are_spent(patched, monkeypatch):
+    spent = {"reference": 0.01, "policy": 0.02, "trained": 0.04, "optimizer": 0.08}
+    monkeypatch.setattr(training, "seconds_of", lambda run, _: run() or spent[active[-1]])
+    active: list[str] = []
+    monkeypatch.setattr(
+        training.policy_step, "response_states", lambda *_: active.append(now) or "states"
+    )
+    monkeypatch.setattr(training.Optimizer, "step", lambda *_: active.append("optimizer"))
+    stages = training.clocked_stages(torch.device("cpu"))
+    model = training.new_model("tiny", small())
+    now = "trained"
+    assert training.policy_step.response_states(model, "batch") == "states"
+    now = "policy"
+    with torch.no_grad():
+        training.policy_step.response_states(model, "batch")
+        now = "reference"
+        for _ in range(2):
+            training.policy_step.response_states(model.requires_grad_(False), "batch")
+    training.Optimizer.step(None, 0.1)
+    assert stages == pytest.approx(
+        {"forward": 0.04, "old logprobs": 0.02, "reference pass": 0.02, "optimizer": 0.08}
+    )
+
+
+@pytest.mark.parametrize("words", [(), ("token_budget=40",)], ids=["whole", "cut"])
+@pytest.mark.parametrize("step", list(training.STEPS))
+def test_the_floor_has_the_products_that_a_step_makes(step, words):
+    """By a count of all products as PyTorch makes them, but for those inside attention."""
+    config = small("sequences=6", "groups=3", "prompt=9", "response=7", *words)
+    assert made_in(step, config) == needed_by(step, config) > 0
+
+
+def made_in(step: str, config: training.TrainingBench) -> int:
+    run = training.STEPS[step]("tiny", "ours", config)
+    aten = torch.ops.aten
+    # PyTorch's counter does not know it.
+    added = {aten.addmm_: lambda _, a, b, **__: 2 * a[0] * a[1] * b[1]}
+    with FlopCounterMode(display=False, custom_mapping=added) as counter:
+        run()
+    made = counter.get_flop_counts()["Global"]
+    return sum(made.get(kind, 0) for kind in (aten.mm, aten.addmm, aten.addmm_))
+
+
+def needed_by(step: str, config: training.TrainingBench) -> int:
+    return sum(
+        2 * rows * out * width * times * (1 if way == "forward" else 2)
+        for (way, rows, out, width), times in training.products(
+            "tiny", step, config
+        ).items()
+    )
+
+
+def test_what_is_computed_again_is_not_in_the_floor(monkeypatch):
+    config = small("sequences=6", "prompt=9", "response=7")
+    config.gradient_checkpointing = True
+    again = made_in("grpo", config) - needed_by("grpo", config)
+    # The layers go forward twice, but for their last product: nothing needs its result.
+    assert again == needed_by("score", config) - 3 * 2 * (9 + 6 * 7) * 128 * 352
+    monkeypatch.setattr(linear_logprob_module, "CHUNK_LOGITS", 1)  # 64 tokens at a time
+    config = small("tokens=65")
+    again = made_in("logprob", config) - needed_by("logprob", config)
+    assert again == 2 * 65 * 1024 * 128
+
+
+def test_the_floor_is_the_time_of_its_products(monkeypatch):
+    made = []
+
+    def pretend(product, device, seconds):
+        made.append(tuple(product().shape))
+        return 10.0 ** (len(made) - 1)
+
+    monkeypatch.setattr(training, "fastest", pretend)
+    needed = {("forward", 3, 5, 7): 2, ("backward", 3, 5, 7): 4}
+    assert training.floor_of(needed, small()) == 2 + 4 * (10 + 100)
+    assert made == [(3, 5), (3, 7), (5, 7)]
+
+
+def test_prompts_are_those_of_groups():
+    config = small("sequences=6", "groups=3", "prompt=9", "response=7")
+    prompts = [tuple(e.prompt) for e in training.random_examples("tiny", config, 3)]
+    assert len(set(prompts)) == 2 and prompts == [prompts[0]] * 3 + [prompts[3]] * 3
+
+
+def test_trl_makes_the_same_step(tmp_path, monkeypatch):
+    """The gradient has the same norm, at once and in micro-batches."""
+    pytest.importorskip("trl")
+    from accelerate import Accelerator
+
+    norms = []
+    clip = Accelerator.clip_grad_norm_
+
+    def noted(*arguments):
+        norms.append(float(clip(*arguments)))
+        return torch.tensor(norms[-1])
+
+    monkeypatch.setattr(Accelerator, "clip_grad_norm_", noted)
+    for words in (), ("token_budget=40",):
+        config = small("sequences=6", "groups=3", "prompt=9", "response=7", *words)
+        found = training.measure("tiny", "grpo", "trl", config)
+        assert found["seconds"] > 0 and found["bytes"] >= 0
+        ours = training.STEPS["grpo"]("tiny", "ours", config)()
+        assert norms[0] == pytest.approx(ours["grad_norm"], rel=1e-4)
+        norms.clear()
 
 
 def test_both_sides_compute_the_same():
@@ -103,7 +237,11 @@ def test_sides_take_turns_and_failing_is_a_result(call, monkeypatch, tmp_path):
                 raise BrokenProcessPool("killed")
             if order[-1] == ("score", "ours"):
                 raise RuntimeError("out of luck\nand more")
-            return {"seconds": 1.0 / len(order), "bytes": 5_000_000 + len(order)}
+            if order[-1][1] == "floor":
+                return {"seconds": 0.5 / len(order)}
+            stages = {"forward": 0.75 / len(order), "rest": 0.25 / len(order)}
+            found = {"seconds": 1.0 / len(order), "bytes": 5_000_000 + len(order)}
+            return {**found, "stages": stages if "sft" in order[-1] else {"rest": 1.0}}
 
     monkeypatch.setattr(measure, "ProcessPoolExecutor", Pool)
     save = tmp_path / "bench.json"
@@ -120,13 +258,17 @@ def test_sides_take_turns_and_failing_is_a_result(call, monkeypatch, tmp_path):
         (step, side)
         for step in ("logprob", "score", "sft")
         for _ in range(2)
-        for side in training.SIDES
+        for side in ("ours", "plain", "floor")
     ]
-    lines = outcome.out.splitlines()[-5:]
-    assert lines[0].split() == ["tiny", "logprob", "333.3", "-", "-", "5", "-", "-"]
+    lines = outcome.out.splitlines()[-6:]
+    cells = ["tiny", "logprob", "250.0", "-", "-", "5", "-", "-", "83.3", "0.33"]
+    assert lines[0].split() == cells
     assert lines[1] == "    plain: no memory"
+    assert lines[2].split()[-2:] == ["41.7", "-"]
     assert lines[3] == "    ours: RuntimeError: out of luck"
-    assert lines[4].split()[:5] == ["tiny", "sft", "90.9", "83.3", "1.09"]
+    cells = ["tiny", "sft", "62.5", "58.8", "1.06", "5", "5", "1.00", "27.8", "0.44"]
+    assert lines[4].split() == cells
+    assert lines[5] == "    stages, ms: forward 46.9 (75%), rest 15.6 (25%)"
     assert len(json.loads(save.read_text(encoding="utf-8"))["rows"]) == 3
 
 
@@ -407,7 +549,7 @@ def test_the_best_of_each_side_counts(monkeypatch):
         70.0,
         90.0,
     ]
-    assert [row[side].get("bytes") for side in ("nanomath", "unshared")] == [100, 200]
+    assert [row[side].get("bytes") for side in ("nanomath", "unshared")] == [400, 500]
     assert row["nanomath"]["step_s"] == pytest.approx(1 / 70)
     cells, *notes = rollout.table_row(row)
     assert cells[:5] == ["4", "6", "5", "2", "70.0"] and cells[-2:] == ["0.78", "-"]
@@ -550,6 +692,8 @@ def test_all_goes_on_after_a_failure_and_names_what_needs_a_gpu(
     assert commands[0] == ["nanomath", "bench", "kernels", "--check"]
     assert "| rollout-1.5b | needs a GPU | 0 |" in page
     assert "said 2" in page and "said 3" not in page
+    results["parts"]["check"]["output"] = f"{Path(pytest.__file__).parents[1]}/a.py:3: odd"
+    assert "\na.py:3: odd\n" in every.page(results)  # wherever packages are
 
 
 def test_all_records_what_a_command_says_and_its_failure(tmp_path):
@@ -584,6 +728,7 @@ def test_every_part_is_a_command_that_its_target_understands(commands):
         (["trainning"], f"unknown target 'trainning': expected one of {TARGETS}"),
         (["training", "shapes=smollm"], "shapes"),
         (["training", "repeats=0"], "repeats"),
+        (["training", "groups=3"], "groups of 3 do not make 8 sequences"),
         (["training", "speed=1"], "speed"),
         (
             ["training", "save=missing/bench.json"],
@@ -628,14 +773,23 @@ def test_bad_input_is_one_line(call, words, said):
     )
 
 
-def test_transformers_may_be_missing(call, monkeypatch):
-    monkeypatch.setattr(rollout, "find_spec", lambda name: None)
-    outcome = call(main, "bench", "rollout", "tiny", "against=transformers", "device=cpu")
-    assert (
-        outcome.code == 2
-        and outcome.err
-        == "error: against=transformers needs it: pip install transformers\n"
-    )
+@pytest.mark.parametrize(
+    ("words", "package"),
+    [(("rollout", "tiny"), "transformers"), (("training",), "trl")],
+)
+def test_what_is_compared_with_may_be_missing(words, package, call, monkeypatch):
+    monkeypatch.setattr(measure, "find_spec", lambda name: None)
+    outcome = call(main, "bench", *words, f"against={package}", "device=cpu")
+    assert outcome.code == 2 and outcome.out == ""
+    assert outcome.err == f"error: against={package} needs it: pip install {package}\n"
+
+
+def test_trl_is_compared_in_grpo_alone(call, monkeypatch):
+    monkeypatch.setattr(measure, "find_spec", lambda name: name)
+    outcome = call(main, "bench", "training", "against=trl", "steps=sft,grpo")
+    said = "error: against=trl compares steps=grpo alone, not sft,grpo\n"
+    assert outcome.code == 2 and outcome.err == said
+    assert small("against=trl").steps == ["grpo"]
 
 
 def test_help(call):

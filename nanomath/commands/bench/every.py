@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import sysconfig
 import time
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -98,7 +99,7 @@ def run_part(words: list[str], config: AllBench, save: Path) -> dict[str, Any]:
         words = [word for word in words if word != "against=transformers"]
     if "--check" not in words:
         words += [f"device={config.device}", f"dtype={config.dtype}"]
-        words += [f"threads={config.threads}", f"save={save.absolute()}"]
+        words += [f"threads={config.threads}", f"save={save}"]
     save.unlink(missing_ok=True)
     began = time.monotonic()
     ran = subprocess.run(
@@ -141,5 +142,6 @@ def page(results: dict[str, Any]) -> str:
         )
     for name, part in parts.items():
         if part["command"]:
-            lines += ["", f"## {name}", "", "```", part["output"].rstrip(), "```"]
+            output = part["output"].replace(f"{sysconfig.get_path('purelib')}/", "")
+            lines += ["", f"## {name}", "", "```", output.rstrip(), "```"]
     return "\n".join(lines) + "\n"

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import math
+import os
 import platform
 import resource
 import shlex
@@ -12,6 +14,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
+from importlib.util import find_spec
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -33,6 +36,8 @@ SHAPES = {  # of configs/tiny, SmolLM2-135M and Qwen2.5; the values of the weigh
     "qwen2.5-0.5b": ModelConfig(151936, 896, 24, 14, 2, 64, 4864, 32768, **QWEN),
     "qwen2.5-1.5b": ModelConfig(151936, 1536, 28, 12, 2, 128, 8960, 32768, **QWEN),
 }
+CALLS = 5  # in a process, the fastest counts: the first may be slow
+ENOUGH = 2.0  # seconds after which there are no more calls than two
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 Found = dict[
     str, Any
@@ -97,20 +102,15 @@ def by_turns(threads: int, repeats: int, sides: dict[str, Call]) -> dict[str, li
 
 
 def best(runs: Sequence[Found]) -> Found:
-    """Return the best of each number: the largest tokens_per_s, the smallest of all others.
+    """Return the fastest run, by its tokens_per_s or its seconds; a failed one if all are."""
+    return max(
+        runs, key=lambda run: run.get("tokens_per_s", 1 / run.get("seconds", math.inf))
+    )
 
-    Where no run succeeded, this is why the last one failed.
-    """
-    succeeded = [run for run in runs if "failed" not in run]
-    if not succeeded:
-        return runs[-1]
-    names = {name: None for run in succeeded for name in run}
-    return {
-        name: (max if name == "tokens_per_s" else min)(
-            run[name] for run in succeeded if name in run
-        )
-        for name in names
-    }
+
+def goes_on(seconds: Sequence[float]) -> bool:
+    """Return whether a process makes another call after calls that took so long."""
+    return len(seconds) < 2 or (len(seconds) < CALLS and sum(seconds) < ENOUGH)
 
 
 def this_machine(config: Bench) -> Machine:
@@ -147,6 +147,12 @@ def peak_memory(device: torch.device, restart: bool = False) -> int:
 # --- the report ------------------------------------------------------------------------------
 
 
+def need(package: str) -> None:
+    """ImportError where a package is missing that something is to be compared with."""
+    if find_spec(package) is None:
+        raise ImportError(f"against={package} needs it: pip install {package}")
+
+
 def version(package: str) -> str:
     """Return the version of an installed package, "-" where it is missing."""
     try:
@@ -157,7 +163,7 @@ def version(package: str) -> str:
 
 def machine_facts(config: Bench) -> dict[str, Any]:
     """Return what the numbers are measured on and with."""
-    processor = platform.processor() or platform.machine()
+    processor = platform.machine()
     if Path("/proc/cpuinfo").is_file():
         for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
             if line.startswith("model name"):
@@ -167,6 +173,7 @@ def machine_facts(config: Bench) -> dict[str, Any]:
     return {
         "processor": processor,
         "threads": config.threads or torch.get_num_threads(),
+        "load by other work": round(os.getloadavg()[0], 1),  # in the minute before
         "python": platform.python_version(),
         "torch": torch.__version__,
         "triton": version("triton"),

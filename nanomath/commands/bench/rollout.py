@@ -12,8 +12,8 @@ is a combination of rows, prompt, response and groups. For each one: tokens a se
 included; the milliseconds of a decoding step of a full batch and its floor, the time in which
 this machine, as measured just before, can read what a step reads and multiply what it
 multiplies; peak memory beyond the weights; how the step divides into stages; and how far the
-logprobs are from the trainer's. Every number is the best of `repeats` processes, the sides by
-turns.
+logprobs are from the trainer's. The numbers are those of the fastest of `repeats` processes, the
+sides by turns.
 """
 
 from __future__ import annotations
@@ -23,7 +23,6 @@ import itertools
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from statistics import fmean
 from tempfile import TemporaryDirectory
@@ -40,6 +39,7 @@ from nanomath.commands.bench.measure import (
     best,
     by_turns,
     in_new_process,
+    need,
     number,
     peak_memory,
     ratio,
@@ -129,8 +129,8 @@ def main(argv: list[str]) -> int:
     if words and "=" not in words[0] and words[0][:1] != "-" and words[0][-5:] != ".toml":
         words[0] = f"model={words[0]}"
     config, _ = parse_arguments(RolloutBench, words, __doc__)
-    if "transformers" in config.against and find_spec("transformers") is None:
-        raise ImportError("against=transformers needs it: pip install transformers")
+    if "transformers" in config.against:
+        need("transformers")
     config.choose_machine()
     shape = model_shape(config.model)
     points = new_points(config, shape)

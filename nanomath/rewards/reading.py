@@ -320,13 +320,12 @@ class Text(NamedTuple):
 
 Value = Quantity | Choice | Items | Relation | Congruence | Text
 
-_SEPARATOR = re.compile(
-    r",|;|(?<![a-zA-Z\\])(?:and|or)(?![a-z])|または|および|(?<=[\d}\s])[或和と](?=[\d\\\s-])"
-)
-_UNION = re.compile(r"\\cup(?![a-zA-Z])")
-_APPROX = re.compile(r"\\approx(?![a-zA-Z])")
-_EQUALS = re.compile(r"(?<![<>!])=|\\in(?![a-zA-Z])")
-_INEQUALITY = re.compile(r"<=|>=|!=|<|>")
+# Patterns for `split`.
+_SEPARATOR = r",|;|(?<![a-zA-Z\\])(?:and|or)(?![a-z])|または|および|(?<=[\d}\s])[或和と](?=[\d\\\s-])"
+_UNION = r"\\cup(?![a-zA-Z])"
+_APPROX = r"\\approx(?![a-zA-Z])"
+_EQUALS = r"(?<![<>!])=|\\in(?![a-zA-Z])"
+_INEQUALITY = r"<=|>=|!=|<|>"
 _PLUS = re.compile(r"\\pm(?![a-zA-Z])")
 _MINUS = re.compile(r"\\mp(?![a-zA-Z])")
 _VARIABLE = re.compile(r"(?:[a-zA-Z]|\\[a-z]+)(?:_\w|_\{\w+\})?")
@@ -417,13 +416,13 @@ def _items(text: str) -> Items | None:
     are tuples.
     """
     is_set = text.startswith(r"\{") and text.endswith(r"\}")
-    if is_set and enclosed(text[1:-2] + "}", "{", "}"):
+    if is_set and enclosed(text[1:-2] + "}", "{}"):
         kind = "{"
         text = text[2:-2].strip()
     elif len(parts := split(text, _UNION)) > 1:
         return Items(tuple(parts), "U")
-    elif enclosed(text):
-        parts = split(text[1:-1], ",;")
+    elif enclosed(text, *BRACKETS):
+        parts = split(text[1:-1], "[,;]")
         return Items(tuple(parts), text[0] + text[-1]) if len(parts) > 1 else None
     else:
         kind = ""
@@ -435,14 +434,14 @@ def _items(text: str) -> Items | None:
     parts = [part for part in parts if part]
     if not kind and r"\ldots" in parts:
         kind = ">"
-    elif not kind and _INEQUALITY.search(text) and re.search(r"\band\b", text):
+    elif not kind and re.search(_INEQUALITY, text) and re.search(r"\band\b", text):
         kind = "&"
     return Items(tuple(parts), kind) if kind == "{" or len(parts) > 1 else None
 
 
 def _plus_minus(text: str) -> list[str]:
     signs = _PLUS.search(text) or _MINUS.search(text)
-    if not signs or enclosed(text) or text.count(r"\pm") > 1:
+    if not signs or enclosed(text, *BRACKETS) or text.count(r"\pm") > 1:
         return [text]
     return [_PLUS.sub(a, _MINUS.sub(b, text)) for a, b in ("+-", "-+")]
 
@@ -450,7 +449,7 @@ def _plus_minus(text: str) -> list[str]:
 def _inequality(text: str) -> Iterator[Items | Relation]:
     """The interval of `a <= x < b` or `x < b`, and what the relation of two sides says."""
     parts = split(text, _INEQUALITY)
-    operators = _INEQUALITY.findall(text)
+    operators = re.findall(_INEQUALITY, text)
     if len(parts) != len(operators) + 1 or len({sign[0] for sign in operators}) > 1:
         return
     if operators[0][0] == ">":

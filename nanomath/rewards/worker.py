@@ -36,7 +36,7 @@ class Worker:
         self._lock = threading.Lock()
 
     def ask(self, question: dict) -> bool:
-        """The program's verdict on one JSON object; False if it found none in time."""
+        """Return the program's verdict on one JSON object; False if it found none in time."""
         with self._lock:
             if self.process is None:
                 self._start()
@@ -50,16 +50,13 @@ class Worker:
     def _start(self) -> None:
         self.starts += 1
         self.process = subprocess.Popen(
-            [
-                sys.executable,
-                "-P",
-                str(self.program),
-            ],  # -P: the folder of the program is no place to import from
+            # -P: the folder of the program is no place to import from
+            [sys.executable, "-P", str(self.program)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             text=True,
-            start_new_session=True,  # Ctrl-C is for the training run, which then closes the worker
+            start_new_session=True,  # Ctrl-C is for the run, which then closes the worker
         )
         if self._exchange("", self.START_SECONDS) != "ready":
             raise RuntimeError(
@@ -98,14 +95,11 @@ class Worker:
     def _stop(self) -> None:
         process = self.process
         self.process = None
-        if process is None:
-            return
-        process.kill()
-        process.wait()
-        for pipe in (process.stdin, process.stdout):
-            # What was not yet written when the process died.
-            with contextlib.suppress(BrokenPipeError):
-                pipe.close()
+        if process:
+            # On leaving its pipes are closed and it is collected; a pipe may still hold what
+            # was not written when the process died.
+            with contextlib.suppress(BrokenPipeError), process:
+                process.kill()
 
 
 WORKER = Worker()

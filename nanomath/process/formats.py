@@ -1,7 +1,8 @@
 """The published formats of process reward models: how a question and steps become tokens, and
 where the scores stand.
 
-    math_shepherd         "question Step 1: .. ки\\nStep 2: .. ки"; logits of "-" and "+" at each ки
+    math_shepherd         "question Step 1: .. ки\\nStep 2: .. ки"; logits of "-" and "+" at
+                          each ки
     qwen                  a chat's answer, <extra_0> after each step; there a head of two layers
     token_classification  question, then each step and a separator; at its end a linear head
 
@@ -16,6 +17,7 @@ that is not there.
 from __future__ import annotations
 
 import re
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -79,8 +81,7 @@ class MathShepherd(Format):
     wrong: str = "-"
 
     def check(self, tokenizer: Tokenizer) -> None:
-        wrong, right = self._signs(tokenizer)
-        if wrong == right:
+        if len(set(self._signs(tokenizer))) == 1:
             raise ValueError(
                 f"the tokenizer has no tokens of their own for {self.right!r} and {self.wrong!r}"
             )
@@ -99,10 +100,8 @@ class MathShepherd(Format):
             text += "\n" * (number < len(steps))
         ids, spans = tokenizer.offsets(text)
         start = beginning(tokenizer)
-        crossing = [
-            max(i for i, (begin, _) in enumerate(spans) if begin < end) for end in ends
-        ]
-        return start + ids, [len(start) + i for i in crossing]
+        begins = [begin for begin, _ in spans]
+        return start + ids, [len(start) + bisect_left(begins, end) - 1 for end in ends]
 
     def head(self, config: ModelConfig) -> None:
         return None

@@ -73,25 +73,21 @@ class PRM:
 
         ValueError where a solution has no steps.
         """
-        laid_out = [
-            self.lay_out(number, *solution, whole=False)
-            for number, solution in enumerate(solutions)
-        ]
-        read = [i for i, (_, places) in enumerate(laid_out) if places]
-        tokens = [laid_out[i][0] for i in read]
-        places = [laid_out[i][1] for i in read]
-        questions = [solutions[i][0] for i in read]
         scores = [[0.0] * len(steps) for _, steps in solutions]
-        for rows, states in states_at(
-            self.model,
-            with_common_prompts(tokens, places, questions),
-            places,
-            self.token_budget,
-        ):
+        read = []  # by solution with a step that fits: its scores, question, tokens, places
+        for number, (question, steps) in enumerate(solutions):
+            tokens, places = self.lay_out(number, question, steps, whole=False)
+            if places:
+                read.append((scores[number], question, tokens, places))
+        if not read:
+            return scores
+        mine, questions, tokens, places = zip(*read, strict=True)
+        examples = with_common_prompts(tokens, places, questions)
+        for rows, states in states_at(self.model, examples, places, self.token_budget):
             logits = self.format.logits(self.model, self.tokenizer, states)
             right = logits.softmax(dim=1)[:, 1].split([len(places[i]) for i in rows])
             for i, found in zip(rows, right, strict=True):
-                scores[read[i]][: len(found)] = found.tolist()
+                mine[i][: len(found)] = found.tolist()
         return scores
 
     def lay_out(
@@ -184,15 +180,11 @@ def new_prm(model: Transformer, tokenizer: Tokenizer, format: Format, seed: int 
     head = format.head(model.config)
     if head is not None:
         generator = torch.Generator().manual_seed(seed)
-        with torch.no_grad():
-            *hidden, last = (
-                layer for layer in head.modules() if isinstance(layer, nn.Linear)
-            )
-            for layer in hidden:
-                layer.weight.normal_(0.0, layer.in_features**-0.5, generator=generator)
-                layer.bias.zero_()
-            last.weight.zero_()
-            last.bias.zero_()
+        layers = [layer for layer in head.modules() if isinstance(layer, nn.Linear)]
+        for layer in layers:
+            nn.init.normal_(layer.weight, 0.0, layer.in_features**-0.5, generator)
+            nn.init.zeros_(layer.bias)
+        nn.init.zeros_(layers[-1].weight)
         replace_head(model, head.to(model.device, model.dtype))
     return PRM(model, tokenizer, format)
 
@@ -226,14 +218,16 @@ def oracle_scores(
 def random_scores(solutions: Sequence[Solution], seed: int = 0) -> list[list[float]]:
     """A control: uniform numbers, a fixed function of seed, question and the steps so far."""
 
-    def draw(*words: str) -> float:
-        key = "\0".join((str(seed), *words)).encode("utf-8", "surrogatepass")
-        return int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "big") / 2**64
-
-    return [
-        [draw(question, *steps[: k + 1]) for k in range(len(steps))]
-        for question, steps in solutions
-    ]
+    found = []
+    for question, steps in solutions:
+        text = f"{seed}\0{question}"
+        scores = []
+        for step in steps:
+            text += f"\0{step}"
+            digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8)
+            scores.append(int(digest.hexdigest(), 16) / 2**64)
+        found.append(scores)
+    return found
 
 
 def length_scores(solutions: Sequence[Solution], longest: int = 80) -> list[list[float]]:

@@ -31,6 +31,10 @@ from nanomath.models.transformer import ModelConfig, Transformer
 SYSTEM = "Please reason step by step, and put your final answer within \\boxed{}."
 
 
+# The tokens of a solution, and the places among them of the steps' scores.
+LaidOut = tuple[list[int], list[int]]
+
+
 class Format:
     """What the kinds of PRM differ in; what stands here holds for those with a head of their own.
 
@@ -45,10 +49,8 @@ class Format:
         """Raise a ValueError where the tokenizer lacks what the format needs."""
         raise NotImplementedError
 
-    def lay_out(
-        self, tokenizer: Tokenizer, question: str, steps: Sequence[str]
-    ) -> tuple[list[int], list[int]]:
-        """Return the tokens, and the places among them of the steps' scores."""
+    def lay_out(self, tokenizer: Tokenizer, question: str, steps: Sequence[str]) -> LaidOut:
+        """Return the tokens of a solution, and where among them the scores stand."""
         raise NotImplementedError
 
     def head(self, config: ModelConfig) -> nn.Module | None:
@@ -86,9 +88,7 @@ class MathShepherd(Format):
                 f"the tokenizer has no tokens of their own for {self.right!r} and {self.wrong!r}"
             )
 
-    def lay_out(
-        self, tokenizer: Tokenizer, question: str, steps: Sequence[str]
-    ) -> tuple[list[int], list[int]]:
+    def lay_out(self, tokenizer: Tokenizer, question: str, steps: Sequence[str]) -> LaidOut:
         text = f"{question} "
         ends = []
         for number, step in enumerate(steps, start=1):
@@ -131,9 +131,7 @@ class Qwen(Format):
                 f"the tokenizer has no token {self.marker!r}, which ends a step in this format"
             )
 
-    def lay_out(
-        self, tokenizer: Tokenizer, question: str, steps: Sequence[str]
-    ) -> tuple[list[int], list[int]]:
+    def lay_out(self, tokenizer: Tokenizer, question: str, steps: Sequence[str]) -> LaidOut:
         answer = "".join(
             step.replace(self.marker, "").strip() + self.marker for step in steps
         )
@@ -170,9 +168,7 @@ class TokenClassification(Format):
                 f"the tokenizer makes no token of the separator {self.separator!r}"
             )
 
-    def lay_out(
-        self, tokenizer: Tokenizer, question: str, steps: Sequence[str]
-    ) -> tuple[list[int], list[int]]:
+    def lay_out(self, tokenizer: Tokenizer, question: str, steps: Sequence[str]) -> LaidOut:
         ids = beginning(tokenizer) + tokenizer.encode(question)
         places = []
         for step in steps:

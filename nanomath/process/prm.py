@@ -40,6 +40,7 @@ from nanomath.models.transformer import Transformer
 from nanomath.process.formats import (
     FORMATS,
     Format,
+    LaidOut,
     MathShepherd,
     Qwen,
     TokenClassification,
@@ -92,7 +93,7 @@ class PRM:
 
     def lay_out(
         self, number: int, question: str, steps: Sequence[str], whole: bool = True
-    ) -> tuple[list[int], list[int]]:
+    ) -> LaidOut:
         """Return the tokens and the places of solution `number`.
 
         A solution that is longer than the context is a ValueError; if it need not be `whole`,

@@ -13,6 +13,7 @@ import atexit
 import contextlib
 import json
 import os
+import select
 import subprocess
 import sys
 import threading
@@ -67,28 +68,20 @@ class Worker:
         """Send `line` (nothing if empty) and read one line; "" if the process died or had to
         be killed.
         """
-        expired = threading.Event()
         process = self.process
-
-        def expire() -> None:
-            expired.set()
-            process.kill()
-
-        watchdog = threading.Timer(seconds, expire)
-        watchdog.daemon = True
-        watchdog.start()
+        waiting = select.poll()  # select() takes no more than 1024 open files
+        waiting.register(process.stdout, select.POLLIN)
         reply = ""
         try:
             with contextlib.suppress(BrokenPipeError):
                 if line:
                     process.stdin.write(line + "\n")
                     process.stdin.flush()
-                reply = process.stdout.readline().strip()
+                if waiting.poll(seconds * 1000):
+                    reply = process.stdout.readline().strip()
         finally:
-            watchdog.cancel()
-            watchdog.join()  # now it has either killed the process or never will
-            # An interrupt also ends here: a late reply must not answer the next one.
-            if expired.is_set() or not reply:
+            # An interrupt also ends here: a late reply must not answer the next question.
+            if not reply:
                 self._stop()
         return reply
 

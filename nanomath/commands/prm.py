@@ -246,8 +246,8 @@ def train(argv: list[str]) -> int:
 def build_prm(
     format: str, section: settings.Model, seed: int, path: str = ""
 ) -> tuple[Transformer, Tokenizer]:
-    """The PRM at `path` (default: the section's), or a new one made of the language model that
-    is there.
+    """Return the PRM at `path` (default: the section's), or a new one made of the language model
+    that is there.
     """
     if is_prm(place := path or section.path):
         prm = load_prm(place, choose_device(section.device), getattr(torch, section.dtype))
@@ -312,6 +312,6 @@ def evaluate(argv: list[str]) -> int:
 
 
 def score_shared(scorer: StepScorer, solutions: Sequence[Labelled]) -> list[list[float]]:
-    """The scores of all steps; every rank scores its share."""
+    """Return the scores of all steps; every rank scores its share."""
     mine = scorer([(s.question, s.steps) for s in ranks.share(solutions)])
     return ranks.gather(mine)

@@ -52,7 +52,7 @@ class Labelled:
 
     @property
     def first_wrong(self) -> int:
-        """The index of the first step whose label is below 1/2, -1 if there is none."""
+        """Return the index of the first step whose label is below 1/2, -1 if there is none."""
         wrong = [label is not None and label < 0.5 for label in self.labels]
         return wrong.index(True) if True in wrong else -1
 

@@ -48,7 +48,9 @@ def measure_scores(
 
 
 def auc(scores: Sequence[float], right: Sequence[bool]) -> float:
-    """Return the AUC; ties count half: 1 perfect, 1/2 no better than chance. By ranks, in n log n."""
+    """Return the AUC of n steps by their ranks: 1 is perfect, 1/2 no better than chance, and ties
+    count half.
+    """
     values = torch.tensor(scores, dtype=torch.float64)
     ok = torch.tensor(right)
     _, which, counts = values.unique(return_inverse=True, return_counts=True)

@@ -217,7 +217,9 @@ def oracle_scores(
 
 
 def random_scores(solutions: Sequence[Solution], seed: int = 0) -> list[list[float]]:
-    """A control: uniform numbers, a fixed function of seed, question and the steps so far."""
+    """Score uniformly at random, a fixed function of seed, question and the steps so far: a
+    control.
+    """
 
     found = []
     for question, steps in solutions:
@@ -232,7 +234,7 @@ def random_scores(solutions: Sequence[Solution], seed: int = 0) -> list[list[flo
 
 
 def length_scores(solutions: Sequence[Solution], longest: int = 80) -> list[list[float]]:
-    """A control: a step is worth its share of `longest` characters, whatever it says."""
+    """Score a step by its share of `longest` characters, whatever it says: a control."""
     return [
         [min(1.0, len(step.strip()) / longest) for step in steps] for _, steps in solutions
     ]

@@ -52,7 +52,7 @@ class VerifiedReward:
                 episode.rewards = found
 
     def metrics(self, groups: Groups) -> dict[str, float]:
-        """`episode_metrics` has them."""
+        """Return nothing: `episode_metrics` has them."""
         return {}
 
 
@@ -105,9 +105,9 @@ class ProcessReward:
         ]
 
     def metrics(self, groups: Groups) -> dict[str, float]:
-        """Return of a rollout: the mean score of a step, what the steps of a completion earn in all,
-        their number, tokens of a step, the mean score of PROBES as first steps, and how well
-        the lowest score tells right from wrong answers (left out where all are alike).
+        """Return of a rollout: the mean score of a step, what the steps of a completion earn in
+        all, their number, tokens of a step, the mean score of PROBES as first steps, and how
+        well the lowest score tells right from wrong answers (left out where all are alike).
         """
         episodes = [episode for group in groups for episode in group]
         steps = [len(e.step_scores) for e in episodes]

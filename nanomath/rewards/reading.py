@@ -192,9 +192,10 @@ class Quantity(NamedTuple):
 
     @property
     def tolerance(self) -> Fraction:
-        """What a decimal may be off by. Of four significant digits it may be a rounding: half
-        a unit in the last place. Of sixteen it is a binary float as JSON writes one: 2^-50 of
-        it.
+        """Return what a decimal may be off by.
+
+        Of four significant digits it may be a rounding: half a unit in the last place. Of
+        sixteen it is a binary float as JSON writes one: 2^-50 of it.
         """
         if not 0 < self.last < 1 or abs(self.value) < 1000 * self.last:
             return Fraction(0)
@@ -202,7 +203,7 @@ class Quantity(NamedTuple):
 
     @property
     def is_float(self) -> bool:
-        """Whether it has the sixteen digits or more of a binary float that arithmetic has
+        """Return whether it has the sixteen digits or more of a binary float that arithmetic has
         rounded.
         """
         return 0 < self.last * 10**15 <= abs(self.value)
@@ -321,7 +322,10 @@ class Text(NamedTuple):
 Value = Quantity | Choice | Items | Relation | Congruence | Text
 
 # Patterns for `split`.
-_SEPARATOR = r",|;|(?<![a-zA-Z\\])(?:and|or)(?![a-z])|または|および|(?<=[\d}\s])[或和と](?=[\d\\\s-])"
+_SEPARATOR = (
+    r",|;|(?<![a-zA-Z\\])(?:and|or)(?![a-z])"
+    r"|または|および|(?<=[\d}\s])[或和と](?=[\d\\\s-])"
+)
 _UNION = r"\\cup(?![a-zA-Z])"
 _APPROX = r"\\approx(?![a-zA-Z])"
 _EQUALS = r"(?<![<>!])=|\\in(?![a-zA-Z])"

@@ -157,14 +157,14 @@ class Parser:
                 return value
 
     def at_mixed_number(self) -> bool:
-        r"""`1\frac{2}{3}` is 1 + 2/3, as school books write it; with letters inside it is a
-        product.
+        r"""Return whether `2/3` of `1\frac{2}{3}` follows: 1 + 2/3, as school books write it; with
+        letters inside it is a product.
         """
         window = self.tokens[max(self.position - 1, 0) : self.position + 7]
         return re.fullmatch(r"\d+ frac \{ \d+ \} \{ \d+ \}", " ".join(window)) is not None
 
     def at_factor(self) -> bool:
-        """Whether a factor follows without a sign. Never a number: "1 2" is not 2."""
+        """Return whether a factor follows without a sign. Never a number: "1 2" is not 2."""
         if self.peek() == "|":
             return not self.in_bars
         ends = r"end|rfloor|rceil|degree"
@@ -248,15 +248,15 @@ class Parser:
         return FUNCTIONS[name](self.argument()) ** exponent
 
     def logarithm(self, name: str):
-        """`log` without a base is the natural one, as in university maths; `lg` has base 10."""
+        """Read `log`, without a base the natural one, as in university maths; `lg` has base 10."""
         base = sympy.Integer(10) if name == "lg" else sympy.E
         if self.accept("_"):
             base = self.atom()
         return sympy.log(self.argument()) / sympy.log(base)
 
     def argument(self):
-        """Of a function: what the brackets hold, or all factors that follow (`sin 2x`) up to
-        the next function.
+        """Read the argument of a function: what the brackets hold, or all factors that follow
+        (`sin 2x`) up to the next function.
         """
         if self.peek() in CLOSING:
             return self.atom()
@@ -281,8 +281,8 @@ def small(value):
 
 
 def sample(*expressions: sympy.Basic) -> Iterator[list[sympy.Expr]]:
-    """The expressions at random points of several scales (one is enough for constants), to
-    DIGITS digits; where terms cancel, the computation has up to MOST_DIGITS.
+    """Give the values of the expressions at random points of several scales (one is enough for
+    constants), to DIGITS digits; where terms cancel, the computation has up to MOST_DIGITS.
     """
     symbols = sorted(
         set().union(*(expression.free_symbols for expression in expressions)), key=str
@@ -303,13 +303,11 @@ def sample(*expressions: sympy.Basic) -> Iterator[list[sympy.Expr]]:
         ]
 
 
-def close(
-    left: sympy.Expr, right: sympy.Expr, tolerance: float = 0.0, zero: float = 0.0
-) -> bool:
-    """Within the tolerance or the last digits; what is below `zero` in size is 0."""
+def close(left: sympy.Expr, right: sympy.Expr, tolerance: float = 0.0) -> bool:
+    """Return whether two values are equal within the tolerance or the last digits."""
     if not (left.is_finite and right.is_finite):
         return bool(left == right and not left.has(sympy.nan, sympy.zoo))
-    bound = max(tolerance, 10.0 ** (5 - DIGITS) * max(abs(left), abs(right)), zero)
+    bound = max(tolerance, 10.0 ** (5 - DIGITS) * max(abs(left), abs(right)))
     return bool(abs(left - right) <= bound)
 
 
@@ -329,11 +327,11 @@ def equal(gold: sympy.Basic, prediction: sympy.Basic, tolerance: float) -> bool:
         return bool(abs(gold - prediction) <= sympy.Rational(tolerance))
     # Terms that cancel leave a number that shrinks as more digits are computed; a small number
     # stays what it is.
-    return all(close(*pair, tolerance, TINY) for pair in sample(prediction, gold))
+    return all(close(*pair, max(tolerance, TINY)) for pair in sample(prediction, gold))
 
 
 def multiple(gold: sympy.Basic, prediction: sympy.Basic, positive: bool) -> bool:
-    """Whether gold = c * prediction for a constant c != 0 (c > 0 if `positive`): the same
+    """Return whether gold = c * prediction for a constant c != 0 (c > 0 if `positive`): the same
     equation (inequality).
     """
     ratios = [a / b for a, b in sample(gold, prediction)]
@@ -343,7 +341,7 @@ def multiple(gold: sympy.Basic, prediction: sympy.Basic, positive: bool) -> bool
 
 
 def math_verify_equal(gold: str, prediction: str) -> bool:
-    """math-verify's verdict; its own time limits use SIGALRM and are off, since the parent
+    """Return math-verify's verdict; its own time limits use SIGALRM and are off, since the parent
     keeps the time.
     """
     from math_verify import verify
@@ -354,8 +352,8 @@ def math_verify_equal(gold: str, prediction: str) -> bool:
 
 
 def read_whole(text: str) -> sympy.Basic:
-    """math-verify's reading of `text`. ValueError if it is the same without one of the tokens,
-    or with another.
+    """Return math-verify's reading of `text`. ValueError if it is the same without one of the
+    tokens, or with another.
     """
     if len(text) > MAX_LATEX:
         raise ValueError(f"{len(text)} characters")
@@ -379,8 +377,8 @@ def read_whole(text: str) -> sympy.Basic:
 
 
 def read_latex(text: str) -> sympy.Basic:
-    """math-verify's reading, nothing of the text left out beforehand. Any exception where it
-    has none.
+    """Return math-verify's reading, nothing of the text left out beforehand. Any exception where
+    it has none.
     """
     from latex2sympy2_extended import NormalizationConfig, latex2sympy
     from latex2sympy2_extended.latex2sympy2 import ConversionConfig
@@ -398,7 +396,7 @@ def reads_as(text: str, value: sympy.Basic) -> bool:
 
 
 def other(token: str) -> str:
-    """A digit or letter in place of one; nothing in place of anything else."""
+    """Return another digit or letter in place of one; nothing in place of anything else."""
     if token.isdigit():
         return str((int(token) + 1) % 10)
     return ("q" if token.islower() else "Q") if len(token) == 1 and token.isalpha() else " "

@@ -129,9 +129,7 @@ class PRM:
 def is_prm(path_or_hub_id: str | PathLike[str]) -> bool:
     """Return whether a model has a head for scores in place of one for tokens."""
     config = read_json(resolve_model_dir(path_or_hub_id) / "config.json")
-    return _architecture(config).endswith(
-        (Qwen.architecture, TokenClassification.architecture)
-    )
+    return _kind_of(config) in (Qwen, TokenClassification)
 
 
 def load_prm(
@@ -152,13 +150,24 @@ def load_prm(
     )
 
 
+def _kind_of(config: dict) -> type[Format] | None:
+    kinds = [
+        kind
+        for kind in FORMATS.values()
+        if _architecture(config).endswith(kind.architecture)
+    ]
+    return kinds[0] if kinds else None
+
+
+def _architecture(config: dict) -> str:
+    return (config.get("architectures") or [""])[0]
+
+
 def _format_of(config: dict, where: str) -> Format:
-    architecture = _architecture(config)
-    known = [kind for kind in FORMATS.values() if architecture.endswith(kind.architecture)]
-    if not known:
+    kind = _kind_of(config)
+    if kind is None:
         endings = ", ".join(f"..{kind.architecture}" for kind in FORMATS.values())
-        raise ValueError(f"{where}: {architecture!r} is no PRM: one of {endings}")
-    (kind,) = known
+        raise ValueError(f"{where}: {_architecture(config)!r} is no PRM: one of {endings}")
     labels = len(config.get("id2label") or ()) or config.get("num_labels", 2)
     if kind is not MathShepherd and labels != 2:
         raise ValueError(
@@ -167,10 +176,6 @@ def _format_of(config: dict, where: str) -> Format:
     if kind is TokenClassification:
         return TokenClassification(config.get("prm_separator", "\n"))
     return kind()
-
-
-def _architecture(config: dict) -> str:
-    return (config.get("architectures") or [""])[0]
 
 
 def new_prm(model: Transformer, tokenizer: Tokenizer, format: Format, seed: int = 0) -> PRM:

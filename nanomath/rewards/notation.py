@@ -47,25 +47,18 @@ _VULGAR = re.compile("[¼-¾⅐-⅞]")
 _METRES = re.compile(r"(?<=\d)\s*([kcdm]?m)([²³])")  # a unit, where m^2 would be algebra
 
 
-def _pairs(text: str) -> dict[str, str]:
-    words = text.split()
-    return dict(zip(words[::2], words[1::2], strict=True))
-
-
-_SYMBOLS = _pairs(
-    "× * · * ⋅ * ∗ * ∙ * ÷ / ⁄ / ∕ / − - ≤ <= ⩽ <= ≦ <= ≥ >= ⩾ >= ≧ >= ≠ != 、 , 。 . ⟨ ( ⟩ ) "
-    "′ ' ’ ' ∶ : ✕ * ✖ *"
-) | {
-    char: f"\\{name} "
-    for char, name in _pairs(
-        "√ sqrt ∛ sqrt[3] ∞ infty ± pm ∓ mp ≈ approx ∪ cup ∩ cap ∈ in ∉ notin ⊂ subset ⊆ "
-        "subseteq ∅ emptyset "
-        "∖ setminus ⌊ lfloor ⌋ rfloor ⌈ lceil ⌉ rceil "
-        "∠ angle △ triangle ∆ triangle ≡ equiv ∣ mid ∤ nmid ∥ parallel ⊥ perp ≅ cong "
-        "∼ sim ∑ sum ∏ prod ∫ int ∂ partial → to ∀ forall ∃ exists ° degree º degree ˚ "
-        "degree € euro £ pound ¥ yen "
-        "¢ cent λ lambda Λ Lambda"
-    ).items()
+# Characters, each with the text that it stands for.
+_TABLE = r"""
+× * · * ⋅ * ∗ * ∙ * ✕ * ✖ * ÷ / ⁄ / ∕ / − - ≤ <= ⩽ <= ≦ <= ≥ >= ⩾ >= ≧ >= ≠ != 、 , 。 . ⟨ ( ⟩ )
+′ ' ’ ' ∶ : √ \sqrt ∛ \sqrt[3] ∞ \infty ± \pm ∓ \mp ≈ \approx ∪ \cup ∩ \cap ∈ \in ∉ \notin
+⊂ \subset ⊆ \subseteq ∅ \emptyset ∖ \setminus ⌊ \lfloor ⌋ \rfloor ⌈ \lceil ⌉ \rceil ∠ \angle
+△ \triangle ∆ \triangle ≡ \equiv ∣ \mid ∤ \nmid ∥ \parallel ⊥ \perp ≅ \cong ∼ \sim ∑ \sum
+∏ \prod ∫ \int ∂ \partial → \to ∀ \forall ∃ \exists ° \degree º \degree ˚ \degree € \euro
+£ \pound ¥ \yen ¢ \cent λ \lambda Λ \Lambda
+"""
+_SYMBOLS = {
+    char: plain + " " if plain.startswith("\\") else plain
+    for char, plain in re.findall(r"(\S)\s+(\S+)", _TABLE)
 }
 _KINDS = {"Pd": "-", "Zs": " ", "Cf": ""}  # by category; what is of Cf cannot be seen
 _GREEK = re.compile(r"GREEK (SMALL|CAPITAL) LETTER (\w+)")

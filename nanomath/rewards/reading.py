@@ -382,8 +382,10 @@ def _readings(text: str) -> Iterator[Value]:
         yield number
     if number and "," not in text:  # 1,000 may be a list as well
         return
-    if (match := _CHOICE.fullmatch(text)) and not _NO_LABEL.search(match["label"] or ""):
-        yield Choice(match["letter"], (match["label"] or "").strip())
+    if match := _CHOICE.fullmatch(text):
+        label = (match["label"] or "").strip()
+        if not _NO_LABEL.search(label):
+            yield Choice(match["letter"], label)
     if number and (any(number.unit) or ",0" in text):
         return
     if structure := _congruence(text) or _items(text):
@@ -451,32 +453,28 @@ def _plus_minus(text: str) -> list[str]:
 
 
 def _inequality(text: str) -> Iterator[Items | Relation]:
-    """The interval of `a <= x < b` or `x < b`, and what the relation of two sides says."""
+    """The interval of `a <= x < b` or `x < b`, and what a relation of two sides says."""
     parts = split(text, _INEQUALITY)
-    operators = re.findall(_INEQUALITY, text)
-    if len(parts) != len(operators) + 1 or len({sign[0] for sign in operators}) > 1:
+    signs = re.findall(_INEQUALITY, text)
+    if len(parts) != len(signs) + 1 or len({sign[0] for sign in signs}) > 1:
         return
-    if operators[0][0] == ">":
+    if signs[0][0] == ">":
         parts.reverse()
-        operators = [sign.replace(">", "<") for sign in reversed(operators)]
-    if "!=" not in operators:
-        yield from _interval(parts, operators)
-    if len(parts) == 2:
-        yield Relation(operators[0], "({})-({})".format(*parts))
-
-
-def _interval(parts: list[str], operators: list[str]) -> Iterator[Items]:
+        signs = [sign.replace(">", "<") for sign in reversed(signs)]
+    chain = parts
+    ends = signs
     if len(parts) == 2 and _VARIABLE.fullmatch(parts[0]):
-        parts = [r"-\infty", *parts]
-        operators = ["<", *operators]
+        chain = [r"-\infty", *parts]
+        ends = ["<", *signs]
     elif len(parts) == 2:
-        parts = [*parts, r"\infty"]
-        operators = [*operators, "<"]
-    if len(parts) == 3 and _VARIABLE.fullmatch(parts[1]):
-        low, name, high = parts
-        opening = "[" if operators[0] == "<=" else "("
-        closing = "]" if operators[1] == "<=" else ")"
-        yield Items((low, high), opening + closing, name)
+        chain = [*parts, r"\infty"]
+        ends = [*signs, "<"]
+    if len(chain) == 3 and "!=" not in ends and _VARIABLE.fullmatch(chain[1]):
+        low, name, high = chain
+        kind = ("[" if ends[0] == "<=" else "(") + ("]" if ends[1] == "<=" else ")")
+        yield Items((low, high), kind, name)
+    if len(parts) == 2:
+        yield Relation(signs[0], "({})-({})".format(*parts))
 
 
 def _equation(text: str) -> Iterator[Relation]:
@@ -485,22 +483,20 @@ def _equation(text: str) -> Iterator[Relation]:
     parts = split(exact, _EQUALS)
     if len(rounded) > 1 or not all((*parts, *rounded)):
         return
-    sides = text.split("=")
-    whole = Relation("=", "({})-({})".format(*sides) if len(sides) == 2 else "")
     name = _name(parts[0], parts[-1])
     if not name and len(parts) == 2 and "\\in" not in exact:
         name = _name(parts[1], parts[0])
         parts = parts[::-1] if name else parts
-    if name:
-        yield whole._replace(name=name, values=tuple(parts[1:]), rounded="".join(rounded))
-        return
-    bare = re.sub(r"\\(?:begin|end)\{\w+\}", "", "\n".join(parts))
-    if "\\in" in exact or _FREE_LETTER.search(bare):
-        yield whole
-        return
-    if len(parts) == 2 and read_number(parts[0]) and not read_number(parts[1]):
-        parts.reverse()  # 72 = 8 * 9 gives the number
-    yield whole._replace(values=tuple(parts), rounded="".join(rounded))
+    values = parts[1:] if name else parts
+    if not name:
+        bare = re.sub(r"\\(?:begin|end)\{\w+\}", "", "\n".join(parts))
+        if "\\in" in exact or _FREE_LETTER.search(bare):
+            values = rounded = []
+        elif len(parts) == 2 and read_number(parts[0]) and not read_number(parts[1]):
+            values = parts[::-1]  # 72 = 8 * 9 gives the number
+    sides = text.split("=")
+    difference = "({})-({})".format(*sides) if len(sides) == 2 else ""
+    yield Relation("=", difference, name, tuple(values), *rounded)
 
 
 def _name(text: str, value: str) -> str:

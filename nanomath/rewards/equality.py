@@ -119,21 +119,25 @@ def _value(relation: Relation) -> str:
 
 
 def _quantities(gold: Quantity, prediction: Quantity) -> bool:
-    known = gold.value is not None, prediction.value is not None
-    return (_numbers if all(known) else _expressions)(gold, prediction)
+    if gold.value is None or prediction.value is None:
+        return _expressions(gold, prediction)
+    return _numbers(gold, prediction)
 
 
 def _numbers(gold: Quantity, prediction: Quantity) -> bool:
-    units = any((*gold.unit, *prediction.unit))
-    if not gold.unit.fits(prediction.unit) or (
-        gold.percent != prediction.percent and units
-    ):
+    if not gold.unit.fits(prediction.unit):
         return False
-    share, whole = (prediction, gold) if gold.percent else (gold, prediction)
-    scales = (1,) if gold.percent == prediction.percent else (1, 100)
+    if gold.percent != prediction.percent and any((*gold.unit, *prediction.unit)):
+        return False
+    same_scale = gold.percent == prediction.percent
+    if same_scale and gold.value == prediction.value:
+        return True
     tolerance = _tolerance(gold, prediction)
+    if same_scale:
+        return abs(gold.value - prediction.value) <= tolerance
+    share, whole = (prediction, gold) if gold.percent else (gold, prediction)
     return any(
-        abs(share.value * scale - whole.value) <= tolerance * scale for scale in scales
+        abs(share.value * scale - whole.value) <= tolerance * scale for scale in (1, 100)
     )
 
 
@@ -141,7 +145,7 @@ def _tolerance(gold: Quantity, prediction: Quantity) -> Fraction:
     """That of the only decimal, or of the only binary float: two that are alike are compared
     as they are written.
     """
-    decimals = [number for number in (gold, prediction) if number.last]
+    decimals = [number for number in (gold, prediction) if number.places is not None]
     floats = [number for number in decimals if number.is_float]
     only = floats if len(floats) == 1 else decimals
     return only[0].tolerance if len(only) == 1 else Fraction(0)

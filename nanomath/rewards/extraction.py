@@ -221,8 +221,10 @@ def answer_phrase(text: str) -> str | None:
 
 
 def _last_match(pattern: re.Pattern[str], text: str) -> re.Match[str] | None:
-    *_, last = (None, *pattern.finditer(text))
-    return last
+    match = None
+    for match in pattern.finditer(text):  # noqa: B007 - the last one is wanted
+        pass
+    return match
 
 
 def _until(end: re.Pattern[str], text: str) -> str | None:

@@ -79,6 +79,7 @@ _NAMES = {
     r"\frac": "dfrac tfrac cfrac",
     r"\binom": "dbinom tbinom",
     r"\emptyset ": "varnothing",
+    r"\nmid ": "notmid",
     r"\ldots ": "dots cdots dotsc dotsb dotso",
     " ": "enspace thinspace",
     "": "left right middle big Big bigg Bigg bigl Bigl biggl Biggl bigr Bigr biggr Biggr "
@@ -99,8 +100,7 @@ _LATEX = [
         (r"(?<=\\\\)\[[\d.]+\w+\]", ""),  # room between rows
         (r"&\s*=", "="),
         (r"\^\s*(?:\{\s*\\prime\s*\}|\\prime(?![a-zA-Z]))", "'"),
-        (rf"\\not\s*\\in{_END}", r"\\notin "),
-        (rf"\\not\s*\\mid{_END}", r"\\nmid "),
+        (rf"\\not\s*\\(in|mid){_END}", r"\\not\1 "),
         (r"\{([^{}]*)\\over(?![a-zA-Z])([^{}]*)\}", r"\\frac{\1}{\2}"),
         (r"\\(?:text)?color(?:box)?\s*(?:\[\w*\])?\s*\{[\w!.,#]*\}", " "),
         (r"\\(?:[hv](?:space|phantom)|phantom|tag|label)\*?\s*\{[^{}]*\}", " "),

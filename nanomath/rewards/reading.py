@@ -180,14 +180,14 @@ _BASED = re.compile(r"\(?(?P<digits>[\dA-Fa-f]*\d[\dA-Fa-f]*)\)?_\{?(?P<base>\d{
 class Quantity(NamedTuple):
     """A number or an expression with its unit.
 
-    `latex` is as written, without the unit. `value` is exact, None of an expression. `last` is
-    what a one in the last place of a decimal is worth, 0 of a fraction or integer.
+    `latex` is as written, without the unit. `value` is exact, None of an expression. `places`
+    counts the decimals after the point, None of a fraction or integer.
     """
 
     latex: str
     unit: Unit = Unit()
     value: Fraction | None = None
-    last: Fraction = Fraction(0)
+    places: int | None = None
     percent: bool = False
 
     @property
@@ -197,16 +197,21 @@ class Quantity(NamedTuple):
         Of four significant digits it may be a rounding: half a unit in the last place. Of
         sixteen it is a binary float as JSON writes one: 2^-50 of it.
         """
-        if not 0 < self.last < 1 or abs(self.value) < 1000 * self.last:
+        if self.places is None or self.places <= 0:
             return Fraction(0)
-        return max(self.last / 2, abs(self.value) / 2**50 if self.is_float else 0)
+        last = Fraction(1, 10**self.places)
+        if abs(self.value) < 1000 * last:
+            return Fraction(0)
+        return max(last / 2, abs(self.value) / 2**50 if self.is_float else 0)
 
     @property
     def is_float(self) -> bool:
         """Return whether it has the sixteen digits or more of a binary float that arithmetic has
         rounded.
         """
-        return 0 < self.last * 10**15 <= abs(self.value)
+        if self.places is None or len(self.latex) < 16:
+            return False
+        return abs(self.value) * Fraction(10) ** self.places >= 10**15
 
 
 def read_number(text: str, european: bool = False) -> Quantity | None:
@@ -225,35 +230,36 @@ def read_number(text: str, european: bool = False) -> Quantity | None:
     found = _unsigned(digits)
     if found is None:
         return None
-    value, last = found
-    value *= -factor if latex.startswith("-") else factor
+    value, places = found
+    if latex.startswith("-"):
+        value = -value
     if factor != 1:
-        last = Fraction(0)
+        value *= factor
+        places = None
         latex = f"{factor}*({latex})"
-    return Quantity(latex, unit, value, last, text.endswith("%"))
+    return Quantity(latex, unit, value, places, text.endswith("%"))
 
 
-def _unsigned(text: str) -> tuple[Fraction, Fraction] | None:
-    """The value, and what a one in the last place of a decimal is worth."""
+def _unsigned(text: str) -> tuple[Fraction, int | None] | None:
+    """The value, and the decimals after the point."""
     if match := _DECIMAL.fullmatch(text):
         digits = _bare(match["digits"])
-        exponent = match["exponent"] or 0
-        last = f"1e{exponent}" if "." in digits else 0
-        return Fraction(f"{digits}e{exponent}"), Fraction(last) / 10 ** len(
-            digits.partition(".")[2]
-        )
+        exponent = int(match["exponent"] or 0)
+        places = len(digits.partition(".")[2]) - exponent if "." in digits else None
+        value = Fraction(digits)
+        return value * Fraction(10) ** exponent if exponent else value, places
     if match := _REPEATING.fullmatch(text):
         run = match["run"] or match["digit"] or match["seen"]
         fixed = int(match["whole"] + match["fixed"] or 0)
         value = fixed + Fraction(int(run), 10 ** len(run) - 1)
-        return value / 10 ** len(match["fixed"]), Fraction(0)
+        return value / 10 ** len(match["fixed"]), None
     if match := _FRACTION.fullmatch(text):
         whole, top, bottom = (
             Fraction(_bare(match[name] or match[name + "_"] or "0"))
             for name in ("whole", "top", "bottom")
         )
         if bottom:
-            return whole + top / bottom, Fraction(0)
+            return whole + top / bottom, None
     return None
 
 

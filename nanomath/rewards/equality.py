@@ -111,10 +111,17 @@ def _alone(value: Value) -> tuple[Value, ...]:
 
 
 def _value(relation: Relation) -> str:
-    """What an equation gives, if all that it says is equal is: 4 of `2 + 2 = 4`, and nothing
-    of `2 + 2 = 5 = 4`. What it is rounded to only where nothing exact is said.
+    r"""What an equation gives, if all that it says is equal is: 4 of `2 + 2 = 4`, and nothing
+    of `2 + 2 = 5 = 4`. What it is rounded to only where nothing exact is said. Nothing of
+    `5 \approx 6`, which no rounding makes of it; after a name the exact value counts.
     """
     *others, last = relation.values or [relation.rounded]
+    exact = read_number(last)
+    rounded = read_number(relation.rounded)
+    if exact and rounded and not relation.name:
+        unit = Fraction(1, 10 ** max(rounded.places or 0, 0))
+        if abs(exact.value - rounded.value) >= max(unit, abs(exact.value) / 10):
+            return ""
     return last if all(same(other, last) for other in others) else ""
 
 

@@ -54,7 +54,8 @@ _JAPANESE = re.compile(
     r"(?:答え?|解答|正解|答案)[\s*]*(?:は|是|为|為|:|=|】|[ \t]|\n)[\s*:、]*"
 )
 _ENGLISH_END = re.compile(
-    r"\n|\.(?=\s|\*|$)|<\||</|\s(?:because|since|where|which|(?<!or )so)\b"
+    r"\n|\.(?=\s|\*|$)|<\||</|\s(?:because|since|where|which(?! (?:is|was|seems) (?:\w+ )?"
+    r"(?:incorrect|wrong|false|not (?:right|correct|the answer))\b)|(?<!or )so)\b"
 )
 # What follows a value without a digit or formula: "72, in total", "72 (see above)". A word
 # that takes it back does not.

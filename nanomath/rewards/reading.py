@@ -171,7 +171,8 @@ _DECIMAL = re.compile(
 )
 _REPEATING = re.compile(
     r"(?P<whole>\d*)\.(?P<fixed>\d*?)"
-    r"(?:\\overline\s?(?:\{(?P<run>\d+)\}|(?P<digit>\d))|(?P<seen>\d{1,9}?)(?P=seen){2,}\s?\\ldots)"
+    r"(?:\\overline\s?(?:\{(?P<run>\d+)\}|(?P<digit>\d))|(?<=\.)\((?P<period>\d+)\)"
+    r"|(?P<seen>\d{1,9}?)(?P=seen){2,}\s?\\ldots)"
 )
 _EUROPEAN = re.compile(r"(\d+),(\d{2}|\d{4,})|(\d{1,3}(?:\.\d{3})+),(\d+)")
 _BASED = re.compile(r"\(?(?P<digits>[\dA-Fa-f]*\d[\dA-Fa-f]*)\)?_\{?(?P<base>\d{1,2})\}?")
@@ -249,7 +250,7 @@ def _unsigned(text: str) -> tuple[Fraction, int | None] | None:
         value = Fraction(digits)
         return value * Fraction(10) ** exponent if exponent else value, places
     if match := _REPEATING.fullmatch(text):
-        run = match["run"] or match["digit"] or match["seen"]
+        run = match["run"] or match["digit"] or match["period"] or match["seen"]
         fixed = int(match["whole"] + match["fixed"] or 0)
         value = fixed + Fraction(int(run), 10 ** len(run) - 1)
         return value / 10 ** len(match["fixed"]), None
@@ -318,8 +319,8 @@ class Congruence(NamedTuple):
 
 
 class Text(NamedTuple):
-    """Anything else; words have no case. Digits in a base, as in 2516_8, are a text as well:
-    their value in base ten is another answer.
+    """Anything else; words have no case. Digits in a base, as in 2516_8, and a ratio are texts
+    as well: their value is another answer.
     """
 
     text: str
@@ -383,7 +384,7 @@ def read(text: str) -> tuple[Value, ...]:
 
 
 def _readings(text: str) -> Iterator[Value]:
-    number = _based(text) or read_number(text)
+    number = _based(text) or _ratio(text) or read_number(text)
     if number:
         yield number
     if number and "," not in text:  # 1,000 may be a list as well
@@ -411,6 +412,16 @@ def _based(text: str) -> Text | None:
     if not match or not 2 <= int(match["base"]) <= 36:
         return None
     return Text(f"{match['digits'].lstrip('0')}_{int(match['base'])}")
+
+
+def _ratio(text: str) -> Text | None:
+    """2:4 as 1:2. What ends in two digits may be a time of day, and stays as it is."""
+    match = re.fullmatch(r"(\d+) ?: ?(\d|\d{3,})", text)
+    if not match or not int(match[2]):
+        return None
+    return Text(
+        ":".join(map(str, Fraction(int(match[1]), int(match[2])).as_integer_ratio()))
+    )
 
 
 def _congruence(text: str) -> Congruence | None:

@@ -101,7 +101,8 @@ def label(argv: list[str]) -> int:
         "family" not in problem.metadata for problem in problems
     ):
         raise ValueError(
-            'label.by = "oracle" knows the embedded world alone: take label.by=monte_carlo for other problems'
+            'label.by = "oracle" knows the embedded world alone: take label.by=monte_carlo for '
+            "other problems"
         )
     left = problems
     if save.is_file() and save.stat().st_size:
@@ -112,22 +113,20 @@ def label(argv: list[str]) -> int:
             "problems already"
         )
     model, tokenizer = build_model(config.model, options.seed)
-    template = build_template(config.prompt)
-    context = model.config.max_positions
     left, prompts = fitting_prompts(
-        left, template, tokenizer, context, config.problems.max_tokens
+        left,
+        build_template(config.prompt),
+        tokenizer,
+        model.config.max_positions,
+        config.problems.max_tokens,
     )
     sampler = build_sampler(config.sampling, model, tokenizer)
     save.parent.mkdir(parents=True, exist_ok=True)
     compared: list[tuple[list[bool], float]] = []
-    for first in tqdm(
-        range(0, len(left), options.problems_at_once), disable=None, dynamic_ncols=True
-    ):
-        some = slice(first, first + options.problems_at_once)
-        labelled = label_some(
-            config, sampler, tokenizer, left[some], prompts[some], compared
-        )
-        write(save, labelled)
+    starts = range(0, len(left), options.problems_at_once)
+    for start in tqdm(starts, disable=None, dynamic_ncols=True):
+        some = slice(start, start + options.problems_at_once)
+        write(save, label_some(config, sampler, left[some], prompts[some], compared))
     everything = load_labelled(save)
     labels = [y for s in everything for y in s.labels if y is not None]
     asked = {s.question for s in everything}
@@ -140,7 +139,6 @@ def label(argv: list[str]) -> int:
 def label_some(
     config: settings.LabelConfig,
     sampler: Sampler,
-    tokenizer: Tokenizer,
     problems: Sequence[Problem],
     prompts: Sequence[list[int]],
     compared: list[tuple[list[bool], float]],
@@ -152,38 +150,36 @@ def label_some(
     options = config.label
     sampling = sampling_options(config.sampling)
     drawn = sampler.generate(prompts, n=options.samples, seed=options.seed, **sampling)
-    completions = list(
-        {(c.prompt_index, text): c for c in drawn if (text := c.text.strip())}.values()
-    )
-    steps = [steps_of(tokenizer, c.tokens, options.steps) for c in completions]
-    solutions = [
-        (
-            problems[c.prompt_index].question,
-            [text.strip() for text in texts_of(tokenizer, c.tokens, s)],
-        )
-        for c, s in zip(completions, steps, strict=True)
-    ]
+    different = {(c.prompt_index, text): c for c in drawn if (text := c.text.strip())}
+    completions = list(different.values())
+    steps = [steps_of(sampler.tokenizer, c.tokens, options.steps) for c in completions]
+    solutions = []
+    for c, its_steps in zip(completions, steps, strict=True):
+        texts = texts_of(sampler.tokenizer, c.tokens, its_steps)
+        question = problems[c.prompt_index].question
+        solutions.append((question, tuple(text.strip() for text in texts)))
     exact = oracle_scores(problems, solutions) if "family" in problems[0].metadata else None
     if options.by == "oracle":
         labels = exact
     else:
-        rollouts = options.rollouts
-        seed = options.seed + 1
-        sampling["reasoning_ends"] = config.prompt.reasoning_ends
         verdicts = monte_carlo(
-            sampler, problems, prompts, completions, steps, rollouts, seed, **sampling
+            sampler,
+            problems,
+            prompts,
+            completions,
+            steps,
+            options.rollouts,
+            options.seed + 1,
+            config.prompt.reasoning_ends,
+            **sampling,
         )
-        shares = [[sum(row) / len(row) for row in rows] for rows in verdicts]
-        labels = (
-            [[float(share > 0) for share in row] for row in shares]
-            if options.hard
-            else shares
-        )
+        of_step = any if options.hard else fmean
+        labels = [[float(of_step(row)) for row in rows] for rows in verdicts]
         if exact is not None:
             for rows, truths in zip(verdicts, exact, strict=True):
                 compared += zip(rows[:-1], truths[:-1], strict=True)
     return [
-        Labelled(q, tuple(t), tuple(y)) for (q, t), y in zip(solutions, labels, strict=True)
+        Labelled(*solution, tuple(y)) for solution, y in zip(solutions, labels, strict=True)
     ]
 
 
@@ -226,16 +222,12 @@ def train(argv: list[str]) -> int:
         f"measure it: python -m nanomath prm eval RUN {section.heldout}",
         "use it: process.prm=RUN",
     )
-    trainer = Trainer(
-        config, "--resume" in flags, use, partial(build_prm, section.format), "heldout/auc"
-    )
-    prm = PRM(
-        trainer.model, trainer.tokenizer, FORMATS[section.format](), section.token_budget
-    )
+    build = partial(build_prm, section.format)
+    trainer = Trainer(config, "--resume" in flags, use, build, "heldout/auc")
+    budget = section.token_budget
+    prm = PRM(trainer.model, trainer.tokenizer, FORMATS[section.format](), budget)
     check_lengths(prm, [*solutions, *heldout])
-    training = PRMStep(
-        prm, trainer.optimizer, weights, section.head_steps, section.token_budget
-    )
+    training = PRMStep(prm, trainer.optimizer, weights, section.head_steps, budget)
 
     def measure(done: int) -> Metrics:
         with whole(prm.model):  # no rank has as many passes to make as another
@@ -254,8 +246,8 @@ def train(argv: list[str]) -> int:
 def build_prm(
     format: str, section: settings.Model, seed: int, path: str = ""
 ) -> tuple[Transformer, Tokenizer]:
-    """The PRM at `path` (default: the section's), or a new one made of the language model that
-    is there.
+    """Return the PRM at `path` (default: the section's), or a new one made of the language model
+    that is there.
     """
     if is_prm(place := path or section.path):
         prm = load_prm(place, choose_device(section.device), getattr(torch, section.dtype))
@@ -282,16 +274,15 @@ def check_lengths(prm: PRM, solutions: Sequence[Labelled]) -> None:
 
 def evaluate(argv: list[str]) -> int:
     words = [word for word in argv if not word.startswith("-") and "=" not in word][:2]
-    if not {"-h", "--help"} & set(argv) and len(words) < 2:
-        raise ValueError(
-            "prm eval needs a PRM and a file: python -m nanomath prm eval PRM DATA [key=value ...]"
-        )
-    rest = [word for word in argv if word not in words]
-    config, _ = parse_arguments(
-        settings.PRMEvalConfig,
-        [f"model.path={words[0]}", *rest] if words else rest,
-        __doc__,
-    )
+    if len(words) < 2:
+        if not {"-h", "--help"} & set(argv):
+            raise ValueError(
+                "prm eval needs a PRM and a file: python -m nanomath prm eval PRM DATA "
+                "[key=value ...]"
+            )
+        words = ["", ""]
+    rest = [f"model.path={words[0]}", *(word for word in argv if word not in words)]
+    config, _ = parse_arguments(settings.PRMEvalConfig, rest, __doc__)
     if config.save and not Path(config.save).absolute().parent.is_dir():
         raise FileNotFoundError(f"save: there is no directory to write {config.save} to")
     solutions = load_labelled(words[1], config.neutral, config.limit)
@@ -306,22 +297,21 @@ def evaluate(argv: list[str]) -> int:
                 file.write(json.dumps(line, ensure_ascii=False) + "\n")
     print(f"{words[0]} on {words[1]}: {len(solutions)} solutions")
     names = "auc", "accuracy", "calibration_error", "f1", "f1_wrong", "f1_right"
-    print(f"  {'':16}" + "".join(f"{name:>18}" for name in names))
-    rows = {"it": scores, "always right": [[1.0] * len(s.steps) for s in solutions]}
-    rows["random"] = score_shared(random_scores, solutions)
+    print(" " * 18 + "".join(f"{name:>18}" for name in names))
+    rows = {
+        "it": scores,
+        "always right": [[1.0] * len(s.steps) for s in solutions],
+        "random": score_shared(random_scores, solutions),
+    }
     for who, row in rows.items():
         found = measure_scores(solutions, row, config.threshold)
-        print(
-            f"  {who:16}"
-            + "".join(
-                f"{found[name]:18.3f}" if name in found else f"{'-':>18}" for name in names
-            )
-        )
+        cells = [f"{found[name]:.3f}" if name in found else "-" for name in names]
+        print(f"  {who:16}" + "".join(f"{cell:>18}" for cell in cells))
     print(f"  {found['steps']} labelled steps, {found['right']:.1%} of them right")
     return 0
 
 
 def score_shared(scorer: StepScorer, solutions: Sequence[Labelled]) -> list[list[float]]:
-    """The scores of all steps; every rank scores its share."""
+    """Return the scores of all steps; every rank scores its share."""
     mine = scorer([(s.question, s.steps) for s in ranks.share(solutions)])
     return ranks.gather(mine)

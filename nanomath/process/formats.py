@@ -1,7 +1,8 @@
 """The published formats of process reward models: how a question and steps become tokens, and
 where the scores stand.
 
-    math_shepherd         "question Step 1: .. ки\\nStep 2: .. ки"; logits of "-" and "+" at each ки
+    math_shepherd         "question Step 1: .. ки\\nStep 2: .. ки"; logits of "-" and "+" at
+                          each ки
     qwen                  a chat's answer, <extra_0> after each step; there a head of two layers
     token_classification  question, then each step and a separator; at its end a linear head
 
@@ -16,6 +17,7 @@ that is not there.
 from __future__ import annotations
 
 import re
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -27,6 +29,10 @@ from nanomath.models.transformer import ModelConfig, Transformer
 
 # What Qwen's was trained with.
 SYSTEM = "Please reason step by step, and put your final answer within \\boxed{}."
+
+
+# The tokens of a solution, and the places among them of the steps' scores.
+LaidOut = tuple[list[int], list[int]]
 
 
 class Format:
@@ -43,10 +49,8 @@ class Format:
         """Raise a ValueError where the tokenizer lacks what the format needs."""
         raise NotImplementedError
 
-    def lay_out(
-        self, tokenizer: Tokenizer, question: str, steps: Sequence[str]
-    ) -> tuple[list[int], list[int]]:
-        """Return the tokens, and the places among them of the steps' scores."""
+    def lay_out(self, tokenizer: Tokenizer, question: str, steps: Sequence[str]) -> LaidOut:
+        """Return the tokens of a solution, and where among them the scores stand."""
         raise NotImplementedError
 
     def head(self, config: ModelConfig) -> nn.Module | None:
@@ -79,15 +83,12 @@ class MathShepherd(Format):
     wrong: str = "-"
 
     def check(self, tokenizer: Tokenizer) -> None:
-        wrong, right = self._signs(tokenizer)
-        if wrong == right:
+        if len(set(self._signs(tokenizer))) == 1:
             raise ValueError(
                 f"the tokenizer has no tokens of their own for {self.right!r} and {self.wrong!r}"
             )
 
-    def lay_out(
-        self, tokenizer: Tokenizer, question: str, steps: Sequence[str]
-    ) -> tuple[list[int], list[int]]:
+    def lay_out(self, tokenizer: Tokenizer, question: str, steps: Sequence[str]) -> LaidOut:
         text = f"{question} "
         ends = []
         for number, step in enumerate(steps, start=1):
@@ -99,10 +100,8 @@ class MathShepherd(Format):
             text += "\n" * (number < len(steps))
         ids, spans = tokenizer.offsets(text)
         start = beginning(tokenizer)
-        crossing = [
-            max(i for i, (begin, _) in enumerate(spans) if begin < end) for end in ends
-        ]
-        return start + ids, [len(start) + i for i in crossing]
+        begins = [begin for begin, _ in spans]
+        return start + ids, [len(start) + bisect_left(begins, end) - 1 for end in ends]
 
     def head(self, config: ModelConfig) -> None:
         return None
@@ -132,9 +131,7 @@ class Qwen(Format):
                 f"the tokenizer has no token {self.marker!r}, which ends a step in this format"
             )
 
-    def lay_out(
-        self, tokenizer: Tokenizer, question: str, steps: Sequence[str]
-    ) -> tuple[list[int], list[int]]:
+    def lay_out(self, tokenizer: Tokenizer, question: str, steps: Sequence[str]) -> LaidOut:
         answer = "".join(
             step.replace(self.marker, "").strip() + self.marker for step in steps
         )
@@ -171,9 +168,7 @@ class TokenClassification(Format):
                 f"the tokenizer makes no token of the separator {self.separator!r}"
             )
 
-    def lay_out(
-        self, tokenizer: Tokenizer, question: str, steps: Sequence[str]
-    ) -> tuple[list[int], list[int]]:
+    def lay_out(self, tokenizer: Tokenizer, question: str, steps: Sequence[str]) -> LaidOut:
         ids = beginning(tokenizer) + tokenizer.encode(question)
         places = []
         for step in steps:

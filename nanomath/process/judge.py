@@ -18,9 +18,11 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from statistics import correlation, fmean
 
 import torch
+from torch import Tensor
 
 from nanomath.models.batches import states_at, with_common_prompts
 from nanomath.models.tokenizer import Tokenizer
@@ -73,25 +75,19 @@ class Judge:
     @torch.no_grad()
     def probabilities(
         self, prompts: Sequence[str], answers: Sequence[str], groups: Sequence[str]
-    ) -> torch.Tensor:
-        """[Q, answers]: of each answer after each prompt, among these; float64, on the CPU.
-        What the prompts of a group begin with is computed once.
+    ) -> Tensor:
+        """Return [Q, answers] of each answer after each prompt, among these; float64, on the
+        CPU. What the prompts of a group begin with is computed once.
         """
         tokens = [self._encode(prompt) for prompt in prompts]
         ends = [[len(prompt) - 1] for prompt in tokens]
-        columns = [
-            torch.tensor(sorted(self._tokens(answer)), device=self.model.device)
-            for answer in answers
-        ]
+        columns = [sorted(self._tokens(answer)) for answer in answers]
         found = torch.zeros(len(prompts), len(answers), dtype=torch.float64)
-        for rows, states in states_at(
-            self.model, with_common_prompts(tokens, ends, groups), ends, self.token_budget
-        ):
-            everything = self.model.logits(states).double().softmax(dim=1)
-            mine = torch.stack(
-                [everything[:, column].sum(dim=1) for column in columns], dim=1
-            )
-            found[rows] = mine.cpu()
+        examples = with_common_prompts(tokens, ends, groups)
+        for rows, states in states_at(self.model, examples, ends, self.token_budget):
+            chances = self.model.logits(states).double().softmax(dim=1)
+            mine = [chances[:, column].sum(dim=1) for column in columns]
+            found[rows] = torch.stack(mine, dim=1).cpu()
         self.masses += found.sum(dim=1).tolist()
         return found / found.sum(dim=1, keepdim=True).clamp(min=1e-300)
 
@@ -99,9 +95,8 @@ class Judge:
         if self.tokenizer.chat_template is None:
             tokens = self.tokenizer.encode(prompt + "\n\nAnswer:", add_special_tokens=True)
         else:
-            tokens = self.tokenizer.encode(
-                self.tokenizer.apply_chat_template([{"role": "user", "content": prompt}])
-            )
+            chat = self.tokenizer.apply_chat_template([{"role": "user", "content": prompt}])
+            tokens = self.tokenizer.encode(chat)
         if len(tokens) >= (context := self.model.config.max_positions):
             raise ValueError(
                 f"what the judge is asked has {len(tokens)} tokens: its context holds {context}"
@@ -109,36 +104,35 @@ class Judge:
         return tokens
 
     def check(self, question: str, answer: str) -> None:
-        """ValueError for a judge that answers nonsense: hardly any of its probability is on a
-        possible answer.
+        """Raise a ValueError for a judge that answers nonsense: hardly any of its probability
+        is on a possible answer.
         """
-        self.probabilities(
-            [fill(self.pairwise, question, answer, answer)], ("A", "B"), [question]
-        )
+        prompt = fill(self.pairwise, question, answer, answer)
+        self.probabilities([prompt], ("A", "B"), [question])
         if (mass := self.masses.pop()) < LEAST_MASS:
             raise ValueError(
                 f"the judge gives A and B {mass:.2%} of the probability: it does not answer "
-                "the question; take a model "
-                "that follows instructions"
+                "the question; take a model that follows instructions"
             )
 
     def mark(self, solutions: Sequence[tuple[str, str]]) -> list[float]:
-        """The expected mark of every (question, solution), from 0 to 1."""
-        prompts = [fill(self.pointwise, question, text) for question, text in solutions]
+        """Return the expected mark of every (question, solution), from 0 to 1."""
+        prompts = [fill(self.pointwise, *solution) for solution in solutions]
         values = torch.arange(len(MARKS), dtype=torch.float64) / (len(MARKS) - 1)
         questions = [question for question, _ in solutions]
         return (self.probabilities(prompts, MARKS, questions) @ values).tolist()
 
     def compare(self, pairs: Sequence[tuple[str, str, str]]) -> list[tuple[float, float]]:
-        """For every (question, one, other) the probability that `one` is preferred: standing
-        first, standing second.
+        """Return for every (question, one, other) the probability that `one` is preferred:
+        standing first, standing second.
         """
-        prompts = []
-        questions = []
-        for question, one, other in pairs:
-            prompts.append(fill(self.pairwise, question, one, other))
-            prompts.append(fill(self.pairwise, question, other, one))
-            questions += [question, question]
+        orders = [
+            order
+            for question, one, other in pairs
+            for order in ((question, one, other), (question, other, one))
+        ]
+        prompts = [fill(self.pairwise, *order) for order in orders]
+        questions = [question for question, _, _ in orders]
         chances = self.probabilities(prompts, ("A", "B"), questions)
         first = chances[0::2, 0].tolist()
         second = chances[1::2, 1].tolist()
@@ -146,13 +140,11 @@ class Judge:
 
 
 def fill(template: str, question: str, first: str, second: str = "") -> str:
-    """The template with the three put in, in one pass: what a solution writes in braces stays
-    as it is.
+    """Return the template with the three put in, in one pass: what a solution writes in braces
+    stays as it is.
     """
-    fields = {"{question}": question, "{first}": first, "{second}": second}
-    return re.sub(
-        "|".join(map(re.escape, fields)), lambda match: fields[match[0]], template
-    )
+    fields = {"question": question, "first": first, "second": second}
+    return re.sub(r"\{(question|first|second)\}", lambda field: fields[field[1]], template)
 
 
 def judge_pairwise(
@@ -164,25 +156,24 @@ def judge_pairwise(
     solution without an opponent has 1/2. Return the scores of all solutions, and how often both
     orders of a pair named the same winner (None: there were no pairs).
     """
-    places = []
     pairs = []
-    start = 0
+    places = []  # of both of a pair, among all solutions
+    wins: list[list[float]] = []
     for question, texts in groups:
         for i, text in enumerate(texts):
             for step in range(1, min(opponents, len(texts) - 1) + 1):
                 j = (i + step) % len(texts)
                 if texts[j] != text:
-                    places.append((start + i, start + j))
                     pairs.append((question, text, texts[j]))
-        start += len(texts)
-    wins: list[list[float]] = [[] for _ in range(start)]
+                    places.append((len(wins) + i, len(wins) + j))
+        wins += [[] for _ in texts]
     agreed = []
     for (i, j), (first, second) in zip(places, judge.compare(pairs), strict=True):
         wins[i].append((first + second) / 2)
         wins[j].append(1 - (first + second) / 2)
         agreed.append((first > 0.5) == (second > 0.5))
     scores = [sum(won) / len(won) if won else 0.5 for won in wins]
-    return scores, sum(agreed) / len(agreed) if agreed else None
+    return scores, fmean(agreed) if agreed else None
 
 
 @dataclass
@@ -199,30 +190,27 @@ class JudgeReward:
     consistency: list[float] = field(default_factory=list)
 
     def __call__(self, groups: Groups) -> None:
-        episodes = [episode for group in groups for episode in group]
+        asked = [
+            (group[0].problem.question, [episode.completion.text for episode in group])
+            for group in groups
+        ]
         if self.opponents:
-            asked = [
-                (group[0].problem.question, [e.completion.text for e in group])
-                for group in groups
-            ]
             scores, consistency = judge_pairwise(self.judge, asked, self.opponents)
             if consistency is not None:
                 self.consistency.append(consistency)
         else:
-            scores = self.judge.mark(
-                [(e.problem.question, e.completion.text) for e in episodes]
-            )
-        for episode, score in zip(episodes, scores, strict=True):
+            scores = self.judge.mark([(q, text) for q, texts in asked for text in texts])
+        for episode, score in zip(chain.from_iterable(groups), scores, strict=True):
             episode.rewards["judge"] = score
             if episode.rewards["accuracy"]:
                 episode.rewards["total"] += self.weight * (score - 0.5)
 
     def metrics(self, groups: Groups) -> dict[str, float]:
-        """Of a rollout: agreement with the verifier (AUC), correlation with length,
+        """Return of a rollout: agreement with the verifier (AUC), correlation with length,
         consistency of both orders, and the probability of the possible answers; what there is
         nothing to take from is left out.
         """
-        episodes = [episode for group in groups for episode in group]
+        episodes = list(chain.from_iterable(groups))
         scores = [e.rewards["judge"] for e in episodes]
         lengths = [e.completion.length for e in episodes]
         right = [bool(e.rewards["accuracy"]) for e in episodes]

@@ -1,9 +1,11 @@
 """Solutions whose steps are labelled, from the files that people share, and back to a file.
 
-    trl             {"prompt": .., "completions": [..], "labels": [true, 0.25, null, ..]}     what `write` writes
-    math_shepherd   {"input": "question Step 1: .. ки ..", "label": the same with + or - at each ки}  arXiv 2312.08935
-    prm800k         {"question": {"problem": ..}, "label": {"steps": [{"completions": [..]}]}}        arXiv 2305.20050
-    processbench    {"problem": .., "steps": [..], "label": the first wrong step, or -1}              arXiv 2412.06559
+    trl             {"prompt": .., "completions": [..], "labels": [true, 0.25, null, ..]}
+    math_shepherd   {"input": "question Step 1: .. ки ..", "label": the same, + or - at each ки}
+    prm800k         {"question": {"problem": ..}, "label": {"steps": [{"completions": [..]}]}}
+    processbench    {"problem": .., "steps": [..], "label": the first wrong step, or -1}
+
+`write` writes the first. The others: arXiv 2312.08935, 2305.20050, 2412.06559.
 
 A label is the probability that a step is right: 1, 0, a share of Monte-Carlo samples, or None
 where nobody has said. PRM800K's neutral rating is counted as right by Qwen and PURE, as wrong
@@ -50,11 +52,9 @@ class Labelled:
 
     @property
     def first_wrong(self) -> int:
-        """The index of the first step whose label is below 1/2, -1 if there is none."""
-        return next(
-            (k for k, label in enumerate(self.labels) if label is not None and label < 0.5),
-            -1,
-        )
+        """Return the index of the first step whose label is below 1/2, -1 if there is none."""
+        wrong = [label is not None and label < 0.5 for label in self.labels]
+        return wrong.index(True) if True in wrong else -1
 
 
 def load_labelled(
@@ -71,8 +71,8 @@ def load_labelled(
     found: list[Labelled] = []
     for place, row in read_records(path):
         with naming(place):
-            for solution in _solutions(row, NEUTRAL[neutral]):
-                found.append(replace(solution, place=place))
+            solutions = _solutions(row, NEUTRAL[neutral])
+            found += [replace(solution, place=place) for solution in solutions]
     if not found:
         raise ValueError(f"{path}: there is no labelled solution in it")
     return found[:limit] if limit else found
@@ -93,7 +93,7 @@ def _solutions(row: Any, neutral: float | None) -> Iterable[Labelled]:
     if "completions" in row and "labels" in row:
         return [_trl(row)]
     if "input" in row and "label" in row:
-        return [_math_shepherd(_field(row, "input", str), _field(row, "label", str))]
+        return [_math_shepherd(row)]
     if "problem" in row and "steps" in row:
         return [_processbench(row)]
     if isinstance(row.get("question"), dict):
@@ -156,13 +156,14 @@ def _label(label: Any) -> float | None:
         ) from None
 
 
-def _math_shepherd(text: str, labelled: str) -> Labelled:
+def _math_shepherd(row: dict[str, Any]) -> Labelled:
     """The labelled text is the same, but for + or - in place of each marker.
 
     The first step begins where "Step 1:" last stands before its marker: the question may say
     it as well.
     """
-    *parts, rest = text.split(MARKER)
+    *parts, rest = _field(row, "input", str).split(MARKER)
+    labelled = _field(row, "label", str)
     labels = []
     for part in parts:
         sign = labelled[len(part) : len(part) + 1]
@@ -173,9 +174,8 @@ def _math_shepherd(text: str, labelled: str) -> Labelled:
         labels.append(SIGNS[sign])
         labelled = labelled[len(part) + 1 :]
     first, *others = parts or [""]
-    begins = [found.start() for found in re.finditer(r"\bStep 1\b", first)] or [0]
-    with_colon = [found.start() for found in re.finditer(r"\bStep 1:", first)]
-    begin = (with_colon or begins)[-1]
+    begins = [*re.finditer(r"\bStep 1:", first)] or [*re.finditer(r"\bStep 1\b", first)]
+    begin = begins[-1].start() if begins else 0
     question = first[:begin].strip()
     if not question or rest.strip():
         raise ValueError(f'expected a question, then "Step 1: .. {MARKER}" and so on')
@@ -188,11 +188,9 @@ def _math_shepherd(text: str, labelled: str) -> Labelled:
 def _processbench(row: dict[str, Any]) -> Labelled:
     """What comes after the first wrong step has no label."""
     steps = _steps(row, "steps")
-    first_wrong = whole(row.get("label"), "the first wrong step", -1, len(steps) - 1)
-    labels: list[float | None] = [1.0] * len(steps)
-    if first_wrong >= 0:
-        unlabelled = len(steps) - first_wrong - 1
-        labels[first_wrong:] = [0.0, *[None] * unlabelled]
+    wrong = whole(row.get("label"), "the first wrong step", -1, len(steps) - 1)
+    right = len(steps) if wrong < 0 else wrong
+    labels = [*[1.0] * right, 0.0, *[None] * len(steps)][: len(steps)]
     return Labelled(_question(row, "problem"), steps, tuple(labels))
 
 
@@ -228,8 +226,6 @@ def _rated(completion: Any, neutral: float | None) -> float | None:
     if not isinstance(completion, dict):
         raise ValueError(f"expected a completion with a rating, got {completion!r:.60}")
     rating = completion.get("rating")
-    return (
-        None
-        if rating is None
-        else {1: 1.0, 0: neutral, -1: 0.0}[whole(rating, "rating", -1, 1)]
-    )
+    if rating is None:
+        return None
+    return (0.0, neutral, 1.0)[whole(rating, "rating", -1, 1) + 1]

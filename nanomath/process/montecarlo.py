@@ -29,42 +29,36 @@ def monte_carlo(
     steps: Sequence[Sequence[Step]],
     rollouts: int,
     seed: int,
-    lenient: bool = False,
     reasoning_ends: Sequence[str] = REASONING_ENDS,
     **sampling: Any,
 ) -> list[list[list[bool]]]:
-    """Whether each of `rollouts` continuations is right, for every step of every completion;
-    of a last step the one verdict on it, `rollouts` times.
+    """Return whether each of `rollouts` continuations is right, for every step of every
+    completion; of a last step the one verdict on it, `rollouts` times.
 
     A completion's `prompt_index` says which of the prompts and problems it answers; steps[i]
     are those of completion i. All prefixes are continued in one call of the sampler, which
     computes each once. sampling: as in `Sampler.generate`. A prefix that fills the context is
     wrong.
     """
-    # a place: completion and step
     found = []
-    places = []
+    places = []  # of each prefix: the verdicts on its step, the problem, tokens of the solution
     prefixes = []
-    for i, completion in enumerate(completions):
+    for completion, its_steps in zip(completions, steps, strict=True):
         problem = problems[completion.prompt_index]
+        prompt = prompts[completion.prompt_index]
         right = completion.finished and is_correct(
-            problem, completion.text, lenient, reasoning_ends
+            problem, completion.text, reasoning_ends=reasoning_ends
         )
-        found.append([[False] * rollouts for _ in steps[i][:-1]] + [[right] * rollouts])
-        for k, step in enumerate(steps[i][:-1]):
-            prefix = [
-                *prompts[completion.prompt_index],
-                *completion.tokens[: step.token + 1],
-            ]
-            if len(prefix) < sampler.model.config.max_positions:
-                places.append((i, k))
-                prefixes.append(prefix)
-    continued = in_groups(
-        sampler.generate(prefixes, n=rollouts, seed=seed, **sampling), rollouts
-    )
-    for (i, k), group in zip(places, continued, strict=True):
-        problem = problems[completions[i].prompt_index]
-        head = completions[i].tokens[: steps[i][k].token + 1]
+        verdicts = [[False] * rollouts for _ in its_steps[:-1]]
+        found.append([*verdicts, [right] * rollouts])
+        for step, of_step in zip(its_steps[:-1], verdicts, strict=True):
+            head = completion.tokens[: step.token + 1]
+            if len(prompt) + len(head) < sampler.model.config.max_positions:
+                places.append((of_step, problem, head))
+                prefixes.append([*prompt, *head])
+    drawn = sampler.generate(prefixes, n=rollouts, seed=seed, **sampling)
+    for place, group in zip(places, in_groups(drawn, rollouts), strict=True):
+        of_step, problem, head = place
         texts = [sampler.tokenizer.decode([*head, *c.tokens]) for c in group]
-        found[i][k] = [is_correct(problem, text, lenient, reasoning_ends) for text in texts]
+        of_step[:] = [is_correct(problem, t, reasoning_ends=reasoning_ends) for t in texts]
     return found

@@ -40,6 +40,7 @@ from nanomath.models.transformer import Transformer
 from nanomath.process.formats import (
     FORMATS,
     Format,
+    LaidOut,
     MathShepherd,
     Qwen,
     TokenClassification,
@@ -73,30 +74,26 @@ class PRM:
 
         ValueError where a solution has no steps.
         """
-        laid_out = [
-            self.lay_out(number, *solution, whole=False)
-            for number, solution in enumerate(solutions)
-        ]
-        read = [i for i, (_, places) in enumerate(laid_out) if places]
-        tokens = [laid_out[i][0] for i in read]
-        places = [laid_out[i][1] for i in read]
-        questions = [solutions[i][0] for i in read]
         scores = [[0.0] * len(steps) for _, steps in solutions]
-        for rows, states in states_at(
-            self.model,
-            with_common_prompts(tokens, places, questions),
-            places,
-            self.token_budget,
-        ):
+        read = []  # by solution with a step that fits: its scores, question, tokens, places
+        for number, (question, steps) in enumerate(solutions):
+            tokens, places = self.lay_out(number, question, steps, whole=False)
+            if places:
+                read.append((scores[number], question, tokens, places))
+        if not read:
+            return scores
+        mine, questions, tokens, places = zip(*read, strict=True)
+        examples = with_common_prompts(tokens, places, questions)
+        for rows, states in states_at(self.model, examples, places, self.token_budget):
             logits = self.format.logits(self.model, self.tokenizer, states)
             right = logits.softmax(dim=1)[:, 1].split([len(places[i]) for i in rows])
             for i, found in zip(rows, right, strict=True):
-                scores[read[i]][: len(found)] = found.tolist()
+                mine[i][: len(found)] = found.tolist()
         return scores
 
     def lay_out(
         self, number: int, question: str, steps: Sequence[str], whole: bool = True
-    ) -> tuple[list[int], list[int]]:
+    ) -> LaidOut:
         """Return the tokens and the places of solution `number`.
 
         A solution that is longer than the context is a ValueError; if it need not be `whole`,
@@ -132,9 +129,7 @@ class PRM:
 def is_prm(path_or_hub_id: str | PathLike[str]) -> bool:
     """Return whether a model has a head for scores in place of one for tokens."""
     config = read_optional(resolve_model_dir(path_or_hub_id) / "config.json")
-    return _architecture(config).endswith(
-        (Qwen.architecture, TokenClassification.architecture)
-    )
+    return _kind_of(config) in (Qwen, TokenClassification)
 
 
 def load_prm(
@@ -155,13 +150,24 @@ def load_prm(
     )
 
 
+def _kind_of(config: dict) -> type[Format] | None:
+    kinds = [
+        kind
+        for kind in FORMATS.values()
+        if _architecture(config).endswith(kind.architecture)
+    ]
+    return kinds[0] if kinds else None
+
+
+def _architecture(config: dict) -> str:
+    return (config.get("architectures") or [""])[0]
+
+
 def _format_of(config: dict, where: str) -> Format:
-    architecture = _architecture(config)
-    known = [kind for kind in FORMATS.values() if architecture.endswith(kind.architecture)]
-    if not known:
+    kind = _kind_of(config)
+    if kind is None:
         endings = ", ".join(f"..{kind.architecture}" for kind in FORMATS.values())
-        raise ValueError(f"{where}: {architecture!r} is no PRM: one of {endings}")
-    (kind,) = known
+        raise ValueError(f"{where}: {_architecture(config)!r} is no PRM: one of {endings}")
     labels = len(config.get("id2label") or ()) or config.get("num_labels", 2)
     if kind is not MathShepherd and labels != 2:
         raise ValueError(
@@ -172,10 +178,6 @@ def _format_of(config: dict, where: str) -> Format:
     return kind()
 
 
-def _architecture(config: dict) -> str:
-    return (config.get("architectures") or [""])[0]
-
-
 def new_prm(model: Transformer, tokenizer: Tokenizer, format: Format, seed: int = 0) -> PRM:
     """Make a PRM to be trained of any causal language model.
 
@@ -184,15 +186,11 @@ def new_prm(model: Transformer, tokenizer: Tokenizer, format: Format, seed: int 
     head = format.head(model.config)
     if head is not None:
         generator = torch.Generator().manual_seed(seed)
-        with torch.no_grad():
-            *hidden, last = (
-                layer for layer in head.modules() if isinstance(layer, nn.Linear)
-            )
-            for layer in hidden:
-                layer.weight.normal_(0.0, layer.in_features**-0.5, generator=generator)
-                layer.bias.zero_()
-            last.weight.zero_()
-            last.bias.zero_()
+        layers = [layer for layer in head.modules() if isinstance(layer, nn.Linear)]
+        for layer in layers:
+            nn.init.normal_(layer.weight, 0.0, layer.in_features**-0.5, generator)
+            nn.init.zeros_(layer.bias)
+        nn.init.zeros_(layers[-1].weight)
         replace_head(model, head.to(model.device, model.dtype))
     return PRM(model, tokenizer, format)
 
@@ -224,20 +222,24 @@ def oracle_scores(
 
 
 def random_scores(solutions: Sequence[Solution], seed: int = 0) -> list[list[float]]:
-    """A control: uniform numbers, a fixed function of seed, question and the steps so far."""
+    """Score uniformly at random, a fixed function of seed, question and the steps so far: a
+    control.
+    """
 
-    def draw(*words: str) -> float:
-        key = "\0".join((str(seed), *words)).encode("utf-8", "surrogatepass")
-        return int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "big") / 2**64
-
-    return [
-        [draw(question, *steps[: k + 1]) for k in range(len(steps))]
-        for question, steps in solutions
-    ]
+    found = []
+    for question, steps in solutions:
+        text = f"{seed}\0{question}"
+        scores = []
+        for step in steps:
+            text += f"\0{step}"
+            digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8)
+            scores.append(int(digest.hexdigest(), 16) / 2**64)
+        found.append(scores)
+    return found
 
 
 def length_scores(solutions: Sequence[Solution], longest: int = 80) -> list[list[float]]:
-    """A control: a step is worth its share of `longest` characters, whatever it says."""
+    """Score a step by its share of `longest` characters, whatever it says: a control."""
     return [
         [min(1.0, len(step.strip()) / longest) for step in steps] for _, steps in solutions
     ]

@@ -25,9 +25,8 @@ from nanomath.process.steps import steps_of, texts_of
 from nanomath.rollout.episodes import Groups
 from nanomath.rollout.sampler import Completion
 
-AGGREGATES: dict[
-    str, Callable[[Sequence[float]], float]
-] = {  # a solution's score from those of its steps
+# A solution's score from those of its steps.
+AGGREGATES: dict[str, Callable[[Sequence[float]], float]] = {
     "min": min,
     "last": lambda scores: scores[-1],
     "product": math.prod,
@@ -47,14 +46,13 @@ class VerifiedReward:
 
     def __call__(self, groups: Groups) -> None:
         for group in groups:
-            rewards = self.reward(
-                group[0].problem, [episode.completion for episode in group]
-            )
+            completions = [episode.completion for episode in group]
+            rewards = self.reward(group[0].problem, completions)
             for episode, found in zip(group, rewards, strict=True):
                 episode.rewards = found
 
     def metrics(self, groups: Groups) -> dict[str, float]:
-        """`episode_metrics` has them."""
+        """Return nothing: `episode_metrics` has them."""
         return {}
 
 
@@ -89,28 +87,27 @@ class ProcessReward:
     def score(
         self, completions: Sequence[tuple[str, Sequence[int]]]
     ) -> list[tuple[list[int], list[float]]]:
-        """For each question and completion's tokens the tokens that its steps end on, and
-        their scores.
+        """Return for each question and completion's tokens the tokens that its steps end on,
+        and their scores.
         """
         split = self.by, self.least_tokens, self.most_steps, self.drop_repeats
-        steps = [steps_of(self.tokenizer, tokens, *split) for _, tokens in completions]
-        solutions = [
-            (question, texts_of(self.tokenizer, tokens, parts))
-            for (question, tokens), parts in zip(completions, steps, strict=True)
-            if parts
-        ]
+        solutions = []
+        found = []
+        for question, tokens in completions:
+            steps = steps_of(self.tokenizer, tokens, *split)
+            if steps:
+                solutions.append((question, texts_of(self.tokenizer, tokens, steps)))
+            found.append([step.token for step in steps])
         scores = iter(self.scorer(solutions))
         return [
-            ([step.token for step in parts], next(scores))
-            if parts
-            else ([len(tokens) - 1], [0.0])
-            for (_, tokens), parts in zip(completions, steps, strict=True)
+            (ends, next(scores)) if ends else ([len(tokens) - 1], [0.0])
+            for ends, (_, tokens) in zip(found, completions, strict=True)
         ]
 
     def metrics(self, groups: Groups) -> dict[str, float]:
-        """Of a rollout: the mean score of a step, what the steps of a completion earn in all,
-        their number, tokens of a step, the mean score of PROBES as first steps, and how well
-        the lowest score tells right from wrong answers (left out where all are alike).
+        """Return of a rollout: the mean score of a step, what the steps of a completion earn in
+        all, their number, tokens of a step, the mean score of PROBES as first steps, and how
+        well the lowest score tells right from wrong answers (left out where all are alike).
         """
         episodes = [episode for group in groups for episode in group]
         steps = [len(e.step_scores) for e in episodes]

@@ -40,8 +40,10 @@ class Step:
 
 
 def split_text(text: str, by: str = "blank_line") -> list[tuple[int, int]]:
-    """The spans [start, end) of the steps of a text, which tile it; none is white space alone,
-    and a text that is has none. `by` is a key of SEPARATORS; ValueError for another.
+    """Return the spans [start, end) of the steps of a text, which tile it.
+
+    None is white space alone, and a text that is has none. `by` is a key of SEPARATORS;
+    ValueError for another.
     """
     if by not in SEPARATORS:
         raise ValueError(
@@ -61,16 +63,17 @@ def split_text(text: str, by: str = "blank_line") -> list[tuple[int, int]]:
 def end_tokens(
     tokenizer: Tokenizer, tokens: Sequence[int], text: str, ends: Sequence[int]
 ) -> list[int]:
-    """For each of the ascending character positions `ends` of text = decode(tokens): the first
-    token after which so much of the text is there, by bisection over what the first tokens
-    decode to.
+    """Return for each of the ascending character positions `ends` of text = decode(tokens) the
+    first token after which so much of the text is there.
+
+    It is found by bisection over what the first tokens decode to.
     """
 
     @cache
     def there(count: int) -> int:
-        """Characters of the text that its first `count` tokens make. The bytes of a character
-        that is not whole decode to U+FFFD, with byte fallback those before it as well: they do
-        not take back what was there.
+        """Return how many characters of the text its first `count` tokens make. The bytes of a
+        character that is not whole decode to U+FFFD, with byte fallback those before it as
+        well: they do not take back what was there.
         """
         most = 0
         for first in range(count, 0, -1):
@@ -94,8 +97,9 @@ def steps_of(
     most_steps: int = 0,
     drop_repeats: bool = False,
 ) -> list[Step]:
-    """The steps of a completion, `guarded`; none when it has no text. The last one ends on the
-    last token, which may be an eos that has no text.
+    """Return the steps of a completion, `guarded`; none when it has no text.
+
+    The last one ends on the last token, which may be an eos that has no text.
     """
     text = tokenizer.decode(tokens)
     spans = split_text(text, by)
@@ -112,7 +116,7 @@ def steps_of(
 def texts_of(
     tokenizer: Tokenizer, tokens: Sequence[int], steps: Sequence[Step]
 ) -> list[str]:
-    """What the steps of a completion say, white space at their ends included."""
+    """Return what the steps of a completion say, white space at their ends included."""
     text = tokenizer.decode(tokens)
     return [text[step.start : step.end] for step in steps]
 
@@ -124,10 +128,11 @@ def guarded(
     most_steps: int = 0,
     drop_repeats: bool = False,
 ) -> list[Step]:
-    """The steps, fewer of them, whose spans still tile the text. One of fewer than
-    `least_tokens` tokens is merged into the next (the last one into the one before), one that
-    repeats an earlier one into the one before, and what comes after `most_steps` (0: any
-    number) into the last of these. No two end on the same token.
+    """Return the steps, fewer of them, whose spans still tile the text.
+
+    One of fewer than `least_tokens` tokens is merged into the next (the last one into the one
+    before), one that repeats an earlier one into the one before, and what comes after
+    `most_steps` (0: any number) into the last of these. No two end on the same token.
     """
     merged: list[Step] = []
     seen: set[str] = set()

@@ -46,21 +46,23 @@ _ENGLISH = re.compile(
     r"(?:\bis\b|\bare\b|\bequals\b|\b(?:would|must|should) be\b|\bturns out to be\b|:|="
     r"|(?<=\*\*)[ \t]*\n|(?<=[Aa]nswer)[ \t]*\n)"
     r"[\s*_]*:?[\s*_]*"
-    r"(?:\b(?:about|approximately|around|roughly|exactly|precisely|simply|just|clearly|indeed|only|so|then|thus|hence|"
-    r"therefore|equal to|given by)\b[\s,:*_]*)*",
+    r"(?:\b(?:about|approximately|around|roughly|exactly|precisely|simply|just|clearly|indeed"
+    r"|only|so|then|thus|hence|therefore|equal to|given by)\b[\s,:*_]*)*",
     re.IGNORECASE,
 )
 _JAPANESE = re.compile(
     r"(?:答え?|解答|正解|答案)[\s*]*(?:は|是|为|為|:|=|】|[ \t]|\n)[\s*:、]*"
 )
 _ENGLISH_END = re.compile(
-    r"\n|\.(?=\s|\*|$)|<\||</|\s(?:because|since|where|which|(?<!or )so)\b"
+    r"\n|\.(?=\s|\*|$)|<\||</|\s(?:because|since|where|which(?! (?:is|was|seems) (?:\w+ )?"
+    r"(?:incorrect|wrong|false|not (?:right|correct|the answer))\b)|(?<!or )so)\b"
 )
 # What follows a value without a digit or formula: "72, in total", "72 (see above)". A word
 # that takes it back does not.
 _REMARK = re.compile(
     r"(?<=[\w}$%)]),\s+(?!(?:pi|sqrt)\b)(?=[a-z]{2}|i\.e|e\.g)[^\d$\\=]*$"
-    r"|(?<=[\d}$%])\s+\((?!mod\b|(?:sin|cos|tan|log|ln|exp|sqrt|pi)\b)(?=[^()]*[a-z]{2})[^()\d$\\=]*\)$"
+    r"|(?<=[\d}$%])\s+\((?!mod\b|(?:sin|cos|tan|log|ln|exp|sqrt|pi)\b)(?=[^()]*[a-z]{2})"
+    r"[^()\d$\\=]*\)$"
     r"|(?<=\d)!+$"
 )
 _JAPANESE_END = re.compile(
@@ -69,21 +71,27 @@ _JAPANESE_END = re.compile(
 _DISPLAY = re.compile(
     r"(\$\$|\$|\\\[|\\\()(.+?)(\$\$|\$|\\\]|\\\))(?=[\s.,。*]*(?:\n|$)|\.\s)", re.DOTALL
 )
-_SEGMENT = r"(?<!\\)\$\$?(?:\\\$|[^$])+?(?<!\\)\$\$?|\\\([^)]+?\\\)|\\\[.+?\\\]"
+_SEGMENT = re.compile(
+    r"(?<!\\)\$\$?(?:\\\$|[^$])+?(?<!\\)\$\$?|\\\([^)]+?\\\)|\\\[.+?\\\]", re.DOTALL
+)
 _LINKED = re.compile(
-    rf"\b(?:is|are|equals)\s+(?:({_SEGMENT})(?=\s*(?:[.!<]|$))|([$€£¥]?-?\d(?:(?!\bis\b|\bare\b)[^.,;!?<\n]|[.,]\d)*))",
+    rf"\b(?:is|are|equals)\s+(?:({_SEGMENT.pattern})(?=\s*(?:[.!<]|$))"
+    r"|([$€£¥]?-?\d(?:(?!\bis\b|\bare\b)[^.,;!?<\n]|[.,]\d)*))",
     re.DOTALL,
 )
+_SENTENCE_START = re.compile(r"[.!?]\s|\n|\b(?:So|Then|Thus|Hence|Therefore)\b")
+_BOX_NAME = re.compile(r"(?<![\w\\])[a-zA-Z](?:_\w)? ?= ?$")
 _WORD = re.compile(r"(?<![\\a-zA-Z])(?!and\b|or\b)[a-zA-Z]{2,}")
 _NOTHING_MORE = re.compile(r"(?: is (?:the|our) (?:final )?answer)?\W*")
 _DENIAL = re.compile(
-    r"\b(?:not|no|never|neither|nor|except|without|half|twice|double|minus|wrong|false|doubt|unless)\b|n't\b"
+    r"\b(?:not|no|never|neither|nor|except|without|half|twice|double|minus|wrong|false|doubt"
+    r"|unless)\b|n't\b"
 )
 _NUMBER = re.compile(r"-?(?:\d+(?:,\d{3})+|\d+)(?:\.\d+)?(?:/\d+)?")
 
 
 class Box(NamedTuple):
-    """A box in a text: where `\\boxed` starts, where the box ends, what it holds."""
+    r"""A box in a text: where `\boxed` starts, where the box ends, what it holds."""
 
     start: int
     end: int
@@ -91,8 +99,8 @@ class Box(NamedTuple):
 
 
 def find_boxes(text: str) -> tuple[list[Box], bool]:
-    r"""All outermost boxes of `text` in order, and whether the text ends inside one (a cut
-    completion). Linear time.
+    """Return all outermost boxes of `text` in order, and whether the text ends inside one (a
+    cut completion). The time is linear.
     """
     boxes: list[Box] = []
     depth = start = inside = 0
@@ -104,89 +112,79 @@ def find_boxes(text: str) -> tuple[list[Box], bool]:
                 boxes.append(Box(start, token.end(), text[inside : token.start()].strip()))
         elif token["open"]:
             depth = 1
-            start = token.start()
-            inside = token.end()
+            start, inside = token.span()
         elif len(token[0]) > 2 and (bare := _BARE_BOX.match(text, token.end())):
             boxes.append(Box(token.start(), bare.end(), bare[0].rstrip(".,")))
     return boxes, depth > 0
 
 
 def last_run(text: str, boxes: list[Box]) -> str:
-    r"""`\boxed{1} and \boxed{2}` is one answer, "1, 2", with the names of `x = \boxed{1}, y =
-    \boxed{2}`; boxes with a sentence between them are not.
+    r"""Return what the last of the boxes hold, those without a sentence between them.
+
+    `\boxed{1} and \boxed{2}` is one answer, "1, 2", with the names of `x = \boxed{1}, y =
+    \boxed{2}`.
     """
     boxes = [box for box in boxes if box.content] or boxes[-1:]
-    run = [boxes[-1]]
-    for box in reversed(boxes[:-1]):
-        if (
-            re.search(r"\d|[.。]\s|\n\s*\n", text[box.end : run[0].start])
-            or run[0].start - box.end > 60
-        ):
+    *others, last = boxes
+    run = [last]
+    for box in reversed(others):
+        between = text[box.end : run[0].start]
+        if len(between) > 60 or re.search(r"\d|[.。]\s|\n\s*\n", between):
             break
         run.insert(0, box)
-    if (
-        len({box.content for box in run}) == 1
-        or text[run[-2].end : run[-1].start].strip(" $") == "="
-    ):
-        return run[-1].content
+    if len({box.content for box in run}) == 1:
+        return last.content
+    if text[run[-2].end : last.start].strip(" $") == "=":
+        return last.content
+    names = [_BOX_NAME.search(text[max(0, box.start - 20) : box.start]) for box in run]
     return ", ".join(
-        _box_name(text[max(0, box.start - 20) : box.start]) + box.content for box in run
+        (name[0] if name else "") + box.content
+        for name, box in zip(names, run, strict=True)
     )
 
 
-def _box_name(before: str) -> str:
-    match = re.search(r"(?<![\w\\])[a-zA-Z](?:_\w)? ?= ?$", before)
-    return match[0] if match else ""
-
-
 def isolate(text: str) -> str:
-    r"""The answer in a text that may be one itself: its last run of boxes, what "the answer
-    is" announces, or the value of a sentence. A sentence gives its value by a link at its end
-    ("... is 5") or by the only formula it holds, at its end.
+    r"""Return the answer in a text that may be one itself: its last run of boxes, what "the
+    answer is" announces, or the value of a sentence.
+
+    A sentence gives its value by a link at its end ("... is 5") or by the only formula it
+    holds, at its end.
     """
     text = after_reasoning(unescape(text))
     boxes, cut = find_boxes(text)
-    if cut and not boxes:
-        text = re.sub(rf".*{_BOX}\s*\{{", "", text, flags=re.DOTALL)
     if boxes:
         text = last_run(text, boxes)
         words = re.fullmatch(rf"\\(?:{FONTS})\{{([^{{}}]*)\}}", text)
         return (words and answer_phrase(words[1])) or text
+    if cut:
+        text = re.sub(rf".*{_BOX}\s*\{{", "", text, flags=re.DOTALL)
     text = answer_phrase(text) or text
-    prose = re.sub(_SEGMENT, " ", text, flags=re.DOTALL)
+    prose = _SEGMENT.sub(" ", text)
     if not _WORD.search(prose):
         return text
     if link := _last_match(_LINKED, text):
-        before = re.split(
-            r"[.!?]\s|\n|\b(?:So|Then|Thus|Hence|Therefore)\b", text[: link.start()]
-        )[-1]
-        return (
-            text
-            if re.search(r"\d", before) or _DENIAL.search(before)
-            else link[1] or link[2]
-        )
-    formulas = list(re.finditer(_SEGMENT, text, flags=re.DOTALL))
-    alone = len(formulas) == 1 and not re.search(r"\d", prose) and not _DENIAL.search(prose)
-    return (
-        formulas[0][0]
-        if alone and _NOTHING_MORE.fullmatch(text[formulas[0].end() :])
-        else text
-    )
+        before = _SENTENCE_START.split(text[: link.start()])[-1]
+        says_more = re.search(r"\d", before) or _DENIAL.search(before)
+        return text if says_more else link[1] or link[2]
+    formulas = list(_SEGMENT.finditer(text))
+    if len(formulas) == 1 and not re.search(r"\d", prose) and not _DENIAL.search(prose):
+        (formula,) = formulas
+        return formula[0] if _NOTHING_MORE.fullmatch(text[formula.end() :]) else text
+    return text
 
 
 def after_reasoning(text: str, ends: Sequence[str] = REASONING_ENDS) -> str:
-    """What follows the last mark that ends the reasoning; the whole text where there is none."""
-    return text[
-        max(
-            (text.rfind(end) + len(end) for end in ends if end and end in text), default=0
-        ) :
-    ]
+    """Return what follows the last mark that ends the reasoning; the whole text where there is
+    none.
+    """
+    starts = [text.rfind(end) + len(end) for end in ends if end and end in text]
+    return text[max(starts, default=0) :]
 
 
 def extract_answer(
     text: str, *, lenient: bool = False, reasoning_ends: Sequence[str] = REASONING_ENDS
 ) -> str | None:
-    r"""The final answer of a completion as written, or None where it gives none.
+    r"""Return the final answer of a completion as written, or None where it gives none.
 
     Text up to a mark of `reasoning_ends` does not count. A completion that was cut inside its
     last `\boxed{` has no answer, and an empty box is none. `lenient` falls back to the last
@@ -195,7 +193,9 @@ def extract_answer(
     """
     text = after_reasoning(text, reasoning_ends).translate(HALF_WIDTH)
     boxes, cut = find_boxes(text)
-    if cut:  # an early box may have lost its brace: what counts is whether the *last* one is closed
+    if (
+        cut
+    ):  # an early box may have lost its brace: what counts is whether the last is closed
         text = text[_last_match(_BOX_START, text).start() :]
         boxes, cut = find_boxes(text)
     if cut:
@@ -203,14 +203,14 @@ def extract_answer(
     if boxes:
         return _NESTED.sub(" ", last_run(text, boxes)).strip() or None
     answer = answer_phrase(text)
-    prose = (
-        answer is None or re.search(r"[a-zA-Z]{2}", answer) and not re.search(r"\d", answer)
-    )
-    return lenient and prose and _last_number(text) or answer
+    if lenient and (answer is None or re.search("[a-zA-Z]{2}", answer)):
+        number = None if re.search(r"\d", answer or "") else _last_match(_NUMBER, text)
+        return number[0] if number else answer
+    return answer
 
 
 def answer_phrase(text: str) -> str | None:
-    """The answer in `<answer>`, after `####`, "the answer is" or 答えは."""
+    """Return the answer in `<answer>`, after `####`, "the answer is" or 答えは."""
     if tag := _last_match(_ANSWER_TAG, text):
         return answer_phrase(tag[1]) or _tidy(tag[1])
     if gsm8k := _last_match(_GSM8K, text):
@@ -232,12 +232,11 @@ def _until(end: re.Pattern[str], text: str) -> str | None:
     """The start of `text` up to `end`; a displayed formula is taken whole, over line ends."""
     if formula := _DISPLAY.match(text):
         return _tidy(formula[2])
-    match = end.search(text)
-    text = (text[: match.start()] if match else text).rstrip()
-    remark = _REMARK.search(text)
-    changes = remark and CHANGING & set(re.findall(r"[\w']+", remark[0].casefold()))
-    if remark and not changes and re.search(r"\d|\\[a-z]", text[: remark.start()]):
-        text = text[: remark.start()]
+    text = end.split(text, maxsplit=1)[0].rstrip()
+    if remark := _REMARK.search(text):
+        value = text[: remark.start()]
+        changes = CHANGING.intersection(re.findall(r"[\w']+", remark[0].casefold()))
+        text = value if re.search(r"\d|\\[a-z]", value) and not changes else text
     return _tidy(text)
 
 
@@ -249,8 +248,3 @@ def _tidy(answer: str) -> str | None:
     if len(answer) > 1 and answer[0] == answer[-1] == "$":
         answer = answer.strip("$")
     return answer.strip() or None
-
-
-def _last_number(text: str) -> str | None:
-    numbers = _NUMBER.findall(text)
-    return numbers[-1] if numbers else None

@@ -17,7 +17,7 @@ import hashlib
 import inspect
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -62,17 +62,18 @@ def is_correct(
     lenient: bool = False,
     reasoning_ends: Sequence[str] = REASONING_ENDS,
 ) -> bool:
-    """Whether the completion `text` gives the gold answer, found as in `extract_answer`.
+    """Return whether the completion `text` gives the gold answer, found as in `extract_answer`.
+
     ValueError if the problem has none.
     """
-    return is_right(
-        problem, extract_answer(text, lenient=lenient, reasoning_ends=reasoning_ends)
-    )
+    answer = extract_answer(text, lenient=lenient, reasoning_ends=reasoning_ends)
+    return is_right(problem, answer)
 
 
 def is_right(problem: Problem, answer: str | None) -> bool:
-    """Whether an answer (None: there is none) is the gold one. ValueError if the problem has
-    none.
+    """Return whether an answer (None: there is none) is the gold one.
+
+    ValueError if the problem has none.
     """
     if not problem.answer.strip():
         raise ValueError(
@@ -83,26 +84,24 @@ def is_right(problem: Problem, answer: str | None) -> bool:
 
 
 def accuracy(problem: Problem, completions: Sequence[Response]) -> list[float]:
-    """1 for the gold answer, 0 for any other and for none."""
+    """Give 1 for the gold answer, 0 for any other and for none."""
     return [float(completion.correct) for completion in completions]
 
 
 def format_reward(problem: Problem, completions: Sequence[Response]) -> list[float]:
-    r"""1 for exactly one non-empty `\boxed{}` that stands in the last paragraph, 0 otherwise.
+    r"""Give 1 for exactly one non-empty `\boxed{}` that stands in the last paragraph, else 0.
 
     The box has its place after the reasoning: an answer that comes first, or a box for every
     intermediate result, is not the format.
     """
-    return [
-        float(_box_in_place(completion.conclusion.rstrip())) for completion in completions
-    ]
+    return [float(_has_box_in_place(completion.conclusion)) for completion in completions]
 
 
-def _box_in_place(text: str) -> bool:
+def _has_box_in_place(text: str) -> bool:
     boxes, cut = find_boxes(text)
     if cut or len(boxes) != 1 or not boxes[0].content:
         return False
-    return re.search(r"\n\s*\n", text[boxes[0].end :]) is None
+    return re.search(r"\n\s*\n", text[boxes[0].end :].rstrip()) is None
 
 
 def cosine(
@@ -114,8 +113,8 @@ def cosine(
     wrong_short: float = -1.0,
     wrong_long: float = -0.1,
 ) -> list[float]:
-    """Right answers earn less the longer they are, wrong ones lose less (arXiv 2502.03373;
-    settings of 2507.08267).
+    """Pay right answers less the longer they are, and take less for longer wrong ones (arXiv
+    2502.03373; settings of 2507.08267).
 
     r = m + (M - m)/2 · (1 + cos(π · min(1, len / max_length))), len in characters, M the value
     at length 0 and m the value from max_length on: right 1.0 to 0.1, wrong -1.0 to -0.1. So
@@ -124,17 +123,15 @@ def cosine(
     """
     rewards = []
     for completion in completions:
-        ends = (
-            (right_short, right_long) if completion.correct else (wrong_short, wrong_long)
-        )
-        short, long = ends
+        short = right_short if completion.correct else wrong_short
+        long = right_long if completion.correct else wrong_long
         share = min(1.0, len(completion.text) / max_length)
         rewards.append(long + (short - long) / 2 * (1 + math.cos(math.pi * share)))
     return rewards
 
 
 def group_length(problem: Problem, completions: Sequence[Response]) -> list[float]:
-    """Shorter than the others of the group is better (Kimi 1.5, arXiv 2501.12599): λ for
+    """Pay for being shorter than the others of the group (Kimi 1.5, arXiv 2501.12599): λ for
     right, min(0, λ) for wrong.
 
     λ = 1/2 - (len - min len) / (max len - min len), len in tokens; 0 for all where all lengths
@@ -142,14 +139,14 @@ def group_length(problem: Problem, completions: Sequence[Response]) -> list[floa
     """
     lengths = [completion.length for completion in completions]
     shortest = min(lengths)
-    spread = max(lengths) - min(lengths)
+    spread = max(lengths) - shortest
     if not spread:
         return [0.0] * len(completions)
-    lambdas = [0.5 - (length - shortest) / spread for length in lengths]
-    return [
-        value if completion.correct else min(0.0, value)
-        for value, completion in zip(lambdas, completions, strict=True)
-    ]
+    rewards = []
+    for completion in completions:
+        value = 0.5 - (completion.length - shortest) / spread
+        rewards.append(value if completion.correct else min(0.0, value))
+    return rewards
 
 
 def overlong(
@@ -158,8 +155,8 @@ def overlong(
     max_length: float = 20_480,
     buffer: float = 4_096,
 ) -> list[float]:
-    """DAPO's soft overlong punishment (arXiv 2503.14476): -clamp((len - (L - c)) / c, 0, 1),
-    len in tokens.
+    """Punish length as DAPO does (arXiv 2503.14476): -clamp((len - (L - c)) / c, 0, 1), len in
+    tokens.
     """
     start = max_length - buffer
     return [
@@ -174,7 +171,9 @@ def repetition(
     ngram: float = 3,
     max_penalty: float = 1.0,
 ) -> list[float]:
-    """-max_penalty · (1 - distinct n-grams / n-grams) of the words, in (-max_penalty, 0] (as in open-r1)."""
+    """Give -max_penalty · (1 - distinct n-grams / n-grams) of the words, in (-max_penalty, 0]
+    (as in open-r1).
+    """
     return [
         -max_penalty * _repeated_share(completion.text, int(ngram))
         for completion in completions
@@ -193,20 +192,20 @@ def random_reward(
     seed: float = 0,
     probability: float = 0.5,
 ) -> list[float]:
-    """A control: 1 with the given probability whatever the answer, a fixed function of seed,
-    problem and text.
+    """Give 1 with the given probability whatever the answer, a fixed function of seed, problem
+    and text: a control.
 
     Some models improve on benchmarks under it (arXiv 2506.10947); a gain that it matches shows
     nothing about a method.
     """
-    keys = (f"{int(seed)}\0{problem.id}\0{completion.text}" for completion in completions)
-    draws = (
-        int.from_bytes(
-            hashlib.sha256(key.encode("utf-8", "surrogatepass")).digest()[:8], "big"
+    rewards = []
+    for completion in completions:
+        key = f"{int(seed)}\0{problem.id}\0{completion.text}".encode(
+            "utf-8", "surrogatepass"
         )
-        for key in keys
-    )
-    return [float(draw < probability * 2**64) for draw in draws]
+        draw = int.from_bytes(hashlib.sha256(key).digest()[:8], "big")
+        rewards.append(float(draw < probability * 2**64))
+    return rewards
 
 
 REWARDS: dict[str, RewardFunction] = {
@@ -239,7 +238,7 @@ class RewardSet:
         params = params or {}
         for name in [*weights, *params]:
             _check_known(name, REWARDS, "reward")
-        self.weights = {"accuracy": 0.0} | dict(weights)
+        self.weights = {"accuracy": 0.0, **weights}
         for name in params:
             if name not in self.weights:
                 raise ValueError(
@@ -253,29 +252,27 @@ class RewardSet:
     def __call__(
         self, problem: Problem, completions: Sequence[Response]
     ) -> list[dict[str, float]]:
-        """One dict of components and "total" for each completion of the group. ValueError
-        without a gold answer.
-        """
-        graded = [self._grade(problem, completion) for completion in completions]
-        columns = [function(problem, graded) for function in self.functions.values()]
-        rows = [
-            dict(zip(self.functions, values, strict=True))
-            for values in zip(*columns, strict=True)
-        ]
-        return [
-            row | {"total": sum(self.weights[name] * value for name, value in row.items())}
-            for row in rows
-        ]
+        """Return one dict of components and "total" for each completion of the group.
 
-    def _grade(self, problem: Problem, completion: Response) -> Response:
-        text = completion.text
-        return Response(
-            text,
-            completion.length,
-            completion.finished,
-            is_correct(problem, text, self.lenient, self.reasoning_ends),
-            after_reasoning(text, self.reasoning_ends),
-        )
+        ValueError without a gold answer.
+        """
+        group = [
+            Response(
+                c.text,
+                c.length,
+                c.finished,
+                is_correct(problem, c.text, self.lenient, self.reasoning_ends),
+                after_reasoning(c.text, self.reasoning_ends),
+            )
+            for c in completions
+        ]
+        columns = [function(problem, group) for function in self.functions.values()]
+        rows = []
+        for values in zip(*columns, strict=True):
+            row = dict(zip(self.functions, values, strict=True))
+            total = sum(self.weights[name] * value for name, value in row.items())
+            rows.append({**row, "total": total})
+        return rows
 
 
 def _bind(name: str, params: Mapping[str, Any]) -> RewardFunction:
@@ -285,16 +282,13 @@ def _bind(name: str, params: Mapping[str, Any]) -> RewardFunction:
         _check_known(parameter, known, f"parameter of the reward {name!r}")
         if parameter in _POSITIVE and not value > 0:
             raise ValueError(
-                f"the parameter {parameter!r} of the reward {name!r} is {value}: it must be above 0"
+                f"the parameter {parameter!r} of the reward {name!r} is {value}: it must be "
+                "above 0"
             )
     return partial(function, **params)
 
 
-def _check_known(name: str, known: Iterable[str], what: str) -> None:
+def _check_known(name: str, known: Collection[str], what: str) -> None:
     if name not in known:
-        hint = (
-            f"{did_you_mean(name, known)} known: {', '.join(known)}"
-            if known
-            else "it takes none"
-        )
-        raise ValueError(f"unknown {what}: {name!r}; {hint.strip()}")
+        names = f"{did_you_mean(name, known)} known: {', '.join(known)}" if known else ""
+        raise ValueError(f"unknown {what}: {name!r}; {names.strip() or 'it takes none'}")

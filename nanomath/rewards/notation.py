@@ -1,9 +1,10 @@
 r"""Bring an answer into one plain notation; find its brackets and separators.
 
-LaTeX and Unicode allow many spellings of one answer (`\dfrac12`, `\frac{1}{2}`, `$\tfrac 1 2$`, `½`); the rules below
-map them to one, in the spirit of the normalisers of MATH (Hendrycks et al., arXiv 2103.03874) and Minerva (arXiv
-2206.14858). Only what says nothing is taken away: fonts, sizes, colours, spacing, maths delimiters. A unit is marked,
-a command that is not known here stays as it is.
+LaTeX and Unicode allow many spellings of one answer (`\dfrac12`, `\frac{1}{2}`, `$\tfrac 1 2$`,
+`½`); the rules below map them to one, in the spirit of the normalisers of MATH (Hendrycks et
+al., arXiv 2103.03874) and Minerva (arXiv 2206.14858). Only what says nothing is taken away:
+fonts, sizes, colours, spacing, maths delimiters. A unit is marked, a command that is not known
+here stays as it is.
 """
 
 from __future__ import annotations
@@ -11,30 +12,34 @@ from __future__ import annotations
 import re
 import unicodedata
 from functools import lru_cache
+from itertools import accumulate
 
-FONTS = r"text(?:bf|it|rm|tt|sf|sc|normal)?|math(?:rm|bf|it|bb|sf|tt|normal|cal|frak|scr)|[mh]box|operatorname\*?"
+FONTS = (
+    r"text(?:bf|it|rm|tt|sf|sc|normal)?|math(?:rm|bf|it|bb|sf|tt|normal|cal|frak|scr)|[mh]box"
+    r"|operatorname\*?"
+)
 # Words that say something else of a value than what it counts: they make another answer of it.
 CHANGING = frozenset(
     re.findall(
         r"[\w']+",
-        """actually alternatively am and are base be but can cannot could cubed differ divided do does doubled
-        doubt either else even except factorial false from greater half halved halves has have if impossible
-        incorrect infinite infinity is isn't least less lose loses minus mod more most negated negative
-        neither never no non none nope nor not odd only or other otherwise plus point quarter quarters
-        recurring repeating squared than third thirds through times to too tripled twice undefined unknown
-        unless until up was wasn't when where while win wins without wrong""",
+        """actually alternatively am and are base be but can cannot could cubed differ divided do
+        does doubled doubt either else even except factorial false from greater half halved halves
+        has have if impossible incorrect infinite infinity is isn't least less lose loses minus mod
+        more most negated negative neither never no non none nope nor not odd only or other
+        otherwise plus point quarter quarters recurring repeating squared than third thirds through
+        times to too tripled twice undefined unknown unless until up was wasn't when where while win
+        wins without wrong""",
     )
 )
 NUMBER_WORDS = frozenset(
     re.findall(
         r"\w+",
-        """zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen
-        seventeen eighteen nineteen twenty thirty forty fifty sixty seventy eighty ninety""",
+        """zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen
+        fifteen sixteen seventeen eighteen nineteen twenty thirty forty fifty sixty seventy eighty
+        ninety""",
     )
 )
-UNIT_LETTERS = (
-    "mgshLlVWJNAK"  # units of one letter, where \text says that the letter is no variable
-)
+UNIT_LETTERS = "mgshLlVWJNAK"  # of one letter, where \text says that it is no variable
 
 _RAISED = re.compile("[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿⁱ]+")
 _LOWERED = re.compile("[₀₁₂₃₄₅₆₇₈₉₊₋ₙᵢ]+")
@@ -42,26 +47,21 @@ _VULGAR = re.compile("[¼-¾⅐-⅞]")
 _METRES = re.compile(r"(?<=\d)\s*([kcdm]?m)([²³])")  # a unit, where m^2 would be algebra
 
 
-def _pairs(text: str) -> dict[str, str]:
-    words = text.split()
-    return dict(zip(words[::2], words[1::2], strict=True))
-
-
-_SYMBOLS = _pairs(
-    "× * · * ⋅ * ∗ * ∙ * ÷ / ⁄ / ∕ / − - ≤ <= ⩽ <= ≦ <= ≥ >= ⩾ >= ≧ >= ≠ != 、 , 。 . ⟨ ( ⟩ ) "
-    "′ ' ’ ' ∶ : ✕ * ✖ *"
-) | {
-    char: f"\\{name} "
-    for char, name in _pairs(
-        "√ sqrt ∛ sqrt[3] ∞ infty ± pm ∓ mp ≈ approx ∪ cup ∩ cap ∈ in ∉ notin ⊂ subset ⊆ "
-        "subseteq ∅ emptyset "
-        "∖ setminus ⌊ lfloor ⌋ rfloor ⌈ lceil ⌉ rceil "
-        "∠ angle △ triangle ∆ triangle ≡ equiv ∣ mid ∤ nmid ∥ parallel ⊥ perp ≅ cong "
-        "∼ sim ∑ sum ∏ prod ∫ int ∂ partial → to ∀ forall ∃ exists ° degree º degree ˚ "
-        "degree € euro £ pound ¥ yen "
-        "¢ cent λ lambda Λ Lambda"
-    ).items()
+# Characters, each with the text that it stands for.
+_TABLE = r"""
+× * · * ⋅ * ∗ * ∙ * ✕ * ✖ * ÷ / ⁄ / ∕ / − - ≤ <= ⩽ <= ≦ <= ≥ >= ⩾ >= ≧ >= ≠ != 、 , 。 . ⟨ ( ⟩ )
+′ ' ’ ' ∶ : √ \sqrt ∛ \sqrt[3] ∞ \infty ± \pm ∓ \mp ≈ \approx ∪ \cup ∩ \cap ∈ \in ∉ \notin
+⊂ \subset ⊆ \subseteq ∅ \emptyset ∖ \setminus ⌊ \lfloor ⌋ \rfloor ⌈ \lceil ⌉ \rceil ∠ \angle
+△ \triangle ∆ \triangle ≡ \equiv ∣ \mid ∤ \nmid ∥ \parallel ⊥ \perp ≅ \cong ∼ \sim ∑ \sum
+∏ \prod ∫ \int ∂ \partial → \to ∀ \forall ∃ \exists ° \degree º \degree ˚ \degree € \euro
+£ \pound ¥ \yen ¢ \cent λ \lambda Λ \Lambda
+"""
+_SYMBOLS = {
+    char: plain + " " if plain.startswith("\\") else plain
+    for char, plain in re.findall(r"(\S)\s+(\S+)", _TABLE)
 }
+_KINDS = {"Pd": "-", "Zs": " ", "Cf": ""}  # by category; what is of Cf cannot be seen
+_GREEK = re.compile(r"GREEK (SMALL|CAPITAL) LETTER (\w+)")
 _QUOTES = "\"'`“”„«»‘’「」『』"
 
 _NAMES = {
@@ -79,11 +79,12 @@ _NAMES = {
     r"\frac": "dfrac tfrac cfrac",
     r"\binom": "dbinom tbinom",
     r"\emptyset ": "varnothing",
+    r"\nmid ": "notmid",
     r"\ldots ": "dots cdots dotsc dotsb dotso",
     " ": "enspace thinspace",
-    "": "left right middle big Big bigg Bigg bigl Bigl biggl Biggl bigr Bigr biggr Biggr displaystyle textstyle limits "
-    "nolimits tiny small normalsize large Large LARGE huge Huge bf rm it sf tt boldsymbol "
-    "bm pmb scriptstyle emph",
+    "": "left right middle big Big bigg Bigg bigl Bigl biggl Biggl bigr Bigr biggr Biggr "
+    "displaystyle textstyle limits nolimits tiny small normalsize large Large LARGE huge Huge "
+    "bf rm it sf tt boldsymbol bm pmb scriptstyle emph",
 }
 _COMMANDS = {name: plain for plain, names in _NAMES.items() for name in names.split()}
 _END = r"(?![a-zA-Z])"  # of a LaTeX command
@@ -92,16 +93,14 @@ _LATEX = [
     for pattern, replacement in [
         (r",\\!\s*", ","),  # 11,\! 111
         (
-            r"\\(?:begin|end)\{(?:aligned|align\*?|equation\*?|gather\*?|split)\}|\\(?:left|right)\s*\.",
+            r"\\(?:begin|end)\{(?:aligned|align\*?|equation\*?|gather\*?|split)\}"
+            r"|\\(?:left|right)\s*\.",
             " ",
         ),
         (r"(?<=\\\\)\[[\d.]+\w+\]", ""),  # room between rows
         (r"&\s*=", "="),
         (r"\^\s*(?:\{\s*\\prime\s*\}|\\prime(?![a-zA-Z]))", "'"),
-        (
-            r"\\not\s*\\(in|mid)(?![a-zA-Z])",
-            lambda match: {"in": r"\notin ", "mid": r"\nmid "}[match[1]],
-        ),
+        (rf"\\not\s*\\(in|mid){_END}", r"\\not\1 "),
         (r"\{([^{}]*)\\over(?![a-zA-Z])([^{}]*)\}", r"\\frac{\1}{\2}"),
         (r"\\(?:text)?color(?:box)?\s*(?:\[\w*\])?\s*\{[\w!.,#]*\}", " "),
         (r"\\(?:[hv](?:space|phantom)|phantom|tag|label)\*?\s*\{[^{}]*\}", " "),
@@ -142,6 +141,11 @@ _RULES = [
         (r"(?<![a-zA-Z\\])(?:oo|inf|infinity)(?![a-zA-Z])", r"\\infty "),
         (r"(?<=[\])}])\s*U\s*(?=[(\[\\{])", r"\\cup "),
         (r"\b([ap])\.\s?m\.", r"\1m"),
+        (r"^ ?\](?=[^()\[\]]+,[^()\[\]]+[\[\]] ?$)", "("),  # ]0,1[
+        (r"^ ?([(\[][^()\[\]]+,[^()\[\]]+)\[ ?$", r"\1)"),
+        # x > 1 and x < 3
+        (r"^ ?([a-zA-Z]) ?>(=?)([^<>=,;]+) and \1 ?(<=?[^<>=,;]+)$", r"\3 <\2 \1 \4"),
+        (r"^ ?([a-zA-Z]) ?(<=?[^<>=,;]+) and \1 ?>(=?)([^<>=,;]+)$", r"\4 <\3 \1 \2"),
         (r"([_^])\{\s*(\w)\s*\}", r"\1\2"),
         (r"(?<=\{)\s+|\s+(?=\})", ""),
         (r" +", " "),
@@ -150,20 +154,20 @@ _RULES = [
 # Commands escaped twice, by JSON or a careless prompt. Never a row break, since none of the
 # names begins a cell.
 _TWICE_ESCAPED = re.compile(
-    r"\\\\(?=(?:[dtc]?frac|left|right|sqrt|text|boxed|cdot|times|pi|leq?|geq?|infty|circ|pm|cup|cap|mbox|mathrm)(?![a-zA-Z]))"
+    r"\\\\(?=(?:[dtc]?frac|left|right|sqrt|text|boxed|cdot|times|pi|leq?|geq?|infty|circ|pm|cup|cap"
+    r"|mbox|mathrm)(?![a-zA-Z]))"
 )
 
 
 def unescape(text: str) -> str:
-    """The text with its twice escaped commands repaired, which would hide its structure."""
+    """Return the text with its twice escaped commands repaired, which would hide its structure."""
     return _TWICE_ESCAPED.sub(r"\\", text)
 
 
 def clean(text: str) -> str:
-    """One answer in plain notation; what is plain already comes back as it is."""
+    """Return one answer in plain notation; what is plain already comes back as it is."""
     text = _METRES.sub(
-        lambda unit: rf" \unit{{{unit[1]}}}^{unicodedata.normalize('NFKC', unit[2])}",
-        unescape(text),
+        lambda unit: rf" \unit{{{unit[1]}}}^{_compatible(unit[2])}", unescape(text)
     )
     if re.search(r"\\(?:nabla|vec)", text):
         text = text.replace(r"\times", r"\cross ")  # not the same as \cdot
@@ -174,17 +178,21 @@ def clean(text: str) -> str:
         text = _ascii(text)
     for pattern, replacement in (_LATEX + _RULES) if "\\" in text else _RULES:
         text = pattern.sub(replacement, text)
-    while True:
-        bare = text.strip().rstrip(" .,;:")
-        if len(bare) > 1 and bare[0] in _QUOTES and bare[-1] in _QUOTES:
-            bare = bare[1:-1]
-        if enclosed(bare, "{", "}") or (
-            enclosed(bare, "(", ")") and len(split(bare[1:-1], ",;")) == 1
-        ):
-            bare = bare[1:-1]
-        if bare == text:
-            return text
+    while (bare := _without_frame(text)) != text:
         text = bare
+    return text
+
+
+def _without_frame(text: str) -> str:
+    """Without stops at the end, and without one pair of quotes, braces or parentheses around
+    the whole.
+    """
+    text = text.strip().rstrip(" .,;:")
+    if len(text) > 1 and text[0] in _QUOTES and text[-1] in _QUOTES:
+        text = text[1:-1]
+    inner = text[1:-1]
+    grouped = enclosed(text, "()") and len(split(inner, "[,;]")) == 1
+    return inner if grouped or enclosed(text, "{}") else text
 
 
 def _words(match: re.Match[str]) -> str:
@@ -193,9 +201,8 @@ def _words(match: re.Match[str]) -> str:
     """
     words = match[1].strip(" ~")
     before = match.string[: match.start()]
-    if re.search(r"[\d)}%a-z]$|\}\s*(?:/|\\cdot)$", before) and re.fullmatch(
-        rf"[{UNIT_LETTERS}](?:/[{UNIT_LETTERS}])*", words
-    ):
+    letters = re.fullmatch(rf"[{UNIT_LETTERS}](?:/[{UNIT_LETTERS}])*", words)
+    if letters and re.search(r"[\d)}%a-z]$|\}\s*(?:/|\\cdot)$", before):
         words = re.sub("[a-zA-Z]", r"\\unit{\g<0>}", words)
     return f" {words} "
 
@@ -224,49 +231,36 @@ def _plain(char: str) -> str:
     if char in _SYMBOLS:
         return _SYMBOLS[char]
     kind = unicodedata.category(char)
-    name = unicodedata.name(char, "").split()
+    if kind in _KINDS:
+        return _KINDS[kind]
     if kind == "Nd":
         return str(unicodedata.decimal(char))
-    if kind == "No":  # ① is no digit
-        return char
-    if kind in ("Pd", "Zs", "Cf"):  # Cf: they cannot be seen
-        return {"Pd": "-", "Zs": " ", "Cf": ""}[kind]
-    if name[:1] == ["GREEK"] and name[2:3] == ["LETTER"] and len(name) == 4:
-        return f"\\{name[3].lower() if name[1] == 'SMALL' else name[3].title()} "
+    if greek := _GREEK.fullmatch(unicodedata.name(char, "")):
+        name = greek[2].lower() if greek[1] == "SMALL" else greek[2].title()
+        return f"\\{name} "
     other = _compatible(char)
-    return char if other == char else _ascii(other)
+    # ① is no digit.
+    return char if other == char or kind == "No" else _ascii(other)
 
 
-def enclosed(text: str, opening: str = "([", closing: str = ")]") -> bool:
-    """Whether the first character is a bracket whose partner is the last one: "(0, 1]" but not
-    "(a)(b)".
+def enclosed(text: str, *brackets: str) -> bool:
+    """Return whether one of the pairs of brackets stands around the whole text: around
+    "(0, 1]" but not around "(a)(b)".
     """
-    if len(text) < 2 or text[0] not in opening or text[-1] not in closing:
+    if text[:1] + text[-1:] not in brackets:
         return False
-    depth = 0
-    for position, char in enumerate(text):
-        depth += (char in "([{") - (char in ")]}")
-        if not depth:
-            return position == len(text) - 1
-    return False
+    *inside, end = accumulate((char in "([{") - (char in ")]}") for char in text)
+    return end == 0 and 0 not in inside
 
 
-def split(text: str, separators: str | re.Pattern[str]) -> list[str]:
-    """Parts of `text` between separators (characters, or a pattern) that stand outside all
+def split(text: str, separator: str) -> list[str]:
+    """Return the parts of `text` between what the pattern `separator` matches outside all
     brackets.
     """
-    pattern = (
-        separators
-        if isinstance(separators, re.Pattern)
-        else re.compile(f"[{re.escape(separators)}]")
-    )
     parts = []
-    depth = 0
-    start = 0
-    for token in re.finditer(
-        rf"(?P<open>[(\[{{])|(?P<close>[)\]}}])|(?P<separator>{pattern.pattern})", text
-    ):
-        depth += (token["open"] is not None) - (token["close"] is not None)
+    depth = start = 0
+    for token in re.finditer(rf"[(\[{{]|[)\]}}]|(?P<separator>{separator})", text):
+        depth += (token[0] in "([{") - (token[0] in ")]}")
         if token["separator"] and depth == 0:
             parts.append(text[start : token.start()].strip())
             start = token.end()

@@ -1,9 +1,9 @@
 r"""Read an answer into a value whose type says how it may be compared.
 
-A number with its unit, a number in a base, a choice, a tuple or interval, an unordered list,
-set or union, a relation, a congruence, an expression, a text: every character of the answer
-belongs to the value, and what fits no other type is a text. Few answers have two readings
-(`1,000` is a number, and may be a list of two); `read` returns them all.
+A number or expression with its unit, a choice, a tuple or interval, an unordered list, set or
+union, a relation, a congruence, a text: every character of the answer belongs to the value, and
+what fits no other type is a text. Few answers have two readings (`1,000` is a number, and may
+be a list of two); `read` returns them all.
 """
 
 from __future__ import annotations
@@ -25,11 +25,13 @@ MAX_NUMBER = 1_000  # characters
 # The name, the other spellings; a plural "s" is dropped. Any other words after a plain number
 # name what is counted.
 _SPELLINGS = r"""
-mm millimetre millimeter, cm centimetre centimeter, dm, m metre meter, km kilometre kilometer, in inch inches, ft foot
-feet, yd yard, mi mile, mg milligram milligramme, g gram gramme, kg kilogram kilogramme kilo, lb lbs pound \pound, oz
-ounce, t ton tonne, ml milliliter millilitre, L l liter litre, gal gallon, s sec second, min minute, h hr hour, d day,
-wk week, mo month, yr year, deg degree \degree, rad radian, celsius, fahrenheit, K kelvin, N newton, J joule,
-W watt, V volt, Hz hertz, dollar \dollar usd buck, cent \cent, euro \euro eur, yen \yen jpy 円, unit
+mm millimetre millimeter, cm centimetre centimeter, dm, m metre meter, km kilometre kilometer,
+in inch inches, ft foot feet, yd yard, mi mile, mg milligram milligramme, g gram gramme,
+kg kilogram kilogramme kilo, lb lbs pound \pound, oz ounce, t ton tonne,
+ml milliliter millilitre, L l liter litre, gal gallon, s sec second, min minute, h hr hour,
+d day, wk week, mo month, yr year, deg degree \degree, rad radian, celsius, fahrenheit,
+K kelvin, N newton, J joule, W watt, V volt, Hz hertz, dollar \dollar usd buck, cent \cent,
+euro \euro eur, yen \yen jpy 円, unit
 """
 _KNOWN = {
     name: words.split()[0] for words in _SPELLINGS.split(",") for name in words.split()
@@ -60,32 +62,36 @@ _MULTIPLIERS = {
 }
 _GREEK = re.findall(
     r"\w+",
-    """alpha beta gamma delta epsilon varepsilon zeta eta theta iota kappa lambda mu nu xi rho sigma tau phi varphi chi
-    psi omega Delta Sigma Phi Psi Omega ell""",
+    """alpha beta gamma delta epsilon varepsilon zeta eta theta iota kappa lambda mu nu xi rho
+    sigma tau phi varphi chi psi omega Delta Sigma Phi Psi Omega ell""",
 )
 # After a value these are no unit: what changes it, other numbers, and functions.
-_FUNCTIONS = set(re.findall(r"\w+", "cos cot csc exp ln log pi pm sec sin sqrt tan"))
-_NO_UNITS = CHANGING | _FUNCTIONS | {"a", "above", "an", "below"}
+_NO_UNITS = CHANGING.union(
+    re.findall(r"\w+", "a above an below cos cot csc exp ln log pi pm sec sin sqrt tan")
+)
 _POWER = r"(?:\s?\^\s?(?:\{-?[123]\}|[123])|[23](?!\d))"
 _NAME = (
     r"\\unit\{[a-zA-Z]+\}|\\degree(?:\s?[CF](?![a-zA-Z]))?|\\(?:dollar|cent|euro|pound|yen)"
     r"|[kcdm]?m(?=\s?/)|(?<=/)[smhL]\b|[a-zA-Z][a-zA-Z'-]+\.?"
 )
 _PHRASE = rf"(?:{_NAME}){_POWER}?(?:(?:\s?/\s?|\s?\*\s?|\s)(?:{_NAME}){_POWER}?)*"
+# A counter as Japanese and Chinese write one, but for what changes a value.
+_CJK = r"\u3040-\u30ff\u4e00-\u9fff"
+_COUNTER = (
+    "分|(?:(?![以未超不非约約万億兆千百十割倍でなは分点點亿萬半成折余多左右か的の减減加乘錯错違违よ])"
+    rf"[{_CJK}])+"
+)
 _WITH_UNIT = re.compile(
-    rf"(?P<value>.*?[\d)}}%|a-z\].])(?:\s|(?<=[\d)}}.])|(?=\\))(?P<unit>{_PHRASE})\s?",
+    rf"(?P<value>.*?[\d)}}%|a-z\].])(?:\s|(?<=[\d)}}.])|(?=\\))"
+    rf"(?P<unit>{_PHRASE}|(?:(?<=\d)|(?<=\d ))(?:{_COUNTER}))\s?",
     re.DOTALL,
 )
 _UNIT_TOKEN = re.compile(
-    rf"(?P<slash>/)?\s?(?P<name>\\?[a-zA-Z][a-zA-Z'-]*\.?)(?P<power>{_POWER})?"
+    rf"(?P<slash>/)?\s?(?P<name>\\?[a-zA-Z][a-zA-Z'-]*\.?|[{_CJK}]+)(?P<power>{_POWER})?"
 )
-_WITH_CJK_UNIT = re.compile(r"(?P<value>.*\d) ?(?P<unit>[\u3040-\u30ff\u4e00-\u9fff]+)")
-_NO_CJK_UNIT = re.compile(
-    "[以未超不非约約万億兆千百十割倍でなは分点點亿萬半成折余多左右か的の减減加乘錯错违違よ]"
-)
-_LETTER = re.compile(r"[a-zA-Z\\\u3040-\u30ff\u4e00-\u9fff]")
+_LETTER = re.compile(rf"[a-zA-Z\\{_CJK}]")
 _CURRENCY = re.compile(
-    r"(?P<sign>-?)\s?\\(?P<unit>dollar|euro|pound|yen)\s?(?P<value>.*)", re.DOTALL
+    r"(?P<sign>-?)\s?(?P<unit>\\(?:dollar|euro|pound|yen))\s?(?P<value>.*)", re.DOTALL
 )
 
 
@@ -98,34 +104,27 @@ class Unit(NamedTuple):
     words: frozenset[str] = frozenset()
 
     def fits(self, other: Unit) -> bool:
-        """Whether both may be one: a missing unit fits any; more words may say more of what is
-        counted.
+        """Return whether both may be one: a missing unit fits any; more words may say more of
+        what is counted.
         """
-        if not any(self) or not any(other):
-            return True
-        return self.powers == other.powers and (
-            self.words <= other.words or other.words <= self.words
+        return (
+            not any(self)
+            or not any(other)
+            or self.powers == other.powers
+            and (self.words <= other.words or other.words <= self.words)
         )
 
 
 def split_unit(text: str) -> tuple[str, Unit]:
-    """The value and its unit: `64 square feet`, `5個`, `\\dollar 5`; no unit where the words
-    after it are none.
+    r"""Return the value and its unit: of `64 square feet`, `5個`, `\dollar 5`; no unit where
+    the words after it are none.
     """
     if match := _CURRENCY.fullmatch(text):
         value, unit = split_unit(match["value"])
-        return match["sign"] + value, unit if any(unit) else _read_unit(
-            "\\" + match["unit"]
-        )
-    if match := _WITH_UNIT.fullmatch(text):
-        unit = _read_unit(match["unit"])
-        return (match["value"].strip(), unit) if unit else (text, Unit())
-    match = _WITH_CJK_UNIT.fullmatch(text)
-    if match and (match["unit"] == "分" or not _NO_CJK_UNIT.search(match["unit"])):
-        name = match["unit"]
-        return match["value"], Unit(frozenset([("yen", 1)])) if name == "円" else Unit(
-            words=frozenset([name])
-        )
+        return match["sign"] + value, unit if any(unit) else _read_unit(match["unit"])
+    match = _WITH_UNIT.fullmatch(text)
+    if match and (unit := _read_unit(match["unit"])):
+        return match["value"].strip(), unit
     return text, Unit()
 
 
@@ -140,15 +139,8 @@ def _read_unit(phrase: str) -> Unit | None:
         sign = -1 if token["slash"] else sign
         name = token["name"].rstrip(".")
         lower = name.lower()
-        known = next(
-            (
-                _KNOWN[spelling]
-                for spelling in (name, lower, lower.removesuffix("s"))
-                if spelling in _KNOWN
-            ),
-            None,
-        )
-        if known:
+        spellings = [name, lower, lower.removesuffix("s")]
+        if known := next(filter(None, map(_KNOWN.get, spellings)), None):
             powers[known] += sign * int(re.sub(r"[^-\d]", "", token["power"] or "1"))
         elif _is_no_unit(lower, len(words)):
             return None
@@ -161,10 +153,10 @@ def _is_no_unit(word: str, before: int) -> bool:
     """Whether a word says something else; of numbers only near the value: `12 ways to meet the
     three conditions`.
     """
-    parts = set(re.split("[-']", word)) | {word}
+    parts = {word, *re.split("[-']", word)}
     if parts & _NO_UNITS or (before < 3 and parts & NUMBER_WORDS) or word in _GREEK:
         return True
-    return len(word) < 3 and word not in ("of", "in", "by", "at", "on")
+    return len(word) < 3 and word.isascii() and word not in ("of", "in", "by", "at", "on")
 
 
 # Numbers.
@@ -179,79 +171,78 @@ _DECIMAL = re.compile(
 )
 _REPEATING = re.compile(
     r"(?P<whole>\d*)\.(?P<fixed>\d*?)"
-    r"(?:\\overline\s?(?:\{(?P<run>\d+)\}|(?P<digit>\d))|(?P<seen>\d{1,9}?)(?P=seen){2,}\s?\\ldots)"
+    r"(?:\\overline\s?(?:\{(?P<run>\d+)\}|(?P<digit>\d))|(?<=\.)\((?P<period>\d+)\)"
+    r"|(?P<seen>\d{1,9}?)(?P=seen){2,}\s?\\ldots)"
 )
 _EUROPEAN = re.compile(r"(\d+),(\d{2}|\d{4,})|(\d{1,3}(?:\.\d{3})+),(\d+)")
 _BASED = re.compile(r"\(?(?P<digits>[\dA-Fa-f]*\d[\dA-Fa-f]*)\)?_\{?(?P<base>\d{1,2})\}?")
 
 
-class Number(NamedTuple):
-    """A number as written: its exact value, decimals after the point (None: a fraction or
-    integer), "%", its unit.
+class Quantity(NamedTuple):
+    """A number or an expression with its unit.
+
+    `latex` is as written, without the unit. `value` is exact, None of an expression. `places`
+    counts the decimals after the point, None of a fraction or integer.
     """
 
-    value: Fraction
+    latex: str
+    unit: Unit = Unit()
+    value: Fraction | None = None
     places: int | None = None
     percent: bool = False
-    unit: Unit = Unit()
-    latex: str = ""
-
-    @property
-    def significant(self) -> Fraction:
-        """The digits of a decimal as an integer; 0 of a fraction or integer, which is exact."""
-        return (
-            Fraction(0)
-            if self.places is None
-            else abs(self.value) * Fraction(10) ** self.places
-        )
 
     @property
     def tolerance(self) -> Fraction:
-        """What a decimal may be off by. Of four significant digits it may be a rounding: half
-        a unit in the last place. Of sixteen it is a binary float as JSON writes one: 2^-50 of
-        it.
+        """Return what a decimal may be off by.
+
+        Of four significant digits it may be a rounding: half a unit in the last place. Of
+        sixteen it is a binary float as JSON writes one: 2^-50 of it.
         """
-        if self.significant < 1000 or self.places <= 0:
+        if self.places is None or self.places <= 0:
             return Fraction(0)
-        half = Fraction(1, 2) / Fraction(10) ** self.places
-        return max(half, abs(self.value) / 2**50) if self.is_float else half
+        last = Fraction(1, 10**self.places)
+        if abs(self.value) < 1000 * last:
+            return Fraction(0)
+        return max(last / 2, abs(self.value) / 2**50 if self.is_float else 0)
 
     @property
     def is_float(self) -> bool:
-        """Whether it has the sixteen digits or more of a binary float that arithmetic has
+        """Return whether it has the sixteen digits or more of a binary float that arithmetic has
         rounded.
         """
-        return self.significant >= 10**15
+        if self.places is None or len(self.latex) < 16:
+            return False
+        return abs(self.value) * Fraction(10) ** self.places >= 10**15
 
 
-def read_number(text: str, european: bool = False) -> Number | None:
-    """The number that a text is, None if it is anything else. `european`: the comma is the
-    decimal point.
+def read_number(text: str, european: bool = False) -> Quantity | None:
+    """Return the number that a text is, None if it is anything else. `european`: the comma is
+    the decimal point.
     """
     if len(text) > MAX_NUMBER or not any(map(str.isdigit, text)):
         return None
     text, unit = split_unit(text) if _LETTER.search(text) else (text, Unit())
     factor = math.prod(_MULTIPLIERS[word] for word in unit.words & _MULTIPLIERS.keys())
     unit = unit._replace(words=unit.words.difference(_MULTIPLIERS))
-    percent = text.endswith("%")
-    latex = text = text.removesuffix("%").strip()
-    sign = -1 if text.startswith("-") else 1
-    text = text[1:].strip() if text[:1] in ("+", "-") else text
-    if european and (match := _EUROPEAN.fullmatch(text)):
-        text = f"{(match[1] or match[3]).replace('.', '')}.{match[2] or match[4]}"
-    found = _unsigned(text)
+    latex = text.removesuffix("%").strip()
+    digits = latex[1:].strip() if latex.startswith(("+", "-")) else latex
+    if european and (match := _EUROPEAN.fullmatch(digits)):
+        digits = f"{(match[1] or match[3]).replace('.', '')}.{match[2] or match[4]}"
+    found = _unsigned(digits)
     if found is None:
         return None
     value, places = found
+    if latex.startswith("-"):
+        value = -value
     if factor != 1:
-        value = factor * value
+        value *= factor
         places = None
         latex = f"{factor}*({latex})"
-    return Number(-value if sign < 0 else value, places, percent, unit, latex)
+    return Quantity(latex, unit, value, places, text.endswith("%"))
 
 
 def _unsigned(text: str) -> tuple[Fraction, int | None] | None:
-    """The value and the decimals after the point."""
+    """The value, and the decimals after the point."""
     if match := _DECIMAL.fullmatch(text):
         digits = _bare(match["digits"])
         exponent = int(match["exponent"] or 0)
@@ -259,17 +250,17 @@ def _unsigned(text: str) -> tuple[Fraction, int | None] | None:
         value = Fraction(digits)
         return value * Fraction(10) ** exponent if exponent else value, places
     if match := _REPEATING.fullmatch(text):
-        run = match["run"] or match["digit"] or match["seen"]
+        run = match["run"] or match["digit"] or match["period"] or match["seen"]
         fixed = int(match["whole"] + match["fixed"] or 0)
         value = fixed + Fraction(int(run), 10 ** len(run) - 1)
         return value / 10 ** len(match["fixed"]), None
     if match := _FRACTION.fullmatch(text):
         whole, top, bottom = (
-            _bare(match[name] or match[name + "_"] or "0")
+            Fraction(_bare(match[name] or match[name + "_"] or "0"))
             for name in ("whole", "top", "bottom")
         )
-        if Fraction(bottom):
-            return int(whole) + Fraction(top) / Fraction(bottom), None
+        if bottom:
+            return whole + top / bottom, None
     return None
 
 
@@ -279,14 +270,7 @@ def _bare(digits: str) -> str:
 
 # The other types.
 
-
-class Based(NamedTuple):
-    """Digits in a base, as in 2516_8: the same digits and base are equal, its value in base
-    ten is not.
-    """
-
-    digits: str
-    base: int
+BRACKETS = ("()", "(]", "[)", "[]")
 
 
 class Choice(NamedTuple):
@@ -296,46 +280,33 @@ class Choice(NamedTuple):
     label: str
 
 
-class Sequence(NamedTuple):
-    """A tuple or interval: the brackets matter, and so does the order. `name`: the variable of
-    `0 <= x < 1`.
-    """
-
-    opening: str
-    items: tuple[str, ...]
-    closing: str
-    name: str = ""
-
-
 class Items(NamedTuple):
-    r"""Parts without an order: kind "" of a list, "{" of a set (which holds nothing twice),
-    "U" of a union, "&" of inequalities that hold together. A list of kind ">" has an order:
-    `1, 3, \ldots`, and 1,000 taken for two numbers.
+    r"""Parts of an answer.
+
+    `kind` is one of BRACKETS for a tuple or interval, in which the order matters; `name` is the
+    variable of `0 <= x < 1`. Parts without an order have the kind "" of a list, "{" of a set
+    (which holds nothing twice), "U" of a union, "&" of inequalities that hold together. A list
+    of kind ">" has an order: `1, 3, \ldots`, and 1,000 taken for two numbers.
     """
 
     items: tuple[str, ...]
     kind: str = ""
+    name: str = ""
 
 
-class Inequality(NamedTuple):
-    """left < right, also <= and !=: one side minus the other tells it, up to a positive
-    factor.
+class Relation(NamedTuple):
+    """An equality or inequality, turned so that `operator` is =, !=, < or <=.
+
+    `difference` is its left side minus its right one, "" where it has more sides: it tells the
+    relation, up to a (positive) factor. An equation also gives values: the name x and the
+    values 2 + 3 and 5 of `x = 2 + 3 = 5`, no name of `2 + 2 = 4`, no values of `x + y = 3`;
+    and what the last value is said to round to.
     """
 
-    left: str
     operator: str
-    right: str
-
-
-class Equation(NamedTuple):
-    """An equality whole, and what it gives: the name x and the values 2 + 3 and 5 of `x = 2 +
-    3 = 5`, no name of `2 + 2 = 4`, no values of `x + y = 3`; and what the last value is said
-    to round to.
-    """
-
-    text: str
-    name: str
-    values: tuple[str, ...]
+    difference: str
+    name: str = ""
+    values: tuple[str, ...] = ()
     rounded: str = ""
 
 
@@ -347,40 +318,27 @@ class Congruence(NamedTuple):
     modulus: str
 
 
-class Expression(NamedTuple):
-    """LaTeX for the parser, with a known unit."""
-
-    latex: str
-    unit: Unit = Unit()
-
-
 class Text(NamedTuple):
-    """Anything else; words have no case."""
+    """Anything else; words have no case. Digits in a base, as in 2516_8, and a ratio are texts
+    as well: their value is another answer.
+    """
 
     text: str
 
 
-Value = (
-    Number
-    | Based
-    | Choice
-    | Sequence
-    | Items
-    | Inequality
-    | Equation
-    | Congruence
-    | Expression
-    | Text
-)
+Value = Quantity | Choice | Items | Relation | Congruence | Text
 
-_SEPARATOR = re.compile(
-    r",|;|(?<![a-zA-Z\\])(?:and|or)(?![a-z])|または|および|(?<=[\d}\s])[或和と](?=[\d\\\s-])"
+# Patterns for `split`.
+_SEPARATOR = (
+    r",|;|(?<![a-zA-Z\\])(?:and|or)(?![a-z])"
+    r"|または|および|(?<=[\d}\s])[或和と](?=[\d\\\s-])"
 )
-_UNION = re.compile(r"\\cup(?![a-zA-Z])")
-_APPROX = re.compile(r"\\approx(?![a-zA-Z])")
-_EQUALS = re.compile(r"(?<![<>!])=|\\in(?![a-zA-Z])")
-_INEQUALITY = re.compile(r"<=|>=|!=|<|>")
-_FLIPPED = {">": "<", ">=": "<=", "<": "<", "<=": "<=", "!=": "!="}
+_UNION = r"\\cup(?![a-zA-Z])"
+_APPROX = r"\\approx(?![a-zA-Z])"
+_EQUALS = r"(?<![<>!])=|\\in(?![a-zA-Z])"
+_INEQUALITY = r"<=|>=|!=|<|>"
+_PLUS = re.compile(r"\\pm(?![a-zA-Z])")
+_MINUS = re.compile(r"\\mp(?![a-zA-Z])")
 _VARIABLE = re.compile(r"(?:[a-zA-Z]|\\[a-z]+)(?:_\w|_\{\w+\})?")
 # Not e, i, a command.
 _FREE_LETTER = re.compile(
@@ -388,10 +346,15 @@ _FREE_LETTER = re.compile(
 )
 _LETTER_NAME = rf"(?:[a-zA-Z]|\\(?:{'|'.join(_GREEK)}))'*(?:_(?:\{{[^{{}}]*\}}|\w))?'*"
 _POINTS = r"(?:\\(?:angle|triangle|overline|m\\angle))?\{?[A-Z]{1,4}\}?(?:_(?:\{\w*\}|\w))?"
+_CALLED = re.compile(rf"(?P<name>{_LETTER_NAME})\([a-z]\)")
+_NAMED = re.compile(
+    rf"{_LETTER_NAME}(?:\(.*\))?|\({_LETTER_NAME}(?:,{_LETTER_NAME})*\)"
+    rf"|{_POINTS}(?::{_POINTS})?|\\frac\{{[A-Z]{{2,}}\}}\{{[A-Z]{{2,}}\}}"
+)
 _MODULO = r"(?:\\pmod\s?\{?|\(\s?\\?mod\s|\s\\?(?:mod|bmod)\s)"
 _CONGRUENCE = re.compile(
-    rf"(?:(?P<left>[^=<>,;]*?)\s?\\equiv\s?|(?P<name>[a-zA-Z])\s?=\s?)?(?P<residue>(?:(?!mod|\\equiv).)+?)\s?"
-    rf"(?P<mod>{_MODULO})(?P<modulus>[^{{}}()=,;]+?)[)}}]?"
+    r"(?:(?P<left>[^=<>,;]*?)\s?\\equiv\s?|(?P<name>[a-zA-Z])\s?=\s?)?"
+    rf"(?P<residue>(?:(?!mod|\\equiv).)+?)\s?(?P<mod>{_MODULO})(?P<modulus>[^{{}}()=,;]+?)[)}}]?"
 )
 _CHOICE = re.compile(
     r"(?:(?:[Oo]ption|[Cc]hoice) )?\(?(?P<letter>[A-J])(?:\)|[.:]|(?:\)|[.:] | - "
@@ -399,7 +362,8 @@ _CHOICE = re.compile(
     re.DOTALL,
 )
 _NO_LABEL = re.compile(
-    r"(?<![a-zA-Z])[A-J](?![a-zA-Z])|^\W*(?:and|or|is|are|isn't)\b|^\s*[,=]|\b(?:not|no|wrong|incorrect|false)\b"
+    r"(?<![a-zA-Z])[A-J](?![a-zA-Z])|^\W*(?:and|or|is|are|isn't)\b|^\s*[,=]"
+    r"|\b(?:not|no|wrong|incorrect|false)\b"
 )
 _SHORT_WORDS = frozenset({"no", "on", "up", "so", "ok", "go", "us", "he", "it", "me", "we"})
 _CALL = re.compile(r"(?:arc)?(?:sin|cos|tan|cot|sec|csc|ln|log|exp)h? [a-zA-Z]$")
@@ -408,167 +372,148 @@ _WORDS = re.compile(
     r"[a-zA-Z' -]*[a-zA-Z]{3}[a-zA-Z' -]*|[a-zA-Z]{2,}(?:[' -][a-zA-Z]{2,})+"
 )
 _NO_SYMBOLS = re.compile(
-    r"(?<![\\a-zA-Z])(?!(?:arc)?(?:sin|cos|tan|cot|sec|csc)|sqrt|exp|log|[pv]matrix)[a-zA-Z]{4,}|[^\x00-\x7f]|[:?@#$\"]|\d{4}-\d\d-\d\d"
+    r"(?<![\\a-zA-Z])(?!(?:arc)?(?:sin|cos|tan|cot|sec|csc)|sqrt|exp|log|[pv]matrix)[a-zA-Z]{4,}"
+    r"|[^\x00-\x7f]|[:?@#$\"]|\d{4}-\d\d-\d\d"
 )
 
 
 @lru_cache(maxsize=1 << 12)
 def read(text: str) -> tuple[Value, ...]:
-    """The values that a cleaned answer may be; a text if it is nothing else."""
+    """Return the values that a cleaned answer may be; a text if it is nothing else."""
     return tuple(_readings(text)) or (Text(text),)
 
 
 def _readings(text: str) -> Iterator[Value]:
-    number = _based(text) or read_number(text)
+    number = _based(text) or _ratio(text) or read_number(text)
     if number:
         yield number
     if number and "," not in text:  # 1,000 may be a list as well
         return
-    if (match := _CHOICE.fullmatch(text)) and not _NO_LABEL.search(match["label"] or ""):
-        yield Choice(match["letter"], (match["label"] or "").strip())
-    if number and (any(number.unit) or re.search(r",0", text)):
+    if match := _CHOICE.fullmatch(text):
+        label = (match["label"] or "").strip()
+        if not _NO_LABEL.search(label):
+            yield Choice(match["letter"], label)
+    if number and (any(number.unit) or ",0" in text):
         return
-    if structure := _congruence(text) or _items(text) or _sequence(text):
+    if structure := _congruence(text) or _items(text):
         yield structure._replace(kind=">") if number else structure
     elif len(split(text, _INEQUALITY)) > 1:
-        yield from filter(None, (_solution_interval(text), _inequality(text)))
+        yield from _inequality(text)
     elif max(len(split(text, sign)) for sign in (_EQUALS, _APPROX)) > 1:
-        if equation := _equation(text):
-            yield equation
+        yield from _equation(text)
     elif not number:
         yield _expression(text)
     if not number and (european := read_number(text, european=True)):
         yield european
 
 
-def _based(text: str) -> Based | None:
+def _based(text: str) -> Text | None:
     match = _BASED.fullmatch(text)
     if not match or not 2 <= int(match["base"]) <= 36:
         return None
-    return Based(match["digits"].upper().lstrip("0"), int(match["base"]))
+    return Text(f"{match['digits'].lstrip('0')}_{int(match['base'])}")
+
+
+def _ratio(text: str) -> Text | None:
+    """2:4 as 1:2. What ends in two digits may be a time of day, and stays as it is."""
+    match = re.fullmatch(r"(\d+) ?: ?(\d|\d{3,})", text)
+    if not match or not int(match[2]):
+        return None
+    return Text(
+        ":".join(map(str, Fraction(int(match[1]), int(match[2])).as_integer_ratio()))
+    )
 
 
 def _congruence(text: str) -> Congruence | None:
     match = _CONGRUENCE.fullmatch(text)
-    if (
-        not match
-        or match["left"] is None
-        and match["name"] is None
-        and "bmod" in match["mod"]
-    ):
+    if not match:
+        return None
+    left = match["left"] or match["name"] or ""
+    if match["left"] is None and not left and "bmod" in match["mod"]:
         return None  # 17 \bmod 5 computes a number
-    return Congruence(
-        match["left"] or match["name"] or "", match["residue"], match["modulus"].strip()
-    )
+    return Congruence(left, match["residue"], match["modulus"].strip())
 
 
 def _items(text: str) -> Items | None:
-    r"""The parts of a list, set or union; p ± q is two of them. Parts of `p=5,q=2;p=7,q=2` are
-    tuples.
+    r"""The parts of a tuple, list, set or union; p ± q is two of them. Parts of `p=5,q=2;p=7,q=2`
+    are tuples.
     """
-    kind = ""
-    if (
-        text.startswith(r"\{")
-        and text.endswith(r"\}")
-        and enclosed(text[1:-2] + "}", "{", "}")
-    ):
-        text = text[2:-2].strip()
+    is_set = text.startswith(r"\{") and text.endswith(r"\}")
+    if is_set and enclosed(text[1:-2] + "}", "{}"):
         kind = "{"
+        text = text[2:-2].strip()
     elif len(parts := split(text, _UNION)) > 1:
         return Items(tuple(parts), "U")
+    elif enclosed(text, *BRACKETS):
+        parts = split(text[1:-1], "[,;]")
+        return Items(tuple(parts), text[0] + text[-1]) if len(parts) > 1 else None
+    else:
+        kind = ""
     groups = split(text, ";")
     if len(groups) > 1 and any(len(split(group, ",")) > 1 for group in groups):
         parts = [group if len(split(group, ",")) == 1 else f"({group})" for group in groups]
     else:
         parts = [item for part in split(text, _SEPARATOR) for item in _plus_minus(part)]
     parts = [part for part in parts if part]
-    if not kind and any(part == r"\ldots" for part in parts):
+    if not kind and r"\ldots" in parts:
         kind = ">"
-    elif not kind and _INEQUALITY.search(text) and re.search(r"\band\b", text):
+    elif not kind and re.search(_INEQUALITY, text) and re.search(r"\band\b", text):
         kind = "&"
-    return Items(tuple(parts), kind) if kind in ("{", "U") or len(parts) > 1 else None
+    return Items(tuple(parts), kind) if kind == "{" or len(parts) > 1 else None
 
 
 def _plus_minus(text: str) -> list[str]:
-    if (
-        not re.search(r"\\(?:pm|mp)(?![a-zA-Z])", text)
-        or enclosed(text)
-        or text.count(r"\pm") > 1
-    ):
+    signs = _PLUS.search(text) or _MINUS.search(text)
+    if not signs or enclosed(text, *BRACKETS) or text.count(r"\pm") > 1:
         return [text]
-    return [
-        re.sub(r"\\pm(?![a-zA-Z])", plus, re.sub(r"\\mp(?![a-zA-Z])", minus, text))
-        for plus, minus in ("+-", "-+")
-    ]
+    return [_PLUS.sub(a, _MINUS.sub(b, text)) for a, b in ("+-", "-+")]
 
 
-def _sequence(text: str) -> Sequence | None:
-    if not enclosed(text) or len(parts := split(text[1:-1], ",;")) == 1:
-        return None
-    return Sequence(text[0], tuple(parts), text[-1])
-
-
-def _solution_interval(text: str) -> Sequence | None:
-    """The interval of `a <= x < b` or `x < b`."""
+def _inequality(text: str) -> Iterator[Items | Relation]:
+    """The interval of `a <= x < b` or `x < b`, and what a relation of two sides says."""
     parts = split(text, _INEQUALITY)
-    operators = _INEQUALITY.findall(text)
-    if (
-        "!=" in operators
-        or len({operator[0] for operator in operators}) != 1
-        or len(parts) != len(operators) + 1
-    ):
-        return None
-    if operators[0][0] == ">":
-        parts = parts[::-1]
-        operators = [_FLIPPED[operator] for operator in reversed(operators)]
+    signs = re.findall(_INEQUALITY, text)
+    if len(parts) != len(signs) + 1 or len({sign[0] for sign in signs}) > 1:
+        return
+    if signs[0][0] == ">":
+        parts.reverse()
+        signs = [sign.replace(">", "<") for sign in reversed(signs)]
+    chain = parts
+    ends = signs
     if len(parts) == 2 and _VARIABLE.fullmatch(parts[0]):
-        parts = [r"-\infty", *parts]
-        operators = ["<", *operators]
+        chain = [r"-\infty", *parts]
+        ends = ["<", *signs]
     elif len(parts) == 2:
-        parts = [*parts, r"\infty"]
-        operators = [*operators, "<"]
-    if len(parts) != 3 or not _VARIABLE.fullmatch(parts[1]):
-        return None
-    opening = "[" if operators[0] == "<=" else "("
-    closing = "]" if operators[1] == "<=" else ")"
-    return Sequence(opening, (parts[0], parts[2]), closing, parts[1])
+        chain = [*parts, r"\infty"]
+        ends = [*signs, "<"]
+    if len(chain) == 3 and "!=" not in ends and _VARIABLE.fullmatch(chain[1]):
+        low, name, high = chain
+        kind = ("[" if ends[0] == "<=" else "(") + ("]" if ends[1] == "<=" else ")")
+        yield Items((low, high), kind, name)
+    if len(parts) == 2:
+        yield Relation(signs[0], "({})-({})".format(*parts))
 
 
-def _inequality(text: str) -> Inequality | None:
-    parts = split(text, _INEQUALITY)
-    operators = _INEQUALITY.findall(text)
-    if len(parts) != 2 or len(operators) != 1:
-        return None
-    left, right = reversed(parts) if operators[0][0] == ">" else parts
-    return Inequality(left, _FLIPPED[operators[0]], right)
-
-
-def _equation(text: str) -> Equation | None:
-    """What an equality gives; None where a side is missing."""
+def _equation(text: str) -> Iterator[Relation]:
+    """What an equality gives; nothing where a side is missing."""
     exact, *rounded = split(text, _APPROX)
     parts = split(exact, _EQUALS)
     if len(rounded) > 1 or not all((*parts, *rounded)):
-        return None
+        return
     name = _name(parts[0], parts[-1])
-    if (
-        not name
-        and len(parts) == 2
-        and "\\in" not in exact
-        and (name := _name(parts[1], parts[0]))
-    ):
-        parts.reverse()
-    values = parts[1:] if name and len(parts) > 1 else [] if name else parts
-    bare = [re.sub(r"\\(?:begin|end)\{\w+\}", "", value) for value in values]
-    if (not name and any(map(_FREE_LETTER.search, bare))) or ("\\in" in exact and not name):
-        return Equation(text, "", (), "")
-    if (
-        not name
-        and len(values) == 2
-        and read_number(values[0])
-        and not read_number(values[1])
-    ):
-        values.reverse()  # 72 = 8 * 9 gives the number
-    return Equation(text, name, tuple(values), *rounded)
+    if not name and len(parts) == 2 and "\\in" not in exact:
+        name = _name(parts[1], parts[0])
+        parts = parts[::-1] if name else parts
+    values = parts[1:] if name else parts
+    if not name:
+        bare = re.sub(r"\\(?:begin|end)\{\w+\}", "", "\n".join(parts))
+        if "\\in" in exact or _FREE_LETTER.search(bare):
+            values = rounded = []
+        elif len(parts) == 2 and read_number(parts[0]) and not read_number(parts[1]):
+            values = parts[::-1]  # 72 = 8 * 9 gives the number
+    sides = text.split("=")
+    difference = "({})-({})".format(*sides) if len(sides) == 2 else ""
+    yield Relation("=", difference, name, tuple(values), *rounded)
 
 
 def _name(text: str, value: str) -> str:
@@ -576,23 +521,17 @@ def _name(text: str, value: str) -> str:
     anything that computes.
     """
     bare = text.replace(" ", "")
-    if match := re.fullmatch(rf"(?P<function>{_LETTER_NAME})\((?P<of>.*)\)", bare):
-        return match["function"] if re.fullmatch("[a-z]", match["of"]) else bare
-    if re.fullmatch(
-        rf"{_LETTER_NAME}|\({_LETTER_NAME}(?:,{_LETTER_NAME})*\)|{_POINTS}(?::{_POINTS})?",
-        bare,
-    ):
-        return bare
-    if re.fullmatch(r"\\frac\{[A-Z]{2,}\}\{[A-Z]{2,}\}", bare):
+    if call := _CALLED.fullmatch(bare):
+        return call["name"]
+    if _NAMED.fullmatch(bare):
         return bare
     words = re.findall(r"[a-z']+", text.casefold())
-    of_words = re.fullmatch(r"[a-zA-Z]{3,}(?: [a-zA-Z]+)*", text) and re.search(
-        r"[\d\\]", value
-    )
-    return text if of_words and not (CHANGING | NUMBER_WORDS) & set(words) else ""
+    of_words = re.fullmatch(r"[a-zA-Z]{3,}(?: [a-zA-Z]+)*", text)
+    computes = (CHANGING | NUMBER_WORDS).intersection(words)
+    return text if of_words and re.search(r"[\d\\]", value) and not computes else ""
 
 
-def _expression(text: str) -> Expression | Text:
+def _expression(text: str) -> Quantity | Text:
     value, unit = split_unit(text)
     # \sin 30\degree is no angle.
     if dict(unit.powers).get("deg") and _FUNCTION.search(value):
@@ -605,4 +544,4 @@ def _expression(text: str) -> Expression | Text:
         or value.casefold() in _SHORT_WORDS
     ):
         return Text(text)
-    return Expression(value, unit)
+    return Quantity(value, unit)

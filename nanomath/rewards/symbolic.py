@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import operator
 import os
 import random
 import re
@@ -29,45 +30,62 @@ from collections.abc import Iterator
 import sympy
 
 MEMORY_LIMIT = 2 * 1024**3  # bytes of address space
-ORPHAN_LIMIT = 60  # seconds; the parent kills far earlier, this ends a worker whose parent died in mid-question
+# Seconds. The parent kills far earlier; this ends a worker whose parent died in mid-question.
+ORPHAN_LIMIT = 60
 MAX_BITS = 20_000  # of an integer power: 9^9^9^9 is refused before it is computed
 MAX_FACTORIAL = 1_000
 MAX_LATEX = 300  # characters that math-verify is given; its reader takes seconds for more
 DIGITS = 30
+MOST_DIGITS = 1000
 SCALES = (1, 10, 1, 100, 10, 1000, 100, 1)
 BENDS = (sympy.Abs, sympy.floor, sympy.ceiling, sympy.Mod)
 TINY = sympy.Float("1e-350")
 
 FUNCTIONS = {
-    "sin": sympy.sin,
-    "cos": sympy.cos,
-    "tan": sympy.tan,
-    "cot": sympy.cot,
-    "sec": sympy.sec,
-    "csc": sympy.csc,
-    "arcsin": sympy.asin,
-    "arccos": sympy.acos,
-    "arctan": sympy.atan,
-    "sinh": sympy.sinh,
-    "cosh": sympy.cosh,
-    "tanh": sympy.tanh,
-    "exp": sympy.exp,
+    **{
+        name: getattr(sympy, name)
+        for name in (
+            "sin",
+            "cos",
+            "tan",
+            "cot",
+            "sec",
+            "csc",
+            "sinh",
+            "cosh",
+            "tanh",
+            "exp",
+        )
+    },
+    **{f"arc{name}": getattr(sympy, f"a{name}") for name in ("sin", "cos", "tan")},
     "ln": sympy.log,
 }
-INVERSES = {"sin": sympy.asin, "cos": sympy.acos, "tan": sympy.atan}
 CONSTANTS = {"pi": sympy.pi, "infty": sympy.oo, "e": sympy.E, "i": sympy.I}
+TERMS = {"+": operator.add, "-": operator.sub}
+FACTORS = {
+    "*": operator.mul,
+    "/": operator.truediv,
+    "div": operator.truediv,
+    "bmod": sympy.Mod,
+    "mod": sympy.Mod,
+}
 GREEK = re.findall(
     r"\w+",
-    "alpha beta gamma delta epsilon varepsilon zeta eta theta vartheta iota kappa lambda mu "
-    "nu xi rho sigma tau "
-    "upsilon phi varphi chi psi omega Gamma Delta Theta Lambda Xi Sigma Upsilon Phi Psi Omega ell",
+    """alpha beta gamma delta epsilon varepsilon zeta eta theta vartheta iota kappa lambda mu nu
+    xi rho sigma tau upsilon phi varphi chi psi omega Gamma Delta Theta Lambda Xi Sigma Upsilon
+    Phi Psi Omega ell""",
 )
-OPERATORS = re.findall(
-    r"\w+", "frac sqrt binom log lg div bmod mod begin end degree lfloor rfloor lceil rceil"
+OTHERS = re.findall(
+    r"\w+", "frac sqrt binom log lg begin end degree lfloor rfloor lceil rceil"
 )
-COMMANDS = frozenset([*FUNCTIONS, *CONSTANTS, *GREEK, *OPERATORS])
-ROUNDED = {"lfloor": sympy.floor, "lceil": sympy.ceiling}
+COMMANDS = frozenset([*FUNCTIONS, *CONSTANTS, *FACTORS, *GREEK, *OTHERS])
 CLOSING = {"(": ")", "[": "]", "{": "}"}
+# Brackets that change what they hold.
+AROUND = {
+    "|": ("|", sympy.Abs),
+    "lfloor": ("rfloor", sympy.floor),
+    "lceil": ("rceil", sympy.ceiling),
+}
 # Function names are read without a backslash as well; the longest first, so that "sinh" is not
 # "sin" times h.
 WORDS = "|".join(sorted({*FUNCTIONS, "log", "lg", "sqrt", "pi"}, key=len, reverse=True))
@@ -90,21 +108,16 @@ class Parser:
     """
 
     def __init__(self, text: str):
-        unknown = [
-            command
-            for command in re.findall(r"\\([a-zA-Z]+)", text)
-            if command not in COMMANDS
-        ]
-        rest = TOKEN.sub("", text).strip()
-        if unknown:
-            raise BeyondGrammar(unknown[0])
-        if rest:
+        for command in re.findall(r"\\([a-zA-Z]+)", text):
+            if command not in COMMANDS:
+                raise BeyondGrammar(command)
+        if rest := TOKEN.sub("", text).strip():
             raise ValueError(f"not in the grammar: {rest[:20]!r}")
         self.tokens = [
             token if token == r"\\" else token.lstrip("\\") for token in TOKEN.findall(text)
         ]
         self.position = 0
-        self.bars = 0  # open |...|: inside, a bar closes
+        self.in_bars = False  # within |...| a bar closes
 
     def parse(self) -> sympy.Basic | sympy.Matrix:
         value = self.sum()
@@ -127,38 +140,35 @@ class Parser:
 
     def sum(self):
         value = self.product()
-        while sign := self.accept("+", "-"):
-            term = self.product()
-            value = value + term if sign == "+" else value - term
+        while sign := self.accept(*TERMS):
+            value = TERMS[sign](value, self.product())
         return value
 
     def product(self):
         value = self.signed()
         while True:
-            if operator := self.accept("*", "/", "div", "bmod", "mod"):
-                value = combine(value, operator, self.signed())
+            if sign := self.accept(*FACTORS):
+                value = FACTORS[sign](value, self.signed())
             elif self.at_mixed_number():
                 value += self.power()
             elif self.at_factor():
-                value = value * self.power()
+                value *= self.power()
             else:
                 return value
 
     def at_mixed_number(self) -> bool:
-        r"""`1\frac{2}{3}` is 1 + 2/3, as school books write it; with letters inside it is a
-        product.
+        r"""Return whether `2/3` of `1\frac{2}{3}` follows: 1 + 2/3, as school books write it; with
+        letters inside it is a product.
         """
         window = self.tokens[max(self.position - 1, 0) : self.position + 7]
         return re.fullmatch(r"\d+ frac \{ \d+ \} \{ \d+ \}", " ".join(window)) is not None
 
     def at_factor(self) -> bool:
-        """Whether a factor follows without a sign. Never a number: "1 2" is not 2."""
-        token = self.peek()
-        if token == "|":
-            return not self.bars
-        return bool(re.match(r"[a-zA-Z(\[{]", token)) and not token.startswith(
-            ("end", "rfloor", "rceil", "degree")
-        )
+        """Return whether a factor follows without a sign. Never a number: "1 2" is not 2."""
+        if self.peek() == "|":
+            return not self.in_bars
+        ends = r"end|rfloor|rceil|degree"
+        return re.match(rf"(?!{ends})[a-zA-Z(\[{{]", self.peek()) is not None
 
     def signed(self):
         if self.accept("-"):
@@ -171,7 +181,7 @@ class Parser:
         while postfix := self.accept("!", "degree"):
             if postfix == "!" and self.peek() == "!":
                 raise ValueError("a double factorial")
-            base = factorial(base) if postfix == "!" else base * sympy.pi / 180
+            base = sympy.factorial(small(base)) if postfix == "!" else base * sympy.pi / 180
         return raise_to(base, self.signed()) if self.accept("^") else base
 
     def atom(self):
@@ -180,21 +190,20 @@ class Parser:
             return sympy.Rational(token.rstrip("."))
         if token in CLOSING:
             return self.enclosed(CLOSING[token])
-        if token == "|":
-            return self.absolute()
+        if token in AROUND:
+            closing, function = AROUND[token]
+            return function(self.enclosed(closing))
         if token.startswith("begin{"):
-            return self.matrix()
-        if token in ROUNDED:
-            return ROUNDED[token](self.enclosed(f"r{token[1:]}"))
+            return self.matrix(token)
         if token in FUNCTIONS:
             return self.function(token)
         return self.named(token)
 
     def named(self, name: str):
         if name == "frac":
-            return combine(self.atom(), "/", self.atom())
+            return self.atom() / self.atom()
         if name == "binom":
-            return binomial(self.atom(), self.atom())
+            return sympy.binomial(small(self.atom()), small(self.atom()))
         if name == "sqrt":
             degree = self.enclosed("]") if self.accept("[") else sympy.Integer(2)
             return raise_to(self.atom(), 1 / degree)
@@ -207,77 +216,54 @@ class Parser:
         if self.accept("_"):
             start = self.position
             self.atom()
-            return sympy.Symbol(
-                f"{name}_{' '.join(self.tokens[start : self.position]).strip('{ }')}"
-            )
+            index = " ".join(self.tokens[start : self.position]).strip("{ }")
+            return sympy.Symbol(f"{name}_{index}")
         return CONSTANTS[name] if name in CONSTANTS else sympy.Symbol(name)
 
     def enclosed(self, closing: str):
-        bars = self.bars
-        self.bars = 0
+        outside = self.in_bars
+        self.in_bars = closing == "|"
         value = self.sum()
         self.take(closing)
-        self.bars = bars
+        self.in_bars = outside
         return value
 
-    def absolute(self):
-        self.bars += 1
-        value = self.sum()
-        self.take("|")
-        self.bars -= 1
-        return sympy.Abs(value)
-
-    def matrix(self) -> sympy.Matrix | sympy.Expr:
-        kind = self.tokens[self.position - 1]
+    def matrix(self, begin: str) -> sympy.Matrix | sympy.Expr:
         rows = [[]]
         while not self.peek().startswith("end{"):
             if self.accept(r"\\"):
                 rows.append([])
-            else:
-                rows[-1].append(self.sum())
-                if (
-                    not self.accept("&")
-                    and self.peek() != r"\\"
-                    and not self.peek().startswith("end{")
-                ):
-                    raise ValueError("an entry without &")
+                continue
+            rows[-1].append(self.sum())
+            if not self.accept("&") and not self.peek().startswith(("\\", "end{")):
+                raise ValueError("an entry without &")
         self.take()
         matrix = sympy.Matrix([row for row in rows if row])
-        return matrix.det() if kind == "begin{vmatrix}" else matrix
+        return matrix.det() if begin == "begin{vmatrix}" else matrix
 
     def function(self, name: str):
         exponent = self.signed() if self.accept("^") else 1
-        if exponent == -1 and name in INVERSES:
-            return INVERSES[name](self.argument())
+        if exponent == -1 and f"arc{name}" in FUNCTIONS:
+            return FUNCTIONS[f"arc{name}"](self.argument())
         return FUNCTIONS[name](self.argument()) ** exponent
 
     def logarithm(self, name: str):
-        """`log` without a base is the natural one, as in university maths; `lg` has base 10."""
-        base = (
-            self.atom()
-            if self.accept("_")
-            else sympy.Integer(10)
-            if name == "lg"
-            else sympy.E
-        )
+        """Read `log`, without a base the natural one, as in university maths; `lg` has base 10."""
+        base = sympy.Integer(10) if name == "lg" else sympy.E
+        if self.accept("_"):
+            base = self.atom()
         return sympy.log(self.argument()) / sympy.log(base)
 
     def argument(self):
-        """Of a function: what the brackets hold, or all factors that follow (`sin 2x`) up to
-        the next function.
+        """Read the argument of a function: what the brackets hold, or all factors that follow
+        (`sin 2x`) up to the next function.
         """
         if self.peek() in CLOSING:
             return self.atom()
         value = self.power()
         while self.at_factor() and self.peek() not in FUNCTIONS:
-            value = value * self.power()
+            value *= self.power()
         return value
-
-
-def combine(left, operator: str, right):
-    if operator == "*":
-        return left * right
-    return sympy.Mod(left, right) if "mod" in operator else left / right
 
 
 def raise_to(base, exponent):
@@ -288,28 +274,23 @@ def raise_to(base, exponent):
     return base**exponent
 
 
-def factorial(value):
+def small(value):
     if value.is_number and abs(value) > MAX_FACTORIAL:
-        raise ValueError(f"{value}!")
-    return sympy.factorial(value)
+        raise ValueError(f"the factorial or binomial of {value}")
+    return value
 
 
-def binomial(n, k):
-    if any(value.is_number and abs(value) > MAX_FACTORIAL for value in (n, k)):
-        raise ValueError(f"binomial({n}, {k})")
-    return sympy.binomial(n, k)
-
-
-def sample(*expressions: sympy.Basic, digits: int = 100) -> Iterator[list[sympy.Expr]]:
-    """The expressions at random points of several scales (one is enough for constants), to
-    DIGITS digits; where terms cancel, the computation has up to `digits`.
+def sample(*expressions: sympy.Basic) -> Iterator[list[sympy.Expr]]:
+    """Give the values of the expressions at random points of several scales (one is enough for
+    constants), to DIGITS digits; where terms cancel, the computation has up to MOST_DIGITS.
     """
     symbols = sorted(
         set().union(*(expression.free_symbols for expression in expressions)), key=str
     )
     rng = random.Random(0)
-    bends = any(
-        expression.has(*BENDS) or fractional_power(expression) for expression in expressions
+    powers = set().union(*(expression.atoms(sympy.Pow) for expression in expressions))
+    bends = any(expression.has(*BENDS) for expression in expressions) or any(
+        not power.exp.is_integer for power in powers
     )
     for scale in (SCALES if bends else SCALES[::2]) if symbols else (1,):
         point = {
@@ -317,28 +298,23 @@ def sample(*expressions: sympy.Basic, digits: int = 100) -> Iterator[list[sympy.
             for symbol in symbols
         }
         yield [
-            expression.evalf(DIGITS, subs=point, maxn=digits) for expression in expressions
+            expression.evalf(DIGITS, subs=point, maxn=MOST_DIGITS)
+            for expression in expressions
         ]
 
 
-def fractional_power(expression: sympy.Basic) -> bool:
-    return any(not power.exp.is_integer for power in expression.atoms(sympy.Pow))
-
-
-def close(
-    left: sympy.Expr, right: sympy.Expr, tolerance: float = 0.0, zero: float = 0.0
-) -> bool:
-    """Within the tolerance or the last digits; what is below `zero` in size is 0."""
+def close(left: sympy.Expr, right: sympy.Expr, tolerance: float = 0.0) -> bool:
+    """Return whether two values are equal within the tolerance or the last digits."""
     if not (left.is_finite and right.is_finite):
         return bool(left == right and not left.has(sympy.nan, sympy.zoo))
-    bound = max(tolerance, 10.0 ** (5 - DIGITS) * max(abs(left), abs(right)), zero)
+    bound = max(tolerance, 10.0 ** (5 - DIGITS) * max(abs(left), abs(right)))
     return bool(abs(left - right) <= bound)
 
 
 def equal(gold: sympy.Basic, prediction: sympy.Basic, tolerance: float) -> bool:
-    if isinstance(gold, sympy.MatrixBase) or isinstance(prediction, sympy.MatrixBase):
-        same_shape = getattr(gold, "shape", None) == getattr(prediction, "shape", None)
-        return same_shape and all(
+    shapes = {getattr(value, "shape", ()) for value in (gold, prediction)}
+    if shapes != {()}:  # of matrices
+        return len(shapes) == 1 and all(
             equal(a, b, tolerance) for a, b in zip(gold, prediction, strict=True)
         )
     if any(value.has(sympy.nan, sympy.zoo) for value in (gold, prediction)):
@@ -349,20 +325,13 @@ def equal(gold: sympy.Basic, prediction: sympy.Basic, tolerance: float) -> bool:
         return False
     if gold.is_Rational and prediction.is_Rational:
         return bool(abs(gold - prediction) <= sympy.Rational(tolerance))
-    doubtful = False
-    for pair in sample(prediction, gold):
-        if not close(*pair, tolerance, 1e-60):
-            return False
-        doubtful = doubtful or not close(*pair, tolerance)
     # Terms that cancel leave a number that shrinks as more digits are computed; a small number
     # stays what it is.
-    return not doubtful or all(
-        close(*pair, tolerance, TINY) for pair in sample(prediction, gold, digits=1000)
-    )
+    return all(close(*pair, max(tolerance, TINY)) for pair in sample(prediction, gold))
 
 
 def multiple(gold: sympy.Basic, prediction: sympy.Basic, positive: bool) -> bool:
-    """Whether gold = c * prediction for a constant c != 0 (c > 0 if `positive`): the same
+    """Return whether gold = c * prediction for a constant c != 0 (c > 0 if `positive`): the same
     equation (inequality).
     """
     ratios = [a / b for a, b in sample(gold, prediction)]
@@ -372,7 +341,7 @@ def multiple(gold: sympy.Basic, prediction: sympy.Basic, positive: bool) -> bool
 
 
 def math_verify_equal(gold: str, prediction: str) -> bool:
-    """math-verify's verdict; its own time limits use SIGALRM and are off, since the parent
+    """Return math-verify's verdict; its own time limits use SIGALRM and are off, since the parent
     keeps the time.
     """
     from math_verify import verify
@@ -383,14 +352,14 @@ def math_verify_equal(gold: str, prediction: str) -> bool:
 
 
 def read_whole(text: str) -> sympy.Basic:
-    """math-verify's reading of `text`. ValueError if it is the same without one of the tokens,
-    or with another.
+    """Return math-verify's reading of `text`. ValueError if it is the same without one of the
+    tokens, or with another.
     """
     if len(text) > MAX_LATEX:
         raise ValueError(f"{len(text)} characters")
     whole = read_latex(text)
-    names = {str(symbol) for symbol in whole.free_symbols}
-    if any(re.fullmatch("[a-zA-Z]{2,}", name) and name not in GREEK for name in names):
+    names = {str(symbol) for symbol in whole.free_symbols}.difference(GREEK)
+    if any(re.fullmatch("[a-zA-Z]{2,}", name) for name in names):
         raise ValueError(f"a command is taken for a name in {text!r}")
     if any(
         limit.args[1] not in limit.args[0].free_symbols
@@ -408,8 +377,8 @@ def read_whole(text: str) -> sympy.Basic:
 
 
 def read_latex(text: str) -> sympy.Basic:
-    """math-verify's reading, nothing of the text left out beforehand. Any exception where it
-    has none.
+    """Return math-verify's reading, nothing of the text left out beforehand. Any exception where
+    it has none.
     """
     from latex2sympy2_extended import NormalizationConfig, latex2sympy
     from latex2sympy2_extended.latex2sympy2 import ConversionConfig
@@ -427,29 +396,26 @@ def reads_as(text: str, value: sympy.Basic) -> bool:
 
 
 def other(token: str) -> str:
-    """A digit or letter in place of one; nothing in place of anything else."""
+    """Return another digit or letter in place of one; nothing in place of anything else."""
     if token.isdigit():
         return str((int(token) + 1) % 10)
     return ("q" if token.islower() else "Q") if len(token) == 1 and token.isalpha() else " "
 
 
-def answer(question: dict) -> bool:
-    """`question`: gold, prediction, relation ("", "=" or "<"), tolerance, math_verify."""
-    gold = question["gold"]
-    prediction = question["prediction"]
-    relation = question["relation"]
+def answer(
+    gold: str, prediction: str, relation: str, tolerance: float, math_verify: bool
+) -> bool:
+    """Return whether the two are equal; for the relation "=" or "<" whether they are multiples,
+    for "<" by a positive factor.
+    """
     try:
         expected = Parser(gold).parse()
         found = Parser(prediction).parse()
     except BeyondGrammar:
-        return (
-            question["math_verify"] and not relation and math_verify_equal(gold, prediction)
-        )
-    return (
-        multiple(expected, found, relation == "<")
-        if relation
-        else equal(expected, found, question["tolerance"])
-    )
+        return math_verify and not relation and math_verify_equal(gold, prediction)
+    if relation:
+        return multiple(expected, found, relation == "<")
+    return equal(expected, found, tolerance)
 
 
 def main() -> None:
@@ -467,8 +433,8 @@ def main() -> None:
     for line in sys.stdin:
         signal.alarm(ORPHAN_LIMIT)
         try:
-            verdict = answer(json.loads(line))
-        except Exception:  # whatever a library raises on hostile text (MemoryError included): not shown equal
+            verdict = answer(**json.loads(line))
+        except Exception:  # whatever a library raises on hostile text, MemoryError included
             verdict = False
         signal.alarm(0)
         print(int(verdict), file=replies)

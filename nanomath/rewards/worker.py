@@ -13,6 +13,7 @@ import atexit
 import contextlib
 import json
 import os
+import select
 import subprocess
 import sys
 import threading
@@ -36,7 +37,7 @@ class Worker:
         self._lock = threading.Lock()
 
     def ask(self, question: dict) -> bool:
-        """The program's verdict on one JSON object; False if it found none in time."""
+        """Return the program's verdict on one JSON object; False if it found none in time."""
         with self._lock:
             if self.process is None:
                 self._start()
@@ -50,16 +51,13 @@ class Worker:
     def _start(self) -> None:
         self.starts += 1
         self.process = subprocess.Popen(
-            [
-                sys.executable,
-                "-P",
-                str(self.program),
-            ],  # -P: the folder of the program is no place to import from
+            # -P: the folder of the program is no place to import from
+            [sys.executable, "-P", str(self.program)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             text=True,
-            start_new_session=True,  # Ctrl-C is for the training run, which then closes the worker
+            start_new_session=True,  # Ctrl-C is for the run, which then closes the worker
         )
         if self._exchange("", self.START_SECONDS) != "ready":
             raise RuntimeError(
@@ -70,42 +68,31 @@ class Worker:
         """Send `line` (nothing if empty) and read one line; "" if the process died or had to
         be killed.
         """
-        expired = threading.Event()
         process = self.process
-
-        def expire() -> None:
-            expired.set()
-            process.kill()
-
-        watchdog = threading.Timer(seconds, expire)
-        watchdog.daemon = True
-        watchdog.start()
+        waiting = select.poll()  # select() takes no more than 1024 open files
+        waiting.register(process.stdout, select.POLLIN)
         reply = ""
         try:
             with contextlib.suppress(BrokenPipeError):
                 if line:
                     process.stdin.write(line + "\n")
                     process.stdin.flush()
-                reply = process.stdout.readline().strip()
+                if waiting.poll(seconds * 1000):
+                    reply = process.stdout.readline().strip()
         finally:
-            watchdog.cancel()
-            watchdog.join()  # now it has either killed the process or never will
-            # An interrupt also ends here: a late reply must not answer the next one.
-            if expired.is_set() or not reply:
+            # An interrupt also ends here: a late reply must not answer the next question.
+            if not reply:
                 self._stop()
         return reply
 
     def _stop(self) -> None:
         process = self.process
         self.process = None
-        if process is None:
-            return
-        process.kill()
-        process.wait()
-        for pipe in (process.stdin, process.stdout):
-            # What was not yet written when the process died.
-            with contextlib.suppress(BrokenPipeError):
-                pipe.close()
+        if process:
+            # On leaving its pipes are closed and it is collected; a pipe may still hold what
+            # was not written when the process died.
+            with contextlib.suppress(BrokenPipeError), process:
+                process.kill()
 
 
 WORKER = Worker()

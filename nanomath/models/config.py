@@ -13,19 +13,26 @@ from typing import Any
 
 from nanomath.models.stored import LARGEST_COUNT, LARGEST_SIZE, flag, number, table, whole
 
-FAMILIES = {  # each with what a config.json leaves out where it is the same as in transformers' own
-    "llama": {"max_position_embeddings": 2048},
+# What a config.json of each family leaves out where it is as in transformers' own.
+FAMILIES = {
+    "llama": {
+        "architectures": ["LlamaForCausalLM"],
+        "max_position_embeddings": 2048,
+    },
     "mistral": {
+        "architectures": ["MistralForCausalLM"],
         "max_position_embeddings": 131072,
         "num_key_value_heads": 8,
         "sliding_window": 4096,
     },
     "qwen2": {
+        "architectures": ["Qwen2ForCausalLM"],
         "max_position_embeddings": 32768,
         "num_key_value_heads": 32,
         "sliding_window": 4096,
     },
     "qwen3": {
+        "architectures": ["Qwen3ForCausalLM"],
         "max_position_embeddings": 32768,
         "num_key_value_heads": 32,
         "sliding_window": 4096,
@@ -130,14 +137,8 @@ class ModelConfig:
 
     def to_hf(self) -> dict[str, Any]:
         """The config.json that transformers (4 and 5) reads back as this model."""
-        architecture = {
-            "llama": "Llama",
-            "mistral": "Mistral",
-            "qwen2": "Qwen2",
-            "qwen3": "Qwen3",
-        }[self.model_type]
         hf: dict[str, Any] = {
-            "architectures": [f"{architecture}ForCausalLM"],
+            "architectures": FAMILIES[self.model_type]["architectures"],
             "model_type": self.model_type,
             "vocab_size": self.vocab_size,
             "hidden_size": self.hidden_size,

@@ -41,7 +41,6 @@ from nanomath.process.formats import (
     FORMATS,
     Format,
     MathShepherd,
-    Qwen,
     TokenClassification,
 )
 
@@ -132,9 +131,8 @@ class PRM:
 def is_prm(path_or_hub_id: str | PathLike[str]) -> bool:
     """Return whether a model has a head for scores in place of one for tokens."""
     config = read_json(resolve_model_dir(path_or_hub_id) / "config.json")
-    return _architecture(config).endswith(
-        (Qwen.architecture, TokenClassification.architecture)
-    )
+    kinds = [kind for kind in FORMATS.values() if kind is not MathShepherd]
+    return _architecture(config).endswith(tuple(kind.architecture for kind in kinds))
 
 
 def load_prm(

@@ -4,9 +4,9 @@ the best of k.
     python -m nanomath eval MODEL DATA [CONFIG.toml] [key=value ...]
 
     python -m nanomath eval runs/tiny-grpo world evaluation.by=difficulty
-    python -m nanomath eval runs/tiny-grpo world evaluation.samples=16 evaluation.k=4,16 save=all.jsonl
+    python -m nanomath eval runs/tiny-grpo world evaluation.samples=16 evaluation.k=4,16
     python -m nanomath eval runs/tiny-grpo world evaluation.samples=16 process.prm=runs/tiny-prm
-    python -m nanomath eval HuggingFaceTB/SmolLM2-135M-Instruct gsm8k/test.jsonl
+    python -m nanomath eval HuggingFaceTB/SmolLM2-135M-Instruct gsm8k/test.jsonl save=all.jsonl
 
 MODEL is a Hugging Face directory, a run directory or a hub id; DATA is "world", a file or a
 hub dataset. A model that was trained with a prompt of its own needs the same [prompt] keys

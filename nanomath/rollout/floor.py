@@ -1,7 +1,8 @@
 """The least time in which a machine can do a decoding step: what has to be read, and what has
 to be multiplied.
 
-    seconds of a stage = max(bytes read / bytes copied a second, FLOPs / FLOPs a second of matrix products)
+    seconds of a stage = max(bytes read / bytes copied a second,
+                             FLOPs / FLOPs a second of matrix products)
 
 A step reads every weight once, whatever the number of rows, and the keys and values of every
 row; activations, norms and biases are not counted. What is cached in faster memory may be read

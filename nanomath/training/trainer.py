@@ -266,8 +266,10 @@ class Trainer:
         name = self.score.removeprefix("heldout/")
         sampling = getattr(self.config, "sampling", None)
         if self.best:
-            best = f"best   {100 * self.best['score']:5.1f}%  after step {self.best['step']}: {place}/checkpoints/best"
-            lines.append(best)
+            best = (
+                f"best   {100 * self.best['score']:5.1f}%  after step {self.best['step']}"
+            )
+            lines.append(f"{best}: {place}/checkpoints/best")
         return "\n".join(
             [
                 f"{place}: held-out {name}"

@@ -59,9 +59,8 @@ class Tokens:
     loss_mask: Tensor  # those of them that carry loss
     sampler_logprobs: Tensor  # under the sampler's full distribution
     behavior_logprobs: Tensor
-    old_logprobs: Tensor | None = (
-        None  # of the policy before the first update; None: this one
-    )
+    # Of the policy before the first update; None: this one.
+    old_logprobs: Tensor | None = None
     old_entropy: Tensor | None = None
     ref_logprobs: Tensor | None = None
     values: Tensor | None = None

@@ -70,9 +70,8 @@ class ModelConfig:
     model_type: str = "llama"
     norm_eps: float = 1e-5
     rope_theta: float = 10000.0
-    rope_scaling: dict[str, Any] | None = (
-        None  # {"rope_type": "linear" | "llama3", "factor": ..., ...}
-    )
+    # {"rope_type": "linear" | "llama3", "factor": ..., ...}
+    rope_scaling: dict[str, Any] | None = None
     tie_embeddings: bool = True
     qkv_bias: bool = False
     qk_norm: bool = False

@@ -13,9 +13,8 @@ from tqdm import tqdm
 from nanomath.rollout.floor import Machine, measure_machine, step_floor
 from nanomath.rollout.sampler import Progress, Sampler
 
-MEASURED = (
-    0.1  # seconds for each of the two measurements of the machine that the floor needs
-)
+# Seconds for each of the two measurements of the machine that the floor needs.
+MEASURED = 0.1
 
 
 @contextmanager

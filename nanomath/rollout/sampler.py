@@ -41,9 +41,8 @@ from nanomath.rollout.decoder import Decoder
 from nanomath.rollout.engine import Engine, Slots, Threads
 from nanomath.rollout.sampling import SamplingParams
 
-PREFILL_TOKENS = (
-    8192  # padded prompt tokens computed in one forward pass, to bound its memory
-)
+# Padded prompt tokens computed in one forward pass, to bound its memory.
+PREFILL_TOKENS = 8192
 MEMORY_SHARE = 0.8  # of the free memory that keys and values may take
 
 # Called with the samples that finished, the tokens drawn so far, the samples in flight, and

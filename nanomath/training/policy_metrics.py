@@ -8,9 +8,8 @@ from torch import Tensor
 
 from nanomath.algorithms import Tokens, explained_variance, kl_estimate, top_entropy
 
-TOP_ENTROPY = (
-    0.2  # share of the tokens whose mean entropy is logged apart (arXiv 2506.01939)
-)
+# Share of the tokens whose mean entropy is logged apart (arXiv 2506.01939).
+TOP_ENTROPY = 0.2
 
 
 def rollout_metrics(tokens: Tokens, measured: Mapping[str, Tensor]) -> dict[str, float]:

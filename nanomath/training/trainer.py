@@ -319,9 +319,8 @@ def make_deterministic(mode: str, device: str) -> None:
     """
     if mode == "true":  # cuBLAS reads this when it is first used
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.utils.deterministic.fill_uninitialized_memory = (
-        False  # a debugging aid that writes all memory twice
-    )
+    # A debugging aid that writes all memory twice.
+    torch.utils.deterministic.fill_uninitialized_memory = False
     torch.use_deterministic_algorithms(
         mode == "true" or (mode == "auto" and choose_device(device).type == "cpu")
     )

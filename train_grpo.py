@@ -180,7 +180,7 @@ def successes(groups: list[list[Episode]]) -> dict[str, Any]:
 
 
 def build_policy_step(config: settings.GRPOConfig, trainer: Trainer) -> PolicyStep:
-    """What updates the model that is in training."""
+    """Make the step that updates the model in training."""
     reference, critic = build_beside(config, trainer.device)
     return PolicyStep(
         trainer.model,
@@ -203,8 +203,8 @@ def build_policy_step(config: settings.GRPOConfig, trainer: Trainer) -> PolicySt
 def build_beside(
     config: settings.GRPOConfig, device: str
 ) -> tuple[Transformer, Critic | None]:
-    """The starting model again, frozen, and for baseline "value" a value model that starts
-    from it.
+    """Load the starting model again, frozen, and for baseline "value" make a value model
+    that starts from it.
     """
     start = replace(config.model, device=config.grpo.reference_device or device)
     reference = build_model(start, config.run.seed)[0].requires_grad_(False)

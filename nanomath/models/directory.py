@@ -18,11 +18,11 @@ STEP_DIRECTORY = re.compile(r"step-(\d+)")
 def resolve_model_dir(
     path_or_hub_id: str | PathLike[str], files: tuple[str, ...] = MODEL_FILES
 ) -> Path:
-    """The directory a model lies in: the one named, a run's newest complete checkpoint, or a
-    copy from the hub.
+    """Return the directory a model lies in: the one named, a run's newest complete
+    checkpoint, or a copy from the hub.
 
-    `files` are the patterns of what is fetched from the hub; without a network, what was
-    fetched before is used.
+    `files` are the patterns of what is fetched from the hub; without a network, the copy
+    that was fetched before is used.
     """
     path = Path(path_or_hub_id).expanduser()
     if path.is_dir():
@@ -35,8 +35,8 @@ def resolve_model_dir(
 
 
 def _newest_checkpoint(path: Path) -> Path:
-    """The complete step-N of the highest N in a run directory or its checkpoints; any other
-    directory as it is.
+    """Return the complete step-N of the highest N in a run directory or its checkpoints,
+    and any other directory as it is.
     """
     checkpoints = path / "checkpoints" if (path / "checkpoints").is_dir() else path
     complete = complete_steps(checkpoints, "config.json")
@@ -50,7 +50,7 @@ def _newest_checkpoint(path: Path) -> Path:
 
 
 def complete_steps(checkpoints: Path, file: str) -> dict[int, Path]:
-    """The directories step-N that hold `file`, by N in rising order."""
+    """Return the directories step-N that hold `file`, in the order of N."""
     steps = {
         int(match[1]): path
         for path in checkpoints.glob("step-*")

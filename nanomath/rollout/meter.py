@@ -19,8 +19,9 @@ MEASURED = 0.1
 
 @contextmanager
 def meter(sampler: Sampler, total: int) -> Iterator[Progress]:
-    """Give this to `generate` as its `progress`. On a terminal it shows a bar for `total`
-    completions meanwhile.
+    """Yield a function to pass to `generate` as `progress`.
+
+    On a terminal it shows a progress bar for `total` completions.
     """
     with tqdm(total=total, unit="completion", disable=None, leave=False) as bar:
         yield (lambda *now: None) if bar.disable else _Meter(sampler, bar).show

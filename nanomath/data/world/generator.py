@@ -1,4 +1,4 @@
-"""Draw problems of any family, and the text a base model is pre-trained on."""
+"""Draws problems of any family, and the text that a base model is pre-trained on."""
 
 from __future__ import annotations
 
@@ -39,15 +39,14 @@ def generate(
     languages: Sequence[str] = ("en",),
     direct: float = 0.0,
 ) -> list[Problem]:
-    """`count` distinct problems of one family and split: a pure function of its arguments.
+    """Draw `count` distinct problems of one family and split, as a pure function of the
+    arguments.
 
-    A share `direct` of the solutions states the answer alone, as people do who work in their
-    heads.
-
-    Difficulty is uniform in the closed range (facts have none: always 1); languages take
-    turns. A longer list starts with the shorter one, and another language with the same seed
-    words the same problems. ValueError for an unknown family, split or language, a range
-    outside 1..8, or a split that holds too few distinct problems.
+    A share `direct` of the solutions states the answer alone, as people do who work in
+    their heads. Difficulty is uniform in the closed range (facts have none: always 1);
+    languages take turns. A longer list starts with the shorter one, and another language
+    with the same seed words the same problems. ValueError for an unknown family, split or
+    language, a range outside 1..8, or a split that holds too few distinct problems.
     """
     check_request(family, split, count, difficulty, languages)
     random = Random(f"{family}/{split}/{seed}")
@@ -96,7 +95,7 @@ def check_request(
 def draw_problem(
     random: Random, family: str, split: str, difficulty: tuple[int, int], language: str
 ) -> Problem:
-    """The first problem drawn that belongs to the split."""
+    """Draw problems until one belongs to the split, and return it."""
     maker = REGISTRY[family]
     while True:
         level = random.randint(*difficulty)
@@ -126,8 +125,8 @@ def pretraining_documents(
     difficulty: tuple[int, int] = (1, 4),
     languages: Sequence[str] = LANGUAGES,
 ) -> list[str]:
-    """`count` shuffled plain texts: worked problems of every family's train split, and
-    statements of the facts.
+    """Return `count` plain texts in random order: worked problems of every family's train
+    split, and statements of the facts.
 
     Every fact is stated in each language, whatever split its question is in. ValueError if
     `count` is too small.

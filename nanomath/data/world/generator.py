@@ -120,10 +120,7 @@ def draw_problem(
 
 
 def pretraining_documents(
-    count: int,
-    seed: int = 0,
-    difficulty: tuple[int, int] = (1, 4),
-    languages: Sequence[str] = LANGUAGES,
+    count: int, seed: int = 0, difficulty: tuple[int, int] = (1, 4)
 ) -> list[str]:
     """Return `count` plain texts in random order: worked problems of every family's train
     split, and statements of the facts.
@@ -131,9 +128,9 @@ def pretraining_documents(
     Every fact is stated in each language, whatever split its question is in. ValueError if
     `count` is too small.
     """
-    check_request("maths", "train", count, difficulty, languages)
+    check_request("maths", "train", count, difficulty, LANGUAGES)
     statements = [
-        statement for language in languages for statement in fact_statements(language)
+        statement for language in LANGUAGES for statement in fact_statements(language)
     ]
     if count < len(statements):
         raise ValueError(
@@ -143,7 +140,7 @@ def pretraining_documents(
     documents = statements * max(1, count // (STATEMENT_SHARE * len(statements)))
     while len(documents) < count:
         family = random.choice(list(REGISTRY))
-        language = random.choice(languages)
+        language = random.choice(LANGUAGES)
         problem = draw_problem(random, family, "train", difficulty, language)
         documents.append(f"{problem.question}\n{problem.solution}")
     random.shuffle(documents)

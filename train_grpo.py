@@ -90,7 +90,7 @@ def main(argv: list[str]) -> int:
     policy = build_policy_step(config, trainer)
 
     def sample(number: int) -> list[list[Episode]]:
-        """The groups of rollout `number`, rewarded."""
+        """Return the groups of rollout `number` with their rewards."""
         chosen = step_indices(len(problems), grpo.prompts, number, seed)
         with meter(sampler.sampler, len(chosen) * grpo.group_size) as progress:
             return sampler.episodes(

@@ -76,6 +76,9 @@ def check_request(
     difficulty: tuple[int, int],
     languages: Sequence[str],
 ) -> None:
+    """Raise a ValueError for a family, split, count, difficulty or language that there is
+    not.
+    """
     if family not in REGISTRY:
         raise ValueError(f"unknown family {family!r}: one of {', '.join(REGISTRY)}")
     if split not in SPLITS:

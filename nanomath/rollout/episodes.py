@@ -67,7 +67,7 @@ class Episode:
 
 
 def _rounded(values: Sequence[float]) -> list[float] | float:
-    """Three decimals of each, or one number for all."""
+    """Round to three decimals; values that are all equal become one number."""
     rounded = [round(value, 3) + 0.0 for value in values]  # + 0.0: no -0.0
     return rounded[0] if len(set(rounded)) == 1 else rounded
 

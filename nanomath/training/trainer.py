@@ -210,7 +210,7 @@ class Trainer:
         ranks.barrier()  # no rank goes on, or ends, before it is written
 
     def _note_sitting(self, step: int) -> None:
-        """Write what this sitting has come to after `step` updates."""
+        """Write into run.json how far this sitting has come after `step` updates."""
         self.log.write("run.json", self.sittings.text(step))
 
     def keeps(self, step: int, measured: Metrics) -> bool:
@@ -286,7 +286,9 @@ class Trainer:
 
 
 def tensorboard(directory: Path, start: int) -> Callable[[int, Metrics], None]:
-    """What writes metrics into an event file of the run, from which those after `start` are gone.
+    """Return a writer of metrics into an event file of the run, without the metrics after
+    `start`.
+
     ImportError where tensorboard is not installed.
     """
     try:

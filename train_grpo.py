@@ -88,7 +88,7 @@ def main(argv: list[str]) -> int:
     policy = build_policy_step(config, trainer)
 
     def sample(number: int) -> list[list[Episode]]:
-        """The groups of rollout `number`, rewarded."""
+        """Return the groups of rollout `number` with their rewards."""
         chosen = step_indices(len(problems), grpo.prompts, number, seed)
         with meter(sampler.sampler, len(chosen) * grpo.group_size) as progress:
             return sampler.episodes(
@@ -178,7 +178,7 @@ def successes(groups: list[list[Episode]]) -> dict[str, Any]:
 
 
 def build_policy_step(config: settings.GRPOConfig, trainer: Trainer) -> PolicyStep:
-    """What updates the model that is in training."""
+    """Make the step that updates the model in training."""
     reference, critic = build_beside(config, trainer)
     return PolicyStep(
         trainer.model,
@@ -201,8 +201,8 @@ def build_policy_step(config: settings.GRPOConfig, trainer: Trainer) -> PolicySt
 def build_beside(
     config: settings.GRPOConfig, trainer: Trainer
 ) -> tuple[Transformer, Critic | None]:
-    """The starting model, frozen (again, or the base of the adapters), and for baseline
-    "value" a value model that starts from it.
+    """Return the starting model, frozen (loaded again, or the base of the adapters), and for
+    baseline "value" make a value model that starts from it.
     """
     elsewhere = config.grpo.reference_device
     reference = trainer.base

@@ -333,9 +333,8 @@ def _summarise(
     ROWS: tl.constexpr,
 ):
     """Write the five numbers of one block of each row, from its products z [ROWS, BLOCK]."""
-    GROUP: tl.constexpr = (
-        16  # the token is found in two steps: its group, then the token in it
-    )
+    # The token is found in two steps: its group, then the token in it.
+    GROUP: tl.constexpr = 16
     GROUPS: tl.constexpr = BLOCK // GROUP
     place = tl.arange(0, BLOCK)[None, :]
     group = tl.arange(0, GROUPS)[None, :]

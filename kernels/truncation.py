@@ -28,9 +28,8 @@ from torch import Tensor
 from kernels.backend import jit, runs_triton, tl, triton
 from kernels.lm_head import BLOCK, block_sums, draw, first_above, in_chunks, normalised
 
-SHORTLIST = (
-    256  # likeliest tokens that the reference looks at first; a sort takes 20 times as long
-)
+# Likeliest tokens that the reference looks at first; a sort takes 20 times as long.
+SHORTLIST = 256
 LOW_BITS = {
     torch.float32: 0,
     torch.float16: 12,

@@ -58,8 +58,8 @@ class Run:
     )
     on_collapse: str = option(
         "warn",
-        "what follows when accuracy collapses, or falls while a PRM's scores rise (see the "
-        "alarms): a warning, or the run saves and stops",
+        "when accuracy collapses, or falls while a PRM's scores rise (see the alarms): warn, or "
+        "save and stop",
         choices=("warn", "stop"),
     )
     track: list[str] = option(
@@ -111,10 +111,13 @@ class Model:
         "where path is an adapter: the model it was trained on; empty: what the adapter names",
     )
     device: str = option(
-        "auto", "where it computes: cpu, cuda, cuda:1, ...; auto: cuda where there is one"
+        "auto",
+        "device the model is on: cpu, cuda, cuda:1, ...; auto: cuda where there is one",
     )
     dtype: str = option(
-        "float32", "what it computes in; float16 is not for training", choices=DTYPES
+        "float32",
+        "dtype the model computes in; float16 is not for training",
+        choices=DTYPES,
     )
     gradient_checkpointing: bool = option(
         False,
@@ -283,14 +286,16 @@ class Optim:
         0.95, "decay of the running mean of squared gradients", minimum=0, below=1
     )
     eps: float = option(
-        1e-8, "what is added to the root of the mean squared gradient", above=0
+        1e-8,
+        "added to the root of the mean squared gradient before dividing by it",
+        above=0,
     )
     max_norm: float = option(
         1.0, "gradients with a larger norm are scaled down to this one", above=0
     )
     state_dtype: str = option(
         "float32",
-        "what Adam's two running means are kept in",
+        "dtype that Adam's two running means are kept in",
         choices=("float32", "bfloat16"),
     )
     device: str = option(
@@ -355,7 +360,7 @@ class Sampling:
     )
     dtype: str = option(
         "",
-        "what the sampler computes in; empty: what the model computes in",
+        "dtype the sampler computes in; empty: the dtype of the model",
         choices=("", *DTYPES),
     )
     keep: bool = option(
@@ -447,8 +452,8 @@ class Algorithm:
     )
     baseline: str = option(
         "group",
-        "what is subtracted from a reward: its group's mean, the mean of the others in the "
-        "group, nothing, or a value model's estimate",
+        "subtracted from a reward: its group's mean, the mean of the others in the group, "
+        "nothing, or a value model's estimate",
         choices=lambda: (*algorithms.BASELINES, "off", "value"),
     )
     credit: str = option(
@@ -459,7 +464,7 @@ class Algorithm:
     )
     credit_temperature: float = option(
         0.1,
-        "credit min: temperature of the softmax over steps that picks out the lowest score",
+        "credit min: temperature of the softmax over steps that weighs the lowest score most",
         above=0,
     )
     credit_eta: float = option(
@@ -493,8 +498,8 @@ class Algorithm:
     )
     clip: str = option(
         "ppo",
-        "what bounds the ratio: PPO's clip, that with a second bound for negative advantages "
-        "(dual), CISPO's clipped weight, or nothing",
+        "what bounds the ratio: PPO's clip, the same with a second bound for negative "
+        "advantages (dual), CISPO's clipped weight, or nothing (off)",
         choices=algorithms.CLIPS,
     )
     clip_low: float = option(
@@ -745,8 +750,8 @@ class EvalConfig:
     process: Process = section(Process)
     aggregate: str = option(
         "min",
-        "with process.prm: how the scores of its steps become a completion's, for best@k and "
-        "wmaj@k",
+        "with process.prm: how the scores of a completion's steps become one score, for best@k "
+        "and wmaj@k",
         choices=AGGREGATES,
     )
     lenient: bool = option(

@@ -13,9 +13,8 @@ import pytest
 import torch
 
 if not torch.cuda.is_available():
-    os.environ["TRITON_INTERPRET"] = (
-        "1"  # before anything imports Triton: it then runs kernels on CPU tensors
-    )
+    # Before anything imports Triton: it then runs kernels on CPU tensors.
+    os.environ["TRITON_INTERPRET"] = "1"
 
 from nanomath.data.world import CHAT_TEMPLATE, world_tokenizer
 from nanomath.models import ModelConfig, Tokenizer, Transformer

@@ -1,8 +1,8 @@
 """Do the tests of the algorithms notice a wrong sign, a lost detach, a boundary off by one?
 Change each and see.
 
-    python tests/mutate_algorithms.py                                  every file of nanomath/algorithms
-    python tests/mutate_algorithms.py nanomath/algorithms/kl.py        some of them
+    python tests/mutate_algorithms.py                                 all of nanomath/algorithms
+    python tests/mutate_algorithms.py nanomath/algorithms/losses.py   some of its files
 
 A mutant is a file with one change. Each is put in place of the original in a forked process,
 no file on disk is changed, and tests/algorithms runs until the first failure; for objective.py

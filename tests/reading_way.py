@@ -133,6 +133,7 @@ def small_run(directory: Path) -> list[str]:
         f"model.path={directory / 'model'}",
         f"run.directory={directory}",
         "run.steps=1",
+        "train.limit=32",
         "grpo.prompts=2",
         "heldout.limit=2",
         "sampling.max_new_tokens=8",

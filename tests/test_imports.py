@@ -130,6 +130,7 @@ def test_every_promised_name_is_there():
 @pytest.mark.skipif(
     find_spec("transformers") is None, reason="transformers is not installed"
 )
+@pytest.mark.slow
 def test_transformers_works_beside_our_kernels():
     """transformers looks for a distribution that is called `kernels` as well."""
     done = run(

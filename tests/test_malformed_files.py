@@ -24,7 +24,7 @@ from nanomath.process.labelled import load_labelled
 T = TypeVar("T")
 quickly = settings(
     deadline=None,
-    max_examples=250,
+    max_examples=100,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 

@@ -773,7 +773,14 @@ def test_a_run_goes_on_with_the_adapters_it_had(
 # --- every method ----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("method", PRESETS)
+# Those with parts of their own; the others differ in formulas, which have tests of their own.
+SPECIAL = ("grpo", "dapo", "gspo", "ppo", "process_grpo", "kl_cov")
+
+
+@pytest.mark.parametrize(
+    "method",
+    [m if m in SPECIAL else pytest.param(m, marks=pytest.mark.slow) for m in PRESETS],
+)
 def test_every_method_trains_and_resumes(train, sft_run, method):
     """To the same bits: with its value model (ppo), with groups that were sampled again
     (dapo), within an epoch.
@@ -915,7 +922,9 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_what_was_saved(tmp_pat
     assert load_model(tmp_path / "run").config.hidden_size == 32
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    "number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)]
+)
 def test_a_signal_saves_and_stops(tmp_path, capsys, number):
     script = train_sft if number == signal.SIGINT else train_grpo
     words = [f"run.directory={tmp_path}", "run.name=run", "heldout.limit=1", *SFT]

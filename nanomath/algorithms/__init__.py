@@ -1,12 +1,12 @@
 """The algorithms: pure functions on tensors, each with its equation and its source.
 
-Nothing here knows of models, text or files. Rows are sequences, columns are response tokens: B
-sequences (N prompts times G samples), T tokens. A loss is always  sum(weights * per-token
-loss)  with weights from `loss_weights`.
+Nothing here knows of models, text or files. Rows are sequences, columns are response
+tokens: B sequences (N prompts times G samples), T tokens. A loss is always sum(weights *
+per-token loss) with weights from `loss_weights`.
 
-Each axis is a table from names to functions (BASELINES, SCALES, RATIOS, CLIPS, AGGREGATIONS,
-KL_ESTIMATORS, SAMPLER_CORRECTIONS), a method is a row of PRESETS; README.md beside this file
-shows how to add to them.
+Each axis is a table from names to functions (BASELINES, SCALES, RATIOS, CLIPS,
+AGGREGATIONS, KL_ESTIMATORS, SAMPLER_CORRECTIONS), and a method is a row of PRESETS.
+README.md beside this file shows how to add to them.
 """
 
 from .advantages import (

@@ -27,23 +27,23 @@ from .losses import check_name
 
 
 def minus_group_mean(rewards: Tensor) -> Tensor:
-    """r - mean r of the row: [N, G] -> [N, G]."""
+    """Return r - mean r of the row: [N, G] -> [N, G]."""
     return rewards - rewards.mean(dim=1, keepdim=True)
 
 
 def minus_mean_of_others(rewards: Tensor) -> Tensor:
-    """r_i - 1/(G-1) sum_{j != i} r_j: [N, G] -> [N, G]."""
+    """Return r_i - 1/(G-1) sum_{j != i} r_j: [N, G] -> [N, G]."""
     others = (rewards.sum(dim=1, keepdim=True) - rewards) / (rewards.shape[1] - 1)
     return rewards - others
 
 
 def group_std(rewards: Tensor) -> Tensor:
-    """One standard deviation for each row: [N, G] -> [N, 1]."""
+    """Return one standard deviation for each row: [N, G] -> [N, 1]."""
     return rewards.std(dim=1, keepdim=True)
 
 
 def batch_std(rewards: Tensor) -> Tensor:
-    """One standard deviation for all: [N, G] -> scalar."""
+    """Return one standard deviation for all rewards: [N, G] -> scalar."""
     return rewards.std()
 
 
@@ -57,7 +57,7 @@ SCALES: dict[str, Callable[[Tensor], Tensor]] = {"group": group_std, "batch": ba
 def group_advantages(
     rewards: Tensor, baseline: str = "group", scale: str = "group", eps: float = 1e-4
 ) -> Tensor:
-    """Rewards [N, G] of N prompts with G completions each -> advantages [N, G].
+    """Return the advantages [N, G] of rewards [N, G]: N prompts with G completions each.
 
     Equal rewards give exactly 0. `baseline` is a key of BASELINES, `scale` one of SCALES or
     "off". ValueError for another name and for G < 2.
@@ -84,10 +84,10 @@ def decoupled_advantages(
     scale: str = "group",
     eps: float = 1e-4,
 ) -> Tensor:
-    """A = sum_k w_k A_k of [K, N, G] and [K] -> [N, G] (GDPO, arXiv 2601.05242).
+    """Return A = sum_k w_k A_k of [K, N, G] and [K] -> [N, G] (GDPO, arXiv 2601.05242).
 
-    Each component has advantages A_k of its own, so that one of small spread counts as much as
-    one of large spread. GDPO whitens the sum over the batch as well: see `whiten`.
+    Each component has advantages A_k of its own, so that one of small spread counts as much
+    as one of large spread. GDPO whitens the sum over the batch as well: see `whiten`.
     """
     apart = [group_advantages(rewards, baseline, scale, eps) for rewards in components]
     return (torch.stack(apart) * weights[:, None, None]).sum(dim=0)
@@ -96,11 +96,12 @@ def decoupled_advantages(
 def token_rewards(
     outcomes: Tensor, mask: Tensor, kl: Tensor | None = None, kl_coef: float = 0.0
 ) -> Tensor:
-    """r_t = 1[t is the last token] R - beta kl_t: [B], [B, T] -> [B, T], 0 outside the mask.
+    """Return r_t = 1[t is the last token] R - beta kl_t: [B], [B, T] -> [B, T], 0 outside
+    the mask.
 
-    The KL in the reward as in PPO for language models (arXiv 2203.02155) and REINFORCE++
-    (arXiv 2501.03262). The sign matters: with log pi_ref - log pi in place of kl, drift would
-    be paid for. An empty completion earns nothing.
+    This is the KL in the reward as in PPO for language models (arXiv 2203.02155) and
+    REINFORCE++ (arXiv 2501.03262). The sign matters: with log pi_ref - log pi in place of
+    kl, drift would be paid for. An empty completion earns nothing.
     """
     lengths = mask.sum(dim=1)
     last = mask & (torch.arange(mask.shape[1], device=mask.device) == lengths[:, None] - 1)
@@ -109,10 +110,10 @@ def token_rewards(
 
 
 def whiten(advantages: Tensor, mask: Tensor, eps: float = 1e-8) -> Tensor:
-    """(A - mean A) / (std A + eps) over all tokens of the batch: [B, T] -> [B, T].
+    """Return (A - mean A) / (std A + eps) over all tokens of the batch: [B, T] -> [B, T].
 
-    It is 0 outside the mask. As in PPO's and REINFORCE++'s code. Fewer than two tokens, or
-    equal ones, give 0.
+    It is 0 outside the mask. PPO's and REINFORCE++'s public code does the same. Fewer than
+    two tokens, or equal advantages, give 0.
     """
     values = advantages[mask]
     if values.numel() < 2 or (values == values[0]).all():
@@ -121,7 +122,7 @@ def whiten(advantages: Tensor, mask: Tensor, eps: float = 1e-8) -> Tensor:
 
 
 def on_tokens(step_rewards: Tensor, step_ends: Tensor, width: int) -> Tensor:
-    """Each step's reward on the token that ends it: [B, S] -> [B, T], 0 elsewhere."""
+    """Put each step's reward on the token that ends it: [B, S] -> [B, T], 0 elsewhere."""
     present = step_ends >= 0
     rewards = step_rewards.new_zeros(len(step_rewards), width)
     return rewards.scatter_add(
@@ -130,19 +131,20 @@ def on_tokens(step_rewards: Tensor, step_ends: Tensor, width: int) -> Tensor:
 
 
 def to_go(rewards: Tensor) -> Tensor:
-    """What is earned from each token on: [B, T] -> [B, T]."""
+    """Return the sum of the rewards from each token on: [B, T] -> [B, T]."""
     return rewards.flip(1).cumsum(dim=1).flip(1)
 
 
 def process_advantages(
     step_rewards: Tensor, step_ends: Tensor, width: int, eps: float = 1e-4
 ) -> Tensor:
-    """Advantages [G, T] of one group: process supervision of GRPO (arXiv 2402.03300).
+    """Return the advantages [G, T] of one group by GRPO's process supervision (arXiv
+    2402.03300).
 
-    step_rewards [G, S] and step_ends [G, S] give each step's reward and the index of the token
-    that ends it; a negative index marks an absent step. All step rewards of the group are
-    pooled, r~ = (r - mean R) / (std R + eps), and A_t = sum of r~ over the steps that end at
-    or after t. It grows with the number of steps: log that number.
+    step_rewards [G, S] and step_ends [G, S] give each step's reward and the index of the
+    token that ends it; a negative index marks an absent step. All step rewards of the group
+    are pooled, r~ = (r - mean R) / (std R + eps), and A_t = sum of r~ over the steps that
+    end at or after t. It grows with the number of steps: log that number.
     """
     present = step_ends >= 0
     pooled = step_rewards[present]
@@ -155,12 +157,13 @@ def process_advantages(
 def token_baseline_advantages(
     step_rewards: Tensor, step_ends: Tensor, lengths: Tensor, width: int
 ) -> Tensor:
-    """Advantages [G, T] against what the others of a group earn per token (arXiv 2504.15275).
+    """Return the advantages [G, T] over what the rest of a group earns per token (arXiv
+    2504.15275).
 
-    b_i = sum_{j != i} R_j / sum_{j != i} T_j with R the sum of a solution's step rewards and T
-    its length in tokens (lengths [G]); A_t = sum over the steps that end at or after t of r_k
-    - b_i tokens_k. Against a mean per *step*, the solution with fewest steps would look best.
-    b is 0 where no other has a token.
+    b_i = sum_{j != i} R_j / sum_{j != i} T_j with R the sum of a solution's step rewards
+    and T its length in tokens (lengths [G]); A_t = sum over the steps that end at or after
+    t of r_k - b_i tokens_k. Against a mean per *step*, the solution with fewest steps would
+    look best. b is 0 where no other solution has a token.
     """
     present = step_ends >= 0
     rewards = step_rewards.masked_fill(~present, 0.0)

@@ -1,8 +1,9 @@
-"""Credit: from the scores of a solution's steps to rewards of these steps.
+"""Credit: how the scores of a solution's steps become rewards of these steps.
 
-A process reward model gives step k = 1 .. n of a solution a score p_k in [0, 1]. CREDITS makes
-rewards r_k of them, which stand on the last token of their step; the return of a token is the
-sum of the rewards from there on. B solutions, S steps of one at most, the present ones first.
+A process reward model gives step k = 1 .. n of a solution a score p_k in [0, 1]. CREDITS
+makes rewards r_k of them, which stand on the last token of their step; the return of a
+token is the sum of the rewards from there on. B solutions, S steps of one at most, the
+present ones first.
 
     sum         r_k = p_k                      Math-Shepherd, arXiv 2312.08935; GRPO, 2402.03300
     min         r_k = w_k (2 p_k - 1)          PURE, arXiv 2504.15275; w = softmax((1 - 2 p) / T)
@@ -12,9 +13,9 @@ sum of the rewards from there on. B solutions, S steps of one at most, the prese
     delta       r_k = p_k - p_{k+1}            the same: the return from step k < n is p_k
     clip_delta  clip, then delta               the same
 
-With "delta", r_{n-1} = p_{n-1} and r_n = 0. The return of "min" is about min (2 p - 1) from the
-start. The sum pays for more steps, whatever they say; every other form bounds what a solution
-can earn.
+With "delta", r_{n-1} = p_{n-1} and r_n = 0. The return of "min" is about min (2 p - 1) from
+the start. The sum pays for more steps, whatever they say; every other form bounds what a
+solution can earn.
 """
 
 from __future__ import annotations
@@ -28,35 +29,35 @@ from .losses import check_name
 
 
 def summed(scores: Tensor, present: Tensor, temperature: float, eta: float) -> Tensor:
-    """The scores as they are."""
+    """Return the scores as they are."""
     return scores
 
 
 def minimum(scores: Tensor, present: Tensor, temperature: float, eta: float) -> Tensor:
-    """s = 2 p - 1, each weighted by softmax(-s / temperature) over the steps of its solution."""
+    """Weight s = 2 p - 1 by softmax(-s / temperature) over the steps of its solution."""
     signed = 2 * scores - 1
     return signed * (-signed / temperature).masked_fill(~present, -torch.inf).softmax(dim=1)
 
 
 def last(scores: Tensor, present: Tensor, temperature: float, eta: float) -> Tensor:
-    """The last step's score, on it."""
+    """Keep the last step's score, and 0 on the other steps."""
     return scores * is_last(present)
 
 
 def product(scores: Tensor, present: Tensor, temperature: float, eta: float) -> Tensor:
-    """The product of the scores, on the last step."""
+    """Put the product of the scores on the last step."""
     return scores.masked_fill(~present, 1.0).prod(dim=1, keepdim=True) * is_last(present)
 
 
 def clipped(scores: Tensor, present: Tensor, temperature: float, eta: float) -> Tensor:
-    """min(p - eta, 0)."""
+    """Return min(p - eta, 0)."""
     return (scores - eta).clamp(max=0)
 
 
 def delta(scores: Tensor, present: Tensor, temperature: float, eta: float) -> Tensor:
-    """p_k - p_{k+1}; the last but one keeps its score.
+    """Return p_k - p_{k+1}; the last step but one keeps its score.
 
-    The last step has none: its outcome is rewarded already.
+    The last step gets 0: its outcome is rewarded already.
     """
     later = torch.cat((scores[:, 1:], torch.zeros_like(scores[:, :1])), dim=1)
     before_last = torch.cat(
@@ -70,12 +71,12 @@ def delta(scores: Tensor, present: Tensor, temperature: float, eta: float) -> Te
 def clipped_delta(
     scores: Tensor, present: Tensor, temperature: float, eta: float
 ) -> Tensor:
-    """`clipped`, then `delta`."""
+    """Apply `clipped`, then `delta`."""
     return delta(clipped(scores, present, temperature, eta), present, temperature, eta)
 
 
 def is_last(present: Tensor) -> Tensor:
-    """Which step is the last one: [B, S] -> bool [B, S]."""
+    """Mark the last step of each solution: [B, S] -> bool [B, S]."""
     return present & (present.cumsum(dim=1) == present.sum(dim=1, keepdim=True))
 
 
@@ -97,11 +98,11 @@ def credit(
     temperature: float = 0.1,
     eta: float = 0.5,
 ) -> Tensor:
-    """Step rewards [B, S] from scores [B, S] in [0, 1].
+    """Return step rewards [B, S] from scores [B, S] in [0, 1].
 
-    step_ends [B, S] is negative where there is no step: the reward is 0 there. `form` is a key
-    of CREDITS, temperature belongs to "min", eta to the clipped ones. ValueError for another
-    name.
+    step_ends [B, S] is negative where there is no step: the reward is 0 there. `form` is a
+    key of CREDITS, temperature belongs to "min", eta to the clipped ones. ValueError for
+    another name.
     """
     check_name("credit", form, CREDITS)
     present = step_ends >= 0

@@ -54,7 +54,7 @@ ROUNDING = 1e-5  # of the largest value: float32's error of a logprob or an entr
 
 
 def check_name(axis: str, name: str, known: Collection[str]) -> None:
-    """ValueError lists what could have been meant where `name` is not a name of the axis."""
+    """Raise a ValueError that lists the names of the axis where `name` is none of them."""
     if name not in known:
         raise ValueError(f"unknown {axis} {name!r}: choose one of {', '.join(known)}")
 
@@ -63,23 +63,28 @@ def check_name(axis: str, name: str, known: Collection[str]) -> None:
 
 
 def response_mask(lengths: Tensor, width: int | None = None) -> Tensor:
-    """True for the first lengths[i] tokens of row i: [B] -> bool [B, T]. A pad id plays no part."""
+    """Mark the first lengths[i] tokens of row i: [B] -> bool [B, T]. A pad id plays no
+    part.
+    """
     width = int(lengths.max()) if width is None else width
     return torch.arange(width, device=lengths.device) < lengths[:, None]
 
 
 def token_weights(mask: Tensor, max_length: int) -> Tensor:
-    """Every token counts alike, so long completions count more."""
+    """Give every token the same weight, so that long completions count more."""
     return mask.double() / mask.sum().clamp(min=1)
 
 
 def sequence_weights(mask: Tensor, max_length: int) -> Tensor:
-    """Every completion counts alike, so a token of a long one counts less."""
+    """Give every completion the same weight, so that a token of a long one counts less."""
     return mask.double() / mask.sum(1, keepdim=True).clamp(min=1) / len(mask)
 
 
 def constant_weights(mask: Tensor, max_length: int) -> Tensor:
-    """A token's weight depends on nothing that was sampled. ValueError without a maximum."""
+    """Give every token a weight that depends on nothing that was sampled.
+
+    ValueError without a maximum length.
+    """
     if max_length <= 0:
         raise ValueError(
             "aggregation 'constant' divides by the maximum length: "
@@ -96,10 +101,11 @@ AGGREGATIONS: dict[str, Callable[[Tensor, int], Tensor]] = {
 
 
 def loss_weights(mask: Tensor, how: str, max_length: int = 0) -> Tensor:
-    """Weight of every token's loss, float64 [B, T], zero where mask [B, T] is False.
+    """Return the weight of every token's loss, float64 [B, T], zero where mask [B, T] is
+    False.
 
-    `max_length` is L_max in tokens, needed by "constant" only. Empty responses weigh nothing
-    but still count in B.
+    `max_length` is L_max in tokens, needed by "constant" only. Empty responses weigh
+    nothing but still count in B.
     """
     check_name("aggregation", how, AGGREGATIONS)
     return AGGREGATIONS[how](mask, max_length)
@@ -109,7 +115,8 @@ def loss_weights(mask: Tensor, how: str, max_length: int = 0) -> Tensor:
 
 
 def overlong_filter(mask: Tensor, finished: Tensor) -> Tensor:
-    """The mask without completions that were cut off; finished is bool [B] (DAPO, section 3.4).
+    """Return the mask without completions that were cut off; finished is bool [B] (DAPO,
+    section 3.4).
 
     A completion cut off at the length limit may have been right so far: its reward says
     nothing.
@@ -118,19 +125,22 @@ def overlong_filter(mask: Tensor, finished: Tensor) -> Tensor:
 
 
 def top_entropy(entropies: Tensor, mask: Tensor, share: float) -> Tensor:
-    """The `share` of the masked tokens with the highest entropies ("80/20", arXiv 2506.01939)."""
+    """Mark the `share` of the masked tokens with the highest entropies ("80/20", arXiv
+    2506.01939).
+    """
     return _top(entropies, mask, share)
 
 
 def top_covariance(
     logprobs: Tensor, advantages: Tensor, mask: Tensor, share: float
 ) -> Tensor:
-    """The `share` of the masked tokens with the highest (A - mean A) (log pi - mean log pi).
+    """Mark the `share` of the masked tokens with the highest (A - mean A) (log pi - mean
+    log pi).
 
     Their updates take most of the entropy away: Clip-Cov drops their gradient, KL-Cov holds
     them back by |log pi - log pi_old| (arXiv 2505.22617). The authors' Clip-Cov draws its
-    tokens at random from those with a covariance between 1 and 5; we take the highest, which
-    needs no random numbers.
+    tokens at random from those with a covariance between 1 and 5; we take the highest,
+    which needs no random numbers.
     """
     if not mask.any():
         return mask
@@ -139,7 +149,8 @@ def top_covariance(
 
 
 def _top(values: Tensor, mask: Tensor, share: float) -> Tensor:
-    """The round(share n) highest of n masked values, at least one, and what equals the last.
+    """Mark the round(share n) highest of n masked values, at least one, and all that equal
+    the last.
 
     The first tokens of one prompt's samples have one entropy: were some of them chosen and
     others not, rounding, and so the way a batch is cut, would decide. Hence equal up to
@@ -156,12 +167,14 @@ def _top(values: Tensor, mask: Tensor, share: float) -> Tensor:
 
 
 def token_log_ratio(logprobs: Tensor, old_logprobs: Tensor, mask: Tensor) -> Tensor:
-    """log rho_t, 0 outside the mask."""
+    """Return log rho_t, 0 outside the mask."""
     return torch.where(mask, logprobs - old_logprobs, 0.0).clamp(-LIMIT, LIMIT)
 
 
 def sequence_log_ratio(logprobs: Tensor, old_logprobs: Tensor, mask: Tensor) -> Tensor:
-    """mean_t log rho_t at every token, with the gradient of its log pi; 0 outside the mask."""
+    """Return mean_t log rho_t at every token, with the gradient of its log pi; 0 outside
+    the mask.
+    """
     log_ratio = torch.where(mask, logprobs - old_logprobs, 0.0).detach()
     mean = log_ratio.sum(dim=1, keepdim=True) / mask.sum(dim=1, keepdim=True).clamp(min=1)
     # The difference first: mean + log pi would round.
@@ -170,7 +183,7 @@ def sequence_log_ratio(logprobs: Tensor, old_logprobs: Tensor, mask: Tensor) -> 
 
 
 def no_log_ratio(logprobs: Tensor, old_logprobs: Tensor, mask: Tensor) -> Tensor:
-    """0, with the gradient of log pi."""
+    """Return 0, with the gradient of log pi."""
     return torch.where(mask, logprobs - logprobs.detach(), 0.0)
 
 
@@ -182,12 +195,12 @@ RATIOS: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
 
 
 def truncated_weights(weights: Tensor, low: float, high: float) -> Tensor:
-    """min(w, high): truncated importance sampling (TIS, Yao et al. 2025)."""
+    """Return min(w, high): truncated importance sampling (TIS, Yao et al. 2025)."""
     return weights.clamp(max=high)
 
 
 def masked_weights(weights: Tensor, low: float, high: float) -> Tensor:
-    """w where low <= w <= high, 0 elsewhere: masked importance sampling (MIS)."""
+    """Return w where low <= w <= high, 0 elsewhere: masked importance sampling (MIS)."""
     return torch.where((weights >= low) & (weights <= high), weights, 0.0)
 
 
@@ -205,11 +218,12 @@ def sampler_correction(
     low: float,
     high: float,
 ) -> Tensor:
-    """Weights [B, T] for a sampler that computes other probabilities than the trainer.
+    """Return weights [B, T] that correct for a sampler whose probabilities are not the
+    trainer's.
 
-    They are pi_old(trainer) / pi(sampler), without gradient, bounded by SAMPLER_CORRECTIONS[how]
-    (off: 1), and multiply each token's policy loss. `sampler_logprobs` are those of the
-    distribution that was drawn from.
+    They are pi_old(trainer) / pi(sampler), without gradient, bounded by
+    SAMPLER_CORRECTIONS[how] (off: 1), and multiply each token's policy loss.
+    `sampler_logprobs` are those of the distribution that was drawn from.
     """
     if how == "off":
         return torch.ones_like(old_logprobs)
@@ -229,7 +243,7 @@ def ppo_gain(
     high: float,
     dual: float,
 ) -> Tensor:
-    """Pessimistic: no gain from moving the ratio out of [1 - low, 1 + high]."""
+    """Return the smaller gain: moving the ratio out of [1 - low, 1 + high] gains nothing."""
     return torch.minimum(ratio * advantages, ratio.clamp(1 - low, 1 + high) * advantages)
 
 
@@ -241,7 +255,10 @@ def dual_gain(
     high: float,
     dual: float,
 ) -> Tensor:
-    """PPO's, at least dual * A where A < 0: a token grown far likelier is not pushed for ever."""
+    """Return PPO's gain, but at least dual * A where A < 0.
+
+    A token that has grown far likelier is thus not pushed down without end.
+    """
     gain = ppo_gain(ratio, logprobs, advantages, low, high, dual)
     return torch.where(advantages < 0, torch.maximum(gain, dual * advantages), gain)
 
@@ -254,7 +271,7 @@ def cispo_gain(
     high: float,
     dual: float,
 ) -> Tensor:
-    """Every token keeps its gradient, with a bounded weight."""
+    """Return a gain in which every token keeps its gradient, with a bounded weight."""
     return ratio.detach().clamp(1 - low, 1 + high) * advantages * logprobs
 
 
@@ -266,7 +283,7 @@ def plain_gain(
     high: float,
     dual: float,
 ) -> Tensor:
-    """The importance-weighted advantage as it is."""
+    """Return the importance-weighted advantage as it is."""
     return ratio * advantages
 
 
@@ -291,13 +308,13 @@ def policy_loss(
     dual_clip: float = 3.0,
     mask: Tensor | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Scalar loss, and the masks [B, T] `clipped_low` and `clipped_high`.
+    """Return the scalar loss, and the masks [B, T] `clipped_low` and `clipped_high`.
 
     A token is clipped when its ratio has left the clip range in the direction in which its
     advantage pushes (with "ppo" it has no gradient). advantages: [B] or [B, T]. mask: the
-    response tokens, where it differs from weights != 0 (a sequence's ratio is a mean over all
-    of them). What is outside the mask never counts, whatever it holds; tokens of weight 0
-    inside it only through the ratio of their sequence.
+    response tokens, where it differs from weights != 0 (a sequence's ratio is a mean over
+    all of them). Tokens outside the mask never count, whatever they hold; tokens of weight
+    0 inside it count only through the ratio of their sequence.
     """
     check_name("ratio", ratio, RATIOS)
     check_name("clip", clip, CLIPS)
@@ -319,23 +336,23 @@ def policy_loss(
 
 
 def k1(x: Tensor) -> Tensor:
-    """x."""
+    """Return x."""
     return x
 
 
 def k2(x: Tensor) -> Tensor:
-    """x^2 / 2."""
+    """Return x^2 / 2."""
     return x.square() / 2
 
 
 def k3(x: Tensor) -> Tensor:
-    """exp(-x) - 1 + x, continued as a straight line below -LIMIT, where exp would overflow."""
+    """Return exp(-x) - 1 + x, a straight line below -LIMIT, where exp would overflow."""
     y = (-x).clamp(max=LIMIT)
     return y.expm1() + y.exp() * (-x - y) + x
 
 
 def k3_plus(x: Tensor) -> Tensor:
-    """k3's value with k2's gradient."""
+    """Return k3's value with k2's gradient."""
     return k2(x) + (k3(x) - k2(x)).detach()
 
 
@@ -349,7 +366,7 @@ KL_CORRECTIONS = ("off", "weight", "ratio")
 
 
 def kl_estimate(logprobs: Tensor, ref_logprobs: Tensor, kind: str = "k3") -> Tensor:
-    """Estimate per token, of the same shape as the two logprobs."""
+    """Estimate the KL at every token: the result has the shape of the two logprobs."""
     check_name("KL estimator", kind, KL_ESTIMATORS)
     return KL_ESTIMATORS[kind](logprobs - ref_logprobs)
 
@@ -362,7 +379,9 @@ def kl_loss(
     kind: str = "k3",
     correction: str = "off",
 ) -> Tensor:
-    """sum w rho KL: rho is 1 ("off"), pi / pi_old as a "weight", or with gradient ("ratio")."""
+    """Return sum w rho KL: rho is 1 ("off"), pi / pi_old as a "weight", or with gradient
+    ("ratio").
+    """
     check_name("KL correction", correction, KL_CORRECTIONS)
     weighted = weights != 0
     ref_logprobs = torch.where(weighted, ref_logprobs, 0.0)

@@ -48,20 +48,20 @@ class Choices(Protocol):
 
 @dataclass
 class Tokens:
-    """What is known of the response tokens of B episodes: matrices [B, T].
+    """The response tokens of B episodes: everything known of them, as matrices [B, T].
 
-    A matrix that nothing needs is None. `policy_weights` are the weights of the policy gradient
-    after corrections and selections, `covariance_weights` those of the tokens that KL-Cov holds
-    back. The behaviour policy is what the sampler drew from, after top-k and the like.
+    A matrix that nothing needs is None. `policy_weights` are the weights of the policy
+    gradient after corrections and selections, `covariance_weights` those of the tokens that
+    KL-Cov holds back. The behaviour policy is what the sampler drew from, after top-k and
+    the like.
     """
 
     mask: Tensor  # the response tokens
     loss_mask: Tensor  # those of them that carry loss
     sampler_logprobs: Tensor  # under the sampler's full distribution
     behavior_logprobs: Tensor
-    old_logprobs: Tensor | None = (
-        None  # of the policy before the first update; None: this one
-    )
+    # Of the policy before the first update; None: this one.
+    old_logprobs: Tensor | None = None
     old_entropy: Tensor | None = None
     ref_logprobs: Tensor | None = None
     values: Tensor | None = None
@@ -72,11 +72,11 @@ class Tokens:
     covariance_weights: Tensor | None = None
 
     def rows(self, rows: Tensor) -> Tokens:
-        """Return those of some episodes."""
+        """Return the tokens of some episodes."""
         return Tokens(**{name: matrix[rows] for name, matrix in self._known().items()})
 
     def like(self, logprobs: Tensor) -> Tokens:
-        """Return them in the width, the dtype and on the device of logprobs [B, R].
+        """Return the tokens in the width, the dtype and on the device of logprobs [B, R].
 
         The columns left out hold no token.
         """
@@ -95,8 +95,9 @@ class Tokens:
 class Rewards:
     """The rewards of B = N G episodes in prompt-major order.
 
-    `total` is [B]; by component [C, B] with weights [C]. Rewards of steps are [B, S] with the
-    tokens they end on (-1: no step), both None where no step is rewarded.
+    `total` is [B]; by component they are [C, B] with weights [C]. Rewards of steps are [B,
+    S] with the indices of the tokens that end the steps (-1: no step); both are None where
+    no step is rewarded.
     """
 
     total: Tensor
@@ -111,7 +112,9 @@ class Rewards:
 def compute_advantages(
     a: Choices, rewards: Rewards, tokens: Tokens
 ) -> tuple[Tensor, Tensor | None]:
-    """Advantages [B, T] of a whole rollout, and the returns [B, T] for a value model to learn."""
+    """Return advantages [B, T] of a whole rollout, and the returns [B, T] for a value model
+    to learn.
+    """
     returns = None
     if has_group_baseline(a):
         advantages = _group_advantages(a, rewards, tokens)
@@ -123,9 +126,11 @@ def compute_advantages(
 
 
 def _group_advantages(a: Choices, rewards: Rewards, tokens: Tokens) -> Tensor:
-    """A completion's reward (and its KL, where that is one) against its group's, on each token.
+    """Compare each completion's reward with its group's, and put the advantage on each of
+    its tokens.
 
-    Rewarded steps add to the tokens that they are not over before.
+    The reward includes the KL where `kl_in` is "reward". The rewards of steps add to the
+    tokens up to the end of their step.
     """
     if a.components == "apart":
         components = rewards.components.view(
@@ -143,7 +148,9 @@ def _group_advantages(a: Choices, rewards: Rewards, tokens: Tokens) -> Tensor:
 
 
 def _step_advantages(a: Choices, rewards: Rewards, tokens: Tokens) -> Tensor:
-    """A step's reward against the group's other steps, or per token against its completions."""
+    """Compare the rewards of steps with the group's: with all its steps, or with what its
+    other completions earn per token.
+    """
     matrices = (rewards.steps, rewards.step_ends, tokens.mask.sum(dim=1))
     groups = zip(*(matrix.split(rewards.group_size) for matrix in matrices), strict=True)
     width = tokens.mask.shape[1]
@@ -157,7 +164,9 @@ def _step_advantages(a: Choices, rewards: Rewards, tokens: Tokens) -> Tensor:
 def _token_advantages(
     a: Choices, rewards: Rewards, tokens: Tokens
 ) -> tuple[Tensor, Tensor]:
-    """Each token's advantage, from the value model or the rewards to go; and the returns."""
+    """Return each token's advantage, from the value model or the rewards to go; and the
+    returns.
+    """
     of_tokens = _token_rewards(a, rewards, tokens)
     if rewards.steps is not None:
         of_steps = on_tokens(rewards.steps, rewards.step_ends, of_tokens.shape[1])
@@ -175,7 +184,8 @@ def _token_rewards(a: Choices, rewards: Rewards, tokens: Tokens) -> Tensor:
 
 
 def compute_weights(a: Choices, tokens: Tokens, max_length: int) -> dict[str, Tensor]:
-    """The weights [B, T] of one optimizer step on B episodes, by their names in `Tokens`.
+    """Return the weights [B, T] of one optimizer step on B episodes, by their names in
+    `Tokens`.
 
     max_length: L_max of the "constant" aggregation.
     """
@@ -200,7 +210,7 @@ def compute_weights(a: Choices, tokens: Tokens, max_length: int) -> dict[str, Te
 
 
 def has_gradient(a: Choices, tokens: Tokens) -> Tensor:
-    """Which of B episodes have a loss that a gradient follows from: bool [B]."""
+    """Mark the episodes whose loss has a gradient: bool [B]."""
     matter = tokens.policy_weights * tokens.advantages != 0
     if penalises_kl(a, "loss") or tokens.values is not None:
         matter |= tokens.weights != 0
@@ -210,7 +220,9 @@ def has_gradient(a: Choices, tokens: Tokens) -> Tensor:
 
 
 def policy_objective(a: Choices, logprobs: Tensor, tokens: Tokens) -> Tensor:
-    """The share of the loss that some rows have, from their logprobs [B, T] under the policy."""
+    """Return the share of the loss of some rows, from their logprobs [B, T] under the
+    policy.
+    """
     loss, _ = _policy_gradient(a, logprobs, tokens)
     old = _old_logprobs(logprobs, tokens)
     if penalises_kl(a, "loss"):
@@ -224,14 +236,14 @@ def policy_objective(a: Choices, logprobs: Tensor, tokens: Tokens) -> Tensor:
 
 
 def value_objective(a: Choices, values: Tensor, tokens: Tokens) -> Tensor:
-    """The same of a value model, from its values [B, T]."""
+    """Return the share of the value model's loss of some rows, from its values [B, T]."""
     loss = value_loss(values, tokens.values, tokens.returns, tokens.weights, a.value_clip)
     return a.value_coef * loss
 
 
 @torch.no_grad()
 def clipped_tokens(a: Choices, logprobs: Tensor, tokens: Tokens) -> dict[str, Tensor]:
-    """Masks [B, T] `clipped_low` and `clipped_high`; see `policy_loss`."""
+    """Return the masks [B, T] `clipped_low` and `clipped_high`; see `policy_loss`."""
     return _policy_gradient(a, logprobs, tokens)[1]
 
 
@@ -257,7 +269,8 @@ def _old_logprobs(logprobs: Tensor, tokens: Tokens) -> Tensor:
 
 
 def find_objective(name: str) -> Callable[[Choices, Tensor, Tokens], Tensor]:
-    """The function `module.function` in place of `policy_objective`, which is the one of "".
+    """Import the function `module.function` that takes the place of `policy_objective`; ""
+    is `policy_objective` itself.
 
     ValueError if there is no such function to import.
     """
@@ -273,15 +286,19 @@ def find_objective(name: str) -> Callable[[Choices, Tensor, Tokens], Tensor]:
 
 
 def has_group_baseline(a: Choices) -> bool:
-    """Whether a completion is compared with the others of its group."""
+    """Return whether a completion is compared with the others of its group."""
     return a.baseline not in ("off", "value")
 
 
 def updates_once(a: Choices) -> bool:
-    """Whether the weights that are updated are those that sampled, so that the ratio is 1."""
+    """Return whether the weights that are updated are those that sampled, so that the ratio
+    is 1.
+    """
     return a.epochs == a.minibatches == 1 and a.old_logprobs == "trainer"
 
 
 def penalises_kl(a: Choices, place: str) -> bool:
-    """Whether the KL to the reference is penalised in the "loss" or in the "reward"."""
+    """Return whether the KL to the reference is penalised in this place: the "loss" or the
+    "reward".
+    """
     return a.kl_coef > 0 and a.kl_in == place

@@ -88,7 +88,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 
 def check(a: Choices) -> None:
-    """ValueError with the reason for choices that contradict one another."""
+    """Raise a ValueError, with the reason, for choices that contradict one another."""
     for contradiction in _contradictions(a):
         raise ValueError(contradiction)
 

@@ -13,8 +13,10 @@ from torch import Tensor
 
 
 def sft_loss(logprobs: Tensor, weights: Tensor, dft: bool = False) -> Tensor:
-    """Scalar loss of the reference tokens' logprobs [B, T] under `loss_weights` [B, T]; weight
-    0 never counts.
+    """Return the scalar loss of logprobs [B, T] of reference tokens under `loss_weights`
+    [B, T].
+
+    Tokens of weight 0 never count.
     """
     logprobs = torch.where(weights != 0, logprobs, 0.0)
     scale = logprobs.detach().exp() if dft else 1.0
@@ -24,6 +26,8 @@ def sft_loss(logprobs: Tensor, weights: Tensor, dft: bool = False) -> Tensor:
 def neftune_noise(
     lengths: Tensor, width: int, dim: int, alpha: float, generator: torch.Generator
 ) -> Tensor:
-    """Noise [B, T, D] for embeddings of rows of `lengths` [B] tokens, padded to `width`."""
+    """Draw noise [B, T, D] for the embeddings of rows of `lengths` [B] tokens, padded to
+    `width`.
+    """
     noise = torch.rand(len(lengths), width, dim, generator=generator) * 2 - 1
     return noise * (alpha / (lengths * dim).sqrt())[:, None, None]

@@ -14,10 +14,10 @@ from torch import Tensor
 def gae(
     rewards: Tensor, values: Tensor, mask: Tensor, gamma: float = 1.0, lam: float = 0.95
 ) -> tuple[Tensor, Tensor]:
-    """Advantages and returns [B, T] from rewards and values [B, T]; mask, bool [B, T], is True
-    up to the last token.
+    """Return advantages and returns [B, T] from rewards and values [B, T].
 
-    With values of 0 and lambda 1 the advantages are the discounted rewards to go.
+    mask, bool [B, T], is True up to the last token. With values of 0 and lambda 1 the
+    advantages are the discounted rewards to go.
     """
     rewards = torch.where(mask, rewards, 0.0)
     values = torch.where(mask, values, 0.0)
@@ -34,8 +34,9 @@ def gae(
 def value_loss(
     values: Tensor, old_values: Tensor, returns: Tensor, weights: Tensor, clip: float = 0.2
 ) -> Tensor:
-    """Scalar loss of values [B, T] against returns [B, T]; clip bounds how far one rollout may
-    move a value.
+    """Return the scalar loss of values [B, T] against returns [B, T].
+
+    clip bounds how far one rollout may move a value.
     """
     weighted = weights != 0
     values, old_values, returns = (
@@ -47,10 +48,10 @@ def value_loss(
 
 
 def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> float:
-    """1 - var(return - V) / var(return) over the masked tokens: 1 perfect, 0 no better than a
-    constant; NaN-free.
+    """Return 1 - var(return - V) / var(return) over the masked tokens: 1 perfect, 0 no
+    better than a constant.
 
-    0 where the returns do not vary.
+    It is 0, and not NaN, where the returns do not vary.
     """
     values = values[mask]
     returns = returns[mask]

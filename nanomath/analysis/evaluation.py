@@ -39,7 +39,8 @@ class Score:
     high: float
 
     def __str__(self) -> str:
-        return f"{100 * self.mean:.1f}% (95% interval {100 * self.low:.1f} to {100 * self.high:.1f})"
+        interval = f"{100 * self.low:.1f} to {100 * self.high:.1f}"
+        return f"{100 * self.mean:.1f}% (95% interval {interval})"
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,8 @@ they reach the page only as base64 of compressed JSON and are shown as text, and
 security policy lets it run its own scripts alone and ask the network for nothing.
 
 plotly and not bokeh, both measured with 40 curves of 1,000 points: bokeh needed 7.6 s of Python to
-describe them, plotly none, and a curve that is drawn when it is scrolled to costs either 30 to 60 ms.
-Its script is 4.8 MB, 1.9 MB as it lies in the file.
+describe them, plotly none, and a curve that is drawn when it is scrolled to costs either 30 to 60
+ms. Its script is 4.8 MB, 1.9 MB as it lies in the file.
 
 Numbers of tokens go as whole thousandths in columns over all episodes, compressed: 2,000 episodes
 of 200 tokens whose numbers are all different make a page of less than 6 MB.

@@ -1,12 +1,12 @@
-"""Measure a model on a problem set: pass@1, pass@k, maj@k, with 95% intervals; with a PRM also
-the best of k.
+"""Measures a model on a problem set: pass@1, pass@k, maj@k, with 95% intervals; with a PRM
+also the best of k.
 
     python -m nanomath eval MODEL DATA [CONFIG.toml] [key=value ...]
 
     python -m nanomath eval runs/tiny-grpo world evaluation.by=difficulty
-    python -m nanomath eval runs/tiny-grpo world evaluation.samples=16 evaluation.k=4,16 save=all.jsonl
+    python -m nanomath eval runs/tiny-grpo world evaluation.samples=16 evaluation.k=4,16
     python -m nanomath eval runs/tiny-grpo world evaluation.samples=16 process.prm=runs/tiny-prm
-    python -m nanomath eval HuggingFaceTB/SmolLM2-135M-Instruct gsm8k/test.jsonl
+    python -m nanomath eval HuggingFaceTB/SmolLM2-135M-Instruct gsm8k/test.jsonl save=all.jsonl
 
 MODEL is a Hugging Face directory, a run directory or a hub id; DATA is "world", a file or a
 hub dataset. A model that was trained with a prompt of its own needs the same [prompt] keys
@@ -93,7 +93,9 @@ def main(argv: list[str]) -> int:
 def score_completions(
     config: settings.EvalConfig, tokenizer: Tokenizer, problems: Sequence[Problem]
 ) -> Callable[[Sequence[tuple[Problem, Completion]]], list[float]] | None:
-    """Gives completions the scores that process.prm means, None where it is empty."""
+    """Return a function that gives completions the scores of process.prm, None where it is
+    empty.
+    """
     if not config.process.prm:
         return None
     watcher = build_watcher(
@@ -107,7 +109,7 @@ def score_completions(
 
 
 def print_report(report: Report, config: settings.EvalConfig) -> None:
-    """The scores as a table, then what may explain them."""
+    """Print the scores as a table, then what may explain them."""
     metrics = report.metrics()
     sampling = config.sampling
     print(

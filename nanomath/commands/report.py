@@ -2,7 +2,7 @@
 
     python -m nanomath report RUN [RUN ...] [out=FILE]
 
-    python -m nanomath report runs/tiny-grpo                         writes runs/tiny-grpo/report.html
+    python -m nanomath report runs/tiny-grpo              writes runs/tiny-grpo/report.html
     python -m nanomath report runs/tiny-grpo runs/dr-grpo out=two.html
 
 RUN is a run directory; it may still be running. Of several, those that differ by nothing but the

@@ -63,7 +63,7 @@ def main(argv: list[str]) -> int:
 
 
 def seconds(words: Sequence[str]) -> float:
-    """The value of every=SECONDS; ValueError if it is no positive number."""
+    """Return the value of every=SECONDS. ValueError if it is no positive number."""
     text = words[-1].removeprefix("every=") if words else "2"
     try:
         value = float(text)
@@ -77,7 +77,7 @@ def seconds(words: Sequence[str]) -> float:
 
 
 def table(run: Run) -> list[str]:
-    """The lines to show: where the run is, its metrics, its newest alarms."""
+    """Return the lines to show: the step the run is at, its metrics, its newest alarms."""
     steps = run.config.get("run.steps", 0)
     done = run.lines[-1]["step"] if run.lines else 0
     lines = [f"{run.directory}: step {done} of {steps}{remaining(run, steps - done)}", ""]
@@ -94,7 +94,7 @@ def table(run: Run) -> list[str]:
 
 
 def remaining(run: Run, steps: int) -> str:
-    """How long the steps that are left will take at the pace of the last ones."""
+    """Say how long the steps that are left will take at the pace of the last ones."""
     pace = run.series.get("seconds", ([], []))[1][-WIDTH:]
     if not pace or steps <= 0:
         return ""
@@ -107,7 +107,7 @@ def remaining(run: Run, steps: int) -> str:
 
 
 def sparkline(values: Sequence[float]) -> str:
-    """A curve of one character a value."""
+    """Draw a curve with one character for each value."""
     low = min(values)
     spread = max(values) - low or 1.0
     return "".join(

@@ -1,8 +1,10 @@
-"""Files as every room reads and writes them, and the Hugging Face hub that they may come from.
+"""Files as every room reads and writes them, and the Hugging Face hub that they may come
+from.
 
-A text or a JSON file is read as what it says, or refused in one line that begins with its name:
-somebody else's tool wrote it, or an editor, or half a download. A file or a directory is
-written beside its place and renamed, so that it is there whole or not at all.
+A text or a JSON file is read as what it says, or it is refused in one line that begins with
+its name: another tool may have written it, or an editor, or a download that broke off. A
+file or a directory is written beside its place and renamed, so that it is there whole or
+not at all.
 """
 
 from __future__ import annotations
@@ -25,7 +27,10 @@ HALF_PAIR = re.compile("[\ud800-\udfff]")
 
 
 def read_text(file: Path) -> str:
-    """The text of a file, unpacked where its name ends in .gz. ValueError when it is not UTF-8."""
+    """Return the text of a file, unpacked where its name ends in .gz.
+
+    ValueError when it is not UTF-8.
+    """
     data = file.read_bytes()
     try:
         return (gzip.decompress(data) if file.suffix == ".gz" else data).decode()
@@ -36,7 +41,9 @@ def read_text(file: Path) -> str:
 
 
 def read_json(file: Path) -> dict[str, Any]:
-    """The object in a JSON file; ValueError names the file when it holds something else."""
+    """Return the object in a JSON file. ValueError names the file when it holds something
+    else.
+    """
     text = read_text(file).removeprefix("\ufeff")  # some editors of Windows write this mark
     content = parse_json(text, file)
     if not isinstance(content, dict):
@@ -45,18 +52,18 @@ def read_json(file: Path) -> dict[str, Any]:
 
 
 def read_optional(file: Path) -> dict[str, Any]:
-    """The object in a JSON file, empty where there is no such file."""
+    """Return the object in a JSON file, an empty one where there is no such file."""
     return read_json(file) if file.is_file() else {}
 
 
 def parse_json(
     text: str, file: Path, line: int = 0, parse_float: Callable[[str], float] = float
 ) -> Any:
-    """What a JSON text says: a whole file, or one `line` of it.
+    """Return the value of a JSON text: of a whole file, or of one `line` of it.
 
-    ValueError begins with the place, for what is no JSON, for a field that is there twice, for
-    half a surrogate pair, which JSON can write and no text can be made of, and for more levels
-    than its readers would go down.
+    ValueError, which begins with the place, for text that is not JSON, for a field that is
+    there twice, for half a surrogate pair (JSON can write it, but no text can hold it), and
+    for more levels than a reader would go down.
     """
     place = f"{file}:{line}" if line else str(file)
     try:
@@ -75,7 +82,9 @@ def parse_json(
 
 
 def unique(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
-    """The pairs as a dictionary. ValueError where one of two under the same name would be lost."""
+    """Return the pairs as a dictionary. ValueError where a name is there twice, as one of
+    its values would be lost.
+    """
     found: dict[str, Any] = {}
     for name, value in pairs:
         if name in found:
@@ -85,7 +94,7 @@ def unique(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _check(value: Any, depth: int = 0) -> None:
-    """ValueError for half a surrogate pair at any depth, and for too great a depth."""
+    """Raise a ValueError for half a surrogate pair at any depth, and for too great a depth."""
     if depth > DEEPEST:
         raise ValueError(f"lists or objects in one another, more than {DEEPEST}")
     if isinstance(value, str) and HALF_PAIR.search(value):
@@ -105,11 +114,12 @@ def write_json(file: Path, content: dict[str, Any]) -> None:
 
 @contextmanager
 def replacing(target: Path) -> Iterator[Path]:
-    """A path beside `target`: what the block writes there takes its place when the block ends.
+    """Yield a path beside `target`; what the block writes there replaces `target` when it
+    ends.
 
-    It vanishes when the block fails. It is on the disk itself before it is renamed: a crash of
-    the machine cannot leave empty files. What safetensors says of a disk that is full becomes
-    an OSError.
+    When the block fails, what it wrote is deleted. The files are on the disk itself before
+    they are renamed: a crash of the machine cannot leave empty files. A full disk is an
+    OSError, also where safetensors reports it in another way.
     """
     scratch = target.with_name(f".{target.name}.{os.getpid()}.new")
     former = target.with_name(f".{target.name}.{os.getpid()}.old")
@@ -154,10 +164,11 @@ def remove_scratch(directory: Path) -> None:
 
 
 def from_hub(name: str, kind: str, files: Sequence[str]) -> Path:
-    """A copy of the `files` (patterns) of a hub repository of that kind, "model" or "dataset".
+    """Return a local copy of the `files` (patterns) of a hub repository of `kind`, "model"
+    or "dataset".
 
-    Without a network, or with HF_HUB_OFFLINE=1, it is what was fetched before.
-    FileNotFoundError when the hub does not give it.
+    Without a network, or with HF_HUB_OFFLINE=1, it is the copy that was fetched before.
+    FileNotFoundError when the hub does not give the files.
     """
     from huggingface_hub import snapshot_download  # slow to import, and most files are here
 

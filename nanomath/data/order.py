@@ -1,5 +1,5 @@
-"""Which items a step trains on: a pure function of (seed, step), so there is no cursor to save
-and none to lose.
+"""Which items a step trains on: a pure function of (seed, step), so that there is no cursor
+to save and none to lose.
 """
 
 from __future__ import annotations
@@ -11,20 +11,20 @@ import torch
 
 
 def generator_of(*numbers: int) -> torch.Generator:
-    """A generator for what is drawn as a function of these numbers, such as seed and step.
+    """Return a random generator that is a function of these numbers, such as seed and step.
 
-    Hashed, because torch looks at the lowest 32 bits of a seed only: of seed << 20 + step
-    those are soon the same.
+    The numbers are hashed, because torch uses the lowest 32 bits of a seed only: those of
+    seed << 20 + step would soon repeat.
     """
     digest = hashlib.blake2b(repr(numbers).encode(), digest_size=4).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest, "little"))
 
 
 def step_indices(total: int, batch_size: int, step: int, seed: int) -> list[int]:
-    """The `batch_size` items of `step`: every epoch is its own permutation of range(total),
-    read without gaps.
+    """Return the indices of the `batch_size` items that `step` trains on.
 
-    A batch that crosses the end of an epoch goes on in the next one.
+    Every epoch is a permutation of range(total) of its own, and the steps read one epoch
+    after the other without gaps; a batch may cross the end of an epoch.
     """
     start = step * batch_size
     places = (divmod(place, total) for place in range(start, start + batch_size))

@@ -61,9 +61,11 @@ _ARITHMETIC = re.compile(r"=|\d\s*[-+*/×÷]\s*\d")
 
 @dataclass(frozen=True)
 class Fields:
-    """Which fields of a record are what. An empty name means the first usual one that the
-    record has; a path such as `reward_model.ground_truth` or `prompt.0.content` leads to a
-    field of a field, or to an entry of a list.
+    """Names the fields of a record that make a problem.
+
+    An empty name means the first usual one that the record has. A path such as
+    `reward_model.ground_truth` or `prompt.0.content` leads to a field of a field, or to an
+    entry of a list.
 
     question      one or more fields, joined with a space
     answer        the field that holds the gold answer
@@ -103,13 +105,14 @@ def load_problems(
     skip: int = 0,
     limit: int = 0,
 ) -> list[Problem]:
-    """The problems of a file, or of `split` of a hub dataset `org/name` or `org/name:config`.
+    """Load the problems of a file, or of `split` of a hub dataset `org/name` or
+    `org/name:config`.
 
-    The first `skip` rows are left out and at most `limit` read, 0 meaning all. `header` says
-    whether the first line of a .tsv or .csv names its columns; without it they are called "0",
-    "1", ... FileNotFoundError if there is no such file or dataset; ValueError, with the file
-    and line, for a record that makes no Problem and for an id used twice; ModuleNotFoundError
-    if parquet is to be read without pyarrow.
+    The first `skip` rows are left out and at most `limit` are read, 0 meaning all. `header`
+    says whether the first line of a .tsv or .csv names its columns; without it they are
+    called "0", "1", ... FileNotFoundError if there is no such file or dataset; ValueError,
+    with the file and line, for a record that makes no Problem and for an id used twice;
+    ModuleNotFoundError if parquet is to be read without pyarrow.
     """
     if skip < 0 or limit < 0:
         raise ValueError(f"skip and limit must be at least 0, got {skip} and {limit}")
@@ -132,7 +135,7 @@ def load_problems(
 
 
 def _find(source: str | Path, split: str) -> tuple[str, list[Path]]:
-    """The name of a set, from which its ids are made, and its files."""
+    """Return the name of a set, from which its ids are made, and its files."""
     if (path := Path(source)).is_file():
         return path.name.partition(".")[0], [path]
     match = re.fullmatch(r"([\w-][\w.-]*/([\w.-]+))(?::([\w.-]+))?", str(source))
@@ -145,7 +148,7 @@ def _find(source: str | Path, split: str) -> tuple[str, list[Path]]:
 
 
 def _hub_files(repository: str, config: str, split: str) -> list[Path]:
-    """The files of one split of a hub dataset, downloaded or from the cache."""
+    """Return the files of one split of a hub dataset, downloaded or from the cache."""
     patterns = [f"{config}/{split}*"] if config else [f"{split}*", f"*/{split}*"]
     root = from_hub(repository, "dataset", patterns)
     file_name = re.compile(rf"{re.escape(split)}(-\d+-of-\d+[^.]*)?{_SUFFIX}")
@@ -170,7 +173,9 @@ def _hub_files(repository: str, config: str, split: str) -> list[Path]:
 
 
 def _problem(record: Any, place: str, row_id: str, fields: Fields) -> Problem:
-    """The problem that a record states. ValueError, with the place, when it states none."""
+    """Return the problem that a record states. ValueError, with the place, when it states
+    none.
+    """
     if not isinstance(record, dict):
         raise ValueError(
             f"{place}: expected an object with named fields, got {type(record).__name__}"
@@ -211,10 +216,12 @@ def _problem(record: Any, place: str, row_id: str, fields: Fields) -> Problem:
 def _names(
     record: dict[str, Any], place: str, role: str, given: tuple[str, ...]
 ) -> tuple[str, ...]:
-    """The fields that play a role: those given, all of which must be there, or the usual ones.
+    """Return the names of the fields for a role: those given, all of which must be there,
+    or usual ones.
 
-    The usual ones are the first that the record has. In other letters, small or capital, they
-    stand in where none is written as usual; there Body + Question goes before question alone.
+    The usual name is the first that the record has. Names that differ from a usual one in
+    capitals count where the record has none as it is usually written; then Body + Question
+    goes before question alone.
     """
     given = tuple(filter(None, given))
     expected = (given,) if given else USUAL_NAMES[role]
@@ -233,19 +240,21 @@ def _names(
 def _in_any_case(
     record: dict[str, Any], usual: Iterable[tuple[str, ...]]
 ) -> list[tuple[str, ...]]:
-    """The usual names as the record writes them, in small letters or capitals."""
+    """Return the usual names as the record writes them, in small letters or capitals."""
     written = {name.lower(): name for name in record}
     options = [tuple(written.get(name.lower(), name) for name in names) for names in usual]
     return sorted(options, key=len, reverse=True)
 
 
 def _shown(name: str) -> str:
-    """The name of a field on one line, cut if it is a text."""
+    """Return the name of a field on one line, cut if it is a text."""
     return " ".join(name.split())[:60]
 
 
 def _value(record: dict[str, Any], name: str) -> Any:
-    """The field of that name, or what a path of names and numbers leads to, or ABSENT."""
+    """Return the field of that name, or what a path of names and numbers leads to, or
+    ABSENT.
+    """
     value: Any = record
     for part in [name] if name in record else name.split("."):
         try:
@@ -256,8 +265,10 @@ def _value(record: dict[str, Any], name: str) -> Any:
 
 
 def _text(value: Any, place: str, name: str, several: bool = False) -> str:
-    """A field as text. Whole numbers lose their `.0`, as 51.0 in SVAMP; a list is what its
-    only entry is, or `several` with commas between them.
+    """Return a field as text.
+
+    Whole numbers lose their `.0`, as 51.0 in SVAMP. A list gives its only entry, or with
+    `several` all entries with commas between.
     """
     if value is None or value != value:  # NaN is how tables say that there is nothing
         return ""
@@ -281,8 +292,8 @@ def _text(value: Any, place: str, name: str, several: bool = False) -> str:
 
 
 def _cannot_be_matched(gold: str) -> bool:
-    """Whether an answer is a worked solution, many words with sentences or arithmetic, that
-    marks no final answer.
+    """Return whether an answer is a worked solution (many words with sentences or
+    arithmetic) that marks no final answer.
     """
     words = len(_WORD.findall(re.sub(r"\\[a-zA-Z]+", " ", gold)))
     if words < 8 or _MARKED.search(gold):
@@ -295,7 +306,7 @@ def _cannot_be_matched(gold: str) -> bool:
 
 
 def _split_answer(text: str, place: str, marker: str | None) -> tuple[str, str]:
-    """(worked solution, gold answer) of an answer field, at the last marker."""
+    """Split an answer field at its last marker into worked solution and gold answer."""
     if marker == "":
         return "", text
     worked, found, gold = text.rpartition(marker or "####")
@@ -308,7 +319,7 @@ def _split_answer(text: str, place: str, marker: str | None) -> tuple[str, str]:
 
 
 def read_records(path: Path, header: bool = True) -> Iterator[Record]:
-    """(where it stands, record) of every row of a file."""
+    """Return (place, record) of every row of a file, one after the other."""
     name = path.name.removesuffix(".gz")
     if name.endswith(".parquet"):
         return _parquet(path)
@@ -340,7 +351,7 @@ def _jsonl(text: str, path: Path) -> Iterator[Record]:
 
 
 def _json(text: str, path: Path) -> Iterator[Record]:
-    """The rows of a list, of the list `examples` of an object, or of its only list."""
+    """Return the rows of a list, of the list `examples` of an object, or of its only list."""
     content = parse_json(text, path, parse_float=_Number)
     if isinstance(content, dict):
         lists = [value for value in content.values() if isinstance(value, list)]
@@ -354,7 +365,9 @@ def _json(text: str, path: Path) -> Iterator[Record]:
 
 
 def _table(text: str, path: Path, tabs: bool, header: bool) -> Iterator[Record]:
-    """Rows of a .csv, or of a .tsv, where a quote is a character as any other."""
+    """Yield the rows of a .csv, or of a .tsv, in which a quote is a character like any
+    other.
+    """
     csv.field_size_limit(2**31 - 1)  # of all readers: there is no limit of one
     reader = csv.reader(
         io.StringIO(text, newline=""),

@@ -31,11 +31,11 @@ Message = dict[str, str]  # {"role": "system" | "user" | "assistant", "content":
 
 @dataclass(frozen=True)
 class PromptTemplate:
-    """How problems are asked and answered.
+    """Says how problems are asked and answered.
 
     `template` makes the question and `response` the answer to it, also in the `few_shot`
-    examples: mappings with `question` and whatever else the two templates name. ValueError if
-    `template` does not ask the question or an example lacks a field.
+    examples: mappings with `question` and whatever else the two templates name. ValueError
+    if `template` does not ask the question or an example lacks a field.
     """
 
     template: str = "{question}"
@@ -52,7 +52,7 @@ class PromptTemplate:
         self.example_turns()
 
     def example_turns(self) -> list[tuple[str, str]]:
-        """(question, response) of each few-shot example, as text."""
+        """Return (question, response) of each few-shot example, as text."""
         turns = []
         for i, example in enumerate(self.few_shot):
             problem = Problem(
@@ -71,7 +71,7 @@ def render_prompt(
     template: PromptTemplate,
     apply_chat_template: Callable[[list[Message], bool], str] | None = None,
 ) -> str:
-    """The text that a model is given for a problem.
+    """Return the text that a model is given for a problem.
 
     `apply_chat_template(messages, add_generation_prompt)` is the tokenizer's method; a chat
     needs it (ValueError).
@@ -94,15 +94,16 @@ def render_prompt(
 
 
 def render_response(problem: Problem, template: PromptTemplate) -> str:
-    """The text that a model is trained to write for a problem; ValueError if the problem lacks
-    what it is made of.
+    """Return the text that a model is trained to write for a problem.
+
+    ValueError if the problem lacks a field that the template names.
     """
     return _fill(template.response, problem)
 
 
 def _fill(text: str, problem: Problem) -> str:
-    """`text` with the problem's fields put in for their names in braces. ValueError for a
-    field that there is not.
+    """Replace the names in braces in `text` by the problem's fields. ValueError for a field
+    that the problem does not have.
     """
     own = {
         "question": problem.question,

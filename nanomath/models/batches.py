@@ -52,7 +52,9 @@ class Example:
 
 @dataclass(frozen=True)
 class Block:
-    """Pieces whose tokens attend together: S pieces, R tokens of one at most, T keys."""
+    """Pieces of the row whose tokens attend together: S pieces of at most R tokens, and T
+    keys.
+    """
 
     queries: Tensor  # int64 [S, R]: where the tokens of each piece stand, 0 beyond its end
     keys: Tensor  # int64 [S, T]: and those it sees, from the first of its sequence
@@ -62,7 +64,10 @@ class Block:
 
 @dataclass(frozen=True)
 class Layout:
-    """One row of N tokens. `blocks` hold all of them in their order."""
+    """One row of N tokens in which sequences stand one after the other.
+
+    `blocks` hold all of the tokens in their order.
+    """
 
     tokens: Tensor  # int64 [1, N]
     positions: Tensor  # int64 [1, N], from 0 in each sequence
@@ -95,7 +100,7 @@ class Layout:
 
 
 def _rows(x: Tensor, places: Tensor) -> Tensor:
-    """[N, heads, E] at places [S, R] -> [S, heads, R, E]."""
+    """Gather the tokens at places [S, R] of [N, heads, E] as [S, heads, R, E]."""
     return x.index_select(0, places.flatten()).unflatten(0, places.shape).transpose(1, 2)
 
 
@@ -104,9 +109,10 @@ def _moved(of: Block | Batch, device: torch.device | str) -> dict[str, Any]:
 
 
 def lay_out(examples: Sequence[Example], share: bool = True) -> tuple[Layout, list[Tensor]]:
-    """The layout of some examples, and where the tokens of each stand in it, int64 [T].
+    """Return the layout of some examples, and the places [T] of each one's tokens in it,
+    int64.
 
-    With `share` equal prompts stand in it once.
+    With `share`, equal prompts stand in the layout once.
     """
     prompts = [tuple(example.prompt) if share else () for example in examples]
     times = Counter(prompts)
@@ -145,7 +151,9 @@ def _block(own: Sequence[Tensor], seen: Sequence[Tensor]) -> Block:
 
 @dataclass(frozen=True)
 class Batch:
-    """A layout, and where in it the n response tokens of S sequences are predicted."""
+    """A layout, and the places in it at which the n response tokens of S sequences are
+    predicted.
+    """
 
     layout: Layout
     place: Tensor  # int64 [n]: the state here predicts `target`,
@@ -165,7 +173,7 @@ class Batch:
 
 
 def make_batch(examples: Sequence[Example], share: bool = True) -> Batch:
-    """The batch of some examples; with `share` equal prompts stand in it once.
+    """Return the batch of some examples; with `share`, equal prompts stand in it once.
 
     ValueError when a prompt is empty: nothing would predict the first token.
     """
@@ -193,10 +201,12 @@ def make_batch(examples: Sequence[Example], share: bool = True) -> Batch:
 def micro_batches(
     examples: Sequence[Example], token_budget: int, share: bool = True
 ) -> list[list[int]]:
-    """Cut examples into groups of at most `token_budget` tokens, a shared prompt counted once.
+    """Cut examples into groups of at most `token_budget` tokens, a shared prompt counted
+    once.
 
-    Alike lengths come together, and examples of one prompt where the budget allows it. One that
-    is longer than the budget gets a group of its own. A budget of 0 puts all in one group.
+    Returns the indices of each group's examples. Examples of similar length come together,
+    and so do those of one prompt where the budget allows it. An example longer than the
+    budget gets a group of its own. A budget of 0 puts all in one group.
     """
     members: dict[Hashable, list[int]] = {}
     for i in by_length(list(map(len, examples))):
@@ -221,14 +231,14 @@ def micro_batches(
 
 
 def by_length(lengths: Sequence[int]) -> list[int]:
-    """The items from the longest to the shortest, equal ones in their order."""
+    """Return the items from the longest to the shortest, equal ones in their order."""
     return sorted(range(len(lengths)), key=lambda i: -lengths[i])
 
 
 def layout_states(
     model: Transformer, layout: Layout, embedding_noise: Tensor | None = None
 ) -> Tensor:
-    """The model's states [N, D] of a layout; embedding_noise is [N, D]."""
+    """Return the model's states [N, D] of a layout; embedding_noise is [N, D]."""
     attend = layout.attend(model.config.sliding_window, model.exact)
     noise = None if embedding_noise is None else embedding_noise[None]
     return model.hidden(layout.tokens, layout.positions, attend, noise)[0]
@@ -237,7 +247,7 @@ def layout_states(
 def response_states(
     model: Transformer, batch: Batch, embedding_noise: Tensor | None = None
 ) -> Tensor:
-    """The states [n, D] that predict the batch's response tokens."""
+    """Return the states [n, D] that predict the batch's response tokens."""
     return layout_states(model, batch.layout, embedding_noise).index_select(0, batch.place)
 
 
@@ -248,9 +258,9 @@ def states_at(
     places: Sequence[Sequence[int]],
     token_budget: int = 0,
 ) -> Iterator[tuple[list[int], Tensor]]:
-    """(rows, states [n, D]) until every example was among the rows.
+    """Yield (rows, states [n, D]) by micro-batches, until every example was among the rows.
 
-    The states are those at places[i] of example i, in order of the rows.
+    The states are those at places[i] of example i, in the order of the rows.
     """
     for rows in micro_batches(examples, token_budget):
         layout, where = lay_out([examples[i] for i in rows])
@@ -264,9 +274,10 @@ def with_common_prompts(
     places: Sequence[Sequence[int]],
     groups: Sequence[Hashable],
 ) -> list[Example]:
-    """Sequences as examples: the prompt is what those of a group begin with alike.
+    """Return token sequences as examples whose prompt is what those of a group begin with
+    alike.
 
-    It ends before the first of their places.
+    A prompt ends before the first place of its sequences.
     """
     beginnings: dict[Hashable, list[list[int]]] = {}
     for tokens, at, group in zip(sequences, places, groups, strict=True):
@@ -279,7 +290,10 @@ def with_common_prompts(
 def states_logprobs(
     model: Transformer, states: Tensor, batch: Batch, temperature: float = 1.0
 ) -> tuple[Tensor, Tensor]:
-    """Logprobs and (without gradient) entropies [S, R], zero where there is no token."""
+    """Return logprobs and (without gradient) entropies [S, R] of the response tokens.
+
+    They are zero where there is no token.
+    """
     weight = model.lm_head.weight
     logprobs, entropy = linear_logprob(
         states, weight, batch.target, temperature, exact=model.exact
@@ -293,7 +307,7 @@ def response_logprobs(
     temperature: float = 1.0,
     embedding_noise: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """`states_logprobs` of the batch's own states."""
+    """Compute the batch's states, and return their `states_logprobs`."""
     states = response_states(model, batch, embedding_noise)
     return states_logprobs(model, states, batch, temperature)
 
@@ -302,7 +316,8 @@ def response_logprobs(
 def response_scores(
     model: Transformer, examples: list[Example], token_budget: int, temperature: float = 1.0
 ) -> tuple[Tensor, Tensor]:
-    """Logprobs and entropies, float32 [S, R], of all responses, on the CPU, by micro-batches.
+    """Return logprobs and entropies of all responses by micro-batches, float32 [S, R] on
+    the CPU.
 
     Nothing is kept for a backward pass: the peak is one layer's activations or one chunk of
     logits.

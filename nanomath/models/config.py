@@ -13,19 +13,26 @@ from typing import Any
 
 from nanomath.models.stored import LARGEST_COUNT, LARGEST_SIZE, flag, number, table, whole
 
-FAMILIES = {  # each with what a config.json leaves out where it is the same as in transformers' own
-    "llama": {"max_position_embeddings": 2048},
+# What a config.json of each family leaves out where it is as in transformers' own.
+FAMILIES = {
+    "llama": {
+        "architectures": ["LlamaForCausalLM"],
+        "max_position_embeddings": 2048,
+    },
     "mistral": {
+        "architectures": ["MistralForCausalLM"],
         "max_position_embeddings": 131072,
         "num_key_value_heads": 8,
         "sliding_window": 4096,
     },
     "qwen2": {
+        "architectures": ["Qwen2ForCausalLM"],
         "max_position_embeddings": 32768,
         "num_key_value_heads": 32,
         "sliding_window": 4096,
     },
     "qwen3": {
+        "architectures": ["Qwen3ForCausalLM"],
         "max_position_embeddings": 32768,
         "num_key_value_heads": 32,
         "sliding_window": 4096,
@@ -48,8 +55,9 @@ ROPE_SCALINGS = {  # each with the settings it needs, and what reads them
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """The shape of a model; `from_hf` and `to_hf` translate the names of a Hugging Face
-    config.json.
+    """The shape of a model.
+
+    `from_hf` and `to_hf` translate it from and to a Hugging Face config.json.
     """
 
     vocab_size: int
@@ -63,9 +71,8 @@ class ModelConfig:
     model_type: str = "llama"
     norm_eps: float = 1e-5
     rope_theta: float = 10000.0
-    rope_scaling: dict[str, Any] | None = (
-        None  # {"rope_type": "linear" | "llama3", "factor": ..., ...}
-    )
+    # {"rope_type": "linear" | "llama3", "factor": ..., ...}
+    rope_scaling: dict[str, Any] | None = None
     tie_embeddings: bool = True
     qkv_bias: bool = False
     qk_norm: bool = False
@@ -88,9 +95,10 @@ class ModelConfig:
 
     @classmethod
     def from_hf(cls, hf: dict[str, Any]) -> ModelConfig:
-        """Read a config.json. ValueError names what is not implemented, rather than computing
-        something else, and the key of a value that is none; KeyError, with the key, where
-        there is no value.
+        """Read a config.json.
+
+        ValueError names a key whose value is not implemented or cannot be read; nothing
+        else is computed in its place. KeyError names a key that has no value.
         """
         family = hf.get("model_type")
         if not isinstance(family, str) or family not in FAMILIES:
@@ -129,15 +137,9 @@ class ModelConfig:
         )
 
     def to_hf(self) -> dict[str, Any]:
-        """The config.json that transformers (4 and 5) reads back as this model."""
-        architecture = {
-            "llama": "Llama",
-            "mistral": "Mistral",
-            "qwen2": "Qwen2",
-            "qwen3": "Qwen3",
-        }[self.model_type]
+        """Return the config.json that transformers (4 and 5) reads back as this model."""
         hf: dict[str, Any] = {
-            "architectures": [f"{architecture}ForCausalLM"],
+            "architectures": FAMILIES[self.model_type]["architectures"],
             "model_type": self.model_type,
             "vocab_size": self.vocab_size,
             "hidden_size": self.hidden_size,
@@ -164,20 +166,22 @@ class ModelConfig:
 
 
 def _given(hf: dict[str, Any], key: str, default: Any) -> Any:
-    """What is stored under `key`; null is as good as nothing."""
+    """Return what is stored under `key`, or the default where there is nothing or null."""
     value = hf.get(key)
     return default if value is None else value
 
 
 def _rope_table(hf: dict[str, Any]) -> dict[str, Any]:
-    """The settings of the rotary positions, under the new or the old name."""
+    """Return the settings of the rotary positions, which have a new name and an old one."""
     return table(hf.get("rope_parameters"), "rope_parameters") or table(
         hf.get("rope_scaling"), "rope_scaling"
     )
 
 
 def _refuse_unsupported(hf: dict[str, Any], family: str) -> None:
-    """ValueError for a config.json that asks for arithmetic that transformer.py does not have."""
+    """Raise a ValueError for a config.json that asks for arithmetic that transformer.py
+    does not have.
+    """
     hf = {**_rope_table(hf), **hf}
     wanted = {
         "hidden_act": ("silu", None),
@@ -197,7 +201,9 @@ def _refuse_unsupported(hf: dict[str, Any], family: str) -> None:
 
 
 def _rope(hf: dict[str, Any]) -> tuple[float, dict[str, Any] | None]:
-    """The base of the rotary frequencies and their scaling, None where they are not scaled."""
+    """Return the base of the rotary frequencies and their scaling, None where they are not
+    scaled.
+    """
     rope = _rope_table(hf)
     kind = _given(rope, "rope_type", _given(rope, "type", "default"))
     if not isinstance(kind, str) or kind not in ROPE_SCALINGS:
@@ -227,8 +233,9 @@ def _rope(hf: dict[str, Any]) -> tuple[float, dict[str, Any] | None]:
 
 
 def _sliding_window(hf: dict[str, Any], family: str, layers: int) -> int | None:
-    """The window of all layers. Qwen has one only where it is switched on, from layer
-    `max_window_layers` upwards.
+    """Return the window of all layers, None where they see everything before them.
+
+    Qwen has a window only where it is switched on, from layer `max_window_layers` upwards.
     """
     full = layers
     if family == "mistral":

@@ -22,11 +22,11 @@ STEP_DIRECTORY = re.compile(r"step-(\d+)")
 def resolve_model_dir(
     path_or_hub_id: str | PathLike[str], files: tuple[str, ...] = MODEL_FILES
 ) -> Path:
-    """The directory a model lies in: the one named, a run's newest complete checkpoint, or a
-    copy from the hub.
+    """Return the directory a model lies in: the one named, a run's newest complete
+    checkpoint, or a copy from the hub.
 
-    `files` are the patterns of what is fetched from the hub; without a network, what was
-    fetched before is used.
+    `files` are the patterns of what is fetched from the hub; without a network, the copy
+    that was fetched before is used.
     """
     path = Path(path_or_hub_id).expanduser()
     if path.is_dir():
@@ -39,8 +39,8 @@ def resolve_model_dir(
 
 
 def _newest_checkpoint(path: Path) -> Path:
-    """The complete step-N of the highest N in a run directory or its checkpoints; any other
-    directory as it is.
+    """Return the complete step-N of the highest N in a run directory or its checkpoints,
+    and any other directory as it is.
     """
     checkpoints = path / "checkpoints" if (path / "checkpoints").is_dir() else path
     complete = complete_steps(checkpoints, *OF_A_MODEL)
@@ -54,8 +54,8 @@ def _newest_checkpoint(path: Path) -> Path:
 
 
 def base_of(directory: Path, base: str = "", files: tuple[str, ...] = MODEL_FILES) -> Path:
-    """The directory of the model that the adapter in `directory` was trained on: of `base`, or
-    else of what adapter_config.json names, beside it or wherever models are looked for.
+    """Return the directory of the model that the adapter in `directory` was trained on: that of
+    `base`, or else of what adapter_config.json names, beside it or wherever models are looked for.
     """
     file = directory / ADAPTER_CONFIG
     named = base or read_json(file).get("base_model_name_or_path")
@@ -75,12 +75,12 @@ def base_of(directory: Path, base: str = "", files: tuple[str, ...] = MODEL_FILE
 
 
 def holds(directory: Path, files: Sequence[str]) -> bool:
-    """Whether one of the files is there."""
+    """Return whether one of the files is there."""
     return any((directory / file).is_file() for file in files)
 
 
 def complete_steps(checkpoints: Path, *files: str) -> dict[int, Path]:
-    """The directories step-N that hold one of the `files`, by N in rising order."""
+    """Return the directories step-N that hold one of the `files`, in the order of N."""
     steps = {
         int(match[1]): path
         for path in checkpoints.glob("step-*")

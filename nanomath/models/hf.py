@@ -62,15 +62,16 @@ def load_model(
     head: Callable[[ModelConfig], nn.Module] | None = None,
     base: str = "",
 ) -> Transformer:
-    """The model in a Hugging Face directory, under a hub id, or in a run directory (its newest
-    checkpoint).
+    """Load the model in a Hugging Face directory, under a hub id, or in a run directory
+    (its newest checkpoint).
 
-    dtype may be a name, "bfloat16". head: makes the module that stands in place of the lm_head
-    as `score`, as in classifiers and reward models. Of an adapter (lora.py) it is the model it
-    was trained on, which `base` may name, with the adapter merged into it. As in transformers, a stored lm_head that
-    differs from the embedding is kept whatever config.json says of a tie. FileNotFoundError
-    when a file is not there; ValueError when an architecture is not supported, a file is
-    damaged, or its tensors are not those of its config.json.
+    dtype may be a name, "bfloat16". head: makes the module that stands in place of the
+    lm_head as `score`, as in classifiers and reward models. Of an adapter (lora.py) it is the
+    model it was trained on, which `base` may name, with the adapter merged into it. As in
+    transformers, a stored
+    lm_head that differs from the embedding is kept, even if config.json says that they are
+    tied. FileNotFoundError when a file is not there; ValueError when an architecture is not
+    supported, a file is damaged, or its tensors are not those of its config.json.
     """
     dtype = _dtype(dtype)
     directory = resolve_model_dir(path_or_hub_id)
@@ -102,7 +103,9 @@ def load_model(
 
 
 def _dtype(dtype: torch.dtype | str) -> torch.dtype:
-    """The dtype, or that of a name. ValueError when no model is computed in it."""
+    """Return the dtype, or the one of that name. ValueError for one that no model computes
+    in.
+    """
     name = str(dtype).removeprefix("torch.")
     if not isinstance(dtype, torch.dtype | str) or name not in DTYPES:
         raise ValueError(f"dtype = {dtype!r:.60}: models are {', '.join(DTYPES)}")
@@ -115,8 +118,8 @@ def _tie(model: Transformer, config: ModelConfig) -> None:
 
 
 def replace_head(model: Transformer, head: nn.Module) -> None:
-    """Put `head` in place of the lm_head, as `model.score`: the model predicts no token any
-    more.
+    """Put `head` in place of the lm_head, as `model.score`: the model no longer predicts
+    tokens.
     """
     del model.lm_head
     model.score = head
@@ -158,7 +161,7 @@ def save_model(
 
 
 def check_vocabulary(model: Transformer, tokenizer: Tokenizer) -> None:
-    """ValueError when the tokenizer has ids that the model has no embedding for."""
+    """Raise a ValueError when the tokenizer has ids that the model has no embedding for."""
     largest = max(tokenizer.backend.get_vocab(with_added_tokens=True).values())
     if largest >= model.config.vocab_size:
         raise ValueError(
@@ -183,7 +186,7 @@ def _read_config(directory: Path) -> ModelConfig:
 
 
 def _weight_files(directory: Path) -> list[Path]:
-    """model.safetensors, or else the files its index names."""
+    """Return model.safetensors, or else the files that its index names."""
     if (directory / "model.safetensors").is_file():
         return [directory / "model.safetensors"]
     index = directory / INDEX_FILE
@@ -221,8 +224,8 @@ def _open_safetensors(file: Path) -> Iterator[safe_open]:
 
 
 def _read_headers(directory: Path) -> dict[str, _Header]:
-    """What the files of `directory` say of each of their tensors; ValueError when two have the
-    same name.
+    """Return the headers of all tensors in `directory`. ValueError when two have the same
+    name.
     """
     headers: dict[str, _Header] = {}
     for file in _weight_files(directory):
@@ -238,8 +241,8 @@ def _read_headers(directory: Path) -> dict[str, _Header]:
 
 
 def _hf_tensors(model: Transformer) -> dict[str, Tensor]:
-    """Views into the model's parameters under their Hugging Face names; writing to them writes
-    to the model.
+    """Return views of the model's parameters under their Hugging Face names; writing to
+    them writes to the model.
     """
     parameters = dict(model.named_parameters())
     return {
@@ -249,8 +252,9 @@ def _hf_tensors(model: Transformer) -> dict[str, Tensor]:
 
 
 def _places(model: Transformer, headers: dict[str, _Header]) -> dict[str, Tensor]:
-    """`_hf_tensors` under the names of the files: where only an lm_head is stored of the two
-    that are tied, it is the embedding.
+    """Return `_hf_tensors` under the names that the files use.
+
+    Of a tied embedding and lm_head, a file may store only the lm_head.
     """
     tensors = _hf_tensors(model)
     if model.config.tie_embeddings and EMBEDDING not in headers and LM_HEAD in headers:
@@ -264,9 +268,10 @@ def _check_headers(
     directory: Path,
     without_head: bool,
 ) -> None:
-    """ValueError for tensors that are missing or unknown, of another shape, or no
-    floating-point numbers. Old files also store the rotary frequencies; an lm_head that is not
-    wanted may be there.
+    """Raise a ValueError for tensors that are missing or unknown, of another shape, or no
+    floating-point numbers.
+
+    Old files also store the rotary frequencies; an lm_head that is not wanted may be there.
     """
     unknown = {
         name
@@ -314,7 +319,7 @@ def _copy_weights(headers: dict[str, _Header], tensors: dict[str, Tensor]) -> No
 
 
 def _write_weights(tensors: dict[str, Tensor], dtype: torch.dtype, directory: Path) -> None:
-    """model.safetensors, or numbered files with an index when there are more than
+    """Write model.safetensors, or numbered files with an index when there are more than
     `MAX_SHARD_BYTES`.
     """
     split = split_torch_state_dict_into_shards(

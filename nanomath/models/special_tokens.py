@@ -34,12 +34,12 @@ FLAGS = ("special", "lstrip", "rstrip", "single_word", "normalized")
 def special_tokens(
     backend: tokenizers.Tokenizer, directory: Path, config: dict[str, Any]
 ) -> dict[str, str]:
-    """The special tokens by kind, after the backend has got all tokens that the files of
-    `directory` add to it.
+    """Add all tokens that the files of `directory` name to the backend, and return the
+    special ones by kind.
 
-    config: its tokenizer_config.json. A pad_token or unk_token that is not in the vocabulary
-    is left out. ValueError when a bos_token or eos_token is not, or a token would get another
-    id than the one stated.
+    config: its tokenizer_config.json. A pad_token or unk_token that is not in the
+    vocabulary is left out. ValueError when a bos_token or eos_token is not in it, or when a
+    token would get another id than the one stated.
     """
     files = {directory / "tokenizer_config.json": config}
     if ADDED_TOKENS not in config:
@@ -66,16 +66,19 @@ def special_tokens(
 
 
 def _token_text(token: Any, key: str) -> str:
-    """Special tokens are stored as text or as {"content": text, "lstrip": ...}."""
+    """Return the text of a special token, stored as text or as {"content": text, "lstrip":
+    ...}.
+    """
     return text(token.get("content") if isinstance(token, dict) else token, key)
 
 
 def _named_tokens(
     files: dict[Path, dict[str, Any]],
 ) -> tuple[dict[str, tuple[str, Path]], list[str]]:
-    """The special tokens that have a kind, and the texts of those that have none.
+    """Return the special tokens that have a kind, and the texts of those that have none.
 
-    The first are by kind their text and the file it is from: the last that has the key.
+    The first are, by kind, the text and the file it is from: the last file that has the
+    key.
     """
     named: dict[str, tuple[str, Path]] = {}
     extra: list[str] = []
@@ -98,7 +101,7 @@ def _named_tokens(
 def _add_stated(
     backend: tokenizers.Tokenizer, stored: Any, named: list[str], file: Path
 ) -> None:
-    """Add the tokens of an added_tokens_decoder, or give those that are there the flags it
+    """Add the tokens of an added_tokens_decoder; those that are there get the flags it
     states.
     """
     same = {repr(token) for token in backend.get_added_tokens_decoder().values()}
@@ -128,8 +131,9 @@ def _add(
     lacking: list[tuple[int, AddedToken]],
     stated: list[tuple[int, AddedToken]],
 ) -> None:
-    """Add tokens in the order of their ids: each new one gets the next id. ValueError when a
-    token has another id than the one stated.
+    """Add tokens in the order of their ids: each new one gets the next id.
+
+    ValueError when a token has another id than the one stated.
     """
     backend.add_tokens([token for _, token in sorted(lacking, key=itemgetter(0))])
     for id, token in stated:
@@ -141,8 +145,10 @@ def _add(
 
 
 def _make_special(backend: tokenizers.Tokenizer, tokens: list[str]) -> None:
-    """Make special those of the vocabulary that are no added tokens yet. A name alone adds
-    none: it would get an id that the model was not trained on.
+    """Make tokens of the vocabulary special that are no added tokens yet.
+
+    A name that is not in the vocabulary adds no token: it would get an id that the model
+    was not trained on.
     """
     added = {token.content for token in backend.get_added_tokens_decoder().values()}
     plain = [
@@ -154,8 +160,8 @@ def _make_special(backend: tokenizers.Tokenizer, tokens: list[str]) -> None:
 
 
 def _stated_tokens(stored: Any) -> list[tuple[int, AddedToken]]:
-    """The ids and tokens of an added_tokens_decoder, {"260": {"content": "<think>", "special":
-    false, ...}}.
+    """Return the ids and tokens of an added_tokens_decoder, {"260": {"content": "<think>",
+    "special": false, ...}}.
     """
     stated = []
     for id, token in table(stored, ADDED_TOKENS).items():

@@ -18,13 +18,13 @@ NUMBERS = (1e-30, 1e30)  # what float32 holds, its square roots and reciprocals 
 
 
 def one_line(reason: object) -> str:
-    """What a library says, or a name of somebody's, in one line of a bearable length."""
+    """Return a library's message, or a stored name, in one line of bearable length."""
     return " ".join(str(reason).split())[:300]
 
 
 @contextmanager
 def naming(file: Path | str) -> Iterator[None]:
-    """What the block says against the content of `file` begins with its name."""
+    """Put the name of `file` before the message of a ValueError that the block raises."""
     try:
         yield
     except ValueError as error:
@@ -32,8 +32,9 @@ def naming(file: Path | str) -> Iterator[None]:
 
 
 def whole(value: Any, key: str, least: int = 1, most: int = LARGEST_SIZE) -> int:
-    """The whole number that is stored under `key`. ValueError when it is none, or not between
-    `least` and `most`.
+    """Return the whole number that is stored under `key`.
+
+    ValueError when it is none, or not between `least` and `most`.
     """
     if isinstance(value, float) and value.is_integer():
         value = int(value)
@@ -45,8 +46,9 @@ def whole(value: Any, key: str, least: int = 1, most: int = LARGEST_SIZE) -> int
 
 
 def number(value: Any, key: str) -> float:
-    """The positive number that is stored under `key`. ValueError when it is none, or beyond
-    float32.
+    """Return the positive number that is stored under `key`.
+
+    ValueError when it is none, or beyond float32.
     """
     least, most = NUMBERS
     if (
@@ -61,8 +63,9 @@ def number(value: Any, key: str) -> float:
 
 
 def flag(value: Any, key: str) -> bool:
-    """The truth value that is stored under `key`. ValueError when it is another kind of value,
-    0 and 1 too.
+    """Return the truth value that is stored under `key`.
+
+    ValueError when it is another kind of value, 0 and 1 too.
     """
     if not isinstance(value, bool):
         raise ValueError(f"{key} = {value!r:.60} must be true or false")
@@ -70,15 +73,18 @@ def flag(value: Any, key: str) -> bool:
 
 
 def text(value: Any, key: str) -> str:
-    """The text that is stored under `key`. ValueError when it is another kind of value."""
+    """Return the text that is stored under `key`. ValueError when it is another kind of
+    value.
+    """
     if not isinstance(value, str):
         raise ValueError(f"{key} = {value!r:.60} must be text")
     return value
 
 
 def table(value: Any, key: str) -> dict[str, Any]:
-    """The object that is stored under `key`, empty for null. ValueError when it is another
-    kind of value.
+    """Return the object that is stored under `key`, an empty one for null.
+
+    ValueError when it is another kind of value.
     """
     if not isinstance(value, dict | None):
         raise ValueError(f"{key} = {value!r:.60} must be an object")

@@ -46,8 +46,8 @@ from nanomath.models.stored import (
 
 
 class Tokenizer:
-    """A tokenizer with its special tokens and its chat template, or several of them under
-    names.
+    """A tokenizer with its special tokens, and with one chat template or several named
+    ones.
 
     `backend` is a `tokenizers.Tokenizer`; the special tokens are given as text, ValueError
     when its vocabulary lacks one. `eos_ids` are all ids that end a completion, that of
@@ -88,7 +88,8 @@ class Tokenizer:
         self.eos_ids: tuple[int, ...] = tuple(dict.fromkeys([*own, *eos_ids]))
 
     def encode(self, text: str, add_special_tokens: bool = False) -> list[int]:
-        """Token ids of `text`. A special token written out in the text becomes its id.
+        """Return the token ids of `text`. A special token written out in the text becomes
+        its id.
 
         Nothing is added by default, because a chat template writes its own beginning;
         `add_special_tokens=True` adds what the tokenizer puts around plain text (the
@@ -97,14 +98,15 @@ class Tokenizer:
         return self.backend.encode(text, add_special_tokens=add_special_tokens).ids
 
     def decode(self, ids: Sequence[int], skip_special: bool = True) -> str:
-        """The text of `ids`, special tokens left out unless asked for. Bytes that are not
-        UTF-8 become U+FFFD.
+        """Return the text of `ids`, by default without special tokens.
+
+        Bytes that are not UTF-8 become U+FFFD.
         """
         return self.backend.decode(ids, skip_special_tokens=skip_special)
 
     def offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
-        """`encode(text)`, and for each token the characters [start, end) of `text` it stands
-        for.
+        """Return `encode(text)`, and for each token the characters [start, end) of `text`
+        it stands for.
         """
         encoding = self.backend.encode(text, add_special_tokens=False)
         return encoding.ids, encoding.offsets
@@ -115,13 +117,13 @@ class Tokenizer:
         add_generation_prompt: bool = True,
         **extra: Any,
     ) -> str:
-        """The prompt text of `messages`, each {"role": ..., "content": ...}, in the model's
-        own chat format.
+        """Return the prompt text of `messages`, each {"role": ..., "content": ...}, in the
+        model's own chat format.
 
-        `add_generation_prompt` opens the assistant's turn; `extra` is passed to the template
-        (`tools=[...]`, `enable_thinking=False`). Of several templates `tool_use` is the one
-        for tools, `default` that for all else. ValueError when there is no template or the
-        template refuses the messages.
+        `add_generation_prompt` opens the assistant's turn; `extra` is passed to the
+        template (`tools=[...]`, `enable_thinking=False`). Of several templates `tool_use`
+        is the one for tools, `default` that for all else. ValueError when there is no
+        template or the template refuses the messages.
         """
         template = self._template(extra.get("tools") is not None)
         names = {"tools": None, "documents": None, **self.special_tokens, **extra}
@@ -137,7 +139,7 @@ class Tokenizer:
             ) from error
 
     def _template(self, with_tools: bool) -> str:
-        """The chat template for messages with or without tools."""
+        """Return the chat template for messages with or without tools."""
         if self.chat_template is None:
             raise ValueError(
                 "the tokenizer has no chat template: chat=false in the config uses plain prompts"
@@ -198,7 +200,7 @@ class Tokenizer:
         write_json(target / "generation_config.json", self.token_ids())
 
     def token_ids(self) -> dict[str, int | list[int] | None]:
-        """The ids that generation needs, under the names of a Hugging Face config."""
+        """Return the ids that generation needs, under the names of a Hugging Face config."""
         eos = self.eos_ids[0] if len(self.eos_ids) == 1 else list(self.eos_ids) or None
         return {
             "bos_token_id": self.bos_id,
@@ -212,12 +214,13 @@ class Tokenizer:
 
 
 def load_tokenizer(path_or_hub_id: str | PathLike[str], base: str = "") -> Tokenizer:
-    """The tokenizer of a Hugging Face directory, a hub id, or a run directory (its newest
-    checkpoint). Of an adapter it is that of the model it was trained on, which `base` may name.
+    """Load the tokenizer of a Hugging Face directory, a hub id, or a run directory (its
+    newest checkpoint). Of an adapter it is that of the model it was trained on, which `base`
+    may name.
 
     A pad_token or unk_token that is not in the vocabulary is left out. FileNotFoundError
-    without a tokenizer.json, ValueError for a file that cannot be read, or that tokenizer.json
-    contradicts.
+    without a tokenizer.json, ValueError for a file that cannot be read, or that
+    tokenizer.json contradicts.
     """
     directory = resolve_model_dir(path_or_hub_id, TOKENIZER_FILES)
     if (directory / ADAPTER_CONFIG).is_file():
@@ -244,8 +247,9 @@ def load_tokenizer(path_or_hub_id: str | PathLike[str], base: str = "") -> Token
 
 
 def _chat_template(directory: Path, config: dict[str, Any]) -> str | dict[str, str] | None:
-    """Files of templates go before tokenizer_config.json. Several have names, alone it is
-    `default`.
+    """Return the chat template as text, or several by name; None where there is none.
+
+    Files of templates go before tokenizer_config.json.
     """
     files = {"default": directory / "chat_template.jinja"}
     files |= {
@@ -260,9 +264,7 @@ def _chat_template(directory: Path, config: dict[str, Any]) -> str | dict[str, s
 
 
 def _stored_templates(stored: Any) -> dict[str, str]:
-    """The templates in tokenizer_config.json under their names, of which a single one has
-    none.
-    """
+    """Return the templates in tokenizer_config.json by name; a single one is `default`."""
     if stored is None:
         return {}
     if isinstance(stored, str):
@@ -281,8 +283,9 @@ def _stored_templates(stored: Any) -> dict[str, str]:
 
 
 def _stored_eos_ids(directory: Path) -> list[int]:
-    """The ids that end a completion: generation_config.json knows more than config.json, which
-    may be older.
+    """Return the ids that end a completion.
+
+    generation_config.json may have more of them than config.json, which may be older.
     """
     for name in ("generation_config.json", "config.json"):
         stored = read_optional(directory / name).get("eos_token_id")
@@ -308,7 +311,7 @@ class _GenerationBlock(Extension):
 
 @cache
 def _compile(chat_template: str) -> jinja2.Template:
-    """The template, compiled in the environment that transformers promises to template
+    """Compile the template in the environment that transformers promises to template
     authors.
     """
     environment = ImmutableSandboxedEnvironment(
@@ -327,8 +330,8 @@ def _tojson(
     separators: tuple[str, str] | None = None,
     sort_keys: bool = False,
 ) -> str:
-    """JSON as models saw it in training; jinja2's own filter escapes for HTML and sorts the
-    keys.
+    """Write JSON as models saw it in training; jinja2's own filter escapes for HTML and
+    sorts the keys.
     """
     return json.dumps(
         value,

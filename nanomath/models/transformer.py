@@ -35,7 +35,8 @@ Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 
 
 def rope_frequencies(config: ModelConfig) -> Tensor:
-    """Rotary frequencies theta^(-2i/E), float32 [E/2], scaled as `config.rope_scaling` says.
+    """Return the rotary frequencies theta^(-2i/E), float32 [E/2], scaled by
+    `config.rope_scaling`.
 
     `linear` divides all of them by `factor` (positions are interpolated). `llama3` leaves
     wavelengths shorter than original/high_freq_factor alone, divides those longer than
@@ -61,17 +62,19 @@ def rope_frequencies(config: ModelConfig) -> Tensor:
 
 
 def causal_attention(window: int | None = None, exact: bool = False) -> Attend:
-    """Every token sees itself and what came before (at most `window` tokens). Right for rows
-    padded at the end. With `exact` the result for a token depends on that token and those it
-    sees alone, bit for bit.
+    """Return the attention in which every token sees itself and the tokens before it.
+
+    It sees at most `window` tokens. Rows may be padded at the end. With `exact` the result
+    for a token depends on that token and those it sees alone, bit for bit.
     """
     attention = exact_attention if exact else library_attention
     return lambda layer, q, k, v: attention(q, k, v, window=window)
 
 
 class RMSNorm(nn.Module):
-    """y = w * x / sqrt(mean(x^2) + eps), the mean taken in float32 (arXiv 1910.07467). `exact`
-    as in `Linear`.
+    """y = w * x / sqrt(mean(x^2) + eps), the mean taken in float32 (arXiv 1910.07467).
+
+    `exact` is as in `Linear`.
     """
 
     exact = False
@@ -112,8 +115,9 @@ class Linear(nn.Linear):
 
 
 class Attention(nn.Module):
-    """Grouped-query attention; q, k and v come from one matrix, so that decoding makes one
-    call instead of three.
+    """Grouped-query attention.
+
+    q, k and v come from one matrix, so that decoding makes one call instead of three.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -182,17 +186,17 @@ class Layer(nn.Module):
 
 
 class Transformer(nn.Module):
-    """tokens [B, T] -> logits [B, T, V]. Parameter names follow Hugging Face, but for the
-    fused qkv and gate_up.
+    """Computes logits [B, T, V] from tokens [B, T].
+
+    Parameters have the names of Hugging Face, but for the fused qkv and gate_up.
     """
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
         self.gradient_checkpointing = False
-        self.hf_keys: dict[
-            str, Any
-        ] = {}  # what config.json says beyond the family, of a model with another head
+        # What config.json says beyond the family, of a model with another head.
+        self.hf_keys: dict[str, Any] = {}
         self._exact = False
         self.model = nn.Module()
         self.model.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
@@ -209,8 +213,8 @@ class Transformer(nn.Module):
 
     @property
     def exact(self) -> bool:
-        """Whether the logits after a token depend, bit for bit, on that token and those before
-        it alone: not on the batch, its padding or the number of threads.
+        """Whether the logits after a token depend, bit for bit, on that token and those
+        before it alone, and not on the batch, its padding or the number of threads.
         """
         return self._exact
 
@@ -230,7 +234,7 @@ class Transformer(nn.Module):
         return self.model.embed_tokens.weight.dtype
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Float32 logits [B, T, V] of tokens [B, T]."""
+        """Return the float32 logits [B, T, V] of tokens [B, T]."""
         return self.logits(self.hidden(tokens))
 
     def hidden(
@@ -240,7 +244,7 @@ class Transformer(nn.Module):
         attend: Attend | None = None,
         embedding_noise: Tensor | None = None,
     ) -> Tensor:
-        """The last layer's normalised states [B, T, D].
+        """Return the last layer's normalised states [B, T, D].
 
         positions [B, T] or [T] default to 0..T-1; attend defaults to causal attention;
         embedding_noise [B, T, D] is added to the embeddings (NEFTune).
@@ -260,12 +264,13 @@ class Transformer(nn.Module):
         return self.model.norm(x)
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """Float32 logits [..., V] of states [..., D]."""
+        """Return the float32 logits [..., V] of states [..., D]."""
         return self.lm_head(hidden).float()
 
     def rope(self, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """cos and sin [B or 1, 1, T, E] of positions [B, T] or [T]; angles are computed in
-        float32.
+        """Return cos and sin [B or 1, 1, T, E] of positions [B, T] or [T].
+
+        The angles are computed in float32.
         """
         if self.frequencies.device != positions.device:
             self.frequencies = self.frequencies.to(positions.device)
@@ -276,9 +281,11 @@ class Transformer(nn.Module):
 
     @torch.no_grad()
     def init_weights(self, seed: int) -> Transformer:
-        """Fresh weights: N(0, 2/(5 D)) (arXiv 1910.05895), and 1/sqrt(2 L) of that std where a
-        block writes to the residual (GPT-2). At D = 768 this is the usual 0.02; a model of D =
-        128 learns twice as fast as with 0.02.
+        """Draw fresh weights from N(0, 2/(5 D)) (arXiv 1910.05895).
+
+        Matrices that write to the residual have 1/sqrt(2 L) of that standard deviation
+        (GPT-2). At D = 768 it is the usual 0.02; a model of D = 128 learns twice as fast as
+        with 0.02.
         """
         generator = torch.Generator(self.device).manual_seed(seed)
         std = math.sqrt(2 / (5 * self.config.hidden_size))
@@ -296,8 +303,8 @@ class Transformer(nn.Module):
         return self
 
     def hf_slices(self) -> Iterator[tuple[str, str, int, int]]:
-        """(Hugging Face name, our parameter name, first row, last row + 1) of every tensor of
-        a checkpoint.
+        """Yield (Hugging Face name, our parameter name, first row, last row + 1) of every
+        tensor of a checkpoint.
         """
         fused = {
             "qkv_proj": (("q_proj", "k_proj", "v_proj"), self._qkv_rows()),

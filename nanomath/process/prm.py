@@ -42,7 +42,6 @@ from nanomath.process.formats import (
     Format,
     LaidOut,
     MathShepherd,
-    Qwen,
     TokenClassification,
 )
 
@@ -128,8 +127,8 @@ class PRM:
 
 def is_prm(path_or_hub_id: str | PathLike[str]) -> bool:
     """Return whether a model has a head for scores in place of one for tokens."""
-    config = read_optional(resolve_model_dir(path_or_hub_id) / "config.json")
-    return _kind_of(config) in (Qwen, TokenClassification)
+    kind = _kind_of(read_optional(resolve_model_dir(path_or_hub_id) / "config.json"))
+    return kind not in (None, MathShepherd)
 
 
 def load_prm(

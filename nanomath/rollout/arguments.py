@@ -16,8 +16,10 @@ from nanomath.models.tokenizer import Tokenizer
 def checked(
     name: str, value: Any, kind: type, holds: Callable[[Any], bool], expected: str
 ) -> Any:
-    """`value` as an int or a float, whichever `kind` is; NumPy's will do as well, a bool for
-    neither.
+    """Return `value` as an int or a float, whichever `kind` is; NumPy's numbers are
+    converted.
+
+    ValueError where it is no such number (a bool is none), or where `holds` refuses it.
     """
     known = isinstance(value, Integral if kind is int else Real) and not isinstance(
         value, bool
@@ -32,7 +34,11 @@ def checked(
 
 
 def stop_strings(stop: Any) -> tuple[str, ...]:
-    """Stop strings; a single one may stand for itself, and None for there being none."""
+    """Return the stop strings as a tuple: a single string stands for itself, None for no
+    string.
+
+    ValueError for anything else, and for an empty string.
+    """
     alone = isinstance(stop, str) or not isinstance(stop, Iterable)
     strings = () if stop is None else (stop,) if alone else tuple(stop)
     if not all(isinstance(string, str) and string for string in strings):
@@ -45,9 +51,12 @@ def stop_strings(stop: Any) -> tuple[str, ...]:
 def token_lists(
     prompts: Any, tokenizer: Tokenizer, vocabulary: int, context: int
 ) -> list[list[int]]:
-    """The token ids of every prompt. A prompt is a text, encoded as `tokenizer.encode` does,
-    or its ids in a list, a tuple, a tensor or an array; one that stands alone is a list of
-    one. ids are below `vocabulary`, and a prompt is shorter than the `context`.
+    """Return the token ids of every prompt.
+
+    A prompt is a text, which `tokenizer.encode` encodes, or its ids in a list, a tuple, a
+    tensor or an array; a prompt that is given alone is a list of one. ValueError for a
+    prompt that is empty, has an id outside [0, vocabulary), or does not leave room for a
+    token in `context`.
     """
     prompts = _plain(prompts)
     if isinstance(prompts, str) or (
@@ -96,8 +105,8 @@ def _ids(
 
 
 def _plain(values: Any) -> Any:
-    """A list in place of a tensor, an array, a tuple or an iterator, of ints in place of their
-    scalars.
+    """Turn a tensor, an array, a tuple or an iterator into a list, and its scalars into
+    ints.
     """
     if hasattr(values, "tolist"):
         return values.tolist()
@@ -107,5 +116,5 @@ def _plain(values: Any) -> Any:
 
 
 def _shown(value: Any) -> str:
-    """The beginning of what it is, on one line."""
+    """Return the beginning of the value's repr on one line."""
     return " ".join(f"{value!r:.60}".split())

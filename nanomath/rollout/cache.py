@@ -27,9 +27,11 @@ CASCADE = 2  # shared pages from which reading them once for a group is worth an
 
 
 class Cache:
-    """`slots` samples of at most `positions` tokens in all; prompts of at most `longest`
-    cached tokens (all but the last), of which up to `prompts` are held at a time. share:
-    whether samples share pages.
+    """Holds the keys and values of the samples in `slots` and of their prompts.
+
+    A sample has at most `positions` tokens in all, a prompt at most `longest` cached ones
+    (all but its last), and up to `prompts` prompts are held at a time. share: whether the
+    samples of a prompt share its full pages.
     """
 
     def __init__(
@@ -73,7 +75,7 @@ class Cache:
         dtype: torch.dtype,
         device: torch.device,
     ) -> int:
-        """Memory of a slot and of the prompt that it may hold."""
+        """Return the bytes of a slot together with those of the prompt that it may hold."""
         page = page_size(device)
         key = 2 * config.num_layers * config.num_kv_heads * config.head_dim * dtype.itemsize
         return key * page * (_pages(positions, page) + 2 * _pages(longest, page))
@@ -89,7 +91,9 @@ class Cache:
         self.grouped = 0  # rows that `arrange` was last called for, 0 after a change
 
     def prefill(self, decoder: Decoder, prompts: dict[int, Sequence[int]]) -> None:
-        """Compute and keep all but the last token of each prompt, known by a number."""
+        """Compute the keys and values of all but the last token of each prompt, and keep
+        them under the prompt's number.
+        """
         for number, prompt in prompts.items():
             self.place[number] = self.free.pop()
             self.full[number] = (len(prompt) - 1) // self.page
@@ -117,11 +121,13 @@ class Cache:
         decoder.states(tokens, self.attend, max(lengths))
 
     def _prompt_page(self, number: int) -> int:
-        """The first page of a prompt."""
+        """Return the number of a prompt's first page."""
         return self.own.numel() + self.place[number] * self.prompt_pages
 
     def begin(self, rows: Tensor, prompts: Sequence[int], lengths: Tensor) -> None:
-        """Samples of the prompts with these numbers, of so many tokens, begin in slots `rows`."""
+        """Begin samples in slots `rows`: of the prompts with these numbers, with `lengths`
+        tokens each.
+        """
         for row, number in zip(rows.tolist(), prompts, strict=True):
             self.prompt_of[row] = number
         integers = {"dtype": torch.int64, "device": rows.device}
@@ -142,7 +148,7 @@ class Cache:
         self.grouped = 0
 
     def move(self, source: Tensor, target: Tensor) -> None:
-        """Slots `target` take over the samples in slots `source`, with their pages."""
+        """Move the samples in slots `source`, with their pages, to slots `target`."""
         self.pages.table[target] = self.pages.table[source]
         self.own[target], self.own[source] = self.own[source], self.own[target]
         for s, t in zip(source.tolist(), target.tolist(), strict=True):
@@ -150,13 +156,16 @@ class Cache:
         self.grouped = 0
 
     def forget(self, prompt: int) -> None:
-        """No sample of the prompt with this number is left."""
+        """Free the pages of a prompt of which no sample is left."""
         self.free.append(self.place.pop(prompt))
         del self.full[prompt]
 
     def arrange(self, live: int) -> int:
-        """Before steps of the first `live` slots: name groups that share pages. Returns the
-        number of tiles.
+        """Name the groups of the first `live` slots that share pages, before steps of these
+        slots.
+
+        Returns the number of tiles: rows of one group whose queries read the shared pages
+        together.
         """
         if self.cascades and self.grouped != live:
             groups: dict[int, list[int]] = {}
@@ -180,8 +189,8 @@ class Cache:
         return self.tile_count
 
     def prepare(self, positions: Tensor, tiles: int) -> None:
-        """The next step feeds the tokens of the first len(positions) slots, which stand at
-        `positions`, -1: none.
+        """Say what the next step feeds: the tokens of the first len(positions) slots, which
+        stand at `positions` (-1: the slot is done).
         """
         rows = len(positions)
         self.position = positions
@@ -193,8 +202,10 @@ class Cache:
     def attend(
         self, layer: int, qkv: Tensor, rope: Rope, norms: Norms, eps: float
     ) -> Tensor:
-        """[rows, H E]: remember the keys and values of the step's rows, and attend to all
-        before them.
+        """Write the keys and values of the step's rows into the cache, and attend to all up
+        to them.
+
+        Returns [rows, H E] from qkv [rows, (H + 2 K) E].
         """
         keys, values, table = self.step_pages
         pages = Pages(keys[layer], values[layer], table)
@@ -208,5 +219,5 @@ class Cache:
 
 
 def _pages(tokens: int, page: int) -> int:
-    """How many pages of that size so many tokens fill."""
+    """Return how many pages of `page` tokens hold so many tokens."""
     return -(-tokens // page)

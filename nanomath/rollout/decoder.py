@@ -38,7 +38,7 @@ AttendPages = Callable[[int, Tensor, Rope, Norms, float], Tensor]
 
 @dataclass(frozen=True)
 class LayerWeights:
-    """One layer's tensors."""
+    """The tensors of one layer."""
 
     input_norm: Tensor
     qkv: Tensor
@@ -52,7 +52,7 @@ class LayerWeights:
 
 
 class Decoder:
-    """`states(tokens, attend, longest)` and `logits(states)` of a model, computed in `dtype`.
+    """Computes states and logits of a model's newest tokens in `dtype`.
 
     exact: every row's result is a function of that row alone, as in the trainer with
     `model.exact`.
@@ -72,8 +72,10 @@ class Decoder:
 
     @torch.no_grad()
     def refresh(self) -> None:
-        """Look up the weights as they are now. A copy in another dtype keeps its place in
-        memory.
+        """Look up the weights as they are now.
+
+        A copy in another dtype is overwritten where it lies, so that CUDA graphs still find
+        it.
         """
         modules = self.model.model
         forget_packed()  # what a weight was packed from may have changed unseen
@@ -109,7 +111,9 @@ class Decoder:
         self.small = self._small_model()
 
     def _small_model(self) -> SmallModel | None:
-        """The step in one call, for a model that is small enough."""
+        """Return the form that does a step in one call, None where the model is too large
+        for it.
+        """
         matrices = [
             w
             for layer in self.layers
@@ -144,7 +148,7 @@ class Decoder:
         )
 
     def addresses(self) -> tuple[int, ...]:
-        """Where the weights lie."""
+        """Return the addresses of all weights, which CUDA graphs read from."""
         tensors = [
             w for layer in self.layers for w in vars(layer).values() if w is not None
         ]
@@ -153,8 +157,10 @@ class Decoder:
         )
 
     def _in_dtype(self, name: str, weight: Tensor | None) -> Tensor | None:
-        """The weight itself, or its copy; on a CPU matrices are rounded when they are packed,
-        or looked up.
+        """Return the weight itself, or its copy in the decoder's dtype.
+
+        On a CPU matrices are returned as they are: they are rounded when they are packed or
+        looked up.
         """
         if (
             weight is None
@@ -169,7 +175,7 @@ class Decoder:
         return self.shadow[name].copy_(weight)
 
     def rope(self, positions: int) -> Rope:
-        """cos and sin [P, E] of at least so many positions."""
+        """Return cos and sin [P, E] of at least so many positions."""
         if self._rope is None or len(self._rope[0]) < positions:
             place = torch.arange(positions, device=self.model.device)
             self._rope = tuple(
@@ -178,8 +184,9 @@ class Decoder:
         return self._rope
 
     def states(self, tokens: Tensor, attend: AttendPages, longest: int) -> Tensor:
-        """The last layer's normalised states [M, D] of tokens [M]; `attend` knows where they
-        stand, below `longest`.
+        """Return the last layer's normalised states [M, D] of tokens [M].
+
+        `attend` knows at which positions they stand, all of them below `longest`.
         """
         rope = self.rope(longest)
         x = F.embedding(tokens, self.embedding).to(self.dtype)
@@ -197,8 +204,9 @@ class Decoder:
         return add_rms_norm(x, delta, self.norm, self.eps)[1]
 
     def with_normed_heads(self, qkv: Tensor, q_weight: Tensor, k_weight: Tensor) -> Tensor:
-        """The heads of q and k normed by the trainer's kernel; rope_write's own adds a head up
-        in another order.
+        """Return qkv with the heads of q and k normed by the trainer's kernel.
+
+        The norm inside rope_write adds a head up in another order, which gives other bits.
         """
         config = self.model.config
         heads = qkv.unflatten(1, (-1, config.head_dim))
@@ -212,8 +220,10 @@ class Decoder:
         return torch.cat((*normed, v), dim=1).flatten(1)
 
     def logits(self, states: Tensor) -> Tensor:
-        """[M, V], on a GPU in float32, as the trainer's logits are there, else in the
-        decoder's dtype.
+        """Return logits [M, V] of states [M, D].
+
+        On a GPU they are float32, as the trainer's are there, on a CPU in the decoder's
+        dtype.
         """
         if self.on_gpu and states.dtype.itemsize < 4:
             return torch.mm(states, self.lm_head.T, out_dtype=torch.float32)

@@ -38,9 +38,10 @@ Trials = dict[int, list[float]]  # threads -> what steps with so many took
 
 
 class Slots:
-    """The samples in flight, a row each. Tensors with `width` + 1 columns have a spare last
-    one, into which slots that are done write until the host next looks. An empty slot is done,
-    and stands at position -1.
+    """The state of the samples in flight, one row for each slot.
+
+    Tensors with `width` + 1 columns have a spare last one: slots that are done write there
+    until the host next looks. An empty slot counts as done and stands at position -1.
     """
 
     def __init__(self, slots: int, width: int, device: torch.device) -> None:
@@ -61,7 +62,9 @@ class Slots:
         )
 
     def state(self, rows: int) -> tuple[Tensor, ...]:
-        """What the end of a step needs of the first `rows` slots, as `record` takes it."""
+        """Return the state of the first `rows` slots that the end of a step reads and
+        writes, in the order of `record`.
+        """
         written = self.tokens, self.logprobs, self.sampling_logprobs
         return tuple(
             x[:rows]
@@ -76,21 +79,21 @@ class Slots:
         )
 
     def move(self, source: Tensor, target: Tensor) -> None:
-        """Slots `target` take over what is in slots `source`."""
+        """Copy the state of slots `source` to slots `target`."""
         for state in vars(self).values():
             if isinstance(state, Tensor):
                 state[target] = state[source]
 
     def clear(self, rows: slice) -> None:
-        """Empty slots."""
+        """Mark the slots as empty."""
         self.done[rows] = True
         self.position[rows] = -1
 
 
 @dataclass
 class Engine:
-    """A decoder, a cache and slots; `advance(live, steps)` draws the next tokens of the first
-    `live` slots.
+    """Steps a decoder, a cache and slots: `advance(live, steps)` draws the next tokens of
+    the first `live` slots.
     """
 
     decoder: Decoder
@@ -106,8 +109,8 @@ class Engine:
         self.weights = self.decoder.addresses()  # that the graphs read
 
     def clear(self) -> None:
-        """Forget all samples and prompts; keep the graphs if the weights are still where they
-        were.
+        """Forget all samples and prompts; keep the graphs if the weights still lie where
+        they lay.
         """
         self.slots.clear(slice(None))
         self.cache.clear()
@@ -116,7 +119,9 @@ class Engine:
             self.weights = now
 
     def advance(self, live: int, steps: int, params: SamplingParams) -> None:
-        """Draw up to `steps` tokens; slots that are done earlier idle."""
+        """Draw up to `steps` tokens for each of the first `live` slots; slots that are done
+        earlier wait.
+        """
         if not self.decoder.on_gpu:
             while steps:
                 at_once = (
@@ -136,17 +141,19 @@ class Engine:
             self.graphs[key].replay()
 
     def in_one_call(self, params: SamplingParams) -> bool:
-        """Whether kernels/small_model.py does the steps."""
+        """Return whether kernels/small_model.py makes the steps."""
         return self.decoder.small is not None and not params.cuts
 
     def look_every(self, params: SamplingParams) -> int:
-        """After how many steps to look at the flags: a look costs, and so do steps of what has
-        ended.
+        """Return after how many steps the host looks at the done flags.
+
+        A look makes the host wait, and a step that ended samples take part in is wasted on
+        them.
         """
         return LOOK_EVERY if self.decoder.on_gpu or self.in_one_call(params) else 1
 
     def _on_cpu(self, rows: int, steps: int, params: SamplingParams) -> None:
-        """So many steps in one call, or one step."""
+        """Make so many steps in one call of the small model, or else one step."""
         if not self.in_one_call(params):
             return self.step(rows, self.cache.arrange(rows), params)
         state = self.slots.state(rows)
@@ -170,8 +177,8 @@ class Engine:
     def _capture(
         self, rows: int, tiles: int, params: SamplingParams
     ) -> torch.cuda.CUDAGraph:
-        """Do a step, which compiles what there is to compile, and capture the graph of the
-        following ones.
+        """Make one step, which compiles the kernels, and capture the next one as a CUDA
+        graph.
         """
         aside = torch.cuda.Stream()
         aside.wait_stream(torch.cuda.current_stream())
@@ -187,8 +194,8 @@ class Engine:
 
 
 def bucket(number: int, most: int) -> int:
-    """The least of 0, 1, 2, 3, 4, 6, 8, 12, 16, 24, ... that is not below `number`, at most
-    `most`.
+    """Return the least of 0, 1, 2, 3, 4, 6, 8, 12, 16, 24, ... that is not below `number`,
+    but no more than `most`.
     """
     if number < 2:
         return number
@@ -200,8 +207,10 @@ def bucket(number: int, most: int) -> int:
 
 
 class Threads:
-    """Runs steps with the best of all of torch's threads, half of them and one, found for each
-    doubling of the rows; with all of them if it may not `choose`.
+    """Runs steps with the number of threads that was fastest when it was tried.
+
+    All of torch's threads, half of them and one are tried for each doubling of the rows. If
+    it may not `choose`, all threads run every step.
     """
 
     def __init__(self, choose: bool = True) -> None:
@@ -210,7 +219,7 @@ class Threads:
         self.seconds: dict[int, Trials] = {}  # by the size of the step
 
     def trying(self, rows: int) -> bool:
-        """Whether the next step of so many rows is a trial."""
+        """Return whether the next step of so many rows is a trial."""
         return (
             self.choose
             and torch.get_num_threads() > 1
@@ -218,7 +227,7 @@ class Threads:
         )
 
     def run(self, rows: int, step: Callable[[], None]) -> None:
-        """step(), which works on so many rows."""
+        """Call step(), which works on so many rows, with the number of threads for it."""
         if self.most != (most := torch.get_num_threads()):
             self.most = most
             self.seconds = {}
@@ -241,7 +250,9 @@ class Threads:
 
 
 def _to_try(trials: Trials) -> int:
-    """A number of threads that may still turn out to be the best, 0 when none may."""
+    """Return a number of threads that may still turn out to be the fastest, 0 when there is
+    none.
+    """
     best = min((min(took) for took in trials.values() if took), default=0.0)
     for threads, took in trials.items():
         if not took or (len(took) < TRIALS and min(took) <= HOPELESS * best):

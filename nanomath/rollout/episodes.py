@@ -20,10 +20,13 @@ T = TypeVar("T")
 
 @dataclass
 class Episode:
-    """One rewarded sample. `rewards` has every component and "total". Where steps are scored,
-    `step_ends` has the tokens they end on; where they are rewarded, `step_rewards` has what is
-    earned there beside "total". The policy step sets `advantages`, one a token, and `measured`:
-    what the models gave for each token, by name (see `Rollout.measurements`).
+    """One sample with its rewards.
+
+    `rewards` has every component and "total". Where steps are scored, `step_ends` has the
+    indices of the tokens that end them; where steps are rewarded, `step_rewards` has their
+    rewards, which come on top of "total". The policy step sets `advantages`, one for each
+    token, and `measured`: what the models gave for each token, by name (see
+    `Rollout.measurements`).
     """
 
     problem: Problem
@@ -37,8 +40,10 @@ class Episode:
     measured: dict[str, list[float]] = field(default_factory=dict)
 
     def record(self) -> dict[str, Any]:
-        """What rollouts.jsonl keeps of it. What is the same for all tokens is one number; the
-        sampler's logprobs have six decimals, by which two runs can be told apart.
+        """Return the dictionary that is written to rollouts.jsonl.
+
+        Numbers that are the same for all tokens are written as one. The sampler's logprobs
+        have six decimals, by which two runs can be told apart.
         """
         steps = {
             name: [round(x, 6) for x in getattr(self, name)]
@@ -62,7 +67,7 @@ class Episode:
 
 
 def _rounded(values: Sequence[float]) -> list[float] | float:
-    """Three decimals of each, or one number for all."""
+    """Round to three decimals; values that are all equal become one number."""
     rounded = [round(value, 3) + 0.0 for value in values]  # + 0.0: no -0.0
     return rounded[0] if len(set(rounded)) == 1 else rounded
 
@@ -71,15 +76,15 @@ Groups = Sequence[Sequence[Episode]]  # the episodes of each problem of a rollou
 
 
 class Scorer(Protocol):
-    """What gives episodes their rewards, or adds to those that scorers before it gave: the
+    """Gives episodes their rewards, or changes those that the scorers before it gave: the
     verifier, a process reward model, a judge.
     """
 
     def __call__(self, groups: Groups) -> None:
-        """Set `rewards`, or what a step was worth, of all episodes of a rollout."""
+        """Set the rewards of all episodes of a rollout, or those of their steps."""
 
     def metrics(self, groups: Groups) -> dict[str, float]:
-        """What the scorer has to say of a rollout that it has scored."""
+        """Return numbers for the log about a rollout that has been scored."""
 
 
 def sample_episodes(
@@ -91,10 +96,10 @@ def sample_episodes(
     progress: Progress | None = None,
     **sampling: Any,
 ) -> list[list[Episode]]:
-    """The groups of all problems, `group_size` episodes each, scored; `sampling` as in
-    `Sampler.generate`.
+    """Sample a group of `group_size` episodes for each problem, and score them.
 
-    FloatingPointError names the problem and the component of a reward that is not finite.
+    `sampling` has the keyword arguments of `Sampler.generate`. FloatingPointError names the
+    problem and the component of a reward that is not finite.
     """
     completions = sampler.generate(prompts, n=group_size, progress=progress, **sampling)
     groups = [
@@ -121,13 +126,13 @@ def _check_finite(episode: Episode, number: int) -> None:
 
 
 def is_mixed(group: Sequence[Episode]) -> bool:
-    """Some answers of the group are right and some are wrong."""
+    """Return whether the group has right answers and wrong ones."""
     return len({bool(e.rewards["accuracy"]) for e in group}) > 1
 
 
 def is_uneven(group: Sequence[Episode]) -> bool:
-    """The rewards of the group, or those of its steps, are not all equal, so that its
-    advantages are not all zero.
+    """Return whether the group's rewards, or those of its steps, differ: otherwise all of
+    its advantages are zero.
     """
     return len({(e.rewards["total"], *e.step_rewards) for e in group}) > 1
 
@@ -142,11 +147,12 @@ KEEP_GROUPS: dict[str, Callable[[Sequence[Episode]], bool]] = {
 def collect_groups(
     sample: Callable[[int], list[list[Episode]]], wanted: int, keep: str, refills: int
 ) -> tuple[list[list[Episode]], list[list[Episode]]]:
-    """Up to `wanted` groups worth keeping, and all that were sampled to find them.
+    """Return up to `wanted` groups worth keeping, and all groups that were sampled to find
+    them.
 
-    sample(k) draws the groups of refill k: 0, then 1 to `refills` while some are missing.
-    keep: a key of KEEP_GROUPS. When none is worth keeping, those of the last refill are
-    returned as they are: they are measured, and teach nothing.
+    sample(k) draws the groups of refill k: refill 0 always, then refills 1 to `refills`
+    while groups are missing. keep: a key of KEEP_GROUPS. When no group is worth keeping,
+    those of the last refill are returned: the step then measures them, and has no gradient.
     """
     kept: list[list[Episode]] = []
     sampled: list[list[Episode]] = []
@@ -160,11 +166,12 @@ def collect_groups(
 
 
 def episode_metrics(groups: Groups) -> dict[str, float]:
-    """Means over the episodes of a rollout: rewards by component, pass@1, groups that teach
-    nothing, lengths.
+    """Return the means over a rollout's episodes: each reward, pass@1, flat groups,
+    lengths.
 
-    A group is flat when its rewards are all equal: its advantages are zero. Lengths are in
-    tokens; those of right, wrong and truncated completions are left out where there are none.
+    A group is flat when its rewards are all equal, so that its advantages are zero. Lengths
+    are in tokens; the mean length of right, of wrong and of truncated completions is left
+    out where there are none.
     """
     episodes = [episode for group in groups for episode in group]
     right = [[bool(e.rewards["accuracy"]) for e in group] for group in groups]
@@ -196,13 +203,14 @@ def episode_metrics(groups: Groups) -> dict[str, float]:
 
 
 def in_groups(samples: Sequence[T], group_size: int) -> list[list[T]]:
-    """Completions or episodes in prompt-major order as one list a problem."""
+    """Cut completions or episodes in prompt-major order into one list for each problem."""
     return [list(samples[i : i + group_size]) for i in range(0, len(samples), group_size)]
 
 
 def repeated_share(tokens: Sequence[int], n: int = 4) -> float:
-    """Share of the n-grams of tokens that have stood before: near 1 when a completion goes in
-    circles.
+    """Return the share of the n-grams of tokens that occurred earlier in the list.
+
+    It is near 1 when a completion goes in circles.
     """
     ngrams = [tuple(tokens[i : i + n]) for i in range(len(tokens) - n + 1)]
     return 1 - len(set(ngrams)) / len(ngrams) if ngrams else 0.0

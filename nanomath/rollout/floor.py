@@ -1,7 +1,8 @@
 """The least time in which a machine can do a decoding step: what has to be read, and what has
 to be multiplied.
 
-    seconds of a stage = max(bytes read / bytes copied a second, FLOPs / FLOPs a second of matrix products)
+    seconds of a stage = max(bytes read / bytes copied a second,
+                             FLOPs / FLOPs a second of matrix products)
 
 A step reads every weight once, whatever the number of rows, and the keys and values of every
 row; activations, norms and biases are not counted. What is cached in faster memory may be read
@@ -32,13 +33,15 @@ PRODUCTS = {
 
 @dataclass(frozen=True)
 class Machine:
-    """What was measured on a machine."""
+    """The speeds that were measured on a machine."""
 
     copy_bytes_per_s: float  # bytes read plus bytes written
     gemm_flops_per_s: float  # two for each multiplication and addition
 
     def seconds(self, read: float, flops: float) -> float:
-        """The least time to read so many bytes and compute so many FLOPs."""
+        """Return the least seconds in which so many bytes can be read and so many FLOPs
+        computed.
+        """
         return max(read / self.copy_bytes_per_s, flops / self.gemm_flops_per_s)
 
 
@@ -51,11 +54,10 @@ def step_floor(
     shared: float = 0,
     group: int = 1,
 ) -> dict[str, float]:
-    """Least seconds of each stage of a decoding step of `rows` sequences with `context` tokens
-    each.
+    """Return the least seconds of each stage of a decoding step.
 
-    The first `shared` tokens of a context are common to `group` neighbouring rows, and read
-    once for them.
+    The step is of `rows` sequences with `context` tokens each. The first `shared` tokens of
+    a context are common to `group` neighbouring rows and are read once for them.
     """
     c = config
     size = dtype.itemsize
@@ -81,10 +83,10 @@ def step_floor(
 def measure_machine(
     device: torch.device | str, dtype: torch.dtype, seconds: float = 0.3
 ) -> Machine:
-    """How fast this machine copies, and multiplies matrices of a decoding step's shapes in
-    `dtype`; `seconds` for each.
+    """Measure for `seconds` each how fast this machine copies memory, and how fast it
+    multiplies matrices of a decoding step's shapes in `dtype`.
 
-    On a CPU with the sampler's own matrix product and as many threads as torch uses.
+    On a CPU the product is the sampler's own, with as many threads as torch uses.
     """
     device = torch.device(device)
     source = torch.ones(COPIED[device.type] // 4, device=device)
@@ -106,8 +108,10 @@ def measure_machine(
 
 
 def fastest(run: Callable[[], object], device: torch.device, seconds: float) -> float:
-    """Seconds of the fastest call of those that fit into `seconds`, three at least, after one
-    that is not timed.
+    """Return the seconds of the fastest of the calls that fit into `seconds`, at least
+    three.
+
+    One more call comes before them and is not timed.
     """
     seconds_of(run, device)
     found = []
@@ -118,7 +122,7 @@ def fastest(run: Callable[[], object], device: torch.device, seconds: float) -> 
 
 
 def seconds_of(run: Callable[[], object], device: torch.device) -> float:
-    """How long one call takes; on a GPU by its own clock."""
+    """Return how many seconds one call takes, on a GPU by the GPU's own clock."""
     if device.type == "cuda":
         begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         begin.record()

@@ -13,15 +13,15 @@ from tqdm import tqdm
 from nanomath.rollout.floor import Machine, measure_machine, step_floor
 from nanomath.rollout.sampler import Progress, Sampler
 
-MEASURED = (
-    0.1  # seconds for each of the two measurements of the machine that the floor needs
-)
+# Seconds for each of the two measurements of the machine that the floor needs.
+MEASURED = 0.1
 
 
 @contextmanager
 def meter(sampler: Sampler, total: int) -> Iterator[Progress]:
-    """Give this to `generate` as its `progress`. On a terminal it shows a bar for `total`
-    completions meanwhile.
+    """Yield a function to pass to `generate` as `progress`.
+
+    On a terminal it shows a progress bar for `total` completions.
     """
     with tqdm(total=total, unit="completion", disable=None, leave=False) as bar:
         yield (lambda *now: None) if bar.disable else _Meter(sampler, bar).show
@@ -48,6 +48,6 @@ class _Meter:
             self.floor += (drawn - self.drawn) / live * step
         self.drawn = drawn
         seconds = time.perf_counter() - self.began
-        words = f"{drawn / seconds:.0f} tokens/s, {live} in flight, {self.floor / seconds:.0%} of the floor"
-        self.bar.set_postfix_str(words, refresh=False)
+        speed = f"{drawn / seconds:.0f} tokens/s, {self.floor / seconds:.0%} of the floor"
+        self.bar.set_postfix_str(f"{speed}, {live} in flight", refresh=False)
         self.bar.update(finished - self.bar.n)

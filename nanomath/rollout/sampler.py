@@ -41,9 +41,8 @@ from nanomath.rollout.decoder import Decoder
 from nanomath.rollout.engine import Engine, Slots, Threads
 from nanomath.rollout.sampling import SamplingParams
 
-PREFILL_TOKENS = (
-    8192  # padded prompt tokens computed in one forward pass, to bound its memory
-)
+# Padded prompt tokens computed in one forward pass, to bound its memory.
+PREFILL_TOKENS = 8192
 MEMORY_SHARE = 0.8  # of the free memory that keys and values may take
 
 # Called with the samples that finished, the tokens drawn so far, the samples in flight, and
@@ -53,13 +52,13 @@ Progress = Callable[[int, int, int, float], None]
 
 @dataclass(frozen=True)
 class Completion:
-    """One sample. `tokens` include the eos, or the token that completed the stop string, that
-    ended them.
+    """One sample.
 
-    `logprobs` are under the full distribution at the sampling temperature (what a trainer
-    computes), `sampling_logprobs` under the truncated one actually sampled from: the same
-    numbers when top-k, top-p and min-p are off. `text` leaves out the eos and everything from
-    the stop string on.
+    `tokens` include the last one: the eos, or the token that completed a stop string.
+    `logprobs` are those of the full distribution at the sampling temperature, which a
+    trainer computes. `sampling_logprobs` are those of the truncated distribution that the
+    tokens were drawn from: the same numbers when top-k, top-p and min-p are off. `text`
+    leaves out the eos, and everything from the stop string on.
     """
 
     prompt_index: int
@@ -72,23 +71,23 @@ class Completion:
 
     @property
     def length(self) -> int:
-        """Number of tokens, the eos included."""
+        """The number of tokens, the eos included."""
         return len(self.tokens)
 
     @property
     def finished(self) -> bool:
-        """Whether it ended by itself, rather than at the length limit."""
+        """Whether the completion ended by itself, and not at the length limit."""
         return self.finish_reason != "length"
 
 
 class Sampler:
-    """Draws completions from a model. `slots` sequences are decoded side by side, or as many
-    as fit the free memory.
+    """Draws completions from a model.
 
-    exact: logprobs are bit for bit those of the model's forward pass with `model.exact`,
-    whatever the slots and the order of the prompts. dtype: compute in this one instead of the
-    model's own. share_prompts: whether the samples of a prompt share its keys and values.
-    keep: hold on to a GPU's cache and captured graphs between calls.
+    slots: how many sequences are decoded side by side; fewer where memory is short. exact:
+    logprobs are bit for bit those of the model's forward pass with `model.exact`, whatever
+    the slots and the order of the prompts. dtype: what the sampler computes in, by default
+    the model's dtype. share_prompts: whether the samples of a prompt share its keys and
+    values. keep: whether a GPU's cache and captured graphs are kept between calls.
     """
 
     def __init__(
@@ -124,7 +123,7 @@ class Sampler:
         self._engine: Engine | None = None
 
     def release(self) -> None:
-        """Give the memory that is kept between calls back: on a GPU the cache and the captured
+        """Free the memory that is kept between calls: on a GPU the cache and the captured
         graphs.
         """
         self._engine = None
@@ -132,8 +131,10 @@ class Sampler:
             torch.cuda.empty_cache()
 
     def slots_that_fit(self, longest: int, width: int) -> int:
-        """`slots`, or fewer (with a warning) where the keys and values of so many would not
-        fit into the free memory. MemoryError where not even one does.
+        """Return `slots`, or with a warning as many as have room for keys and values in
+        free memory.
+
+        MemoryError where there is no room for one.
         """
         config = self.model.config
         device = self.model.device
@@ -156,9 +157,10 @@ class Sampler:
         return min(fit, self.slots)
 
     def engine(self, rows: int, width: int, longest: int, prompts: int) -> Engine:
-        """An engine for `rows` samples at a time of at most `width` tokens, and prompts of at
-        most `longest`, of which as many are held at a time as `prompts` says. On a GPU the
-        last one is used again if it is large enough.
+        """Return an engine for `rows` samples at a time, of at most `width` tokens each.
+
+        Prompts have at most `longest` tokens, and `prompts` of them are held at a time. On
+        a GPU the last engine is used again if it is large enough.
         """
         self.decoder.refresh()
         wanted = rows, width, longest, prompts
@@ -202,14 +204,14 @@ class Sampler:
         progress: Progress | None = None,
         first: Sequence[int] | None = None,
     ) -> list[Completion]:
-        """`n` completions of every prompt, a list of token ids or a text to encode, in
-        prompt-major order. ValueError for a prompt that does not fit, FloatingPointError when
-        the model gives logits that are not numbers.
+        """Draw `n` completions of every prompt, and return them in prompt-major order.
 
-        A completion ends with an eos, with a stop string, after `max_new_tokens`, or where the
-        model's context ends. A stop string may be, or hold, the text of a special token.
-        `first`: which of its samples each prompt begins with, for prompts that are part of a
-        longer list; by default `first_samples` of these.
+        A prompt is a list of token ids, or a text that is encoded. A completion ends with
+        an eos, with a stop string, after `max_new_tokens`, or where the model's context
+        ends. A stop string may be, or contain, the text of a special token. `first`: the
+        number of each prompt's first sample, for prompts that are part of a longer list; by
+        default that of `first_samples`. ValueError for a prompt that does not fit,
+        FloatingPointError when the model gives logits that are not numbers.
         """
         params = SamplingParams(temperature, top_k, top_p, min_p)
         run = _Run(self, prompts, n, max_new_tokens, params, stop, seed, first)
@@ -229,8 +231,8 @@ class Sampler:
         seed: int = 0,
         **sampling: float,
     ) -> Iterator[str]:
-        """The text of one completion, piece by piece as it is drawn; arguments as in
-        `generate`.
+        """Yield the text of one completion piece by piece, as it is drawn; the arguments
+        are those of `generate`.
         """
         run = _Run(
             self, [prompt], 1, max_new_tokens, SamplingParams(**sampling), stop, seed
@@ -253,8 +255,8 @@ class Sampler:
 
 
 class _Run:
-    """One call of `generate`: the queue of samples, those in flight, and the results, a row
-    for every sample.
+    """One call of `generate`: the queue of samples, the samples in flight, and the results,
+    which have a row for every sample.
     """
 
     def __init__(
@@ -333,9 +335,8 @@ class _Run:
             2, self.samples, self.width, device=self.device
         )
         self.count = torch.zeros(self.samples, dtype=torch.int64, device=self.device)
-        self.stopped: dict[
-            int, str
-        ] = {}  # sample -> its text, for those that a stop string ended
+        # The texts of the samples that a stop string ended.
+        self.stopped: dict[int, str] = {}
 
     def _tensor(self, values: Sequence) -> Tensor:
         return torch.tensor(values, dtype=torch.int64, device=self.device)
@@ -343,7 +344,9 @@ class _Run:
     # The loop: refill -> step -> retire.
 
     def steps(self) -> Iterator[tuple[int, int, int, float]]:
-        """Run to the end; after each look at the flags, yield what `Progress` is called with."""
+        """Run until all samples are done; after each look at the done flags, yield the
+        arguments that `Progress` is called with.
+        """
         # drawn: tokens of samples that finished
         finished = 0
         drawn = 0
@@ -370,16 +373,16 @@ class _Run:
             forget_packed()
 
     def retire(self, free: Tensor) -> None:
-        """Free the slots of finished samples; start the next ones there, or close the gaps if
-        there are none.
+        """Free the slots of finished samples, and start the next samples there; if there
+        are none, close the gaps.
         """
         self.keep_results(free, self.slots.sample[free])
         started = self.refill(free)
         self.close_gaps(free[started:])
 
     def keep_results(self, rows: Tensor, samples: Tensor) -> None:
-        """Copy what finished slots hold to the results; forget prompts of which no sample is
-        left.
+        """Copy the contents of finished slots to the results, and forget prompts of which
+        no sample is left.
         """
         self.count[samples] = self.slots.count[rows]
         for name in ("tokens", "logprobs", "sampling_logprobs"):
@@ -390,8 +393,8 @@ class _Run:
                 self.engine.cache.forget(prompt)
 
     def refill(self, rows: Tensor) -> int:
-        """Start the next samples of the queue in free slots `rows`; returns how many there
-        were.
+        """Start the next samples of the queue in the free slots `rows`, and return how many
+        there were.
         """
         started = 0
         while started < len(rows) and self.next_sample < self.samples:
@@ -403,7 +406,7 @@ class _Run:
         return started
 
     def prefill(self) -> None:
-        """Compute the next prompts of the queue, as many as fill the slots."""
+        """Prefill the next prompts of the queue, as many as fill the slots."""
         first = self.next_sample // self.n
         wanted = self.prompts[first : first + -(-self.rows // self.n)]
         while len(wanted) > 1 and len(wanted) * max(map(len, wanted)) > PREFILL_TOKENS:
@@ -433,8 +436,8 @@ class _Run:
         self.next_sample += len(rows)
 
     def close_gaps(self, free: Tensor) -> None:
-        """Move the last live slots into the `free` ones, so that the live ones are the first
-        rows again.
+        """Move the last live slots into the `free` ones, so that the live slots are the
+        first rows again.
         """
         taken = torch.ones(self.live, dtype=torch.bool, device=self.device)
         taken[free] = False
@@ -449,8 +452,8 @@ class _Run:
     # Stop strings, on the host.
 
     def find_stop_strings(self) -> None:
-        """End the live samples whose newest tokens completed a stop string, and cut tokens and
-        logprobs there.
+        """End the live samples whose newest tokens completed a stop string, and cut their
+        tokens and logprobs there.
         """
         s = self.slots
         states = (state[: self.live].tolist() for state in (s.sample, s.count))
@@ -464,9 +467,11 @@ class _Run:
                     break
 
     def text_before_stop(self, tokens: list[int]) -> str | None:
-        """The text up to the first stop string, or None. Stop strings are looked for in what
-        is shown, and in what is written with special tokens. Only the tail is decoded when
-        that shows none and has no special token.
+        """Return the text up to the first stop string, None where there is none.
+
+        Stop strings are looked for in the text as it is shown, and in the text with special
+        tokens. Only the tail is decoded, if it shows no stop string and has no special
+        token.
         """
         decode = self.tokenizer.decode
         # A character has at most four bytes, a token at least one.
@@ -483,8 +488,8 @@ class _Run:
         return shown[: min(ends)] if ends else None
 
     def shown_before(self, tokens: list[int], written: str, end: int) -> int:
-        """How many characters are shown of written[:end], where `written` are the tokens with
-        the special ones.
+        """Return how many characters of the shown text come from written[:end], where
+        `written` is the text with special tokens.
         """
         decode = self.tokenizer.decode
         for whole in reversed(range(len(tokens))):  # tokens that end before there
@@ -501,7 +506,7 @@ class _Run:
     def completion(
         self, sample: int, tokens: list[int], logprobs=(), sampling_logprobs=()
     ) -> Completion:
-        """The record of one sample."""
+        """Return the completion of one sample."""
         ended = bool(tokens) and tokens[-1] in self.tokenizer.eos_ids
         reason = "eos" if ended else "stop" if sample in self.stopped else "length"
         text = self.stopped.get(sample)
@@ -513,7 +518,7 @@ class _Run:
         )
 
     def completions(self) -> list[Completion]:
-        """All samples in prompt-major order."""
+        """Return all completions in prompt-major order."""
         counts = self.count.tolist()
         columns = [
             matrix.cpu() for matrix in (self.tokens, self.logprobs, self.sampling_logprobs)
@@ -527,8 +532,8 @@ class _Run:
         ]
 
     def check_finite(self, logprobs: Tensor) -> None:
-        """FloatingPointError for the first sample that was drawn from logits that are not
-        numbers.
+        """Raise a FloatingPointError for the first sample that was drawn from logits that
+        are not numbers.
         """
         bad = (~logprobs.isfinite()).nonzero()
         if len(bad):
@@ -541,7 +546,7 @@ class _Run:
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes that could be allocated now."""
+    """Return how many bytes could be allocated now."""
     if device.type == "cuda":
         kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + kept
@@ -555,8 +560,8 @@ def free_memory(device: torch.device) -> int:
 
 
 def first_samples(prompts: Sequence[list[int]], n: int) -> list[int]:
-    """The number of each prompt's first sample: 0, and n more for every time that the same
-    prompt came before.
+    """Return the number of each prompt's first sample: 0, and n more for each earlier copy
+    of the same prompt.
     """
     seen: Counter[tuple[int, ...]] = Counter()
     first = []
@@ -569,8 +574,10 @@ def first_samples(prompts: Sequence[list[int]], n: int) -> list[int]:
 def noise_keys(
     prompts: Sequence[list[int]], n: int, first: Sequence[int]
 ) -> list[list[int]]:
-    """For every sample the counter words that key its noise: its number among its prompt's
-    samples, and the prompt's 64-bit hash in two halves.
+    """Return, for every sample, the counter words that key its noise.
+
+    They are the sample's number among those of its prompt, and the two halves of the
+    prompt's 64-bit hash.
     """
     keys = []
     for prompt, start in zip(prompts, first, strict=True):

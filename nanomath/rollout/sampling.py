@@ -27,8 +27,9 @@ REQUIREMENTS = {
 
 @dataclass(frozen=True)
 class SamplingParams:
-    """temperature 0 is greedy; top_k 0, top_p 1 and min_p 0 are off. ValueError for what makes
-    no sense.
+    """How tokens are drawn: temperature 0 is greedy; top_k 0, top_p 1 and min_p 0 are off.
+
+    ValueError for a number that is out of range.
     """
 
     temperature: float = 1.0
@@ -50,12 +51,12 @@ class SamplingParams:
 def next_tokens(
     decoder: Decoder, states: Tensor, u: Tensor, params: SamplingParams
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Next tokens [n], their logprobs [n] under the full distribution and [n] under the one
-    sampled from.
+    """Draw the next tokens [n] of states [n, D] at uniform numbers u [n, 2] in [0, 1).
 
-    states [n, D]; u [n, 2] in [0, 1). The full distribution is softmax(logits / temperature),
-    at temperature 1 when greedy; the one sampled from has what top-k, top-p and min-p cut off
-    removed and is renormalised.
+    Returns tokens, their logprobs under the full distribution, and their logprobs under the
+    distribution that was sampled from. The full one is softmax(logits / temperature), at
+    temperature 1 when greedy; the other one lacks what top-k, top-p and min-p cut off, and
+    is renormalised.
     """
     if decoder.on_gpu and not params.cuts:
         token, logprob, _ = lm_head.sample(states, decoder.lm_head, u, params.temperature)
@@ -77,7 +78,7 @@ def next_tokens(
 def sample_tokens(
     logits: Tensor, u: Tensor, params: SamplingParams
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """`next_tokens` from logits [n, V]."""
+    """Draw as `next_tokens`, from logits [n, V]."""
     if params.cuts:
         options = params.top_k, params.top_p, params.min_p
         return truncated_sample(logits, u, params.temperature, *options)[:3]
@@ -86,7 +87,7 @@ def sample_tokens(
 
 
 def under_sampling(logprob: Tensor, params: SamplingParams) -> Tensor:
-    """Logprobs under the distribution sampled from, where nothing is cut off: a greedy choice
-    is certain.
+    """Return the logprobs under the distribution sampled from, where nothing is cut off: 0
+    for a greedy choice, which is certain.
     """
     return logprob if params.temperature else torch.zeros_like(logprob)

@@ -51,8 +51,9 @@ JUMP_FLOOR = 0.05
 
 
 def new_alarms(history: History, said: Mapping[str, int]) -> dict[str, str]:
-    """The alarms that begin with the newest line, each with its text; `said` has the step each
-    was last said at.
+    """Return the texts of the alarms that begin with the newest line, by name.
+
+    `said` has the step at which each alarm was last said.
     """
     if not history:
         return {}
@@ -66,7 +67,7 @@ def new_alarms(history: History, said: Mapping[str, int]) -> dict[str, str]:
 
 
 def sounding(history: History) -> dict[str, str]:
-    """The alarms that hold at the newest line."""
+    """Return the alarms that hold at the newest line."""
     rules = {
         "collapse": collapse,
         "flat": flat_groups,
@@ -78,8 +79,9 @@ def sounding(history: History) -> dict[str, str]:
 
 
 def collapse(history: History) -> str:
-    """Accuracy far below its best while KL or repetition is far above what it was then; "" if
-    all is well.
+    """Accuracy is far below its best, while KL or repetition is far above what it was then.
+
+    Returns the alarm's text, "" if all is well.
     """
     then, newest, error = _since_best(history)
     before = _mean(then, "pass@1")
@@ -96,8 +98,9 @@ def collapse(history: History) -> str:
 
 
 def hacked(history: History) -> str:
-    """What solutions earn for their steps, or how these are scored, has risen since accuracy
-    was best, and accuracy has fallen since; "" if all is well.
+    """Steps earn or score more than when accuracy was best, and accuracy has fallen since.
+
+    Returns the alarm's text, "" if all is well.
     """
     then, newest, error = _since_best(history)
     before = _mean(then, "pass@1")
@@ -119,7 +122,10 @@ def hacked(history: History) -> str:
 
 
 def flat_groups(history: History) -> str:
-    """Hardly any group of the last steps has rewards that differ; "" if all is well."""
+    """Hardly any group of the last steps has rewards that differ.
+
+    Returns the alarm's text, "" if all is well.
+    """
     lines = [line for line in history if "flat_groups" in line][-WINDOW:]
     if len(lines) < WINDOW or (flat := _mean(lines, "flat_groups")) < FLAT:
         return ""
@@ -134,7 +140,10 @@ def flat_groups(history: History) -> str:
 
 
 def no_format(history: History) -> str:
-    """The format that is rewarded was never matched in the last steps; "" if all is well."""
+    """No completion of the last steps matched the format that is rewarded.
+
+    Returns the alarm's text, "" if all is well.
+    """
     values = [line["reward/format"] for line in history if "reward/format" in line][
         -WINDOW:
     ]
@@ -143,10 +152,10 @@ def no_format(history: History) -> str:
 
 
 def kl_jump(history: History) -> str:
-    """The KL is many times what it was a few steps ago; "" if all is well.
+    """The KL is many times what it was a few steps ago.
 
-    Medians of three, because a single unlikely token can make the k3 estimate of one step
-    arbitrarily large.
+    Returns the alarm's text, "" if all is well. Both are medians of three steps, because a
+    single unlikely token can make the k3 estimate of one step arbitrarily large.
     """
     values = [line["kl"] for line in history if "kl" in line]
     if len(values) < JUMP_STEPS + 3:
@@ -160,9 +169,11 @@ def kl_jump(history: History) -> str:
 
 
 def _since_best(history: History) -> tuple[History, History, float]:
-    """The window of best accuracy among those that share no step with the newest, the newest,
-    and the standard error of the difference of their means; all lines twice while there are
-    too few for two windows.
+    """Return the window of best accuracy, the newest window, and the standard error of the
+    difference of their means.
+
+    The best is taken of the windows that share no step with the newest. While there are too
+    few lines for two windows, both are all lines.
     """
     lines = [line for line in history if "pass@1" in line]
     if len(lines) < 2 * WINDOW:
@@ -180,7 +191,7 @@ def _since_best(history: History) -> tuple[History, History, float]:
 def _changes(
     names: Iterable[str], then: History, newest: History
 ) -> list[tuple[str, float, float]]:
-    """The means of both windows of what all of their lines have."""
+    """Return the means of both windows for each number that all of their lines have."""
     known = [name for name in names if all(name in line for line in (*then, *newest))]
     return [(name, _mean(then, name), _mean(newest, name)) for name in known]
 

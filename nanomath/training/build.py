@@ -1,4 +1,6 @@
-"""From a section of a config to the part it describes; shared by the scripts and the commands."""
+"""Makes the parts of a run from the sections of its config, for the scripts and the
+commands.
+"""
 
 from __future__ import annotations
 
@@ -44,8 +46,8 @@ WORLD_PROBLEMS = 20000  # the world has no end; this many are drawn where no lim
 def build_model(
     section: settings.Model, seed: int, path: str = ""
 ) -> tuple[Transformer, Tokenizer]:
-    """The model and tokenizer at `path` (default: the section's), or new ones for the embedded
-    world.
+    """Load the model and tokenizer at `path` (default: the section's), or make new ones for
+    the embedded world where it is empty.
     """
     device = choose_device(section.device)
     dtype = getattr(torch, section.dtype)
@@ -62,7 +64,7 @@ def build_model(
 
 
 def new_model(section: settings.NewModel, vocab_size: int, seed: int) -> Transformer:
-    """A model of the section's shape with fresh weights, on the CPU in float32."""
+    """Make a model of the section's shape with fresh weights, on the CPU in float32."""
     config = ModelConfig(
         vocab_size=vocab_size,
         hidden_size=section.hidden_size,
@@ -77,8 +79,9 @@ def new_model(section: settings.NewModel, vocab_size: int, seed: int) -> Transfo
 
 
 def choose_device(name: str) -> torch.device:
-    """The named device, or for "auto" the best there is. ValueError for one that this machine
-    does not have.
+    """Return the named device, or for "auto" a GPU where there is one.
+
+    ValueError for a device that this machine does not have.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
@@ -92,7 +95,7 @@ def choose_device(name: str) -> torch.device:
 
 
 def build_problems(section: settings.Problems) -> list[Problem]:
-    """The problems of the world, of a file or of a hub dataset."""
+    """Load the problems of the world, of a file or of a hub dataset."""
     if section.source != "world":
         file = section.file
         fields = Fields(
@@ -125,7 +128,7 @@ def build_problems(section: settings.Problems) -> list[Problem]:
 
 
 def build_template(section: settings.Prompt) -> PromptTemplate:
-    """The template that the section describes."""
+    """Make the prompt template that the section describes."""
     return PromptTemplate(
         section.template, section.response, section.system, section.few_shot, section.chat
     )
@@ -137,8 +140,9 @@ def encode_prompts(
     tokenizer: Tokenizer,
     longest: int,
 ) -> list[list[int]]:
-    """Prompt tokens of every problem. ValueError names the first that leaves no room in a
-    context of `longest`.
+    """Return the prompt tokens of every problem.
+
+    ValueError names the first prompt that leaves no room in a context of `longest` tokens.
     """
     return fitting_prompts(problems, template, tokenizer, longest, 0, hint="")[1]
 
@@ -146,7 +150,9 @@ def encode_prompts(
 def build_prompts(
     section: settings.Problems, template: PromptTemplate, tokenizer: Tokenizer, longest: int
 ) -> tuple[list[Problem], list[list[int]]]:
-    """The problems that the section names, and their prompt tokens; see `fitting_prompts`."""
+    """Return the problems that the section names, and their prompt tokens; see
+    `fitting_prompts`.
+    """
     return fitting_prompts(
         build_problems(section), template, tokenizer, longest, section.max_tokens
     )
@@ -160,9 +166,11 @@ def fitting_prompts(
     max_tokens: int,
     hint: str = LEAVE_OUT,
 ) -> tuple[list[Problem], list[list[int]]]:
-    """The problems whose prompts have at most `max_tokens` tokens (0: all), and these prompts.
-    ValueError names the first that leaves no room in a context of `longest`, and ends with the
-    `hint`.
+    """Return the problems whose prompts have at most `max_tokens` tokens (0: all), and
+    these prompts.
+
+    ValueError names the first prompt that leaves no room in a context of `longest` tokens,
+    and ends with the `hint`.
     """
     pairs = [(problem, _prompt(problem, template, tokenizer)) for problem in problems]
     if max_tokens:
@@ -184,9 +192,11 @@ def encode_examples(
     longest: int,
     max_tokens: int = 0,
 ) -> list[Example]:
-    """Prompt and solution tokens of every problem, the end-of-sequence token included in the
-    response; of those that have at most `max_tokens` (0: all). ValueError names the first that
-    a context of `longest` does not hold.
+    """Return the prompt and solution tokens of every problem that has at most `max_tokens`
+    of them (0: all).
+
+    The end-of-sequence token is part of the response. ValueError names the first problem
+    that a context of `longest` tokens does not hold.
     """
     examples = []
     for problem in problems:
@@ -206,16 +216,19 @@ def encode_examples(
 
 
 def _prompt(problem: Problem, template: PromptTemplate, tokenizer: Tokenizer) -> list[int]:
-    """A chat template writes its own special tokens; plain text gets those the tokenizer puts
-    around it.
+    """Return the tokens of a prompt.
+
+    A chat template writes its own special tokens; plain text gets those that the tokenizer
+    puts around it.
     """
     text = render_prompt(problem, template, tokenizer.apply_chat_template)
     return tokenizer.encode(text, add_special_tokens=not template.chat)
 
 
 def _short_enough(items: Sequence[T], lengths: Sequence[int], max_tokens: int) -> list[T]:
-    """Those of at most `max_tokens` tokens; says how many are left out. ValueError where none
-    is left.
+    """Return the items of at most `max_tokens` tokens, and say how many are left out.
+
+    ValueError where none is left.
     """
     kept = [
         item for item, length in zip(items, lengths, strict=True) if length <= max_tokens
@@ -233,12 +246,12 @@ def _short_enough(items: Sequence[T], lengths: Sequence[int], max_tokens: int) -
 
 
 def _shown(problem: Problem) -> str:
-    """The id on one line."""
+    """Return the id on one line."""
     return " ".join(problem.id.split())
 
 
 def sampling_options(section: settings.Sampling) -> dict[str, object]:
-    """The keyword arguments of `Sampler.generate`."""
+    """Return the section as keyword arguments of `Sampler.generate`."""
     options = asdict(section)
     for of_the_sampler in ("slots", "exact", "dtype", "keep"):
         del options[of_the_sampler]
@@ -248,8 +261,9 @@ def sampling_options(section: settings.Sampling) -> dict[str, object]:
 def build_sampler(
     section: settings.Sampling, model: Transformer, tokenizer: Tokenizer
 ) -> Sampler:
-    """The sampler that the section describes. With `exact` the model's forward pass is made
-    exact as well.
+    """Make the sampler that the section describes.
+
+    With `exact` the model's forward pass is made exact as well.
     """
     model.exact = section.exact
     dtype = getattr(torch, section.dtype) if section.dtype else None
@@ -259,8 +273,8 @@ def build_sampler(
 def build_scorers(
     config: settings.GRPOConfig, tokenizer: Tokenizer, problems: Sequence[Problem]
 ) -> list[Scorer]:
-    """What rewards the policy's solutions of `problems`: the verifier, then what adds to its
-    rewards.
+    """Make the scorers of the policy's solutions of `problems`: the verifier first, which
+    gives rewards, then those that add to them.
     """
     made = [build(config, tokenizer, problems) for build in SCORERS.values()]
     return [scorer for scorer in made if scorer]
@@ -269,7 +283,7 @@ def build_scorers(
 def build_verifier(
     config: settings.GRPOConfig, tokenizer: Tokenizer, problems: Sequence[Problem]
 ) -> VerifiedReward:
-    """The weighted rewards of [reward]."""
+    """Make the scorer of the weighted rewards of [reward]."""
     section = config.reward
     return VerifiedReward(
         RewardSet(
@@ -281,8 +295,9 @@ def build_verifier(
 def build_process_reward(
     config: settings.GRPOConfig, tokenizer: Tokenizer, problems: Sequence[Problem]
 ) -> ProcessReward | None:
-    """What scores the steps of the policy's solutions, None where [process] names nothing; the
-    oracle knows the `problems`, a PRM computes where and in what dtype the policy does.
+    """Make the scorer of steps that [process] names, None where it names none.
+
+    The oracle knows the `problems`; a PRM computes where the policy does, and in its dtype.
     """
     if not config.process.prm:
         return None
@@ -304,7 +319,7 @@ def build_watcher(
     model: settings.Model,
     seed: int,
 ) -> ProcessReward:
-    """What scores steps, and rewards none."""
+    """Make a scorer that scores steps for the log, and rewards none."""
     known = partial(oracle_scores, problems) if section.prm == "oracle" else None
     scorer = known or build_scorer(section.prm, model, seed)
     split = section.steps, section.least_tokens, section.most_steps, section.drop_repeats
@@ -312,8 +327,8 @@ def build_watcher(
 
 
 def build_scorer(name: str, section: settings.Model, seed: int = 0) -> StepScorer:
-    """The control of that name, "random" or "length", or the PRM that is there, on the
-    section's device.
+    """Return the control of that name, "random" or "length", or load the PRM that is there
+    onto the section's device.
     """
     if name in ("random", "length"):
         return partial(random_scores, seed=seed) if name == "random" else length_scores
@@ -323,8 +338,9 @@ def build_scorer(name: str, section: settings.Model, seed: int = 0) -> StepScore
 def build_judge_reward(
     config: settings.GRPOConfig, tokenizer: Tokenizer, problems: Sequence[Problem]
 ) -> JudgeReward | None:
-    """The judge of right answers, None where [judge] names none. ValueError for one that
-    answers nonsense.
+    """Make the judge of right answers, None where [judge] names none.
+
+    ValueError for a judge whose answers are nonsense.
     """
     section = config.judge
     model = config.model

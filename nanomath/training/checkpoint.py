@@ -40,10 +40,11 @@ def save_checkpoint(
     others: Mapping[str, Optimizer] | None = None,
     **facts: Any,
 ) -> Path:
-    """Write step-`step` into `directory`; `facts` are kept in trainer.json. Returns its path.
+    """Write checkpoint step-`step` into `directory`, and return its path.
 
-    others: by name, the optimizers of other modules in training, made to keep their weights.
-    All ranks must come here together, to put sharded weights together; one of them writes.
+    `facts` are kept in trainer.json. others: by name, the optimizers of other modules in
+    training, made to keep their weights. All ranks must call it together, to put sharded
+    weights together; one of them writes.
     """
     target = directory / f"step-{step}"
     tensors = optimizer.state()
@@ -68,10 +69,11 @@ def save_checkpoint(
 def load_checkpoint(
     directory: Path, optimizer: Optimizer, name: str = ""
 ) -> dict[str, Any]:
-    """Put the optimizer, or the one saved beside it as `name`, where the checkpoint left it;
-    returns trainer.json.
+    """Put the optimizer, or the one saved beside it as `name`, where the checkpoint left
+    it.
 
-    ValueError when a file is damaged or the state of another model.
+    Returns the content of trainer.json. ValueError when a file is damaged or the state of
+    another model.
     """
     prefix = f"{name}/" if name else ""
     try:
@@ -90,7 +92,7 @@ def load_checkpoint(
 
 
 def checkpoint_steps(directory: Path) -> dict[int, Path]:
-    """The complete checkpoints of a run by their step, in rising order."""
+    """Return the complete checkpoints of a run by their step, in rising order."""
     return complete_steps(directory, "trainer.json")
 
 
@@ -107,7 +109,7 @@ def prune_checkpoints(directory: Path, keep_last: int, best: int | None = None) 
 
 
 def link_best(directory: Path, step: int) -> None:
-    """Have `directory`/best lead to step-`step`, from one moment to the next."""
+    """Point the link `directory`/best to step-`step`; it is replaced in one moment."""
     scratch = directory / ".best.new"
     scratch.unlink(missing_ok=True)
     scratch.symlink_to(f"step-{step}")

@@ -19,8 +19,9 @@ from nanomath.models.transformer import Transformer
 
 
 class Critic(nn.Module):
-    """Values [S, R] of a batch's response tokens; `trunk` is None where the policy's states
-    are used.
+    """Computes values [S, R] of a batch's response tokens.
+
+    `trunk` is the model that gives the states, None where the policy's states are used.
     """
 
     def __init__(self, model: Transformer, own_trunk: bool) -> None:
@@ -37,8 +38,9 @@ class Critic(nn.Module):
     def forward(
         self, model: Transformer, batch: Batch, states: Tensor | None = None
     ) -> Tensor:
-        """Values, float32, zero where there is no token; `states` [n, D] of the policy, if
-        known, save a pass.
+        """Return values, float32 [S, R], zero where there is no token.
+
+        `states` [n, D] are the policy's, where they are known already: that saves a pass.
         """
         if self.trunk is not None:
             states = response_states(self.trunk, batch)

@@ -1,7 +1,7 @@
-"""How a run fails: with one line that says what, where and why, whatever was the cause.
+"""How a run fails: with one line that says what, where and why, whatever the cause was.
 
-NaN and infinity are failures too (`check_finite`): nothing that is not a number is logged or
-saved as if it were.
+NaN and infinity are failures too (`check_finite`): a number that is not finite is neither
+logged nor saved.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ PHASES = {
 
 @contextmanager
 def failing(place: str | Callable[[], str]) -> Iterator[None]:
-    """What goes wrong inside becomes a RunFailed of one line: the place, the phase of a step,
-    and the reason.
+    """Turn an error in the block into a RunFailed of one line: the place, the phase of a
+    step, and the reason.
     """
     try:
         yield
@@ -44,7 +44,7 @@ def failing(place: str | Callable[[], str]) -> Iterator[None]:
 
 
 def phase_of(error: BaseException) -> str:
-    """What was being done where the error was raised, "" if PHASES does not know."""
+    """Return what was being done where the error was raised, "" if PHASES does not have it."""
     modules = [
         frame.f_globals.get("__name__", "")
         for frame, _ in traceback.walk_tb(error.__traceback__)
@@ -59,8 +59,9 @@ def phase_of(error: BaseException) -> str:
 
 
 def reason(error: BaseException) -> str:
-    """One line about an error. Errors that nobody foresaw have their type as well, and a way
-    to see more.
+    """Describe an error in one line.
+
+    For errors that nobody foresaw it has their type as well, and says how to see more.
     """
     text = str(error).strip().partition("\n")[0]
     if memory := out_of_memory(error):
@@ -71,8 +72,8 @@ def reason(error: BaseException) -> str:
 
 
 def out_of_memory(error: BaseException | None) -> str:
-    """What Python's, the CPU's or CUDA's allocator says of memory that it does not have, ""
-    for other errors.
+    """Return the message of an allocator (Python's, the CPU's or CUDA's) that has no memory
+    left, "" for other errors.
     """
     text = str(error)
     if not isinstance(error, MemoryError) and not re.search(
@@ -92,7 +93,7 @@ def out_of_memory(error: BaseException | None) -> str:
 
 
 def check_finite(metrics: Mapping[str, float]) -> None:
-    """FloatingPointError names the first number that is NaN or infinite."""
+    """Raise a FloatingPointError that names the first number that is NaN or infinite."""
     for name, value in metrics.items():
         if isinstance(value, float) and not math.isfinite(value):
             raise FloatingPointError(f"{name} is {value}")

@@ -28,20 +28,20 @@ BAR = {"dynamic_ncols": True, "bar_format": "{l_bar}{bar:10}{r_bar}"}
 
 @dataclass
 class Loop:
-    """The steps of a run, from wherever it stands:
+    """Goes through the steps of a run, from wherever it stands:
 
         with loop.running(start):
             for step in loop:
                 loop.record({"loss": ...})  # of update step + 1
 
     evaluate(n) measures the model after n updates (None: never); save(n) writes checkpoint
-    step-n.
-    Both happen every so many steps (0: never) and at the end. keep(n, measured) says whether
-    what was measured after n updates is worth a checkpoint of its own. `show` names the
-    metrics worth a place on the progress bar, each with the text it is shown as. The run ends,
-    saved, before `minutes` have passed (0: no limit) by the `clock` (in seconds), and with
-    `stop_on_collapse` when the alarm of a collapse or of a hacked PRM sounds. All ranks go
-    through the same steps and end at the same one; `log` and `save` know which of them writes.
+    step-n. Both happen every so many steps (0: never) and at the end. keep(n, measured)
+    says whether the model after n updates deserves a checkpoint of its own, given what was
+    measured of it. `show` has the metrics of the progress bar, each with the text it is
+    shown as. The run ends, saved, before `minutes` have passed (0: no limit) by the `clock`
+    (in seconds), and with `stop_on_collapse` when the alarm of a collapse or of a hacked
+    PRM sounds. All ranks go through the same steps and end at the same one; `log` and
+    `save` know which of them writes.
     """
 
     log: RunLog
@@ -58,10 +58,11 @@ class Loop:
 
     @contextmanager
     def running(self, start: int = 0) -> Iterator[Loop]:
-        """What the steps need around them.
+        """Set up what the steps need around them: signals, the progress bar, errors in one
+        line.
 
-        RunFailed when something went wrong, with nothing saved since; KeyboardInterrupt when
-        asked twice to stop, or once before there is anything to save.
+        RunFailed when something went wrong and nothing was saved since; KeyboardInterrupt
+        when asked twice to stop, or once before there is anything to save.
         """
         self.done = start
         self._budget = TimeBudget(self.minutes, self.clock)
@@ -79,8 +80,10 @@ class Loop:
                 yield self
 
     def __iter__(self) -> Iterator[int]:
-        """The numbers of the updates to make, from 0. Between them, and after the last, the
-        run is measured and saved; it ends early, saved, when asked to.
+        """Yield the numbers of the updates to make, from 0.
+
+        Between them, and after the last, the run is measured and saved. It ends early,
+        saved, when it is asked to stop.
         """
         if self.done == 0:
             self._before_the_first()
@@ -97,7 +100,7 @@ class Loop:
         return self.done == self.steps
 
     def record(self, metrics: Metrics) -> None:
-        """Log the metrics of the step that this ends. FloatingPointError for one that is not
+        """Log the metrics of the step that ends now. FloatingPointError for one that is not
         finite.
         """
         check_finite(metrics)
@@ -108,8 +111,9 @@ class Loop:
         self._latest |= metrics
 
     def _before_the_first(self) -> None:
-        """Measure what the run starts from. There is nothing to save yet: whoever asks to stop
-        need not wait.
+        """Measure what the run starts from.
+
+        There is nothing to save yet, so a request to stop is obeyed at once.
         """
         self._stop.at_once = True
         measured = self._measure(0)
@@ -118,7 +122,9 @@ class Loop:
         self._stop.at_once = False
 
     def _after(self, done: int) -> bool:
-        """Measure, save and show the model after `done` updates; whether the run ends there."""
+        """Measure, save and show the model after `done` updates; return whether the run
+        ends there.
+        """
         measured = self._measure(done) if self._measures(done) else {}
         keep = self._keeps(done, measured)
         last = self._ends(done)  # asked once: a signal from here on is for the next step
@@ -157,8 +163,9 @@ class Loop:
         return bool(measured) and self.keep is not None and self.keep(done, measured)
 
     def _ends(self, done: int) -> bool:
-        """Whether the run ends with this step: the one place where that is decided, for all
-        ranks together.
+        """Return whether the run ends with this step.
+
+        This is the one place where that is decided, for all ranks together.
         """
         collapsed = self._sound_alarms(done)
         with failing(f"after step {done}"):
@@ -167,7 +174,9 @@ class Loop:
             )
 
     def _sound_alarms(self, done: int) -> bool:
-        """Say and log the alarms that begin with this step; whether one of them ends the run."""
+        """Say and log the alarms that begin with this step; return whether one of them ends
+        the run.
+        """
         with failing(f"step {done}"):
             if texts := new_alarms(self._history, self._said) if ranks.is_main() else {}:
                 records = [{"alarm": name, "text": text} for name, text in texts.items()]
@@ -179,8 +188,8 @@ class Loop:
         return bool(ending)
 
     def _out_of_time(self, done: int) -> bool:
-        """Whether the next step, what follows it and the saves around it might not end in
-        time.
+        """Return whether the next step, what follows it and the saves around it might not
+        end in time.
         """
         ahead = [
             "step",
@@ -194,7 +203,9 @@ class Loop:
         return True
 
     def _display(self, done: int) -> None:
-        """The bar on a terminal; elsewhere a line every tenth of the way."""
+        """Update the progress bar on a terminal; elsewhere print a line every tenth of the
+        way.
+        """
         bar = self._bar
         metrics = self._latest
         shown = "  ".join(
@@ -216,15 +227,15 @@ def _due(every: int, done: int) -> bool:
 
 
 def say(text: str) -> None:
-    """A line above the progress bar, from one of the ranks."""
+    """Print a line above the progress bar, from one of the ranks."""
     if ranks.is_main():
         tqdm.write(text, file=sys.stderr)
 
 
 @dataclass
 class TimeBudget:
-    """How long the parts of a step took at most, and whether more of them fit into what is
-    left of `minutes`.
+    """Remembers how long each part of a step took at most, and tells whether more of them
+    fit into the `minutes` that are left.
     """
 
     minutes: float
@@ -244,15 +255,17 @@ class TimeBudget:
         self.longest[part] = max(self.longest[part], seconds)
 
     def allows(self, parts: list[str]) -> bool:
-        """Whether these would end in time if each took the longest it ever did."""
+        """Return whether these parts would end in time if each took the longest it ever
+        did.
+        """
         needed = sum(self.longest[part] for part in parts)
         return not self.minutes or self.clock() - self.began + needed <= 60 * self.minutes
 
 
 @dataclass
 class Stop:
-    """Whether a signal has asked the run to stop, and whether it need not wait for the step to
-    end.
+    """Whether a signal has asked the run to stop, and whether it need not wait for the step
+    to end.
     """
 
     asked: bool = False

@@ -42,8 +42,10 @@ SCHEDULES = ("constant", "linear", "cosine")
 def learning_rate(
     step: int, steps: int, peak: float, schedule: str, warmup: int = 0, final: float = 0.0
 ) -> float:
-    """The rate of step 0, 1, ... steps-1: up over `warmup` steps, then down to `final` (a
-    share of the peak).
+    """Return the learning rate of step 0, 1, ... steps-1.
+
+    It rises over `warmup` steps, then falls to `final` (a share of the peak) as the
+    schedule says.
     """
     if step < warmup:
         return peak * (step + 1) / warmup
@@ -88,8 +90,8 @@ class Weight:
 
     @property
     def rounded(self) -> bool:
-        """Whether the model computes with less than the master, which a checkpoint must
-        therefore hold as well.
+        """Whether the model computes with less than the master has, so that a checkpoint
+        must hold the master as well.
         """
         return computes_in(self.parameter).itemsize < self.master.dtype.itemsize
 
@@ -98,10 +100,10 @@ class Optimizer:
     """AdamW over a model's trainable parameters. Matrices decay, vectors (norms, biases) do
     not.
 
-    `state_dtype` is what the moments are kept in, float32 or bfloat16; `device` where they and
-    the masters are, by default beside the weights. With `keep_weights` its state has all
-    weights, for a module that no other file of a checkpoint holds. Among several ranks each
-    makes the same update, or that of its slices of the weights.
+    `state_dtype`, float32 or bfloat16, is what the moments are kept in; `device` is where
+    they and the masters are, by default beside the weights. With `keep_weights` its state
+    has all weights, for a module that no other file of a checkpoint holds. Among several
+    ranks each makes the same update, or that of its slices of the weights.
     """
 
     def __init__(
@@ -143,13 +145,12 @@ class Optimizer:
 
     @torch.no_grad()
     def step(self, lr: float) -> dict[str, float]:
-        """Update the weights from the gradients summed so far and clear them.
+        """Update the weights from the gradients summed so far, and clear the gradients.
 
-        Returns the norm of the gradient before clipping and ||update|| / ||weights||, of the
-        whole and of each part of the model.
-        FloatingPointError names the parameter whose gradient is not finite, the weights then
-        being untouched, or which is not finite itself after the update. Parameters without a
-        gradient stay as they are.
+        Returns the norm of the gradient before clipping and ||update|| / ||weights||, of
+        the whole and of each part of the model. FloatingPointError names a parameter whose
+        gradient is not finite, before any weight has changed, or one that is not finite
+        itself after the update. Parameters without a gradient stay as they are.
         """
         gradients = self._gradients()
         norms = self._norms(gradients)
@@ -184,7 +185,7 @@ class Optimizer:
         }
 
     def _gradients(self) -> dict[str, Tensor]:
-        """The gradients of the global step, of the parameters that have one on any rank."""
+        """Return the summed gradients of the parameters that have one on any rank."""
         gradients = {name: weight.gradient for name, weight in self.weights.items()}
         present = torch.tensor(
             [gradient is not None for gradient in gradients.values()], dtype=torch.int32
@@ -215,8 +216,9 @@ class Optimizer:
         )
 
     def _over_slices(self, norms: dict[str, Tensor]) -> dict[str, float]:
-        """The norms of whole tensors from those of this rank's slices; the values come to the
-        host together.
+        """Return the norms of whole tensors, given those of this rank's slices.
+
+        All values come to the host in one transfer.
         """
         if not norms:
             return {}
@@ -230,7 +232,7 @@ class Optimizer:
         return dict(zip(norms, values.tolist(), strict=True))
 
     def _update(self, weight: Weight, gradient: Tensor, lr: float, index: int) -> Tensor:
-        """AdamW's update of one parameter; returns the norm of what it changed."""
+        """Make AdamW's update of one parameter, and return the norm of the change."""
         master = weight.master
         before = master.clone()
         # Themselves, if not rounded.
@@ -282,7 +284,7 @@ class Optimizer:
                 weight.copy.grad = None
 
     def _write_back(self) -> None:
-        """Let the model see the masters."""
+        """Write the rounded masters into the model's tensors."""
         for weight in self.weights.values():
             if weight.copy is not None:
                 local(weight.parameter.detach()).copy_(weight.copy)
@@ -290,11 +292,11 @@ class Optimizer:
 
     @torch.no_grad()
     def state(self) -> dict[str, Tensor]:
-        """What a checkpoint must hold besides the model: moments, step counts, and the masters
-        of rounded weights.
+        """Return what a checkpoint must hold besides the model: moments, step counts, and
+        the masters of rounded weights.
 
-        All ranks must call it together; the tensors, whole whether or not the weights are cut,
-        go to the main one.
+        All ranks must call it together; the main one gets the tensors, whole even where
+        weights are cut.
         """
         tensors = {}
         for name, weight in self.weights.items():
@@ -311,8 +313,9 @@ class Optimizer:
 
     @torch.no_grad()
     def load_state(self, tensors: dict[str, Tensor]) -> None:
-        """Continue from `state()`. ValueError names what is missing or of another shape, and
-        changes nothing.
+        """Continue from `state()`.
+
+        ValueError names what is missing or of another shape, and then nothing has changed.
         """
         for name, weight in self.weights.items():
             _check_state(name, weight, tensors, weight.rounded or self.keep_weights)
@@ -328,8 +331,9 @@ class Optimizer:
 
 
 def by_part(norms: dict[str, float]) -> dict[str, float]:
-    """The norms of parameters by name, put together for each part of the model: a layer
-    ("layers.3"), or what stands beside the layers ("embed_tokens").
+    """Combine the norms of parameters by name into those of the parts of the model.
+
+    A part is a layer ("layers.3"), or what stands beside the layers ("embed_tokens").
     """
     parts: dict[str, list[float]] = {}
     for name, norm in norms.items():
@@ -342,7 +346,7 @@ def by_part(norms: dict[str, float]) -> dict[str, float]:
 def _check_state(
     name: str, weight: Weight, tensors: dict[str, Tensor], master: bool
 ) -> None:
-    """ValueError if the tensors do not hold the state of this weight."""
+    """Raise a ValueError if the tensors do not hold the state of this weight."""
     for key in ("step", "exp_avg", "exp_avg_sq", *["master"] * master):
         if f"{key}.{name}" not in tensors:
             raise ValueError(
@@ -359,10 +363,10 @@ def _check_state(
 
 
 def collect_gradients(parameter: nn.Parameter, master: Tensor) -> None:
-    """Add the parameter's gradients to the master's, in its type and on its device, as
-    backward produces them.
+    """Add the parameter's gradients to the master's as backward produces them, in the
+    master's dtype and on its device.
 
-    A master that did so before no longer does.
+    A master that collected gradients before no longer does.
     """
 
     def collect(parameter: Tensor) -> None:
@@ -376,8 +380,10 @@ def collect_gradients(parameter: nn.Parameter, master: Tensor) -> None:
 
 
 def round_by_chance(values: Tensor, noise: Tensor) -> Tensor:
-    """float32 values in bfloat16, rounded away from zero where noise, int32 in [0, 2^16),
-    carries over the cut.
+    """Round float32 values to bfloat16, up or down by chance.
+
+    noise is int32 in [0, 2^16): a value is rounded away from zero where adding it carries
+    over the cut.
     """
     return (
         ((values.float().view(torch.int32) + noise) & -(2**16))

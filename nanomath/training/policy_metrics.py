@@ -1,4 +1,6 @@
-"""What a policy step logs of its tokens: means over response tokens. See docs/metrics.md."""
+"""What a policy step logs about its tokens: means over response tokens. See
+docs/metrics.md.
+"""
 
 from __future__ import annotations
 
@@ -8,13 +10,15 @@ from torch import Tensor
 
 from nanomath.algorithms import Tokens, explained_variance, kl_estimate, top_entropy
 
-TOP_ENTROPY = (
-    0.2  # share of the tokens whose mean entropy is logged apart (arXiv 2506.01939)
-)
+# Share of the tokens whose mean entropy is logged apart (arXiv 2506.01939).
+TOP_ENTROPY = 0.2
 
 
 def rollout_metrics(tokens: Tokens, measured: Mapping[str, Tensor]) -> dict[str, float]:
-    """Means of what the newest passes of the policy measured, matrices [B, T] by name."""
+    """Return the means of what the newest forward passes of the policy measured.
+
+    `measured` holds matrices [B, T] by name.
+    """
     mask = tokens.mask
     entropy = measured["entropy"]
     kl = kl_estimate(measured["logprob"], tokens.ref_logprobs, "k3")
@@ -35,11 +39,11 @@ def rollout_metrics(tokens: Tokens, measured: Mapping[str, Tensor]) -> dict[str,
 
 
 def sampler_gap(trainer: Tensor, sampler: Tensor, behavior: Tensor) -> dict[str, float]:
-    """Sampler against trainer, from logprobs [n] of n tokens.
+    """Compare the sampler with the trainer, by the logprobs [n] of n tokens.
 
-    The gap is |Δlogprob|, mean and largest. The effective sample size is
-    (sum w)^2 / (n sum w^2), as a share of the n tokens, w = trainer / behaviour probability:
-    the behaviour policy is what the sampler drew from.
+    The gap is |Δlogprob|, mean and largest. The effective sample size is (sum w)^2 / (n sum
+    w^2), as a share of the n tokens, w = trainer / behaviour probability: the behaviour
+    policy is what the sampler drew from.
     """
     gap = (trainer - sampler).abs()
     weights = (trainer - behavior).exp()

@@ -37,14 +37,14 @@ from nanomath.training.policy_metrics import rollout_metrics, sampler_gap
 
 @dataclass
 class PolicyStep:
-    """`step(episodes, number, lr)` updates the model on one rollout and returns its metrics.
+    """Updates the model on one rollout: `step(episodes, number, lr)` returns its metrics.
 
     algorithm: the keys of [algorithm]. reward_weights: the weight of each reward by name.
     step_weight: what the rewards of steps are multiplied by. max_length: L_max of the
     "constant" aggregation. token_budget: tokens of a micro-batch, 0 for all at once.
-    critic: the value model of baseline "value", with its optimizer in `critic_optimizer`; its
-    learning rate is `critic_rate` times the policy's. ValueError for an `algorithm.loss` that
-    cannot be imported.
+    critic: the value model of baseline "value", with its optimizer in `critic_optimizer`;
+    its learning rate is `critic_rate` times the policy's. ValueError for an
+    `algorithm.loss` that cannot be imported.
     """
 
     model: Transformer
@@ -66,7 +66,10 @@ class PolicyStep:
         self.objective = algorithms.find_objective(self.algorithm.loss)
 
     def step(self, episodes: list[Episode], number: int, lr: float) -> dict[str, float]:
-        """Update on the episodes of N groups; set their advantages and what was measured."""
+        """Update the model on the episodes of N groups, and return the metrics.
+
+        It also sets the episodes' advantages and what was measured of their tokens.
+        """
         rollout = self.prepare(episodes)
         updates: list[dict[str, float]] = []
         gap: dict[str, float] = {}
@@ -86,10 +89,10 @@ class PolicyStep:
         return {**means, **rollout_metrics(rollout.tokens, rollout.measured), **gap}
 
     def prepare(self, episodes: list[Episode]) -> Rollout:
-        """The rollout as matrices, with the advantages that the algorithm asks for.
+        """Return the rollout as matrices, with the advantages that the algorithm asks for.
 
-        ValueError where the algorithm needs a value model and there is none. FloatingPointError
-        names the model and the episode of a number that is not finite.
+        ValueError where the algorithm needs a value model and there is none.
+        FloatingPointError names the model and the episode of a number that is not finite.
         """
         a = self.algorithm
         if a.baseline == "value" and self.critic is None:
@@ -113,10 +116,11 @@ class PolicyStep:
         return rollout
 
     def _old_policy(self, rollout: Rollout) -> tuple[Tensor | None, Tensor | None]:
-        """The policy's logprobs and entropies before the first update.
+        """Return the policy's logprobs and entropies before the first update, None where
+        nothing needs them.
 
-        None where nothing needs them. With an exact model the sampler's logprobs are the same,
-        and need no pass over the rollout.
+        With an exact model the sampler's logprobs are the same, and need no pass over the
+        rollout.
         """
         a = self.algorithm
         entropy = None
@@ -154,7 +158,9 @@ class PolicyStep:
         function: Callable[[Batch], tuple[Tensor, ...]],
         outputs: int = 2,
     ) -> list[Tensor]:
-        """The `outputs` matrices [S, R] that `function` gives of a batch, of all as [B, T]."""
+        """Return the `outputs` matrices [S, R] that `function` gives of each batch, put
+        together as [B, T].
+        """
         matrices = [rollout.matrix() for _ in range(outputs)]
         for rows, counts in ranks.micro_batches_of(
             self.model, rollout.examples, self.token_budget
@@ -176,7 +182,9 @@ class PolicyStep:
         ]
 
     def _update(self, rollout: Rollout, rows: Tensor, lr: float) -> dict[str, float]:
-        """One optimizer step on the episodes `rows`, none if they teach nothing."""
+        """Make one optimizer step on the episodes `rows`; none if no token of them has a
+        gradient.
+        """
         a = self.algorithm
         part = rollout.rows(rows)
         part.tokens = replace(
@@ -218,7 +226,9 @@ class PolicyStep:
         return metrics
 
     def _loss(self, rollout: Rollout, rows: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """Some rows' share of the loss, and what their forward pass shows: see `MEASURED`."""
+        """Return these rows' share of the loss, and what their forward pass measured
+        (`MEASURED`).
+        """
         batch = rollout.batch(rows, self.model.device)
         states = response_states(self.model, batch)
         logprobs, entropy = states_logprobs(self.model, states, batch, self.temperature)
@@ -236,10 +246,12 @@ MEASURED = ("logprob", "entropy", "clipped_low", "clipped_high")
 
 @dataclass
 class Rollout:
-    """The episodes of one policy step: what a model is run over, and what is known of tokens.
+    """The episodes of one policy step: the tokens that a model is run over, and what is
+    known of them.
 
-    names: of the episodes, for errors. measured: what the newest forward passes of the policy
-    showed, by the names in MEASURED. updated: whether the policy has changed since it sampled.
+    names: the name of each episode, for errors. measured: what the newest forward passes of
+    the policy measured, by the names in MEASURED. updated: whether the policy has changed
+    since it sampled.
     """
 
     examples: list[Example]
@@ -251,7 +263,7 @@ class Rollout:
         self.measured = {name: self.matrix() for name in MEASURED}
 
     def matrix(self) -> Tensor:
-        """Zeros [B, T]."""
+        """Return zeros [B, T]."""
         return torch.zeros(self.tokens.mask.shape, dtype=torch.float64)
 
     def rows(self, rows: Tensor) -> Rollout:
@@ -289,7 +301,9 @@ class Rollout:
         }
 
     def gap(self, rows: Tensor) -> dict[str, float]:
-        """Return `sampler_gap` of some episodes, by what was last measured of them."""
+        """Return `sampler_gap` of some episodes, by the newest logprobs that were measured
+        of them.
+        """
         tokens = self.tokens
         mask = tokens.mask[rows]
         logprobs = (
@@ -300,7 +314,9 @@ class Rollout:
         return sampler_gap(*(matrix[rows][mask] for matrix in logprobs))
 
     def check(self, values: Tensor, who: str) -> None:
-        """FloatingPointError names the first episode for which `who` gave no finite number."""
+        """Raise a FloatingPointError that names the first episode for which `who` gave a
+        number that is not finite.
+        """
         bad = (~values.isfinite()).nonzero()
         if len(bad):
             row, token = bad[0].tolist()
@@ -311,7 +327,10 @@ class Rollout:
 
 
 def rollout_of(episodes: Sequence[Episode]) -> Rollout:
-    """FloatingPointError if the sampler gave a logprob that is not finite."""
+    """Make the rollout of some episodes.
+
+    FloatingPointError if the sampler gave a logprob that is not finite.
+    """
     mask = algorithms.response_mask(
         torch.tensor([len(e.completion.tokens) for e in episodes])
     )
@@ -336,7 +355,7 @@ def rewards_of(
     group_size: int,
     step_weight: float,
 ) -> Rewards:
-    """The rewards of the episodes of N groups."""
+    """Return the rewards of the episodes of N groups."""
     components = [[e.rewards[name] for e in episodes] for name in component_weights]
     steps = step_ends = None
     if any(e.step_rewards for e in episodes):
@@ -363,6 +382,6 @@ def _padded(
 
 
 def note(matrices: Sequence[Tensor], rows: Tensor, parts: Sequence[Tensor]) -> None:
-    """Put parts [S, R] into the given rows of matrices [B, T]."""
+    """Write parts [S, R] into the given rows of matrices [B, T]."""
     for matrix, part in zip(matrices, parts, strict=True):
         matrix[rows, : part.shape[1]] = part.detach().double().cpu()

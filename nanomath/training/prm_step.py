@@ -28,12 +28,12 @@ from nanomath.training.ranks import is_sharded, micro_batches_of
 
 @dataclass
 class PRMStep:
-    """`step(solutions, number, lr)` takes one optimizer step on the labelled steps of
-    solutions.
+    """Takes an optimizer step on the labelled steps of solutions: `step(solutions, number,
+    lr)`.
 
     weights: (w_wrong, w_right). head_steps: for so many steps only the new head learns,
-    `model.score`. token_budget: tokens of a micro-batch, 0 for all at once; the
-    gradient does not depend on it. ValueError for head_steps of a sharded model: FSDP2 sums no
+    `model.score`. token_budget: tokens of a micro-batch, 0 for all at once; the gradient
+    does not depend on it. ValueError for head_steps of a sharded model: FSDP2 sums no
     gradient where the layers before need none.
     """
 
@@ -53,8 +53,8 @@ class PRMStep:
     def step(
         self, solutions: Sequence[Labelled], number: int, lr: float
     ) -> dict[str, float]:
-        """Metrics of step `number`: the loss, the mean score and the mean label of its steps,
-        the optimizer's.
+        """Make step `number`, and return its metrics: the loss, the mean score and the mean
+        label of the steps, and the optimizer's.
 
         ValueError when no step has a label.
         """
@@ -111,14 +111,15 @@ class PRMStep:
         return labels * right + (1 - labels) * wrong
 
     def _freeze(self, frozen: bool) -> None:
-        """Let the head alone learn, or everything."""
+        """Let the head alone learn, or all parameters."""
         for name, parameter in self.prm.model.named_parameters():
             parameter.requires_grad_(not frozen or name.startswith("score."))
 
 
 def balancing_weights(solutions: Sequence[Labelled]) -> tuple[float, float]:
-    """(w_wrong, w_right) with which both count for as much in all. ValueError where all labels
-    are alike.
+    """Return (w_wrong, w_right) with which right and wrong steps count for as much in all.
+
+    ValueError where all labels are alike.
     """
     labels = [y for s in solutions for y in s.labels if y is not None]
     right = sum(labels)

@@ -26,17 +26,19 @@ BUCKET = 2**25  # numbers summed in one call: few calls, and a copy of 128 MB at
 
 
 def count() -> int:
-    """How many ranks there are."""
+    """Return how many ranks there are."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def number() -> int:
-    """Which of them this is, from 0."""
+    """Return the number of this rank, from 0."""
     return dist.get_rank() if count() > 1 else 0
 
 
 def is_main() -> bool:
-    """Whether this is the rank that writes logs and checkpoints and talks to the user."""
+    """Return whether this is the rank that writes logs and checkpoints and talks to the
+    user.
+    """
     return number() == 0
 
 
@@ -72,7 +74,9 @@ def finish() -> None:
 
 
 def lost(error: BaseException) -> str:
-    """The line to print when `error` came of another rank's death, "" when it is our own."""
+    """Return the line to print when `error` came of another rank's death, "" when it is our
+    own.
+    """
     of_a_collective = isinstance(error, dist.DistError) or "gloo" in str(error)
     if count() == 1 or not of_a_collective:
         return ""
@@ -83,7 +87,7 @@ def lost(error: BaseException) -> str:
 
 
 def any_rank(flag: bool) -> bool:
-    """True on all ranks if it is true on one."""
+    """Return, on all ranks, whether the flag is true on one of them."""
     if count() == 1:
         return flag
     flags = torch.tensor([flag], dtype=torch.int32)
@@ -97,7 +101,7 @@ def barrier() -> None:
 
 
 def from_main(value: T) -> T:
-    """The main rank's value, on all ranks."""
+    """Return the main rank's value on all ranks."""
     if count() == 1:
         return value
     values = [value]
@@ -106,7 +110,7 @@ def from_main(value: T) -> T:
 
 
 def sum_(tensors: Sequence[Tensor]) -> None:
-    """Add up each tensor over the ranks, in place; to the same bits on all of them."""
+    """Add up each tensor over the ranks, in place, to the same bits on all of them."""
     if count() == 1:
         return
     for bucket in _buckets(tensors):
@@ -118,7 +122,9 @@ def sum_(tensors: Sequence[Tensor]) -> None:
 
 
 def _buckets(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
-    """Neighbours of one type and device, together at most BUCKET numbers (or one larger tensor)."""
+    """Group neighbours of one type and device: at most BUCKET numbers together, or one
+    larger tensor.
+    """
     bucket: list[Tensor] = []
     size = 0
     for tensor in tensors:
@@ -135,12 +141,14 @@ def _buckets(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
 
 
 def share(items: Sequence[T]) -> Sequence[T]:
-    """This rank's part of items that all ranks have: every count()-th."""
+    """Return this rank's part of items that all ranks have: every count()-th."""
     return items[number() :: count()]
 
 
 def gather(part: Sequence[T]) -> list[T]:
-    """Everyone's parts, of whatever pickles, as one list in the order that `share` cut."""
+    """Return everyone's parts as one list, in the order that `share` cut; parts are
+    pickled.
+    """
     if count() == 1:
         return list(part)
     parts: list[Any] = [None] * count()
@@ -158,12 +166,13 @@ def micro_batches_of(
     rows: Tensor | None = None,
     share_prompts: bool = True,
 ) -> Iterator[tuple[Tensor, bool]]:
-    """This rank's micro-batches of some rows (None: all), each with whether it counts.
+    """Return this rank's micro-batches of some rows (None: all), each with whether it
+    counts.
 
     The rows are dealt out by length, those of one prompt to one rank, and cut into
-    micro-batches of `token_budget` tokens (0: all at once). The ranks of a sharded model meet in
-    every forward and backward pass: those with fewer micro-batches go through the shortest
-    example once more, which must then have weight 0.
+    micro-batches of `token_budget` tokens (0: all at once). The ranks of a sharded model
+    meet in every forward and backward pass: those with fewer micro-batches go through the
+    shortest example once more, which must then have weight 0.
     """
     rows = torch.arange(len(examples)) if rows is None else rows
     chosen = [examples[i] for i in rows.tolist()]
@@ -181,12 +190,13 @@ def micro_batches_of(
 
 
 def is_sharded(model: nn.Module) -> bool:
-    """Whether the model, or a part of it, is cut over the ranks; see sharding.py."""
+    """Return whether the model, or a part of it, is cut over the ranks; see sharding.py."""
     return any(isinstance(module, FSDPModule) for module in model.modules())
 
 
 def _deal(examples: Sequence[Example], parts: int, share_prompts: bool) -> list[list[int]]:
-    """Items by part: from the longest down, each goes where there is least so far.
+    """Return the items of each part: from the longest down, each goes where there is least
+    so far.
 
     Those of one prompt go together, if that leaves no part without any.
     """

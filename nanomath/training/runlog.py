@@ -19,14 +19,16 @@ from nanomath.data.files import replacing
 
 
 class RunFailed(RuntimeError):
-    """A run could not go on; the message says where, why, and what is intact. The commands
-    exit with 1.
+    """A run could not go on; the message says where, why, and what is intact.
+
+    The commands exit with 1.
     """
 
 
 def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
-    """The records of a JSONL file; a truncated last line is passed over. ValueError for a
-    broken line elsewhere.
+    """Return the records of a JSONL file, without a last line that was cut short.
+
+    ValueError for a broken line elsewhere.
     """
     # Bytes, because the last line may end in the middle of a character.
     lines = path.read_bytes().split(b"\n")
@@ -43,16 +45,16 @@ def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
 
 
 class RunLog:
-    """The directory of one run, open for writing. An OSError names the file that could not be
-    written.
+    """The directory of one run, open for writing.
 
-    Of several processes that compute the same run only one `writes`; for the others all
-    methods but `read` do nothing.
+    An OSError names the file that could not be written. Of several processes that compute
+    the same run only one `writes`; for the others all methods but `read` do nothing.
     """
 
     def __init__(self, directory: str | Path, resume: bool, writes: bool = True) -> None:
-        """Nothing is written yet. FileExistsError if the directory holds another run and
-        `resume` is not asked for.
+        """Check the directory; nothing is written yet.
+
+        FileExistsError if it holds another run and `resume` is not asked for.
         """
         self.directory = Path(directory)
         self.writes = writes
@@ -69,10 +71,11 @@ class RunLog:
             )
 
     def begin(self, config: str, step: int) -> None:
-        """Write the resolved config and forget what was logged after `step`, where training
+        """Write the resolved config, and drop what was logged after `step`, where training
         goes on.
 
-        At step 0 all is forgotten: what is measured before the first update is measured again.
+        At step 0 everything is dropped: the model before the first update is measured
+        again.
         """
         if not self.writes:
             return
@@ -90,7 +93,9 @@ class RunLog:
         return self.directory / "checkpoints"
 
     def read(self, name: str) -> list[dict[str, Any]]:
-        """What has been logged under a file's name so far, nothing if that file is not there."""
+        """Return the lines that are logged under a file's name so far, none if that file is
+        not there.
+        """
         path = self.directory / name
         return list(read_jsonl(path)) if path.exists() else []
 
@@ -115,8 +120,8 @@ class RunLog:
                 file.write(_line({"step": step, **record}))
 
     def sync(self) -> None:
-        """Have the log on the disk itself: a checkpoint must not survive a crash of the
-        machine without its lines.
+        """Make sure that the log is on the disk: a checkpoint must not survive a crash of
+        the machine without its lines.
         """
         for path in self.directory.glob("*.jsonl") if self.writes else ():
             with _named(path), open(path, "rb") as file:
@@ -128,7 +133,7 @@ def _line(record: dict[str, Any]) -> str:
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Replace a file's content in one go: a reader, or a crash, sees the old text or the new
+    """Replace a file's content at once: a reader, or a crash, sees the old text or the new
     one.
     """
     with _named(path), replacing(path) as scratch:
@@ -137,7 +142,7 @@ def write_atomically(path: Path, text: str) -> None:
 
 @contextmanager
 def _named(path: Path) -> Iterator[None]:
-    """An OSError of a write knows no file name of its own: say which file it was."""
+    """Name the file in the OSError of a write, which does not name it itself."""
     try:
         yield
     except OSError as error:

@@ -25,7 +25,7 @@ from nanomath.training.sharding import whole
 
 @dataclass
 class SFTStep:
-    """`step(examples, number, lr)` takes one optimizer step on the responses of `examples`.
+    """Takes an optimizer step on the responses of examples: `step(examples, number, lr)`.
 
     aggregation: "token" or "sequence" mean. token_budget: tokens of a micro-batch, 0 for
     all at once; the gradient does not depend on it. dft and neftune_alpha: see
@@ -41,11 +41,11 @@ class SFTStep:
     seed: int = 0
 
     def step(self, examples: list[Example], number: int, lr: float) -> dict[str, float]:
-        """Metrics of step `number`: the loss that was descended, the mean NLL and entropy per
-        token, the optimizer's.
+        """Make step `number`, and return its metrics: the loss, the mean NLL and entropy
+        per token, and the optimizer's.
 
-        FloatingPointError, before anything is updated, names the example whose NLL or entropy
-        is not finite.
+        FloatingPointError, before anything is updated, names the example whose NLL or
+        entropy is not finite.
         """
         lengths = torch.tensor([len(example.response) for example in examples])
         weights = loss_weights(response_mask(lengths), self.aggregation)
@@ -88,8 +88,8 @@ class SFTStep:
         }
 
     def _noise(self, examples: list[Example], number: int) -> list[Tensor]:
-        """NEFTune's noise [T, D] of every example, drawn before the batch is cut; empty when
-        it is off.
+        """Return NEFTune's noise [T, D] of every example, drawn before the batch is cut;
+        nothing when it is off.
         """
         if not self.neftune_alpha:
             return []
@@ -103,8 +103,8 @@ class SFTStep:
 
 
 def check_finite(**sums: Tensor) -> None:
-    """FloatingPointError names the first of the sums [S] by example that is not finite, and
-    the example.
+    """Raise a FloatingPointError that names the first example whose sum in [S] is not
+    finite.
     """
     for name, values in sums.items():
         for i, value in enumerate(values.tolist()):
@@ -115,7 +115,10 @@ def check_finite(**sums: Tensor) -> None:
 
 
 def heldout_loss(model: Transformer, examples: list[Example], token_budget: int) -> float:
-    """Mean negative logprob per response token. FloatingPointError when one is not finite."""
+    """Return the mean negative logprob of a response token, in nats.
+
+    FloatingPointError when one is not finite.
+    """
     mine = ranks.share(examples)
     with whole(model):
         sums = (

@@ -28,8 +28,9 @@ from nanomath.training import ranks
 
 
 def shard(model: Transformer, dtype: torch.dtype) -> Transformer:
-    """Cut the model's weights over the ranks, layer by layer, to compute in `dtype`; with one
-    rank there is no cut.
+    """Cut the model's weights over the ranks, layer by layer, to compute in `dtype`.
+
+    With one rank nothing is cut.
     """
     if ranks.count() == 1:
         return model
@@ -54,17 +55,17 @@ def shard(model: Transformer, dtype: torch.dtype) -> Transformer:
 
 
 def computes_in(parameter: Tensor) -> torch.dtype:
-    """The type that a parameter has in forward passes."""
+    """Return the dtype that a parameter has in forward passes."""
     return getattr(parameter, "computes_in", parameter.dtype)
 
 
 @contextmanager
 def whole(model: nn.Module) -> Iterator[None]:
-    """Every rank has all weights meanwhile, so that forward passes without gradient need no
-    other rank.
+    """Give every rank all weights for the time of the block, so that forward passes without
+    gradient need no other rank.
 
-    For what differs in length from rank to rank (sampling, scoring) and for saving. All ranks
-    must come here together.
+    It is for work that differs in length from rank to rank (sampling, scoring), and for
+    saving. All ranks must come here together.
     """
     parts = [
         m
@@ -83,8 +84,8 @@ def whole(model: nn.Module) -> Iterator[None]:
 
 
 def drop_copies(model: nn.Module) -> None:
-    """Forget weights that a forward pass put together and left so: the next one must see the
-    updated slices.
+    """Drop the weights that a forward pass put together and kept: the next pass must see
+    the updated slices.
     """
     for module in model.modules():
         if isinstance(module, FSDPModule):
@@ -92,18 +93,19 @@ def drop_copies(model: nn.Module) -> None:
 
 
 def is_slice(tensor: Tensor) -> bool:
-    """Whether this rank has only a slice of it."""
+    """Return whether this rank has only a slice of the tensor."""
     return isinstance(tensor, DTensor)
 
 
 def local(tensor: Tensor) -> Tensor:
-    """This rank's slice, sharing its memory."""
+    """Return this rank's slice of the tensor; they share memory."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def assemble(slice_: Tensor, like: Tensor) -> Tensor:
-    """The whole of which every rank gives its slice, cut as `like` is. All ranks must come
-    here together.
+    """Return the whole of which every rank gives its slice, cut as `like` is.
+
+    All ranks must come here together.
     """
     if not isinstance(like, DTensor):
         return slice_
@@ -117,7 +119,7 @@ def assemble(slice_: Tensor, like: Tensor) -> Tensor:
 
 
 def slice_of(whole_: Tensor, like: Tensor) -> Tensor:
-    """This rank's slice of a whole that all ranks have, cut as `like` is."""
+    """Return this rank's slice of a whole that all ranks have, cut as `like` is."""
     if not isinstance(like, DTensor):
         return whole_
     return distribute_tensor(

@@ -1,9 +1,9 @@
-"""Sampling shared out among ranks: each draws for some of the prompts, and all get what one
-rank would have drawn.
+"""Sampling shared out among ranks: each rank draws for some of the prompts, and all ranks
+get the completions that one rank alone would have drawn.
 
 A sample is a function of (seed, prompt, number of the sample), so it does not matter which
-rank draws it. Only the copies of a prompt that land on different ranks have to be told which
-numbers are theirs.
+rank draws it. Only the copies of a prompt that land on different ranks have to be told
+which numbers are theirs.
 """
 
 from __future__ import annotations
@@ -23,8 +23,9 @@ T = TypeVar("T")
 
 @dataclass
 class SharedSampler:
-    """`generate` and `episodes` for all ranks together, with the same arguments on each and
-    the same result.
+    """Runs `generate` and `episodes` on all ranks together.
+
+    Every rank gives the same arguments and gets the same result.
 
     refresh: brings the sampler's weights up to date, where they are not the trainer's own.
     """
@@ -35,7 +36,7 @@ class SharedSampler:
     def generate(
         self, prompts: Sequence[list[int]], n: int = 1, **sampling: Any
     ) -> list[Completion]:
-        """`n` completions of every prompt, in prompt-major order; `sampling` as in
+        """Draw `n` completions of every prompt, in prompt-major order; `sampling` is as in
         `Sampler.generate`.
         """
 
@@ -60,8 +61,10 @@ class SharedSampler:
         group_size: int,
         **sampling: Any,
     ) -> list[list[Episode]]:
-        """As `sample_episodes`. A rank scores what it drew: a grader's timeout is then the
-        same for all.
+        """Sample and score episodes as `sample_episodes` does.
+
+        A rank scores the completions that it drew, so that a grader's timeout is the same
+        for all.
         """
 
         def draw(which: Sequence[int], first: Sequence[int]) -> list[list[Episode]]:
@@ -82,8 +85,10 @@ class SharedSampler:
         n: int,
         draw: Callable[[Sequence[int], Sequence[int]], list[list[T]]],
     ) -> list[list[T]]:
-        """The groups of all prompts; draw(which, first) gives those of some, whose samples
-        begin at numbers `first`.
+        """Return the groups of all prompts.
+
+        draw(which, first) draws those of some prompts, whose samples begin at the numbers
+        `first`.
         """
         which = ranks.share(range(len(prompts)))
         first = ranks.share(first_samples(prompts, n))

@@ -25,7 +25,7 @@ PACKAGES = ("nanomath", "torch", "tokenizers", "safetensors", "numpy", "triton")
 
 
 class Sittings:
-    """The sittings of a run in `path`; this one began at update `start` on `device`."""
+    """Keeps run.json at `path`; this sitting began at update `start` on `device`."""
 
     def __init__(self, path: Path, start: int, device: torch.device) -> None:
         self.path = path
@@ -45,7 +45,7 @@ class Sittings:
         )
 
     def text(self, step: int) -> str:
-        """The content of run.json when `step` updates have been done."""
+        """Return the content of run.json when `step` updates have been done."""
         self.all[-1] |= {
             "to_step": step,
             "minutes": round((time.perf_counter() - self.clock) / 60, 2),
@@ -55,8 +55,10 @@ class Sittings:
 
 
 def commit() -> str:
-    """The commit of the clone that nanomath runs from, with "+" where files have changed since;
-    empty where it is no clone.
+    """Return the commit of the clone that nanomath runs from, with "+" where files have
+    changed since.
+
+    It is empty where nanomath runs from no clone.
     """
     try:
         found = subprocess.run(
@@ -72,7 +74,7 @@ def commit() -> str:
 
 
 def versions() -> dict[str, str]:
-    """Python's version and those of the packages a run is made with."""
+    """Return Python's version and those of the packages a run is made with."""
     found = {"python": platform.python_version()}
     for name in PACKAGES:
         try:
@@ -83,7 +85,7 @@ def versions() -> dict[str, str]:
 
 
 def machine(device: torch.device) -> dict[str, Any]:
-    """Processor, threads, memory and GPU."""
+    """Return processor, threads, memory and GPU."""
     facts = {
         "processor": processor(),
         "cores": os.cpu_count(),
@@ -97,7 +99,7 @@ def machine(device: torch.device) -> dict[str, Any]:
 
 
 def processor() -> str:
-    """The processor's name, as Linux gives it, or else the kind of machine."""
+    """Return the processor's name as Linux gives it, or else the kind of machine."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text("utf-8", "replace").splitlines() if info.exists() else []
     names = [
@@ -107,7 +109,7 @@ def processor() -> str:
 
 
 def peak_memory(device: torch.device) -> int:
-    """The most bytes used so far: of the GPU, or of this process."""
+    """Return the most bytes used so far: of the GPU, or of this process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     unit = 1 if sys.platform == "darwin" else 1024
@@ -115,7 +117,7 @@ def peak_memory(device: torch.device) -> int:
 
 
 def total_memory(device: torch.device) -> int:
-    """All bytes of the GPU, or of this machine."""
+    """Return all bytes of the GPU, or of this machine."""
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

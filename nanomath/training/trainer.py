@@ -1,5 +1,5 @@
-"""A model in training, with its optimizer and its run directory: what all training scripts
-share.
+"""A model in training, with its optimizer and its run directory; all training scripts share
+it.
 """
 
 from __future__ import annotations
@@ -56,11 +56,12 @@ MEMORY_KNOBS = {
 
 
 class Trainer:
-    """Started anew, or put where the newest checkpoint of the run left it when `resume` is
-    asked for.
+    """A run that starts anew or, when `resume` is asked for, where its newest checkpoint
+    left it.
 
-    build: makes the model. score: what is measured of it that says how good it is; more is
-    better. use: the commands to go on with, `RUN` standing for the run's directory.
+    build: makes the model. score: the metric of held-out data that says how good the model
+    is; more is better. use: the commands to go on with, in which `RUN` stands for the run's
+    directory.
     """
 
     def __init__(
@@ -151,8 +152,9 @@ class Trainer:
         )
 
     def train_beside(self, name: str, module: nn.Module) -> Optimizer:
-        """The optimizer of another module in training; checkpoints hold both under `name`, and
-        give them back.
+        """Return the optimizer of another module in training.
+
+        Checkpoints hold both under `name`, and give them back.
         """
         optimizer = self.others[name] = self._optimizer(module, keep_weights=True)
         if self.checkpoint:
@@ -173,7 +175,7 @@ class Trainer:
             self.log.trackers.append(tensorboard(self.log.directory, self.start))
 
     def learning_rate(self, step: int) -> float:
-        """The rate of the update after `step` updates."""
+        """Return the learning rate of the update after `step` updates."""
         o = self.config.optim
         return learning_rate(
             step, self.config.run.steps, o.lr, o.schedule, o.warmup, o.final
@@ -183,11 +185,11 @@ class Trainer:
     def running(
         self, evaluate: Callable[[int], Metrics], show: dict[str, str]
     ) -> Iterator[Loop]:
-        """The loop over the steps that are left. At its end this says how it went, and sets
+        """Yield the loop over the steps that are left, say at its end how it went, and set
         `exit_code`.
 
-        RunFailed says what went wrong, which checkpoint there is, and what to do about memory
-        if it was that.
+        RunFailed says what went wrong, which checkpoint there is, and how to save memory if
+        that was missing.
         """
         run = self.config.run
         self.begin()
@@ -236,12 +238,12 @@ class Trainer:
         ranks.barrier()  # no rank goes on, or ends, before it is written
 
     def _note_sitting(self, step: int) -> None:
-        """Write what this sitting has come to after `step` updates."""
+        """Write into run.json how far this sitting has come after `step` updates."""
         self.log.write("run.json", self.sittings.text(step))
 
     def keeps(self, step: int, measured: Metrics) -> bool:
-        """Whether the model after `step` updates is the best so far on held-out problems;
-        remembered if so.
+        """Return whether the model after `step` updates is the best so far on held-out
+        problems, and remember it if so.
         """
         score = measured[self.score]
         if self.best and score <= self.best["score"]:
@@ -250,7 +252,7 @@ class Trainer:
         return True
 
     def _intact(self) -> str:
-        """What is there to go on from."""
+        """Say which checkpoint there is to go on from."""
         steps = checkpoint_steps(self.log.checkpoints)
         if not steps:
             return "no checkpoint had been written yet, the same command with --resume starts again"
@@ -275,8 +277,8 @@ class Trainer:
             )
 
     def summary(self) -> str:
-        """The held-out score before, after and at its best, as the log has it, and where to
-        look next.
+        """Return the held-out score before, after and at its best, as the log has it, and
+        the commands to go on with.
         """
         measured = [line for line in self.log.read("metrics.jsonl") if self.score in line]
         low = f"{self.score}_low"
@@ -294,8 +296,10 @@ class Trainer:
         name = self.score.removeprefix("heldout/")
         sampling = getattr(self.config, "sampling", None)
         if self.best:
-            best = f"best   {100 * self.best['score']:5.1f}%  after step {self.best['step']}: {place}/checkpoints/best"
-            lines.append(best)
+            best = (
+                f"best   {100 * self.best['score']:5.1f}%  after step {self.best['step']}"
+            )
+            lines.append(f"{best}: {place}/checkpoints/best")
         return "\n".join(
             [
                 f"{place}: held-out {name}"
@@ -310,7 +314,9 @@ class Trainer:
 
 
 def tensorboard(directory: Path, start: int) -> Callable[[int, Metrics], None]:
-    """What writes metrics into an event file of the run, from which those after `start` are gone.
+    """Return a writer of metrics into an event file of the run, without the metrics after
+    `start`.
+
     ImportError where tensorboard is not installed.
     """
     try:
@@ -332,7 +338,7 @@ def tensorboard(directory: Path, start: int) -> Callable[[int, Metrics], None]:
 
 
 def use_of_policy(source: str) -> tuple[str, ...]:
-    """What can be done with a policy that is measured on the problems of `source`."""
+    """Return the commands for a policy that is measured on the problems of `source`."""
     return (
         'ask it: python -m nanomath sample RUN "YOUR QUESTION"',
         f"measure it: python -m nanomath eval RUN {source}",
@@ -340,22 +346,21 @@ def use_of_policy(source: str) -> tuple[str, ...]:
 
 
 def make_deterministic(mode: str, device: str) -> None:
-    """Have torch take only algorithms that give the same bits every time: "true", "false", or
-    "auto" on a CPU only.
+    """Make torch use only algorithms that give the same bits every time: "true", "false",
+    or "auto" on a CPU only.
     """
     if mode == "true":  # cuBLAS reads this when it is first used
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.utils.deterministic.fill_uninitialized_memory = (
-        False  # a debugging aid that writes all memory twice
-    )
+    # A debugging aid that writes all memory twice.
+    torch.utils.deterministic.fill_uninitialized_memory = False
     torch.use_deterministic_algorithms(
         mode == "true" or (mode == "auto" and choose_device(device).type == "cpu")
     )
 
 
 def memory_use(device: torch.device) -> str:
-    """The most memory used so far and all there is: of the GPU, or of this process and its
-    machine.
+    """Say how much memory was used at most and how much there is: of the GPU, or of this
+    process and its machine.
     """
     used = peak_memory(device) / 2**30
     return (
@@ -364,7 +369,7 @@ def memory_use(device: torch.device) -> str:
 
 
 def memory_knobs(config: Config) -> str:
-    """A line for each key of the config that saves memory, with its present value."""
+    """Return a line for each key of the config that saves memory, with its present value."""
     lines = []
     for key, effect in MEMORY_KNOBS.items():
         part, name = key.split(".")

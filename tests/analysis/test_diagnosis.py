@@ -1,4 +1,4 @@
-"""What is said of runs, healthy and sick; of each rule one run that breaks it and one that does not."""
+"""What is said of runs, healthy and sick: of each rule one that breaks it, one that does not."""
 
 from __future__ import annotations
 

@@ -272,7 +272,8 @@ def test_another_value_colours_the_tokens(browser, page):
 def test_filters(browser, page, kind, number):
     browser.open(page)
     browser.run(
-        "const s = document.querySelector('[aria-label=\"which samples\"]'); s.value = arguments[0];"
+        "const s = document.querySelector('[aria-label=\"which samples\"]');"
+        "s.value = arguments[0];"
         "s.dispatchEvent(new Event('change'))",
         kind,
     )

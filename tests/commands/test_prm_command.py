@@ -24,6 +24,7 @@ ROWS = [
     {"prompt": "2 + 1?", "completions": ["2 + 1 = 3", "so 3"], "labels": [1, 1]},
     {"prompt": "2 + 2?", "completions": ["2 + 2 = 5"], "labels": [0]},
 ] * 2
+TRAIN = "prm train model.path=MODEL"
 
 
 @pytest.fixture
@@ -182,25 +183,31 @@ def test_a_judge_that_answers_nonsense(call, model_directory):
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("line", "message"),
     [
-        (["prm"], "prm needs one of label, train, eval"),
-        (["prm", "score"], "prm needs one of label, train, eval"),
-        (["prm", "label", "model.path=MODEL"], "label.save is empty"),
-        (["prm", "label", "model.path=MODEL", "label.save=x", "problems.source=ROWS"], "no answer field"),
-        (["prm", "train", "model.path=MODEL"], "prm.train and prm.heldout must name files of labelled solutions"),
-        (["prm", "train", "prm.train=ROWS", "prm.heldout=ROWS"], "model.path is empty"),
-        (["prm", "train", "model.path=MODEL", "prm.train=ROWS", "prm.heldout=none"], "no such file of labelled"),
-        (["prm", "train", "model.path=MODEL", "prm.train=BAD", "prm.heldout=ROWS"], "bad.jsonl:2: 1 steps, but 2"),
-        (["prm", "train", "model.path=MODEL", "prm.train=LONG", "prm.heldout=ROWS"], "long.jsonl:1: solution 0 of"),
-        (["prm", "train", "prm.format=math_shepherd", "prm.head_steps=3"], "head_steps trains a new head first"),
-        (["prm", "train", "model.path=MODEL", "prm.train=ROWS", "prm.heldout=ROWS", "prm.format=qwen"], "<extra_0>"),
-        (["prm", "eval", "MODEL"], "prm eval needs a PRM and a file"),
-        (["prm", "eval", "none", "ROWS"], "none"),
-        (["prm", "eval", "random", "ROWS", "save=no/where.jsonl"], "there is no directory to write"),
+        ("prm", "prm needs one of label, train, eval"),
+        ("prm score", "prm needs one of label, train, eval"),
+        ("prm label model.path=MODEL", "label.save is empty"),
+        ("prm label model.path=MODEL label.save=x problems.source=ROWS", "no answer field"),
+        (
+            "prm train model.path=MODEL",
+            "prm.train and prm.heldout must name files of labelled",
+        ),
+        ("prm train prm.train=ROWS prm.heldout=ROWS", "model.path is empty"),
+        (f"{TRAIN} prm.train=ROWS prm.heldout=none", "no such file of labelled"),
+        (f"{TRAIN} prm.train=BAD prm.heldout=ROWS", "bad.jsonl:2: 1 steps, but 2"),
+        (f"{TRAIN} prm.train=LONG prm.heldout=ROWS", "long.jsonl:1: solution 0 of"),
+        (
+            "prm train prm.format=math_shepherd prm.head_steps=3",
+            "head_steps trains a new head",
+        ),
+        (f"{TRAIN} prm.train=ROWS prm.heldout=ROWS prm.format=qwen", "<extra_0>"),
+        ("prm eval MODEL", "prm eval needs a PRM and a file"),
+        ("prm eval none ROWS", "none"),
+        ("prm eval random ROWS save=no/where.jsonl", "there is no directory to write"),
     ],
-)  # fmt: skip
-def test_bad_input_is_one_line(call, model_directory, rows, tmp_path, words, message):
+)
+def test_bad_input_is_one_line(call, model_directory, rows, tmp_path, line, message):
     good = json.dumps(ROWS[0]) + "\n"
     (tmp_path / "bad.jsonl").write_text(
         good + json.dumps({"prompt": "q", "completions": ["a"], "labels": [1, 0]})
@@ -217,8 +224,8 @@ def test_bad_input_is_one_line(call, model_directory, rows, tmp_path, words, mes
         "LONG": tmp_path / "long.jsonl",
     }
     for name, place in places.items():
-        words = [word.replace(name, str(place)) for word in words]
-    outcome = call(main, *words)
+        line = line.replace(name, str(place))
+    outcome = call(main, *line.split())
     assert (
         outcome.code == 2
         and message in outcome.err

@@ -6,8 +6,9 @@ interpreted. As on a GPU
 
 - operations that mix devices are refused, but for copies, indices, and numbers without dimension,
 - memory that was only allocated holds nothing of use: NaN, or integers that are far out of range,
-- a CUDA graph is captured without anything being computed; what makes the host wait, or reads the host's memory, is
-  refused; a replay does the same operations on the same memory, and sees nothing of what Python has changed since.
+- a CUDA graph is captured without anything being computed; what makes the host wait, or reads the
+  host's memory, is refused; a replay does the same operations on the same memory, and sees nothing
+  of what Python has changed since.
 
 It cannot show what only the hardware does: speed, races, how much memory there is, the sums of
 tensor cores.

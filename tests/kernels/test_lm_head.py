@@ -179,11 +179,10 @@ def test_targets_outside_of_the_vocabulary_have_no_logprob_in_the_cpu_form():
 
 
 @needs_triton
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_triton(kernel_device, dtype):
-    @settings(max_examples=12, deadline=None)
-    @given(**shapes)
-    def check(seed, n, dim, vocabulary, temperature):
+def test_triton(kernel_device):
+    @settings(max_examples=20, deadline=None)
+    @given(dtype=st.sampled_from(DTYPES), **shapes)
+    def check(dtype, seed, n, dim, vocabulary, temperature):
         hidden, weight, u = problem(seed, n, dim, vocabulary, dtype, kernel_device)
         check_sample(
             sample_triton(hidden, weight, u, temperature), hidden, weight, u, temperature
@@ -194,7 +193,7 @@ def test_triton(kernel_device, dtype):
 
 @needs_triton
 @pytest.mark.parametrize("cut", TILES, ids=["wide", "narrow", "float32"])
-@pytest.mark.parametrize("temperature", [0.7, 0.0])
+@pytest.mark.parametrize("temperature", [0.7, pytest.param(0.0, marks=pytest.mark.slow)])
 def test_every_tile_with_odd_sizes(kernel_device, cut, temperature, monkeypatch):
     """More rows than a tile has, a block that is not full, and a tile that lacks its last
     block.
@@ -223,7 +222,12 @@ def test_logprobs_of_targets(kernel_device, temperature):
 
 @needs_triton
 @pytest.mark.parametrize(
-    ("dtype", "temperature"), list(zip(DTYPES, [1.0, 0.6, 0.0], strict=True))
+    ("dtype", "temperature"),
+    [
+        (torch.bfloat16, 0.6),
+        pytest.param(torch.float32, 1.0, marks=pytest.mark.slow),
+        pytest.param(torch.float16, 0.0, marks=pytest.mark.slow),
+    ],
 )
 def test_the_trainer_computes_what_the_sampler_returned(
     kernel_device, dtype, temperature, monkeypatch

@@ -74,9 +74,7 @@ def loss_of(rows, examples) -> torch.Tensor:
     return torch.stack(parts).sum()
 
 
-@pytest.mark.parametrize("checkpointing", [False, True])
-@pytest.mark.parametrize("share", [True, False])
-@given(examples=examples)
+@given(examples=examples, share=st.booleans(), checkpointing=st.booleans())
 @property_test
 def test_values_and_gradients_are_those_of_passes_by_themselves(
     model, share, checkpointing, examples

@@ -35,7 +35,7 @@ from nanomath.models.hf import INDEX_FILE
 T = TypeVar("T")
 quickly = settings(
     deadline=None,
-    max_examples=200,
+    max_examples=80,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 

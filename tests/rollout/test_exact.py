@@ -97,7 +97,11 @@ def test_both_logprobs_of_a_truncation_that_cuts_nothing_are_the_trainers(
     assert [c.sampling_logprobs for c in found] == [c.logprobs for c in found]
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(
+    "dtype",
+    [torch.float32, pytest.param(torch.bfloat16, marks=pytest.mark.slow)],
+    ids=str,
+)
 def test_samples_depend_on_nothing_around_them(
     size, new_model, new_tokenizer, dtype, threads
 ):

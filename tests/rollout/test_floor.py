@@ -16,7 +16,9 @@ QWEN = {
     "0.5b": ModelConfig(151936, 896, 24, 14, 2, 64, 4864, 32768),
     "1.5b": ModelConfig(151936, 1536, 28, 12, 2, 128, 8960, 32768),
 }
-TABLE = [  # Qwen2.5, bfloat16, context 1024: milliseconds of projections, lm_head, attention, step; tokens a second
+# Qwen2.5, bfloat16, context 1024: rows; milliseconds of projections, lm_head, attention and of the
+# step; tokens a second.
+TABLE = [
     ("0.5b", 64, (0.166, 0.063, 0.187, 0.417), 153e3),
     ("0.5b", 256, (0.232, 0.088, 0.749, 1.069), 239e3),
     ("1.5b", 64, (0.609, 0.109, 0.437, 1.155), 55e3),

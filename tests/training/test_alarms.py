@@ -84,8 +84,8 @@ def test_the_words():
         kl=ramp((40, 0.02), (41, 0.2)),
         repetition=lambda n: 0.1,
     )
-    text = "collapse: accuracy fell from 30.0% (best, step 10) to 10.0% while kl rose from 0.020 to 0.200"
-    assert collapse(history) == text
+    fall = "collapse: accuracy fell from 30.0% (best, step 10) to 10.0%"
+    assert collapse(history) == f"{fall} while kl rose from 0.020 to 0.200"
 
 
 @pytest.mark.parametrize(

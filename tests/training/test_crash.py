@@ -294,8 +294,10 @@ def test_a_signal_before_the_first_step(nursery, tmp_path, number):
         when=str(run / "config.toml"),
     )
     assert life.code == 1 and "Traceback" not in life.out
-    said = "interrupted; no checkpoint had been written yet, the same command with --resume starts again"
-    assert life.last_words == said
+    assert life.last_words == (
+        "interrupted; no checkpoint had been written yet, "
+        "the same command with --resume starts again"
+    )
     assert not (run / "checkpoints").exists()
     nursery.well("train_sft", place, "run.steps=1", "--resume")
 

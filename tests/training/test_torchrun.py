@@ -21,15 +21,21 @@ pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
 TINY = "model.new.layers=2 model.new.hidden_size=64 model.new.intermediate_size=96 "
 TINY += "train.limit=60 heldout.limit=6 run.steps=3"
-SFT = f"train_sft.py configs/tiny/sft.toml {TINY} sft.batch_size=7 sampling.max_new_tokens=8 optim.schedule=constant"
+SFT = (
+    f"train_sft.py configs/tiny/sft.toml {TINY} sft.batch_size=7 "
+    "sampling.max_new_tokens=8 optim.schedule=constant"
+)
 GRPO = (
     f"train_grpo.py configs/tiny/grpo.toml {TINY} model.path=DIRECTORY/one "
     "sampling.max_new_tokens=8 grpo.prompts=3 "
     "grpo.group_size=4 grpo.token_budget=300 optim.schedule=constant "
     "reward.weights={repetition=1.0,random=0.5}"
 )
-PRM = "-m nanomath prm train configs/tiny/prm.toml model.path=DIRECTORY/one prm.train=DIRECTORY/labelled.jsonl "
-PRM += "prm.heldout=DIRECTORY/labelled.jsonl run.steps=3 prm.batch_size=9 prm.token_budget=300 optim.schedule=constant"
+PRM = (
+    "-m nanomath prm train configs/tiny/prm.toml model.path=DIRECTORY/one "
+    "prm.train=DIRECTORY/labelled.jsonl prm.heldout=DIRECTORY/labelled.jsonl "
+    "run.steps=3 prm.batch_size=9 prm.token_budget=300 optim.schedule=constant"
+)
 
 
 def start(

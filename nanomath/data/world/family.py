@@ -40,8 +40,8 @@ SURFACE = {"group", "difficulty", "language", "name", "object", "wording"}
 
 
 def split_of(metadata: Metadata) -> str:
-    """The split a problem belongs to: 80 % train, 10 % validation, 10 % test, by a hash of its
-    canonical content.
+    """Return the split a problem belongs to: 80 % train, 10 % validation, 10 % test, by a
+    hash of its canonical content.
     """
     canonical = {key: value for key, value in metadata.items() if key not in SURFACE}
     digest = hashlib.sha256(json.dumps(canonical, sort_keys=True).encode()).digest()

@@ -1,4 +1,4 @@
-"""Draw problems of any family, and the text a base model is pre-trained on."""
+"""Draws problems of any family, and the text that a base model is pre-trained on."""
 
 from __future__ import annotations
 
@@ -39,15 +39,14 @@ def generate(
     languages: Sequence[str] = ("en",),
     direct: float = 0.0,
 ) -> list[Problem]:
-    """`count` distinct problems of one family and split: a pure function of its arguments.
+    """Draw `count` distinct problems of one family and split, as a pure function of the
+    arguments.
 
-    A share `direct` of the solutions states the answer alone, as people do who work in their
-    heads.
-
-    Difficulty is uniform in the closed range (facts have none: always 1); languages take
-    turns. A longer list starts with the shorter one, and another language with the same seed
-    words the same problems. ValueError for an unknown family, split or language, a range
-    outside 1..8, or a split that holds too few distinct problems.
+    A share `direct` of the solutions states the answer alone, as people do who work in
+    their heads. Difficulty is uniform in the closed range (facts have none: always 1);
+    languages take turns. A longer list starts with the shorter one, and another language
+    with the same seed words the same problems. ValueError for an unknown family, split or
+    language, a range outside 1..8, or a split that holds too few distinct problems.
     """
     check_request(family, split, count, difficulty, languages)
     random = Random(f"{family}/{split}/{seed}")
@@ -77,6 +76,9 @@ def check_request(
     difficulty: tuple[int, int],
     languages: Sequence[str],
 ) -> None:
+    """Raise a ValueError for a family, split, count, difficulty or language that there is
+    not.
+    """
     if family not in REGISTRY:
         raise ValueError(f"unknown family {family!r}: one of {', '.join(REGISTRY)}")
     if split not in SPLITS:
@@ -96,7 +98,7 @@ def check_request(
 def draw_problem(
     random: Random, family: str, split: str, difficulty: tuple[int, int], language: str
 ) -> Problem:
-    """The first problem drawn that belongs to the split."""
+    """Draw problems until one belongs to the split, and return it."""
     maker = REGISTRY[family]
     while True:
         level = random.randint(*difficulty)
@@ -121,20 +123,17 @@ def draw_problem(
 
 
 def pretraining_documents(
-    count: int,
-    seed: int = 0,
-    difficulty: tuple[int, int] = (1, 4),
-    languages: Sequence[str] = LANGUAGES,
+    count: int, seed: int = 0, difficulty: tuple[int, int] = (1, 4)
 ) -> list[str]:
-    """`count` shuffled plain texts: worked problems of every family's train split, and
-    statements of the facts.
+    """Return `count` plain texts in random order: worked problems of every family's train
+    split, and statements of the facts.
 
     Every fact is stated in each language, whatever split its question is in. ValueError if
     `count` is too small.
     """
-    check_request("maths", "train", count, difficulty, languages)
+    check_request("maths", "train", count, difficulty, LANGUAGES)
     statements = [
-        statement for language in languages for statement in fact_statements(language)
+        statement for language in LANGUAGES for statement in fact_statements(language)
     ]
     if count < len(statements):
         raise ValueError(
@@ -144,7 +143,7 @@ def pretraining_documents(
     documents = statements * max(1, count // (STATEMENT_SHARE * len(statements)))
     while len(documents) < count:
         family = random.choice(list(REGISTRY))
-        language = random.choice(languages)
+        language = random.choice(LANGUAGES)
         problem = draw_problem(random, family, "train", difficulty, language)
         documents.append(f"{problem.question}\n{problem.solution}")
     random.shuffle(documents)

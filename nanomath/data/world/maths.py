@@ -110,7 +110,7 @@ WORDINGS_PER_EVENT = 3
 
 
 def apply(value: int, operator: str, operand: int) -> int:
-    """The running value after one event; division is exact by construction."""
+    """Return the running value after one event; division is exact by construction."""
     return {
         "+": value + operand,
         "-": value - operand,
@@ -120,7 +120,9 @@ def apply(value: int, operator: str, operand: int) -> int:
 
 
 def sensible_events(value: int) -> list[tuple[str, Sequence[int]]]:
-    """Per operator, the operands that change `value` and keep it whole and in 1..LARGEST."""
+    """Return, for each operator, the operands that change `value` and keep it whole and in
+    1..LARGEST.
+    """
     operands = {
         "+": range(1, min(LARGEST_TERM, LARGEST - value) + 1),
         "-": range(1, min(LARGEST_TERM, value - 1) + 1),
@@ -149,7 +151,7 @@ def draw(random: Random, difficulty: int) -> Metadata:
 
 
 def worded_events(metadata: Metadata) -> list[tuple[str, int, Wording]]:
-    """(operator, operand, wording) of each event."""
+    """Return (operator, operand, wording) of each event."""
     events = zip(metadata["events"], metadata["wording"], strict=True)
     return [
         (
@@ -190,15 +192,19 @@ def solve(metadata: Metadata) -> tuple[list[str], str]:
 
 
 def essence(step: str) -> list[str]:
-    """The runs of digits and operators in `step`, operands of + and * in sorted order: one run
-    if it is an equation.
+    """Return the runs of digits and operators in `step`, operands of + and * in sorted
+    order.
+
+    It is one run if the step is an equation.
     """
     compact = re.sub(r" ?([+\-*/=]) ?", r"\1", step)
     return [in_one_order(run) for run in re.findall(r"[\d+\-*/=]+", compact)]
 
 
 def in_one_order(equation: str) -> str:
-    """`7+12=19` and `12+7=19` alike; text that is no sum or product comes back as it is."""
+    """Write `7+12=19` and `12+7=19` alike, and return any text that is no sum or product as
+    it is.
+    """
     commutes = re.fullmatch(r"(\d+)([+*])(\d+)(=\d+)", equation)
     if not commutes:
         return equation

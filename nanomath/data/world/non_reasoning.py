@@ -102,7 +102,9 @@ FACT_QUESTIONS = [
 
 
 def invent_countries() -> list[tuple[str, str, dict[str, int]]]:
-    """Name, Japanese name, and the index of its value under each attribute."""
+    """Return each country's name, its Japanese name, and the index of its value under each
+    attribute.
+    """
     random = Random("the countries of the embedded world")
     countries = {}
     while len(countries) < COUNTRIES:
@@ -127,7 +129,7 @@ def draw_fact(random: Random, difficulty: int) -> Metadata:
 
 
 def recall(metadata: Metadata) -> tuple[str, str, str]:
-    """Country, attribute and value, in the language of the problem."""
+    """Return country, attribute and value in the language of the problem."""
     name, kana, values = FACTS[metadata["country"]]
     attribute = metadata["attribute"]
     japanese_attribute, english_values, japanese_values = ATTRIBUTES[attribute]
@@ -147,7 +149,7 @@ def answer_fact(metadata: Metadata) -> tuple[list[str], str]:
 
 
 def fact_statements(language: str) -> list[str]:
-    """One line for each country that states all its facts."""
+    """Return one line for each country that states all its facts."""
     sentence = "{c}の{a}は{v}です。" if language == "ja" else "The {a} of {c} is {v}. "
     lines = []
     for country in range(COUNTRIES):

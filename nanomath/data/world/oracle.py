@@ -19,8 +19,9 @@ BOXED = re.compile(r"\\boxed\{([^{}]*)\}")
 
 
 def check_steps(problem: Problem, text: str) -> list[bool]:
-    """One verdict for each step (paragraph) of `text`; a box before the closing step, or a
-    step after it, is wrong.
+    """Return a verdict for each step (paragraph) of `text`: whether it is right.
+
+    A box before the closing step is wrong, and so is a step after it.
     """
     name = problem.metadata.get("family")
     if name not in REGISTRY:
@@ -43,11 +44,13 @@ def check_steps(problem: Problem, text: str) -> list[bool]:
 
 
 def split_steps(text: str) -> list[str]:
-    """The paragraphs of `text`: separated by blank lines, stripped, empty ones dropped."""
+    """Split `text` at blank lines into paragraphs, stripped, without empty ones."""
     return [step.strip() for step in re.split(r"\n\s*\n", text) if step.strip()]
 
 
 def closes(step: str, answer: str) -> bool:
-    """Whether `step` states `answer` in its only box, and no number or operator outside it."""
+    """Return whether `step` states `answer` in its only box, and no number or operator
+    outside it.
+    """
     boxes = [content.strip() for content in BOXED.findall(step)]
     return boxes == [answer] and not re.search(r"[\d+\-*/=]", BOXED.sub("", step))

@@ -32,7 +32,7 @@ SORTING_RULES = {  # rule -> (key, English, Japanese)
 
 
 def draw_sorting(random: Random, difficulty: int) -> Metadata:
-    """Two-digit items with distinct last digits, so that no rule leaves a tie."""
+    """Draw two-digit items with distinct last digits, so that no rule leaves a tie."""
     last_digits = random.sample(range(10), difficulty + 1)
     items = [10 * random.randint(1, 9) + digit for digit in last_digits]
     return {"items": items, "rule": random.choice(list(SORTING_RULES))}
@@ -163,7 +163,7 @@ def ask_boolean(metadata: Metadata) -> str:
 
 
 def says(metadata: Metadata, letters: str, values: list[bool]) -> list[str]:
-    """`B is true.` of each letter and its value, as far as there are values."""
+    """Return `B is true.` for each letter and its value, as far as there are values."""
     truth = TRUTH[metadata["language"]]
     sentence = "{}は{}。" if metadata["language"] == "ja" else "{} is {}."
     return [
@@ -173,7 +173,7 @@ def says(metadata: Metadata, letters: str, values: list[bool]) -> list[str]:
 
 
 def defines(metadata: Metadata, index: int) -> str:
-    """`D is B and C.`"""
+    """Return a clause such as `D is B and C.`"""
     letters = metadata["letters"]
     connective, *operands = metadata["clauses"][index]
     names = [letters[operand] for operand in operands]

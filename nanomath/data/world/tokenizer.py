@@ -41,8 +41,9 @@ CHAT_TEMPLATE = (
 
 @cache
 def world_tokenizer() -> Tokenizer:
-    """The tokenizer: at most 1024 tokens, the same in every process; trained once in each, in
-    well under a second.
+    """Train the tokenizer: at most 1024 tokens, the same in every process.
+
+    It is trained once in each process, in well under a second.
     """
     tokenizer = Tokenizer(models.BPE())
     split = pre_tokenizers.Split(Regex(PIECES), behavior="isolated")

@@ -116,9 +116,8 @@ def _value(relation: Relation) -> str:
     `5 \approx 6`, which no rounding makes of it; after a name the exact value counts.
     """
     *others, last = relation.values or [relation.rounded]
-    exact = read_number(last)
     rounded = read_number(relation.rounded)
-    if exact and rounded and not relation.name:
+    if rounded and not relation.name and (exact := read_number(last)):
         unit = Fraction(1, 10 ** max(rounded.places or 0, 0))
         if abs(exact.value - rounded.value) >= max(unit, abs(exact.value) / 10):
             return ""

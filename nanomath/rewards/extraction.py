@@ -83,8 +83,9 @@ _SENTENCE_START = re.compile(r"[.!?]\s|\n|\b(?:So|Then|Thus|Hence|Therefore)\b")
 _BOX_NAME = re.compile(r"(?<![\w\\])[a-zA-Z](?:_\w)? ?= ?$")
 _WORD = re.compile(r"(?<![\\a-zA-Z])(?!and\b|or\b)[a-zA-Z]{2,}")
 _NOTHING_MORE = re.compile(r"(?: is (?:the|our) (?:final )?answer)?\W*")
-_DENIAL = re.compile(
-    r"\b(?:not|no|never|neither|nor|except|without|half|twice|double|minus|wrong|false|doubt"
+# A number, or a word that denies: beside it a formula need not be the value.
+_SAYS_MORE = re.compile(
+    r"\d|\b(?:not|no|never|neither|nor|except|without|half|twice|double|minus|wrong|false|doubt"
     r"|unless)\b|n't\b"
 )
 _NUMBER = re.compile(r"-?(?:\d+(?:,\d{3})+|\d+)(?:\.\d+)?(?:/\d+)?")
@@ -164,13 +165,12 @@ def isolate(text: str) -> str:
         return text
     if link := _last_match(_LINKED, text):
         before = _SENTENCE_START.split(text[: link.start()])[-1]
-        says_more = re.search(r"\d", before) or _DENIAL.search(before)
-        return text if says_more else link[1] or link[2]
+        return text if _SAYS_MORE.search(before) else link[1] or link[2]
     formulas = list(_SEGMENT.finditer(text))
-    if len(formulas) == 1 and not re.search(r"\d", prose) and not _DENIAL.search(prose):
-        (formula,) = formulas
-        return formula[0] if _NOTHING_MORE.fullmatch(text[formula.end() :]) else text
-    return text
+    if len(formulas) != 1 or _SAYS_MORE.search(prose):
+        return text
+    (formula,) = formulas
+    return formula[0] if _NOTHING_MORE.fullmatch(text[formula.end() :]) else text
 
 
 def after_reasoning(text: str, ends: Sequence[str] = REASONING_ENDS) -> str:
@@ -203,10 +203,12 @@ def extract_answer(
     if boxes:
         return _NESTED.sub(" ", last_run(text, boxes)).strip() or None
     answer = answer_phrase(text)
-    if lenient and (answer is None or re.search("[a-zA-Z]{2}", answer)):
-        number = None if re.search(r"\d", answer or "") else _last_match(_NUMBER, text)
-        return number[0] if number else answer
-    return answer
+    if answer is not None and (
+        re.search(r"\d", answer) or not re.search("[a-zA-Z]{2}", answer)
+    ):
+        return answer
+    number = _last_match(_NUMBER, text) if lenient else None
+    return number[0] if number else answer
 
 
 def answer_phrase(text: str) -> str | None:

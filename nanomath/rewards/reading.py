@@ -339,6 +339,16 @@ _EQUALS = r"(?<![<>!])=|\\in(?![a-zA-Z])"
 _INEQUALITY = r"<=|>=|!=|<|>"
 _PLUS = re.compile(r"\\pm(?![a-zA-Z])")
 _MINUS = re.compile(r"\\mp(?![a-zA-Z])")
+# Other ways to write an interval: ]0,1[, and x > 1 and x < 3.
+_INTERVALS = [
+    (re.compile(pattern), plain)
+    for pattern, plain in [
+        (r"^\](?=[^()\[\]]+,[^()\[\]]+[\[\]]$)", "("),
+        (r"^([(\[][^()\[\]]+,[^()\[\]]+)\[$", r"\1)"),
+        (r"^([a-zA-Z]) ?>(=?)([^<>=,;]+) and \1 ?(<=?[^<>=,;]+)$", r"\3 <\2 \1 \4"),
+        (r"^([a-zA-Z]) ?(<=?[^<>=,;]+) and \1 ?>(=?)([^<>=,;]+)$", r"\4 <\3 \1 \2"),
+    ]
+]
 _VARIABLE = re.compile(r"(?:[a-zA-Z]|\\[a-z]+)(?:_\w|_\{\w+\})?")
 # Not e, i, a command.
 _FREE_LETTER = re.compile(
@@ -384,7 +394,7 @@ def read(text: str) -> tuple[Value, ...]:
 
 
 def _readings(text: str) -> Iterator[Value]:
-    number = _based(text) or _ratio(text) or read_number(text)
+    number = _based(text) or read_number(text) or _ratio(text)
     if number:
         yield number
     if number and "," not in text:  # 1,000 may be a list as well
@@ -395,11 +405,13 @@ def _readings(text: str) -> Iterator[Value]:
             yield Choice(match["letter"], label)
     if number and (any(number.unit) or ",0" in text):
         return
+    for pattern, plain in _INTERVALS:
+        text = pattern.sub(plain, text)
     if structure := _congruence(text) or _items(text):
         yield structure._replace(kind=">") if number else structure
     elif len(split(text, _INEQUALITY)) > 1:
         yield from _inequality(text)
-    elif max(len(split(text, sign)) for sign in (_EQUALS, _APPROX)) > 1:
+    elif len(split(text, rf"{_EQUALS}|{_APPROX}")) > 1:
         yield from _equation(text)
     elif not number:
         yield _expression(text)

@@ -159,6 +159,7 @@ def test_without_plotly_one_line(monkeypatch):
         page.plotly_script()
 
 
+@pytest.mark.slow
 def test_a_long_run_stays_below_six_megabytes(tmp_path):
     """2,000 episodes of 200 tokens, no two numbers alike."""
     rng = np.random.default_rng(0)

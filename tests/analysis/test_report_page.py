@@ -355,6 +355,7 @@ def test_two_thousand_episodes_open(browser, write):
     assert browser.text(".place output") == "100"
 
 
+@pytest.mark.slow
 def test_ten_thousand_steps(browser, write):
     metrics = [{"step": n, "reward": n / 1e4, "kl": 0.1} for n in range(1, 10_001)]
     rows = [episode(n, 0, k) for n in range(1, 10_001) for k in (0, 1)]

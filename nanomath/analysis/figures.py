@@ -1,6 +1,6 @@
-"""Pictures of a study, as PNG and SVG: the differences to the baseline with their intervals, and the
-curves of the arms, every seed thin, their mean thick, with a t band. Lines differ by dashes and
-marks too, so that they can be told apart in black and white.
+"""Pictures of a study, as PNG and SVG: the differences to the baseline with their
+intervals, and the curves of the arms, every seed thin, their mean thick, with a t band.
+Lines differ by dashes and marks too, so that they can be told apart in black and white.
 """
 
 from __future__ import annotations
@@ -64,8 +64,9 @@ def forest(results: Results, measure: str) -> Any:
     axes.axvline(0, color="0.6", linewidth=1)
     axes.set_yticks(range(len(found)), list(found))
     axes.invert_yaxis()
+    seeds = len(results.study.seeds)
     axes.set_xlabel(
-        f"{measure}, less {results.study.baseline} (95% intervals; n = {len(results.study.seeds)} seeds)"
+        f"{measure}, less {results.study.baseline} (95% intervals; n = {seeds} seeds)"
     )
     return figure
 

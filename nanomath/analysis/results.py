@@ -1,7 +1,8 @@
 """What a study found: its cells' numbers, compared as nanomath/analysis/statistics.py says.
 
-results.json is a function of what the cells computed and of nothing else, so a study that was killed
-and went on ends with the same bytes; times are kept apart, in the table of costs.
+results.json is a function of what the cells computed and of nothing else, so a study that
+was killed and went on ends with the same bytes; times are kept apart, in the table of
+costs.
 """
 
 from __future__ import annotations
@@ -176,8 +177,8 @@ def costs_of_cell(cell: Cell, pool: Pool) -> dict[str, float]:
 
 
 def warnings(results: Results) -> list[str]:
-    """Where arms cost more or less than the baseline, so that the comparison is not only of what was
-    asked.
+    """Where arms cost more or less than the baseline, so that the comparison is not only of
+    what was asked.
     """
     base = results.costs[results.study.baseline]
     found = []
@@ -264,7 +265,8 @@ def _table(results: Results, measure: str) -> list[str]:
         cells = [arm, str(seeds), number(mean, share)]
         if arm in found:
             d = found[arm]
-            interval = f"{number(d.headline.low, share, True)} to {number(d.headline.high, share, True)}"
+            ends = d.headline.low, d.headline.high
+            interval = " to ".join(number(end, share, True) for end in ends)
             verdict = "told apart" if corrected[arm] < 0.05 else "not told apart"
             cells += [
                 number(d.mean, share, True),
@@ -302,7 +304,8 @@ def _remarks(
     widest = max((d.headline.high - d.headline.low) / 2 for d in found.values())
     lines += [
         "",
-        f"A difference of {number(SEEN * widest, share)} would have been found in 4 of 5 such studies.",
+        f"A difference of {number(SEEN * widest, share)} would have been found in 4 of 5 such "
+        "studies.",
     ]
     groups = bands_of(results, measure)
     lines += [

@@ -178,8 +178,8 @@ def iqm(scores: Matrix) -> float:
 
 
 def improvement(a: Matrix, b: Matrix) -> float:
-    """The chance that a run of A scores above one of B, ties shared: scores [seeds, tasks], the mean
-    over tasks.
+    """The chance that a run of A scores above one of B, ties shared: scores [seeds, tasks],
+    the mean over tasks.
     """
     above = (a[:, None] > b[None]) + 0.5 * (a[:, None] == b[None])
     return float(above.mean())
@@ -188,8 +188,8 @@ def improvement(a: Matrix, b: Matrix) -> float:
 def stratified_bootstrap(
     scores: Sequence[Matrix], statistic, resamples: int = 2000, seed: int = 0
 ) -> tuple[float, float]:
-    """The 95% percentile interval of statistic(*scores), the seeds of each task and each of `scores`
-    drawn anew.
+    """The 95% percentile interval of statistic(*scores), the seeds of each task and each of
+    `scores` drawn anew.
     """
     generator = np.random.default_rng(seed)
     found = []

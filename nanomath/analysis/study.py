@@ -285,7 +285,7 @@ def _stage(name: str, part: Mapping[str, Any]) -> Stage:
 
 
 def _arms(table: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """The arms that the file names, or the product of its axes, or a recipe and what is left out."""
+    """The arms that the file names, the product of its axes, or a recipe less its parts."""
     given = [key for key in ("arms", "axes", "leave_one_out") if key in table]
     if len(given) != 1:
         raise ValueError(

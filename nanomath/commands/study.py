@@ -5,11 +5,11 @@
 
     python -m nanomath study configs/studies/kl.toml --plan     what would be run, and seen
     python -m nanomath study configs/studies/kl.toml            run what is missing, then the table
-    python -m nanomath study configs/studies/kl.toml minutes=30 stop in time; the same command goes on
+    python -m nanomath study configs/studies/kl.toml minutes=30 stop in time, to be gone on with
 
-It writes studies/NAME/: results.json, table.md, figures and study.html, and a run directory for each
-cell in cells/. A cell that fails stays in the table with its reason and does not stop the others.
-nanomath/analysis/study.py says what stands in the file.
+It writes studies/NAME/: results.json, table.md, figures and study.html, and a run directory for
+each cell in cells/. A cell that fails stays in the table with its reason and does not stop the
+others. nanomath/analysis/study.py says what stands in the file.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ MU = 0.03
 
 
 def simulated(rng, seeds, clusters, size, of_seeds, of_problems, of_clusters, rest):
-    """d [S, n] with its clusters, and the three truths: mu on these seeds, on these problems, mu."""
+    """d [S, n], its clusters, and three truths: mu on these seeds, on these problems, mu."""
     names = np.repeat(np.arange(clusters), size)
     a = rng.normal(0, of_seeds, seeds)
     b = rng.normal(0, of_clusters, clusters)[names] + rng.normal(0, of_problems, len(names))

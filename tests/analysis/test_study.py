@@ -1,4 +1,4 @@
-"""Studies: what their files may say, which cells they have, and that nothing stops them for good."""
+"""Studies: what their files may say, their cells, and that nothing stops them for good."""
 
 from __future__ import annotations
 
@@ -170,7 +170,8 @@ state = place / "state"
 done = int(state.read_text() or 0) if state.exists() else 0
 for step in range(done, 6):
     time.sleep(0.02)
-    digest = hashlib.sha256(f"{config['optim']['lr']} {config['run']['seed']} {step}".encode()).digest()
+    key = f"{config['optim']['lr']} {config['run']['seed']} {step}"
+    digest = hashlib.sha256(key.encode()).digest()
     lines = (place / "metrics.jsonl").read_text().splitlines() if step else []
     lines = lines[:step] + [json.dumps({"step": step + 1, "loss": digest[0] / 256, "tokens": 5.0})]
     (place / "metrics.jsonl").write_text("".join(line + "\\n" for line in lines))
@@ -179,8 +180,9 @@ for step in range(done, 6):
     scratch.rename(state)
     if asked:
         sys.exit("stopped")
-rows = [{"step": 6, "problem": f"p{i}", "question": "", "gold": "", "labels": {"family": i % 3}, "sample": 0,
-         "text": "", "answer": "", "right": digest[1 + i] > 100 + 99 * config["optim"]["lr"]} for i in range(30)]
+rows = [{"step": 6, "problem": f"p{i}", "question": "", "gold": "", "labels": {"family": i % 3},
+         "sample": 0, "text": "", "answer": "",
+         "right": digest[1 + i] > 100 + 99 * config["optim"]["lr"]} for i in range(30)]
 (place / "heldout.jsonl").write_text("".join(json.dumps(row) + "\\n" for row in rows))
 """
 

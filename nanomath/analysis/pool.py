@@ -17,7 +17,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,7 +45,7 @@ class Pool:
     """`run(cells)` runs what is not done, `workers` at a time, in `directory`.
 
     say(text) tells how it goes on. It ends, with all cells saved, when none is left, at the time
-    `deadline` of time.monotonic (0: never), or by an interrupt, which goes on to the caller.
+    `deadline` of time.monotonic (0: never), or with KeyboardInterrupt when it is asked to.
     """
 
     directory: Path
@@ -59,8 +59,8 @@ class Pool:
             self._state_file(cell).unlink(missing_ok=True)  # a failure of an earlier time
         running: list[Running] = []
         self.total = len(cells)
-        try:
-            while (left or running) and not self._late():
+        with interrupts() as asked:
+            while (left or running) and not (self._late() or asked):
                 for cell in self._ready(left)[: self.workers - len(running)]:
                     if started := self._start(cell):
                         running.append(started)
@@ -71,8 +71,9 @@ class Pool:
                     self._report(one.cell, cells, running)
                 left = self._without_orphans(left)
                 time.sleep(PAUSE)
-        finally:
             self._stop(running)
+        if asked:
+            raise KeyboardInterrupt
 
     def is_done(self, cell: Cell) -> bool:
         return self.state(cell).get("state") == "done"
@@ -209,6 +210,23 @@ class Pool:
                 self._end(one)
             else:
                 os.close(one.lock)
+
+
+@contextlib.contextmanager
+def interrupts() -> Iterator[list[int]]:
+    """The SIGINT and SIGTERM that have come: noted, so that none can come between starting a cell
+    and remembering it.
+    """
+    came: list[int] = []
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = [
+        signal.signal(number, lambda number, _: came.append(number)) for number in numbers
+    ]
+    try:
+        yield came
+    finally:
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)
 
 
 def die_with_parent() -> None:

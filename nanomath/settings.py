@@ -116,8 +116,9 @@ class Model:
     )
     dtype: str = option(
         "float32",
-        "dtype the model computes in; float16 is not for training",
-        choices=DTYPES,
+        "dtype the model computes in; auto: float32, or bfloat16 where it is 1.5 times as fast on "
+        "this machine; float16 is not for training",
+        choices=("auto", *DTYPES),
     )
     gradient_checkpointing: bool = option(
         False,
@@ -360,8 +361,8 @@ class Sampling:
     )
     dtype: str = option(
         "",
-        "dtype the sampler computes in; empty: the dtype of the model",
-        choices=("", *DTYPES),
+        "dtype the sampler computes in; empty: the dtype of the model; auto: as model.dtype",
+        choices=("", "auto", *DTYPES),
     )
     keep: bool = option(
         True,

@@ -36,6 +36,7 @@ from nanomath.training.build import (
     build_watcher,
     fitting_prompts,
     sampling_options,
+    settle_dtypes,
 )
 
 
@@ -59,6 +60,7 @@ def main(argv: list[str]) -> int:
     if config.save and not Path(config.save).absolute().parent.is_dir():
         raise FileNotFoundError(f"save: there is no directory to write {config.save} to")
     problems = build_problems(config.problems)
+    settle_dtypes(config)
     model, tokenizer = build_model(config.model, measure.seed)
     template = build_template(config.prompt)
     context = model.config.max_positions

@@ -58,6 +58,7 @@ from nanomath.training.build import (
     choose_device,
     fitting_prompts,
     sampling_options,
+    settle_dtypes,
 )
 from nanomath.training.loop import Metrics, say
 from nanomath.training.prm_step import PRMStep, balancing_weights
@@ -112,6 +113,7 @@ def label(argv: list[str]) -> int:
             f"{save} has solutions of {len(problems) - len(left)} of the {len(problems)} "
             "problems already"
         )
+    settle_dtypes(config)
     model, tokenizer = build_model(config.model, options.seed)
     left, prompts = fitting_prompts(
         left,

@@ -20,6 +20,7 @@ from nanomath.training.build import (
     build_template,
     encode_prompts,
     sampling_options,
+    settle_dtypes,
 )
 
 
@@ -34,6 +35,7 @@ def main(argv: list[str]) -> int:
     if not argv[1].strip():
         raise ValueError("the question is empty")
 
+    settle_dtypes(config)
     model, tokenizer = build_model(config.model, config.seed)
     question = Problem(id="question", question=argv[1], answer="")
     (prompt,) = encode_prompts(

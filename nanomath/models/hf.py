@@ -79,7 +79,7 @@ def load_model(
         model = load_model(base_of(directory, base), device, dtype, head)
         load_lora(model, directory).merge(model, model)
         return model
-    config = _read_config(directory)
+    config = read_config(directory)
     headers = _read_headers(directory)
     perhaps_tied = (
         config.tie_embeddings and head is None and {EMBEDDING, LM_HEAD} <= headers.keys()
@@ -170,7 +170,8 @@ def check_vocabulary(model: Transformer, tokenizer: Tokenizer) -> None:
         )
 
 
-def _read_config(directory: Path) -> ModelConfig:
+def read_config(directory: Path) -> ModelConfig:
+    """Read the shape of the model in a directory."""
     file = directory / "config.json"
     if not file.is_file():
         raise FileNotFoundError(

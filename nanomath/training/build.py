@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 
@@ -25,6 +25,8 @@ from nanomath.models import (
     load_tokenizer,
 )
 from nanomath.models.batches import Example
+from nanomath.models.directory import ADAPTER_CONFIG, base_of, resolve_model_dir
+from nanomath.models.hf import read_config
 from nanomath.process.judge import Judge, JudgeReward
 from nanomath.process.prm import (
     StepScorer,
@@ -36,9 +38,11 @@ from nanomath.process.prm import (
 from nanomath.process.rewards import ProcessReward, VerifiedReward
 from nanomath.rewards import RewardSet
 from nanomath.rollout import Sampler, Scorer
+from nanomath.training.arithmetic import settle
 from nanomath.training.loop import say
 
 T = TypeVar("T")
+TRAINED_ROWS = 512  # tokens of the trial of a dtype: more take longer, and say the same
 LEAVE_OUT = "; max_tokens of a problem set leaves out what is longer"
 WORLD_PROBLEMS = 20000  # the world has no end; this many are drawn where no limit is set
 
@@ -63,9 +67,42 @@ def build_model(
     return model, tokenizer
 
 
+def settle_dtypes(config: Any, path: str = "") -> None:
+    """Replace "auto" in model.dtype and sampling.dtype by what is fastest on this machine for the
+    model at `path` (default: the config's), and say so; say of a dtype asked for if it is slow.
+    """
+    section = config.model
+    device = choose_device(section.device)
+    shape = shape_of(section, path or section.path)
+    section.dtype, said = settle(section.dtype, "model.dtype", shape, device, TRAINED_ROWS)
+    remarks = [said]
+    sampling = getattr(config, "sampling", None)
+    if sampling and sampling.dtype:
+        rows = min(sampling.slots, TRAINED_ROWS)
+        sampling.dtype, said = settle(sampling.dtype, "sampling.dtype", shape, device, rows)
+        remarks.append(said)
+    for remark in filter(None, remarks):
+        say(remark)
+
+
+def shape_of(section: settings.Model, path: str) -> ModelConfig:
+    """The shape of the model at `path`, of an adapter that of its base, or of a new one."""
+    if not path:
+        return new_shape(section.new, vocab_size=0)
+    directory = resolve_model_dir(path)
+    if (directory / ADAPTER_CONFIG).is_file():
+        directory = base_of(directory, section.base)
+    return read_config(directory)
+
+
 def new_model(section: settings.NewModel, vocab_size: int, seed: int) -> Transformer:
     """Make a model of the section's shape with fresh weights, on the CPU in float32."""
-    config = ModelConfig(
+    return Transformer(new_shape(section, vocab_size)).init_weights(seed)
+
+
+def new_shape(section: settings.NewModel, vocab_size: int) -> ModelConfig:
+    """The shape that the section describes."""
+    return ModelConfig(
         vocab_size=vocab_size,
         hidden_size=section.hidden_size,
         num_layers=section.layers,
@@ -75,7 +112,6 @@ def new_model(section: settings.NewModel, vocab_size: int, seed: int) -> Transfo
         intermediate_size=section.intermediate_size,
         max_positions=section.max_positions,
     )
-    return Transformer(config).init_weights(seed)
 
 
 def choose_device(name: str) -> torch.device:
@@ -332,7 +368,10 @@ def build_scorer(name: str, section: settings.Model, seed: int = 0) -> StepScore
     """
     if name in ("random", "length"):
         return partial(random_scores, seed=seed) if name == "random" else length_scores
-    return load_prm(name, choose_device(section.device), getattr(torch, section.dtype))
+    device = choose_device(section.device)
+    shape = shape_of(section, name)
+    dtype, _ = settle(section.dtype, "model.dtype", shape, device, TRAINED_ROWS)
+    return load_prm(name, device, getattr(torch, dtype))
 
 
 def build_judge_reward(

@@ -21,7 +21,12 @@ from nanomath.data.files import remove_scratch
 from nanomath.models import Tokenizer, Transformer, resolve_model_dir
 from nanomath.models.lora import LoRA
 from nanomath.training import ranks
-from nanomath.training.build import build_model, build_sampler, choose_device
+from nanomath.training.build import (
+    build_model,
+    build_sampler,
+    choose_device,
+    settle_dtypes,
+)
 from nanomath.training.checkpoint import (
     checkpoint_steps,
     link_best,
@@ -90,13 +95,15 @@ class Trainer:
             Path(config.run.directory) / config.run.name, resume, writes=ranks.is_main()
         )
         if resume:  # "the newest checkpoint of a run" may have become another one since
-            config.model.path = load(
-                type(config), self.log.directory / "config.toml"
-            ).model.path
+            stored = load(type(config), self.log.directory / "config.toml")
+            config.model.path = stored.model.path
+            if config.model.dtype == "auto":  # it was settled when the run began
+                config.model.dtype = stored.model.dtype
         elif config.model.path:
             config.model.path = str(resolve_model_dir(config.model.path))
         steps = checkpoint_steps(self.log.checkpoints)
         self.start, self.checkpoint = max(steps.items(), default=(0, None))
+        settle_dtypes(config, str(self.checkpoint or ""))
         here = replace(config.model, device=self.device)
         adapters = getattr(config, "lora", settings.LoRA())
         place = self.checkpoint if self.checkpoint and not adapters.rank else ""

@@ -322,14 +322,16 @@ def test_hostile_texts_are_only_texts(browser, write, with_tokens):
     path = write(
         metrics=[{"step": 1, "kl": 0.1}], rollouts=rows, heldout=heldout, config=config
     )
+    browser.open(path)
     for problem, text in enumerate(HOSTILE):
-        browser.open(path, f"#step=1&problem={problem}")
+        browser.run("location.hash = arguments[0]", f"#step=1&problem={problem}")
+        browser.wait(f"return window.page.viewer.place.problem === {problem}")
         assert browser.run("return window.hacked === undefined")
         assert browser.count("img") == 0 and browser.count(".sample a") == 0
         shown = browser.text(".question")
         if text.isprintable():
             assert text in shown
-        assert browser.requests() == [] and browser.complaints() == []
+    assert browser.requests() == [] and browser.complaints() == []
     browser.open(path, "#step=1&problem=6")
     assert "U+202E" in browser.text(".question")
 

@@ -371,7 +371,7 @@ SCRIPTS = [
     (
         train_sft,
         ["model.dtype=int8"],
-        "model.dtype: expected one of float32, bfloat16, float16, got 'int8'",
+        "model.dtype: expected one of auto, float32, bfloat16, float16, got 'int8'",
     ),
     (train_sft, ["model.device=gpu"], "device 'gpu' is not to be had here"),
     (

@@ -92,8 +92,8 @@ def test_a_step_is_measured(step, side, patched):
 
 
 @pytest.mark.parametrize("step", ["sft", "grpo"])
-def test_a_step_of_adapters_is_measured(step):
-    config = nanomath.config.load(training.TrainingBench, None, [*SMALL, "lora=2"])
+def test_a_step_of_adapters_is_measured(patched, step):
+    config = small("lora=2")
     assert training.measure("tiny", step, "ours", config)["seconds"] > 0
     model, optimizer = training.in_training(training.new_model("tiny", config), config)
     assert not any(p.requires_grad for p in model.parameters())

@@ -261,6 +261,7 @@ async function main() {
   const data = JSON.parse(await unpacked("bulk"));
   data.runs.forEach(openEpisodes);
   const viewer = new Viewer(at("viewer"), data.runs);
+  await new Promise((done) => setTimeout(done)); // what is there is seen before plotly is read
   const nonce = document.currentScript?.nonce || document.querySelector("script[nonce]").nonce;
   const library = element("script");
   library.nonce = nonce;

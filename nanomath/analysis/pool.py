@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from nanomath.analysis.study import RUNS, Cell
+from nanomath.training.checkpoint import checkpoint_steps
 from nanomath.training.runlog import write_atomically
 
 ROOT = Path(__file__).parents[2]
@@ -69,7 +70,7 @@ class Pool:
                     running.remove(one)
                     self._end(one)
                     self._report(one.cell, cells, running)
-                left = self._without_orphans(left)
+                left = self._still_left(left)
                 time.sleep(PAUSE)
             self._stop(running)
         if asked:
@@ -88,6 +89,11 @@ class Pool:
     def _state_file(self, cell: Cell) -> Path:
         return self.directory / cell.name / "cell.json"
 
+    def _was_about_to_end(self, cell: Cell) -> bool:
+        """Whether all of a run is there but its exit: the last checkpoint is written last."""
+        steps = checkpoint_steps(self.directory / cell.name / "checkpoints")
+        return cell.config.get("run.steps") in steps
+
     def _late(self) -> bool:
         return bool(self.deadline) and time.monotonic() > self.deadline
 
@@ -95,18 +101,18 @@ class Pool:
         """The cells whose parents are done."""
         return [cell for cell in left.values() if all(map(self.is_done, cell.parents))]
 
-    def _without_orphans(self, left: dict[str, Cell]) -> dict[str, Cell]:
-        """Give up the cells with a parent that failed."""
-        for cell in list(left.values()):
+    def _still_left(self, left: Mapping[str, Cell]) -> dict[str, Cell]:
+        """Those of the cells that are not done and can be: none with a parent that failed."""
+        for cell in left.values():
             for parent in cell.parents:
-                state = self.state(parent)
-                if state.get("state") == "failed":
+                if self.state(parent).get("state") == "failed":
                     self._write(cell, state="failed", reason=f"{parent.name} failed")
-                    left.pop(cell.name, None)
-        return left
+        return {name: cell for name, cell in left.items() if not self.state(cell)}
 
     def _start(self, cell: Cell) -> Running | None:
-        """Start a cell; None while a process of an earlier study still has it."""
+        """Start a cell; None while a process of an earlier study still has it, and where that
+        left nothing to do.
+        """
         place = self.directory / cell.name
         place.mkdir(parents=True, exist_ok=True)
         lock = os.open(place / "lock", os.O_CREAT | os.O_RDWR)
@@ -114,6 +120,10 @@ class Pool:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             os.close(lock)
+            return None
+        if self._was_about_to_end(cell):
+            os.close(lock)
+            self._write(cell, state="done", seconds=self.spent(cell, sittings=None))
             return None
         config = place / "study.toml"
         write_atomically(config, cell.text)
@@ -161,14 +171,14 @@ class Pool:
         lines = [line for line in log.splitlines() if line.strip()]
         return lines[-1].removeprefix("error: ")[:300] if lines else f"exit code {code}"
 
-    def spent(self, cell: Cell) -> float:
-        """Seconds of sittings of a cell that were cut short."""
+    def spent(self, cell: Cell, sittings: int | None = -1) -> float:
+        """Seconds of the sittings of a cell, by default of all but the last."""
         path = self.directory / cell.name / "run.json"
         try:
-            sittings = json.loads(path.read_text("utf-8"))[:-1]
+            those = json.loads(path.read_text("utf-8"))[:sittings]
         except (OSError, ValueError):
             return 0.0
-        return 60 * sum(sitting.get("minutes", 0.0) for sitting in sittings)
+        return 60 * sum(sitting.get("minutes", 0.0) for sitting in those)
 
     def _report(
         self, cell: Cell, cells: Mapping[str, Cell], running: list[Running]

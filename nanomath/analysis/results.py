@@ -21,11 +21,13 @@ from nanomath.analysis.compare import measured_at
 from nanomath.analysis.evaluation import Score
 from nanomath.analysis.pool import Pool
 from nanomath.analysis.runs import Record, Run, read_run
-from nanomath.analysis.statistics import Difference
+from nanomath.analysis.statistics import Difference, Matrix
 from nanomath.analysis.study import Cell, Chain, Study
 
 PER_PROBLEM = re.compile(r"(heldout/)?pass@1")
 SEEN = 1.43  # (z of 0.975 + z of 0.8) / z of 0.975: from half an interval to what is found in 80%
+TASKS = 3  # fewer tasks than these, or seeds, say nothing about tasks in general
+TASK_SEEDS = 5
 UNEQUAL = 1.05  # costs that differ by more than this are said
 Scores = dict[
     str, float
@@ -35,11 +37,11 @@ Key = tuple[str, int]  # arm and seed
 
 @dataclass(frozen=True)
 class Results:
-    """`scores[measure][arm, seed]`; `clusters` names each problem's; `states` of all cells."""
+    """`scores[measure][arm, seed]`; `labels` of each problem; `states` of all cells."""
 
     study: Study
     scores: dict[str, dict[Key, Scores]]
-    clusters: dict[str, str]
+    labels: dict[str, dict[str, Any]]
     states: dict[str, dict[str, Any]]
     costs: dict[str, dict[str, float]]
     chains: dict[Key, Chain]
@@ -68,7 +70,20 @@ class Results:
         d = np.array([[scores[a, s][p] - scores[b, s][p] for p in problems] for s in seeds])
         if problems == [""]:
             return over_seeds(d[:, 0])
-        return statistics.compare(d, [self.clusters.get(p, p) for p in problems])
+        by = self.study.cluster
+        return statistics.compare(d, [self.labels[p].get(by, p) for p in problems])
+
+    def by_task(self, measure: str, arm: str) -> Matrix | None:
+        """The arm's scores [seeds, tasks], tasks being problems with the same label `tasks`."""
+        rows = []
+        for seed in self.study.seeds:
+            tasks: dict[str, list[float]] = {}
+            for problem, score in self.scores[measure].get((arm, seed), {}).items():
+                task = self.labels.get(problem, {}).get(self.study.tasks)
+                tasks.setdefault(str(task), []).append(score)
+            rows.append([fmean(tasks[task]) for task in sorted(tasks)])
+        enough = len(rows) >= TASK_SEEDS and len(rows[0]) >= TASKS
+        return np.array(rows) if enough and len(set(map(len, rows))) == 1 else None
 
 
 def over_seeds(d: np.ndarray) -> Difference | None:
@@ -84,44 +99,42 @@ def over_seeds(d: np.ndarray) -> Difference | None:
 def collect(study: Study, chains: dict[Key, Chain], pool: Pool) -> Results:
     """Read what the cells have left. ValueError for a measure that its stage does not make."""
     scores: dict[str, dict[Key, Scores]] = {}
-    clusters: dict[str, str] = {}
+    labels: dict[str, dict[str, Any]] = {}
     for measure in study.measures:
         stage, metric = measure.split(".", 1)
         scores[measure] = {}
         for key, chain in chains.items():
             if pool.is_done(chain[stage]):
                 place = pool.directory / chain[stage].name
-                scores[measure][key], found = measured(place, metric, study)
-                clusters |= found
+                scores[measure][key], found = measured(place, metric, study.last)
+                labels |= found
     states = {
         cell.name: pool.state(cell) for chain in chains.values() for cell in chain.values()
     }
     costs = {arm: cost_of(arm, study, chains, pool) for arm in study.arms}
-    return Results(study, scores, clusters, states, costs, chains)
+    return Results(study, scores, labels, states, costs, chains)
 
 
-def measured(place: Path, metric: str, study: Study) -> tuple[Scores, dict[str, str]]:
-    """The score of each problem, and its cluster; or the number of the whole run."""
+def measured(
+    place: Path, metric: str, last: int
+) -> tuple[Scores, dict[str, dict[str, Any]]]:
+    """The score of each problem, and its labels; or the number of the whole run."""
     trained = (place / "config.toml").exists()
     run = read_run(place) if trained else Run(place, "eval", {})  # which has answers only
     if PER_PROBLEM.fullmatch(metric) and run.heldout:
-        return per_problem(run, study)
-    return {"": whole_run(run, metric, study.last)}, {}
+        return per_problem(run, last)
+    return {"": whole_run(run, metric, last)}, {}
 
 
-def per_problem(run: Run, study: Study) -> tuple[Scores, dict[str, str]]:
-    """pass@1 of each problem in the mean of the last measurements."""
-    steps = sorted({record["step"] for record in run.heldout})[-study.last :]
+def per_problem(run: Run, last: int) -> tuple[Scores, dict[str, dict[str, Any]]]:
+    """pass@1 of each problem in the mean of the last measurements, and its labels."""
+    steps = sorted({record["step"] for record in run.heldout})[-last:]
     every: dict[str, list[Record]] = {}
     for step in steps:
         for problem, rows in measured_at(run, step).items():
             every.setdefault(problem, []).extend(rows)
     scores = {p: fmean(bool(row["right"]) for row in rows) for p, rows in every.items()}
-    clusters = {
-        p: str(rows[0]["labels"].get(study.cluster, p)) if study.cluster else p
-        for p, rows in every.items()
-    }
-    return scores, clusters
+    return scores, {p: rows[0].get("labels", {}) for p, rows in every.items()}
 
 
 def whole_run(run: Run, metric: str, last: int) -> float:
@@ -240,6 +253,7 @@ def as_table(results: Results) -> str:
     lines = [f"# {study.question}", ""]
     for measure in study.measures:
         lines += [f"## {measure}", "", *_table(results, measure), ""]
+        lines += _tasks(results, measure)
     lines += ["## What it cost", "", *_costs(results), ""]
     lines += [f"- {text}" for text in warnings(results)]
     failed = {
@@ -276,6 +290,33 @@ def _table(results: Results, measure: str) -> list[str]:
             cells += ["", "", "", "baseline" if arm == study.baseline else "no comparison"]
         lines.append("| " + " | ".join(cells) + " |")
     return [*lines, "", *_remarks(results, measure, found, share)]
+
+
+def _tasks(results: Results, measure: str) -> list[str]:
+    """Over tasks, where the study names them: IQM, and the chance to beat the baseline."""
+    study = results.study
+    base = results.by_task(measure, study.baseline) if study.tasks else None
+    if base is None:
+        return []
+    tasks = base.shape[1]
+    lines = [
+        f"Over {tasks} tasks (label {study.tasks}), 95% intervals by a stratified bootstrap:"
+    ]
+    lines += ["", f"| arm | IQM | P(arm > {study.baseline}) |", "|---|---|---|"]
+    for arm in study.arms:
+        scores = results.by_task(measure, arm)
+        if scores is None:
+            continue
+        low, high = statistics.stratified_bootstrap([scores], statistics.iqm)
+        cells = [arm, f"{statistics.iqm(scores):.3f} ({low:.3f} to {high:.3f})", ""]
+        if arm != study.baseline:
+            low, high = statistics.stratified_bootstrap(
+                [scores, base], statistics.improvement
+            )
+            chance = statistics.improvement(scores, base)
+            cells[2] = f"{chance:.2f} ({low:.2f} to {high:.2f})"
+        lines.append("| " + " | ".join(cells) + " |")
+    return [*lines, ""]
 
 
 def _remarks(

@@ -60,7 +60,7 @@ RUNS = {
 }
 BUDGETS = ("updates", "samples")  # what can be held equal before anything runs
 NEEDED = ("question", "baseline", "seeds", "measures", "stages")
-KEYS = (*NEEDED, "arms", "axes", "leave_one_out", "budget", "last", "cluster")
+KEYS = (*NEEDED, "arms", "axes", "leave_one_out", "budget", "last", "cluster", "tasks")
 STAGE_KEYS = ("run", "config", "keys", "seeded", "minutes")
 NAME = re.compile(r"[\w.=+-]+")
 
@@ -111,6 +111,7 @@ class Study:
     budget: str = ""
     last: int = 1
     cluster: str = ""
+    tasks: str = ""
 
     @property
     def stage(self) -> str:
@@ -270,6 +271,7 @@ def study_of(name: str, table: Mapping[str, Any]) -> Study:
         table.get("budget", ""),
         table.get("last", 1),
         table.get("cluster", ""),
+        table.get("tasks", ""),
     )
 
 

@@ -168,6 +168,9 @@ if config["optim"]["lr"] == 0.5:
     sys.exit("error: it came apart")
 state = place / "state"
 done = int(state.read_text() or 0) if state.exists() else 0
+end = place / f"checkpoints/step-{config['run']['steps']}"
+if end.exists():
+    sys.exit("error: it has done its steps")
 for step in range(done, 6):
     time.sleep(0.02)
     known = f"{config['optim']['lr']} {config['run']['seed']} {step}"
@@ -179,12 +182,19 @@ for step in range(done, 6):
     scratch = place / "scratch"
     scratch.write_text(str(step + 1))
     scratch.rename(state)
-    if asked:
+    if asked and step < 5:
         sys.exit("stopped")
+known = f"{config['optim']['lr']} {config['run']['seed']}"
+digest = hashlib.sha256(known.encode()).digest()
 empty = dict.fromkeys(("question", "gold", "text", "answer"), "")
 rows = [{**empty, "step": 6, "problem": f"p{i}", "labels": {"family": i % 3}, "sample": 0,
          "right": digest[1 + i] > 100 + 99 * config["optim"]["lr"]} for i in range(30)]
 (place / "heldout.jsonl").write_text("".join(json.dumps(row) + "\\n" for row in rows))
+end.mkdir(parents=True)
+(end / "trainer.json").write_text("{}")
+time.sleep(0.05)
+if asked:
+    sys.exit("stopped")
 """
 
 
@@ -275,9 +285,12 @@ def test_a_cell_of_a_runner_that_is_gone_is_not_started_twice(stand_in, monkeypa
     assert pool._start(cell) is None
     orphan.process.wait()
     pools.os.close(orphan.lock)
-    second = pool._start(cell)
-    assert second is not None
+    assert pool._start(cell) is None and pool.is_done(cell)  # all was there but its exit
+    again = next(c for c in in_order(chains).values() if c is not cell)
+    second = pool._start(again)
     second.process.wait()
+    pool._end(second)
+    assert pool.is_done(again)
 
 
 def test_it_ends_in_time(stand_in):
@@ -333,11 +346,20 @@ def test_numbers_of_whole_runs(stand_in):
     assert results.scores["grpo.loss:area"]["low", 1][""] == pytest.approx(sum(values) / 6)
     reached = next((i for i, v in enumerate(values, 1) if v >= 0.9), 7)
     assert results.scores["grpo.loss:to=0.9"]["low", 1][""] == reached
-    assert set(results.clusters.values()) == {"0", "1", "2"}
+    assert {labels["family"] for labels in results.labels.values()} == {0, 1, 2}
     with pytest.raises(ValueError, match="no metric 'lost' in .*; there are: loss, tokens"):
         whole_run(run, "lost", 1)
     with pytest.raises(ValueError, match="expected NAME, NAME:area or NAME:to=NUMBER"):
         whole_run(run, "loss:best", 1)
+
+
+def test_over_tasks_only_with_tasks_and_seeds(stand_in):
+    for seeds, there in ((range(5), True), (range(3), False)):
+        made, chains, pool, _ = stand_in(seeds=list(seeds), tasks="family")
+        pool.run(in_order(chains))
+        table = as_table(collect(made, chains, pool))
+        assert ("Over 3 tasks (label family)" in table) == there
+        assert ("P(arm > with)" in table) == there
 
 
 def test_the_command_writes_its_pages(stand_in, tmp_path, monkeypatch, capsys):

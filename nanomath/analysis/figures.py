@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from nanomath.analysis.results import Results
+from nanomath.analysis.results import Results, is_share
 from nanomath.analysis.runs import read_run
 from nanomath.analysis.statistics import FEWEST_SEEDS, t_quantile
 
@@ -49,24 +49,32 @@ def save(figure: Any, path: Path) -> list[Path]:
 
 
 def forest(results: Results, measure: str) -> Any:
-    """The differences to the baseline, with the headline interval thick and the others thin."""
+    """The differences to the baseline, the headline interval thick, that of these runs on new
+    problems thin above it, that of new seeds thin below it; shares in points of percent.
+    """
     import matplotlib.pyplot as plt
 
     found = results.differences(measure)
+    share = is_share(measure)
+    scale = 100 if share else 1
     figure, axes = plt.subplots(figsize=(6.4, 0.9 + 0.42 * len(found)))
     for row, d in enumerate(found.values()):
-        for score, width in ((d.problems, 1), (d.seeds, 1), (d.headline, 3)):
+        for score, width, above in (
+            (d.problems, 1, 0.2),
+            (d.seeds, 1, -0.2),
+            (d.headline, 3, 0),
+        ):
             if score:
-                axes.plot(
-                    [score.low, score.high], [row, row], color="0.15", linewidth=width
-                )
-        axes.plot(d.mean, row, "o", color="0.15", markersize=6)
+                ends = [scale * score.low, scale * score.high]
+                axes.plot(ends, [row - above] * 2, color="0.15", linewidth=width)
+        axes.plot(scale * d.mean, row, "o", color="0.15", markersize=6)
     axes.axvline(0, color="0.6", linewidth=1)
     axes.set_yticks(range(len(found)), list(found))
-    axes.invert_yaxis()
+    axes.set_ylim(len(found) - 0.5, -0.5)
     seeds = len(results.study.seeds)
+    unit = ", points" if share else ""
     axes.set_xlabel(
-        f"{measure}, less {results.study.baseline} (95% intervals, n = {seeds} seeds)"
+        f"{measure}{unit}, less {results.study.baseline} (95%, n = {seeds} seeds)"
     )
     return figure
 

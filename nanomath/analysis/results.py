@@ -267,7 +267,7 @@ def _table(results: Results, measure: str) -> list[str]:
     study = results.study
     found = results.differences(measure)
     corrected = statistics.holm({arm: d.p for arm, d in found.items()})
-    share = bool(PER_PROBLEM.search(measure))
+    share = is_share(measure)
     lines = [
         f"| arm | seeds | mean | less {study.baseline} | 95% interval | p (Holm) | |",
         "|---|---|---|---|---|---|---|",
@@ -317,6 +317,11 @@ def _tasks(results: Results, measure: str) -> list[str]:
             cells[2] = f"{chance:.2f} ({low:.2f} to {high:.2f})"
         lines.append("| " + " | ".join(cells) + " |")
     return [*lines, ""]
+
+
+def is_share(measure: str) -> bool:
+    """Whether a measure is compared problem by problem, as a share of right answers."""
+    return bool(PER_PROBLEM.fullmatch(measure.split(".", 1)[1]))
 
 
 def _remarks(

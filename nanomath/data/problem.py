@@ -6,6 +6,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 
+GRADES = ("difficulty", "level")  # other numbers are what a problem was made of
+
+
 @dataclass(frozen=True)
 class Problem:
     """A question with its gold answer.
@@ -24,11 +27,10 @@ class Problem:
 
     @property
     def labels(self) -> dict[str, str | int | float]:
-        """The metadata by which problems can be sorted: numbers and short words."""
+        """The metadata that sorts problems into kinds: short words, and the numbers in GRADES."""
         return {
             key: value
             for key, value in self.metadata.items()
-            if isinstance(value, (int, float))
-            or isinstance(value, str)
-            and len(value) <= 40
+            if (isinstance(value, str) and len(value) <= 40)
+            or (key in GRADES and isinstance(value, int | float))
         }

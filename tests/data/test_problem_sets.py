@@ -824,3 +824,8 @@ def test_gsm8k_without_its_calculator_notes() -> None:
     assert all(
         p.solution and p.answer for p in load_problems(SHARED / "gsm8k" / "train.jsonl")
     )
+
+
+def test_labels_sort_problems_into_kinds():
+    metadata = {"level": 3, "subject": "Algebra", "start": 7, "proof": "x" * 99, "ops": [1]}
+    assert Problem("p", "q", "a", metadata=metadata).labels == {"level": 3, "subject": "Algebra"}

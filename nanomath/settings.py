@@ -164,6 +164,17 @@ class World:
     difficulty: list[int] = option(
         [1, 4], "least and greatest number of steps of a solution", minimum=1, maximum=8
     )
+    documents: int = option(
+        0,
+        "for pre-training: texts without a prompt in place of problems, each of at most so many "
+        "problems of one kind, or a statement of facts; 0: problems",
+        minimum=0,
+    )
+    shots: int = option(
+        0,
+        "the field {shots} for prompt.template: so many worked problems of the same kind; 0: none",
+        minimum=0,
+    )
     direct: float = option(
         0.0, "share of the solutions that state the answer alone", minimum=0, maximum=1
     )
@@ -218,7 +229,9 @@ class Problems:
         '"world", a .jsonl/.json/.tsv/.csv file (also .gz), or a hub id org/name[:config]',
     )
     split: str = option(
-        "train", "split of the world (train, validation, test) or of a hub dataset"
+        "train",
+        "split of the world (train, validation, test; templates: unseen wordings; numbers: beyond "
+        "those of train) or of a hub dataset",
     )
     limit: int = option(
         0,
@@ -652,10 +665,10 @@ class Evaluation:
         "pass@k and maj@k are reported for these k, which are at most `samples`",
         minimum=1,
     )
-    by: str = option(
-        "",
+    by: list[str] = option(
+        [],
         "pass@1 is also reported for each value of this metadata key of the problems, such as "
-        "difficulty; empty: of none",
+        "difficulty, or for each combination of the values of several; empty: of none",
     )
     seed: int = option(
         0, "seed of the samples and of the bootstrap", minimum=0, maximum=MAX_SEED

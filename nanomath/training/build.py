@@ -15,7 +15,12 @@ from nanomath import algorithms, settings
 from nanomath.data.problem import Problem
 from nanomath.data.problem_sets import Fields, load_problems
 from nanomath.data.prompts import PromptTemplate, render_prompt, render_response
-from nanomath.data.world import CHAT_TEMPLATE, generate, world_tokenizer
+from nanomath.data.world import (
+    CHAT_TEMPLATE,
+    generate,
+    pretraining_documents,
+    world_tokenizer,
+)
 from nanomath.models import (
     ModelConfig,
     Tokenizer,
@@ -118,8 +123,18 @@ def build_problems(section: settings.Problems) -> list[Problem]:
     limit = section.limit or WORLD_PROBLEMS
     share = -(-limit // len(world.families))
     difficulty = (world.difficulty[0], world.difficulty[1])
+    told = world.languages, world.direct
+    if world.documents:
+        if section.split != "train":
+            raise ValueError(
+                f"world.documents are of the train split, not of {section.split!r}"
+            )
+        texts = pretraining_documents(
+            limit, 0, difficulty, world.families, *told, world.documents
+        )
+        return [Problem(f"document-{n}", "", text, text) for n, text in enumerate(texts)]
     drawn = [
-        generate(family, section.split, share, 0, difficulty, world.languages, world.direct)
+        generate(family, section.split, share, 0, difficulty, *told, world.shots)
         for family in world.families
     ]
     return [problem for together in zip(*drawn, strict=True) for problem in together][
@@ -193,15 +208,18 @@ def encode_examples(
     max_tokens: int = 0,
 ) -> list[Example]:
     """Return the prompt and solution tokens of every problem that has at most `max_tokens`
-    of them (0: all).
+    of them (0: all). The prompt of a document, which has no question, is the token that
+    begins plain text.
 
     The end-of-sequence token is part of the response. ValueError names the first problem
     that a context of `longest` tokens does not hold.
     """
     examples = []
+    start = tokenizer.encode("", add_special_tokens=True) or [tokenizer.eos_id]
     for problem in problems:
         response = [*tokenizer.encode(render_response(problem, template)), tokenizer.eos_id]
-        examples.append(Example(_prompt(problem, template, tokenizer), response))
+        prompt = _prompt(problem, template, tokenizer) if problem.question else start
+        examples.append(Example(prompt, response))
     pairs = list(zip(problems, examples, strict=True))
     if max_tokens:
         pairs = _short_enough(pairs, list(map(len, examples)), max_tokens)

@@ -159,7 +159,9 @@ class World:
     """Problems of the embedded world, where the source is "world"."""
 
     families: list[str] = option(
-        ["maths"], "families of problems, in equal parts", choices=FAMILIES
+        ["maths"],
+        "families of problems, in equal parts as far as each has so many",
+        choices=FAMILIES,
     )
     difficulty: list[int] = option(
         [1, 4], "least and greatest number of steps of a solution", minimum=1, maximum=8

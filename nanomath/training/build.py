@@ -7,6 +7,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from functools import partial
+from itertools import zip_longest
 from typing import TypeVar
 
 import torch
@@ -134,12 +135,11 @@ def build_problems(section: settings.Problems) -> list[Problem]:
         )
         return [Problem(f"document-{n}", "", text, text) for n, text in enumerate(texts)]
     drawn = [
-        generate(family, section.split, share, 0, difficulty, *told, world.shots)
+        generate(family, section.split, share, 0, difficulty, *told, world.shots, True)
         for family in world.families
     ]
-    return [problem for together in zip(*drawn, strict=True) for problem in together][
-        :limit
-    ]
+    together = [problem for turn in zip_longest(*drawn) for problem in turn if problem]
+    return together[:limit]
 
 
 def build_template(section: settings.Prompt) -> PromptTemplate:

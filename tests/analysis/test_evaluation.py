@@ -204,12 +204,12 @@ def test_records_are_one_for_each_completion_in_order():
 
 
 def test_breakdown_by_a_metadata_key():
-    parts = measured(by="level").breakdown
+    parts = measured(by=["level"]).breakdown
     assert {name: s.mean for name, s in parts.items()} == {
         "level=1": 0.75,
         "level=2": 0.125,
     }
-    assert list(measured(by="topic").breakdown) == [
+    assert list(measured(by=["topic"]).breakdown) == [
         "topic=sums"
     ]  # of the problems that have it
 
@@ -217,9 +217,9 @@ def test_breakdown_by_a_metadata_key():
 def test_what_cannot_be_measured_is_refused_before_anything_is_sampled():
     sampler = Echo(TEXTS)
     with pytest.raises(ValueError, match=r"metadata key 'levle'; there are: level, topic$"):
-        evaluate(sampler, PROBLEMS, [[1], [2], [3]], samples=4, by="levle")
+        evaluate(sampler, PROBLEMS, [[1], [2], [3]], samples=4, by=["levle"])
     with pytest.raises(ValueError, match="there are: none$"):
-        evaluate(sampler, [Problem("d", "?", "1")], [[1]], samples=4, by="level")
+        evaluate(sampler, [Problem("d", "?", "1")], [[1]], samples=4, by=["level"])
     with pytest.raises(
         ValueError, match=r"pass@5 needs at least 5 samples of each problem, not 4"
     ):

@@ -48,6 +48,7 @@ def generate(
     languages: Sequence[str] = ("en",),
     direct: float = 0.0,
     shots: int = 0,
+    fewer: bool = False,
 ) -> list[Problem]:
     """Draw `count` distinct problems of one family and split, as a pure function of the
     arguments.
@@ -58,7 +59,8 @@ def generate(
     with the same seed words the same problems, as "templates" words those of "test". With
     `shots` the field of that name holds so many worked problems of train, to be put before
     the question. ValueError for an unknown family, split or language, numbers of a family
-    that has none, a range outside 1..8, or a split that holds too few distinct problems.
+    that has none, a range outside 1..8, or a split that holds too few distinct problems,
+    unless `fewer` will do.
     """
     check_request(family, split, count, difficulty, languages)
     random = Random(f"{family}/{'test' if split == 'templates' else split}/{seed}")
@@ -69,6 +71,8 @@ def generate(
         problem = draw_problem(random, family, split, difficulty, language, direct)
         repeats = repeats + 1 if problem.id in problems else 0
         if repeats == PATIENCE:
+            if fewer:
+                break
             raise ValueError(
                 f"{family}/{split} at difficulty {difficulty} has only {len(problems)} "
                 f"distinct problems, fewer than count={count}: "

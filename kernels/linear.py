@@ -33,7 +33,9 @@ def invariant_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> T
 
 class _InvariantLinear(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: FunctionCtx, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    def forward(
+        ctx: FunctionCtx, x: Tensor, weight: Tensor, bias: Tensor | None
+    ) -> Tensor:
         ctx.save_for_backward(x, weight)
         run = invariant_linear_triton if runs_triton(x) else packed_rows
         return run(x.reshape(-1, x.shape[-1]), weight, bias).unflatten(0, x.shape[:-1])

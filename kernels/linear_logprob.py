@@ -158,7 +158,9 @@ def _chunks(ctx: FunctionCtx, gradient: Tensor) -> Chunks:
         g = gradient[rows, None] / ctx.temperature
         if kept is None:
             softmax = (
-                _logits(h, weight, ctx.temperature, room).sub_(logsumexp[rows, None]).exp_()
+                _logits(h, weight, ctx.temperature, room)
+                .sub_(logsumexp[rows, None])
+                .exp_()
             )
         else:
             softmax = kept if len(rows) == len(kept) else kept[rows]
@@ -211,7 +213,11 @@ def _add_product(d_weight: Tensor, dz: Tensor, h: Tensor) -> None:
 
 
 def linear_logprob_triton(
-    hidden: Tensor, weight: Tensor, target: Tensor, temperature: float = 1.0, chunk: int = 0
+    hidden: Tensor,
+    weight: Tensor,
+    target: Tensor,
+    temperature: float = 1.0,
+    chunk: int = 0,
 ) -> tuple[Tensor, Tensor]:
     """`linear_logprob` without its checks; chunk: tokens of dz at a time, 0: as many as make
     about CHUNK_GRADIENT.

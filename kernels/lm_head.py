@@ -94,11 +94,15 @@ def _sample_logits_reference(
 def in_chunks(function: Callable, logits: Tensor, u: Tensor) -> tuple[Tensor, ...]:
     """Return function(logits, u), computed for some rows at a time."""
     rows = max(1, CHUNK_LOGITS // logits.shape[1])
-    parts = [function(z, v) for z, v in zip(logits.split(rows), u.split(rows), strict=True)]
+    parts = [
+        function(z, v) for z, v in zip(logits.split(rows), u.split(rows), strict=True)
+    ]
     return tuple(torch.cat(part) for part in zip(*parts, strict=True))
 
 
-def _sample_rows(z: Tensor, u: Tensor, temperature: float) -> tuple[Tensor, Tensor, Tensor]:
+def _sample_rows(
+    z: Tensor, u: Tensor, temperature: float
+) -> tuple[Tensor, Tensor, Tensor]:
     z, weights, blocks, total = normalised(z.float(), temperature or 1.0)
     token = z.argmax(-1) if temperature == 0 else draw(weights, blocks, u)
     return token, *_logprob_and_entropy(z, weights, total, token)
@@ -171,7 +175,9 @@ def block_sums(weights: Tensor) -> Tensor:
     """[n, V] -> [n, ceil(V / BLOCK)]."""
     n, vocabulary = weights.shape
     whole = vocabulary // BLOCK * BLOCK
-    sums = weights[:, :whole].unflatten(1, (-1, BLOCK)).sum(-1) if whole else weights[:, :0]
+    sums = (
+        weights[:, :whole].unflatten(1, (-1, BLOCK)).sum(-1) if whole else weights[:, :0]
+    )
     if whole == vocabulary:
         return sums
     return torch.cat((sums, weights[:, whole:].sum(-1, keepdim=True)), dim=-1)

@@ -37,7 +37,9 @@ class Run:
         0, "everything random in the run depends on this seed", minimum=0, maximum=MAX_SEED
     )
     steps: int = option(
-        100, "how many optimizer steps (SFT, PRM) or rollouts (GRPO) the run has", minimum=1
+        100,
+        "how many optimizer steps (SFT, PRM) or rollouts (GRPO) the run has",
+        minimum=1,
     )
     eval_every: int = option(
         0,
@@ -67,7 +69,9 @@ class Run:
         "where metrics go beside metrics.jsonl, for those who have dashboards",
         choices=("tensorboard",),
     )
-    threads: int = option(0, "how many CPU threads torch uses; 0: torch decides", minimum=0)
+    threads: int = option(
+        0, "how many CPU threads torch uses; 0: torch decides", minimum=0
+    )
     deterministic: str = option(
         "auto",
         "use only algorithms that give the same bits every time; auto: on a CPU",
@@ -160,10 +164,23 @@ class World:
     """Problems of the embedded world, where the source is "world"."""
 
     families: list[str] = option(
-        ["maths"], "families of problems, in equal parts", choices=FAMILIES
+        ["maths"],
+        "families of problems, in equal parts as far as each has so many",
+        choices=FAMILIES,
     )
     difficulty: list[int] = option(
         [1, 4], "least and greatest number of steps of a solution", minimum=1, maximum=8
+    )
+    documents: int = option(
+        0,
+        "for pre-training: texts without a prompt in place of problems, each of at most so many "
+        "problems of one kind, or a statement of facts; 0: problems",
+        minimum=0,
+    )
+    shots: int = option(
+        0,
+        "the field {shots} for prompt.template: so many worked problems of the same kind; 0: none",
+        minimum=0,
     )
     direct: float = option(
         0.0, "share of the solutions that state the answer alone", minimum=0, maximum=1
@@ -176,7 +193,9 @@ class World:
         if not self.families:
             raise ValueError("families is empty: name at least one family of the world")
         if len(self.difficulty) != 2 or self.difficulty[0] > self.difficulty[1]:
-            raise ValueError(f"difficulty is {self.difficulty}: expected [least, greatest]")
+            raise ValueError(
+                f"difficulty is {self.difficulty}: expected [least, greatest]"
+            )
 
 
 @dataclass
@@ -201,7 +220,8 @@ class File:
         "one; empty: the whole field is the answer",
     )
     remove: str = option(
-        "", "regular expression whose matches are deleted from solutions (GSM8K: <<[^>]*>>)"
+        "",
+        "regular expression whose matches are deleted from solutions (GSM8K: <<[^>]*>>)",
     )
     header: bool = option(
         True,
@@ -219,7 +239,9 @@ class Problems:
         '"world", a .jsonl/.json/.tsv/.csv file (also .gz), or a hub id org/name[:config]',
     )
     split: str = option(
-        "train", "split of the world (train, validation, test) or of a hub dataset"
+        "train",
+        "split of the world (train, validation, test; templates: unseen wordings; numbers: beyond "
+        "those of train) or of a hub dataset",
     )
     limit: int = option(
         0,
@@ -282,7 +304,9 @@ class Optim:
     weight_decay: float = option(
         0.0, "AdamW's decay of the matrices; vectors never decay", minimum=0
     )
-    beta1: float = option(0.9, "decay of the running mean of gradients", minimum=0, below=1)
+    beta1: float = option(
+        0.9, "decay of the running mean of gradients", minimum=0, below=1
+    )
     beta2: float = option(
         0.95, "decay of the running mean of squared gradients", minimum=0, below=1
     )
@@ -336,7 +360,9 @@ class Sampling:
     """How completions are drawn."""
 
     temperature: float = option(
-        1.0, "logits are divided by this; 0: always the likeliest token (greedy)", minimum=0
+        1.0,
+        "logits are divided by this; 0: always the likeliest token (greedy)",
+        minimum=0,
     )
     top_k: int = option(0, "draw only from the k likeliest tokens; 0: from all", minimum=0)
     top_p: float = option(
@@ -469,7 +495,9 @@ class Algorithm:
         above=0,
     )
     credit_eta: float = option(
-        0.5, "credit clip and clip_delta: a step's reward is min(score - eta, 0)", minimum=0
+        0.5,
+        "credit clip and clip_delta: a step's reward is min(score - eta, 0)",
+        minimum=0,
     )
     components: str = option(
         "sum",
@@ -508,7 +536,9 @@ class Algorithm:
     )
     clip_high: float = option(0.2, "the ratio is clipped above 1 + clip_high", minimum=0)
     dual_clip: float = option(
-        3.0, "clip dual: largest ratio that counts where the advantage is negative", above=1
+        3.0,
+        "clip dual: largest ratio that counts where the advantage is negative",
+        above=1,
     )
     aggregation: str = option(
         "sequence",
@@ -613,7 +643,9 @@ class Algorithm:
         above=0,
     )
     value_lr: float = option(
-        1e-4, "peak learning rate of the value model; the schedule is the policy's", above=0
+        1e-4,
+        "peak learning rate of the value model; the schedule is the policy's",
+        above=0,
     )
     epochs: int = option(1, "passes over each rollout", minimum=1)
     minibatches: int = option(1, "optimizer steps in each pass", minimum=1)
@@ -653,10 +685,10 @@ class Evaluation:
         "pass@k and maj@k are reported for these k, which are at most `samples`",
         minimum=1,
     )
-    by: str = option(
-        "",
+    by: list[str] = option(
+        [],
         "pass@1 is also reported for each value of this metadata key of the problems, such as "
-        "difficulty; empty: of none",
+        "difficulty, or for each combination of the values of several; empty: of none",
     )
     seed: int = option(
         0, "seed of the samples and of the bootstrap", minimum=0, maximum=MAX_SEED
@@ -758,7 +790,9 @@ class EvalConfig:
     lenient: bool = option(
         False, "where no answer is marked, take the last number of the text for it"
     )
-    save: str = option("", "every completion is written to this JSONL file; empty: to none")
+    save: str = option(
+        "", "every completion is written to this JSONL file; empty: to none"
+    )
 
 
 @dataclass
@@ -833,7 +867,9 @@ class PRM:
         "file of labelled solutions to learn from (trl, Math-Shepherd, PRM800K, ProcessBench)",
     )
     heldout: str = option("", "file of labelled solutions to measure on")
-    limit: int = option(0, "at most so many held-out solutions are used; 0: all", minimum=0)
+    limit: int = option(
+        0, "at most so many held-out solutions are used; 0: all", minimum=0
+    )
     neutral: str = option(
         "right", "what PRM800K's neutral rating counts as", choices=NEUTRAL
     )

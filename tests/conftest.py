@@ -143,7 +143,11 @@ class Recorder:
         zero = {name: torch.zeros_like(p) for name, p in parameters.items()}
         self.gradients.append(
             zero
-            | {name: p.grad.clone() for name, p in parameters.items() if p.grad is not None}
+            | {
+                name: p.grad.clone()
+                for name, p in parameters.items()
+                if p.grad is not None
+            }
         )
         self.rates.append(lr)
         self.model.zero_grad()

@@ -216,7 +216,9 @@ def main(paths: list[Path]) -> None:
                     f"{path.name}:{line}: {words}    {source.splitlines()[line - 1].strip()}",
                     flush=True,
                 )
-        print(f"{path.name}: {count} mutants, {unnoticed - before} not noticed", flush=True)
+        print(
+            f"{path.name}: {count} mutants, {unnoticed - before} not noticed", flush=True
+        )
 
 
 if __name__ == "__main__":

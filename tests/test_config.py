@@ -64,7 +64,9 @@ class Method:
 
     method: str = option("plain", "the row that the others start from", choices=METHODS)
     rate: float = option(1.0, "a number", above=0)
-    shape: str = option("round", "a choice that may grow", choices=lambda: (*SHAPES, "off"))
+    shape: str = option(
+        "round", "a choice that may grow", choices=lambda: (*SHAPES, "off")
+    )
     terms: list[str] = option([], "a list")
 
     def __post_init__(self) -> None:
@@ -130,7 +132,11 @@ def test_command_line_wins_over_file_wins_over_defaults(tmp_path: Path) -> None:
         tmp_path, 'name = "file"\n[optim]\nlr = 0.5\n[optim.schedule]\nwarmup = 7\n'
     )
     config = load(Config, path, ["name=words", "optim.schedule.warmup=8"])
-    assert (config.name, config.optim.lr, config.optim.schedule.warmup) == ("words", 0.5, 8)
+    assert (config.name, config.optim.lr, config.optim.schedule.warmup) == (
+        "words",
+        0.5,
+        8,
+    )
     assert config.optim.betas == [0.9, 0.95]
 
 
@@ -233,7 +239,9 @@ def test_command_line_wins_over_file_wins_over_row_wins_over_default(
     tmp_path: Path,
 ) -> None:
     assert method_of(None) == Method("plain", 1.0, "round", [])
-    assert method_of(None, "method.method=fast") == Method("fast", 2.0, "round", ["a", "b"])
+    assert method_of(None, "method.method=fast") == Method(
+        "fast", 2.0, "round", ["a", "b"]
+    )
     path = write(tmp_path, '[method]\nmethod = "fast"\nrate = 3\n')
     assert method_of(path) == Method("fast", 3.0, "round", ["a", "b"])
     assert method_of(path, "method.rate=4", "method.terms=[]") == Method(
@@ -666,7 +674,12 @@ def test_arguments_in_any_order(tmp_path: Path) -> None:
     config, flags = parse_arguments(
         Config, ["optim.lr=0.5", "--resume", str(path), "name=a"], "", FLAGS
     )
-    assert (config.seed, config.optim.lr, config.name, flags) == (4, 0.5, "a", {"--resume"})
+    assert (config.seed, config.optim.lr, config.name, flags) == (
+        4,
+        0.5,
+        "a",
+        {"--resume"},
+    )
     assert parse_arguments(Config, [], "") == (Config(), set())
 
 

@@ -191,7 +191,9 @@ def contents(suffix: str) -> st.SearchStrategy[bytes]:
     if suffix == ".jsonl":
         written = rows.map(lambda rows: "\n".join(map(json.dumps, rows)))
     elif suffix == ".json":
-        written = (rows | values | st.dictionaries(texts, rows, max_size=2)).map(json.dumps)
+        written = (rows | values | st.dictionaries(texts, rows, max_size=2)).map(
+            json.dumps
+        )
     else:
         cells = st.lists(st.sampled_from(NAMES) | texts, min_size=1, max_size=4)
         lists = st.lists(cells, max_size=3).map(

@@ -81,7 +81,10 @@ def test_signatures():
         "head": None,
         "base": "",
     }
-    assert parameters(nanomath.load_tokenizer) == {"path_or_hub_id": "required", "base": ""}
+    assert parameters(nanomath.load_tokenizer) == {
+        "path_or_hub_id": "required",
+        "base": "",
+    }
     assert list(parameters(nanomath.save_model))[:3] == ["model", "tokenizer", "directory"]
     options = {
         "slots": 64,

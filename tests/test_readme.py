@@ -16,7 +16,9 @@ LENGTHS = torch.tensor([4, 1, 6, 2, 5, 5])
 
 
 def test_the_seven_lines_are_the_objective():
-    (code,) = re.findall(r"## GRPO in seven lines.*?```python\n(.*?)```", README, re.DOTALL)
+    (code,) = re.findall(
+        r"## GRPO in seven lines.*?```python\n(.*?)```", README, re.DOTALL
+    )
     lines = [line for line in code.splitlines() if line and not line.startswith("#")]
     assert len(lines) == 7
     torch.manual_seed(0)
@@ -45,6 +47,8 @@ def test_the_seven_lines_are_the_objective():
 
 def test_every_file_and_page_is_there():
     linked = re.findall(r"\]\(([^)]+)\)", README)
-    named = re.findall(r"`((?:nanomath|tests|docs|kernels)/[\w/.]+|train_\w+\.py)`", README)
+    named = re.findall(
+        r"`((?:nanomath|tests|docs|kernels)/[\w/.]+|train_\w+\.py)`", README
+    )
     assert len(named) > 6 and len(linked) > 6
     assert [name for name in (*linked, *named) if not (ROOT / name).exists()] == []

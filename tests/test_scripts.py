@@ -377,7 +377,12 @@ def test_the_logprobs_of_the_first_rollout_are_those_of_the_starting_model(
 )
 def test_kinds_of_grpo(train, sft_run, words):
     run = train(
-        train_grpo, "run", "run.steps=2", "heldout.limit=1", f"model.path={sft_run}", *words
+        train_grpo,
+        "run",
+        "run.steps=2",
+        "heldout.limit=1",
+        f"model.path={sft_run}",
+        *words,
     )
     metrics = lines(run)
     steps = [line for line in metrics if "reward" in line]
@@ -410,7 +415,9 @@ def test_every_step_has_new_problems_and_new_samples(train, sft_run):
         for line in lines(train(train_sft, "one", *still, "train.limit=8"))
         if "loss" in line
     ]
-    assert epochs == pytest.approx([epochs[0]] * 4, rel=1e-5)  # the same eight in each step
+    assert epochs == pytest.approx(
+        [epochs[0]] * 4, rel=1e-5
+    )  # the same eight in each step
 
     run = train(
         train_grpo,
@@ -596,7 +603,9 @@ def test_what_changes_nothing(train, sft_run):
 
 @pytest.mark.parametrize("script", [train_sft, train_grpo], ids=["sft", "grpo"])
 def test_watching_changes_nothing(train, sft_run, script):
-    start = () if script is train_sft else (f"model.path={sft_run}", "grpo.logged_groups=0")
+    start = (
+        () if script is train_sft else (f"model.path={sft_run}", "grpo.logged_groups=0")
+    )
     watched = (
         "run.eval_every=1",
         "run.save_every=1",
@@ -692,7 +701,9 @@ def test_adapters_learn_and_leave_the_model_as_it_was(train, sft_run, tmp_path):
     assert {path: path.read_bytes() for path in before} == before
 
 
-def test_a_run_of_adapters_is_a_model_and_merges_into_one(train, sft_run, tmp_path, capsys):
+def test_a_run_of_adapters_is_a_model_and_merges_into_one(
+    train, sft_run, tmp_path, capsys
+):
     run = train(train_sft, "sft", *LORA, "run.steps=2", f"model.path={sft_run}")
     quick = ("problems.limit=2", "evaluation.samples=1", "sampling.max_new_tokens=4")
     assert nanomath_main(["eval", str(run), "world", "model.device=cpu", *quick]) == 0

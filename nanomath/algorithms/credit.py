@@ -36,7 +36,9 @@ def summed(scores: Tensor, present: Tensor, temperature: float, eta: float) -> T
 def minimum(scores: Tensor, present: Tensor, temperature: float, eta: float) -> Tensor:
     """Weight s = 2 p - 1 by softmax(-s / temperature) over the steps of its solution."""
     signed = 2 * scores - 1
-    return signed * (-signed / temperature).masked_fill(~present, -torch.inf).softmax(dim=1)
+    return signed * (-signed / temperature).masked_fill(~present, -torch.inf).softmax(
+        dim=1
+    )
 
 
 def last(scores: Tensor, present: Tensor, temperature: float, eta: float) -> Tensor:

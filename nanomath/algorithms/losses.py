@@ -144,7 +144,9 @@ def top_covariance(
     """
     if not mask.any():
         return mask
-    covariance = (advantages - advantages[mask].mean()) * (logprobs - logprobs[mask].mean())
+    covariance = (advantages - advantages[mask].mean()) * (
+        logprobs - logprobs[mask].mean()
+    )
     return _top(covariance, mask, share) & (covariance > 0)
 
 

@@ -230,7 +230,9 @@ def policy_objective(a: Choices, logprobs: Tensor, tokens: Tokens) -> Tensor:
         kl = kl_loss(logprobs, tokens.ref_logprobs, old, tokens.weights, *options)
         loss = loss + a.kl_coef * kl
     if a.covariance == "kl":
-        moved = torch.where(tokens.mask, logprobs, 0.0) - torch.where(tokens.mask, old, 0.0)
+        moved = torch.where(tokens.mask, logprobs, 0.0) - torch.where(
+            tokens.mask, old, 0.0
+        )
         loss = loss + a.covariance_coef * (tokens.covariance_weights * moved.abs()).sum()
     return loss
 

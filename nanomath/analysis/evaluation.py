@@ -110,7 +110,7 @@ def evaluate(
     prompts: Sequence[list[int]],
     samples: int,
     k: Sequence[int] = (1,),
-    by: str = "",
+    by: Sequence[str] = (),
     seed: int = 0,
     lenient: bool = False,
     progress: Progress | None = None,
@@ -159,7 +159,10 @@ def evaluate(
 
 
 def check_measurement(
-    problems: Sequence[Problem], samples: int, k: Sequence[int] = (1,), by: str = ""
+    problems: Sequence[Problem],
+    samples: int,
+    k: Sequence[int] = (1,),
+    by: Sequence[str] = (),
 ) -> None:
     """ValueError for what `evaluate` could not report: better before the sampling than after
     it.
@@ -169,10 +172,11 @@ def check_measurement(
             f"pass@{largest} needs at least {largest} samples of each problem, not {samples}"
         )
     known = sorted({name for problem in problems for name in problem.metadata})
-    if by and by not in known:
-        raise ValueError(
-            f"no problem has the metadata key {by!r}; there are: {', '.join(known) or 'none'}"
-        )
+    for key in by:
+        if key not in known:
+            raise ValueError(
+                f"no problem has the metadata key {key!r}; there are: {', '.join(known) or 'none'}"
+            )
 
 
 def grade(
@@ -265,13 +269,14 @@ def mean_score(values: Sequence[float], seed: int = 0) -> Score:
     return Score(float(values.mean()), float(low), float(high))
 
 
-def _breakdown(graded: Sequence[Graded], key: str, seed: int) -> dict[str, Score]:
-    """pass@1 of the problems that share a value of the metadata `key`."""
+def _breakdown(
+    graded: Sequence[Graded], keys: Sequence[str], seed: int
+) -> dict[str, Score]:
+    """pass@1 of the problems that share their values of the metadata `keys`."""
     groups = defaultdict(list)
     for item in graded:
-        if key in item.problem.metadata:
-            groups[item.problem.metadata[key]].append(float(np.mean(item.right)))
-    return {
-        f"{key}={value}": mean_score(group, seed)
-        for value, group in sorted(groups.items(), key=lambda g: str(g[0]))
-    }
+        labels = item.problem.metadata
+        if labels.keys() >= set(keys):
+            name = ",".join(f"{key}={labels[key]}" for key in keys)
+            groups[name].append(float(np.mean(item.right)))
+    return {name: mean_score(group, seed) for name, group in sorted(groups.items())}

@@ -194,7 +194,9 @@ class Pool:
         text = f"[{ended}/{self.total}] {cell.name}: {how}; {len(running)} running"
         self.say(text + (f", about {left:.0f} minutes left" if left else ""))
 
-    def minutes_left(self, cells: Mapping[str, Cell], running: list[Running] = ()) -> float:
+    def minutes_left(
+        self, cells: Mapping[str, Cell], running: list[Running] = ()
+    ) -> float:
         """By what the cells of each stage have taken, or else by what their author saw."""
         took: dict[str, list[float]] = {}
         for cell in cells.values():

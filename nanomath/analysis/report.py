@@ -295,7 +295,9 @@ def picks(rollouts: Sequence[Record]) -> list[dict[str, Any]]:
     rules = {
         "highest reward": lambda r: r["rewards"]["total"],
         "lowest reward": lambda r: -r["rewards"]["total"],
-        "largest advantage": lambda r: max(map(abs, numbers(r, "advantages")), default=0.0),
+        "largest advantage": lambda r: max(
+            map(abs, numbers(r, "advantages")), default=0.0
+        ),
         "longest": lambda r: len(r["tokens"]),
         "first cut at the limit": lambda r: (
             -r["step"] if r["finish_reason"] != "eos" else None
@@ -330,7 +332,9 @@ def breakdown(run: Run) -> list[dict[str, Any]]:
     if not steps:
         return []
     first, last = (measured_at(run, step) for step in (steps[0], steps[-1]))
-    keys = dict.fromkeys(key for rows in last.values() for key in rows[0].get("labels", {}))
+    keys = dict.fromkeys(
+        key for rows in last.values() for key in rows[0].get("labels", {})
+    )
     found = []
     for key in keys:
         values = {rows[0]["labels"].get(key) for rows in last.values()} - {None}
@@ -387,7 +391,9 @@ def metric_docs() -> list[dict[str, Any]]:
                     lambda _, g=general: g,
                     pattern,
                 )
-            what, expected = (cells[i].replace("\\|", "|").replace("`", "") for i in (1, 3))
+            what, expected = (
+                cells[i].replace("\\|", "|").replace("`", "") for i in (1, 3)
+            )
             found.append(
                 {
                     "section": section,

@@ -67,7 +67,9 @@ class Results:
             return None
         of_all = [scores[arm, seed] for arm in (a, b) for seed in seeds]
         problems = [p for p in of_all[0] if all(p in one for one in of_all)]
-        d = np.array([[scores[a, s][p] - scores[b, s][p] for p in problems] for s in seeds])
+        d = np.array(
+            [[scores[a, s][p] - scores[b, s][p] for p in problems] for s in seeds]
+        )
         if problems == [""]:
             return over_seeds(d[:, 0])
         by = self.study.cluster
@@ -384,7 +386,9 @@ def number(value: float | None, share: bool, signed: bool = False) -> str:
         return "–"
     sign = "+" if signed else ""
     return (
-        f"{100 * value:{sign}.1f}{'' if signed else '%'}" if share else f"{value:{sign}.4g}"
+        f"{100 * value:{sign}.1f}{'' if signed else '%'}"
+        if share
+        else f"{value:{sign}.4g}"
     )
 
 

@@ -47,7 +47,8 @@ class Run:
     def rollouts(self) -> list[Record]:
         """The episodes of rollouts.jsonl, each with the numbers of its prompt and sample."""
         return [
-            _placed(record, place) for record, place in _places(self.read("rollouts.jsonl"))
+            _placed(record, place)
+            for record, place in _places(self.read("rollouts.jsonl"))
         ]
 
     @cached_property

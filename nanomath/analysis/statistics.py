@@ -61,7 +61,9 @@ def compare(d: Matrix, clusters: Sequence[Hashable] | None = None) -> Difference
     of_problems = clustered_variance(d.mean(axis=0), labels)
     problems = t_score(mean, of_problems, count - 1)
     if seeds < FEWEST_SEEDS:
-        return Difference(mean, problems, None, None, p_value(mean, of_problems, count - 1))
+        return Difference(
+            mean, problems, None, None, p_value(mean, of_problems, count - 1)
+        )
     of_seeds = float(d.mean(axis=1).var(ddof=1)) / seeds
     residual = d - d.mean(axis=0) - d.mean(axis=1)[:, None] + mean
     shared = sum(clustered_variance(row, labels) for row in residual) / seeds / (seeds - 1)
@@ -138,7 +140,9 @@ def detectable(
     between = 2 * (1 - correlation) / 12
     within = 2 / 6 / samples / seeds
     variance = (between + within) / problems + spread**2 / seeds
-    return detectable_from(variance, seeds - 1 if spread and seeds > 1 else math.inf, power)
+    return detectable_from(
+        variance, seeds - 1 if spread and seeds > 1 else math.inf, power
+    )
 
 
 def detectable_from(variance: float, freedom: float, power: float = POWER) -> float:

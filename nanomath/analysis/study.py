@@ -238,7 +238,9 @@ def study_of(name: str, table: Mapping[str, Any]) -> Study:
     arms = _arms(table)
     for arm, changes in arms.items():
         if not NAME.fullmatch(arm):
-            raise ValueError(f"arm {arm!r}: expected letters, digits and .=+-_ in its name")
+            raise ValueError(
+                f"arm {arm!r}: expected letters, digits and .=+-_ in its name"
+            )
         for key in changes:
             if key.split(".")[0] not in stages:
                 raise ValueError(

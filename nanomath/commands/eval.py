@@ -50,7 +50,9 @@ def main(argv: list[str]) -> int:
     for word in words[:2]:
         argv.remove(word)
     given = (
-        [f"model.path={words[0]}", f"problems.source={words[1]}"] if len(words) >= 2 else []
+        [f"model.path={words[0]}", f"problems.source={words[1]}"]
+        if len(words) >= 2
+        else []
     )
     config, _ = parse_arguments(settings.EvalConfig, [*given, *argv], __doc__)
     measure = config.evaluation
@@ -86,7 +88,8 @@ def main(argv: list[str]) -> int:
     if config.save:
         with open(Path(config.save), "w", encoding="utf-8") as file:
             file.writelines(
-                json.dumps(record, ensure_ascii=False) + "\n" for record in report.records()
+                json.dumps(record, ensure_ascii=False) + "\n"
+                for record in report.records()
             )
     print_report(report, config)
     return 0

@@ -160,7 +160,9 @@ def label_some(
         texts = texts_of(sampler.tokenizer, c.tokens, its_steps)
         question = problems[c.prompt_index].question
         solutions.append((question, tuple(text.strip() for text in texts)))
-    exact = oracle_scores(problems, solutions) if "family" in problems[0].metadata else None
+    exact = (
+        oracle_scores(problems, solutions) if "family" in problems[0].metadata else None
+    )
     if options.by == "oracle":
         labels = exact
     else:
@@ -181,7 +183,8 @@ def label_some(
             for rows, truths in zip(verdicts, exact, strict=True):
                 compared += zip(rows[:-1], truths[:-1], strict=True)
     return [
-        Labelled(*solution, tuple(y)) for solution, y in zip(solutions, labels, strict=True)
+        Labelled(*solution, tuple(y))
+        for solution, y in zip(solutions, labels, strict=True)
     ]
 
 
@@ -295,7 +298,9 @@ def evaluate(argv: list[str]) -> int:
     if config.save:
         with open(config.save, "w", encoding="utf-8") as file:
             for s, row in zip(solutions, scores, strict=True):
-                line = dict(question=s.question, steps=s.steps, labels=s.labels, scores=row)
+                line = dict(
+                    question=s.question, steps=s.steps, labels=s.labels, scores=row
+                )
                 file.write(json.dumps(line, ensure_ascii=False) + "\n")
     print(f"{words[0]} on {words[1]}: {len(solutions)} solutions")
     names = "auc", "accuracy", "calibration_error", "f1", "f1_wrong", "f1_right"

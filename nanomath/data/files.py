@@ -44,7 +44,9 @@ def read_json(file: Path) -> dict[str, Any]:
     """Return the object in a JSON file. ValueError names the file when it holds something
     else.
     """
-    text = read_text(file).removeprefix("\ufeff")  # some editors of Windows write this mark
+    text = read_text(file).removeprefix(
+        "\ufeff"
+    )  # some editors of Windows write this mark
     content = parse_json(text, file)
     if not isinstance(content, dict):
         raise ValueError(f"{file} must hold a JSON object, not {type(content).__name__}")
@@ -128,7 +130,9 @@ def replacing(target: Path) -> Iterator[Path]:
         yield scratch
         for path in (*scratch.rglob("*"), scratch):
             _sync(path)
-        if target.is_dir():  # a file is replaced by the renaming itself, a directory is not
+        if (
+            target.is_dir()
+        ):  # a file is replaced by the renaming itself, a directory is not
             _remove(former)
             target.rename(former)
         scratch.rename(target)
@@ -170,7 +174,9 @@ def from_hub(name: str, kind: str, files: Sequence[str]) -> Path:
     Without a network, or with HF_HUB_OFFLINE=1, it is the copy that was fetched before.
     FileNotFoundError when the hub does not give the files.
     """
-    from huggingface_hub import snapshot_download  # slow to import, and most files are here
+    from huggingface_hub import (
+        snapshot_download,  # slow to import, and most files are here
+    )
 
     try:
         # "consolidated" files are a second copy of the weights, in their authors' own layout

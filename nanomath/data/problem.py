@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-
 GRADES = ("difficulty", "level")  # other numbers are what a problem was made of
 
 

@@ -108,7 +108,9 @@ def _moved(of: Block | Batch, device: torch.device | str) -> dict[str, Any]:
     return {field.name: getattr(of, field.name).to(device) for field in fields(of)}
 
 
-def lay_out(examples: Sequence[Example], share: bool = True) -> tuple[Layout, list[Tensor]]:
+def lay_out(
+    examples: Sequence[Example], share: bool = True
+) -> tuple[Layout, list[Tensor]]:
     """Return the layout of some examples, and the places [T] of each one's tokens in it,
     int64.
 
@@ -214,7 +216,9 @@ def micro_batches(
     groups: list[list[int]] = []
     room = 0
     for rows in members.values():
-        whole = len(examples[rows[0]].prompt) + sum(len(examples[i].response) for i in rows)
+        whole = len(examples[rows[0]].prompt) + sum(
+            len(examples[i].response) for i in rows
+        )
         known = False  # whether the prompt is in the newest group already
         for i in rows:
             cost = len(examples[i].response) if known else len(examples[i])
@@ -314,7 +318,10 @@ def response_logprobs(
 
 @torch.no_grad()
 def response_scores(
-    model: Transformer, examples: list[Example], token_budget: int, temperature: float = 1.0
+    model: Transformer,
+    examples: list[Example],
+    token_budget: int,
+    temperature: float = 1.0,
 ) -> tuple[Tensor, Tensor]:
     """Return logprobs and entropies of all responses by micro-batches, float32 [S, R] on
     the CPU.

@@ -123,7 +123,9 @@ class ModelConfig:
             head_dim=whole(_given(hf, "head_dim", width / heads), "head_dim"),
             intermediate_size=whole(hf["intermediate_size"], "intermediate_size"),
             max_positions=whole(
-                hf["max_position_embeddings"], "max_position_embeddings", most=LARGEST_COUNT
+                hf["max_position_embeddings"],
+                "max_position_embeddings",
+                most=LARGEST_COUNT,
             ),
             norm_eps=number(_given(hf, "rms_norm_eps", 1e-6), "rms_norm_eps"),
             rope_theta=rope_theta,

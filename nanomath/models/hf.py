@@ -139,7 +139,11 @@ def save_model(
     FileExistsError when `directory` is something other than a model.
     """
     target = Path(directory).resolve()
-    if target.exists() and not (target / "config.json").is_file() and any(target.iterdir()):
+    if (
+        target.exists()
+        and not (target / "config.json").is_file()
+        and any(target.iterdir())
+    ):
         raise FileExistsError(
             f"{target} exists and is not a model directory: name a new one"
         )
@@ -193,7 +197,9 @@ def _weight_files(directory: Path) -> list[Path]:
     index = directory / INDEX_FILE
     if not index.is_file():
         hint = ""
-        if pickled := [file.name for file in directory.iterdir() if file.suffix in PICKLES]:
+        if pickled := [
+            file.name for file in directory.iterdir() if file.suffix in PICKLES
+        ]:
             hint = f" ({pickled[0]} is a pickle, which is never loaded: convert it to safetensors)"
         raise FileNotFoundError(
             f"no model.safetensors and no {INDEX_FILE} in {directory}{hint}"
@@ -237,7 +243,9 @@ def _read_headers(directory: Path) -> dict[str, _Header]:
                         f"{file} holds {name:.100}, which is in {headers[name].file.name} as well"
                     )
                 tensor = stored.get_slice(name)
-                headers[name] = _Header(file, tuple(tensor.get_shape()), tensor.get_dtype())
+                headers[name] = _Header(
+                    file, tuple(tensor.get_shape()), tensor.get_dtype()
+                )
     return headers
 
 
@@ -319,7 +327,9 @@ def _copy_weights(headers: dict[str, _Header], tensors: dict[str, Tensor]) -> No
                     tensors[name].copy_(stored.get_tensor(name))
 
 
-def _write_weights(tensors: dict[str, Tensor], dtype: torch.dtype, directory: Path) -> None:
+def _write_weights(
+    tensors: dict[str, Tensor], dtype: torch.dtype, directory: Path
+) -> None:
     """Write model.safetensors, or numbered files with an index when there are more than
     `MAX_SHARD_BYTES`.
     """

@@ -138,7 +138,9 @@ class LoRA(nn.ModuleDict):
             if adapter := self.of(name):
                 weights[name].copy_(weight + adapter.product())
 
-    def _by_module(self, model: Transformer) -> dict[str, list[tuple[int, Adapter | None]]]:
+    def _by_module(
+        self, model: Transformer
+    ) -> dict[str, list[tuple[int, Adapter | None]]]:
         """By our name of a linear layer that has adapters, the rows of its parts with theirs."""
         modules: dict[str, list[tuple[int, Adapter | None]]] = {}
         for name, ours, start, stop in model.hf_slices():

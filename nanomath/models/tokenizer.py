@@ -269,7 +269,9 @@ def _stored_templates(stored: Any) -> dict[str, str]:
         return {}
     if isinstance(stored, str):
         return {"default": stored}
-    if not isinstance(stored, list) or not all(isinstance(entry, dict) for entry in stored):
+    if not isinstance(stored, list) or not all(
+        isinstance(entry, dict) for entry in stored
+    ):
         raise ValueError(
             f"chat_template = {stored!r:.60} must be text, "
             "or a list of objects with name and template"

@@ -49,7 +49,9 @@ class Format:
         """Raise a ValueError where the tokenizer lacks what the format needs."""
         raise NotImplementedError
 
-    def lay_out(self, tokenizer: Tokenizer, question: str, steps: Sequence[str]) -> LaidOut:
+    def lay_out(
+        self, tokenizer: Tokenizer, question: str, steps: Sequence[str]
+    ) -> LaidOut:
         """Return the tokens of a solution, and where among them the scores stand."""
         raise NotImplementedError
 
@@ -88,7 +90,9 @@ class MathShepherd(Format):
                 f"the tokenizer has no tokens of their own for {self.right!r} and {self.wrong!r}"
             )
 
-    def lay_out(self, tokenizer: Tokenizer, question: str, steps: Sequence[str]) -> LaidOut:
+    def lay_out(
+        self, tokenizer: Tokenizer, question: str, steps: Sequence[str]
+    ) -> LaidOut:
         text = f"{question} "
         ends = []
         for number, step in enumerate(steps, start=1):
@@ -131,7 +135,9 @@ class Qwen(Format):
                 f"the tokenizer has no token {self.marker!r}, which ends a step in this format"
             )
 
-    def lay_out(self, tokenizer: Tokenizer, question: str, steps: Sequence[str]) -> LaidOut:
+    def lay_out(
+        self, tokenizer: Tokenizer, question: str, steps: Sequence[str]
+    ) -> LaidOut:
         answer = "".join(
             step.replace(self.marker, "").strip() + self.marker for step in steps
         )
@@ -168,7 +174,9 @@ class TokenClassification(Format):
                 f"the tokenizer makes no token of the separator {self.separator!r}"
             )
 
-    def lay_out(self, tokenizer: Tokenizer, question: str, steps: Sequence[str]) -> LaidOut:
+    def lay_out(
+        self, tokenizer: Tokenizer, question: str, steps: Sequence[str]
+    ) -> LaidOut:
         ids = beginning(tokenizer) + tokenizer.encode(question)
         places = []
         for step in steps:

@@ -95,7 +95,9 @@ class Judge:
         if self.tokenizer.chat_template is None:
             tokens = self.tokenizer.encode(prompt + "\n\nAnswer:", add_special_tokens=True)
         else:
-            chat = self.tokenizer.apply_chat_template([{"role": "user", "content": prompt}])
+            chat = self.tokenizer.apply_chat_template(
+                [{"role": "user", "content": prompt}]
+            )
             tokens = self.tokenizer.encode(chat)
         if len(tokens) >= (context := self.model.config.max_positions):
             raise ValueError(

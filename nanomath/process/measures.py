@@ -24,7 +24,9 @@ BINS = 10
 
 
 def measure_scores(
-    solutions: Sequence[Labelled], scores: Sequence[Sequence[float]], threshold: float = 0.5
+    solutions: Sequence[Labelled],
+    scores: Sequence[Sequence[float]],
+    threshold: float = 0.5,
 ) -> dict[str, float]:
     """Return the measures above of the scores of all steps; one that there is nothing to take
     from is left out. Soft labels count as right from 1/2 on.
@@ -69,7 +71,9 @@ def calibration_error(scores: Sequence[float], labels: Sequence[float]) -> float
 
 
 def f1(
-    solutions: Sequence[Labelled], scores: Sequence[Sequence[float]], threshold: float = 0.5
+    solutions: Sequence[Labelled],
+    scores: Sequence[Sequence[float]],
+    threshold: float = 0.5,
 ) -> dict[str, float]:
     """Return f1, f1_wrong and f1_right: the harmonic mean and the accuracies it is of; those
     there is no solution for are left out.

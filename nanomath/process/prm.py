@@ -177,7 +177,9 @@ def _format_of(config: dict, where: str) -> Format:
     return kind()
 
 
-def new_prm(model: Transformer, tokenizer: Tokenizer, format: Format, seed: int = 0) -> PRM:
+def new_prm(
+    model: Transformer, tokenizer: Tokenizer, format: Format, seed: int = 0
+) -> PRM:
     """Make a PRM to be trained of any causal language model.
 
     The last layer of its fresh head is zero, so that p = 1/2.

@@ -81,7 +81,9 @@ class ProcessReward:
             episode.step_scores = scores
             episode.rewards["prm"] = min(scores)
             if self.credit:
-                rewards = self.credit(torch.tensor([scores]).double(), torch.tensor([ends]))
+                rewards = self.credit(
+                    torch.tensor([scores]).double(), torch.tensor([ends])
+                )
                 episode.step_rewards = rewards[0].tolist()
 
     def score(

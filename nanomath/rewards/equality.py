@@ -242,7 +242,9 @@ def _distinct(items: tuple[str, ...]) -> list[str]:
 
 def _same_item(gold: str, prediction: str) -> bool:
     r"""Within a list or set {1} is not 1."""
-    return gold.startswith(r"\{") == prediction.startswith(r"\{") and same(gold, prediction)
+    return gold.startswith(r"\{") == prediction.startswith(r"\{") and same(
+        gold, prediction
+    )
 
 
 def _relations(gold: Relation, prediction: Relation) -> bool:

@@ -355,7 +355,9 @@ _FREE_LETTER = re.compile(
     r"(?<![a-zA-Z\\])(?!sin|cos|tan|log|ln|exp|sqrt|pi)[a-df-hj-zA-Z]"
 )
 _LETTER_NAME = rf"(?:[a-zA-Z]|\\(?:{'|'.join(_GREEK)}))'*(?:_(?:\{{[^{{}}]*\}}|\w))?'*"
-_POINTS = r"(?:\\(?:angle|triangle|overline|m\\angle))?\{?[A-Z]{1,4}\}?(?:_(?:\{\w*\}|\w))?"
+_POINTS = (
+    r"(?:\\(?:angle|triangle|overline|m\\angle))?\{?[A-Z]{1,4}\}?(?:_(?:\{\w*\}|\w))?"
+)
 _CALLED = re.compile(rf"(?P<name>{_LETTER_NAME})\([a-z]\)")
 _NAMED = re.compile(
     rf"{_LETTER_NAME}(?:\(.*\))?|\({_LETTER_NAME}(?:,{_LETTER_NAME})*\)"
@@ -375,7 +377,9 @@ _NO_LABEL = re.compile(
     r"(?<![a-zA-Z])[A-J](?![a-zA-Z])|^\W*(?:and|or|is|are|isn't)\b|^\s*[,=]"
     r"|\b(?:not|no|wrong|incorrect|false)\b"
 )
-_SHORT_WORDS = frozenset({"no", "on", "up", "so", "ok", "go", "us", "he", "it", "me", "we"})
+_SHORT_WORDS = frozenset(
+    {"no", "on", "up", "so", "ok", "go", "us", "he", "it", "me", "we"}
+)
 _CALL = re.compile(r"(?:arc)?(?:sin|cos|tan|cot|sec|csc|ln|log|exp)h? [a-zA-Z]$")
 _FUNCTION = re.compile(r"sin|cos|tan|cot|sec|csc")
 _WORDS = re.compile(
@@ -463,7 +467,9 @@ def _items(text: str) -> Items | None:
         kind = ""
     groups = split(text, ";")
     if len(groups) > 1 and any(len(split(group, ",")) > 1 for group in groups):
-        parts = [group if len(split(group, ",")) == 1 else f"({group})" for group in groups]
+        parts = [
+            group if len(split(group, ",")) == 1 else f"({group})" for group in groups
+        ]
     else:
         parts = [item for part in split(text, _SEPARATOR) for item in _plus_minus(part)]
     parts = [part for part in parts if part]

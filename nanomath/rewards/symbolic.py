@@ -114,7 +114,8 @@ class Parser:
         if rest := TOKEN.sub("", text).strip():
             raise ValueError(f"not in the grammar: {rest[:20]!r}")
         self.tokens = [
-            token if token == r"\\" else token.lstrip("\\") for token in TOKEN.findall(text)
+            token if token == r"\\" else token.lstrip("\\")
+            for token in TOKEN.findall(text)
         ]
         self.position = 0
         self.in_bars = False  # within |...| a bar closes
@@ -181,7 +182,9 @@ class Parser:
         while postfix := self.accept("!", "degree"):
             if postfix == "!" and self.peek() == "!":
                 raise ValueError("a double factorial")
-            base = sympy.factorial(small(base)) if postfix == "!" else base * sympy.pi / 180
+            base = (
+                sympy.factorial(small(base)) if postfix == "!" else base * sympy.pi / 180
+            )
         return raise_to(base, self.signed()) if self.accept("^") else base
 
     def atom(self):
@@ -399,7 +402,9 @@ def other(token: str) -> str:
     """Return another digit or letter in place of one; nothing in place of anything else."""
     if token.isdigit():
         return str((int(token) + 1) % 10)
-    return ("q" if token.islower() else "Q") if len(token) == 1 and token.isalpha() else " "
+    return (
+        ("q" if token.islower() else "Q") if len(token) == 1 and token.isalpha() else " "
+    )
 
 
 def answer(
@@ -434,7 +439,9 @@ def main() -> None:
         signal.alarm(ORPHAN_LIMIT)
         try:
             verdict = answer(**json.loads(line))
-        except Exception:  # whatever a library raises on hostile text, MemoryError included
+        except (
+            Exception
+        ):  # whatever a library raises on hostile text, MemoryError included
             verdict = False
         signal.alarm(0)
         print(int(verdict), file=replies)

@@ -23,7 +23,9 @@ from kernels.rope_write import Norms, Rope, rope_write
 from nanomath.models.transformer import ModelConfig
 from nanomath.rollout.decoder import Decoder
 
-CASCADE = 2  # shared pages from which reading them once for a group is worth another launch
+CASCADE = (
+    2  # shared pages from which reading them once for a group is worth another launch
+)
 
 
 class Cache:
@@ -77,7 +79,9 @@ class Cache:
     ) -> int:
         """Return the bytes of a slot together with those of the prompt that it may hold."""
         page = page_size(device)
-        key = 2 * config.num_layers * config.num_kv_heads * config.head_dim * dtype.itemsize
+        key = (
+            2 * config.num_layers * config.num_kv_heads * config.head_dim * dtype.itemsize
+        )
         return key * page * (_pages(positions, page) + 2 * _pages(longest, page))
 
     def clear(self) -> None:
@@ -131,9 +135,9 @@ class Cache:
         for row, number in zip(rows.tolist(), prompts, strict=True):
             self.prompt_of[row] = number
         integers = {"dtype": torch.int64, "device": rows.device}
-        first = torch.tensor([self._prompt_page(number) for number in prompts], **integers)[
-            :, None
-        ]
+        first = torch.tensor(
+            [self._prompt_page(number) for number in prompts], **integers
+        )[:, None]
         shared = torch.tensor(
             [self.full[number] if self.share else 0 for number in prompts], **integers
         )[:, None]

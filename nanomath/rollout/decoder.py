@@ -58,7 +58,9 @@ class Decoder:
     `model.exact`.
     """
 
-    def __init__(self, model: Transformer, dtype: torch.dtype, exact: bool = False) -> None:
+    def __init__(
+        self, model: Transformer, dtype: torch.dtype, exact: bool = False
+    ) -> None:
         self.model = model
         self.dtype = dtype
         self.exact = exact

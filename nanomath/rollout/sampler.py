@@ -312,7 +312,9 @@ class _Run:
         self.prompt_length = self._tensor(
             [len(prompt) for prompt in prompts for _ in range(n)]
         )
-        self.last_token = self._tensor([prompt[-1] for prompt in prompts for _ in range(n)])
+        self.last_token = self._tensor(
+            [prompt[-1] for prompt in prompts for _ in range(n)]
+        )
         self.noise_key = self._tensor(noise_keys(prompts, n, first))  # [samples, 3]
         self.left = [n] * len(prompts)  # samples of each prompt that have not finished
         # of the queue

@@ -40,12 +40,16 @@ class SamplingParams:
     def __post_init__(self) -> None:
         for name, requirement in REQUIREMENTS.items():
             # Frozen, but not yet.
-            object.__setattr__(self, name, checked(name, getattr(self, name), *requirement))
+            object.__setattr__(
+                self, name, checked(name, getattr(self, name), *requirement)
+            )
 
     @property
     def cuts(self) -> bool:
         """Whether some of the probability mass is cut off before sampling."""
-        return self.temperature > 0 and (self.top_k > 0 or self.top_p < 1 or self.min_p > 0)
+        return self.temperature > 0 and (
+            self.top_k > 0 or self.top_p < 1 or self.min_p > 0
+        )
 
 
 def next_tokens(
@@ -63,7 +67,9 @@ def next_tokens(
         return token, logprob, under_sampling(logprob, params)
     logits = decoder.logits(states)
     token, logprob, sampling = sample_tokens(logits, u, params)
-    if decoder.exact and params.cuts:  # by the kernel that the trainer's logprobs come from
+    if (
+        decoder.exact and params.cuts
+    ):  # by the kernel that the trainer's logprobs come from
         kept = sampling - logprob
         if decoder.on_gpu:
             logprob = lm_head.logprobs_triton(

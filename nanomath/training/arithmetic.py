@@ -42,9 +42,7 @@ def settle(
     }
     plain, short = (seconds[dtype] for dtype in DTYPES)
     best = DTYPES[1] if plain > FASTER * short else DTYPES[0]
-    ratio = (
-        f"bfloat16 takes {short / plain:.2f} times float32's time for this model's products"
-    )
+    ratio = f"bfloat16 takes {short / plain:.2f} times float32's time for this model's products"
     if not asked:
         return best, f"{key}: {best} ({ratio} on this machine)"
     if name in seconds and seconds[name] > SLOW * min(seconds.values()):

@@ -7,6 +7,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from functools import partial
+from itertools import zip_longest
 from typing import Any, TypeVar
 
 import torch
@@ -15,7 +16,12 @@ from nanomath import algorithms, settings
 from nanomath.data.problem import Problem
 from nanomath.data.problem_sets import Fields, load_problems
 from nanomath.data.prompts import PromptTemplate, render_prompt, render_response
-from nanomath.data.world import CHAT_TEMPLATE, generate, world_tokenizer
+from nanomath.data.world import (
+    CHAT_TEMPLATE,
+    generate,
+    pretraining_documents,
+    world_tokenizer,
+)
 from nanomath.models import (
     ModelConfig,
     Tokenizer,
@@ -79,7 +85,9 @@ def settle_dtypes(config: Any, path: str = "") -> None:
     sampling = getattr(config, "sampling", None)
     if sampling and sampling.dtype:
         rows = min(sampling.slots, TRAINED_ROWS)
-        sampling.dtype, said = settle(sampling.dtype, "sampling.dtype", shape, device, rows)
+        sampling.dtype, said = settle(
+            sampling.dtype, "sampling.dtype", shape, device, rows
+        )
         remarks.append(said)
     for remark in filter(None, remarks):
         say(remark)
@@ -154,13 +162,22 @@ def build_problems(section: settings.Problems) -> list[Problem]:
     limit = section.limit or WORLD_PROBLEMS
     share = -(-limit // len(world.families))
     difficulty = (world.difficulty[0], world.difficulty[1])
+    told = world.languages, world.direct
+    if world.documents:
+        if section.split != "train":
+            raise ValueError(
+                f"world.documents are of the train split, not of {section.split!r}"
+            )
+        texts = pretraining_documents(
+            limit, 0, difficulty, world.families, *told, world.documents
+        )
+        return [Problem(f"document-{n}", "", text, text) for n, text in enumerate(texts)]
     drawn = [
-        generate(family, section.split, share, 0, difficulty, world.languages, world.direct)
+        generate(family, section.split, share, 0, difficulty, *told, world.shots, True)
         for family in world.families
     ]
-    return [problem for together in zip(*drawn, strict=True) for problem in together][
-        :limit
-    ]
+    together = [problem for turn in zip_longest(*drawn) for problem in turn if problem]
+    return together[:limit]
 
 
 def build_template(section: settings.Prompt) -> PromptTemplate:
@@ -184,7 +201,10 @@ def encode_prompts(
 
 
 def build_prompts(
-    section: settings.Problems, template: PromptTemplate, tokenizer: Tokenizer, longest: int
+    section: settings.Problems,
+    template: PromptTemplate,
+    tokenizer: Tokenizer,
+    longest: int,
 ) -> tuple[list[Problem], list[list[int]]]:
     """Return the problems that the section names, and their prompt tokens; see
     `fitting_prompts`.
@@ -229,15 +249,21 @@ def encode_examples(
     max_tokens: int = 0,
 ) -> list[Example]:
     """Return the prompt and solution tokens of every problem that has at most `max_tokens`
-    of them (0: all).
+    of them (0: all). The prompt of a document, which has no question, is the token that
+    begins plain text.
 
     The end-of-sequence token is part of the response. ValueError names the first problem
     that a context of `longest` tokens does not hold.
     """
     examples = []
+    start = tokenizer.encode("", add_special_tokens=True) or [tokenizer.eos_id]
     for problem in problems:
-        response = [*tokenizer.encode(render_response(problem, template)), tokenizer.eos_id]
-        examples.append(Example(_prompt(problem, template, tokenizer), response))
+        response = [
+            *tokenizer.encode(render_response(problem, template)),
+            tokenizer.eos_id,
+        ]
+        prompt = _prompt(problem, template, tokenizer) if problem.question else start
+        examples.append(Example(prompt, response))
     pairs = list(zip(problems, examples, strict=True))
     if max_tokens:
         pairs = _short_enough(pairs, list(map(len, examples)), max_tokens)
@@ -303,7 +329,9 @@ def build_sampler(
     """
     model.exact = section.exact
     dtype = getattr(torch, section.dtype) if section.dtype else None
-    return Sampler(model, tokenizer, section.slots, section.exact, dtype, keep=section.keep)
+    return Sampler(
+        model, tokenizer, section.slots, section.exact, dtype, keep=section.keep
+    )
 
 
 def build_scorers(
@@ -343,7 +371,10 @@ def build_process_reward(
     if (a := config.algorithm).credit == "off":
         return watching
     credit = partial(
-        algorithms.credit, form=a.credit, temperature=a.credit_temperature, eta=a.credit_eta
+        algorithms.credit,
+        form=a.credit,
+        temperature=a.credit_temperature,
+        eta=a.credit_eta,
     )
     return replace(watching, credit=credit)
 

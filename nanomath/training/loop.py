@@ -67,7 +67,9 @@ class Loop:
         self.done = start
         self._budget = TimeBudget(self.minutes, self.clock)
         self._history = self.log.read("metrics.jsonl")
-        self._said = {line["alarm"]: line["step"] for line in self.log.read("alarms.jsonl")}
+        self._said = {
+            line["alarm"]: line["step"] for line in self.log.read("alarms.jsonl")
+        }
         self._latest: Metrics = {}
         hidden = None if ranks.is_main() else True  # None: but on a terminal
         with (
@@ -199,7 +201,9 @@ class Loop:
         ]
         if self._budget.allows(ahead):
             return False
-        say(f"step {done}: another one might not end within run.minutes = {self.minutes:g}")
+        say(
+            f"step {done}: another one might not end within run.minutes = {self.minutes:g}"
+        )
         return True
 
     def _display(self, done: int) -> None:

@@ -56,7 +56,9 @@ def learning_rate(
         return peak * (1 - (1 - final) * done)
     if schedule == "cosine":
         return peak * (final + (1 - final) * 0.5 * (1 + math.cos(math.pi * done)))
-    raise ValueError(f"unknown schedule {schedule!r}: choose one of {', '.join(SCHEDULES)}")
+    raise ValueError(
+        f"unknown schedule {schedule!r}: choose one of {', '.join(SCHEDULES)}"
+    )
 
 
 @dataclass

@@ -82,7 +82,9 @@ class RunLog:
         self.directory.mkdir(parents=True, exist_ok=True)
         write_atomically(self.directory / "config.toml", config)
         for path in self.directory.glob("*.jsonl"):
-            kept = [record for record in read_jsonl(path) if record["step"] <= (step or -1)]
+            kept = [
+                record for record in read_jsonl(path) if record["step"] <= (step or -1)
+            ]
             write_atomically(
                 path,
                 "".join(map(_line, kept)),

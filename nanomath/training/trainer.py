@@ -370,9 +370,7 @@ def memory_use(device: torch.device) -> str:
     process and its machine.
     """
     used = peak_memory(device) / 2**30
-    return (
-        f"used at most {used:.2f} GiB of {total_memory(device) / 2**30:.2f} GiB on {device}"
-    )
+    return f"used at most {used:.2f} GiB of {total_memory(device) / 2**30:.2f} GiB on {device}"
 
 
 def memory_knobs(config: Config) -> str:

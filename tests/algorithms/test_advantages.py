@@ -63,7 +63,9 @@ def test_the_defaults_are_grpo():
     both = torch.stack([rewards, rewards * 3])
     weights = torch.tensor([1.0, 2.0]).double()
     default = decoupled_advantages(both, weights)
-    assert torch.equal(default, decoupled_advantages(both, weights, "group", "group", 1e-4))
+    assert torch.equal(
+        default, decoupled_advantages(both, weights, "group", "group", 1e-4)
+    )
     ends = torch.tensor([[0, 1, 2, 3]] * 3)
     assert torch.equal(
         process_advantages(rewards, ends, 4), process_advantages(rewards, ends, 4, 1e-4)
@@ -81,7 +83,9 @@ def test_one_right_answer_has_the_published_advantage():
 @pytest.mark.parametrize("scale", ["group", "batch", "off"])
 @pytest.mark.parametrize("baseline", ["group", "leave_one_out"])
 @quick
-@given(st.lists(st.floats(-100, 100, width=32), min_size=1, max_size=4), st.integers(2, 17))
+@given(
+    st.lists(st.floats(-100, 100, width=32), min_size=1, max_size=4), st.integers(2, 17)
+)
 def test_equal_rewards_teach_exactly_nothing(baseline, scale, eps, values, group):
     """The mean of seven rewards of 0.1 is not 0.1, and no eps must be needed either."""
     rewards = torch.tensor(values)[:, None].expand(-1, group)
@@ -235,7 +239,9 @@ def test_equal_step_rewards_or_a_lone_one_teach_nothing(eps):
         torch.full((3, 3), 0.1), torch.tensor([[0, 1, 2]] * 3), 4, eps
     )
     assert torch.equal(found, torch.zeros(3, 4))
-    alone = process_advantages(torch.ones(2, 1).double(), torch.tensor([[0], [-1]]), 4, eps)
+    alone = process_advantages(
+        torch.ones(2, 1).double(), torch.tensor([[0], [-1]]), 4, eps
+    )
     assert torch.equal(alone, torch.zeros(2, 4).double())
 
 

@@ -79,7 +79,9 @@ def test_the_forms():
 def test_the_defaults_are_pure():
     scores, ends = matrices([[0.1, 0.9, 0.4]])
     assert torch.equal(credit(scores, ends), credit(scores, ends, "min", 0.1, 0.5))
-    assert torch.equal(credit(scores, ends, "clip"), credit(scores, ends, "clip", 0.1, 0.5))
+    assert torch.equal(
+        credit(scores, ends, "clip"), credit(scores, ends, "clip", 0.1, 0.5)
+    )
 
 
 def test_the_changes_names():

@@ -169,7 +169,10 @@ def test_without_correction_old_tokens_lead_elsewhere(estimator):
 def test_k1_in_the_reward_of_the_on_policy_reinforce_gradient():
     policy = OneToken(0, on_policy=True)
     rewards = token_rewards(
-        torch.zeros(V), policy.mask, kl_estimate(policy.new, policy.ref, "k1").detach(), 1.0
+        torch.zeros(V),
+        policy.mask,
+        kl_estimate(policy.new, policy.ref, "k1").detach(),
+        1.0,
     )
     loss, _ = policy_loss(
         policy.new, policy.old, rewards, policy.old.exp(), ratio="off", clip="off"

@@ -265,9 +265,9 @@ def test_without_old_logprobs_apart_the_ratio_is_one_with_a_gradient():
     new = b.new.clone().requires_grad_()
     for ratio, how_clip in itertools.product(RATIOS, ("ppo", "dual", "cispo", "off")):
         new.grad = None
-        policy_loss(new, new.detach(), b.advantages, b.weights, ratio=ratio, clip=how_clip)[
-            0
-        ].backward()
+        policy_loss(
+            new, new.detach(), b.advantages, b.weights, ratio=ratio, clip=how_clip
+        )[0].backward()
         torch.testing.assert_close(new.grad, -b.weights * b.advantages, rtol=0, atol=1e-15)
 
 

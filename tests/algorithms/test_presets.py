@@ -173,7 +173,9 @@ def loss_of(a: SimpleNamespace, b: SimpleNamespace) -> torch.Tensor:
         )
         advantages = apart.view(-1, 1).expand_as(b.new)
     else:
-        grouped = group_advantages(rewards.sum(1).view(3, 2), a.baseline, a.scale, eps=1e-4)
+        grouped = group_advantages(
+            rewards.sum(1).view(3, 2), a.baseline, a.scale, eps=1e-4
+        )
         advantages = grouped.view(-1, 1).expand_as(b.new)
     advantages = whiten(advantages, b.mask) if a.whiten else advantages
     weights = loss_weights(b.mask, a.aggregation, LONGEST)

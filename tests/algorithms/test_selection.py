@@ -53,7 +53,8 @@ def test_top_covariance_is_the_head_of_the_sorted_tokens(seed, lengths, share):
             mean([float(x[i, t]) for i, t in tokens]) for x in (b.new, b.advantages)
         )
         scores = {
-            (i, t): (float(b.advantages[i, t]) - advantage) * (float(b.new[i, t]) - logprob)
+            (i, t): (float(b.advantages[i, t]) - advantage)
+            * (float(b.new[i, t]) - logprob)
             for i, t in tokens
         }
     assert tokens_of(found) == {
@@ -115,7 +116,9 @@ def test_a_token_surer_and_better_than_others_has_a_high_covariance():
 )
 def test_overlong_filter_drops_whole_completions(finished):
     lengths = [2, 4, 0]
-    found = overlong_filter(response_mask(torch.tensor(lengths), 5), torch.tensor(finished))
+    found = overlong_filter(
+        response_mask(torch.tensor(lengths), 5), torch.tensor(finished)
+    )
     assert found.tolist() == [
         [t < n and whole for t in range(5)]
         for n, whole in zip(lengths, finished, strict=True)

@@ -350,7 +350,9 @@ def test_empty_and_one_token_completions(name, lengths):
         assert not found.any()
 
 
-@pytest.mark.parametrize(("dtype", "rtol"), [(torch.float32, 1e-5), (torch.bfloat16, 0.05)])
+@pytest.mark.parametrize(
+    ("dtype", "rtol"), [(torch.float32, 1e-5), (torch.bfloat16, 0.05)]
+)
 @pytest.mark.parametrize("name", LOSSES)
 def test_low_precision_gives_the_same_roughly(name, dtype, rtol):
     """Weights stay float64, as loss_weights makes them."""

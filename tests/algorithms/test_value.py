@@ -32,7 +32,9 @@ def test_gae_is_its_definition(seed, lengths, gamma, lam):
     advantages, returns = gae(b.rewards, b.values, b.mask, gamma, lam)
     for i, n in enumerate(lengths):
         value = [float(v) for v in b.values[i, :n]] + [0.0]
-        delta = [float(b.rewards[i, t]) + gamma * value[t + 1] - value[t] for t in range(n)]
+        delta = [
+            float(b.rewards[i, t]) + gamma * value[t + 1] - value[t] for t in range(n)
+        ]
         for t in range(b.mask.shape[1]):
             expected = sum((gamma * lam) ** (k - t) * delta[k] for k in range(t, n))
             assert float(advantages[i, t]) == pytest.approx(expected, abs=1e-10)
@@ -77,7 +79,9 @@ def test_value_loss_is_its_formula(bound, how):
         old, target = float(b.old_values[i, t]), float(b.rewards[i, t])
         near = old + clip(v - old, -bound, bound)
         return (
-            weight_of(how, LENGTHS, i, 9) * max((v - target) ** 2, (near - target) ** 2) / 2
+            weight_of(how, LENGTHS, i, 9)
+            * max((v - target) ** 2, (near - target) ** 2)
+            / 2
         )
 
     value, slopes = sum_and_slopes(term, b.values, LENGTHS)

@@ -44,7 +44,9 @@ def episode(
 ) -> dict[str, Any]:
     """One line of rollouts.jsonl: right where the sample's number is even."""
     text = changed.get("text", TEXTS[sample % 2])
-    tokens = TOKENIZER.encode(text.encode("utf-8", "replace").decode("utf-8")).ids
+    tokens = TOKENIZER.encode(
+        text.encode("utf-8", "replace").decode("utf-8"), add_special_tokens=False
+    ).ids
     right = float(sample % 2 == 0)
     n = len(tokens)
     return {

@@ -119,7 +119,11 @@ def test_samples_of_a_cut_distribution(tmp_path):
 
 
 def test_alarms_are_repeated_and_a_hacked_prm_is_shown(tmp_path):
-    alarm = {"step": 20, "alarm": "hacked", "text": "PRM reward rises while accuracy falls"}
+    alarm = {
+        "step": 20,
+        "alarm": "hacked",
+        "text": "PRM reward rises while accuracy falls",
+    }
     steps = {"step_ends": [2, 5], "step_scores": [0.9, 0.8]}
     rows = [episode(9, 1, k, **steps, step_rewards=[0.1 * k, 0.2]) for k in range(4)]
     run = read_run(

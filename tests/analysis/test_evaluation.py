@@ -81,7 +81,8 @@ def test_majority_of_all_samples(answers, expected):
 
 def test_right_answers_are_one_answer_however_they_are_written():
     assert (
-        maj_at_k(["1/2", "0.5", "3", "3", "4"], [True, True, False, False, False], 5) == 0.5
+        maj_at_k(["1/2", "0.5", "3", "3", "4"], [True, True, False, False, False], 5)
+        == 0.5
     )
     assert (
         maj_at_k(["1/2", "0.5", "50%", "3", "3"], [True, True, True, False, False], 5) == 1
@@ -204,22 +205,24 @@ def test_records_are_one_for_each_completion_in_order():
 
 
 def test_breakdown_by_a_metadata_key():
-    parts = measured(by="level").breakdown
+    parts = measured(by=["level"]).breakdown
     assert {name: s.mean for name, s in parts.items()} == {
         "level=1": 0.75,
         "level=2": 0.125,
     }
-    assert list(measured(by="topic").breakdown) == [
+    assert list(measured(by=["topic"]).breakdown) == [
         "topic=sums"
     ]  # of the problems that have it
 
 
 def test_what_cannot_be_measured_is_refused_before_anything_is_sampled():
     sampler = Echo(TEXTS)
-    with pytest.raises(ValueError, match=r"metadata key 'levle'; there are: level, topic$"):
-        evaluate(sampler, PROBLEMS, [[1], [2], [3]], samples=4, by="levle")
+    with pytest.raises(
+        ValueError, match=r"metadata key 'levle'; there are: level, topic$"
+    ):
+        evaluate(sampler, PROBLEMS, [[1], [2], [3]], samples=4, by=["levle"])
     with pytest.raises(ValueError, match="there are: none$"):
-        evaluate(sampler, [Problem("d", "?", "1")], [[1]], samples=4, by="level")
+        evaluate(sampler, [Problem("d", "?", "1")], [[1]], samples=4, by=["level"])
     with pytest.raises(
         ValueError, match=r"pass@5 needs at least 5 samples of each problem, not 4"
     ):
@@ -249,7 +252,8 @@ def test_a_problem_without_a_gold_answer_is_an_error():
 
 
 @given(
-    st.lists(st.tuples(st.integers(0, 3), st.booleans()), min_size=1, max_size=7), st.data()
+    st.lists(st.tuples(st.integers(0, 3), st.booleans()), min_size=1, max_size=7),
+    st.data(),
 )
 def test_best_at_k_is_the_mean_over_all_subsets(samples, data):
     k = data.draw(st.integers(1, len(samples)))

@@ -76,7 +76,8 @@ class Browser:
 
     def text(self, selector: str) -> str:
         return self.run(
-            "return document.querySelector(arguments[0]).innerText.toWellFormed()", selector
+            "return document.querySelector(arguments[0]).innerText.toWellFormed()",
+            selector,
         )
 
     def count(self, selector: str) -> int:
@@ -377,7 +378,9 @@ def test_several_runs(browser, tmp_path):
             made = write_run(
                 tmp_path / f"r{beta}-{seed}",
                 config=config,
-                metrics=[{**m, "reward": m["reward"] * (1 + seed + beta)} for m in metrics],
+                metrics=[
+                    {**m, "reward": m["reward"] * (1 + seed + beta)} for m in metrics
+                ],
                 rollouts=[episode(1)],
                 heldout=answers(8, right),
             )
@@ -389,7 +392,9 @@ def test_several_runs(browser, tmp_path):
     assert "McNemar's exact p" in browser.text("#compared")
     chart = "window.page.curves.charts.find(c => c.name == 'reward')"
     browser.wait(f"return {chart}.drawn")
-    assert browser.run(f"return {chart}.plot.data.length") == 2 * 4  # band, two seeds, mean
+    assert (
+        browser.run(f"return {chart}.plot.data.length") == 2 * 4
+    )  # band, two seeds, mean
     browser.run("document.getElementById('difference').click()")
     last = browser.run(f"return Array.from({chart}.plot.data.at(-1).y)")
     assert last == pytest.approx([0.1 * m["reward"] for m in metrics])

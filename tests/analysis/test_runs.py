@@ -55,7 +55,7 @@ def test_older_logs_have_their_places_by_order(tmp_path):
 def test_tokens_have_their_text(tmp_path):
     run = read_run(write_run(tmp_path / "a"))
     text = "Leo has 12 coins.\n\n"
-    ids = TOKENIZER.encode(text).ids
+    ids = TOKENIZER.encode(text, add_special_tokens=False).ids
     pieces = run.pieces(ids)
     assert "".join(pieces[i] for i in ids) == text
     (run.directory / "checkpoints/step-1/tokenizer.json").unlink()
@@ -77,6 +77,9 @@ def test_seeds_of_one_method_are_one_arm(tmp_path):
         "kl_coef=0.0": 2,
         "kl_coef=0.1": 2,
     }
-    assert list(arms(runs[:1])) == ["0.0-0"] and list(arms(runs[::2])) == ["0.0-0", "0.1-0"]
+    assert list(arms(runs[:1])) == ["0.0-0"] and list(arms(runs[::2])) == [
+        "0.0-0",
+        "0.1-0",
+    ]
     assert set(config_differences(runs)) == {"algorithm.kl_coef", "run.name", "run.seed"}
     assert list(map(len, arms([runs[0], runs[0]]).values())) == [2]

@@ -18,7 +18,9 @@ def simulated(rng, seeds, clusters, size, of_seeds, of_problems, of_clusters, re
     """d [S, n], its clusters, and the three truths: on these seeds, on these problems, mu."""
     names = np.repeat(np.arange(clusters), size)
     a = rng.normal(0, of_seeds, seeds)
-    b = rng.normal(0, of_clusters, clusters)[names] + rng.normal(0, of_problems, len(names))
+    b = rng.normal(0, of_clusters, clusters)[names] + rng.normal(
+        0, of_problems, len(names)
+    )
     d = MU + a[:, None] + b + rng.normal(0, rest, (seeds, len(names)))
     return d, names, (MU + a.mean(), MU + b.mean(), MU)
 
@@ -82,7 +84,9 @@ def test_what_can_be_seen_is_seen_four_times_of_five():
         one, other = rng.random((2, problems))
         alike = rng.random(problems) < correlation
         rates = (one, np.where(alike, one, other))
-        drawn = [rng.binomial(samples, rate, (seeds, problems)) / samples for rate in rates]
+        drawn = [
+            rng.binomial(samples, rate, (seeds, problems)) / samples for rate in rates
+        ]
         d = drawn[0] - drawn[1] - (rates[0] - rates[1]).mean() + delta
         d += rng.normal(
             0, math.sqrt(2 * (1 - correlation) / 12 / problems)

@@ -347,7 +347,9 @@ def test_numbers_of_whole_runs(stand_in):
     reached = next((i for i, v in enumerate(values, 1) if v >= 0.9), 7)
     assert results.scores["grpo.loss:to=0.9"]["low", 1][""] == reached
     assert {labels["family"] for labels in results.labels.values()} == {0, 1, 2}
-    with pytest.raises(ValueError, match="no metric 'lost' in .*; there are: loss, tokens"):
+    with pytest.raises(
+        ValueError, match="no metric 'lost' in .*; there are: loss, tokens"
+    ):
         whole_run(run, "lost", 1)
     with pytest.raises(ValueError, match="expected NAME, NAME:area or NAME:to=NUMBER"):
         whole_run(run, "loss:best", 1)

@@ -280,7 +280,10 @@ COMMANDS = [
         "names no base_model_name_or_path: set model.base",
     ),
     (["merge", "models/good"], "merge needs a model and a new directory"),
-    (["merge", "models/good", "models/short"], "models/short exists: name a new directory"),
+    (
+        ["merge", "models/good", "models/short"],
+        "models/short exists: name a new directory",
+    ),
     (
         ["merge", "models/baseless", "out"],
         "is an adapter, and its base is not there: no such",
@@ -571,7 +574,9 @@ def test_choices_that_contradict_one_another(call, tmp_path, choices, reason):
 )
 def test_choices_that_there_are_not(call, tmp_path, choices, said):
     words = [f"algorithm.{choice}" for choice in choices]
-    assert f"error: command line: {said}" in refuse(call, tmp_path, train_grpo.main, *words)
+    assert f"error: command line: {said}" in refuse(
+        call, tmp_path, train_grpo.main, *words
+    )
 
 
 @pytest.mark.parametrize(

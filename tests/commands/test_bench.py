@@ -686,7 +686,11 @@ def test_all_goes_on_after_a_failure_and_names_what_needs_a_gpu(
     assert outcome.code == 1 and outcome.err == "error: interrupted\n"
     results, page = read(tmp_path)
     parts = results["parts"]
-    assert [part["outcome"] for part in parts.values()] == ["done", "needs a GPU", "failed"]
+    assert [part["outcome"] for part in parts.values()] == [
+        "done",
+        "needs a GPU",
+        "failed",
+    ]
     assert parts["kernels"]["report"] == {"rows": [2]} and parts["check"]["report"] is None
     assert results["torch"] == torch.__version__ and results["commit"] == "c0ffee"
     assert commands[0] == ["nanomath", "bench", "kernels", "--check"]
@@ -712,7 +716,9 @@ def test_every_part_is_a_command_that_its_target_understands(commands):
     }
     for command in commands.values():
         target, *words = command.split()
-        config = nanomath.config.load(configs[target], None, [w for w in words if "=" in w])
+        config = nanomath.config.load(
+            configs[target], None, [w for w in words if "=" in w]
+        )
         if target == "rollout":
             config.model = words[0]
             assert rollout.new_points(config, rollout.model_shape(config.model))

@@ -70,7 +70,9 @@ def test_the_world(call, model_directory):
     )
     assert re.search(r"^  difficulty=1 +\d+\.\d% ", outcome.out, re.MULTILINE)
     assert re.search(
-        r"^  \d+ tokens a completion; \d+\.\d% cut at 8 tokens; ", outcome.out, re.MULTILINE
+        r"^  \d+ tokens a completion; \d+\.\d% cut at 8 tokens; ",
+        outcome.out,
+        re.MULTILINE,
     )
 
 
@@ -90,7 +92,9 @@ def test_known_completions_of_a_file(call, model_directory, questions, monkeypat
     ]
 
 
-def test_every_completion_is_saved(call, model_directory, questions, tmp_path, monkeypatch):
+def test_every_completion_is_saved(
+    call, model_directory, questions, tmp_path, monkeypatch
+):
     monkeypatch.setattr(command, "build_sampler", Knowing)
     assert (
         call(main, "eval", model_directory, questions, "save=completions.jsonl").code == 0
@@ -136,16 +140,21 @@ def test_greedy_samples_are_drawn_once_and_repeat(
         "sampling.max_new_tokens=8",
     )
     first, again = (
-        call(main, *words, f"save={name}.jsonl", "evaluation.seed=" + name) for name in "12"
+        call(main, *words, f"save={name}.jsonl", "evaluation.seed=" + name)
+        for name in "12"
     )
-    assert first.out == again.out and "3 problems x 1 samples at temperature 0" in first.out
+    assert (
+        first.out == again.out and "3 problems x 1 samples at temperature 0" in first.out
+    )
     assert (tmp_path / "1.jsonl").read_text() == (tmp_path / "2.jsonl").read_text()
 
 
 def test_the_seed_decides(call, model_directory, questions, tmp_path):
     words = ("eval", model_directory, questions, "sampling.max_new_tokens=8")
     for name, seed in ("a", 1), ("b", 1), ("c", 2):
-        assert call(main, *words, f"save={name}.jsonl", f"evaluation.seed={seed}").code == 0
+        assert (
+            call(main, *words, f"save={name}.jsonl", f"evaluation.seed={seed}").code == 0
+        )
     a, b, c = ((tmp_path / f"{name}.jsonl").read_text() for name in "abc")
     assert a == b != c
 

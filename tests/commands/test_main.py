@@ -241,7 +241,8 @@ def test_advice_about_memory_names_keys_that_exist_with_their_values(config):
 
 def test_memory_in_use_is_a_number_below_what_there_is():
     found = re.fullmatch(
-        r"used at most ([\d.]+) GiB of ([\d.]+) GiB on cpu", memory_use(torch.device("cpu"))
+        r"used at most ([\d.]+) GiB of ([\d.]+) GiB on cpu",
+        memory_use(torch.device("cpu")),
     )
     assert 0.05 < float(found[1]) < float(found[2])
 

@@ -120,13 +120,16 @@ def test_the_page_names_what_is_logged(logged):
         if line.startswith("| `")
     ]
     named = {name for row in rows for name in re.findall("`([^`]+)`", row.split("|")[1])}
-    places = {place for row in rows for place in re.findall("`([^`]+)`", row.split("|")[3])}
+    places = {
+        place for row in rows for place in re.findall("`([^`]+)`", row.split("|")[3])
+    }
     root = PAGE.parents[1]
     assert not [p for p in places if not [*root.glob(p), *root.glob(f"nanomath/{p}")]]
 
     def name_of(key: str) -> str:
         return next(
-            (general for general, shape in GENERAL.items() if re.fullmatch(shape, key)), key
+            (general for general, shape in GENERAL.items() if re.fullmatch(shape, key)),
+            key,
         )
 
     assert {name_of(key) for key in logged} - named == set()

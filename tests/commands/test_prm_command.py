@@ -112,7 +112,9 @@ def test_train_resume_and_evaluate(call, model_directory, rows):
 @pytest.mark.parametrize("control", ["random", "length"])
 def test_controls_are_measured(call, rows, control):
     outcome = call(main, "prm", "eval", control, rows)
-    assert outcome.code == 0 and outcome.out.startswith(f"{control} on {rows}: 6 solutions")
+    assert outcome.code == 0 and outcome.out.startswith(
+        f"{control} on {rows}: 6 solutions"
+    )
 
 
 def test_a_policy_is_trained_with_it(call, model_directory, rows):
@@ -141,7 +143,12 @@ def test_a_policy_is_trained_with_it(call, model_directory, rows):
         "sampling.max_new_tokens=8",
         "grpo.prompts=2",
     )
-    words = (*words, "grpo.group_size=2", "process.prm=runs/p", "reward.weights.accuracy=0")
+    words = (
+        *words,
+        "grpo.group_size=2",
+        "process.prm=runs/p",
+        "reward.weights.accuracy=0",
+    )
     for method in ("process_grpo", "pure", "ppo"):
         options = (
             f"algorithm.method={method}",
@@ -188,7 +195,10 @@ def test_a_judge_that_answers_nonsense(call, model_directory):
         ("prm", "prm needs one of label, train, eval"),
         ("prm score", "prm needs one of label, train, eval"),
         ("prm label model.path=MODEL", "label.save is empty"),
-        ("prm label model.path=MODEL label.save=x problems.source=ROWS", "no answer field"),
+        (
+            "prm label model.path=MODEL label.save=x problems.source=ROWS",
+            "no answer field",
+        ),
         (
             "prm train model.path=MODEL",
             "prm.train and prm.heldout must name files of labelled",

@@ -105,7 +105,11 @@ def test_parquet_without_pyarrow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 @pytest.mark.parametrize(
     "content",
-    [{"canary": "x", "examples": [ROW], "more": [1]}, {"version": 1, "data": [ROW]}, [ROW]],
+    [
+        {"canary": "x", "examples": [ROW], "more": [1]},
+        {"version": 1, "data": [ROW]},
+        [ROW],
+    ],
 )
 def test_shapes_of_json(tmp_path: Path, content: object) -> None:
     assert load_problems(write(tmp_path, "set.json", content)) == [
@@ -370,7 +374,9 @@ ANSWERS = [
 
 
 @pytest.mark.parametrize("gold", WORKED)
-def test_a_gold_answer_that_nothing_can_match_is_refused(tmp_path: Path, gold: str) -> None:
+def test_a_gold_answer_that_nothing_can_match_is_refused(
+    tmp_path: Path, gold: str
+) -> None:
     path = write(tmp_path, "set.jsonl", ROW, {"question": "q", "answer": gold})
     assert error_of(path) == (
         "set.jsonl:2: field 'answer' is a worked solution without a marked answer "
@@ -448,7 +454,9 @@ def test_an_empty_marker_keeps_the_answer_field_whole(tmp_path: Path) -> None:
 
 def test_skip_and_limit_count_rows_of_the_file(tmp_path: Path) -> None:
     path = write(
-        tmp_path, "set.jsonl", *({"question": f"q{row}", "answer": row} for row in range(5))
+        tmp_path,
+        "set.jsonl",
+        *({"question": f"q{row}", "answer": row} for row in range(5)),
     )
     ids = [problem.id for problem in load_problems(path)]
     assert ids == [f"set-{row}" for row in range(5)]
@@ -827,5 +835,14 @@ def test_gsm8k_without_its_calculator_notes() -> None:
 
 
 def test_labels_sort_problems_into_kinds():
-    metadata = {"level": 3, "subject": "Algebra", "start": 7, "proof": "x" * 99, "ops": [1]}
-    assert Problem("p", "q", "a", metadata=metadata).labels == {"level": 3, "subject": "Algebra"}
+    metadata = {
+        "level": 3,
+        "subject": "Algebra",
+        "start": 7,
+        "proof": "x" * 99,
+        "ops": [1],
+    }
+    assert Problem("p", "q", "a", metadata=metadata).labels == {
+        "level": 3,
+        "subject": "Algebra",
+    }

@@ -205,6 +205,7 @@ def test_an_example_that_lacks_a_field_is_refused_at_once(
 
 def test_a_chat_without_a_chat_template_is_refused() -> None:
     with pytest.raises(
-        ValueError, match="a chat prompt needs the tokenizer's chat template; .* chat=false"
+        ValueError,
+        match="a chat prompt needs the tokenizer's chat template; .* chat=false",
     ):
         render_prompt(PROBLEM, PromptTemplate())

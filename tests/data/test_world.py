@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections import Counter
@@ -19,12 +20,16 @@ from nanomath.data.world import (
     pretraining_documents,
     split_of,
 )
+from nanomath.data.world.non_reasoning import FACTS, WORDS
 from nanomath.rewards import is_correct
 
 LANGUAGES = ("en", "ja")
 SPLITS = ("train", "validation", "test")
 REASONING = ("maths", "sorting", "grid", "boolean")
 NON_REASONING = ("instruction", "facts", "copying")
+NUMERATE = ("maths", "sorting", "grid", "instruction", "copying")
+KINDS = [(family, split) for family in FAMILIES for split in (*SPLITS, "templates")]
+KINDS += [(family, "numbers") for family in NUMERATE]
 
 
 def accepted(problem: Problem, text: str) -> bool:
@@ -34,8 +39,18 @@ def accepted(problem: Problem, text: str) -> bool:
 # --- problems ---
 
 
-@pytest.mark.parametrize("split", SPLITS)
-@pytest.mark.parametrize("family", FAMILIES)
+def test_problems_of_difficulty_1_to_4_are_what_they_have_always_been() -> None:
+    digest = hashlib.sha256()
+    for family in FAMILIES:
+        for split in SPLITS:
+            for seed in (0, 1):
+                for p in generate(family, split, 30, seed, (1, 4), LANGUAGES, 0.5):
+                    parts = p.id, p.question, p.answer, p.solution, ""
+                    digest.update("\n".join(parts).encode())
+    assert digest.hexdigest()[:16] == "68b1a700b227286c"
+
+
+@pytest.mark.parametrize(("family", "split"), KINDS)
 def test_oracle_accepts_every_reference_solution_even_after_a_trip_through_json(
     family: str, split: str
 ) -> None:
@@ -58,7 +73,9 @@ def test_difficulty_is_the_number_of_steps(family: str) -> None:
         2 if family == "sorting" else 1
     )  # the closing step, and sorting n + 1 items takes n comparisons
     for problem in generate(family, "train", 200, difficulty=(2, 7)):
-        assert len(problem.solution.split("\n\n")) == problem.metadata["difficulty"] + extra
+        assert (
+            len(problem.solution.split("\n\n")) == problem.metadata["difficulty"] + extra
+        )
     assert {
         problem.metadata["difficulty"]
         for problem in generate(family, "train", 200, difficulty=(2, 7))
@@ -103,7 +120,7 @@ def test_problems_are_distinct_and_languages_take_turns(family: str) -> None:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_splits_are_disjoint_across_seeds_and_languages(family: str) -> None:
-    surface = {"language", "wording", "name", "object", "difficulty"}
+    surface = {"language", "wording", "name", "object", "difficulty", "template", "twin"}
     owners: dict[str, set[str]] = {}
     for split in SPLITS:
         for seed, language in ((0, "en"), (1, "en"), (0, "ja"), (2, "ja")):
@@ -140,6 +157,11 @@ def test_an_exhausted_split_says_how_many_problems_there_are() -> None:
     [
         (("chess", "train", 1), "unknown family 'chess'"),
         (("maths", "dev", 1), "unknown split 'dev'"),
+        (
+            ("boolean", "numbers", 1),
+            "boolean has no numbers: .* maths, sorting, grid, inst",
+        ),
+        (("facts", "numbers", 1), "facts has no numbers"),
         (("maths", "train", -1), "count"),
         (("maths", "train", 1, 0, (0, 3)), r"within 1\.\.8"),
         (("maths", "train", 1, 0, (3, 2)), r"within 1\.\.8"),
@@ -151,6 +173,112 @@ def test_an_exhausted_split_says_how_many_problems_there_are() -> None:
 def test_bad_requests_are_refused(arguments: tuple, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         generate(*arguments)
+
+
+# --- what train never shows ---
+
+
+def skeleton(text: str, country: str | None) -> str:
+    """The text without numbers, names and other words that stand for content."""
+    text = text.replace(country or "#", "_")
+    words = "|".join([*WORDS, "true", "false", "smallest", "largest"])
+    text = re.sub(rf"\d+|\b({words}|[B-HJ-Z])\b|[真偽]|[B-HJ-Z](?=[はかの、])", "_", text)
+    return re.sub(r"_([ ,、・]*_)+", "_", text)
+
+
+def parts(problem: Problem) -> set[str]:
+    """The skeletons of a question's sentences, of facts with the country left out."""
+    labels = problem.metadata
+    if labels["family"] == "boolean":  # its sentences are those of train in another order
+        return {re.sub("_.*_", "_", skeleton(problem.question, None))[:9]}
+    name = (
+        FACTS[labels["country"]][labels["language"] == "ja"]
+        if "country" in labels
+        else None
+    )
+    sentences = re.split(r"(?<=[.?。])", skeleton(problem.question, name))
+    if labels["family"] == "maths":  # the first and the last do not change
+        return {sentence.strip() for sentence in sentences[1:-2]}
+    return {"".join(sentences)}
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_held_out_templates_are_test_problems_in_wordings_of_no_other_split(
+    family: str, language: str
+) -> None:
+    def drawn(split: str, seed: int = 0) -> list[Problem]:
+        count = 60 if family == "facts" else 400
+        if split == "test" or split == "templates":
+            count = 50
+        return generate(family, split, count, seed, (1, 8), (language,))
+
+    seen = {part for split in SPLITS for p in drawn(split, 1) for part in parts(p)}
+    for told, test in zip(drawn("templates"), drawn("test"), strict=True):
+        assert not parts(told) & seen
+        assert parts(test) <= seen or family in ("grid", "sorting")  # the mask is no sieve
+        assert told.metadata == {**test.metadata, "held_out": "templates"}
+        assert (told.answer, told.solution) == (test.answer, test.solution)
+        assert told.question != test.question and told.id != test.id
+
+
+# What of a question must lie on one side of a bound in train, and on the other in "numbers".
+BOUND = {
+    "maths": (lambda q, s: [numbers(q)[0]], 50),
+    "sorting": (lambda q, s: numbers(q), 99),
+    "grid": (lambda q, s: numbers(" ".join(re.findall(r"\(.*?\)", q + s))), 9),
+    "instruction": (lambda q, s: numbers(q), 9),
+    "copying": (lambda q, s: numbers(q), 39),
+}
+
+
+@pytest.mark.parametrize("family", NUMERATE)
+def test_held_out_numbers_lie_outside_the_range_of_every_other_split(family: str) -> None:
+    measured, bound = BOUND[family]
+    for split in (*SPLITS, "templates"):
+        for p in generate(family, split, 300, 0, (1, 8), LANGUAGES):
+            assert max(measured(p.question, p.solution), default=0) <= bound
+    templates = set()
+    for p in generate(family, "numbers", 300, 0, (1, 8), LANGUAGES):
+        assert min(measured(p.question, p.solution)) > bound
+        templates.add(p.metadata["template"])
+    train = generate(family, "train", 3000, 0, (1, 2), LANGUAGES)
+    assert len(templates & {p.metadata["template"] for p in train}) >= 1
+    for p in generate("maths", "numbers", 300, 0, (1, 8)):
+        assert all(n >= 10 for operator, n in p.metadata["events"] if operator in "+-")
+
+
+def test_templates_and_twins_are_labels_of_problems() -> None:
+    for family in FAMILIES:
+        english, japanese = (
+            generate(family, "train", 60, difficulty=(1, 8), languages=(x,))
+            for x in LANGUAGES
+        )
+        for one, other in zip(english, japanese, strict=True):
+            for key in ("family", "group", "difficulty", "template", "twin"):
+                assert one.labels[key] == other.labels[key]
+        assert len({p.labels["twin"] for p in english}) > 20
+    templates = {
+        family: generate(family, "train", 1, difficulty=(3, 3))[0].labels["template"]
+        for family in FAMILIES
+    }
+    assert re.fullmatch(r"[-+*/]{3}", templates["maths"])
+    assert re.fullmatch("[udlr]{3}", templates["grid"])
+    assert re.fullmatch("[nao]{3}", templates["boolean"])
+
+
+@pytest.mark.parametrize("split", ["test", "templates"])
+def test_shots_are_worked_problems_of_train_and_change_nothing_else(split: str) -> None:
+    bare = generate("facts", split, 40, languages=LANGUAGES)
+    train = {p.question for p in generate("facts", "train", 1016, 1, languages=LANGUAGES)}
+    for problem in generate("facts", split, 40, languages=LANGUAGES, shots=2):
+        first, second, rest = problem.metadata.pop("shots").split("\n\n\n")
+        assert problem == bare.pop(0)
+        assert rest == "" and first != second
+        for text in (first, second):
+            question, solution = text.split("\n")
+            assert question in train
+            assert ("です" in solution) is (problem.metadata["language"] == "ja")
 
 
 # --- the answer, recomputed from the English question alone ---
@@ -181,14 +309,14 @@ def read_maths(question: str) -> str:
 def read_sorting(question: str) -> str:
     items, rest = numbers(question), question
     items.sort(key=(lambda item: item % 10) if "last digit" in rest else None)
-    falling = "largest first" in rest or "from largest" in rest
+    falling = "largest first" in rest or "rom largest" in rest
     return ", ".join(map(str, items[::-1] if falling else items))
 
 
 def read_grid(question: str) -> str:
     x, y, *_ = numbers(question)
     place = complex(x, y)
-    for direction, distance in re.findall(r"moves (\w+) (\d)", question):
+    for direction, distance in re.findall(r"(right|left|up|down) (\d)", question):
         place += {"right": 1, "left": -1, "up": 1j, "down": -1j}[direction] * int(distance)
     return f"({place.real:.0f},{place.imag:.0f})"
 
@@ -201,10 +329,14 @@ def read_boolean(question: str) -> str:
 
 
 def read_copying(question: str) -> str:
-    return question.removeprefix("Copy this exactly: ")
+    return question.split(": ")[1]
 
 
 def read_instruction(question: str) -> str:
+    if told := re.fullmatch(r"(.*), write ([a-z ]+?)( \d+ times)?\.", question):
+        manner, words, times = told[1][0].lower() + told[1][1:], told[2], told[3] or ""
+        comma = "," if times or manner.startswith("each") else ""
+        question = f"Write {words}{times}{comma} {manner}."
     words, kind, times = re.fullmatch(
         r"Write ([a-z ]+?)(?:,? (in|each|\d+)(.*))\.", question
     ).groups()
@@ -215,9 +347,11 @@ def read_instruction(question: str) -> str:
     return words.upper() if "capitals" in times else " ".join(words.split()[::-1])
 
 
-@pytest.mark.parametrize("family", [family for family in FAMILIES if family != "facts"])
-def test_the_answer_follows_from_the_question(family: str) -> None:
-    for problem in generate(family, "train", 300, difficulty=(1, 8)):
+@pytest.mark.parametrize(
+    ("family", "split"), [(family, split) for family, split in KINDS if family != "facts"]
+)
+def test_the_answer_follows_from_the_question(family: str, split: str) -> None:
+    for problem in generate(family, split, 100, difficulty=(1, 8)):
         assert globals()[f"read_{family}"](problem.question) == problem.answer
 
 
@@ -364,7 +498,8 @@ def test_order_matters_for_differences_and_boxes_stand_alone() -> None:
 
 def test_problems_of_other_sources_have_no_oracle() -> None:
     with pytest.raises(
-        ValueError, match="problem gsm8k-1: the oracle needs metadata of the embedded world"
+        ValueError,
+        match="problem gsm8k-1: the oracle needs metadata of the embedded world",
     ):
         check_steps(Problem("gsm8k-1", "?", "30"), "30")
 
@@ -430,6 +565,24 @@ def test_pretraining_covers_every_family_and_never_shows_a_held_out_question() -
         "ミアは",
     ):
         assert any(document.startswith(start) for document in documents)
+
+
+def test_documents_hold_several_problems_of_one_kind_as_shots_are_told() -> None:
+    documents = pretraining_documents(600, 1, (1, 2), ["maths", "grid"], ["en"], 0.5, 3)
+    several = Counter()
+    for document in documents:
+        problems = document.split("\n\n\n")
+        several[len(problems)] += 1
+        robots = ["robot" in problem.split("\n")[0] for problem in problems]
+        assert len(set(robots)) == 1
+        assert all(re.search(r"\?\n.*boxed\{\S+\}\.$", p, re.DOTALL) for p in problems)
+    assert set(several) == {1, 2, 3} and min(several.values()) > 150
+    alone = sum(
+        "\nThe answer" in d.split("\n\n\n")[0][:-30] or "?\nThe" in d for d in documents
+    )
+    assert 200 < alone < 560
+    shots = generate("grid", "test", 1, shots=2)[0].metadata["shots"]
+    assert re.fullmatch(r"(A robot.*?\?\n.*?\}\.\n\n\n){2}", shots, re.DOTALL)
 
 
 def test_pretraining_refuses_too_few_documents() -> None:

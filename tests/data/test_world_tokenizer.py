@@ -16,14 +16,23 @@ from nanomath.data.world import CHAT_TEMPLATE, FAMILIES, generate, world_tokeniz
 TOKENIZER = world_tokenizer()
 
 
+def ids(text: str) -> list[int]:
+    return TOKENIZER.encode(text, add_special_tokens=False).ids
+
+
 def pieces(text: str) -> list[str]:
-    return [TOKENIZER.decode([token]) for token in TOKENIZER.encode(text).ids]
+    return [TOKENIZER.decode([token]) for token in ids(text)]
+
+
+def test_plain_text_begins_with_the_token_that_ends_answers() -> None:
+    assert TOKENIZER.encode("").ids == [0]
+    assert TOKENIZER.encode("7 = 7").ids == [0, *ids("7 = 7")]
 
 
 @settings(deadline=None, max_examples=300)
 @given(st.text() | st.text(alphabet="a 1\n\t\r.　９がカ漢é"))
 def test_any_text_round_trips(text: str) -> None:
-    assert TOKENIZER.decode(TOKENIZER.encode(text).ids, skip_special_tokens=False) == text
+    assert TOKENIZER.decode(ids(text), skip_special_tokens=False) == text
 
 
 @settings(deadline=None, max_examples=200)
@@ -39,7 +48,7 @@ def test_the_blank_line_never_merges() -> None:
     blank = TOKENIZER.token_to_id("ĊĊ")
     assert blank is not None
     for text in ("a.\n\nb", "1.\n\n2", "}\n\n The", "。\n\n答え", "\n\n"):
-        assert TOKENIZER.encode(text).ids.count(blank) == 1
+        assert ids(text).count(blank) == 1
     assert [token for token in TOKENIZER.get_vocab() if "ĊĊ" in token] == ["ĊĊ"]
 
 
@@ -77,7 +86,7 @@ def test_vocabulary_is_small_and_opens_with_the_special_tokens() -> None:
         TOKENIZER.token_to_id(token)
         for token in ("<|endoftext|>", "<|user|>", "<|assistant|>")
     ] == [0, 1, 2]
-    assert TOKENIZER.encode("<|user|>7<|assistant|>").ids == [
+    assert ids("<|user|>7<|assistant|>") == [
         1,
         TOKENIZER.token_to_id("7"),
         2,
@@ -88,7 +97,7 @@ def test_vocabulary_is_small_and_opens_with_the_special_tokens() -> None:
 @pytest.mark.parametrize("language", ["en", "ja"])
 def test_problems_are_compact(family: str, language: str) -> None:
     for problem in generate(family, "test", 20, difficulty=(4, 4), languages=(language,)):
-        assert len(TOKENIZER.encode(problem.question + problem.solution).ids) < 128
+        assert len(ids(problem.question + problem.solution)) < 128
 
 
 def test_training_is_the_same_in_every_process() -> None:

@@ -314,7 +314,9 @@ def _compute(
         return torch.addmm(args[0], args[1].to(args[3]), args[2].to(args[3]), **kwargs)
     out = function(*args, **kwargs)
     if name in ALLOCATES and out.dtype != torch.bool:
-        out.fill_(torch.nan if out.is_floating_point() else torch.iinfo(out.dtype).max // 2)
+        out.fill_(
+            torch.nan if out.is_floating_point() else torch.iinfo(out.dtype).max // 2
+        )
     return out
 
 
@@ -375,7 +377,8 @@ def move(module: nn.Module, *args, **kwargs) -> nn.Module:
             for name, value in named.items():
                 if value is not None and id(value) not in moved:
                     new = value.detach().to(
-                        device or value.device, dtype if value.is_floating_point() else None
+                        device or value.device,
+                        dtype if value.is_floating_point() else None,
                     )
                     is_parameter = isinstance(value, nn.Parameter)
                     moved[id(value)] = (

@@ -120,7 +120,9 @@ def test_moved_weights_make_new_graphs(two_models, new_tokenizer):
     ],
     ids=["qwen3", "bfloat16", "truncated"],
 )
-def test_exact_logprobs_are_the_trainers(two_models, new_tokenizer, shape, dtype, sampling):
+def test_exact_logprobs_are_the_trainers(
+    two_models, new_tokenizer, shape, dtype, sampling
+):
     _, model = two_models(dtype, **shape)
     options = {"n": 2, "max_new_tokens": 4, "seed": 1, **sampling}
     found = Sampler(model, new_tokenizer(EOS), 3, exact=True).generate(PROMPTS, **options)

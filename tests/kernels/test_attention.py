@@ -204,7 +204,9 @@ def test_the_cpu_form(rows, kv_heads, groups, dim, dtype, window, spare, seed):
         compiled.PAGE,
     )
     assert_right(paged_attention_cpu(*p.arguments()), p)
-    assert torch.equal(paged_attention(*p.arguments()), paged_attention_cpu(*p.arguments()))
+    assert torch.equal(
+        paged_attention(*p.arguments()), paged_attention_cpu(*p.arguments())
+    )
     together = paged_attention_cpu(*p.arguments())
     for m in range(len(rows)):
         alone = replace(
@@ -269,7 +271,9 @@ def test_more_pages_than_one_step_of_the_merge(kernel_device):
     [(torch.float32, 270), (torch.bfloat16, None)],
     ids=["float32", "bfloat16"],
 )
-def test_a_row_has_the_same_bits_in_every_launch(kernel_device, dtype, window, monkeypatch):
+def test_a_row_has_the_same_bits_in_every_launch(
+    kernel_device, dtype, window, monkeypatch
+):
     rows = [(0, 300), (1, 520), (2, 0), (1, 256)]
     p = problem(rows, 6, 1, 64, kernel_device, dtype, window)
     together = paged_attention_triton(*p.arguments())

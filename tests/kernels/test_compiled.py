@@ -91,7 +91,16 @@ def test_the_forms_for_other_processors(level, tmp_path):
     files = [str(here / f"test_{name}.py") for name in names] + [
         str(here.parent / "rollout" / "test_small_model.py")
     ]
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *files]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-x",
+        "-p",
+        "no:cacheprovider",
+        *files,
+    ]
     chosen = ["-k", "cpu or packed or small_model"]
     environment = os.environ | {
         "CXXFLAGS": f"-march={level}",

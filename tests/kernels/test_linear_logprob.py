@@ -127,7 +127,11 @@ def test_lower_precisions(dtype):
         materialised(hidden, weight, target, 0.7),
     ):
         assert logprobs.dtype == entropy.dtype == torch.float32
-        found = (logprobs.detach(), entropy, *gradients(logprobs, upstream, hidden, weight))
+        found = (
+            logprobs.detach(),
+            entropy,
+            *gradients(logprobs, upstream, hidden, weight),
+        )
         assert found[2].dtype == found[3].dtype == dtype
         errors.append(
             [float((f - e).norm() / e.norm()) for f, e in zip(found, exact, strict=True)]
@@ -162,7 +166,9 @@ def test_bfloat16_chunks_are_summed_in_float32():
 @pytest.mark.parametrize("wanted", [0, 1])
 def test_one_of_the_two_is_frozen(wanted):
     *inputs, target, upstream = problem(4, 9, 5, 17)
-    (expected,) = gradients(materialised(*inputs, target, 1.0)[0], upstream, inputs[wanted])
+    (expected,) = gradients(
+        materialised(*inputs, target, 1.0)[0], upstream, inputs[wanted]
+    )
     inputs[1 - wanted].requires_grad_(False)
     (found,) = gradients(
         linear_logprob(*inputs, target, chunk=4)[0], upstream, inputs[wanted]

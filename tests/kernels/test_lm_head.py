@@ -59,7 +59,11 @@ def softmax64(
 
 
 def check_sample(
-    found: tuple[Tensor, ...], hidden: Tensor, weight: Tensor, u: Tensor, temperature: float
+    found: tuple[Tensor, ...],
+    hidden: Tensor,
+    weight: Tensor,
+    u: Tensor,
+    temperature: float,
 ) -> None:
     token, logprob, entropy = (tensor.cpu() for tensor in found)
     logprobs, expected_entropy, _ = softmax64(hidden, weight, temperature)
@@ -67,7 +71,9 @@ def check_sample(
     if temperature == 0:
         assert torch.equal(token, logprobs.argmax(-1))
     else:
-        for row, (p, v) in enumerate(zip(logprobs.exp().tolist(), u.tolist(), strict=True)):
+        for row, (p, v) in enumerate(
+            zip(logprobs.exp().tolist(), u.tolist(), strict=True)
+        ):
             expected, close = token_at(p, v)
             assert close or int(token[row]) == expected
     expected = logprobs.gather(-1, token[:, None])[:, 0]
@@ -99,7 +105,9 @@ def test_any_shape(form):
     @given(**shapes)
     def check(seed, n, dim, vocabulary, temperature):
         hidden, weight, u = problem(seed, n, dim, vocabulary, torch.float32, "cpu")
-        check_sample(sample(hidden, weight, u, temperature), hidden, weight, u, temperature)
+        check_sample(
+            sample(hidden, weight, u, temperature), hidden, weight, u, temperature
+        )
 
     check()
 
@@ -159,7 +167,9 @@ def test_the_cpu_form_gives_sampler_and_trainer_the_same_bits(dtype):
         token, logprob, _ = sample_logits(z, u, temperature)
         for threads in (1, 2, 3):
             torch.set_num_threads(threads)
-            assert torch.equal(statistics(z.float(), token, temperature or 1.0)[0], logprob)
+            assert torch.equal(
+                statistics(z.float(), token, temperature or 1.0)[0], logprob
+            )
             alone = [
                 sample_logits(z[i : i + 1], u[i : i + 1], temperature) for i in range(50)
             ]
@@ -214,7 +224,9 @@ def test_logprobs_of_targets(kernel_device, temperature):
     found = logprobs_triton(hidden, weight, target.to(kernel_device), temperature)
     logprobs, entropy, logsumexp = softmax64(hidden, weight, temperature)
     for mine, exact in zip(
-        found, (logprobs.gather(-1, target[:, None])[:, 0], entropy, logsumexp), strict=True
+        found,
+        (logprobs.gather(-1, target[:, None])[:, 0], entropy, logsumexp),
+        strict=True,
     ):
         assert mine.dtype == torch.float32
         assert float((mine.cpu() - exact).norm() / exact.norm()) < 1e-6

@@ -68,7 +68,9 @@ def test_the_same_numbers_as_triton(kernel_device, seed):
     """Over a last program that is not full, with counters that are broadcast, missing, or not
     contiguous.
     """
-    torch.use_deterministic_algorithms(True, warn_only=True)  # what is never written is NaN
+    torch.use_deterministic_algorithms(
+        True, warn_only=True
+    )  # what is never written is NaN
     counters = torch.randint(
         0, 2**32, (4, 3, 101), generator=torch.Generator().manual_seed(seed % 1000)
     )
@@ -78,7 +80,9 @@ def test_the_same_numbers_as_triton(kernel_device, seed):
         counters.transpose(1, 2),
         (counters[0], counters[1, :, :1], counters[2, 0]),
     ):
-        found = uniform_pair_triton(seed, *[counter.to(kernel_device) for counter in given])
+        found = uniform_pair_triton(
+            seed, *[counter.to(kernel_device) for counter in given]
+        )
         assert torch.equal(found.cpu(), uniform_pair_reference(seed, *given))
 
 

@@ -146,7 +146,9 @@ def test_the_rounded_sum_is_normalised_and_the_quotient_rounded_before_the_weigh
     )
     residual, y = add_rms_norm_triton(x, delta, weight, 0.0)
     assert residual.tolist() == [[2048, -2047]]
-    quotient = (torch.tensor([2048.0, -2047.0]) / (2048**2 / 2 + 2047**2 / 2) ** 0.5).half()
+    quotient = (
+        torch.tensor([2048.0, -2047.0]) / (2048**2 / 2 + 2047**2 / 2) ** 0.5
+    ).half()
     assert torch.equal(y.cpu()[0], quotient * weight.cpu())
 
 

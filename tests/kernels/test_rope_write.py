@@ -34,7 +34,11 @@ TOLERANCE = {
     torch.float16: 2e-3,
     torch.float64: 1e-13,
 }
-EPS, PAGE, POSITIONS = 1e-2, 16, 48  # an eps that shows; pages as small as they may be here
+EPS, PAGE, POSITIONS = (
+    1e-2,
+    16,
+    48,
+)  # an eps that shows; pages as small as they may be here
 
 
 @dataclass(frozen=True)
@@ -87,7 +91,9 @@ def problem(
     )
     slots = max(s for s, _ in rows) + 1
     table = (
-        torch.randperm(slots * POSITIONS // PAGE, generator=random).int().reshape(slots, -1)
+        torch.randperm(slots * POSITIONS // PAGE, generator=random)
+        .int()
+        .reshape(slots, -1)
     )
     slot, position = torch.tensor(rows, dtype=torch.int32, device=device).T
     return Problem(
@@ -113,7 +119,9 @@ def brute_force(p: Problem) -> tuple[Tensor, Tensor, Tensor]:
     for m, (s, at) in enumerate(zip(p.slot.tolist(), p.position.tolist(), strict=True)):
         if at < 0:
             continue
-        turn = torch.complex(p.cos[at].cpu().double(), p.sin[at].cpu().double())[: dim // 2]
+        turn = torch.complex(p.cos[at].cpu().double(), p.sin[at].cpu().double())[
+            : dim // 2
+        ]
         for h, x in enumerate(p.qkv[m].cpu().double().split(dim)):
             weight = p.weights[0] if h < heads else p.weights[1]
             if h < heads + kv_heads:

@@ -211,7 +211,9 @@ def collected(model, sequences, places, groups, budget):
     given = with_common_prompts(sequences, places, groups)
     assert [example.prompt + example.response for example in given] == sequences
     for rows, states in states_at(model, given, places, budget):
-        assert len(states) == sum(len(places[i]) for i in rows) and not states.requires_grad
+        assert (
+            len(states) == sum(len(places[i]) for i in rows) and not states.requires_grad
+        )
         for i in rows:
             assert found[i] is None
             found[i] = states[: len(places[i])]

@@ -42,7 +42,9 @@ def loss_of(model) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_at_the_start_the_logits_are_the_base_s_bit_for_bit(new_model, family_shape, dtype):
+def test_at_the_start_the_logits_are_the_base_s_bit_for_bit(
+    new_model, family_shape, dtype
+):
     base = new_model(dtype=dtype, **family_shape)
     lora = LoRA(base, 4, 8.0, LINEAR_LAYERS)
     assert {p.dtype for p in lora.parameters()} == {torch.float32}
@@ -78,8 +80,12 @@ def test_gradients_are_those_of_the_chain_rule(
     for key, adapter in lora.items():
         dw = gradients[key.replace("/", ".")]
         assert adapter.A.grad.abs().max() > 1e-4 and adapter.B.grad.abs().max() > 1e-4
-        torch.testing.assert_close(adapter.A.grad, 2 * adapter.B.T @ dw, rtol=0, atol=1e-10)
-        torch.testing.assert_close(adapter.B.grad, 2 * dw @ adapter.A.T, rtol=0, atol=1e-10)
+        torch.testing.assert_close(
+            adapter.A.grad, 2 * adapter.B.T @ dw, rtol=0, atol=1e-10
+        )
+        torch.testing.assert_close(
+            adapter.B.grad, 2 * dw @ adapter.A.T, rtol=0, atol=1e-10
+        )
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -286,7 +292,9 @@ NAME = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"
             "holds base_model",
         ),
         (
-            lambda t: t.update({"base_model.model.lm_head.lora_A.weight": t[NAME].clone()}),
+            lambda t: t.update(
+                {"base_model.model.lm_head.lora_A.weight": t[NAME].clone()}
+            ),
             "lm_head",
         ),
         (

@@ -208,7 +208,9 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     backend.add_special_tokens(["<s>", "</s>"])
     directory = tmp_path_factory.mktemp("models") / "whole"
     save_model(
-        Transformer(CONFIG).init_weights(0), Tokenizer(backend, eos_token="</s>"), directory
+        Transformer(CONFIG).init_weights(0),
+        Tokenizer(backend, eos_token="</s>"),
+        directory,
     )
     (directory / "tokenizer_config.json").write_text(json.dumps(TOKENIZER_CONFIG))
     (directory / "generation_config.json").write_text(json.dumps({"eos_token_id": [6, 3]}))
@@ -245,7 +247,9 @@ def assert_loaded(model: Transformer, directory: Path) -> None:
     }
     for name, parameter, start, stop in model.hf_slices():
         source = (
-            "lm_head.weight" if model.config.tie_embeddings and name not in stored else name
+            "lm_head.weight"
+            if model.config.tie_embeddings and name not in stored
+            else name
         )
         ours, theirs = (
             model.get_parameter(parameter)[start:stop].data,

@@ -65,7 +65,8 @@ def assert_as_in_transformers(directory: Path) -> None:
         transformers.AutoTokenizer.from_pretrained(directory),
     )
     assert (
-        ours.backend.get_added_tokens_decoder().keys() == theirs.added_tokens_decoder.keys()
+        ours.backend.get_added_tokens_decoder().keys()
+        == theirs.added_tokens_decoder.keys()
     )
     for id, found in ours.backend.get_added_tokens_decoder().items():
         assert repr(found) == repr(theirs.added_tokens_decoder[id])
@@ -196,11 +197,15 @@ def test_a_conflict_in_an_older_file_is_one_line(tmp_path: Path) -> None:
 
 def test_padding_and_unknown_tokens_may_be_missing(tmp_path: Path) -> None:
     loaded = load_tokenizer(
-        write(tmp_path, {**NAMES, "pad_token": "<pad>", "unk_token": {"content": "<none>"}})
+        write(
+            tmp_path, {**NAMES, "pad_token": "<pad>", "unk_token": {"content": "<none>"}}
+        )
     )
     assert loaded.special_tokens == {"bos_token": "<s>", "eos_token": "</s>"}
     assert loaded.eos_id == 2
-    assert loaded.vocab_size == NEXT  # no id is made up that the model has no embedding for
+    assert (
+        loaded.vocab_size == NEXT
+    )  # no id is made up that the model has no embedding for
 
 
 @pytest.mark.parametrize("kind", ["bos_token", "eos_token"])
@@ -216,7 +221,14 @@ def test_other_special_tokens_may_not(kind: str, file: str, tmp_path: Path) -> N
 
 @pytest.mark.parametrize(
     "flags",
-    [(None, None), (True, None), (False, None), (None, True), (True, True), (False, False)],
+    [
+        (None, None),
+        (True, None),
+        (False, None),
+        (None, True),
+        (True, True),
+        (False, False),
+    ],
 )
 @pytest.mark.parametrize("around", ["", "<s> $A", "<s> $A </s>"])
 @pytest.mark.parametrize(

@@ -328,7 +328,11 @@ TEMPLATE_LACKS_A_TOKEN["post_processor"]["processors"][1]["special_tokens"] = {}
             {"eos_token": {"text": "<s>"}},
             ": eos_token = None must be text",
         ),
-        ("tokenizer_config.json", {"chat_template": 1}, ": chat_template = 1 must be text"),
+        (
+            "tokenizer_config.json",
+            {"chat_template": 1},
+            ": chat_template = 1 must be text",
+        ),
         (
             "tokenizer_config.json",
             {"chat_template": ["a"]},
@@ -387,7 +391,9 @@ def test_broken_files_are_named(
 def test_a_template_that_is_no_text_is_named(tmp_path: Path) -> None:
     ours().save(tmp_path)
     (tmp_path / "chat_template.jinja").write_bytes(b"{{ 1 }}\xff")
-    with pytest.raises(ValueError, match=r"chat_template.jinja: not UTF-8 text \(byte 7\)"):
+    with pytest.raises(
+        ValueError, match=r"chat_template.jinja: not UTF-8 text \(byte 7\)"
+    ):
         load_tokenizer(tmp_path)
 
 

@@ -172,7 +172,9 @@ def test_what_a_config_leaves_out_is_as_in_transformers(family: str, change: dic
     given = {**MINIMAL, "num_attention_heads": 32, "hidden_size": 64, **change}
     theirs = getattr(transformers, f"{family}Config")(**given)
     config = ModelConfig.from_hf({**given, "model_type": family.lower()})
-    assert config == ModelConfig.from_hf({**theirs.to_dict(), "model_type": family.lower()})
+    assert config == ModelConfig.from_hf(
+        {**theirs.to_dict(), "model_type": family.lower()}
+    )
     assert (config.num_kv_heads, config.max_positions) == (
         theirs.num_key_value_heads,
         theirs.max_position_embeddings,

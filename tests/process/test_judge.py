@@ -48,7 +48,9 @@ class Biased(Judge):
 def brute_force(judge: Judge, prompt: str, answers: tuple[str, ...]) -> list[float]:
     text = judge.tokenizer.apply_chat_template([{"role": "user", "content": prompt}])
     after = (
-        judge.model(torch.tensor([judge.tokenizer.encode(text)]))[0, -1].double().softmax(0)
+        judge.model(torch.tensor([judge.tokenizer.encode(text)]))[0, -1]
+        .double()
+        .softmax(0)
     )
     found = []
     for answer in answers:

@@ -54,7 +54,9 @@ def test_it_is_measured():
     judge = JudgeReward(Lengths(), 0.3, 3)
     judge([found])
     metrics = judge.metrics([found])
-    assert metrics["judge/mass"] == pytest.approx(0.8) and metrics["judge/consistency"] == 1
+    assert (
+        metrics["judge/mass"] == pytest.approx(0.8) and metrics["judge/consistency"] == 1
+    )
     assert metrics["judge/auc"] == 0.5 and metrics[
         "judge/length_correlation"
     ] == pytest.approx(0.98, abs=0.03)

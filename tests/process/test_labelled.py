@@ -349,9 +349,9 @@ def test_auc_counts_pairs(pairs):
     )
     if right and wrong:
         wins = [1.0 if a > b else 0.5 if a == b else 0.0 for a in right for b in wrong]
-        assert auc([score for score, _ in pairs], [ok for _, ok in pairs]) == pytest.approx(
-            sum(wins) / len(wins)
-        )
+        assert auc(
+            [score for score, _ in pairs], [ok for _, ok in pairs]
+        ) == pytest.approx(sum(wins) / len(wins))
 
 
 def test_calibration_error_is_a_mean_over_bins():
@@ -385,7 +385,9 @@ def test_measures_of_a_perfect_scorer_and_of_none():
         "calibration_error": 0.25 / 4,
         "auc": 1.0,
     }
-    assert found == pytest.approx({**expected, "f1_wrong": 1.0, "f1_right": 1.0, "f1": 1.0})
+    assert found == pytest.approx(
+        {**expected, "f1_wrong": 1.0, "f1_right": 1.0, "f1": 1.0}
+    )
     assert "auc" not in measure_scores([solution(1.0)], [[0.3]])
     assert not math.isnan(measure_scores([solution(1.0)], [[0.3]])["accuracy"])
     assert measure_scores([solution(None)], [[0.3]]) == {"f1_right": 0.0}

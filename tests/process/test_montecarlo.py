@@ -14,7 +14,12 @@ class Continuing:
     """A sampler whose continuation n of a prefix is endings[(the prefix's text, n)]."""
 
     def __init__(self, model, tokenizer, endings) -> None:
-        self.model, self.tokenizer, self.endings, self.asked = model, tokenizer, endings, []
+        self.model, self.tokenizer, self.endings, self.asked = (
+            model,
+            tokenizer,
+            endings,
+            [],
+        )
 
     def generate(self, prompts, n, seed, **sampling):
         self.asked = [self.tokenizer.decode(prompt) for prompt in prompts]
@@ -86,7 +91,14 @@ def test_an_answer_in_the_prefix_counts(new_model, tokenizer, drawn):
         new_model(), tokenizer, lambda prefix, n: "Yes." if n else "No: \\boxed{4}"
     )
     found = monte_carlo(
-        sampler, [Problem("p", "q", "2")], [[5]], [completion], steps, 2, 7, temperature=0.5
+        sampler,
+        [Problem("p", "q", "2")],
+        [[5]],
+        [completion],
+        steps,
+        2,
+        7,
+        temperature=0.5,
     )
     assert found == [[[False, True], [True, True]]]
 
@@ -115,6 +127,13 @@ def test_with_the_real_sampler(new_model, tokenizer, drawn):
     steps = [steps_of(tokenizer, c.tokens) for c in completions]
     sampler = Sampler(new_model(0), tokenizer, 4)
     found = monte_carlo(
-        sampler, [Problem("p", "q", "2")], [[5]], completions, steps, 2, 0, max_new_tokens=6
+        sampler,
+        [Problem("p", "q", "2")],
+        [[5]],
+        completions,
+        steps,
+        2,
+        0,
+        max_new_tokens=6,
     )
     assert [[len(row) for row in rows] for rows in found] == [[2, 2], [2, 2, 2]]

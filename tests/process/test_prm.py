@@ -53,13 +53,17 @@ def build(new_model, new_tokenizer):
 
     def make(name: str, seed: int = 1, **shape) -> PRM:
         tokenizer = with_marker(new_tokenizer())
-        model = new_model(seed, vocab_size=tokenizer.vocab_size, max_positions=256, **shape)
+        model = new_model(
+            seed, vocab_size=tokenizer.vocab_size, max_positions=256, **shape
+        )
         prm = new_prm(model, tokenizer, FORMATS[name]())
         if hasattr(model, "score"):
             with torch.no_grad():
                 for number, parameter in enumerate(model.score.parameters()):
                     generator = torch.Generator().manual_seed(seed + number)
-                    parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.3)
+                    parameter.copy_(
+                        torch.randn(parameter.shape, generator=generator) * 0.3
+                    )
         return prm
 
     return make
@@ -183,7 +187,9 @@ def test_qwen_is_a_head_at_its_marker(build, chat):
 @pytest.mark.parametrize("name", ["qwen", "token_classification"])
 def test_a_new_prm_knows_nothing(new_model, new_tokenizer, name):
     tokenizer = with_marker(new_tokenizer())
-    prm = new_prm(new_model(0, vocab_size=tokenizer.vocab_size), tokenizer, FORMATS[name]())
+    prm = new_prm(
+        new_model(0, vocab_size=tokenizer.vocab_size), tokenizer, FORMATS[name]()
+    )
     assert prm([(QUESTION, STEPS)])[0] == [0.5] * 3
 
 
@@ -237,7 +243,10 @@ def test_errors(build, new_model, new_tokenizer, tmp_path):
             {"id2label": {"0": "a", "1": "b", "2": "c"}},
             "the head has 3 labels, a PRM's has two",
         ),
-        ({"architectures": ["LlamaForProcessRewardModel"]}, "lack 4 tensors: score.0.bias"),
+        (
+            {"architectures": ["LlamaForProcessRewardModel"]},
+            "lack 4 tensors: score.0.bias",
+        ),
     ],
 )
 def test_files_that_are_no_prm(build, tmp_path, changes, message):
@@ -270,7 +279,8 @@ def test_the_oracle_is_the_worlds():
         assert oracle([(problem.question, merged)]) == [[1.0] * len(merged)]
         wrong = draw.randrange(len(steps) - 1)
         spoilt = [
-            step.replace("=", "= 9") if k == wrong else step for k, step in enumerate(steps)
+            step.replace("=", "= 9") if k == wrong else step
+            for k, step in enumerate(steps)
         ]
         expected = [float(k < wrong) for k in range(len(steps))]
         assert oracle([(problem.question, spoilt)]) == [expected]

@@ -68,7 +68,10 @@ def tokenizer_of(name: str) -> Tokenizer:
     backend.decoder = tokenizers.decoders.ByteLevel()
     alphabet = tokenizers.pre_tokenizers.ByteLevel.alphabet()
     trainer = tokenizers.trainers.BpeTrainer(
-        vocab_size=600, initial_alphabet=alphabet, special_tokens=[EOS], show_progress=False
+        vocab_size=600,
+        initial_alphabet=alphabet,
+        special_tokens=[EOS],
+        show_progress=False,
     )
     backend.train_from_iterator(text, trainer)
     return Tokenizer(backend, eos_token=EOS)
@@ -119,7 +122,8 @@ def test_every_step_ends_on_one_token(name, written, by, cut, ends):
         and steps[-1].token == len(tokens) - 1
     )
     assert all(
-        one.end == other.start and one.token < other.token for one, other in pairwise(steps)
+        one.end == other.start and one.token < other.token
+        for one, other in pairwise(steps)
     )
     borders = {end for _, end in split_text(text, by)}
     for step in steps[:-1]:  # walking along, token by token
@@ -154,7 +158,9 @@ def test_a_character_of_several_tokens(name):
 
 def test_the_world_is_split_as_its_oracle_splits():
     tokenizer = tokenizer_of("world")
-    for problem in generate("maths", "test", 50, languages=("en", "ja"), difficulty=(2, 6)):
+    for problem in generate(
+        "maths", "test", 50, languages=("en", "ja"), difficulty=(2, 6)
+    ):
         text, tokens = problem.solution, tokenizer.encode(problem.solution)
         steps = steps_of(tokenizer, [*tokens, tokenizer.eos_id])
         assert [text[step.start : step.end].strip() for step in steps] == split_steps(text)
@@ -251,7 +257,8 @@ def test_guarded_steps_keep_what_was_promised(words, least, most, drop):
     assert bool(found) == bool(steps)
     assert not most or len(found) <= most
     assert all(
-        one.end == other.start and one.token < other.token for one, other in pairwise(found)
+        one.end == other.start and one.token < other.token
+        for one, other in pairwise(found)
     )
     assert set(found[i].end for i in range(len(found))) <= {step.end for step in steps}
     if len(found) > 1:

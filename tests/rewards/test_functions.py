@@ -67,7 +67,9 @@ def padded(text: str, length: int) -> Response:
 def test_cosine_at_its_ends_and_in_the_middle():
     texts = [RIGHT, WRONG]
     half = REWARDS["cosine"](PROBLEM, [padded(text, 50) for text in texts], max_length=100)
-    full = REWARDS["cosine"](PROBLEM, [padded(text, 100) for text in texts], max_length=100)
+    full = REWARDS["cosine"](
+        PROBLEM, [padded(text, 100) for text in texts], max_length=100
+    )
     beyond = REWARDS["cosine"](
         PROBLEM, [padded(text, 1000) for text in texts], max_length=100
     )
@@ -200,15 +202,20 @@ def test_accuracy_is_logged_without_a_weight_and_lenient_reaches_every_grader():
     assert RewardSet({"format": 1.0})(PROBLEM, group(RIGHT)) == [
         {"accuracy": 1.0, "format": 1.0, "total": 1.0}
     ]
-    lenient = RewardSet({"accuracy": 1.0, "cosine": 1.0, "group_length": 1.0}, lenient=True)
+    lenient = RewardSet(
+        {"accuracy": 1.0, "cosine": 1.0, "group_length": 1.0}, lenient=True
+    )
     first, second = lenient(PROBLEM, group("I get 5", "I really do get 5"))
-    assert first["accuracy"] == 1 and first["cosine"] > 0.9 and first["group_length"] == 0.5
+    assert (
+        first["accuracy"] == 1 and first["cosine"] > 0.9 and first["group_length"] == 0.5
+    )
     assert second["group_length"] == -0.5
 
 
 @settings(deadline=None, max_examples=25)
 @given(
-    st.dictionaries(st.sampled_from(sorted(REWARDS)), st.floats(-2, 2), min_size=1), LENGTHS
+    st.dictionaries(st.sampled_from(sorted(REWARDS)), st.floats(-2, 2), min_size=1),
+    LENGTHS,
 )
 def test_total_is_the_weighted_sum(weights: dict[str, float], lengths: list[int]):
     responses = [Response(RIGHT if length % 2 else WRONG, length) for length in lengths]

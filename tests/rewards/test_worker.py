@@ -95,7 +95,9 @@ def test_bombs_are_refused_before_they_are_computed(worker: Worker):
 def test_memory_is_limited(worker: Worker):
     worker.ask(QUESTION)
     limits = Path(f"/proc/{worker.process.pid}/limits").read_text()
-    (line,) = (line for line in limits.splitlines() if line.startswith("Max address space"))
+    (line,) = (
+        line for line in limits.splitlines() if line.startswith("Max address space")
+    )
     assert line.split()[3] == str(symbolic.MEMORY_LIMIT)
 
 

@@ -85,14 +85,20 @@ def test_metrics_are_means():
             "repetition": (0 + 0 + 2 / 3 + 5 / 6) / 4,  # of its n-grams of four tokens
         }
     )
-    assert not {"length/wrong", "length/truncated"} & episode_metrics([episodes[:2]]).keys()
+    assert (
+        not {"length/wrong", "length/truncated"} & episode_metrics([episodes[:2]]).keys()
+    )
 
 
 def test_a_truncated_answer_may_be_right():
     metrics = episode_metrics(
         [[episode(1, 1, 3, "length"), episode(0, 0, 5), episode(0, 0, 7, "length")]]
     )
-    assert (metrics["length/right"], metrics["length/truncated"], metrics["truncated"]) == (
+    assert (
+        metrics["length/right"],
+        metrics["length/truncated"],
+        metrics["truncated"],
+    ) == (
         3,
         5,
         2 / 3,
@@ -163,7 +169,12 @@ def test_sampling_ends_with_enough_groups():
     sample, asked = new_sample([FLAT, MIXED], [RIGHT, MIXED], [MIXED, MIXED])
     kept, sampled = collect_groups(sample, 2, "mixed", 5)
     assert kept == [MIXED, MIXED] and asked == [0, 1]
-    assert sampled == [FLAT, MIXED, RIGHT, MIXED]  # what was thrown away is counted as well
+    assert sampled == [
+        FLAT,
+        MIXED,
+        RIGHT,
+        MIXED,
+    ]  # what was thrown away is counted as well
 
     sample, asked = new_sample([MIXED, RIGHT, MIXED], [])
     kept, sampled = collect_groups(sample, 2, "uneven", 1)

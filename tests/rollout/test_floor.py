@@ -78,7 +78,8 @@ def test_shared_tokens_are_read_once_a_group():
     assert attention(shared=512, group=48) == (64 * 128 + 2 * 512) * token
     free = Machine(float("inf"), 1.0)
     parts = [
-        step_floor(config, 64, 640, torch.bfloat16, free, shared, 16) for shared in (0, 512)
+        step_floor(config, 64, 640, torch.bfloat16, free, shared, 16)
+        for shared in (0, 512)
     ]
     assert parts[0] == parts[1]
 
@@ -92,7 +93,9 @@ def test_a_window_bounds_what_is_seen():
     def attention(context: float, shared: float = 0) -> float:
         return step_floor(c, 8, context, torch.float32, reading, shared, 4)["attention"]
 
-    assert [attention(n) for n in (60, 100, 300)] == [8 * n * token for n in (60, 100, 100)]
+    assert [attention(n) for n in (60, 100, 300)] == [
+        8 * n * token for n in (60, 100, 100)
+    ]
     assert (
         attention(120, shared=50) == (8 * 70 + 2 * 30) * token
     )  # 20 of the shared tokens are out of sight

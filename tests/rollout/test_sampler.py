@@ -140,7 +140,9 @@ def test_truncated_logprobs_are_renormalised_over_what_was_kept(sampler):
 
 def test_greedy_is_the_loop_of_argmax(new_model, new_tokenizer, family_shape):
     model, tokenizer = new_model(2, **family_shape), new_tokenizer(EOS)
-    found = Sampler(model, tokenizer, 2).generate(PROMPTS, max_new_tokens=12, temperature=0)
+    found = Sampler(model, tokenizer, 2).generate(
+        PROMPTS, max_new_tokens=12, temperature=0
+    )
     for prompt, completion in zip(PROMPTS, found, strict=True):
         tokens: list[int] = []
         while len(tokens) < 12 and not (tokens and tokens[-1] in tokenizer.eos_ids):
@@ -289,7 +291,8 @@ def test_the_model_is_left_as_it_was(new_model, tokenizer):
     list(Sampler(model, tokenizer).stream(PROMPTS[0], max_new_tokens=3))
     assert torch.is_grad_enabled()
     assert all(
-        p.grad is None and p.requires_grad and p.grad_fn is None for p in model.parameters()
+        p.grad is None and p.requires_grad and p.grad_fn is None
+        for p in model.parameters()
     )
     assert all(
         torch.equal(value, before[name]) for name, value in model.state_dict().items()
@@ -412,7 +415,8 @@ def test_one_stop_string_may_stand_alone(sampler):
     assert any(c.finish_reason == "stop" for c in expected)
     for stop in ("e", ("e",), {"e"}, iter(["e"])):
         assert (
-            sampler.generate(PROMPTS, n=2, max_new_tokens=25, seed=6, stop=stop) == expected
+            sampler.generate(PROMPTS, n=2, max_new_tokens=25, seed=6, stop=stop)
+            == expected
         )
     free = sampler.generate(PROMPTS, n=2, max_new_tokens=25, seed=6)
     assert sampler.generate(PROMPTS, n=2, max_new_tokens=25, seed=6, stop=None) == free

@@ -83,7 +83,9 @@ def new_episodes(
     return episodes
 
 
-def new_step(policy, reference, optimizer, group_size: int = SIZE, **options) -> PolicyStep:
+def new_step(
+    policy, reference, optimizer, group_size: int = SIZE, **options
+) -> PolicyStep:
     """A policy step; options of the algorithm and of the step are told apart by name. Without
     a KL unless asked for.
     """
@@ -318,7 +320,9 @@ class PlainStep:
             sum((a.gamma * lam) ** (k - t) * deltas[k] for k in f.tokens[t:])
             for t in f.tokens
         ]
-        return advantages, [advantage + values[t] for t, advantage in enumerate(advantages)]
+        return advantages, [
+            advantage + values[t] for t, advantage in enumerate(advantages)
+        ]
 
     def _compare(self, rewards: list[float]) -> list[float]:
         """Each reward against its group's."""
@@ -419,7 +423,9 @@ class PlainStep:
     def _gain(self, f: Facts, t: int, new: Tensor) -> Tensor:
         """What token t adds to the surrogate objective; notes whether it is clipped."""
         a, advantage = self.algorithm, f.advantages[t]
-        old = new.detach() if a.ratio == "off" else torch.tensor(f.old, dtype=torch.float64)
+        old = (
+            new.detach() if a.ratio == "off" else torch.tensor(f.old, dtype=torch.float64)
+        )
         ratio = (
             (new - old).mean().exp() if a.ratio == "sequence" else (new[t] - old[t]).exp()
         )

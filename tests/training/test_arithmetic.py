@@ -86,5 +86,6 @@ def test_a_run_keeps_what_was_settled(machine, monkeypatch, tmp_path, capsys):
     machine(float32=0.1, bfloat16=1.0)  # it goes on elsewhere
     train_sft.main([*small[:3], "run.steps=2", *small[4:], "--resume"])
     assert (
-        load(settings.SFTConfig, tmp_path / "run" / "config.toml").model.dtype == "bfloat16"
+        load(settings.SFTConfig, tmp_path / "run" / "config.toml").model.dtype
+        == "bfloat16"
     )

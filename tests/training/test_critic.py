@@ -169,7 +169,10 @@ def test_ppo_learns(new_model, trunk):
         "kl_in": "reward",
     }
     step = new_step(
-        policy, reference, new_optimizer(policy), **{**PPO, **options, "kl_estimator": "k1"}
+        policy,
+        reference,
+        new_optimizer(policy),
+        **{**PPO, **options, "kl_estimator": "k1"},
     )
     step.critic = Critic(policy, trunk == "own")
     step.critic_optimizer = new_optimizer(step.critic)
@@ -180,6 +183,8 @@ def test_ppo_learns(new_model, trunk):
             new_group(answers, [float(a[1] == 22) for a in answers], [5, 6]), number, 5e-3
         )
         with torch.no_grad():
-            logprobs = policy(torch.tensor([[5, 6, 11], [5, 6, 12]]))[:, -1].log_softmax(-1)
+            logprobs = policy(torch.tensor([[5, 6, 11], [5, 6, 12]]))[:, -1].log_softmax(
+                -1
+            )
         wanted.append(float(logprobs[:, 22].mean()))
     assert wanted[-1] > wanted[0] + 1 and metrics["kl"] > 0

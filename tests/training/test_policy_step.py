@@ -48,7 +48,12 @@ CHOICES = {
         "minibatches": 2,
         **REWARD_KL,
     },
-    "KL in the reward, off": {"baseline": "off", "scale": "off", "gamma": 0.9, **REWARD_KL},
+    "KL in the reward, off": {
+        "baseline": "off",
+        "scale": "off",
+        "gamma": 0.9,
+        **REWARD_KL,
+    },
     "KL in the reward, value": {**VALUE, **REWARD_KL},
     "KL in the reward, sampler": {**REWARD_KL, **DRAWN},
     "KL in the loss, k1": {**LOSS_KL, "kl_estimator": "k1", "kl_correction": "ratio"},
@@ -73,14 +78,27 @@ CHOICES = {
         **DRAWN,
     },
     "covariance clip, on policy": {"covariance": "clip", **WIDE},
-    "covariance kl, sampler": {"covariance": "kl", "covariance_coef": 2.0, **WIDE, **DRAWN},
-    "truncated": {"sampler_correction": "truncate", "correction_high": 1.1, "kl_coef": 0.1},
+    "covariance kl, sampler": {
+        "covariance": "kl",
+        "covariance_coef": 2.0,
+        **WIDE,
+        **DRAWN,
+    },
+    "truncated": {
+        "sampler_correction": "truncate",
+        "correction_high": 1.1,
+        "kl_coef": 0.1,
+    },
     "truncated, twice": {
         "sampler_correction": "truncate",
         "correction_high": 1.1,
         "minibatches": 2,
     },
-    "masked": {"sampler_correction": "mask", "correction_low": 0.8, "correction_high": 1.2},
+    "masked": {
+        "sampler_correction": "mask",
+        "correction_low": 0.8,
+        "correction_high": 1.2,
+    },
     "masked, top entropy": {
         "sampler_correction": "mask",
         "correction_low": 0.8,
@@ -214,7 +232,12 @@ def test_a_loss_of_ones_own(models):
     ):
         policy = copy.deepcopy(models[0])
         step = new_step(
-            policy, models[1], Descent(policy), max_length=9, aggregation="token", **options
+            policy,
+            models[1],
+            Descent(policy),
+            max_length=9,
+            aggregation="token",
+            **options,
         )
         step.step(new_episodes(models[0], 0.8, noise=0.3), 3, 0.01)
         found.append(step.optimizer.gradients)
@@ -292,14 +315,19 @@ def make_flat(episodes: list[Episode]) -> None:
 
 def make_unfinished(episodes: list[Episode]) -> None:
     for episode in episodes:
-        episode.completion = dataclasses.replace(episode.completion, finish_reason="length")
+        episode.completion = dataclasses.replace(
+            episode.completion, finish_reason="length"
+        )
 
 
 @pytest.mark.parametrize(
     ("spoil", "options"),
     [
         (make_flat, {}),
-        (make_flat, {"components": "apart", "whiten": True, "minibatches": 2, "epochs": 2}),
+        (
+            make_flat,
+            {"components": "apart", "whiten": True, "minibatches": 2, "epochs": 2},
+        ),
         (
             make_flat,
             {"covariance": "clip", "top_entropy": 0.2, "clip": "cispo", "ratio": "token"},
@@ -492,7 +520,9 @@ def test_a_bad_number_of_a_model_stops_before_the_update(new_model, who, options
             (
                 reference if who == "the reference model" else policy
             ).model.embed_tokens.weight[5] = math.nan
-    where = "token . of sample . of problem " + ("p." if who == "the value model" else "p2")
+    where = "token . of sample . of problem " + (
+        "p." if who == "the value model" else "p2"
+    )
     before = {name: p.detach().clone() for name, p in policy.named_parameters()}
     with pytest.raises(FloatingPointError, match=f"^{who} gave nan at {where}$"):
         step.step(episodes, 0, 1e-2)
@@ -529,7 +559,9 @@ def test_on_policy_nothing_is_off(models, recorder):
     metrics = new_step(models[0], models[0], recorder(models[0]), token_budget=16).step(
         new_episodes(models[0]), 0, 1.0
     )
-    assert max(abs(metrics[name]) for name in ("kl", "kl_k1", "gap_mean", "gap_max")) < 1e-9
+    assert (
+        max(abs(metrics[name]) for name in ("kl", "kl_k1", "gap_mean", "gap_max")) < 1e-9
+    )
     assert metrics["clipped_low"] == metrics["clipped_high"] == 0
     assert metrics["effective_samples"] == pytest.approx(1, abs=1e-9)
 

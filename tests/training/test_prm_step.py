@@ -45,7 +45,9 @@ def build(new_model, tokenizer):
     return make
 
 
-def brute_force(prm, weights: tuple[float, float]) -> tuple[float, dict[str, torch.Tensor]]:
+def brute_force(
+    prm, weights: tuple[float, float]
+) -> tuple[float, dict[str, torch.Tensor]]:
     prm.model.zero_grad()
     total, loss = 0.0, torch.zeros((), dtype=torch.float64)
     for s in SOLUTIONS:

@@ -103,7 +103,8 @@ def test_an_update_follows_the_steps_alone(new_model, recorder):
     ).step(episodes, 0, 0.1)
     assert metrics["loss"] != 0 and len(optimizer.gradients) == 1
     assert (
-        sum(float(gradient.abs().sum()) for gradient in optimizer.gradients[0].values()) > 0
+        sum(float(gradient.abs().sum()) for gradient in optimizer.gradients[0].values())
+        > 0
     )
     assert len(episodes) == GROUPS * SIZE and all(
         len(e.advantages) == e.completion.length for e in episodes

@@ -71,7 +71,9 @@ def test_without_torchrun_everything_is_the_identity(monkeypatch):
     assert ranks.start(torch.device("cpu")) == torch.device("cpu")
     assert (ranks.count(), ranks.number(), ranks.is_main()) == (1, 0, True)
     assert [ranks.any_rank(flag) for flag in (True, False)] == [True, False]
-    assert ranks.gather(ranks.share([3, 1, 2])) == [3, 1, 2] and ranks.from_main("x") == "x"
+    assert (
+        ranks.gather(ranks.share([3, 1, 2])) == [3, 1, 2] and ranks.from_main("x") == "x"
+    )
     tensor = torch.ones(2)
     ranks.sum_([tensor])
     ranks.finish()
@@ -111,7 +113,9 @@ def test_micro_batches_of_all_ranks(examples, count, budget, equal):
     padding = [micro for cut in cuts for micro, counts in cut if not counts]
     assert not equal or len({len(cut) for cut in cuts}) == 1
     shortest = min(map(len, examples), default=0)
-    assert all(len(micro) == 1 and len(examples[micro[0]]) == shortest for micro in padding)
+    assert all(
+        len(micro) == 1 and len(examples[micro[0]]) == shortest for micro in padding
+    )
     assert equal or not padding
 
 
@@ -129,7 +133,11 @@ def test_messages(one, both):
 
 def test_what_is_sharded_is(one, both):
     assert not any(found["replicated"]["is sharded"] for found in (one, *both))
-    assert [found["sharded"]["is sharded"] for found in (one, *both)] == [False, True, True]
+    assert [found["sharded"]["is sharded"] for found in (one, *both)] == [
+        False,
+        True,
+        True,
+    ]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -224,7 +232,5 @@ def test_states_of_one_rank_and_of_two_continue_each_other(directory, one, two):
 
 
 def test_a_death_is_told_in_one_line(two):
-    line = (
-        "rank 0 of 2: another rank died and this one cannot go on; its own message says why"
-    )
+    line = "rank 0 of 2: another rank died and this one cannot go on; its own message says why"
     assert two[0]["death"] == [line, line, line, ""]

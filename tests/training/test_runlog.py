@@ -54,7 +54,9 @@ def test_there_must_be_something_to_resume(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize(("start", "left"), [(0, []), (2, [0, 1, 2]), (4, [0, 1, 2, 3, 4])])
+@pytest.mark.parametrize(
+    ("start", "left"), [(0, []), (2, [0, 1, 2]), (4, [0, 1, 2, 3, 4])]
+)
 def test_resuming_forgets_what_will_be_computed_again(log, start, left):
     again = RunLog(log.directory, resume=True)
     assert steps(log) == [0, 1, 2, 3, 4], "nothing changes before begin"

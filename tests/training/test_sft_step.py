@@ -208,7 +208,9 @@ def test_a_number_that_is_none_is_named_with_its_example(new_model):
 
 
 def test_finite_sums_pass():
-    check_finite(nll=torch.tensor([0.0, 1e300], dtype=torch.float64), entropy=torch.ones(2))
+    check_finite(
+        nll=torch.tensor([0.0, 1e300], dtype=torch.float64), entropy=torch.ones(2)
+    )
     with pytest.raises(
         FloatingPointError, match="the entropy of example 2 of 2 in the batch is -inf"
     ):

@@ -202,7 +202,9 @@ def record_case(s: Setting) -> Case:
 def logprob_case(s: Setting) -> Case:
     """Forward and backward, which need four products; the reference makes all logits at once."""
     hidden = s.random(s.tokens, s.config.hidden_size).requires_grad_()
-    weight = s.random(s.config.vocab_size, s.config.hidden_size).mul_(0.02).requires_grad_()
+    weight = (
+        s.random(s.config.vocab_size, s.config.hidden_size).mul_(0.02).requires_grad_()
+    )
     target = torch.randint(s.config.vocab_size, (s.tokens,), device=s.device)
     return Case(
         _gradients_of(linear_logprob.linear_logprob),

@@ -77,7 +77,9 @@ def in_new_process(threads: int, function: Callable[..., Found], *arguments: Any
         try:
             return pool.submit(function, *arguments).result()
         except (BrokenProcessPool, torch.OutOfMemoryError, MemoryError):
-            return {"failed": "no memory"}  # the operating system ended it, or CUDA refused
+            return {
+                "failed": "no memory"
+            }  # the operating system ended it, or CUDA refused
         except Exception as error:  # noqa: BLE001 - whatever it raised: the others go on
             return {"failed": in_one_line(error)}
 

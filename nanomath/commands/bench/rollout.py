@@ -82,7 +82,9 @@ class RolloutBench(Bench):
     prompt: list[int] = option([128], "tokens of a prompt", minimum=1)
     response: list[int] = option([64], "tokens of a response, or up to an eos", minimum=1)
     groups: list[int] = option([1], "samples of each prompt", minimum=1)
-    refills: int = option(0, "further samples for each row, begun as others end", minimum=0)
+    refills: int = option(
+        0, "further samples for each row, begun as others end", minimum=0
+    )
     problems: str = option("", "take the questions of this problem set as prompts")
     exact: bool = option(False, "the sampler's exact mode")
     repeats: int = option(2, "processes for each number; the best counts", minimum=1)
@@ -92,7 +94,9 @@ class RolloutBench(Bench):
         choices=("unshared", "transformers"),
     )
     batches: list[int] = option(
-        [], "batch sizes of transformers, the best counts; empty: rows, 1/2, 1/4", minimum=1
+        [],
+        "batch sizes of transformers, the best counts; empty: rows, 1/2, 1/4",
+        minimum=1,
     )
     scored: int = option(
         16, "completions to compare with the trainer's logprobs", minimum=0

@@ -151,7 +151,9 @@ def compare(shape: str, step: str, config: TrainingBench) -> Found:
         for name in ("seconds", "bytes")
     }
     row["stages"] = numbers["ours"].get("stages", {})
-    if failed := [f"{s}: {run['failed']}" for s, run in numbers.items() if "failed" in run]:
+    if failed := [
+        f"{s}: {run['failed']}" for s, run in numbers.items() if "failed" in run
+    ]:
         row["failed"] = "; ".join(failed)
     return row
 
@@ -253,7 +255,9 @@ def products(
     if step != "logprob":
         cut = batches.micro_batches(examples, config.token_budget)
         made = [batches.make_batch([examples[i] for i in rows]) for rows in cut]
-        sizes = [(b.layout.tokens.numel(), len(b.target) * (step != "score")) for b in made]
+        sizes = [
+            (b.layout.tokens.numel(), len(b.target) * (step != "score")) for b in made
+        ]
     return Counter(
         (way, rows[module is model.lm_head], *module.weight.shape)
         for way in PASSES[step]
@@ -360,7 +364,9 @@ def new_model(shape: str, config: TrainingBench) -> Transformer:
     return model
 
 
-def in_training(model: Transformer, config: TrainingBench) -> tuple[Transformer, Optimizer]:
+def in_training(
+    model: Transformer, config: TrainingBench
+) -> tuple[Transformer, Optimizer]:
     """Return the model, or it with adapters, and AdamW of what is trained."""
     lora = LoRA(model, config.lora, 32.0, LINEAR_LAYERS) if config.lora else None
     optimizer = Optimizer(lora or model, 0.0, (0.9, 0.95), 1e-8, 1.0)

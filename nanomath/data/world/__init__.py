@@ -1,8 +1,10 @@
 """The embedded world: small worlds of problems whose every step can be checked exactly.
 
 Three groups of families: maths, other reasoning, non-reasoning (the groups of the transfer
-study). Problems come in English and Japanese wordings, in train/validation/test splits that
-are disjoint by construction.
+study). Problems come in English and Japanese wordings, in splits that are disjoint by
+construction: train, validation and test, and "templates" and "numbers" beyond what training
+shows. The metadata says of each problem its family, group, language, difficulty, template, and
+its `twin`: what it shares with the same problem in another language or wording.
 """
 
 from .family import split_of

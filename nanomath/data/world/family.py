@@ -1,5 +1,10 @@
-"""What every family of problems supplies, and the two things all families share: the split and
-the closing sentence.
+"""What every family of problems supplies, and what all families share: the splits and the
+closing sentence.
+
+Train, validation and test differ in content. Two more splits differ from train in kind:
+"templates" has the content of test in wordings that no other split has, so a gap between the
+two is a gap in reading; "numbers" has the wordings of train with numbers outside its range,
+so a gap is one in computing.
 
 A family is a few small functions over `metadata`, a JSON-serialisable dictionary that
 determines the problem. The oracle needs nothing else, so sampled solutions on disk can be
@@ -15,7 +20,7 @@ from random import Random
 from typing import Any, NamedTuple
 
 LANGUAGES = ("en", "ja")
-SPLITS = ("train", "validation", "test")
+SPLITS = ("train", "validation", "test", "templates", "numbers")
 MAX_DIFFICULTY = 8
 
 Metadata = dict[str, Any]
@@ -30,23 +35,40 @@ class Family(NamedTuple):
     question: Callable[[Metadata], str]
     # the worked steps without the closing one, and the answer
     solve: Callable[[Metadata], tuple[list[str], str]]
+    # what problems have in common that differ in numbers and names alone
+    template: Callable[[Metadata], str]
     # what of a step is checked against the worked one; by default all of it
     essence: Callable[[str], object] = str
+    # draw for the split "numbers"; None where a family has no numbers
+    draw_beyond: Callable[[Random, int], Metadata] | None = None
 
 
 # In another language or wording, with another name or object, it is still the same problem:
 # these never decide a split.
-SURFACE = {"group", "difficulty", "language", "name", "object", "wording"}
+SURFACE = {
+    *("group", "difficulty", "language", "name", "object", "wording"),
+    *("held_out", "template", "twin"),
+}
+
+
+def content_hash(metadata: Metadata) -> str:
+    """Return 16 hexadecimal digits that the wordings of one problem share."""
+    canonical = {key: value for key, value in metadata.items() if key not in SURFACE}
+    return hashlib.sha256(json.dumps(canonical, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def split_of(metadata: Metadata) -> str:
-    """Return the split a problem belongs to: 80 % train, 10 % validation, 10 % test, by a
-    hash of its canonical content.
+    """Return the split a problem belongs to: what it is held out for, or else 80 % train,
+    10 % validation, 10 % test, by a hash of its canonical content.
     """
-    canonical = {key: value for key, value in metadata.items() if key not in SURFACE}
-    digest = hashlib.sha256(json.dumps(canonical, sort_keys=True).encode()).digest()
-    share = int.from_bytes(digest[:8], "big") % 10
-    return "train" if share < 8 else SPLITS[share - 7]
+    share = int(content_hash(metadata), 16) % 10
+    by_content = "train" if share < 8 else SPLITS[share - 7]
+    return metadata.get("held_out", by_content)
+
+
+def unseen(metadata: Metadata) -> bool:
+    """Return whether the problem is told in a wording that training never shows."""
+    return metadata.get("held_out") == "templates"
 
 
 CLOSING = {"en": "The answer is \\boxed{%s}.", "ja": "答えは\\boxed{%s}です。"}

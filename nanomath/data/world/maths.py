@@ -16,11 +16,14 @@ from collections.abc import Sequence
 from random import Random
 from typing import NamedTuple
 
-from .family import Family, Metadata
+from .family import Family, Metadata, unseen
 
 LARGEST = 50
 LARGEST_START = 30
 LARGEST_TERM = 9  # what is added or taken away has one digit
+BEYOND = range(
+    LARGEST + 1, 100
+)  # starts of the split "numbers", whose terms have two digits
 
 
 class Wording(NamedTuple):
@@ -52,7 +55,8 @@ OBJECTS = [  # English, Japanese, the Japanese counter
     ("eggs", "卵", "個"),
     ("stickers", "シール", "枚"),
 ]
-# Three wordings of each operation; doubling and halving have words of their own.
+# Three wordings of each operation, then three in the same words that only the split "templates"
+# has; doubling and halving have words of their own.
 WORDINGS = {
     "+": [
         Wording("buys {n} more", "Buying", "{n}{c}買います", "買うと"),
@@ -60,11 +64,17 @@ WORDINGS = {
         Wording(
             "gets {n} from a friend", "Getting", "友達から{n}{c}もらいます", "もらうと"
         ),
+        Wording("buys {n} from a friend", "Buying", "友達から{n}{c}買います", "買うと"),
+        Wording("soon finds {n} more", "Finding", "やがて{n}{c}見つけます", "見つけると"),
+        Wording("gets {n} more", "Getting", "{n}{c}もらいます", "もらうと"),
     ],
     "-": [
         Wording("sells {n}", "Selling", "{n}{c}売ります", "売ると"),
         Wording("loses {n}", "Losing", "{n}{c}なくします", "なくすと"),
         Wording("gives {n} to a friend", "Giving", "友達に{n}{c}あげます", "あげると"),
+        Wording("sells {n} to a friend", "Selling", "友達に{n}{c}売ります", "売ると"),
+        Wording("soon loses {n}", "Losing", "やがて{n}{c}なくします", "なくすと"),
+        Wording("gives {n} away", "Giving", "{n}{c}あげます", "あげると"),
     ],
     "*": [
         Wording("now has {n} times as many", "Growing", "数が{n}倍になります", "増えると"),
@@ -73,6 +83,21 @@ WORDINGS = {
         ),
         Wording(
             "ends up with {n} times as many", "Growing", "{n}倍に増やします", "増やすと"
+        ),
+        Wording(
+            "has {n} times as many now", "Growing", "今数が{n}倍になります", "増えると"
+        ),
+        Wording(
+            "soon ends up with {n} times as many",
+            "Growing",
+            "数がやがて{n}倍になります",
+            "増えると",
+        ),
+        Wording(
+            "now ends up with {n} times as many",
+            "Growing",
+            "数を{n}倍に増やします",
+            "増やすと",
         ),
     ],
     "/": [
@@ -94,16 +119,54 @@ WORDINGS = {
             "{n}等分し、一人分を取ります",
             "分けると",
         ),
+        Wording(
+            "makes {n} equal parts, keeping one",
+            "Sharing",
+            "{n}等分して、一つだけを取ります",
+            "分けると",
+        ),
+        Wording(
+            "keeps only one share of {n} equal parts",
+            "Sharing",
+            "{n}等分した一人分を取ります",
+            "分けると",
+        ),
+        Wording(
+            "shares equally among {n} and keeps one",
+            "Sharing",
+            "{n}等分し、一つだけ残します",
+            "分けると",
+        ),
     ],
     "*2": [
         Wording("now has twice as many", "Doubling", "数が倍になります", "倍にすると"),
         Wording("soon has twice as many", "Doubling", "やがて倍になります", "倍にすると"),
         Wording("ends up with twice as many", "Doubling", "倍に増やします", "倍にすると"),
+        Wording("has twice as many now", "Doubling", "今数が倍になります", "倍にすると"),
+        Wording(
+            "soon ends up with twice as many",
+            "Doubling",
+            "数がやがて倍になります",
+            "倍にすると",
+        ),
+        Wording(
+            "now ends up with twice as many",
+            "Doubling",
+            "数を倍に増やします",
+            "倍にすると",
+        ),
     ],
     "/2": [
         Wording("gives away half", "Halving", "半分をあげます", "半分にすると"),
         Wording("sells half", "Halving", "半分を売ります", "半分にすると"),
         Wording("loses half", "Halving", "半分をなくします", "半分にすると"),
+        Wording(
+            "gives half to a friend", "Halving", "友達に半分をあげます", "半分にすると"
+        ),
+        Wording(
+            "sells half to a friend", "Halving", "友達に半分を売ります", "半分にすると"
+        ),
+        Wording("soon loses half", "Halving", "やがて半分をなくします", "半分にすると"),
     ],
 }
 WORDINGS_PER_EVENT = 3
@@ -119,24 +182,37 @@ def apply(value: int, operator: str, operand: int) -> int:
     }[operator]
 
 
-def sensible_events(value: int) -> list[tuple[str, Sequence[int]]]:
+def sensible_events(
+    value: int, largest: int, terms: range
+) -> list[tuple[str, Sequence[int]]]:
     """Return, for each operator, the operands that change `value` and keep it whole and in
-    1..LARGEST.
+    1..largest.
     """
     operands = {
-        "+": range(1, min(LARGEST_TERM, LARGEST - value) + 1),
-        "-": range(1, min(LARGEST_TERM, value - 1) + 1),
-        "*": range(2, min(5, LARGEST // value) + 1),
+        "+": terms[: max(0, largest - value - terms[0] + 1)],
+        "-": terms[: max(0, value - terms[0])],
+        "*": range(2, min(5, largest // value) + 1),
         "/": [n for n in range(2, 6) if value % n == 0],
     }
     return [(operator, choices) for operator, choices in operands.items() if choices]
 
 
 def draw(random: Random, difficulty: int) -> Metadata:
-    start = value = random.randint(2, LARGEST_START)
+    starts = range(2, LARGEST_START + 1)
+    return draw_within(random, difficulty, starts, LARGEST, range(1, LARGEST_TERM + 1))
+
+
+def draw_beyond(random: Random, difficulty: int) -> Metadata:
+    return draw_within(random, difficulty, BEYOND, BEYOND[-1], range(10, 20))
+
+
+def draw_within(
+    random: Random, difficulty: int, starts: range, largest: int, terms: range
+) -> Metadata:
+    start = value = random.choice(starts)
     events = []
     for _ in range(difficulty):
-        operator, operands = random.choice(sensible_events(value))
+        operator, operands = random.choice(sensible_events(value, largest, terms))
         operand = random.choice(operands)
         value = apply(value, operator, operand)
         events.append([operator, operand])
@@ -153,11 +229,12 @@ def draw(random: Random, difficulty: int) -> Metadata:
 def worded_events(metadata: Metadata) -> list[tuple[str, int, Wording]]:
     """Return (operator, operand, wording) of each event."""
     events = zip(metadata["events"], metadata["wording"], strict=True)
+    first = WORDINGS_PER_EVENT if unseen(metadata) else 0
     return [
         (
             operator,
             operand,
-            WORDINGS.get(f"{operator}{operand}", WORDINGS[operator])[choice],
+            WORDINGS.get(f"{operator}{operand}", WORDINGS[operator])[first + choice],
         )
         for (operator, operand), choice in events
     ]
@@ -212,4 +289,8 @@ def in_one_order(equation: str) -> str:
     return f"{min(left, right)}{operator}{max(left, right)}{result}"
 
 
-MATHS = Family("maths", draw, question, solve, essence)
+def operators(metadata: Metadata) -> str:
+    return "".join(operator for operator, _ in metadata["events"])
+
+
+MATHS = Family("maths", draw, question, solve, operators, essence, draw_beyond)

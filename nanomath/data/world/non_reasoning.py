@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from random import Random
 
-from .family import Family, Metadata
+from .family import MAX_DIFFICULTY, Family, Metadata, unseen
 
 VOCABULARY = (
     "red blue green gold cat dog bird fish sun moon star rain "
@@ -20,20 +20,38 @@ WORDS = VOCABULARY.split()
 # --- instruction: {"task": "repeat", "words": ["cat"], "times": 3}; difficulty is the number
 # of words less one ---
 
-INSTRUCTIONS = {  # task -> (English, Japanese); {w} are the words, {n} how many times
+# task -> (English, Japanese), then the same in the wording of the split "templates"; {w} are the
+# words, {n} how many times
+INSTRUCTIONS = {
     "repeat": (
         "Write {w} {n} times, separated by commas.",
         "{w}をコンマで区切って{n}回書いてください。",
+        "Separated by commas, write {w} {n} times.",
+        "コンマで区切って{w}を{n}回書いてください。",
     ),
     "chain": (
         "Write {w} {n} times, joined by hyphens.",
         "{w}をハイフンでつないで{n}回書いてください。",
+        "Joined by hyphens, write {w} {n} times.",
+        "ハイフンでつないで{w}を{n}回書いてください。",
     ),
-    "capitals": ("Write {w} in capitals.", "{w}を大文字で書いてください。"),
-    "reverse": ("Write {w} in reverse order.", "{w}を逆の順に書いてください。"),
+    "capitals": (
+        "Write {w} in capitals.",
+        "{w}を大文字で書いてください。",
+        "In capitals, write {w}.",
+        "大文字で{w}を書いてください。",
+    ),
+    "reverse": (
+        "Write {w} in reverse order.",
+        "{w}を逆の順に書いてください。",
+        "In reverse order, write {w}.",
+        "逆の順に{w}を書いてください。",
+    ),
     "brackets": (
         "Write {w}, each in brackets.",
         "{w}をそれぞれかっこに入れて書いてください。",
+        "Each in brackets, write {w}.",
+        "それぞれかっこに入れて{w}を書いてください。",
     ),
 }
 REPEATING = ("repeat", "chain")
@@ -46,8 +64,16 @@ def draw_instruction(random: Random, difficulty: int) -> Metadata:
     return {"task": task, "words": random.sample(WORDS, difficulty + 1), "times": 1}
 
 
+def draw_many_times(random: Random, difficulty: int) -> Metadata:
+    """Draw a task that repeats a word more often than training does at any difficulty."""
+    task = random.choice(REPEATING)
+    times = MAX_DIFFICULTY + 1 + difficulty
+    return {"task": task, "words": random.sample(WORDS, 1), "times": times}
+
+
 def ask_instruction(metadata: Metadata) -> str:
-    wording = INSTRUCTIONS[metadata["task"]][metadata["language"] == "ja"]
+    wordings = INSTRUCTIONS[metadata["task"]]
+    wording = wordings[2 * unseen(metadata) + (metadata["language"] == "ja")]
     return wording.format(w=" ".join(metadata["words"]), n=metadata["times"])
 
 
@@ -63,7 +89,14 @@ def follow_instruction(metadata: Metadata) -> tuple[list[str], str]:
     return [], answers[metadata["task"]]
 
 
-INSTRUCTION = Family("non_reasoning", draw_instruction, ask_instruction, follow_instruction)
+INSTRUCTION = Family(
+    "non_reasoning",
+    draw_instruction,
+    ask_instruction,
+    follow_instruction,
+    lambda metadata: metadata["task"],
+    draw_beyond=draw_many_times,
+)
 
 # --- facts: {"country": 7, "attribute": "food"}; an invented table, the same for every seed;
 # difficulty is always 1 ---
@@ -98,6 +131,12 @@ FACT_QUESTIONS = [
     ("Name the {a} of {c}.", "{c}の{a}を答えてください。"),
     ("Which {a} belongs to {c}?", "{c}といえばどの{a}ですか。"),
     ("Tell me the {a} of {c}.", "{c}の{a}を教えてください。"),
+]
+UNSEEN_FACT_QUESTIONS = [
+    ("What {a} belongs to {c}?", "{c}といえば{a}は何ですか。"),
+    ("Name the {a} that belongs to {c}.", "{c}といえばどの{a}か答えてください。"),
+    ("Which is the {a} of {c}?", "どの{a}が{c}の{a}ですか。"),
+    ("Tell me which {a} belongs to {c}.", "{c}の{a}は何か教えてください。"),
 ]
 
 
@@ -140,7 +179,8 @@ def recall(metadata: Metadata) -> tuple[str, str, str]:
 
 def ask_fact(metadata: Metadata) -> str:
     country, attribute, _ = recall(metadata)
-    wording = FACT_QUESTIONS[metadata["wording"]][metadata["language"] == "ja"]
+    questions = UNSEEN_FACT_QUESTIONS if unseen(metadata) else FACT_QUESTIONS
+    wording = questions[metadata["wording"]][metadata["language"] == "ja"]
     return wording.format(a=attribute, c=country)
 
 
@@ -159,7 +199,13 @@ def fact_statements(language: str) -> list[str]:
     return lines
 
 
-FACT = Family("non_reasoning", draw_fact, ask_fact, answer_fact)
+FACT = Family(
+    "non_reasoning",
+    draw_fact,
+    ask_fact,
+    answer_fact,
+    lambda metadata: metadata["attribute"],
+)
 
 # --- copying: {"items": ["cat", "70", "red"]}; difficulty is the number of items less one ---
 
@@ -170,12 +216,20 @@ def draw_copying(random: Random, difficulty: int) -> Metadata:
     return {"items": [random.choice(COPIED) for _ in range(difficulty + 1)]}
 
 
+def draw_copied_numbers(random: Random, difficulty: int) -> Metadata:
+    """Draw numbers that training never copies."""
+    return {"items": [str(random.randint(40, 99)) for _ in range(difficulty + 1)]}
+
+
 def ask_copy(metadata: Metadata) -> str:
-    asked = (
-        "次をそのまま写してください:"
-        if metadata["language"] == "ja"
-        else "Copy this exactly:"
-    )
+    if metadata["language"] == "ja":
+        asked = (
+            "そのまま次を写してください:"
+            if unseen(metadata)
+            else "次をそのまま写してください:"
+        )
+    else:
+        asked = "Exactly copy this:" if unseen(metadata) else "Copy this exactly:"
     return " ".join([asked, *metadata["items"]])
 
 
@@ -183,4 +237,11 @@ def copy_items(metadata: Metadata) -> tuple[list[str], str]:
     return [], " ".join(metadata["items"])
 
 
-COPYING = Family("non_reasoning", draw_copying, ask_copy, copy_items)
+COPYING = Family(
+    "non_reasoning",
+    draw_copying,
+    ask_copy,
+    copy_items,
+    lambda metadata: "copy",
+    draw_beyond=draw_copied_numbers,
+)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from random import Random
 
-from .family import Family, Metadata
+from .family import Family, Metadata, unseen
 
 # --- sorting: {"items": [31, 7, 18], "rule": "largest"}; each step selects the next item ---
 
@@ -33,14 +33,27 @@ SORTING_RULES = {  # rule -> (key, English, Japanese)
 
 def draw_sorting(random: Random, difficulty: int) -> Metadata:
     """Draw two-digit items with distinct last digits, so that no rule leaves a tie."""
+    return draw_items(random, difficulty, 1, 9)
+
+
+def draw_long_items(random: Random, difficulty: int) -> Metadata:
+    """Draw as `draw_sorting` does, with three digits."""
+    return draw_items(random, difficulty, 10, 99)
+
+
+def draw_items(random: Random, difficulty: int, low: int, high: int) -> Metadata:
     last_digits = random.sample(range(10), difficulty + 1)
-    items = [10 * random.randint(1, 9) + digit for digit in last_digits]
+    items = [10 * random.randint(low, high) + digit for digit in last_digits]
     return {"items": items, "rule": random.choice(list(SORTING_RULES))}
 
 
 def ask_sorting(metadata: Metadata) -> str:
     items = ", ".join(map(str, metadata["items"]))
     _, english, japanese = SORTING_RULES[metadata["rule"]]
+    if unseen(metadata):
+        if metadata["language"] == "ja":
+            return f"{japanese}に{items}を並べてください。"
+        return f"{english[0].upper()}{english[1:]}, sort {items}."
     return (
         f"{items}を{japanese}に並べてください。"
         if metadata["language"] == "ja"
@@ -60,7 +73,13 @@ def numbers_and_operators(step: str) -> list[str]:
 
 
 SORTING = Family(
-    "other_reasoning", draw_sorting, ask_sorting, sort_items, numbers_and_operators
+    "other_reasoning",
+    draw_sorting,
+    ask_sorting,
+    sort_items,
+    lambda metadata: metadata["rule"],
+    numbers_and_operators,
+    draw_long_items,
 )
 
 # --- grid: {"position": [3, 5], "moves": [["up", 2], ["left", 1]]}; each step states the
@@ -87,16 +106,30 @@ def draw_grid(random: Random, difficulty: int) -> Metadata:
     for _ in range(difficulty):
         x, y = position
         room = {"right": SIDE - x, "left": x - 1, "up": SIDE - y, "down": y - 1}
-        direction = random.choice([direction for direction, cells in room.items() if cells])
+        direction = random.choice(
+            [direction for direction, cells in room.items() if cells]
+        )
         distance = random.randint(1, min(LONGEST_MOVE, room[direction]))
         position = moved(position, direction, distance)
         moves.append([direction, distance])
     return {"position": start, "moves": moves}
 
 
+def draw_far_grid(random: Random, difficulty: int) -> Metadata:
+    """Draw as `draw_grid` does, with every coordinate beyond the grid of training."""
+    content = draw_grid(random, difficulty)
+    return {**content, "position": [x + SIDE + 1 for x in content["position"]]}
+
+
 def ask_grid(metadata: Metadata) -> str:
     start = pair(metadata["position"])
     moves = metadata["moves"]
+    if unseen(metadata):
+        if metadata["language"] == "ja":
+            told = "、".join(f"{MOVES[direction][2]}に{n}" for direction, n in moves)
+            return f"{start}のロボットは{told}進みます。今どこにいますか。"
+        told = ", ".join(f"{direction} {n}" for direction, n in moves)
+        return f"A robot at {start} moves {told}. Where is it now?"
     if metadata["language"] == "ja":
         told = [
             f"{MOVES[direction][2]}に{distance}進みます。" for direction, distance in moves
@@ -126,7 +159,19 @@ def positions_and_operators(step: str) -> list[str]:
     return re.findall(r"[\d(),+\-*/=]+", step.replace(", ", ","))
 
 
-GRID = Family("other_reasoning", draw_grid, ask_grid, follow_moves, positions_and_operators)
+def directions(metadata: Metadata) -> str:
+    return "".join(direction[0] for direction, _ in metadata["moves"])
+
+
+GRID = Family(
+    "other_reasoning",
+    draw_grid,
+    ask_grid,
+    follow_moves,
+    directions,
+    positions_and_operators,
+    draw_far_grid,
+)
 
 # --- boolean: {"letters": "QKMZ", "given": [true, false], "clauses": [["and", 0, 1], ["not",
 # 2]]} --- Statement k+2 is clause k over earlier statements, always including the latest, so
@@ -157,9 +202,15 @@ def ask_boolean(metadata: Metadata) -> str:
     letters = metadata["letters"]
     told = says(metadata, letters, metadata["given"])
     told += [defines(metadata, index) for index in range(len(metadata["clauses"]))]
-    if metadata["language"] == "ja":
-        return f"{''.join(told)}{letters[-1]}は真ですか、偽ですか。"
-    return f"{' '.join(told)} Is {letters[-1]} true or false?"
+    japanese = metadata["language"] == "ja"
+    told = ("" if japanese else " ").join(told)
+    asked = (
+        f"{letters[-1]}は真ですか、偽ですか。"
+        if japanese
+        else f"Is {letters[-1]} true or false?"
+    )
+    parts = [asked, told] if unseen(metadata) else [told, asked]
+    return ("" if japanese else " ").join(parts)
 
 
 def says(metadata: Metadata, letters: str, values: list[bool]) -> list[str]:
@@ -196,4 +247,8 @@ def evaluate(metadata: Metadata) -> tuple[list[str], str]:
     return steps, TRUTH[metadata["language"]][values[-1]]
 
 
-BOOLEAN = Family("other_reasoning", draw_boolean, ask_boolean, evaluate)
+def connectives(metadata: Metadata) -> str:
+    return "".join(connective[0] for connective, *_ in metadata["clauses"])
+
+
+BOOLEAN = Family("other_reasoning", draw_boolean, ask_boolean, evaluate, connectives)

@@ -9,12 +9,20 @@ from __future__ import annotations
 
 from functools import cache
 
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import (
+    Regex,
+    Tokenizer,
+    decoders,
+    models,
+    pre_tokenizers,
+    processors,
+    trainers,
+)
 
 from .family import LANGUAGES
 from .generator import generate, pretraining_documents
 
-# ids 0, 1, 2; the first ends every answer
+# ids 0, 1, 2; the first ends every answer, and begins plain text
 SPECIAL_TOKENS = ["<|endoftext|>", "<|user|>", "<|assistant|>"]
 VOCABULARY_SIZE = 1024
 TRAINING_DOCUMENTS = 3000
@@ -62,5 +70,8 @@ def world_tokenizer() -> Tokenizer:
     texts = [f"{problem.question}\n{problem.solution}" for problem in maths]
     tokenizer.train_from_iterator(
         pretraining_documents(TRAINING_DOCUMENTS) + texts, trainer
+    )
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<|endoftext|> $A", special_tokens=[("<|endoftext|>", 0)]
     )
     return tokenizer

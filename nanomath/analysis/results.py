@@ -332,14 +332,10 @@ def _remarks(
     """What the intervals are of, what could have been seen, and the bands."""
     if not found:
         return ["There is nothing to compare yet."]
-    if len(results.study.seeds) < statistics.FEWEST_SEEDS:
-        seeds = (
-            "One seed: this says"
-            if len(results.study.seeds) == 1
-            else "Two seeds: these say"
-        )
+    if not all(d.both for d in found.values()):
         return [
-            f"{seeds} nothing about the method. The intervals are of these models on new problems."
+            f"With fewer than {statistics.FEWEST_SEEDS} seeds an arm says nothing about the "
+            "method: its interval is of these models on new problems."
         ]
     lines = ["Intervals are of the method on new seeds and new problems. Apart:", ""]
     for arm, d in found.items():
@@ -348,16 +344,10 @@ def _remarks(
             f"- {arm}: these runs on new problems {problems}; new seeds on these {seeds}"
         )
     widest = max((d.headline.high - d.headline.low) / 2 for d in found.values())
-    lines += [
-        "",
-        f"Of such studies 4 in 5 would find a difference of {number(SEEN * widest, share)}.",
-    ]
-    groups = bands_of(results, measure)
-    lines += [
-        "",
-        "Bands of arms not told apart, best first: "
-        + "; ".join(", ".join(b) for b in groups),
-    ]
+    seen = number(SEEN * widest, share)
+    bands = "; ".join(", ".join(band) for band in bands_of(results, measure))
+    lines += ["", f"Of such studies 4 in 5 would find a difference of {seen}."]
+    lines += ["", f"Bands of arms not told apart, best first: {bands}"]
     return lines
 
 

@@ -299,6 +299,20 @@ def fitted(run: Run) -> Iterator[Finding]:
         )
 
 
+def scored(run: Run) -> Iterator[Finding]:
+    """A process reward model: does it tell right steps from wrong ones?"""
+    steps, values = run.series.get("heldout/auc", ([], []))
+    if values:
+        level = "good" if values[-1] > 0.7 else "warning"
+        f1 = run.series["heldout/f1"][1][-1]
+        yield Finding(
+            level,
+            f"On held-out steps its AUC went from {values[0]:.2f} to {values[-1]:.2f} (0.5 is "
+            f"chance), and it finds the first wrong step with an F1 of {f1:.2f}.",
+            steps[-1],
+        )
+
+
 RULES: Sequence[Callable[[Run], Iterator[Finding]]] = (
     learned,
     alarmed,
@@ -311,6 +325,7 @@ RULES: Sequence[Callable[[Run], Iterator[Finding]]] = (
     lengths,
     answers,
     fitted,
+    scored,
     stopped,
     distance,
 )

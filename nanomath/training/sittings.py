@@ -35,7 +35,7 @@ class Sittings:
         self.all = [sitting for sitting in before if sitting["from_step"] < start]
         self.all.append(
             {
-                "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+                "command": [*program(), *sys.argv[1:]],
                 "began": datetime.now(UTC).isoformat(timespec="seconds"),
                 "from_step": start,
                 "commit": commit(),
@@ -52,6 +52,12 @@ class Sittings:
             "peak_memory_gib": round(peak_memory(self.device) / 2**30, 3),
         }
         return json.dumps(self.all, indent=1) + "\n"
+
+
+def program() -> list[str]:
+    """What was started, as it is typed after `python`."""
+    name = Path(sys.argv[0]).name
+    return ["-m", "nanomath"] if name == "__main__.py" else [name]
 
 
 def commit() -> str:

@@ -151,6 +151,16 @@ def test_overfitting(tmp_path):
     assert one(said(tmp_path, metrics=measured), "lowest after step 5") == "warning"
 
 
+@pytest.mark.parametrize(("auc", "level"), [(0.9, "good"), (0.55, "warning")])
+def test_a_process_reward_model(tmp_path, auc, level):
+    measured = [
+        {"step": n, "heldout/auc": a, "heldout/f1": a - 0.3}
+        for n, a in ((0, 0.5), (9, auc))
+    ]
+    words = f"AUC went from 0.50 to {auc:.2f} (0.5 is chance)"
+    assert one(said(tmp_path, metrics=measured), words) == level
+
+
 def test_the_worst_comes_first(tmp_path):
     run = read_run(
         write_run(tmp_path / "a", metrics=lines(update_ratio=0.5, truncated=0.5))

@@ -21,7 +21,7 @@ import json
 import math
 import re
 import secrets
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
@@ -55,9 +55,12 @@ LAYERS = re.compile(r"(update_ratio|grad_norm)/(.+)")
 def report(runs: Sequence[Run]) -> str:
     """The page about the runs. ValueError without plotly."""
     named = arms(runs)
-    of_arm = {id(run): name for name, seeds in named.items() for run in seeds}
     budget = TOKENS // len(runs)
-    explained = [explain(run, of_arm[id(run)], budget) for run in runs]
+    explained = [
+        explain(run, arm, called(run, arm, len(seeds)), budget)
+        for arm, seeds in named.items()
+        for run in seeds
+    ]
     bulk = {
         "runs": [run.pop("bulk") for run in explained],
         "metrics": metric_docs(),
@@ -67,9 +70,9 @@ def report(runs: Sequence[Run]) -> str:
     template = environment.from_string((PAGE / "report.html").read_text("utf-8"))
     return template.render(
         runs=explained,
-        title=" against ".join(run.name for run in runs),
-        differences=config_differences(runs) if len(runs) > 1 else {},
-        pairs=pairs_of(runs),
+        title=" against ".join(named),
+        differences=config_differences([run for seeds in named.values() for run in seeds]),
+        pairs=pairs_of(named),
         nonce=secrets.token_urlsafe(16),
         style=(PAGE / "report.css").read_text("utf-8"),
         scripts=[(PAGE / name).read_text("utf-8") for name in ("viewer.js", "curves.js")],
@@ -93,14 +96,19 @@ def packed(content: bytes) -> str:
     return base64.b64encode(gzip.compress(content, mtime=0)).decode("ascii")
 
 
-def explain(run: Run, arm: str, budget: int) -> dict[str, Any]:
+def called(run: Run, arm: str, seeds: int) -> str:
+    """How the page calls a run: by its arm, and where that has several, by its seed."""
+    return f"{arm}, seed {run.config.get('run.seed')}" if seeds > 1 else arm
+
+
+def explain(run: Run, arm: str, name: str, budget: int) -> dict[str, Any]:
     """What the template shows of a run, and in "bulk" what the scripts do, with episodes of some
     `budget` tokens.
     """
     findings = diagnose(run)
     shown = chosen_episodes(run, findings, budget)
     return {
-        "name": run.name,
+        "name": name,
         "arm": arm,
         "directory": str(run.directory),
         "facts": facts(run),
@@ -109,7 +117,7 @@ def explain(run: Run, arm: str, budget: int) -> dict[str, Any]:
         "breakdown": breakdown(run),
         "picks": picks(run.rollouts),
         "bulk": {
-            "name": run.name,
+            "name": name,
             "arm": arm,
             "series": curves(run),
             "layers": layers(run),
@@ -359,13 +367,28 @@ def _right_share(rows: Sequence[Record]) -> float:
     return fmean(bool(row["right"]) for row in rows)
 
 
-def pairs_of(runs: Sequence[Run]) -> list[dict[str, Any]]:
-    """The first run against each other one, on the held-out problems that both were asked."""
+def pairs_of(arms: Mapping[str, Sequence[Run]]) -> list[dict[str, Any]]:
+    """The first arm against each other one, by runs of the same seed where there are such, on the
+    held-out problems that both were asked. Of a single arm of two runs: these.
+    """
+    (first, seeds), *others = arms.items()
     found = []
-    for other in runs[1:]:
-        result: Paired | None = paired(last_measured(runs[0]), last_measured(other))
-        found.append({"a": runs[0].name, "b": other.name, "paired": result})
+    for arm, runs in others or [(first, seeds[1:2])]:
+        pairs = [(a, b) for a in seeds for b in runs if seed_of(a) == seed_of(b)]
+        pairs += [(a, b) for a in seeds for b in runs]
+        if pairs:
+            a, b = pairs[0]
+            result: Paired | None = paired(last_measured(a), last_measured(b))
+            names = (
+                called(a, first, len(seeds)),
+                called(b, arm, len(runs) + (arm == first)),
+            )
+            found.append({"a": names[0], "b": names[1], "paired": result})
     return found
+
+
+def seed_of(run: Run) -> Any:
+    return run.config.get("run.seed")
 
 
 # --- what the metrics mean -------------------------------------------------------------------

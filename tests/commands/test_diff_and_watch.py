@@ -50,6 +50,9 @@ def test_where_runs_part(call, train):
     train("slots", "reward.weights.random=1", "sampling.slots=1")
     code, out, _ = call(main, "diff", "runs/a", "runs/slots")
     assert code == 1 and "config: sampling.slots is 64 in A, 1 in B" in out
+    train("budget", "reward.weights.random=1", "grpo.token_budget=70")
+    code, out, _ = call(main, "diff", "runs/a", "runs/budget")
+    assert code == 1 and "config: grpo.token_budget is 16384 in A, 70 in B" in out
     train("beta", "reward.weights.random=1", "algorithm.kl_coef=1")
     code, out, _ = call(main, "diff", "runs/a", "runs/beta")
     assert "config: algorithm.kl_coef is 0.04 in A, 1.0 in B" in out

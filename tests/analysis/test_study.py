@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import signal
 import textwrap
 import threading
 import time
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -151,6 +153,15 @@ def test_the_studies_that_we_ship_can_be_resolved(path, tmp_path, capsys):
     assert read_study(path).cells(tmp_path)
     assert main(["study", str(path), "--plan", f"out={tmp_path}"]) == 0
     assert "can be seen" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/studies.md"])
+def test_the_studies_on_pages_can_be_resolved(page, tmp_path):
+    text = Path(page).read_text("utf-8")
+    shown = re.findall(r"```toml\n(question = .*?)```", text, re.DOTALL)
+    assert shown
+    for one in shown:
+        assert study_of("shown", tomllib.loads(one)).cells(tmp_path)
 
 
 # --- running ---------------------------------------------------------------------------------

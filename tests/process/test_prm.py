@@ -171,7 +171,7 @@ def test_qwen_is_a_head_at_its_marker(build, chat):
         roles += [("user", QUESTION), ("assistant", answer)]
         messages = [{"role": role, "content": content} for role, content in roles]
         text = prm.tokenizer.apply_chat_template(messages, add_generation_prompt=False)
-    tokens = torch.tensor(prm.tokenizer.encode(text))
+    tokens = torch.tensor(prm.tokenizer.encode(text, add_special_tokens=not chat))
     first, _, second = prm.model.score
     states = prm.model.hidden(tokens[None])[0][
         tokens == prm.tokenizer.backend.token_to_id("<extra_0>")

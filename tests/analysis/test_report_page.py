@@ -337,6 +337,7 @@ def test_hostile_texts_are_only_texts(browser, write, with_tokens):
     assert "U+202E" in browser.text(".question")
 
 
+@pytest.mark.slow
 def test_a_huge_completion_is_shown_in_part(browser, write):
     row = episode(1, 0, 0, text="9" * 100_000)
     path = write(metrics=[{"step": 1, "kl": 0.1}], rollouts=[row])
@@ -347,6 +348,7 @@ def test_a_huge_completion_is_shown_in_part(browser, write):
     assert browser.count(".sample .t") == len(row["tokens"]) > 3000
 
 
+@pytest.mark.slow
 def test_two_thousand_episodes_open(browser, write):
     rows = [episode(1 + n // 16, n // 8 % 2, n % 8) for n in range(2000)]
     for row in rows:

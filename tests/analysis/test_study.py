@@ -217,6 +217,7 @@ def stand_in(tmp_path, monkeypatch):
     for name in ("train_sft.py", "train_grpo.py"):
         program = RUNS[name]._replace(words=(str(script),))
         monkeypatch.setitem(RUNS, name, program)
+    monkeypatch.setattr(pools, "PAUSE", 0.01)
 
     def make(place: str = "cells", workers: int = 2, **changed):
         arms = {"with": {}, "low": {"grpo.optim.lr": 1e-5}, "high": {"grpo.optim.lr": 0.9}}

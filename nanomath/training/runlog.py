@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from nanomath.data.files import replacing
+from nanomath.data.files import remove_scratch, replacing
 
 
 class RunFailed(RuntimeError):
@@ -80,6 +80,7 @@ class RunLog:
         if not self.writes:
             return
         self.directory.mkdir(parents=True, exist_ok=True)
+        remove_scratch(self.directory)
         write_atomically(self.directory / "config.toml", config)
         for path in self.directory.glob("*.jsonl"):
             kept = [

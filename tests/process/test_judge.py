@@ -87,7 +87,8 @@ def test_a_share_of_wins(new_model, new_tokenizer):
     groups = [("q", ["a", "bbb", "cc"]), ("r", ["alone"]), ("s", ["same", "same"])]
     scores, consistency = judge_pairwise(judge, groups, opponents=9)
     assert scores == pytest.approx([0.3, 0.7, 0.5, 0.5, 0.5, 0.5]) and consistency == 1
-    judge.bias = 0.3  # it now says that the first is better, whichever stands there; the two orders cancel it
+    # It now says that the first is better, whichever stands there; the two orders cancel it.
+    judge.bias = 0.3
     scores, consistency = judge_pairwise(judge, groups, opponents=9)
     assert scores == pytest.approx([0.3, 0.7, 0.5, 0.5, 0.5, 0.5]) and consistency == 0
     assert judge_pairwise(judge, groups[1:], 4)[1] is None

@@ -175,7 +175,11 @@ def test_the_world_is_split_as_its_oracle_splits():
         ("blank_line", "a\n \n\nb\nc\n\n", ["a\n \n\n", "b\nc\n\n"]),
         ("blank_line", "\n\na", ["\n\na"]),
         ("line", "a\n\n b\nc", ["a\n\n ", "b\n", "c"]),
-        ("step_k", "So:\nStep 1: a\n\nb\nStep 2. c Step 3: d", ["So:\n", "Step 1: a\n\nb\n", "Step 2. c Step 3: d"]),
+        (
+            "step_k",
+            "So:\nStep 1: a\n\nb\nStep 2. c Step 3: d",
+            ["So:\n", "Step 1: a\n\nb\n", "Step 2. c Step 3: d"],
+        ),
         ("step_k", "Step 10: a", ["Step 10: a"]),
         ("line", " \n\t", []),
     ],

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 from math import comb
+from statistics import fmean
 from typing import Any
 
 from nanomath.analysis.evaluation import Score, mean_score
@@ -61,7 +62,7 @@ def paired(a: dict[str, list[Record]], b: dict[str, list[Record]]) -> Paired | N
     counts = {(x, y): 0 for x in (True, False) for y in (True, False)}
     for one, other in firsts:
         counts[bool(one["right"]), bool(other["right"])] += 1
-    differences = [_share(b[problem]) - _share(a[problem]) for problem in shared]
+    differences = [right_share(b[problem]) - right_share(a[problem]) for problem in shared]
     only_a = counts[True, False]
     only_b = counts[False, True]
     return Paired(
@@ -81,8 +82,9 @@ def mcnemar(b: int, c: int) -> float:
     return min(1.0, 2 * sum(comb(n, k) for k in range(min(b, c) + 1)) / 2**n)
 
 
-def _share(records: Sequence[Record]) -> float:
-    return sum(bool(record["right"]) for record in records) / len(records)
+def right_share(records: Sequence[Record]) -> float:
+    """The share of answers that are right."""
+    return fmean(bool(record["right"]) for record in records)
 
 
 # --- the first difference --------------------------------------------------------------------
@@ -106,14 +108,24 @@ def _first_metric(a: Run, b: Run) -> Iterator[str]:
         if one == other:
             continue
         if one is None or other is None:
-            shorter, longer = ("A", other) if one is None else ("B", one)
-            yield f"metrics: {shorter} ends before step {longer['step']}"
+            yield f"metrics: {_ended(one, other)}"
             return
-        names = [n for n in {**one, **other} if one.get(n) != other.get(n)]
+        names = _unequal(one, other)
         shown = [f"{n} {one.get(n)!r} in A, {other.get(n)!r} in B" for n in names[:3]]
         more = f", and {len(names) - 3} more" if len(names) > 3 else ""
         yield f"metrics: step {one['step']} is the first that differs: {'; '.join(shown)}{more}"
         return
+
+
+def _ended(one: Record | None, other: Record | None) -> str:
+    """Which of two runs has no more records where the other goes on."""
+    shorter, longer = ("A", other) if one is None else ("B", one)
+    return f"{shorter} ends before step {longer['step']}"
+
+
+def _unequal(one: Record, other: Record) -> list[str]:
+    """The names of what differs between two records."""
+    return [name for name in {**one, **other} if one.get(name) != other.get(name)]
 
 
 def _untimed(lines: Sequence[Record]) -> Iterator[Record]:
@@ -125,7 +137,7 @@ def _first_answer(a: Run, b: Run) -> Iterator[str]:
     """The first answer to a held-out problem that differs."""
     for one, other in zip(a.heldout, b.heldout, strict=False):
         if one != other:
-            names = [n for n in {**one, **other} if one.get(n) != other.get(n)]
+            names = _unequal(one, other)
             yield (
                 f"held-out: step {one['step']}, problem {one['problem']}, sample "
                 f"{one['sample']} is the first that differs, in {', '.join(names)}"
@@ -139,8 +151,7 @@ def _first_episode(a: Run, b: Run) -> Iterator[str]:
         if one == other:
             continue
         if one is None or other is None:
-            shorter, longer = ("A", other) if one is None else ("B", one)
-            yield f"rollouts: {shorter} ends before step {longer['step']}"
+            yield f"rollouts: {_ended(one, other)}"
             return
         where = (
             f"rollouts: step {one['step']}, prompt {one['prompt']}, sample {one['sample']}"
@@ -173,7 +184,7 @@ def first_token(a: Run, b: Run, one: Record, other: Record) -> str:
 
 def _same_tokens(one: Record, other: Record, gap: float) -> str:
     """What differs where two samples have the same tokens."""
-    names = [n for n in {**one, **other} if one.get(n) != other.get(n)]
+    names = _unequal(one, other)
     if "logprobs" not in names:
         return (
             f"the tokens and their logprobs are the same; what differs: {', '.join(names)}"

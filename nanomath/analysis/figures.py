@@ -31,8 +31,8 @@ def draw(results: Results, cells: Path, out: Path) -> list[Path]:
         name = measure.replace("/", "-").replace(":", "-")
         if results.differences(measure):
             written += save(forest(results, measure), out / f"{name}-differences")
-        if any(True for _ in curves(results, measure, cells)):
-            written += save(lines(results, measure, cells), out / f"{name}-curves")
+        if found := dict(curves(results, measure, cells)):
+            written += save(lines(found, measure), out / f"{name}-curves")
     return written
 
 
@@ -99,12 +99,12 @@ def curves(
             yield arm, found
 
 
-def lines(results: Results, measure: str, cells: Path) -> Any:
+def lines(arms: dict[str, list[tuple[list[int], list[float]]]], measure: str) -> Any:
     """The curves of all arms."""
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(figsize=(6.4, 3.8))
-    for number, (arm, seeds) in enumerate(curves(results, measure, cells)):
+    for number, (arm, seeds) in enumerate(arms.items()):
         steps = sorted(set.intersection(*(set(s) for s, _ in seeds)))
         rows = np.array(
             [[v for s, v in zip(*seed, strict=True) if s in steps] for seed in seeds]

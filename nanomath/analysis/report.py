@@ -31,7 +31,13 @@ from typing import Any
 import jinja2
 import numpy as np
 
-from nanomath.analysis.compare import Paired, last_measured, measured_at, paired
+from nanomath.analysis.compare import (
+    Paired,
+    last_measured,
+    measured_at,
+    paired,
+    right_share,
+)
 from nanomath.analysis.diagnosis import Finding, diagnose
 from nanomath.analysis.evaluation import mean_score
 from nanomath.analysis.runs import (
@@ -122,7 +128,6 @@ def explain(run: Run, arm: str, name: str, budget: int) -> dict[str, Any]:
             "series": curves(run),
             "layers": layers(run),
             "groups": group_counts(run),
-            "logged": len(run.rollouts),
             **episodes(run, shown),
         },
     }
@@ -176,17 +181,14 @@ def layers(run: Run) -> dict[str, Any]:
     for name, pair in run.series.items():
         if match := LAYERS.fullmatch(name):
             found.setdefault(match[1], {})[match[2]] = pair
-    return {
-        kind: {
-            "parts": list(parts),
-            "steps": thinned(*next(iter(parts.values())))[0],
-            "values": [
-                _at(pair, thinned(*next(iter(parts.values())))[0])
-                for pair in parts.values()
-            ],
-        }
-        for kind, parts in found.items()
-    }
+    return {kind: layer_map(parts) for kind, parts in found.items()}
+
+
+def layer_map(parts: Mapping[str, tuple[list[int], list[float]]]) -> dict[str, Any]:
+    """The matrix of one kind, at the steps of the first part's curve."""
+    steps, _ = thinned(*next(iter(parts.values())))
+    values = [_at(pair, steps) for pair in parts.values()]
+    return {"parts": list(parts), "steps": steps, "values": values}
 
 
 def _at(pair: tuple[list[int], list[float]], steps: Iterable[float]) -> list[float | None]:
@@ -350,8 +352,8 @@ def breakdown(run: Run) -> list[dict[str, Any]]:
             problems = [
                 p for p, rows in last.items() if rows[0]["labels"].get(key) == value
             ]
-            after = mean_score([_right_share(last[p]) for p in problems])
-            before = [_right_share(first[p]) for p in problems if p in first]
+            after = mean_score([right_share(last[p]) for p in problems])
+            before = [right_share(first[p]) for p in problems if p in first]
             found.append(
                 {
                     "label": f"{key} = {value}",
@@ -361,10 +363,6 @@ def breakdown(run: Run) -> list[dict[str, Any]]:
                 }
             )
     return found
-
-
-def _right_share(rows: Sequence[Record]) -> float:
-    return fmean(bool(row["right"]) for row in rows)
 
 
 def pairs_of(arms: Mapping[str, Sequence[Run]]) -> list[dict[str, Any]]:

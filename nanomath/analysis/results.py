@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from nanomath.analysis import statistics
-from nanomath.analysis.compare import measured_at
+from nanomath.analysis.compare import measured_at, right_share
 from nanomath.analysis.evaluation import Score
 from nanomath.analysis.pool import Pool
 from nanomath.analysis.runs import Record, Run, read_run
@@ -135,7 +135,7 @@ def per_problem(run: Run, last: int) -> tuple[Scores, dict[str, dict[str, Any]]]
     for step in steps:
         for problem, rows in measured_at(run, step).items():
             every.setdefault(problem, []).extend(rows)
-    scores = {p: fmean(bool(row["right"]) for row in rows) for p, rows in every.items()}
+    scores = {p: right_share(rows) for p, rows in every.items()}
     return scores, {p: rows[0].get("labels", {}) for p, rows in every.items()}
 
 

@@ -144,11 +144,8 @@ def config_differences(runs: Sequence[Run]) -> dict[str, list[Any]]:
     }
 
 
-IDENTITY = (
-    "run.name",
-    "run.directory",
-    "run.seed",
-)  # what seeds of one method may differ in
+# What the seeds of one method may differ in.
+IDENTITY = ("run.name", "run.directory", "run.seed")
 
 
 def arms(runs: Sequence[Run]) -> dict[str, list[Run]]:

@@ -125,6 +125,7 @@ def plan(study: Study, cells: dict[str, Cell], pool: Pool) -> str:
         if minutes
         else "minutes: unknown until a cell is done"
     )
+    size = sum(disk(cell, pool.directory) for cell in missing.values()) / 1e6
     lines = [
         study.question,
         f"  {len(study.arms)} arms x {len(study.seeds)} seeds: {len(cells)} cells, "
@@ -133,7 +134,7 @@ def plan(study: Study, cells: dict[str, Cell], pool: Pool) -> str:
             f"  {stage}: {sum(cell.stage.name == stage for cell in cells.values())} cells"
             for stage in study.stages
         ),
-        f"  {how_long}; disk: about {disk(missing, pool.directory) / 1e6:.0f} MB",
+        f"  {how_long}; disk: about {size:.0f} MB",
     ]
     for measure in study.measures:
         stage, metric = measure.split(".", 1)
@@ -161,28 +162,16 @@ def sight(study: Study, cell: Cell, metric: str) -> str:
     )
 
 
-def disk(cells: dict[str, Cell], directory: Path) -> float:
-    """Bytes the cells will take: as those of their stage that are there, or else weights and Adam's
-    state of the config's new model.
+def disk(cell: Cell, directory: Path) -> float:
+    """Bytes a cell will take: as many as one of its stage that is there, or else the weights and
+    Adam's state of the config's new model.
     """
-    total = 0.0
-    for cell in cells.values():
-        alike = [
-            place
-            for place in directory.glob(f"{cell.stage.name}-*")
-            if (place / "cell.json").exists()
-        ]
-        if alike:
-            total += sum(f.stat().st_size for f in alike[0].rglob("*") if f.is_file())
-        else:
-            c = cell.config
-            width, inner = (
-                c.get("model.new.hidden_size", 0),
-                c.get("model.new.intermediate_size", 0),
-            )
-            layers = c.get("model.new.layers", 0)
-            total += 12 * layers * (3 * width * inner + 4 * width * width)
-    return total
+    alike = next(directory.glob(f"{cell.stage.name}-*/cell.json"), None)
+    if alike:
+        return sum(f.stat().st_size for f in alike.parent.rglob("*") if f.is_file())
+    names = ("layers", "hidden_size", "intermediate_size")
+    layers, width, inner = (cell.config.get(f"model.new.{name}", 0) for name in names)
+    return 12 * layers * (3 * width * inner + 4 * width * width)
 
 
 def write(study: Study, chains: dict, pool: Pool, out: Path) -> None:

@@ -68,10 +68,10 @@ def load_model(
     dtype may be a name, "bfloat16". head: makes the module that stands in place of the
     lm_head as `score`, as in classifiers and reward models. Of an adapter (lora.py) it is the
     model it was trained on, which `base` may name, with the adapter merged into it. As in
-    transformers, a stored
-    lm_head that differs from the embedding is kept, even if config.json says that they are
-    tied. FileNotFoundError when a file is not there; ValueError when an architecture is not
-    supported, a file is damaged, or its tensors are not those of its config.json.
+    transformers, a stored lm_head that differs from the embedding is kept, even if
+    config.json says that they are tied. FileNotFoundError when a file is not there; ValueError
+    when an architecture is not supported, a file is damaged, or its tensors are not those of
+    its config.json.
     """
     dtype = _dtype(dtype)
     directory = resolve_model_dir(path_or_hub_id)

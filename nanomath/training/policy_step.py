@@ -71,6 +71,10 @@ class PolicyStep:
         It also sets the episodes' advantages and what was measured of their tokens.
         """
         rollout = self.prepare(episodes)
+        for episode, advantages in zip(
+            episodes, rollout.tokens.advantages.tolist(), strict=True
+        ):
+            episode.advantages = advantages[: len(episode.completion.tokens)]
         updates: list[dict[str, float]] = []
         gap: dict[str, float] = {}
         for epoch in range(self.algorithm.epochs):
@@ -80,8 +84,6 @@ class PolicyStep:
         for name, matrix in rollout.measurements().items():
             for episode, row in zip(episodes, matrix.tolist(), strict=True):
                 episode.measured[name] = row[: len(episode.completion.tokens)]
-        for episode in episodes:
-            episode.advantages = episode.measured.pop("advantages")
         means = {
             name: sum(update[name] for update in updates) / len(updates)
             for name in updates[0]
@@ -293,7 +295,6 @@ class Rollout:
             several = {"ratio": (newest - old).exp(), "clipped": clipped.int()}
         before = newest if old is None else old
         return {
-            "advantages": tokens.advantages,
             "gap": before - tokens.sampler_logprobs,
             "kl": before - tokens.ref_logprobs,
             "entropy": self.measured["entropy"],

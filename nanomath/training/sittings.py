@@ -66,6 +66,8 @@ def commit() -> str:
 
     It is empty where nanomath runs from no clone.
     """
+    if not (ROOT / ".git").exists():
+        return ""
     try:
         found = subprocess.run(
             ["git", "describe", "--always", "--abbrev=12", "--dirty=+", "--exclude=*"],
@@ -76,7 +78,7 @@ def commit() -> str:
         )
     except (OSError, subprocess.TimeoutExpired):
         return ""
-    return found.stdout.strip() if (ROOT / ".git").exists() else ""
+    return found.stdout.strip()
 
 
 def versions() -> dict[str, str]:

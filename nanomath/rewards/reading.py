@@ -36,6 +36,7 @@ euro \euro eur, yen \yen jpy 円, unit
 _KNOWN = {
     name: words.split()[0] for words in _SPELLINGS.split(",") for name in words.split()
 }
+_MONEY = {_KNOWN[word] for word in (r"\dollar", r"\cent", r"\euro", r"\pound", r"\yen")}
 _REWRITTEN = [
     (re.compile(pattern, re.IGNORECASE), plain)
     for pattern, plain in [
@@ -121,7 +122,9 @@ def split_unit(text: str) -> tuple[str, Unit]:
     """
     if match := _CURRENCY.fullmatch(text):
         value, unit = split_unit(match["value"])
-        return match["sign"] + value, unit if any(unit) else _read_unit(match["unit"])
+        if not _MONEY & dict(unit.powers).keys():  # `\dollar 5 per hour`, `\dollar 5 million`
+            unit = Unit(unit.powers | _read_unit(match["unit"]).powers, unit.words)
+        return match["sign"] + value, unit
     match = _WITH_UNIT.fullmatch(text)
     if match and (unit := _read_unit(match["unit"])):
         return match["value"].strip(), unit

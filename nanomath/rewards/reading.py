@@ -122,7 +122,8 @@ def split_unit(text: str) -> tuple[str, Unit]:
     """
     if match := _CURRENCY.fullmatch(text):
         value, unit = split_unit(match["value"])
-        if not _MONEY & dict(unit.powers).keys():  # `\dollar 5 per hour`, `\dollar 5 million`
+        # `\dollar 5 per hour`, `\dollar 5 million`
+        if not _MONEY & dict(unit.powers).keys():
             unit = Unit(unit.powers | _read_unit(match["unit"]).powers, unit.words)
         return match["sign"] + value, unit
     match = _WITH_UNIT.fullmatch(text)

@@ -35,7 +35,7 @@ NO_CODE = (
 # By the name of a way: the function that the script calls, and the one that ends it.
 WAYS = {
     "the loss": ("PolicyStep.step", "policy_objective"),
-    "a token": ("SharedSampler.episodes", "Sampler.generate"),
+    "a token": ("sample_episodes", "Sampler.generate"),
 }
 
 

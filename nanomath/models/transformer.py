@@ -26,7 +26,7 @@ from kernels.backend import differentiable
 from kernels.exact_attention import exact_attention, library_attention
 from kernels.linear import invariant_linear
 from kernels.rms_norm import add_rms_norm, add_rms_norm_reference
-from kernels.rope_write import apply_rope
+from kernels.rope_write import apply_rope, rope_tables
 from kernels.swiglu import swiglu, swiglu_reference
 from nanomath.models.config import ModelConfig
 
@@ -268,16 +268,11 @@ class Transformer(nn.Module):
         return self.lm_head(hidden).float()
 
     def rope(self, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """Return cos and sin [B or 1, 1, T, E] of positions [B, T] or [T].
-
-        The angles are computed in float32.
-        """
+        """Return cos and sin [B or 1, 1, T, E] of positions [B, T] or [T]."""
         if self.frequencies.device != positions.device:
             self.frequencies = self.frequencies.to(positions.device)
-        angles = positions.float()[..., None] * self.frequencies
-        angles = torch.cat((angles, angles), dim=-1)
-        angles = angles[:, None] if positions.dim() == 2 else angles[None, None]
-        return angles.cos().to(dtype), angles.sin().to(dtype)
+        cos, sin = rope_tables(self.frequencies, torch.atleast_2d(positions), dtype)
+        return cos[:, None], sin[:, None]
 
     @torch.no_grad()
     def init_weights(self, seed: int) -> Transformer:

@@ -35,11 +35,11 @@ from kernels.packed import forget_packed, in_panels
 from kernels.philox import uniform_pair
 from nanomath.models.tokenizer import Tokenizer
 from nanomath.models.transformer import Transformer
-from nanomath.rollout.arguments import checked, stop_strings, token_lists
 from nanomath.rollout.cache import Cache
 from nanomath.rollout.decoder import Decoder
 from nanomath.rollout.engine import Engine, Slots, Threads
-from nanomath.rollout.sampling import SamplingParams
+from nanomath.rollout.sampling import SamplingParams, checked, stop_strings, token_lists
+from nanomath.rollout.stops import text_before_stop
 
 # Padded prompt tokens computed in one forward pass, to bound its memory.
 PREFILL_TOKENS = 8192
@@ -137,7 +137,7 @@ class Sampler:
         MemoryError where there is no room for one.
         """
         config = self.model.config
-        device = self.model.device
+        device = self.decoder.device
         each = Cache.bytes_per_slot(
             config, longest + width, longest, self.decoder.dtype, device
         )
@@ -169,7 +169,7 @@ class Sampler:
             return self._engine
         self.release()
         config = self.model.config
-        device = self.model.device
+        device = self.decoder.device
         dtype = self.decoder.dtype
         cache = Cache(
             config,
@@ -273,7 +273,7 @@ class _Run:
         self.model = sampler.model
         self.tokenizer = sampler.tokenizer
         self.params = params
-        self.device = self.model.device
+        self.device = sampler.decoder.device
         context = self.model.config.max_positions
         n = self.n = checked(
             "n",
@@ -461,47 +461,13 @@ class _Run:
         states = (state[: self.live].tolist() for state in (s.sample, s.count))
         for row, (sample, count) in enumerate(zip(*states, strict=True)):
             for kept in range(max(1, count - self.check_every + 1), count + 1):
-                text = self.text_before_stop(s.tokens[row, :kept].tolist())
+                tokens = s.tokens[row, :kept].tolist()
+                text = text_before_stop(self.tokenizer, self.stop, tokens)
                 if text is not None:
                     self.stopped[sample] = text
                     s.count[row] = kept
                     s.done[row] = True
                     break
-
-    def text_before_stop(self, tokens: list[int]) -> str | None:
-        """Return the text up to the first stop string, None where there is none.
-
-        Stop strings are looked for in the text as it is shown, and in the text with special
-        tokens. Only the tail is decoded, if it shows no stop string and has no special
-        token.
-        """
-        decode = self.tokenizer.decode
-        # A character has at most four bytes, a token at least one.
-        tail = tokens[-(4 * max(map(len, self.stop)) + 4) :]
-        shown = decode(tail)
-        written = decode(tail, skip_special=False)
-        if shown == written and not any(stop in shown for stop in self.stop):
-            return None
-        shown = decode(tokens)
-        written = decode(tokens, skip_special=False)
-        ends = [shown.find(stop) for stop in self.stop if stop in shown]
-        if places := [written.find(stop) for stop in self.stop if stop in written]:
-            ends.append(self.shown_before(tokens, written, min(places)))
-        return shown[: min(ends)] if ends else None
-
-    def shown_before(self, tokens: list[int], written: str, end: int) -> int:
-        """Return how many characters of the shown text come from written[:end], where
-        `written` is the text with special tokens.
-        """
-        decode = self.tokenizer.decode
-        for whole in reversed(range(len(tokens))):  # tokens that end before there
-            before = decode(tokens[:whole], skip_special=False)
-            if len(before) <= end and written.startswith(before):
-                break
-        return min(
-            len(decode(tokens[:whole])) + end - len(before),
-            len(decode(tokens[: whole + 1])),
-        )
 
     # The results.
 

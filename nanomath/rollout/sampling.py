@@ -11,7 +11,7 @@ a number out of range, is a ValueError of one line that says what was expected.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import Any
@@ -24,7 +24,13 @@ from kernels.truncation import truncated_sample
 from nanomath.models.tokenizer import Tokenizer
 from nanomath.rollout.decoder import Decoder
 
+COUNT = (int, lambda n: n >= 1, "an integer, at least 1")
+# By the name of an argument: what type it has, which values are right, and that in words.
 REQUIREMENTS = {
+    "slots": COUNT,
+    "n": (*COUNT[:2], COUNT[2] + ": completions of each prompt"),
+    "max_new_tokens": COUNT,
+    "seed": (int, lambda seed: 0 <= seed < 2**64, "an integer from 0 to 2^64 - 1"),
     "temperature": (float, lambda t: 0 <= t < math.inf, "0 (greedy) or a positive number"),
     "top_k": (int, lambda k: k >= 0, "0 (off) or a positive integer"),
     "top_p": (float, lambda p: 0 < p <= 1, "above 0 and at most 1 (off)"),
@@ -45,11 +51,9 @@ class SamplingParams:
     min_p: float = 0.0
 
     def __post_init__(self) -> None:
-        for name, requirement in REQUIREMENTS.items():
+        for name, value in vars(self).items():
             # Frozen, but not yet.
-            object.__setattr__(
-                self, name, checked(name, getattr(self, name), *requirement)
-            )
+            object.__setattr__(self, name, checked(name, value))
 
     @property
     def cuts(self) -> bool:
@@ -109,14 +113,13 @@ def under_sampling(logprob: Tensor, params: SamplingParams) -> Tensor:
 # --- Arguments --------------------------------------------------------------------------------
 
 
-def checked(
-    name: str, value: Any, kind: type, holds: Callable[[Any], bool], expected: str
-) -> Any:
-    """Return `value` as an int or a float, whichever `kind` is; NumPy's numbers are
+def checked(name: str, value: Any) -> Any:
+    """Return the argument `name` as the int or the float that it must be; NumPy's numbers are
     converted.
 
-    ValueError where it is no such number (a bool is none), or where `holds` refuses it.
+    ValueError where it is no such number (a bool is none), or out of range.
     """
+    kind, holds, expected = REQUIREMENTS[name]
     known = isinstance(value, Integral if kind is int else Real) and not isinstance(
         value, bool
     )

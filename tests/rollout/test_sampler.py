@@ -16,8 +16,7 @@ import torch
 from nanomath.data.world import world_tokenizer
 from nanomath.models import Tokenizer
 from nanomath.rollout import Completion, Sampler
-from nanomath.rollout.sampler import _Run, first_samples
-from nanomath.rollout.sampling import SamplingParams
+from nanomath.rollout.sampler import first_samples
 from nanomath.rollout.stops import text_before_stop
 
 PROMPTS = [[5], [7, 300, 12, 44], [9] * 11, [700, 3, 3], [1, 2, 3, 4, 5, 6]]

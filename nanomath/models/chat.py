@@ -35,7 +35,7 @@ def render(
     names: what else the template may use. ValueError when there is no template or it refuses
     the messages.
     """
-    template = _chosen(templates, names.get("tools") is not None)
+    template = chosen_template(templates, names.get("tools") is not None)
     names = {"tools": None, "documents": None, **names}
     try:
         return _compile(template).render(
@@ -47,7 +47,7 @@ def render(
         ) from error
 
 
-def _chosen(templates: str | Mapping[str, str] | None, with_tools: bool) -> str:
+def chosen_template(templates: str | Mapping[str, str] | None, with_tools: bool) -> str:
     """Return the template for messages with or without tools."""
     if templates is None:
         raise ValueError(

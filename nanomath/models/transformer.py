@@ -15,7 +15,7 @@ query heads, K key/value heads, E head dimension.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -296,32 +296,3 @@ class Transformer(nn.Module):
             else:
                 parameter.fill_(1.0)
         return self
-
-    def hf_slices(self) -> Iterator[tuple[str, str, int, int]]:
-        """Yield (Hugging Face name, our parameter name, first row, last row + 1) of every
-        tensor of a checkpoint.
-        """
-        fused = {
-            "qkv_proj": (("q_proj", "k_proj", "v_proj"), self._qkv_rows()),
-            "gate_up_proj": (("gate_proj", "up_proj"), self._gate_up_rows()),
-        }
-        for name, parameter in self.named_parameters():
-            module = name.split(".")[-2]
-            if module not in fused:
-                yield name, name, 0, parameter.shape[0]
-                continue
-            start = 0
-            for part, rows in zip(*fused[module], strict=True):
-                yield name.replace(module, part), name, start, start + rows
-                start += rows
-
-    def _qkv_rows(self) -> tuple[int, int, int]:
-        c = self.config
-        return (
-            c.num_heads * c.head_dim,
-            c.num_kv_heads * c.head_dim,
-            c.num_kv_heads * c.head_dim,
-        )
-
-    def _gate_up_rows(self) -> tuple[int, int]:
-        return self.config.intermediate_size, self.config.intermediate_size

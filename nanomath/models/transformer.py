@@ -199,7 +199,9 @@ class Transformer(nn.Module):
         self.hf_keys: dict[str, Any] = {}
         self._exact = False
         self.model = nn.Module()
-        self.model.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        # Nothing is drawn, as nn.Embedding does: without memory that imports the compiler.
+        embeddings = torch.empty(config.vocab_size, config.hidden_size)
+        self.model.embed_tokens = nn.Embedding.from_pretrained(embeddings, freeze=False)
         self.model.layers = nn.ModuleList(
             Layer(config, index) for index in range(config.num_layers)
         )

@@ -363,9 +363,9 @@ def make_deterministic(mode: str, device: str) -> None:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     # A debugging aid that writes all memory twice.
     torch.utils.deterministic.fill_uninitialized_memory = False
-    torch.use_deterministic_algorithms(
-        mode == "true" or (mode == "auto" and choose_device(device).type == "cpu")
-    )
+    on = mode == "true" or (mode == "auto" and choose_device(device).type == "cpu")
+    # What `use_deterministic_algorithms` does, without its import of the compiler.
+    torch.set_deterministic_debug_mode("error" if on else "default")
 
 
 def memory_use(device: torch.device) -> str:

@@ -29,7 +29,7 @@ from nanomath.config import parse_arguments
 from nanomath.data.order import step_indices
 from nanomath.models import Transformer
 from nanomath.rewards import extract_answer
-from nanomath.rollout import Episode, collect_groups, episode_metrics
+from nanomath.rollout import Episode, collect_groups, episode_metrics, sample_episodes
 from nanomath.rollout.meter import meter
 from nanomath.training.build import (
     build_model,
@@ -90,8 +90,9 @@ def main(argv: list[str]) -> int:
     def sample(number: int) -> list[list[Episode]]:
         """Return the groups of rollout `number` with their rewards."""
         chosen = step_indices(len(problems), grpo.prompts, number, seed)
-        with meter(sampler.sampler, len(chosen) * grpo.group_size) as progress:
-            return sampler.episodes(
+        with meter(sampler, len(chosen) * grpo.group_size) as progress:
+            return sample_episodes(
+                sampler,
                 [problems[i] for i in chosen],
                 [prompts[i] for i in chosen],
                 scorers,

@@ -27,6 +27,16 @@ Rope = tuple[Tensor, Tensor]
 Norms = tuple[Tensor | None, Tensor | None]
 
 
+def rope_tables(frequencies: Tensor, positions: Tensor, dtype: torch.dtype) -> Rope:
+    """Return cos and sin [..., E] of positions [...], at frequencies [E/2].
+
+    The angles are computed in float32.
+    """
+    angles = positions.float()[..., None] * frequencies
+    angles = torch.cat((angles, angles), dim=-1)
+    return angles.cos().to(dtype), angles.sin().to(dtype)
+
+
 def rope_write(
     qkv: Tensor,
     position: Tensor,

@@ -835,9 +835,6 @@ class Labelling:
         "monte_carlo: a label is 1 where any continuation is right, else 0, instead of the share",
     )
     steps: str = option("blank_line", "what ends a step of a solution", choices=SEPARATORS)
-    problems_at_once: int = option(
-        64, "the file is written to after every so many problems", minimum=1
-    )
     seed: int = option(0, "seed of the samples", minimum=0, maximum=MAX_SEED)
 
 

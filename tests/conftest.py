@@ -70,9 +70,9 @@ def kernel_device() -> str:
 @pytest.fixture(autouse=True)
 def same_torch_afterwards():
     """A run in this process may have asked for deterministic algorithms."""
-    before = torch.are_deterministic_algorithms_enabled()
+    before = torch.get_deterministic_debug_mode()
     yield
-    torch.use_deterministic_algorithms(before)
+    torch.set_deterministic_debug_mode(before)
 
 
 @pytest.fixture(scope="session")

@@ -16,6 +16,7 @@ import io
 import sys
 import tempfile
 import tokenize
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import CodeType, FrameType
@@ -35,7 +36,7 @@ NO_CODE = (
 # By the name of a way: the function that the script calls, and the one that ends it.
 WAYS = {
     "the loss": ("PolicyStep.step", "policy_objective"),
-    "a token": ("SharedSampler.episodes", "Sampler.generate"),
+    "a token": ("sample_episodes", "Sampler.generate"),
 }
 
 
@@ -97,26 +98,33 @@ def trace(argv: list[str]) -> dict[str, Way]:
     inside: dict[str, FrameType] = {}
     ended: set[str] = set()
 
-    def note(frame: FrameType, event: str, argument: Any) -> None:
+    def note(frame: FrameType, event: str, argument: Any) -> Callable | None:
+        """What Python calls at the call of every function (`sys.settrace`)."""
         code = frame.f_code
-        if event == "call":
-            for name, (start, _) in WAYS.items():
-                if code.co_qualname == start and name not in ended:
-                    inside[name] = frame
-            if code.co_filename.startswith(str(ROOT / "nanomath")):
-                for name in inside:
-                    ways[name].functions.add(code)
-        elif event == "return":
-            for name, (_, end) in WAYS.items():
-                if code.co_qualname == end and name in inside:
-                    del inside[name]
-                    ended.add(name)
+        for name, (start, _) in WAYS.items():
+            if code.co_qualname == start and name not in ended:
+                inside[name] = frame
+        if inside and code.co_filename.startswith(str(ROOT / "nanomath")):
+            for name in inside:
+                ways[name].functions.add(code)
+        return at_end if code.co_qualname in ends else None
 
-    sys.setprofile(note)
+    def at_end(frame: FrameType, event: str, argument: Any) -> Callable:
+        """What it calls at every line of a function that ends a way, and at its return."""
+        if event == "return":
+            for name, (_, end) in WAYS.items():
+                if frame.f_code.co_qualname == end and inside.pop(name, None):
+                    ended.add(name)
+            if len(ended) == len(WAYS):
+                sys.settrace(None)
+        return at_end
+
+    ends = {end for _, end in WAYS.values()}
+    sys.settrace(note)
     try:
         train_grpo.main(argv)
     finally:
-        sys.setprofile(None)
+        sys.settrace(None)
     return ways
 
 

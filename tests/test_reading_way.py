@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 from reading_way import ROOT, code_tokens, small_run, trace
 
-# What is reached today: files, and tokens of the functions that run. Only ever lower these.
-LIMITS = {"the loss": (8, 8000), "a token": (15, 8000)}
+# What is reached today: files, tokens in them, and tokens of the functions that run. Only ever
+# lower these.
+LIMITS = {"the loss": (8, 13500, 8000), "a token": (8, 12000, 7000)}
 TOKENS_A_LINE = 8.5
 WHOLE_PROGRAM = 148000
 
@@ -19,8 +20,9 @@ def ways(tmp_path_factory):
 @pytest.mark.parametrize("name", LIMITS)
 def test_the_way_is_short(ways, name):
     rows = ways[name].table()
-    files, tokens = LIMITS[name]
+    files, whole, tokens = LIMITS[name]
     assert len(rows) <= files, [path for path, *_ in rows]
+    assert sum(of_file for _, _, of_file, _ in rows) <= whole
     assert 1000 < sum(ran for *_, ran in rows) <= tokens
 
 

@@ -65,6 +65,7 @@ from nanomath.training.prm_step import PRMStep, balancing_weights
 from nanomath.training.sharding import whole
 from nanomath.training.trainer import RUN_FLAGS, Trainer
 
+PROBLEMS_AT_ONCE = 256  # labelled between two writes of the file
 SHOW = {
     "heldout/auc": "held-out AUC {:.3f}",
     "heldout/f1": "F1 {:.3f}",
@@ -125,9 +126,9 @@ def label(argv: list[str]) -> int:
     sampler = build_sampler(config.sampling, model, tokenizer)
     save.parent.mkdir(parents=True, exist_ok=True)
     compared: list[tuple[list[bool], float]] = []
-    starts = range(0, len(left), options.problems_at_once)
+    starts = range(0, len(left), PROBLEMS_AT_ONCE)
     for start in tqdm(starts, disable=None, dynamic_ncols=True):
-        some = slice(start, start + options.problems_at_once)
+        some = slice(start, start + PROBLEMS_AT_ONCE)
         write(save, label_some(config, sampler, left[some], prompts[some], compared))
     everything = load_labelled(save)
     labels = [y for s in everything for y in s.labels if y is not None]

@@ -28,6 +28,7 @@ from torch import Tensor, nn
 
 from nanomath.data.files import read_json, replacing, write_json
 from nanomath.models.directory import ADAPTER_CONFIG, base_of, resolve_model_dir
+from nanomath.models.hf_names import hf_slices
 from nanomath.models.lora import load_lora
 from nanomath.models.stored import naming, one_line
 from nanomath.models.transformer import ModelConfig, Transformer
@@ -256,7 +257,7 @@ def _hf_tensors(model: Transformer) -> dict[str, Tensor]:
     parameters = dict(model.named_parameters())
     return {
         hf_name: parameters[name].data[start:stop]
-        for hf_name, name, start, stop in model.hf_slices()
+        for hf_name, name, start, stop in hf_slices(model)
     }
 
 

@@ -37,6 +37,7 @@ from torch import Tensor, nn
 
 from nanomath.data.files import read_json, write_json
 from nanomath.models.directory import ADAPTER_CONFIG
+from nanomath.models.hf_names import hf_slices
 from nanomath.models.stored import naming, number, one_line, whole
 from nanomath.models.transformer import Transformer
 
@@ -143,7 +144,7 @@ class LoRA(nn.ModuleDict):
     ) -> dict[str, list[tuple[int, Adapter | None]]]:
         """By our name of a linear layer that has adapters, the rows of its parts with theirs."""
         modules: dict[str, list[tuple[int, Adapter | None]]] = {}
-        for name, ours, start, stop in model.hf_slices():
+        for name, ours, start, stop in hf_slices(model):
             part = (stop - start, self.of(name.removesuffix(".weight")))
             if ours.endswith(".weight"):
                 modules.setdefault(ours.removesuffix(".weight"), []).append(part)
@@ -245,7 +246,7 @@ def linear_layers(model: Transformer) -> Iterator[tuple[str, Tensor]]:
     the model's.
     """
     parameters = dict(model.named_parameters())
-    for name, ours, start, stop in model.hf_slices():
+    for name, ours, start, stop in hf_slices(model):
         weight = parameters[ours].detach()[start:stop]
         if name.startswith("model.layers.") and weight.dim() == 2:
             yield name.removesuffix(".weight"), weight

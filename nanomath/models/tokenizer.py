@@ -3,32 +3,22 @@ tokenizer.
 
 The byte-pair arithmetic is the `tokenizers` library's own; what is added is what a trainer
 needs of the files around tokenizer.json: the special tokens, every id that ends a completion,
-and the chat template. What stands around plain text is tokenizer.json's alone: `add_bos_token`
-and `add_eos_token` of tokenizer_config.json change nothing beside it, in transformers neither.
-
-A chat template is Jinja that came with somebody's weights, so it runs in jinja2's sandbox, in
-the dialect transformers defines
-(https://huggingface.co/docs/transformers/chat_templating_writing), and renders the same text
-as there.
+and the chat template (chat.py). What stands around plain text is tokenizer.json's alone:
+`add_bos_token` and `add_eos_token` of tokenizer_config.json change nothing beside it, in
+transformers neither.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
-from datetime import datetime
-from functools import cache
 from os import PathLike
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
-import jinja2
 import tokenizers
-from jinja2.ext import Extension, loopcontrols
-from jinja2.parser import Parser
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from nanomath.data.files import read_optional, read_text, write_json
+from nanomath.data.files import read_optional, write_json
+from nanomath.models.chat import chat_template, render
 from nanomath.models.directory import (
     ADAPTER_CONFIG,
     TOKENIZER_FILES,
@@ -40,7 +30,6 @@ from nanomath.models.stored import (
     LARGEST_COUNT,
     naming,
     one_line,
-    text,
     whole,
 )
 
@@ -125,34 +114,8 @@ class Tokenizer:
         is the one for tools, `default` that for all else. ValueError when there is no
         template or the template refuses the messages.
         """
-        template = self._template(extra.get("tools") is not None)
-        names = {"tools": None, "documents": None, **self.special_tokens, **extra}
-        try:
-            return _compile(template).render(
-                messages=list(messages),
-                add_generation_prompt=add_generation_prompt,
-                **names,
-            )
-        except Exception as error:  # a template is foreign code: any error is its refusal
-            raise ValueError(
-                f"the chat template failed on these messages: {one_line(error)}"
-            ) from error
-
-    def _template(self, with_tools: bool) -> str:
-        """Return the chat template for messages with or without tools."""
-        if self.chat_template is None:
-            raise ValueError(
-                "the tokenizer has no chat template: chat=false in the config uses plain prompts"
-            )
-        if isinstance(self.chat_template, str):
-            return self.chat_template
-        name = "tool_use" if with_tools and "tool_use" in self.chat_template else "default"
-        if name not in self.chat_template:
-            given = ", ".join(map(repr, sorted(self.chat_template)))
-            raise ValueError(
-                f"the tokenizer has no chat template of the name 'default', but {one_line(given)}"
-            )
-        return self.chat_template[name]
+        names = {**self.special_tokens, **extra}
+        return render(self.chat_template, messages, add_generation_prompt, names)
 
     @property
     def eos_id(self) -> int:
@@ -242,46 +205,8 @@ def load_tokenizer(path_or_hub_id: str | PathLike[str], base: str = "") -> Token
     config = read_optional(directory / "tokenizer_config.json")
     special = special_tokens(backend, directory, config)
     return Tokenizer(
-        backend, _chat_template(directory, config), _stored_eos_ids(directory), **special
+        backend, chat_template(directory, config), _stored_eos_ids(directory), **special
     )
-
-
-def _chat_template(directory: Path, config: dict[str, Any]) -> str | dict[str, str] | None:
-    """Return the chat template as text, or several by name; None where there is none.
-
-    Files of templates go before tokenizer_config.json.
-    """
-    files = {"default": directory / "chat_template.jinja"}
-    files |= {
-        file.stem: file
-        for file in sorted((directory / "additional_chat_templates").glob("*.jinja"))
-    }
-    templates = {name: read_text(file) for name, file in files.items() if file.is_file()}
-    if not templates:
-        with naming(directory / "tokenizer_config.json"):
-            templates = _stored_templates(config.get("chat_template"))
-    return templates["default"] if templates.keys() == {"default"} else templates or None
-
-
-def _stored_templates(stored: Any) -> dict[str, str]:
-    """Return the templates in tokenizer_config.json by name; a single one is `default`."""
-    if stored is None:
-        return {}
-    if isinstance(stored, str):
-        return {"default": stored}
-    if not isinstance(stored, list) or not all(
-        isinstance(entry, dict) for entry in stored
-    ):
-        raise ValueError(
-            f"chat_template = {stored!r:.60} must be text, "
-            "or a list of objects with name and template"
-        )
-    return {
-        text(entry.get("name"), "chat_template.name"): text(
-            entry.get("template"), "chat_template.template"
-        )
-        for entry in stored
-    }
 
 
 def _stored_eos_ids(directory: Path) -> list[int]:
@@ -296,57 +221,3 @@ def _stored_eos_ids(directory: Path) -> list[int]:
                 ids = stored if isinstance(stored, list) else [stored]
                 return [whole(id, "eos_token_id", 0, LARGEST_COUNT) for id in ids]
     return []
-
-
-class _GenerationBlock(Extension):
-    """{% generation %}...{% endgeneration %} marks the assistant's words in some templates; it
-    renders its body.
-    """
-
-    tags = {"generation"}
-
-    def parse(self, parser: Parser) -> jinja2.nodes.Node:
-        line = next(parser.stream).lineno
-        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
-        return jinja2.nodes.Scope(body).set_lineno(line)
-
-
-@cache
-def _compile(chat_template: str) -> jinja2.Template:
-    """Compile the template in the environment that transformers promises to template
-    authors.
-    """
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationBlock, loopcontrols]
-    )
-    environment.filters["tojson"] = _tojson
-    environment.globals["raise_exception"] = _raise_exception
-    environment.globals["strftime_now"] = _strftime_now
-    return environment.from_string(chat_template)
-
-
-def _tojson(
-    value: Any,
-    ensure_ascii: bool = False,
-    indent: int | None = None,
-    separators: tuple[str, str] | None = None,
-    sort_keys: bool = False,
-) -> str:
-    """Write JSON as models saw it in training; jinja2's own filter escapes for HTML and
-    sorts the keys.
-    """
-    return json.dumps(
-        value,
-        ensure_ascii=ensure_ascii,
-        indent=indent,
-        separators=separators,
-        sort_keys=sort_keys,
-    )
-
-
-def _raise_exception(message: str) -> NoReturn:
-    raise jinja2.TemplateError(message)
-
-
-def _strftime_now(format: str) -> str:
-    return datetime.now().strftime(format)

@@ -15,7 +15,7 @@ query heads, K key/value heads, E head dimension.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -26,7 +26,7 @@ from kernels.backend import differentiable
 from kernels.exact_attention import exact_attention, library_attention
 from kernels.linear import invariant_linear
 from kernels.rms_norm import add_rms_norm, add_rms_norm_reference
-from kernels.rope_write import apply_rope
+from kernels.rope_write import apply_rope, rope_tables
 from kernels.swiglu import swiglu, swiglu_reference
 from nanomath.models.config import ModelConfig
 
@@ -199,7 +199,9 @@ class Transformer(nn.Module):
         self.hf_keys: dict[str, Any] = {}
         self._exact = False
         self.model = nn.Module()
-        self.model.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        # Nothing is drawn, as nn.Embedding does: without memory that imports the compiler.
+        embeddings = torch.empty(config.vocab_size, config.hidden_size)
+        self.model.embed_tokens = nn.Embedding.from_pretrained(embeddings, freeze=False)
         self.model.layers = nn.ModuleList(
             Layer(config, index) for index in range(config.num_layers)
         )
@@ -268,16 +270,11 @@ class Transformer(nn.Module):
         return self.lm_head(hidden).float()
 
     def rope(self, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """Return cos and sin [B or 1, 1, T, E] of positions [B, T] or [T].
-
-        The angles are computed in float32.
-        """
+        """Return cos and sin [B or 1, 1, T, E] of positions [B, T] or [T]."""
         if self.frequencies.device != positions.device:
             self.frequencies = self.frequencies.to(positions.device)
-        angles = positions.float()[..., None] * self.frequencies
-        angles = torch.cat((angles, angles), dim=-1)
-        angles = angles[:, None] if positions.dim() == 2 else angles[None, None]
-        return angles.cos().to(dtype), angles.sin().to(dtype)
+        cos, sin = rope_tables(self.frequencies, torch.atleast_2d(positions), dtype)
+        return cos[:, None], sin[:, None]
 
     @torch.no_grad()
     def init_weights(self, seed: int) -> Transformer:
@@ -301,32 +298,3 @@ class Transformer(nn.Module):
             else:
                 parameter.fill_(1.0)
         return self
-
-    def hf_slices(self) -> Iterator[tuple[str, str, int, int]]:
-        """Yield (Hugging Face name, our parameter name, first row, last row + 1) of every
-        tensor of a checkpoint.
-        """
-        fused = {
-            "qkv_proj": (("q_proj", "k_proj", "v_proj"), self._qkv_rows()),
-            "gate_up_proj": (("gate_proj", "up_proj"), self._gate_up_rows()),
-        }
-        for name, parameter in self.named_parameters():
-            module = name.split(".")[-2]
-            if module not in fused:
-                yield name, name, 0, parameter.shape[0]
-                continue
-            start = 0
-            for part, rows in zip(*fused[module], strict=True):
-                yield name.replace(module, part), name, start, start + rows
-                start += rows
-
-    def _qkv_rows(self) -> tuple[int, int, int]:
-        c = self.config
-        return (
-            c.num_heads * c.head_dim,
-            c.num_kv_heads * c.head_dim,
-            c.num_kv_heads * c.head_dim,
-        )
-
-    def _gate_up_rows(self) -> tuple[int, int]:
-        return self.config.intermediate_size, self.config.intermediate_size

@@ -24,10 +24,10 @@ from statistics import correlation, fmean
 import torch
 from torch import Tensor
 
-from nanomath.models.batches import states_at, with_common_prompts
 from nanomath.models.tokenizer import Tokenizer
 from nanomath.models.transformer import Transformer
 from nanomath.process.measures import auc
+from nanomath.process.states import states_at, with_common_prompts
 from nanomath.rollout.episodes import Groups
 
 MARKS = ("1", "2", "3", "4", "5")

@@ -30,8 +30,6 @@ from nanomath.models.batches import (
     Example,
     lay_out,
     layout_states,
-    states_at,
-    with_common_prompts,
 )
 from nanomath.models.directory import resolve_model_dir
 from nanomath.models.hf import load_model, replace_head
@@ -44,6 +42,7 @@ from nanomath.process.formats import (
     MathShepherd,
     TokenClassification,
 )
+from nanomath.process.states import states_at, with_common_prompts
 
 Solution = tuple[str, Sequence[str]]  # a question and the steps of a solution, as text
 # A number in [0, 1] for each step.

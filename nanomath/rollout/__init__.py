@@ -1,14 +1,7 @@
 """Generation: the sampler, its KV cache, and episodes."""
 
-from .episodes import (
-    KEEP_GROUPS,
-    Episode,
-    Scorer,
-    collect_groups,
-    episode_metrics,
-    in_groups,
-    sample_episodes,
-)
+from .episodes import Episode, Scorer, in_groups, sample_episodes
+from .groups import KEEP_GROUPS, collect_groups, episode_metrics
 from .sampler import Completion, Sampler
 
 __all__ = [

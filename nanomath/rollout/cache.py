@@ -20,7 +20,6 @@ from torch import Tensor
 
 from kernels.attention import Pages, new_pages, page_size, paged_attention, rows_per_tile
 from kernels.rope_write import Norms, Rope, rope_write
-from nanomath.models.transformer import ModelConfig
 from nanomath.rollout.decoder import Decoder
 
 CASCADE = (
@@ -38,20 +37,19 @@ class Cache:
 
     def __init__(
         self,
-        config: ModelConfig,
+        decoder: Decoder,
         slots: int,
         positions: int,
         longest: int,
         prompts: int,
-        dtype: torch.dtype,
-        device: torch.device,
         share: bool = True,
-        exact: bool = False,
     ) -> None:
-        self.config = config
+        self.decoder = decoder
         self.share = share
+        config = self.config = decoder.model.config
+        device = decoder.device
         self.page = page_size(device)
-        self.cascades = share and not exact and device.type == "cuda"
+        self.cascades = share and not decoder.exact and decoder.on_gpu
         self.slot_pages = _pages(positions, self.page)
         self.prompt_pages = _pages(longest, self.page)
         integers = {"dtype": torch.int32, "device": device}
@@ -60,7 +58,9 @@ class Cache:
             slots, self.slot_pages
         )
         shape = config.num_layers, slots * self.slot_pages + prompts * self.prompt_pages
-        kept = new_pages(shape, config.num_kv_heads, config.head_dim, dtype, device)
+        kept = new_pages(
+            shape, config.num_kv_heads, config.head_dim, decoder.dtype, device
+        )
         self.pages = Pages(*kept, self.own.clone())  # of all layers
         self.slot = torch.arange(slots, **integers)
         self.width = rows_per_tile(config.num_heads, config.num_kv_heads)
@@ -70,18 +70,12 @@ class Cache:
         self.clear()
 
     @staticmethod
-    def bytes_per_slot(
-        config: ModelConfig,
-        positions: int,
-        longest: int,
-        dtype: torch.dtype,
-        device: torch.device,
-    ) -> int:
+    def bytes_per_slot(decoder: Decoder, positions: int, longest: int) -> int:
         """Return the bytes of a slot together with those of the prompt that it may hold."""
-        page = page_size(device)
-        key = (
-            2 * config.num_layers * config.num_kv_heads * config.head_dim * dtype.itemsize
-        )
+        page = page_size(decoder.device)
+        config = decoder.model.config
+        key = 2 * config.num_layers * config.num_kv_heads * config.head_dim
+        key *= decoder.dtype.itemsize
         return key * page * (_pages(positions, page) + 2 * _pages(longest, page))
 
     def clear(self) -> None:
@@ -94,7 +88,7 @@ class Cache:
         self.tile_count = 0
         self.grouped = 0  # rows that `arrange` was last called for, 0 after a change
 
-    def prefill(self, decoder: Decoder, prompts: dict[int, Sequence[int]]) -> None:
+    def prefill(self, prompts: dict[int, Sequence[int]]) -> None:
         """Compute the keys and values of all but the last token of each prompt, and keep
         them under the prompt's number.
         """
@@ -113,6 +107,7 @@ class Cache:
         table = first[:, None] + torch.arange(_pages(max(lengths), self.page), **integers)
         self.step_pages = self.pages._replace(table=table)
         self.tiles_used = 0
+        decoder = self.decoder
         if decoder.small is not None:
             return decoder.small.prefill(
                 tokens, lengths, decoder.rope(max(lengths)), self.step_pages

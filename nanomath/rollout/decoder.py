@@ -27,7 +27,7 @@ from torch import Tensor
 from kernels.linear import invariant_linear
 from kernels.packed import forget_packed, is_small, packed, packed_linear
 from kernels.rms_norm import add_rms_norm
-from kernels.rope_write import Norms, Rope
+from kernels.rope_write import Norms, Rope, rope_tables
 from kernels.small_model import SmallModel
 from kernels.swiglu import swiglu
 from nanomath.models.transformer import Transformer
@@ -64,7 +64,8 @@ class Decoder:
         self.model = model
         self.dtype = dtype
         self.exact = exact
-        self.on_gpu = model.device.type == "cuda"
+        self.device = model.device
+        self.on_gpu = self.device.type == "cuda"
         self.linear = (
             invariant_linear if exact else F.linear if self.on_gpu else packed_linear
         )
@@ -179,10 +180,9 @@ class Decoder:
     def rope(self, positions: int) -> Rope:
         """Return cos and sin [P, E] of at least so many positions."""
         if self._rope is None or len(self._rope[0]) < positions:
-            place = torch.arange(positions, device=self.model.device)
-            self._rope = tuple(
-                table[0, 0].contiguous() for table in self.model.rope(place, self.dtype)
-            )
+            place = torch.arange(positions, device=self.device)
+            frequencies = self.model.frequencies.to(self.device)
+            self._rope = rope_tables(frequencies, place, self.dtype)
         return self._rope
 
     def states(self, tokens: Tensor, attend: AttendPages, longest: int) -> Tensor:

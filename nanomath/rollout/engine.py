@@ -18,8 +18,7 @@ threads are taken.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
@@ -90,23 +89,32 @@ class Slots:
         self.position[rows] = -1
 
 
-@dataclass
 class Engine:
     """Steps a decoder, a cache and slots: `advance(live, steps)` draws the next tokens of
     the first `live` slots.
+
+    sizes: how many slots there are, the most tokens of a completion, the most of a prompt,
+    and how many prompts are held at a time. share: as of `Cache`.
     """
 
-    decoder: Decoder
-    cache: Cache
-    slots: Slots
-    eos: Tensor
-    positions: int  # of the longest sample
-    threads: Threads
-    sizes: tuple[int, ...]  # what it was made for
-    graphs: dict[tuple, torch.cuda.CUDAGraph] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        self.weights = self.decoder.addresses()  # that the graphs read
+    def __init__(
+        self,
+        decoder: Decoder,
+        eos_ids: Sequence[int],
+        threads: Threads,
+        sizes: tuple[int, int, int, int],
+        share: bool,
+    ) -> None:
+        self.decoder = decoder
+        self.eos = torch.tensor(eos_ids, dtype=torch.int64, device=decoder.device)
+        self.threads = threads
+        self.sizes = sizes
+        slots, width, longest, prompts = sizes
+        self.positions = longest + width
+        self.slots = Slots(slots, width, decoder.device)
+        self.cache = Cache(decoder, slots, self.positions, longest - 1, prompts, share)
+        self.graphs: dict[tuple, torch.cuda.CUDAGraph] = {}
+        self.weights = decoder.addresses()  # that the graphs read
 
     def clear(self) -> None:
         """Forget all samples and prompts; keep the graphs if the weights still lie where

@@ -18,13 +18,12 @@ MEASURED = 0.1
 
 
 @contextmanager
-def meter(sampler: Sampler, total: int) -> Iterator[Progress]:
-    """Yield a function to pass to `generate` as `progress`.
-
-    On a terminal it shows a progress bar for `total` completions.
+def meter(sampler: Sampler, total: int) -> Iterator[Progress | None]:
+    """Yield what to pass to `generate` as `progress`: on a terminal a progress bar for `total`
+    completions, None elsewhere.
     """
     with tqdm(total=total, unit="completion", disable=None, leave=False) as bar:
-        yield (lambda *now: None) if bar.disable else _Meter(sampler, bar).show
+        yield None if bar.disable else _Meter(sampler, bar).show
 
 
 class _Meter:

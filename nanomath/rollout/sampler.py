@@ -20,6 +20,7 @@ the device. A small model on a CPU does so many steps in one call.
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import warnings
 from collections import Counter
@@ -35,11 +36,11 @@ from kernels.packed import forget_packed, in_panels
 from kernels.philox import uniform_pair
 from nanomath.models.tokenizer import Tokenizer
 from nanomath.models.transformer import Transformer
-from nanomath.rollout.arguments import checked, stop_strings, token_lists
 from nanomath.rollout.cache import Cache
 from nanomath.rollout.decoder import Decoder
-from nanomath.rollout.engine import Engine, Slots, Threads
-from nanomath.rollout.sampling import SamplingParams
+from nanomath.rollout.engine import Engine, Threads
+from nanomath.rollout.sampling import SamplingParams, checked, stop_strings, token_lists
+from nanomath.rollout.stops import text_before_stop
 
 # Padded prompt tokens computed in one forward pass, to bound its memory.
 PREFILL_TOKENS = 8192
@@ -102,23 +103,19 @@ class Sampler:
     ) -> None:
         self.model = model
         self.tokenizer = tokenizer
-        self.slots = checked(
-            "slots", slots, int, lambda slots: slots >= 1, "an integer, at least 1"
-        )
+        self.slots = checked("slots", slots)
         self.share_prompts = share_prompts
         self.decoder = Decoder(model, dtype or model.dtype, exact)
         self.keep = keep and self.decoder.on_gpu
-        if exact and not self.decoder.on_gpu:
-            matrices = [p for p in model.model.layers[0].parameters() if p.dim() == 2]
-            check_rows(matrices, self.decoder.dtype)
-        matrices = (
-            []
-            if exact or self.decoder.on_gpu
-            else [p for p in model.parameters() if p.dim() == 2]
-        )
-        self.threads = Threads(
-            choose=all(in_panels(matrix, self.decoder.dtype) for matrix in matrices)
-        )
+        choose = True
+        if not self.decoder.on_gpu:
+            if exact:
+                layer = model.model.layers[0].parameters()
+                check_rows([p for p in layer if p.dim() == 2], self.decoder.dtype)
+            else:
+                matrices = [p for p in model.parameters() if p.dim() == 2]
+                choose = all(in_panels(matrix, self.decoder.dtype) for matrix in matrices)
+        self.threads = Threads(choose)
         self.check_every: int | None = None  # None: what suits the engine
         self._engine: Engine | None = None
 
@@ -136,11 +133,8 @@ class Sampler:
 
         MemoryError where there is no room for one.
         """
-        config = self.model.config
-        device = self.model.device
-        each = Cache.bytes_per_slot(
-            config, longest + width, longest, self.decoder.dtype, device
-        )
+        device = self.decoder.device
+        each = Cache.bytes_per_slot(self.decoder, longest + width, longest)
         free = free_memory(device) + (self._engine.sizes[0] * each if self._engine else 0)
         fit = int(MEMORY_SHARE * free) // each
         if fit < 1:
@@ -156,36 +150,17 @@ class Sampler:
             )
         return min(fit, self.slots)
 
-    def engine(self, rows: int, width: int, longest: int, prompts: int) -> Engine:
-        """Return an engine for `rows` samples at a time, of at most `width` tokens each.
-
-        Prompts have at most `longest` tokens, and `prompts` of them are held at a time. On
-        a GPU the last engine is used again if it is large enough.
+    def engine(self, *sizes: int) -> Engine:
+        """Return an engine of at least these sizes (see `Engine`); on a GPU the last one is
+        used again if it is large enough.
         """
         self.decoder.refresh()
-        wanted = rows, width, longest, prompts
-        if self._engine is not None and all(map(int.__ge__, self._engine.sizes, wanted)):
+        if self._engine is not None and all(map(int.__ge__, self._engine.sizes, sizes)):
             self._engine.clear()
             return self._engine
         self.release()
-        config = self.model.config
-        device = self.model.device
-        dtype = self.decoder.dtype
-        cache = Cache(
-            config,
-            rows,
-            longest + width,
-            longest - 1,
-            prompts,
-            dtype,
-            device,
-            self.share_prompts,
-            self.decoder.exact,
-        )
-        eos = torch.tensor(self.tokenizer.eos_ids, dtype=torch.int64, device=device)
-        slots = Slots(rows, width, device)
         self._engine = Engine(
-            self.decoder, cache, slots, eos, longest + width, self.threads, wanted
+            self.decoder, self.tokenizer.eos_ids, self.threads, sizes, self.share_prompts
         )
         return self._engine
 
@@ -255,9 +230,7 @@ class Sampler:
 
 
 class _Run:
-    """One call of `generate`: the queue of samples, the samples in flight, and the results,
-    which have a row for every sample.
-    """
+    """One call of `generate`: the queue of samples, the samples in flight, and the results."""
 
     def __init__(
         self,
@@ -270,75 +243,43 @@ class _Run:
         seed: int,
         first: Sequence[int] | None = None,
     ) -> None:
-        self.model = sampler.model
         self.tokenizer = sampler.tokenizer
         self.params = params
-        self.device = self.model.device
-        context = self.model.config.max_positions
-        n = self.n = checked(
-            "n",
-            n,
-            int,
-            lambda n: n >= 1,
-            "an integer, at least 1: completions of each prompt",
-        )
-        max_new_tokens = checked(
-            "max_new_tokens",
-            max_new_tokens,
-            int,
-            lambda n: n >= 1,
-            "an integer, at least 1",
-        )
-        self.seed = checked(
-            "seed",
-            seed,
-            int,
-            lambda seed: 0 <= seed < 2**64,
-            "an integer from 0 to 2^64 - 1",
-        )
+        self.device = sampler.decoder.device
+        self.n = checked("n", n)
+        max_new_tokens = checked("max_new_tokens", max_new_tokens)
+        self.seed = checked("seed", seed)
         self.stop = stop_strings(stop)
-        prompts = self.prompts = token_lists(
-            prompts, self.tokenizer, self.model.config.vocab_size, context
-        )
-        first = first_samples(prompts, n) if first is None else first
-        self.samples = len(prompts) * n
-        limits = [
-            min(max_new_tokens, context - len(prompt))
-            for prompt in prompts
-            for _ in range(n)
-        ]
-        self.width = max(limits, default=0)
+        config = sampler.model.config
+        context = config.max_positions
+        prompts = token_lists(prompts, self.tokenizer, config.vocab_size, context)
+        self.prompts = prompts
+        self.samples = len(prompts) * self.n
+        limits = [min(max_new_tokens, context - len(prompt)) for prompt in prompts]
+        # Of each prompt.
         self.limit = self._tensor(limits)
-        self.prompt_length = self._tensor(
-            [len(prompt) for prompt in prompts for _ in range(n)]
+        self.length = self._tensor([len(prompt) for prompt in prompts])
+        self.last_token = self._tensor([prompt[-1] for prompt in prompts])
+        self.first = self._tensor(
+            first_samples(prompts, self.n) if first is None else first
         )
-        self.last_token = self._tensor(
-            [prompt[-1] for prompt in prompts for _ in range(n)]
-        )
-        self.noise_key = self._tensor(noise_keys(prompts, n, first))  # [samples, 3]
-        self.left = [n] * len(prompts)  # samples of each prompt that have not finished
-        # of the queue
+        self.noise_key = self._tensor([noise_key(prompt) for prompt in prompts])
+        self.left = [self.n] * len(prompts)  # samples that have not finished
+        # Of the queue.
         self.live = 0
         self.next_sample = 0
         self.prefilled_to = 0
         longest = max(map(len, prompts), default=1)
-        self.rows = min(sampler.slots_that_fit(longest, self.width), self.samples)
+        width = max(limits, default=0)
+        self.rows = min(sampler.slots_that_fit(longest, width), self.samples)
         # Prompts that are held: one for each sample in flight at most, and those of the next
         # refill.
-        held = self.rows + -(-self.rows // n)
-        self.engine = sampler.engine(self.rows, self.width, longest, held)
+        held = self.rows + -(-self.rows // self.n)
+        self.engine = sampler.engine(self.rows, width, longest, held)
         self.slots = self.engine.slots
         self.check_every = sampler.check_every or self.engine.look_every(params)
-
-        self.tokens = torch.zeros(
-            self.samples, self.width, dtype=torch.int64, device=self.device
-        )
-        self.logprobs, self.sampling_logprobs = torch.zeros(
-            2, self.samples, self.width, device=self.device
-        )
-        self.count = torch.zeros(self.samples, dtype=torch.int64, device=self.device)
-        # The texts of the samples that a stop string ended.
-        self.stopped: dict[int, str] = {}
+        self.stopped: dict[int, str] = {}  # texts of the samples that a stop string ended
+        self.results: dict[int, Completion] = {}  # by the number of the sample
 
     def _tensor(self, values: Sequence) -> Tensor:
         return torch.tensor(values, dtype=torch.int64, device=self.device)
@@ -378,19 +319,21 @@ class _Run:
         """Free the slots of finished samples, and start the next samples there; if there
         are none, close the gaps.
         """
-        self.keep_results(free, self.slots.sample[free])
+        self.keep_results(free)
         started = self.refill(free)
         self.close_gaps(free[started:])
 
-    def keep_results(self, rows: Tensor, samples: Tensor) -> None:
-        """Copy the contents of finished slots to the results, and forget prompts of which
-        no sample is left.
+    def keep_results(self, rows: Tensor) -> None:
+        """Make the completions of finished slots, and forget prompts of which no sample is
+        left.
         """
-        self.count[samples] = self.slots.count[rows]
-        for name in ("tokens", "logprobs", "sampling_logprobs"):
-            getattr(self, name)[samples] = getattr(self.slots, name)[rows, : self.width]
-        for prompt, number in Counter((samples // self.n).tolist()).items():
-            self.left[prompt] -= number
+        s = self.slots
+        state = (s.sample, s.count, s.tokens, s.logprobs, s.sampling_logprobs)
+        finished = (x[rows].tolist() for x in state)
+        for sample, count, *columns in zip(*finished, strict=True):
+            self.results[sample] = self.completion(sample, *(x[:count] for x in columns))
+            prompt = sample // self.n
+            self.left[prompt] -= 1
             if not self.left[prompt]:
                 self.engine.cache.forget(prompt)
 
@@ -413,7 +356,7 @@ class _Run:
         wanted = self.prompts[first : first + -(-self.rows // self.n)]
         while len(wanted) > 1 and len(wanted) * max(map(len, wanted)) > PREFILL_TOKENS:
             wanted = wanted[:-1]
-        self.engine.cache.prefill(self.engine.decoder, dict(enumerate(wanted, first)))
+        self.engine.cache.prefill(dict(enumerate(wanted, first)))
         self.prefilled_to += len(wanted) * self.n
 
     def start(self, rows: Tensor) -> None:
@@ -422,19 +365,19 @@ class _Run:
         sample = torch.arange(
             self.next_sample, self.next_sample + len(rows), device=self.device
         )
-        self.engine.cache.begin(
-            rows, (sample // self.n).tolist(), self.prompt_length[sample]
-        )
+        prompt = sample // self.n
+        length = self.length[prompt]
+        self.engine.cache.begin(rows, prompt.tolist(), length)
         s.sample[rows] = sample
-        s.limit[rows] = self.limit[sample]
-        s.token[rows] = self.last_token[sample]
-        s.position[rows] = (self.prompt_length[sample] - 1).int()
+        s.limit[rows] = self.limit[prompt]
+        s.token[rows] = self.last_token[prompt]
+        s.position[rows] = (length - 1).int()
         s.count[rows] = 0
         s.done[rows] = False
+        number = self.first[prompt] + sample % self.n
+        key = (number[:, None], *self.noise_key[prompt][:, :, None].unbind(1))
         place = torch.arange(s.width + 1, device=self.device)
-        s.noise[rows] = uniform_pair(
-            self.seed, place, *self.noise_key[sample][:, :, None].unbind(1)
-        )
+        s.noise[rows] = uniform_pair(self.seed, place, *key)
         self.next_sample += len(rows)
 
     def close_gaps(self, free: Tensor) -> None:
@@ -461,47 +404,13 @@ class _Run:
         states = (state[: self.live].tolist() for state in (s.sample, s.count))
         for row, (sample, count) in enumerate(zip(*states, strict=True)):
             for kept in range(max(1, count - self.check_every + 1), count + 1):
-                text = self.text_before_stop(s.tokens[row, :kept].tolist())
+                tokens = s.tokens[row, :kept].tolist()
+                text = text_before_stop(self.tokenizer, self.stop, tokens)
                 if text is not None:
                     self.stopped[sample] = text
                     s.count[row] = kept
                     s.done[row] = True
                     break
-
-    def text_before_stop(self, tokens: list[int]) -> str | None:
-        """Return the text up to the first stop string, None where there is none.
-
-        Stop strings are looked for in the text as it is shown, and in the text with special
-        tokens. Only the tail is decoded, if it shows no stop string and has no special
-        token.
-        """
-        decode = self.tokenizer.decode
-        # A character has at most four bytes, a token at least one.
-        tail = tokens[-(4 * max(map(len, self.stop)) + 4) :]
-        shown = decode(tail)
-        written = decode(tail, skip_special=False)
-        if shown == written and not any(stop in shown for stop in self.stop):
-            return None
-        shown = decode(tokens)
-        written = decode(tokens, skip_special=False)
-        ends = [shown.find(stop) for stop in self.stop if stop in shown]
-        if places := [written.find(stop) for stop in self.stop if stop in written]:
-            ends.append(self.shown_before(tokens, written, min(places)))
-        return shown[: min(ends)] if ends else None
-
-    def shown_before(self, tokens: list[int], written: str, end: int) -> int:
-        """Return how many characters of the shown text come from written[:end], where
-        `written` is the text with special tokens.
-        """
-        decode = self.tokenizer.decode
-        for whole in reversed(range(len(tokens))):  # tokens that end before there
-            before = decode(tokens[:whole], skip_special=False)
-            if len(before) <= end and written.startswith(before):
-                break
-        return min(
-            len(decode(tokens[:whole])) + end - len(before),
-            len(decode(tokens[: whole + 1])),
-        )
 
     # The results.
 
@@ -520,31 +429,19 @@ class _Run:
         )
 
     def completions(self) -> list[Completion]:
-        """Return all completions in prompt-major order."""
-        counts = self.count.tolist()
-        columns = [
-            matrix.cpu() for matrix in (self.tokens, self.logprobs, self.sampling_logprobs)
-        ]
-        self.check_finite(columns[1])
-        return [
-            self.completion(
-                sample, *(column[sample, :count].tolist() for column in columns)
-            )
-            for sample, count in enumerate(counts)
-        ]
+        """Return all completions in prompt-major order.
 
-    def check_finite(self, logprobs: Tensor) -> None:
-        """Raise a FloatingPointError for the first sample that was drawn from logits that
-        are not numbers.
+        FloatingPointError for the first one that was drawn from logits that are not numbers.
         """
-        bad = (~logprobs.isfinite()).nonzero()
-        if len(bad):
-            (prompt, number) = divmod(int(bad[0, 0]), self.n)
-            token = int(bad[0, 1])
-            raise FloatingPointError(
-                f"the logprob of token {token} of sample {number} of prompt {prompt} is "
-                f"{logprobs[*bad[0]].item()}"
-            )
+        found = [self.results[sample] for sample in range(self.samples)]
+        for c in found:
+            for token, logprob in enumerate(c.logprobs):
+                if not math.isfinite(logprob):
+                    raise FloatingPointError(
+                        f"the logprob of token {token} of sample {c.sample_index} of prompt "
+                        f"{c.prompt_index} is {logprob}"
+                    )
+        return found
 
 
 def free_memory(device: torch.device) -> int:
@@ -573,18 +470,9 @@ def first_samples(prompts: Sequence[list[int]], n: int) -> list[int]:
     return first
 
 
-def noise_keys(
-    prompts: Sequence[list[int]], n: int, first: Sequence[int]
-) -> list[list[int]]:
-    """Return, for every sample, the counter words that key its noise.
-
-    They are the sample's number among those of its prompt, and the two halves of the
-    prompt's 64-bit hash.
+def noise_key(prompt: list[int]) -> list[int]:
+    """Return the counter words that key a prompt's noise beside the number of the sample:
+    the two halves of the prompt's 64-bit hash.
     """
-    keys = []
-    for prompt, start in zip(prompts, first, strict=True):
-        digest = hashlib.blake2b(repr(list(prompt)).encode(), digest_size=8).digest()
-        low = int.from_bytes(digest[:4], "little")
-        high = int.from_bytes(digest[4:], "little")
-        keys += [[number, low, high] for number in range(start, start + n)]
-    return keys
+    digest = hashlib.blake2b(repr(prompt).encode(), digest_size=8).digest()
+    return [int.from_bytes(half, "little") for half in (digest[:4], digest[4:])]

@@ -44,8 +44,10 @@ from nanomath.process.prm import (
 from nanomath.process.rewards import ProcessReward, VerifiedReward
 from nanomath.rewards import RewardSet
 from nanomath.rollout import Sampler, Scorer
+from nanomath.training import ranks
 from nanomath.training.arithmetic import settle
 from nanomath.training.loop import say
+from nanomath.training.shared_sampler import SharedScorer
 
 T = TypeVar("T")
 TRAINED_ROWS = 512  # tokens of the trial of a dtype: more take longer, and say the same
@@ -321,7 +323,10 @@ def sampling_options(section: settings.Sampling) -> dict[str, object]:
 
 
 def build_sampler(
-    section: settings.Sampling, model: Transformer, tokenizer: Tokenizer
+    section: settings.Sampling,
+    model: Transformer,
+    tokenizer: Tokenizer,
+    kind: type[Sampler] = Sampler,
 ) -> Sampler:
     """Make the sampler that the section describes.
 
@@ -329,9 +334,7 @@ def build_sampler(
     """
     model.exact = section.exact
     dtype = getattr(torch, section.dtype) if section.dtype else None
-    return Sampler(
-        model, tokenizer, section.slots, section.exact, dtype, keep=section.keep
-    )
+    return kind(model, tokenizer, section.slots, section.exact, dtype, keep=section.keep)
 
 
 def build_scorers(
@@ -341,7 +344,8 @@ def build_scorers(
     gives rewards, then those that add to them.
     """
     made = [build(config, tokenizer, problems) for build in SCORERS.values()]
-    return [scorer for scorer in made if scorer]
+    scorers = [scorer for scorer in made if scorer]
+    return scorers if ranks.count() == 1 else list(map(SharedScorer, scorers))
 
 
 def build_verifier(

@@ -18,9 +18,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from nanomath.models.batches import with_common_prompts
 from nanomath.process.labelled import Labelled
 from nanomath.process.prm import PRM
+from nanomath.process.states import with_common_prompts
 from nanomath.training import ranks
 from nanomath.training.optimizer import Optimizer
 from nanomath.training.ranks import is_sharded, micro_batches_of

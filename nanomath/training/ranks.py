@@ -17,7 +17,6 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule
 
 from nanomath.models.batches import Example, by_length, micro_batches
 
@@ -191,7 +190,7 @@ def micro_batches_of(
 
 def is_sharded(model: nn.Module) -> bool:
     """Return whether the model, or a part of it, is cut over the ranks; see sharding.py."""
-    return any(isinstance(module, FSDPModule) for module in model.modules())
+    return any(hasattr(module, "unshard") for module in model.modules())
 
 
 def _deal(examples: Sequence[Example], parts: int, share_prompts: bool) -> list[list[int]]:

@@ -1,5 +1,5 @@
-"""Sampling shared out among ranks: each rank draws for some of the prompts, and all ranks
-get the completions that one rank alone would have drawn.
+"""Sampling and scoring shared out among ranks: each rank draws for some of the prompts and scores
+some of the groups, and all ranks get what one rank alone would have made.
 
 A sample is a function of (seed, prompt, number of the sample), so it does not matter which
 rank draws it. Only the copies of a prompt that land on different ranks have to be told
@@ -10,27 +10,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import Any
 
-from nanomath.data.problem import Problem
-from nanomath.rollout.episodes import Episode, Scorer, in_groups, sample_episodes
+from nanomath.rollout.episodes import Groups, Scorer, in_groups
 from nanomath.rollout.sampler import Completion, Sampler, first_samples
 from nanomath.training import ranks
 from nanomath.training.sharding import whole
 
-T = TypeVar("T")
 
+class SharedSampler(Sampler):
+    """Runs `generate` on all ranks together.
 
-@dataclass
-class SharedSampler:
-    """Runs `generate` and `episodes` on all ranks together.
-
-    Every rank gives the same arguments and gets the same result.
-
-    refresh: brings the sampler's weights up to date, where they are not the trainer's own.
+    Every rank gives the same arguments and gets the same result. refresh: brings the
+    sampler's weights up to date, where they are not the trainer's own.
     """
 
-    sampler: Sampler
     refresh: Callable[[], None] | None = None
 
     def generate(
@@ -39,61 +33,32 @@ class SharedSampler:
         """Draw `n` completions of every prompt, in prompt-major order; `sampling` is as in
         `Sampler.generate`.
         """
-
-        def draw(which: Sequence[int], first: Sequence[int]) -> list[list[Completion]]:
-            mine = self.sampler.generate(
-                [prompts[i] for i in which], n=n, first=first, **sampling
-            )
-            return in_groups(mine, n)
-
-        groups = self._share(prompts, n, draw)
-        return [
-            replace(c, prompt_index=index)
-            for index, group in enumerate(groups)
-            for c in group
-        ]
-
-    def episodes(
-        self,
-        problems: Sequence[Problem],
-        prompts: Sequence[list[int]],
-        scorers: Sequence[Scorer],
-        group_size: int,
-        **sampling: Any,
-    ) -> list[list[Episode]]:
-        """Sample and score episodes as `sample_episodes` does.
-
-        A rank scores the completions that it drew, so that a grader's timeout is the same
-        for all.
-        """
-
-        def draw(which: Sequence[int], first: Sequence[int]) -> list[list[Episode]]:
-            mine = [problems[i] for i in which], [prompts[i] for i in which]
-            return sample_episodes(
-                self.sampler, *mine, scorers, group_size, first=first, **sampling
-            )
-
-        groups = self._share(prompts, group_size, draw)
-        for index, group in enumerate(groups):
-            for episode in group:
-                episode.completion = replace(episode.completion, prompt_index=index)
-        return groups
-
-    def _share(
-        self,
-        prompts: Sequence[list[int]],
-        n: int,
-        draw: Callable[[Sequence[int], Sequence[int]], list[list[T]]],
-    ) -> list[list[T]]:
-        """Return the groups of all prompts.
-
-        draw(which, first) draws those of some prompts, whose samples begin at the numbers
-        `first`.
-        """
-        which = ranks.share(range(len(prompts)))
         first = ranks.share(first_samples(prompts, n))
         if self.refresh:
             self.refresh()
-        with whole(self.sampler.model):
-            groups = draw(which, first)
-        return ranks.gather(groups)
+        with whole(self.model):
+            mine = super().generate(ranks.share(prompts), n, first=first, **sampling)
+        groups = ranks.gather(in_groups(mine, n))
+        return [
+            replace(completion, prompt_index=index)
+            for index, group in enumerate(groups)
+            for completion in group
+        ]
+
+
+@dataclass
+class SharedScorer:
+    """A scorer of which each rank scores its share of the groups, so that a grader's timeout
+    is the same for all.
+    """
+
+    scorer: Scorer
+
+    def __call__(self, groups: Groups) -> None:
+        mine = ranks.share(groups)
+        self.scorer(mine)
+        for group, scored in zip(groups, ranks.gather(mine), strict=True):
+            group[:] = scored
+
+    def metrics(self, groups: Groups) -> dict[str, float]:
+        return self.scorer.metrics(groups)

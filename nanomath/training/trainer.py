@@ -20,6 +20,7 @@ from nanomath.config import load, to_toml
 from nanomath.data.files import remove_scratch
 from nanomath.models import Tokenizer, Transformer, resolve_model_dir
 from nanomath.models.lora import LoRA
+from nanomath.rollout import Sampler
 from nanomath.training import ranks
 from nanomath.training.build import (
     build_model,
@@ -131,17 +132,19 @@ class Trainer:
         self.model = lora.applied_to(self.base)
         return lora
 
-    def sampler(self) -> SharedSampler:
+    def sampler(self) -> Sampler:
         """What draws from the model as it is by then; with adapters, from a copy of the weights
         that these are merged into.
         """
         section = self.config.sampling
         if self.lora is None:
-            return SharedSampler(build_sampler(section, self.model, self.tokenizer))
+            kind = SharedSampler if ranks.count() > 1 else Sampler
+            return build_sampler(section, self.model, self.tokenizer, kind)
         dtype = getattr(torch, section.dtype or self.config.model.dtype)
         merged = self.lora.merged(self.base, dtype)
-        merge = partial(self.lora.merge, self.base, merged)
-        return SharedSampler(build_sampler(section, merged, self.tokenizer), merge)
+        sampler = build_sampler(section, merged, self.tokenizer, SharedSampler)
+        sampler.refresh = partial(self.lora.merge, self.base, merged)
+        return sampler
 
     def _optimizer(self, module: nn.Module, keep_weights: bool = False) -> Optimizer:
         o = self.config.optim
@@ -360,9 +363,9 @@ def make_deterministic(mode: str, device: str) -> None:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     # A debugging aid that writes all memory twice.
     torch.utils.deterministic.fill_uninitialized_memory = False
-    torch.use_deterministic_algorithms(
-        mode == "true" or (mode == "auto" and choose_device(device).type == "cpu")
-    )
+    on = mode == "true" or (mode == "auto" and choose_device(device).type == "cpu")
+    # What `use_deterministic_algorithms` does, without its import of the compiler.
+    torch.set_deterministic_debug_mode("error" if on else "default")
 
 
 def memory_use(device: torch.device) -> str:

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from nanomath.__main__ import main
+from nanomath.commands import prm
 from nanomath.process.labelled import load_labelled
 
 LABEL = (
@@ -35,7 +36,8 @@ def rows(tmp_path):
 
 
 @pytest.mark.parametrize("by", ["oracle", "monte_carlo"])
-def test_label_and_go_on(call, model_directory, by, tmp_path):
+def test_label_and_go_on(call, model_directory, by, tmp_path, monkeypatch):
+    monkeypatch.setattr(prm, "PROBLEMS_AT_ONCE", 4)
     words = (
         "prm",
         "label",
@@ -44,7 +46,7 @@ def test_label_and_go_on(call, model_directory, by, tmp_path):
         f"label.by={by}",
         "label.rollouts=4",
     )
-    words = (*words, "label.save=out/labels.jsonl", "label.problems_at_once=4")
+    words = (*words, "label.save=out/labels.jsonl")
     outcome = call(main, *words)
     assert outcome.code == 0, outcome.err
     solutions = load_labelled(tmp_path / "out" / "labels.jsonl")

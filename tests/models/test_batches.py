@@ -18,9 +18,8 @@ from nanomath.models.batches import (
     micro_batches,
     response_logprobs,
     response_scores,
-    states_at,
-    with_common_prompts,
 )
+from nanomath.process.states import states_at, with_common_prompts
 
 CONFIGS = {
     "llama": {},

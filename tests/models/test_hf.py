@@ -27,6 +27,7 @@ from nanomath.models import (
     resolve_model_dir,
     save_model,
 )
+from nanomath.models.hf_names import hf_slices
 
 SHAPE = {
     "vocab_size": 11,
@@ -207,7 +208,7 @@ def test_loading_holds_one_stored_tensor_at_a_time(
 
     monkeypatch.setattr(hf, "_open_safetensors", watched)
     assert_same_bits(load_model(tmp_path / "model"), fresh())
-    assert len(alive) == sum(1 for _ in fresh().hf_slices())
+    assert len(alive) == sum(1 for _ in hf_slices(fresh()))
 
 
 def test_tolerated_extras(tmp_path: Path) -> None:

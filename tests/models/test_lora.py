@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from nanomath import load_model, load_tokenizer, save_model
+from nanomath.models.hf_names import hf_slices
 from nanomath.models.lora import WEIGHTS, LoRA, linear_layers, load_lora
 from nanomath.settings import LINEAR_LAYERS
 from nanomath.training.optimizer import Optimizer
@@ -74,7 +75,7 @@ def test_gradients_are_those_of_the_chain_rule(
     dense.backward()
     gradients = {}
     parameters = dict(plain.named_parameters())
-    for name, ours, start, stop in plain.hf_slices():
+    for name, ours, start, stop in hf_slices(plain):
         gradients[name.removesuffix(".weight")] = parameters[ours].grad[start:stop]
     assert len(lora) == 2 * len(targets)
     for key, adapter in lora.items():

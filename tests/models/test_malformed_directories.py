@@ -31,6 +31,7 @@ from nanomath.models import (
     save_model,
 )
 from nanomath.models.hf import INDEX_FILE
+from nanomath.models.hf_names import hf_slices
 
 T = TypeVar("T")
 quickly = settings(
@@ -245,7 +246,7 @@ def assert_loaded(model: Transformer, directory: Path) -> None:
         for file in directory.glob("*.safetensors")
         for name, tensor in load_file(file).items()
     }
-    for name, parameter, start, stop in model.hf_slices():
+    for name, parameter, start, stop in hf_slices(model):
         source = (
             "lm_head.weight"
             if model.config.tie_embeddings and name not in stored

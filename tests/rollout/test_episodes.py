@@ -20,7 +20,7 @@ from nanomath.rollout import (
     episode_metrics,
     sample_episodes,
 )
-from nanomath.rollout.episodes import repeated_share
+from nanomath.rollout.groups import repeated_share
 
 PROBLEMS = [Problem(f"p{i}", f"question {i}", str(i)) for i in range(3)]
 

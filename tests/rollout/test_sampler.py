@@ -16,8 +16,8 @@ import torch
 from nanomath.data.world import world_tokenizer
 from nanomath.models import Tokenizer
 from nanomath.rollout import Completion, Sampler
-from nanomath.rollout.sampler import _Run, first_samples
-from nanomath.rollout.sampling import SamplingParams
+from nanomath.rollout.sampler import first_samples
+from nanomath.rollout.stops import text_before_stop
 
 PROMPTS = [[5], [7, 300, 12, 44], [9] * 11, [700, 3, 3], [1, 2, 3, 4, 5, 6]]
 EOS = range(
@@ -394,8 +394,8 @@ def check_cut(
     ],
 )
 def test_the_text_before_a_stop_string(sampler, written, stop, text):
-    run = _Run(sampler, [[5]], 1, 4, SamplingParams(), stop, 0)
-    assert run.text_before_stop(sampler.tokenizer.encode(written)) == text
+    tokens = sampler.tokenizer.encode(written)
+    assert text_before_stop(sampler.tokenizer, [stop], tokens) == text
 
 
 def test_an_eos_is_an_eos_though_it_is_a_stop_string_as_well(sampler):

@@ -10,7 +10,7 @@ import torch
 from nanomath.data.problem import Problem
 from nanomath.models.batches import response_scores
 from nanomath.models.lora import LoRA
-from nanomath.rollout import Episode, Sampler
+from nanomath.rollout import Episode
 from nanomath.settings import LINEAR_LAYERS, Algorithm
 from nanomath.training.optimizer import Optimizer
 from nanomath.training.policy_step import PolicyStep
@@ -28,7 +28,8 @@ def test_a_policy_learns_which_tokens_to_draw(new_model, tokenizer, dtype):
     lora = LoRA(base, 4, 8.0, LINEAR_LAYERS)
     model = lora.applied_to(base)
     merged = lora.merged(base, dtype)
-    sampler = SharedSampler(Sampler(merged, tokenizer), lambda: lora.merge(base, merged))
+    sampler = SharedSampler(merged, tokenizer)
+    sampler.refresh = lambda: lora.merge(base, merged)
     optimizer = Optimizer(lora, 0.0, (0.9, 0.95), 1e-8, 1.0)
     algorithm = Algorithm(kl_coef=0.001)
     policy = PolicyStep(

@@ -16,13 +16,13 @@ from nanomath.data.world import CHAT_TEMPLATE, world_tokenizer
 from nanomath.models import ModelConfig, Tokenizer, Transformer
 from nanomath.models.batches import Example
 from nanomath.process.rewards import VerifiedReward
-from nanomath.rollout import Sampler
+from nanomath.rollout import sample_episodes
 from nanomath.training import ranks
 from nanomath.training.optimizer import Optimizer
 from nanomath.training.ranks import is_sharded
 from nanomath.training.sft_step import SFTStep, heldout_loss
 from nanomath.training.sharding import shard, whole
-from nanomath.training.shared_sampler import SharedSampler
+from nanomath.training.shared_sampler import SharedSampler, SharedScorer
 
 EXAMPLES = [
     Example([5, 6, 7], [8, 9, 0]),
@@ -128,7 +128,7 @@ class Scenes:
         tokenizer = Tokenizer(
             world_tokenizer(), CHAT_TEMPLATE, range(0, 1000, 25), eos_token="<|endoftext|>"
         )
-        return SharedSampler(Sampler(self.model(), tokenizer, slots=4))
+        return SharedSampler(self.model(), tokenizer, slots=4)
 
     def samples(self) -> list[tuple]:
         """Completions of more prompts than ranks, some of them equal, of fewer, and of none."""
@@ -144,9 +144,11 @@ class Scenes:
         ]
 
     def episodes(self) -> list[tuple]:
-        scorers = [VerifiedReward(reward_of_this_rank)]
+        scorers = [SharedScorer(VerifiedReward(reward_of_this_rank))]
         problems = [Problem(name, "?", "1") for name in "abcdefg"]
-        groups = self.sampler().episodes(problems, PROMPTS, scorers, 2, max_new_tokens=6)
+        groups = sample_episodes(
+            self.sampler(), problems, PROMPTS, scorers, 2, max_new_tokens=6
+        )
         found = [e for group in groups for e in group]
         return [
             (

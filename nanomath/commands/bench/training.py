@@ -54,6 +54,7 @@ from nanomath.data.problem import Problem
 from nanomath.models import Transformer, batches
 from nanomath.models.batches import Example
 from nanomath.models.lora import LoRA
+from nanomath.process.states import states_at
 from nanomath.rollout import Completion, Episode
 from nanomath.rollout.floor import fastest, seconds_of
 from nanomath.settings import LINEAR_LAYERS
@@ -339,7 +340,7 @@ def score_step(shape: str, side: str, config: TrainingBench) -> Callable[[], obj
     if side == "plain":
         examples = [Example([], example.prompt + example.response) for example in examples]
     places = [[config.prompt + config.response - 1]] * len(examples)
-    return lambda: list(batches.states_at(model, examples, places, config.token_budget))
+    return lambda: list(states_at(model, examples, places, config.token_budget))
 
 
 def logprob_step(shape: str, side: str, config: TrainingBench) -> Callable[[], object]:

@@ -1,0 +1,103 @@
+"""Which groups of episodes are kept, and what is logged of them all.
+
+Dynamic sampling (DAPO, arXiv 2503.14476, section 3.2) keeps the groups that teach something
+and samples others in place of the rest, here at most so many times: a model that solves
+everything, or nothing, must not sample for ever.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+
+from nanomath.rollout.episodes import Episode, Groups
+
+
+def is_mixed(group: Sequence[Episode]) -> bool:
+    """Return whether the group has right answers and wrong ones."""
+    return len({bool(e.rewards["accuracy"]) for e in group}) > 1
+
+
+def is_uneven(group: Sequence[Episode]) -> bool:
+    """Return whether the group's rewards, or those of its steps, differ: otherwise all of
+    its advantages are zero.
+    """
+    return len({(e.rewards["total"], *e.step_rewards) for e in group}) > 1
+
+
+KEEP_GROUPS: dict[str, Callable[[Sequence[Episode]], bool]] = {
+    "all": lambda group: True,
+    "mixed": is_mixed,
+    "uneven": is_uneven,
+}
+
+
+def collect_groups(
+    sample: Callable[[int], list[list[Episode]]], wanted: int, keep: str, refills: int
+) -> tuple[list[list[Episode]], list[list[Episode]]]:
+    """Return up to `wanted` groups worth keeping, and all groups that were sampled to find
+    them.
+
+    sample(k) draws the groups of refill k: refill 0 always, then refills 1 to `refills`
+    while groups are missing. keep: a key of KEEP_GROUPS. When no group is worth keeping,
+    those of the last refill are returned: the step then measures them, and has no gradient.
+    """
+    kept: list[list[Episode]] = []
+    sampled: list[list[Episode]] = []
+    for refill in range(refills + 1):
+        groups = sample(refill)
+        sampled += groups
+        kept += [group for group in groups if KEEP_GROUPS[keep](group)]
+        if len(kept) >= wanted:
+            break
+    return kept[:wanted] or groups, sampled
+
+
+def episode_metrics(groups: Groups) -> dict[str, float]:
+    """Return the means over a rollout's episodes: each reward, pass@1, flat groups,
+    lengths.
+
+    A group is flat when its rewards are all equal, so that its advantages are zero. Lengths
+    are in tokens; the mean length of right, of wrong and of truncated completions is left
+    out where there are none.
+    """
+    episodes = [episode for group in groups for episode in group]
+    right = [[bool(e.rewards["accuracy"]) for e in group] for group in groups]
+    lengths = {
+        "length": [e.completion.length for e in episodes],
+        "length/right": [e.completion.length for e in episodes if e.rewards["accuracy"]],
+        "length/wrong": [
+            e.completion.length for e in episodes if not e.rewards["accuracy"]
+        ],
+        "length/truncated": [
+            e.completion.length for e in episodes if not e.completion.finished
+        ],
+    }
+    components = [name for name in episodes[0].rewards if name != "total"]
+    return {
+        "reward": _mean(e.rewards["total"] for e in episodes),
+        "pass@1": _mean(ok for group in right for ok in group),
+        **{
+            f"reward/{name}": _mean(e.rewards[name] for e in episodes)
+            for name in components
+        },
+        "flat_groups": _mean(not is_uneven(group) for group in groups),
+        "all_right": _mean(all(group) for group in right),
+        "all_wrong": _mean(not any(group) for group in right),
+        **{name: _mean(values) for name, values in lengths.items() if values},
+        "truncated": _mean(not e.completion.finished for e in episodes),
+        "repetition": _mean(repeated_share(e.completion.tokens) for e in episodes),
+    }
+
+
+def repeated_share(tokens: Sequence[int], n: int = 4) -> float:
+    """Return the share of the n-grams of tokens that occurred earlier in the list.
+
+    It is near 1 when a completion goes in circles.
+    """
+    ngrams = [tuple(tokens[i : i + n]) for i in range(len(tokens) - n + 1)]
+    return 1 - len(set(ngrams)) / len(ngrams) if ngrams else 0.0
+
+
+def _mean(values: Iterable[float]) -> float:
+    values = list(values)
+    return sum(values) / len(values)

@@ -30,7 +30,7 @@ from nanomath.analysis.measures import PER_PROBLEM, measured
 from nanomath.analysis.pool import Pool
 from nanomath.analysis.report import report
 from nanomath.analysis.results import as_json, as_table, collect
-from nanomath.analysis.runs import read_run
+from nanomath.analysis.runs import Run, read_run
 from nanomath.analysis.study import Study, read_study
 from nanomath.training.runlog import write_atomically
 
@@ -225,8 +225,10 @@ def write(study: Study, chains: dict, pool: Pool, out: Path) -> None:
     write_atomically(out / "results.json", as_json(results))
     write_atomically(out / "table.md", as_table(results))
     figures.draw(results, pool.directory, out)
-    names = dict.fromkeys(trained(chain) for chain in chains.values())
-    places = [pool.directory / name for name in names]
-    runs = [read_run(place) for place in places if (place / "metrics.jsonl").exists()]
+    runs: dict[str, list[Run]] = {}
+    for (arm, _), chain in chains.items():
+        place = pool.directory / trained(chain)
+        if (place / "metrics.jsonl").exists():
+            runs.setdefault(arm, []).append(read_run(place))
     if runs:
-        write_atomically(out / "study.html", report(runs))
+        write_atomically(out / "study.html", report([], runs))

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import random
 import re
+import shutil
 import signal
 import textwrap
 import threading
 import time
 import tomllib
+import types
 from pathlib import Path
 
 import pytest
@@ -22,6 +25,7 @@ from nanomath.analysis.pool import Pool
 from nanomath.analysis.results import as_json, as_table, collect, warnings
 from nanomath.analysis.runs import read_run
 from nanomath.analysis.study import RUNS, read_study, study_of
+from nanomath.commands.study import check_measures, check_room
 
 pytest.importorskip("scipy")
 pytest.importorskip("matplotlib")
@@ -35,6 +39,21 @@ TABLE = {
         "grpo": {"run": "train_grpo.py", "keys": {"model.path": "{sft}"}},
     },
     "arms": {"with": {}, "without": {"grpo.algorithm.kl_coef": 0.0}},
+}
+STAGES = {
+    "sft": TABLE["stages"]["sft"],
+    "grpo": {
+        **TABLE["stages"]["grpo"],
+        "keys": {"model.path": "{sft}", "run.eval_every": 1},
+        "checkpoint": {"measure": "heldout/pass@1", "reach": 0.1},
+    },
+    "after": {"run": "train_grpo.py", "keys": {"model.path": "{grpo}"}},
+}
+BEST = {
+    "key": "grpo.optim.lr",
+    "values": [1e-5, 0.3, 0.9],
+    "measure": "grpo.heldout/pass@1",
+    "seeds": [7, 8],
 }
 
 
@@ -114,6 +133,22 @@ def test_equal_updates(tmp_path):
         ({"arms": {"with": {}, "a b": {"grpo.run.steps": 1}}}, "letters, digits"),
         ({"axes": {"grpo.run.steps": [1]}}, "expected one of arms, axes, leave_one_out"),
         ({"stages": {"a": {"run": "rm"}}}, "run = 'rm': expected one of train_sft.py"),
+        ({"stages": {"a": {"run": "eval", "arguments": ["x"]}}}, "run = 'eval': expected"),
+        ({"best": {"key": "grpo.optim.lr"}}, "best: values is missing"),
+        ({"best": {**BEST, "key": "lr"}}, "key = 'lr': expected STAGE.KEY"),
+        ({"best": {**BEST, "kye": 1}}, "unknown key of best: 'kye'; did you mean key"),
+        (
+            {"best": {**BEST, "key": "grpo.algorithm.kl_coef", "measure": "sft.loss"}},
+            "but the arm 'without' sets it",
+        ),
+        (
+            {"best": {**BEST, "measure": "sft.loss"}, "budget": "tokens"},
+            "choose first, in a",
+        ),
+        (
+            {"stages": {**STAGES, "grpo": {**STAGES["grpo"], "checkpoint": {"reach": 1}}}},
+            "checkpoint = {'reach': 1}: expected",
+        ),
         (
             {"stages": {"a": {"run": "eval", "kyes": {}}}},
             "unknown key of the stage 'a': 'kyes'",
@@ -133,6 +168,26 @@ def test_arms_that_cannot_be_resolved(tmp_path):
     same = {"with": {}, "b": {"grpo.algorithm.kl_coef": 0.04}}
     with pytest.raises(ValueError, match="'with' and 'b' resolve to the same config"):
         make_cells(study(arms=same), tmp_path)
+
+
+def test_stages_that_do_not_chain(tmp_path):
+    def stages(**keys):
+        return {**TABLE["stages"], "grpo": {"run": "train_grpo.py", "keys": keys}}
+
+    for keys, message in (
+        ({"model.path": "{stf}"}, "stage 'grpo': model.path: {stf} is no earlier stage"),
+        ({"model.path": "{grpo}"}, "{grpo} is no earlier stage"),
+        ({}, "stage 'grpo': model.path is empty: name an earlier stage"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            make_cells(study(stages=stages(**keys)), tmp_path)
+    measured_only = make_cells(
+        study(stages=stages(**{"model.path": "elsewhere"})), tmp_path
+    )
+    assert {cell.stage.name for cell in in_order(measured_only).values()} == {"grpo"}
+    never = {**STAGES, "grpo": {**STAGES["grpo"], "keys": {"model.path": "{sft}"}}}
+    with pytest.raises(ValueError, match="chooses among measurements, but run.eval_every"):
+        make_cells(study(stages=never), tmp_path)
 
 
 def test_the_command_refuses_before_anything_runs(tmp_path, monkeypatch):
@@ -174,7 +229,8 @@ def test_the_studies_on_pages_can_be_resolved(page, tmp_path):
 # Stands in for a training: six steps of 20 ms, or as many as run.tokens allow at prompts / 4 each,
 # a state after each, and numbers that are a function of the config. It goes on from its state.
 STANDIN = """
-import hashlib, json, pathlib, signal, sys, time, tomllib
+import hashlib, json, pathlib, re, signal, sys, time, tomllib
+print("began", flush=True)
 (text,) = (pathlib.Path(word).read_text() for word in sys.argv if word.endswith("study.toml"))
 config = tomllib.loads(text)
 for word in sys.argv:
@@ -182,7 +238,7 @@ for word in sys.argv:
         key, value = word.split("=")
         section, name = key.split(".")
         config[section][name] = float(value)
-        text = text.replace(f"{name} = 0\\n", f"{name} = {value}\\n")
+        text = re.sub(rf"(?m)^{name} = .*$", f"{name} = {value}", text)
 place = pathlib.Path(config["run"]["directory"]) / config["run"]["name"]
 asked = []
 signal.signal(signal.SIGTERM, lambda *_: asked.append(1))
@@ -354,13 +410,22 @@ def test_more_seeds_cost_only_themselves(stand_in):
 
 def test_equal_tokens(stand_in):
     """The arms go on until they have sampled what the baseline's run of their seed has."""
-    arms = {"with": {}, "half": {"grpo.grpo.prompts": 8}, "much": {"grpo.grpo.prompts": 40}}
+    arms = {
+        "with": {},
+        "half": {"grpo.grpo.prompts": 8},
+        "much": {"grpo.grpo.prompts": 40},
+    }
     made, chains, pool, _ = stand_in(arms=arms, seeds=[0, 1], budget="tokens")
     pool.run(in_order(chains))
     results = collect(made, chains, pool)
     assert results.costs["with"]["tokens sampled"] == 24  # six steps of four
-    assert results.costs["half"] | {"tokens sampled": 24, "updates": 12} == results.costs["half"]
-    assert results.costs["much"]["tokens sampled"] == 30  # a step is the least that can be added
+    assert (
+        results.costs["half"] | {"tokens sampled": 24, "updates": 12}
+        == results.costs["half"]
+    )
+    assert (
+        results.costs["much"]["tokens sampled"] == 30
+    )  # a step is the least that can be added
     assert warnings(results) == [
         "half has 2.00 times the updates of with",
         "much has 0.50 times the updates of with",
@@ -380,26 +445,21 @@ def test_a_run_that_tokens_ended_was_about_to_end(stand_in):
     pool.run(in_order(chains))
     before = results_of(made, chains, pool)
     cell = chains["half", 0]["grpo"]
-    (pool.directory / cell.name / "cell.json").unlink()  # it was killed before it was noted
+    (
+        pool.directory / cell.name / "cell.json"
+    ).unlink()  # it was killed before it was noted
     pool = Pool(pool.directory, 1, print)
     pool.run(in_order(chains))
     assert results_of(made, chains, pool) == before
 
 
-STAGES = {
-    "sft": TABLE["stages"]["sft"],
-    "grpo": {
-        **TABLE["stages"]["grpo"],
-        "keys": {"model.path": "{sft}", "run.eval_every": 1},
-        "checkpoint": {"measure": "heldout/pass@1", "reach": 0.1},
-    },
-    "after": {"run": "train_grpo.py", "keys": {"model.path": "{grpo}"}},
-}
-
-
 def test_later_stages_start_where_a_score_was_reached(stand_in):
     """Four tokens a step are 0.04 a step: 0.1 after three steps; twice as many, after two."""
-    arms = {"with": {}, "fast": {"grpo.grpo.prompts": 32}, "slow": {"grpo.grpo.prompts": 4}}
+    arms = {
+        "with": {},
+        "fast": {"grpo.grpo.prompts": 32},
+        "slow": {"grpo.grpo.prompts": 4},
+    }
     made, chains, pool, _ = stand_in(
         arms=arms, seeds=[0], stages=STAGES, measures=["after.heldout/pass@1"]
     )
@@ -411,7 +471,9 @@ def test_later_stages_start_where_a_score_was_reached(stand_in):
     assert started["with"].endswith("/checkpoints/step-3")
     assert started["fast"].endswith("/checkpoints/step-2")
     table = as_table(collect(made, chains, pool))
-    assert re.search(r"with: step 3 of grpo-\w+, heldout/pass@1 0.12 for 0.1 \(seed 0", table)
+    assert re.search(
+        r"with: step 3 of grpo-\w+, heldout/pass@1 0.12 for 0.1 \(seed 0", table
+    )
     assert "never reached 0.1: its best was 0.06, after step 6" in table
 
 
@@ -425,14 +487,6 @@ def test_later_stages_start_as_near_to_another_arm_as_can_be(stand_in):
     pool.run(in_order(chains))
     config = read_run(pool.directory / chains["fast", 0]["after"].name).config
     assert config["model.path"].endswith("/checkpoints/step-5")  # 0.25 for 0.24
-
-
-BEST = {
-    "key": "grpo.optim.lr",
-    "values": [1e-5, 0.3, 0.9],
-    "measure": "grpo.heldout/pass@1",
-    "seeds": [7, 8],
-}
 
 
 def test_every_arm_has_its_own_best(stand_in):
@@ -449,7 +503,9 @@ def test_every_arm_has_its_own_best(stand_in):
     table = as_table(collect(made, chains, pool))
     for arm in arms:
         rate = read_run(pool.directory / chains[arm, 0]["grpo"].name).config["optim.lr"]
-        shown = re.search(rf"{arm}: optim.lr = (\S+) of 1e-05: (\S+), 0.3: (\S+), 0.9: (\S+) ", table)
+        shown = re.search(
+            rf"{arm}: optim.lr = (\S+) of 1e-05: (\S+), 0.3: (\S+), 0.9: (\S+) ", table
+        )
         means = [float(text) for text in shown.groups()[1:]]
         assert rate == float(shown[1]) == BEST["values"][means.index(max(means))]
     assert ("the last one tried" in table) == ("optim.lr = 0.3 of" not in table)
@@ -457,7 +513,7 @@ def test_every_arm_has_its_own_best(stand_in):
 
 def test_what_chooses_is_not_what_is_reported(tmp_path):
     with pytest.raises(ValueError, match="seed 7 is one of the study's"):
-        study(best=BEST, seeds=[7])
+        study(best=BEST, seeds=[7], measures=["sft.loss"])
     with pytest.raises(ValueError, match="by the headline 'grpo.heldout/pass@1'"):
         study(best=BEST)
     same = {**BEST, "measure": "grpo.heldout/pass@1/family=maths"}
@@ -497,24 +553,68 @@ def test_a_command_and_what_it_wrote(stand_in, tmp_path, monkeypatch):
 
 def test_two_runners_share_the_cells(stand_in):
     """Each starts what the other has not, none is run twice, and both end with all of it."""
-    made, chains, first, said = stand_in(workers=1)
-    second = Pool(first.directory, 1, said.append)
-    script = textwrap.dedent(
-        """
-        import sys
-        """
-    )
-    del script
+    made, chains, pool, _ = stand_in(workers=1)
     cells = in_order(chains)
-    other = threading.Thread(target=lambda: runner(second, cells))
+    other = multiprocessing.get_context("fork").Process(target=pool.run, args=(cells,))
     other.start()
-    runner(first, cells)
+    pool.run(cells)
     other.join()
-    assert all(map(first.is_done, cells.values())) and all(map(second.is_done, cells.values()))
-    assert len(said) == len(cells)
-    for cell in cells.values():
-        lines = (first.directory / cell.name / "metrics.jsonl").read_text().splitlines()
-        assert len(lines) == 6
+    assert other.exitcode == 0 and all(map(pool.is_done, cells.values()))
+    for name in cells:
+        assert (pool.directory / name / "log.txt").read_text().count("began") == 1
+
+
+def test_a_study_goes_on_with_what_another_runner_left(stand_in, monkeypatch):
+    """Of a runner that is gone the cell is free again."""
+    made, chains, pool, _ = stand_in(workers=1, seeds=[0])
+    cells = in_order(chains)
+    sft = next(iter(cells.values()))
+    (theirs,) = pool._start(sft)
+    timer = threading.Timer(0.05, theirs.process.kill)
+    timer.start()
+    monkeypatch.setattr(pools.os, "close", closed_too(theirs.lock, pools.os.close))
+    Pool(pool.directory, 1, print).run(cells)
+    assert all(map(pool.is_done, cells.values()))
+
+
+def closed_too(lock: int, close):
+    """The close of files, which at first closes the lock of a runner that is gone."""
+    left = [lock]
+    return lambda file: [close(one) for one in (file, *[left.pop() for _ in left[:1]])]
+
+
+def test_a_full_disk_stops_the_study_and_what_runs(stand_in, monkeypatch):
+    made, chains, pool, _ = stand_in()
+
+    def full(path, text):
+        if path.name == "cell.json":
+            raise OSError(28, "No space left on device", str(path))
+        path.write_text(text)
+
+    monkeypatch.setattr(pools, "write_atomically", full)
+    with pytest.raises(OSError, match="No space left"):
+        pool.run(in_order(chains))
+    monkeypatch.undo()
+    assert not any(pool.state(cell) for cell in in_order(chains).values())
+
+
+def test_a_measure_that_no_stage_makes_is_found_with_the_first_cell(stand_in):
+    made, chains, pool, said = stand_in(measures=["grpo.lost"])
+    pool.check = lambda cell: check_measures(made, cell, pool.directory)
+    with pytest.raises(
+        ValueError, match="no metric 'lost' in .*; there are: loss, tokens"
+    ):
+        pool.run(in_order(chains))
+    assert len(said) < 5
+
+
+def test_a_disk_that_is_too_small(stand_in, monkeypatch):
+    made, chains, pool, _ = stand_in()
+    pool.directory.mkdir()
+    few = types.SimpleNamespace(free=10)
+    monkeypatch.setattr(shutil, "disk_usage", lambda place: few)
+    with pytest.raises(OSError, match="the cells need about .* MB, .*cells has 0 MB left"):
+        check_room(in_order(chains), pool)
 
 
 # --- what it found ---------------------------------------------------------------------------

@@ -915,6 +915,12 @@ class PRMConfig:
     prm: PRM = section(PRM)
     optim: Optim = section(Optim)
 
+    def __post_init__(self) -> None:
+        if self.run.tokens:
+            raise ValueError(
+                f"run.tokens = {self.run.tokens}, but the training of a PRM counts no tokens"
+            )
+
 
 @dataclass
 class PRMEvalConfig:

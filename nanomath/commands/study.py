@@ -21,6 +21,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from resource import RUSAGE_CHILDREN, RUSAGE_SELF, getrusage
 
 from tqdm import tqdm
 
@@ -70,6 +71,7 @@ def main(argv: list[str]) -> int:
         return 1
     finally:
         write(study, chains, pool, out)
+    print(cpu_time(), file=sys.stderr)
     left = [name for name, cell in every.items() if not pool.state(cell)]
     failed = [
         name for name, cell in every.items() if pool.state(cell).get("state") == "failed"
@@ -78,6 +80,13 @@ def main(argv: list[str]) -> int:
     print(f"{out}: results.json, table.md, study.html", end="")
     print(f"; {len(left)} cells are left, the same command goes on" if left else "")
     return 1 if left or failed else 0
+
+
+def cpu_time() -> str:
+    """What running the cells has cost beside the cells themselves."""
+    usages = [getrusage(who) for who in (RUSAGE_SELF, RUSAGE_CHILDREN)]
+    own, cells = (usage.ru_utime + usage.ru_stime for usage in usages)
+    return f"CPU time: {own:.1f} s of the runner, with its start and pages; {cells:.0f} s of cells"
 
 
 def parse(argv: list[str]) -> tuple[str, dict[str, str]]:

@@ -117,8 +117,6 @@ class Trainer:
         best = facts.get("best", {})  # {"step": ..., "score": ...}, of a run that keeps it
         self.best = best if best.get("step") in steps else {}
         self.limits = {"tokens": config.run.tokens, "seconds": config.run.seconds}
-        if config.run.tokens and isinstance(config, settings.PRMConfig):
-            raise ValueError("run.tokens: the training of a PRM counts no tokens")
         lines = self.log.read("metrics.jsonl")
         done = [line for line in lines if line["step"] <= self.start]
         if self.start >= config.run.steps or share_used(done, self.limits) >= 1:

@@ -10,7 +10,8 @@ import torch
 from safetensors.torch import load_file
 
 import train_sft
-from nanomath.commands import prm
+from nanomath import settings
+from nanomath.config import load
 
 SMALL = (
     *("train.limit=16", "heldout.limit=1", "evaluation.samples=1", "sft.batch_size=2"),
@@ -60,14 +61,8 @@ def test_after_a_stop_it_ends_with_the_same_bits(run, tmp_path):
         run("whole", "run.steps=80", "run.tokens=800", "--resume")
 
 
-def test_a_prm_counts_no_tokens(tmp_path):
-    with pytest.raises(ValueError, match="the training of a PRM counts no tokens"):
-        prm.main(
-            [
-                "train",
-                "run.tokens=5",
-                f"run.directory={tmp_path}",
-                "prm.train=x.jsonl",
-                "prm.heldout=x.jsonl",
-            ]
-        )
+def test_a_prm_counts_no_tokens():
+    with pytest.raises(
+        ValueError, match="run.tokens = 5, but the training of a PRM counts no"
+    ):
+        load(settings.PRMConfig, None, ["run.tokens=5"])

@@ -221,8 +221,9 @@ class Maker:
         """What must be known of parents that are started from at a checkpoint of theirs."""
         for parent in parents:
             if rule := parent.stage.checkpoint:
-                near = rule.get("near")
-                other = [self.cell(parent.stage.name, near, seed, tried)] if near else []
+                near = [rule["near"]] if "near" in rule else []
+                base = self.study.baseline
+                other = [self.cell(stage, base, seed, tried) for stage in near]
                 yield Late("checkpoint", "", (parent, *other), rule)
 
     def _best(self, stage: Stage, arm: str, tried: tuple[Any, ...]) -> Iterator[Late]:

@@ -1,11 +1,12 @@
 """What a cell takes from other cells once these are done (nanomath/analysis/cells.py).
 
-budget      run.tokens or run.seconds is what the baseline's run of the same seed used
-best        the key has the value whose runs have the largest mean of a measure: runs of seeds
-            of their own, on problems of their own, so that what is chosen by luck is not
-            reported as found
-checkpoint  a stage starts from the first checkpoint of its parent that reached a score, or from
-            the one nearest to the last score of another arm
+    budget      run.tokens or run.seconds is what the baseline's run of the same seed used
+    best        the key has the value whose runs have the largest mean of a measure
+    checkpoint  a stage starts from the first checkpoint of its parent that reached a score, or from
+                the one nearest to the last score of a stage of the baseline
+
+What does best is chosen by runs with seeds of their own, on problems of their own: otherwise luck
+would be chosen, and reported as found.
 """
 
 from __future__ import annotations

@@ -158,7 +158,7 @@ def study_of(name: str, table: Mapping[str, Any]) -> Study:
     for measure in table["measures"]:
         _check_measure(measure, stages)
     for stage in stages.values():
-        _check_checkpoint(stage, arms)
+        _check_checkpoint(stage, stages)
     if table.get("budget", BUDGETS[0]) not in BUDGETS:
         raise ValueError(
             f"budget = {table['budget']!r}: expected one of {', '.join(BUDGETS)}"
@@ -208,17 +208,18 @@ def _check_measure(measure: str, stages: Mapping[str, Stage]) -> None:
         )
 
 
-def _check_checkpoint(stage: Stage, arms: Mapping[str, Any]) -> None:
+def _check_checkpoint(stage: Stage, stages: Mapping[str, Stage]) -> None:
     rule = stage.checkpoint
     if not rule:
         return
-    goal = rule.get("reach", rule.get("near"))
-    ways = ({"measure", "reach"}, {"measure", "near"})
-    fits = goal in arms if "near" in rule else isinstance(goal, int | float)
-    if set(rule) not in ways or not fits or not stage.run.startswith("train_"):
+    upto = list(stages)[: list(stages).index(stage.name) + 1]
+    known = [name for name in upto if stages[name].run.startswith("train_")]
+    near = set(rule) == {"measure", "near"} and rule["near"] in known
+    reach = set(rule) == {"measure", "reach"} and isinstance(rule["reach"], int | float)
+    if not (near or reach) or stage.name not in known:
         raise ValueError(
             f"stage {stage.name!r}: checkpoint = {rule}: expected {{ measure = METRIC, reach = "
-            "NUMBER } or { measure = METRIC, near = ARM }, of a training"
+            f"NUMBER }} or {{ measure = METRIC, near = STAGE }}, with a training of {known}"
         )
 
 

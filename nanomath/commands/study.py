@@ -123,9 +123,7 @@ def narrowed(study: Study, words: dict[str, str]) -> Study:
         only = words["only"].split(",")
         if unknown := [arm for arm in only if arm not in study.arms]:
             raise ValueError(f"only={unknown[0]}: expected one of {', '.join(study.arms)}")
-        near = [stage.checkpoint.get("near") for stage in study.stages.values()]
-        needed = (*only, study.baseline, *near)
-        kept = {arm: keys for arm, keys in study.arms.items() if arm in needed}
+        kept = {a: keys for a, keys in study.arms.items() if a in (*only, study.baseline)}
         study = replace(study, arms=kept)
     if "seeds" in words:
         try:

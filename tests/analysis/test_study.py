@@ -145,9 +145,12 @@ def test_equal_updates(tmp_path):
             {"best": {**BEST, "measure": "sft.loss"}, "budget": "tokens"},
             "choose first, in a",
         ),
-        (
-            {"stages": {**STAGES, "grpo": {**STAGES["grpo"], "checkpoint": {"reach": 1}}}},
-            "checkpoint = {'reach': 1}: expected",
+        *(
+            (
+                {"stages": {**STAGES, "grpo": {**STAGES["grpo"], "checkpoint": rule}}},
+                "stage 'grpo': checkpoint = {.*}: expected",
+            )
+            for rule in ({"reach": 1}, {"measure": "kl", "near": "after"})
         ),
         (
             {"stages": {"a": {"run": "eval", "kyes": {}}}},
@@ -480,7 +483,7 @@ def test_later_stages_start_where_a_score_was_reached(stand_in):
 def test_later_stages_start_as_near_to_another_arm_as_can_be(stand_in):
     arms = {"with": {}, "fast": {"grpo.grpo.prompts": 20}}
     stages = {**STAGES, "grpo": {**STAGES["grpo"]}}
-    stages["grpo"]["checkpoint"] = {"measure": "heldout/pass@1", "near": "with"}
+    stages["grpo"]["checkpoint"] = {"measure": "heldout/pass@1", "near": "grpo"}
     made, chains, pool, _ = stand_in(
         arms=arms, seeds=[0], stages=stages, measures=["after.heldout/pass@1"]
     )

@@ -71,7 +71,7 @@ def best(late: Late, directory: Path) -> tuple[Any, str]:
 
 
 def checkpoint(late: Late, directory: Path) -> tuple[int, str]:
-    """Of equally near ones the first."""
+    """Of equally near ones the last, so that the baseline starts from its end."""
     metric = late.options["measure"]
     run, *other = (read_run(directory / cell.name) for cell in late.cells)
     saved = checkpoint_steps(run.directory / "checkpoints")
@@ -84,7 +84,7 @@ def checkpoint(late: Late, directory: Path) -> tuple[int, str]:
         raise ValueError(f"{run.directory} has no checkpoint with a {metric}")
     if other:
         goal = other[0].series[metric][1][-1]
-        step = min(scores, key=lambda s: abs(scores[s] - goal))
+        step = min(reversed(scores), key=lambda s: abs(scores[s] - goal))
     else:
         goal = late.options["reach"]
         step = next((s for s, value in scores.items() if value >= goal), 0)

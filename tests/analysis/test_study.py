@@ -19,7 +19,9 @@ import pytest
 
 from nanomath.__main__ import main
 from nanomath.analysis import pool as pools
-from nanomath.analysis.cells import in_order, make_cells
+from nanomath.analysis.cells import Late, in_order, make_cells
+from nanomath.analysis.compare import mcnemar
+from nanomath.analysis.late import found
 from nanomath.analysis.measures import measured
 from nanomath.analysis.pool import Pool
 from nanomath.analysis.results import as_json, as_table, collect, warnings
@@ -480,16 +482,37 @@ def test_later_stages_start_where_a_score_was_reached(stand_in):
     assert "never reached 0.1: its best was 0.06, after step 6" in table
 
 
-def test_later_stages_start_as_near_to_another_arm_as_can_be(stand_in):
+def test_later_stages_start_as_near_to_the_baseline_as_can_be(stand_in):
     arms = {"with": {}, "fast": {"grpo.grpo.prompts": 20}}
-    stages = {**STAGES, "grpo": {**STAGES["grpo"]}}
-    stages["grpo"]["checkpoint"] = {"measure": "heldout/pass@1", "near": "grpo"}
+    rule = {"measure": "heldout/pass@1", "near": "grpo"}
+    stages = {**STAGES, "grpo": {**STAGES["grpo"], "checkpoint": rule}}
     made, chains, pool, _ = stand_in(
         arms=arms, seeds=[0], stages=stages, measures=["after.heldout/pass@1"]
     )
     pool.run(in_order(chains))
-    config = read_run(pool.directory / chains["fast", 0]["after"].name).config
-    assert config["model.path"].endswith("/checkpoints/step-5")  # 0.25 for 0.24
+    for arm, step in (("with", 6), ("fast", 5)):  # 0.25 for 0.24
+        config = read_run(pool.directory / chains[arm, 0]["after"].name).config
+        assert config["model.path"].endswith(f"/checkpoints/step-{step}")
+
+
+@pytest.mark.parametrize(
+    ("scores", "last", "step"), [([0.1, 0.3, 0.3], 0.3, 3), ([0.5, 0.2, 0.8], 0.4, 1)]
+)
+def test_the_nearest_checkpoint(tmp_path, scores, last, step):
+    """Of equally near ones the last; none that was not saved."""
+    for name, values in (("run", scores), ("base", [0.9, last])):
+        place = tmp_path / name
+        for n, value in enumerate(values, 1):
+            (place / f"checkpoints/step-{n}").mkdir(parents=True)
+            (place / f"checkpoints/step-{n}/trainer.json").write_text("{}")
+            with open(place / "metrics.jsonl", "a") as file:
+                file.write(json.dumps({"step": n, "heldout/pass@1": value}) + "\n")
+        (place / "config.toml").write_text("[grpo]\n")
+    cells = tuple(types.SimpleNamespace(name=name) for name in ("run", "base"))
+    rule = {"measure": "heldout/pass@1", "near": "base"}
+    assert found(Late("checkpoint", "", cells, rule), tmp_path)[0] == step
+    (tmp_path / f"run/checkpoints/step-{step}/trainer.json").unlink()
+    assert found(Late("checkpoint", "", cells, rule), tmp_path)[0] == 2
 
 
 def test_every_arm_has_its_own_best(stand_in):
@@ -659,6 +682,47 @@ def test_numbers_of_whole_runs(stand_in):
         ValueError, match="no metric 'lost' in .*; there are: loss, tokens"
     ):
         measured(run.directory, "lost")
+
+
+def test_measures_of_answers(tmp_path):
+    """pass@k, maj@k, and those of the problems with a label, problem by problem."""
+    right = {"a": [1, 1, 0], "b": [0, 0, 1], "c": [0, 0, 0]}
+    rows = [
+        {"step": step, "problem": p, "labels": {"family": p < "b", "n": 1}, "sample": i}
+        | {"right": bool(ok and step), "answer": "right" if ok else f"wrong {p}"}
+        for step in (0, 4)
+        for p, every in right.items()
+        for i, ok in enumerate(every)
+    ]
+    (tmp_path / "heldout.jsonl").write_text(
+        "".join(json.dumps(row) + "\n" for row in rows)
+    )
+
+    def scores(metric):
+        return pytest.approx(measured(tmp_path, metric)[0])
+
+    assert scores("pass@1") == {"a": 2 / 3, "b": 1 / 3, "c": 0}
+    assert scores("heldout/pass@2") == {"a": 1, "b": 2 / 3, "c": 0}
+    assert scores("maj@3") == {"a": 1, "b": 0, "c": 0}
+    assert scores("pass@1/family=False,n=1") == {"b": 1 / 3, "c": 0}
+    for metric, message in (
+        ("pass@1/family=maybe", "no problem of .* is such a one; labels are: family, n"),
+        ("pass@4", "has 3 samples of a problem"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            measured(tmp_path, metric)
+
+
+def test_one_answer_a_problem_is_tested_exactly(stand_in):
+    """McNemar's test for one seed; with several, seeds are what is tested over."""
+    made, chains, pool, _ = stand_in(seeds=[0])
+    pool.run(in_order(chains))
+    results = collect(made, chains, pool)
+    scores = results.scores["grpo.heldout/pass@1"]
+    pairs = [(scores["high", 0][p], scores["with", 0][p]) for p in scores["with", 0]]
+    only = [pairs.count((1.0, 0.0)), pairs.count((0.0, 1.0))]
+    exact = mcnemar(*only)
+    assert results.differences("grpo.heldout/pass@1")["high"].p == exact < 0.9
 
 
 def test_over_tasks_only_with_tasks_and_seeds(stand_in):

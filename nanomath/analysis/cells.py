@@ -189,7 +189,7 @@ class Maker:
             )
         if self.study.budget in KNOWN:
             config.run.steps = self._equal_steps(stage, config)
-        config.run.threads = 1  # two runs of one thread do more than one of two
+        config.run.threads = 1  # whatever else runs, the same sums
         config.run.keep_last = 1
         if stage.checkpoint:
             if not config.run.eval_every:

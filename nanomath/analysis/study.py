@@ -230,9 +230,12 @@ def _check_best(table: Mapping[str, Any], stages: Mapping[str, Stage], arms: Any
         if not best.get(key):
             raise ValueError(f"best: {key} is missing")
     _check_measure(best["measure"], stages)
-    if best["key"].split(".")[0] not in stages:
+    upto = best["measure"].split(".")[0]
+    known = list(stages)[: list(stages).index(upto) + 1]
+    if best["key"].split(".")[0] not in known:
         raise ValueError(
-            f"best: key = {best['key']!r}: expected STAGE.KEY, with a stage of {list(stages)}"
+            f"best: key = {best['key']!r}: expected STAGE.KEY, with a stage of {known}, which "
+            f"{best['measure']} can depend on"
         )
     if taken := [arm for arm, changes in arms.items() if best["key"] in changes]:
         raise ValueError(f"best chooses {best['key']}, but the arm {taken[0]!r} sets it")

@@ -138,13 +138,17 @@ def test_equal_updates(tmp_path):
         ({"stages": {"a": {"run": "eval", "arguments": ["x"]}}}, "run = 'eval': expected"),
         ({"best": {"key": "grpo.optim.lr"}}, "best: values is missing"),
         ({"best": {**BEST, "key": "lr"}}, "key = 'lr': expected STAGE.KEY"),
+        (
+            {"best": {**BEST, "measure": "sft.loss"}},
+            "with a stage of .'sft'., which sft.loss",
+        ),
         ({"best": {**BEST, "kye": 1}}, "unknown key of best: 'kye'; did you mean key"),
         (
-            {"best": {**BEST, "key": "grpo.algorithm.kl_coef", "measure": "sft.loss"}},
+            {"best": {**BEST, "key": "grpo.algorithm.kl_coef", "measure": "grpo.loss"}},
             "but the arm 'without' sets it",
         ),
         (
-            {"best": {**BEST, "measure": "sft.loss"}, "budget": "tokens"},
+            {"best": {**BEST, "measure": "grpo.loss"}, "budget": "tokens"},
             "choose first, in a",
         ),
         *(

@@ -16,10 +16,9 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from nanomath.analysis.cells import Cell, Late
-from nanomath.analysis.measures import measured
+from nanomath.analysis.cells import Cell, Late, words_of
+from nanomath.analysis.measures import measured, whole_run
 from nanomath.analysis.runs import read_run
-from nanomath.config import to_toml_value
 from nanomath.training.checkpoint import checkpoint_steps
 
 
@@ -35,7 +34,7 @@ def settle(cell: Cell, directory: Path) -> tuple[str, list[str]]:
             place = str(directory / late.cells[0].name)
             text = text.replace(place, f"{place}/checkpoints/step-{value}")
         else:
-            words.append(f"{late.key}={to_toml_value(value)}")
+            words += words_of({late.key: value})
     return text, words
 
 
@@ -49,9 +48,12 @@ def found(late: Late, directory: Path) -> tuple[Any, str]:
 def budget(late: Late, directory: Path) -> tuple[float, str]:
     name = late.key.removeprefix("run.")
     (base,) = late.cells
-    values = read_run(directory / base.name).series[name][1]
-    used = int(sum(values)) if name == "tokens" else round(sum(values), 3)
-    return used, f"{late.key} = {used:g}, as {base.name}"
+    series = read_run(directory / base.name).series
+    if name not in series:
+        raise ValueError(f"{base.name} counts no {name}")
+    used = sum(series[name][1])
+    used = int(used) if name == "tokens" else round(used, 3)
+    return used, f"{late.key} = {used}, as {base.name}"
 
 
 def best(late: Late, directory: Path) -> tuple[Any, str]:
@@ -83,7 +85,7 @@ def checkpoint(late: Late, directory: Path) -> tuple[int, str]:
     if not scores:
         raise ValueError(f"{run.directory} has no checkpoint with a {metric}")
     if other:
-        goal = other[0].series[metric][1][-1]
+        goal = whole_run(other[0], metric, last=1)
         step = min(reversed(scores), key=lambda s: abs(scores[s] - goal))
     else:
         goal = late.options["reach"]

@@ -58,6 +58,18 @@ class Run:
     minutes: float = option(
         0.0, "save and stop before so many minutes have passed; 0: no limit", minimum=0
     )
+    tokens: int = option(
+        0,
+        "the run is done once it has sampled (GRPO) or trained on (SFT) so many tokens, of answers "
+        "alone, or after run.steps; the learning rate follows the share used; 0: no limit",
+        minimum=0,
+    )
+    seconds: float = option(
+        0.0,
+        "the same for the seconds of its steps, without measuring and saving; such a run is never "
+        "the same twice; 0: no limit",
+        minimum=0,
+    )
     on_collapse: str = option(
         "warn",
         "when accuracy collapses, or falls while a PRM's scores rise (see the alarms): warn, or "
@@ -793,6 +805,7 @@ class EvalConfig:
     save: str = option(
         "", "every completion is written to this JSONL file; empty: to none"
     )
+    scores: str = option("", "the scores are written to this JSON file; empty: to none")
 
 
 @dataclass
@@ -898,6 +911,12 @@ class PRMConfig:
     model: Model = section(Model)
     prm: PRM = section(PRM)
     optim: Optim = section(Optim)
+
+    def __post_init__(self) -> None:
+        if self.run.tokens:
+            raise ValueError(
+                f"run.tokens = {self.run.tokens}, but the training of a PRM counts no tokens"
+            )
 
 
 @dataclass

@@ -28,7 +28,7 @@ def draw(results: Results, cells: Path, out: Path) -> list[Path]:
     matplotlib.rcParams |= {"axes.spines.right": False, "font.size": 9}
     written: list[Path] = []
     for measure in results.study.measures:
-        name = measure.replace("/", "-").replace(":", "-")
+        name = measure.replace("/", "-").replace(":", "-").replace("=", "-")
         if results.differences(measure):
             written += save(forest(results, measure), out / f"{name}-differences")
         if found := dict(curves(results, measure, cells)):

@@ -2,8 +2,9 @@
 whatever stopped them.
 
 A cell's state is in its directory: cell.json once it has ended, the lock of a file while it runs,
-also when whoever started it is gone. A cell that was stopped goes on from its newest checkpoint to
-the same bits (nanomath/training/loop.py); one that failed is tried again the next time.
+also when whoever started it is gone. So several runners may share the cells: each starts what no
+other has. A cell that was stopped goes on from its newest checkpoint to the same bits
+(nanomath/training/loop.py); one that failed is tried again the next time.
 """
 
 from __future__ import annotations
@@ -17,17 +18,22 @@ import signal
 import subprocess
 import sys
 import time
+import tomllib
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from nanomath.analysis.study import RUNS, Cell
+from nanomath.analysis.cells import Cell
+from nanomath.analysis.late import settle
+from nanomath.analysis.runs import flat, read_run
+from nanomath.analysis.study import NANOMATH, RUNS
 from nanomath.training.checkpoint import checkpoint_steps
+from nanomath.training.loop import share_used
 from nanomath.training.runlog import write_atomically
 
 ROOT = Path(__file__).parents[2]
-PAUSE = 0.1  # seconds between two looks at the processes
+PAUSE = 0.2  # seconds between two looks at the processes
 DEATH = 1  # Linux: PR_SET_PDEATHSIG, a signal for when the parent is gone
 
 
@@ -45,34 +51,42 @@ class Running:
 class Pool:
     """`run(cells)` runs what is not done, `workers` at a time, in `directory`.
 
-    say(text) tells how it goes on. It ends, with all cells saved, when none is left, at the time
-    `deadline` of time.monotonic (0: never), or with KeyboardInterrupt when it is asked to.
+    say(text) tells how it goes on, check(cell) looks at a cell that is done. It ends, with all
+    cells saved, when none is left, at the time `deadline` of time.monotonic (0: never), with
+    KeyboardInterrupt when it is asked to, or with what `check` or the disk raises.
     """
 
     directory: Path
     workers: int
     say: Callable[[str], None]
     deadline: float = 0.0
+    check: Callable[[Cell], None] = lambda cell: None
+    known: dict[str, dict[str, Any]] = field(default_factory=dict)  # cells that are done
 
     def run(self, cells: Mapping[str, Cell]) -> None:
-        left = {name: cell for name, cell in cells.items() if not self.is_done(cell)}
-        for cell in left.values():
-            self._state_file(cell).unlink(missing_ok=True)  # a failure of an earlier time
+        for cell in cells.values():
+            if not self.is_done(cell):  # a failure of an earlier time
+                self._state_file(cell).unlink(missing_ok=True)
         running: list[Running] = []
         self.total = len(cells)
         with interrupts() as asked:
-            while (left or running) and not (self._late() or asked):
-                for cell in self._ready(left)[: self.workers - len(running)]:
-                    if started := self._start(cell):
-                        running.append(started)
-                        del left[cell.name]
-                for one in [one for one in running if one.process.poll() is not None]:
-                    running.remove(one)
-                    self._end(one)
-                    self._report(one.cell, cells, running)
-                left = self._still_left(left)
-                time.sleep(PAUSE)
-            self._stop(running)
+            try:
+                while not (self._late() or asked):
+                    left = self._left(cells, running)
+                    if not left and not running:
+                        break
+                    for cell in self._ready(left):
+                        if len(running) < self.workers:
+                            running += self._start(cell)
+                    for one in [one for one in running if one.process.poll() is not None]:
+                        running.remove(one)
+                        self._end(one)
+                        self._report(one.cell, cells, running)
+                        if self.is_done(one.cell):
+                            self.check(one.cell)
+                    time.sleep(PAUSE)
+            finally:
+                self._stop(running)
         if asked:
             raise KeyboardInterrupt
 
@@ -83,53 +97,83 @@ class Pool:
         """What became of a cell: {"state": "done", "seconds": ...}, {"state": "failed", "reason":
         ...}, or nothing yet.
         """
-        path = self._state_file(cell)
-        return json.loads(path.read_text("utf-8")) if path.exists() else {}
+        if cell.name not in self.known:
+            path = self._state_file(cell)
+            state = json.loads(path.read_text("utf-8")) if path.exists() else {}
+            if state.get("state") != "done":
+                return state
+            self.known[cell.name] = state
+        return self.known[cell.name]
 
     def _state_file(self, cell: Cell) -> Path:
         return self.directory / cell.name / "cell.json"
 
     def _was_about_to_end(self, cell: Cell) -> bool:
         """Whether all of a run is there but its exit: the last checkpoint is written last."""
-        steps = checkpoint_steps(self.directory / cell.name / "checkpoints")
-        return cell.config.get("run.steps") in steps
+        place = self.directory / cell.name
+        last = max(checkpoint_steps(place / "checkpoints"), default=0)
+        if not last:
+            return False
+        run = read_run(place)
+        limits = {name: run.config.get(f"run.{name}", 0) for name in ("tokens", "seconds")}
+        lines = [line for line in run.lines if line["step"] <= last]
+        return last == run.config["run.steps"] or share_used(lines, limits) >= 1
 
     def _late(self) -> bool:
         return bool(self.deadline) and time.monotonic() > self.deadline
 
-    def _ready(self, left: Mapping[str, Cell]) -> list[Cell]:
-        """The cells whose parents are done."""
-        return [cell for cell in left.values() if all(map(self.is_done, cell.parents))]
+    def _ready(self, left: list[Cell]) -> list[Cell]:
+        """The cells whose others are done."""
+        return [cell for cell in left if all(map(self.is_done, cell.waits_for))]
 
-    def _still_left(self, left: Mapping[str, Cell]) -> dict[str, Cell]:
-        """Those of the cells that are not done and can be: none with a parent that failed."""
-        for cell in left.values():
-            for parent in cell.parents:
-                if self.state(parent).get("state") == "failed":
-                    self._write(cell, state="failed", reason=f"{parent.name} failed")
-        return {name: cell for name, cell in left.items() if not self.state(cell)}
+    def _left(self, cells: Mapping[str, Cell], running: list[Running]) -> list[Cell]:
+        """The cells that are to be started: none that waits for one that failed."""
+        started = [one.cell.name for one in running]
+        left = []
+        for cell in cells.values():
+            if cell.name in started or self.state(cell):
+                continue
+            failed = [c for c in cell.waits_for if self.state(c).get("state") == "failed"]
+            if failed:
+                self._write(cell, state="failed", reason=f"{failed[0].name} failed")
+            else:
+                left.append(cell)
+        return left
 
-    def _start(self, cell: Cell) -> Running | None:
-        """Start a cell; None while a process of an earlier study still has it, and where that
-        left nothing to do.
+    def _start(self, cell: Cell) -> list[Running]:
+        """Start a cell; nothing while a process of another runner has it, and where that left
+        nothing to do.
         """
         place = self.directory / cell.name
         place.mkdir(parents=True, exist_ok=True)
         lock = os.open(place / "lock", os.O_CREAT | os.O_RDWR)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # Another runner may have ended it meanwhile.
+            process = None if self.state(cell) else self._launch(cell, place, lock)
+            if process:
+                return [Running(cell, process, time.monotonic(), lock)]
         except BlockingIOError:
-            os.close(lock)
-            return None
+            pass
+        os.close(lock)
+        return []
+
+    def _launch(
+        self, cell: Cell, place: Path, lock: int
+    ) -> subprocess.Popen[bytes] | None:
+        """The process of a cell that is ours; None, and its state, where there is nothing to do."""
         if self._was_about_to_end(cell):
-            os.close(lock)
             self._write(cell, state="done", seconds=self.spent(cell, sittings=None))
             return None
-        config = place / "study.toml"
-        write_atomically(config, cell.text)
+        try:
+            text, words = settle(cell, self.directory)
+        except ValueError as error:
+            self._write(cell, state="failed", reason=str(error))
+            return None
+        write_atomically(place / "study.toml", text)
         with open(place / "log.txt", "ab") as log:
-            process = subprocess.Popen(
-                [sys.executable, *self._words(cell), str(config), *self._resume(cell)],
+            return subprocess.Popen(
+                [sys.executable, *self._words(cell, text), *words, *self._resume(cell)],
                 stdout=log,
                 stderr=log,
                 env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
@@ -137,14 +181,18 @@ class Pool:
                 start_new_session=True,  # the terminal's Ctrl-C is ours; we stop it, once
                 preexec_fn=die_with_parent,
             )
-        return Running(cell, process, time.monotonic(), lock)
 
-    def _words(self, cell: Cell) -> list[str]:
-        first, *others = RUNS[cell.stage.run].words
+    def _words(self, cell: Cell, text: str) -> list[str]:
+        """The command of a cell, whose config is `text`."""
+        run = cell.stage.run
+        if run not in RUNS:
+            return [*NANOMATH, *run.split(), *tomllib.loads(text)["words"]]
+        first, *others = RUNS[run].words
         words = [str(ROOT / first) if first.endswith(".py") else first, *others]
-        if cell.stage.run == "eval":
-            words += [cell.config["model.path"], cell.config["problems.source"]]
-        return words
+        if run == "eval":
+            config = flat(tomllib.loads(text))
+            words += [config["model.path"], config["problems.source"]]
+        return [*words, str(self.directory / cell.name / "study.toml")]
 
     def _resume(self, cell: Cell) -> list[str]:
         begun = (self.directory / cell.name / "config.toml").exists()
@@ -152,15 +200,13 @@ class Pool:
 
     def _end(self, one: Running) -> None:
         """Write down what became of a cell whose process has ended."""
-        os.close(one.lock)
         code = one.process.returncode
         if code == 0:
-            before = self.spent(one.cell)
-            self._write(
-                one.cell, state="done", seconds=before + time.monotonic() - one.began
-            )
+            seconds = self.spent(one.cell) + time.monotonic() - one.began
+            self._write(one.cell, state="done", seconds=seconds)
         else:
             self._write(one.cell, state="failed", reason=self._last_words(one.cell, code))
+        os.close(one.lock)  # not before: another runner would start it again
 
     def _write(self, cell: Cell, **state: Any) -> None:
         (self.directory / cell.name).mkdir(parents=True, exist_ok=True)
@@ -188,7 +234,7 @@ class Pool:
         how = (
             f"{state['seconds']:.0f} s"
             if "seconds" in state
-            else f"failed: {state['reason']}"
+            else f"failed: {state.get('reason')}"
         )
         left = self.minutes_left(cells, running)
         text = f"[{ended}/{self.total}] {cell.name}: {how}; {len(running)} running"
@@ -218,6 +264,7 @@ class Pool:
                 one.process.send_signal(signal.SIGTERM)
         for one in running:
             one.process.wait()
+        for one in running:
             if one.process.returncode == 0:  # it was about to end
                 self._end(one)
             else:

@@ -48,6 +48,7 @@ from nanomath.analysis.runs import (
     numbers,
     per_token,
 )
+from nanomath.analysis.statistics import FEWEST_SEEDS, t_quantile
 
 PAGE = Path(__file__).parent / "page"
 METRICS_PAGE = Path(__file__).parents[2] / "docs" / "metrics.md"
@@ -58,10 +59,10 @@ KINDS = 8  # a label with more values does not sort problems into kinds
 LAYERS = re.compile(r"(update_ratio|grad_norm)/(.+)")
 
 
-def report(runs: Sequence[Run]) -> str:
-    """The page about the runs. ValueError without plotly."""
-    named = arms(runs)
-    budget = TOKENS // len(runs)
+def report(runs: Sequence[Run], named: Mapping[str, Sequence[Run]] | None = None) -> str:
+    """The page about the runs, or about those of `named` arms. ValueError without plotly."""
+    named = named or arms(runs)
+    budget = TOKENS // sum(map(len, named.values()))
     explained = [
         explain(run, arm, called(run, arm, len(seeds)), budget)
         for arm, seeds in named.items()
@@ -71,6 +72,7 @@ def report(runs: Sequence[Run]) -> str:
         "runs": [run.pop("bulk") for run in explained],
         "metrics": metric_docs(),
         "arms": list(named),
+        "t": quantiles(max(map(len, named.values()))),
     }
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     template = environment.from_string((PAGE / "report.html").read_text("utf-8"))
@@ -85,6 +87,15 @@ def report(runs: Sequence[Run]) -> str:
         plotly=packed(plotly_script()),
         bulk=packed(json.dumps(bulk, separators=(",", ":")).encode("ascii")),
     )
+
+
+def quantiles(most: int) -> dict[int, float]:
+    """By the number of seeds: half the 95% interval of their mean, in standard errors. Nothing
+    where scipy is not installed, as for reports of single runs it need not be.
+    """
+    if find_spec("scipy") is None:
+        return {}
+    return {n: t_quantile(0.975, n - 1) for n in range(FEWEST_SEEDS, most + 1)}
 
 
 def plotly_script() -> bytes:

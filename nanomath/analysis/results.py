@@ -7,37 +7,35 @@ killed and went on ends with the same bytes; times are kept apart, in the table 
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, replace
 from statistics import fmean
 from typing import Any
 
 import numpy as np
 
-from nanomath.analysis import statistics
-from nanomath.analysis.compare import measured_at, right_share
+from nanomath.analysis import late, statistics
+from nanomath.analysis.cells import Cell, Chain, Key, in_order
+from nanomath.analysis.compare import mcnemar
 from nanomath.analysis.evaluation import Score
+from nanomath.analysis.measures import PER_PROBLEM, Scores, measured
 from nanomath.analysis.pool import Pool
-from nanomath.analysis.runs import Record, Run, read_run
+from nanomath.analysis.runs import read_run
 from nanomath.analysis.statistics import Difference, Matrix
-from nanomath.analysis.study import Cell, Chain, Study
+from nanomath.analysis.study import Study
 
-PER_PROBLEM = re.compile(r"(heldout/)?pass@1")
 SEEN = 1.43  # (z of 0.975 + z of 0.8) / z of 0.975: from half an interval to what is found in 80%
 TASKS = 3  # fewer tasks than these, or seeds, say nothing about tasks in general
 TASK_SEEDS = 5
+SECONDS = ("seconds", "seconds of steps")  # of a cell with its measuring, and without
 UNEQUAL = 1.05  # costs that differ by more than this are said
-Scores = dict[
-    str, float
-]  # of each problem; of a number of the whole run, under the name ""
-Key = tuple[str, int]  # arm and seed
 
 
 @dataclass(frozen=True)
 class Results:
-    """`scores[measure][arm, seed]`; `labels` of each problem; `states` of all cells."""
+    """`scores[measure][arm, seed]`; `labels` of each problem; `states` of all cells; what was
+    `chosen` for those that waited for others.
+    """
 
     study: Study
     scores: dict[str, dict[Key, Scores]]
@@ -45,6 +43,7 @@ class Results:
     states: dict[str, dict[str, Any]]
     costs: dict[str, dict[str, float]]
     chains: dict[Key, Chain]
+    chosen: dict[str, list[str]]
 
     def mean(self, measure: str, arm: str) -> float | None:
         """The mean over the seeds that ended."""
@@ -73,7 +72,11 @@ class Results:
         if problems == [""]:
             return over_seeds(d[:, 0])
         by = self.study.cluster
-        return statistics.compare(d, [self.labels[p].get(by, p) for p in problems])
+        found = statistics.compare(d, [self.labels[p].get(by, p) for p in problems])
+        one_answer = len(d) == 1 and all(set(one.values()) <= {0.0, 1.0} for one in of_all)
+        if by or not one_answer:
+            return found
+        return replace(found, p=mcnemar(int((d > 0).sum()), int((d < 0).sum())))
 
     def by_task(self, measure: str, arm: str) -> Matrix | None:
         """The arm's scores [seeds, tasks], tasks being problems with the same label `tasks`."""
@@ -102,6 +105,7 @@ def collect(study: Study, chains: dict[Key, Chain], pool: Pool) -> Results:
     """Read what the cells have left. ValueError for a measure that its stage does not make."""
     scores: dict[str, dict[Key, Scores]] = {}
     labels: dict[str, dict[str, Any]] = {}
+    every = in_order(chains).values()
     for measure in study.measures:
         stage, metric = measure.split(".", 1)
         scores[measure] = {}
@@ -110,71 +114,54 @@ def collect(study: Study, chains: dict[Key, Chain], pool: Pool) -> Results:
                 place = pool.directory / chain[stage].name
                 scores[measure][key], found = measured(place, metric, study.last)
                 labels |= found
-    states = {
-        cell.name: pool.state(cell) for chain in chains.values() for cell in chain.values()
+    states = {cell.name: pool.state(cell) for cell in every}
+    costs = costs_of(study, chains, pool)
+    chosen = {
+        cell.name: [late.found(one, pool.directory)[1] for one in cell.late]
+        for cell in every
+        if cell.late and pool.is_done(cell)
     }
-    costs = {arm: cost_of(arm, study, chains, pool) for arm in study.arms}
-    return Results(study, scores, labels, states, costs, chains)
+    return Results(study, scores, labels, states, costs, chains, chosen)
 
 
-def measured(
-    place: Path, metric: str, last: int
-) -> tuple[Scores, dict[str, dict[str, Any]]]:
-    """The score of each problem, and its labels; or the number of the whole run."""
-    trained = (place / "config.toml").exists()
-    run = read_run(place) if trained else Run(place, "eval", {})  # which has answers only
-    if PER_PROBLEM.fullmatch(metric) and run.heldout:
-        return per_problem(run, last)
-    return {"": whole_run(run, metric, last)}, {}
-
-
-def per_problem(run: Run, last: int) -> tuple[Scores, dict[str, dict[str, Any]]]:
-    """pass@1 of each problem in the mean of the last measurements, and its labels."""
-    steps = sorted({record["step"] for record in run.heldout})[-last:]
-    every: dict[str, list[Record]] = {}
-    for step in steps:
-        for problem, rows in measured_at(run, step).items():
-            every.setdefault(problem, []).extend(rows)
-    scores = {p: right_share(rows) for p, rows in every.items()}
-    return scores, {p: rows[0].get("labels", {}) for p, rows in every.items()}
-
-
-def whole_run(run: Run, metric: str, last: int) -> float:
-    """A number of a run: NAME, the mean of its last values; NAME:area, the mean of all of them;
-    NAME:to=X, the first step at which it was at least X (one more than there are, if never).
+def costs_of(
+    study: Study, chains: Mapping[Key, Chain], pool: Pool
+) -> dict[str, dict[str, float]]:
+    """What each arm took, the mean over the seeds that are done: its cells but for those that all
+    arms of the seed share.
     """
-    name, _, how = metric.partition(":")
-    if name not in run.series:
-        raise ValueError(
-            f"no metric {name!r} in {run.directory}; there are: {', '.join(run.series)}"
-        )
-    steps, values = run.series[name]
-    if not how:
-        return fmean(values[-last:])
-    if how == "area":
-        return fmean(values)
-    if how.startswith("to="):
-        goal = float(how.removeprefix("to="))
-        reached = (s for s, v in zip(steps, values, strict=True) if v >= goal)
-        return float(next(reached, steps[-1] + 1))
-    raise ValueError(f"measure {metric!r}: expected NAME, NAME:area or NAME:to=NUMBER")
+    found: dict[str, dict[str, list[float]]] = {arm: {} for arm in study.arms}
+    for seed in study.seeds:
+        of_arm = {arm: set(_names(chains[arm, seed])) for arm in study.arms}
+        shared = set.intersection(*of_arm.values()) if len(of_arm) > 1 else set()
+        for arm in study.arms:
+            cells = [c for c in chains[arm, seed].values() if c.name not in shared]
+            if all(map(pool.is_done, cells)):
+                for what, amount in total(costs_of_cell(c, pool) for c in cells).items():
+                    found[arm].setdefault(what, []).append(amount)
+    return {
+        arm: {what: fmean(amounts) for what, amounts in costs.items()}
+        for arm, costs in found.items()
+    }
 
 
-def cost_of(
-    arm: str, study: Study, chains: Mapping[Key, Chain], pool: Pool
-) -> dict[str, float]:
-    """The mean over seeds of what the headline's stage took in an arm."""
-    found: dict[str, list[float]] = {}
-    for (name, _), chain in chains.items():
-        cell = chain[study.stage]
-        if name == arm and pool.is_done(cell):
-            for what, amount in costs_of_cell(cell, pool).items():
-                found.setdefault(what, []).append(amount)
-    return {what: fmean(amounts) for what, amounts in found.items()}
+def _names(chain: Chain) -> list[str]:
+    return [cell.name for cell in chain.values()]
+
+
+def total(costs: Iterable[Mapping[str, float]]) -> dict[str, float]:
+    """The sums of what several cells took."""
+    found: dict[str, float] = {}
+    for one in costs:
+        for what, amount in one.items():
+            found[what] = found.get(what, 0.0) + amount
+    return found
 
 
 def costs_of_cell(cell: Cell, pool: Pool) -> dict[str, float]:
-    """Updates, tokens and seconds of a run."""
+    """Seconds of a cell; of a training also its updates, the seconds of its steps alone, and its
+    tokens, sampled or trained on.
+    """
     place = pool.directory / cell.name
     found = {"seconds": pool.state(cell)["seconds"]}
     if not (place / "config.toml").exists():
@@ -185,25 +172,29 @@ def costs_of_cell(cell: Cell, pool: Pool) -> dict[str, float]:
         "algorithm.minibatches", 1
     )
     found["updates"] = steps * passes
-    if "tokens" in run.series:
-        found["tokens"] = sum(run.series["tokens"][1])
-    return found
+    names = {
+        "seconds": SECONDS[1],
+        "tokens": "tokens sampled" if run.kind == "grpo" else "tokens trained on",
+    }
+    return found | {
+        what: sum(run.series[name][1])
+        for name, what in names.items()
+        if name in run.series
+    }
 
 
 def warnings(results: Results) -> list[str]:
     """Where arms cost more or less than the baseline, so that the comparison is not only of
-    what was asked.
+    what was asked. Seconds are only spoken of where they were to be equal.
     """
-    base = results.costs[results.study.baseline]
+    baseline = results.study.baseline
+    unsaid = ("seconds",) if results.study.budget == "seconds" else SECONDS
     found = []
     for arm, costs in results.costs.items():
-        for what in ("updates", "tokens"):
-            if base.get(what) and costs.get(what):
-                ratio = costs[what] / base[what]
-                if not 1 / UNEQUAL < ratio < UNEQUAL:
-                    found.append(
-                        f"{arm} has {ratio:.2f} times the {what} of {results.study.baseline}"
-                    )
+        for what, base in results.costs[baseline].items():
+            ratio = costs.get(what, 0.0) / base if base else 1.0
+            if costs and what not in unsaid and not 1 / UNEQUAL < ratio < UNEQUAL:
+                found.append(f"{arm} has {ratio:.2f} times the {what} of {baseline}")
     return found
 
 
@@ -218,6 +209,7 @@ def as_json(results: Results) -> str:
         "question": study.question,
         "baseline": study.baseline,
         "seeds": study.seeds,
+        "chosen": results.chosen,
         "cells": {
             f"{arm}, seed {seed}": {
                 stage: _state(results, cell) for stage, cell in chain.items()
@@ -256,6 +248,8 @@ def as_table(results: Results) -> str:
     for measure in study.measures:
         lines += [f"## {measure}", "", *_table(results, measure), ""]
         lines += _tasks(results, measure)
+    if chosen := _chosen(results):
+        lines += ["## What was chosen", "", *chosen, ""]
     lines += ["## What it cost", "", *_costs(results), ""]
     lines += [f"- {text}" for text in warnings(results)]
     failed = {
@@ -382,11 +376,26 @@ def number(value: float | None, share: bool, signed: bool = False) -> str:
     )
 
 
+def _chosen(results: Results) -> list[str]:
+    """What each arm took from other cells, with the seeds of which that is so."""
+    lines: dict[str, list[str]] = {}
+    for (arm, seed), chain in results.chains.items():
+        for cell in chain.values():
+            for why in results.chosen.get(cell.name, ()):
+                lines.setdefault(f"{arm}: {why}", []).append(str(seed))
+    return [f"- {line} (seed {', '.join(seeds)})" for line, seeds in lines.items()]
+
+
 def _costs(results: Results) -> list[str]:
+    """Costs by arm, with the quotient to the baseline's."""
+    base = results.costs[results.study.baseline]
     names = list(dict.fromkeys(what for costs in results.costs.values() for what in costs))
     lines = ["| arm | " + " | ".join(names) + " |", "|---" * (1 + len(names)) + "|"]
     for arm, costs in results.costs.items():
-        lines.append(
-            f"| {arm} | " + " | ".join(f"{costs.get(n, 0):,.0f}" for n in names) + " |"
-        )
+        cells = [arm]
+        for name in names:
+            times = costs.get(name, 0) / base[name] if base.get(name) else 1.0
+            said = f" (x {times:.2f})" if arm != results.study.baseline else ""
+            cells.append(f"{costs.get(name, 0):,.0f}{said}")
+        lines.append("| " + " | ".join(cells) + " |")
     return lines

@@ -1,4 +1,4 @@
-"""A study: a question, a chain of stages, arms that differ by named keys, seeds; and its cells.
+"""A study: a question, a chain of stages, arms that differ by named keys, and seeds.
 
     question = "Does the KL penalty matter?"
     baseline = "with"                         # the arm that all others are compared with
@@ -20,26 +20,25 @@
     without = { "grpo.algorithm.kl_coef" = 0.0 }
 
 `axes = { "grpo.optim.lr" = [1e-4, 2e-4] }` makes an arm of every combination, and `leave_one_out`
-is written like `arms`, beside a first arm "all" that changes nothing. A cell is one stage with one
-resolved config: an ordinary run directory whose name is the hash of that config, in which the
-parents' names stand. So what arms share is run once, and more seeds cost only themselves.
+is written like `arms`, beside a first arm "all" that changes nothing. A stage whose `run` is no
+program of the table below is any other command of nanomath, with `arguments` and the `keys` as its
+words; {here} is its own directory. nanomath/analysis/cells.py says what is run.
 """
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from nanomath import settings
+from nanomath.analysis.measures import PER_PROBLEM, WHOLE
 from nanomath.analysis.runs import flat
-from nanomath.config import did_you_mean, load, to_toml, to_toml_value
+from nanomath.config import did_you_mean
 
 
 class Program(NamedTuple):
@@ -58,16 +57,22 @@ RUNS = {
     "prm label": Program((*NANOMATH, "prm", "label"), settings.LabelConfig, "label.seed"),
     "eval": Program((*NANOMATH, "eval"), settings.EvalConfig, "evaluation.seed"),
 }
-BUDGETS = ("updates", "samples")  # what can be held equal before anything runs
+KNOWN = ("updates", "samples")  # what can be held equal before anything runs
+MEASURED = ("tokens", "seconds")  # and what only once the baseline has run
+BUDGETS = (*KNOWN, *MEASURED)
 NEEDED = ("question", "baseline", "seeds", "measures", "stages")
-KEYS = (*NEEDED, "arms", "axes", "leave_one_out", "budget", "last", "cluster", "tasks")
-STAGE_KEYS = ("run", "config", "keys", "seeded", "minutes")
+OTHERS = ("budget", "last", "cluster", "tasks", "best")
+KEYS = (*NEEDED, "arms", "axes", "leave_one_out", *OTHERS)
+STAGE_KEYS = ("run", "config", "keys", "seeded", "minutes", "arguments", "checkpoint")
+BEST_KEYS = ("key", "values", "measure", "seeds")
 NAME = re.compile(r"[\w.=+-]+")
 
 
 @dataclass(frozen=True)
 class Stage:
-    """One kind of run. `minutes`: how long its author saw one cell take, for plans."""
+    """One kind of run. `minutes`: how long its author saw one cell take, for plans. `checkpoint`:
+    which of its checkpoints later stages start from, where that is not the last one.
+    """
 
     name: str
     run: str
@@ -75,31 +80,15 @@ class Stage:
     keys: dict[str, Any] = field(default_factory=dict)
     seeded: bool = True
     minutes: float = 0.0
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One run: `name` is a function of what it computes, `text` its whole config, `parents` the
-    cells that it starts from.
-    """
-
-    name: str
-    stage: Stage
-    text: str
-    parents: tuple[Cell, ...]
-
-    @cached_property
-    def config(self) -> dict[str, Any]:
-        """The values of its config by their dotted keys."""
-        return flat(tomllib.loads(self.text))
-
-
-Chain = dict[str, Cell]  # the cells of an arm and a seed, by stage
+    arguments: list[str] = field(default_factory=list)
+    checkpoint: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Study:
-    """A study as its file says it; `arms` maps each arm's name to its changes, STAGE.KEY: value."""
+    """A study as its file says it; `arms` maps each arm's name to its changes, STAGE.KEY: value;
+    `best` is a key that every arm has at its own best of some values.
+    """
 
     name: str
     question: str
@@ -112,103 +101,19 @@ class Study:
     last: int = 1
     cluster: str = ""
     tasks: str = ""
+    best: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if shared := set(self.seeds) & set(self.best.get("seeds", ())):
+            raise ValueError(
+                f"best: seed {min(shared)} is one of the study's: what chooses must not be what "
+                "is reported"
+            )
 
     @property
     def stage(self) -> str:
         """The stage of the headline."""
         return self.measures[0].split(".")[0]
-
-    def cells(self, directory: Path) -> dict[tuple[str, int], Chain]:
-        """The cells of each arm and seed, to be kept in `directory`. ValueError for what cannot be
-        resolved, and for two arms that are the same.
-        """
-        found: dict[tuple[str, int], Chain] = {}
-        owners: dict[tuple[str, ...], str] = {}
-        for seed, arm in itertools.product(self.seeds, self.arms):
-            chain: Chain = {}
-            for stage in self.stages.values():
-                chain[stage.name] = self._cell(stage, arm, seed, directory, chain)
-            found[arm, seed] = chain
-            owner = owners.setdefault(tuple(cell.name for cell in chain.values()), arm)
-            if owner != arm:
-                raise ValueError(
-                    f"the arms {owner!r} and {arm!r} resolve to the same config"
-                )
-        return found
-
-    def _cell(
-        self, stage: Stage, arm: str, seed: int, directory: Path, before: Chain
-    ) -> Cell:
-        values = {**stage.keys, **self._changes(stage, arm)}
-        parents = [cell for name, cell in before.items() if f"{{{name}}}" in str(values)]
-        for parent in parents:
-            place = str(directory / parent.name)
-            values = {
-                key: _replaced(v, parent.stage.name, place) for key, v in values.items()
-            }
-        if stage.seeded:
-            values[RUNS[stage.run].seed] = seed
-        config = _load(stage, values)
-        if self.budget and isinstance(config, settings.GRPOConfig):
-            self._hold_budget(stage, config)
-        if hasattr(config, "run"):  # two runs of one thread do more than one of two
-            config.run.threads = 1
-            config.run.keep_last = 1
-        known = f"{stage.run}\n{to_toml(config).replace(str(directory), '')}"
-        name = f"{stage.name}-{hashlib.sha256(known.encode()).hexdigest()[:12]}"
-        _keep(config, directory / name)
-        return Cell(name, stage, to_toml(config), tuple(parents))
-
-    def _changes(self, stage: Stage, arm: str) -> dict[str, Any]:
-        """What an arm changes in a stage."""
-        start = f"{stage.name}."
-        changes = self.arms[arm].items()
-        return {key.removeprefix(start): v for key, v in changes if key.startswith(start)}
-
-    def _hold_budget(self, stage: Stage, config: settings.GRPOConfig) -> None:
-        """Give a run as many steps as make the baseline's number of updates, or of samples."""
-        base = _load(stage, {**stage.keys, **self._changes(stage, self.baseline)})
-        steps = base.run.steps * cost(base, self.budget) / cost(config, self.budget)
-        if steps != int(steps):
-            raise ValueError(
-                f"budget = {self.budget!r}: an arm would need {steps:g} steps to have as many "
-                f"{self.budget} as {self.baseline!r}: change run.steps of the stage {stage.name!r}"
-            )
-        config.run.steps = int(steps)
-
-
-def _replaced(value: Any, stage: str, place: str) -> Any:
-    return value.replace(f"{{{stage}}}", place) if isinstance(value, str) else value
-
-
-def _load(stage: Stage, values: Mapping[str, Any]) -> Any:
-    """The stage's config with some keys changed. ValueError names the stage."""
-    words = [
-        f"{key}={value if isinstance(value, str) else to_toml_value(value)}"
-        for key, value in values.items()
-    ]
-    try:
-        return load(RUNS[stage.run].config, stage.config or None, words)
-    except ValueError as error:
-        raise ValueError(f"stage {stage.name!r}: {error}") from None
-
-
-def _keep(config: Any, place: Path) -> None:
-    """Let a run write into the directory `place`."""
-    if isinstance(config, settings.EvalConfig):
-        config.save = str(place / "heldout.jsonl")
-    elif isinstance(config, settings.LabelConfig):
-        config.label.save = str(place / "labelled.jsonl")
-    else:
-        config.run.directory = str(place.parent)
-        config.run.name = place.name
-
-
-def cost(config: settings.GRPOConfig, budget: str) -> int:
-    """Updates, or samples, of one step."""
-    if budget == "updates":
-        return config.algorithm.epochs * config.algorithm.minibatches
-    return config.grpo.prompts * config.grpo.group_size * (1 + config.algorithm.refills)
 
 
 def read_study(path: str | Path) -> Study:
@@ -251,17 +156,15 @@ def study_of(name: str, table: Mapping[str, Any]) -> Study:
             f"baseline = {table['baseline']!r}: expected one of {', '.join(arms)}"
         )
     for measure in table["measures"]:
-        stage, _, metric = measure.partition(".")
-        if stage not in stages or not metric:
-            raise ValueError(
-                f"measure {measure!r}: expected STAGE.METRIC, with a stage of {list(stages)}"
-            )
-        if stages[stage].run == "prm label":
-            raise ValueError(f"measure {measure!r}: `prm label` measures nothing")
+        _check_measure(measure, stages)
+    for stage in stages.values():
+        _check_checkpoint(stage, stages)
     if table.get("budget", BUDGETS[0]) not in BUDGETS:
         raise ValueError(
             f"budget = {table['budget']!r}: expected one of {', '.join(BUDGETS)}"
         )
+    if "best" in table:
+        _check_best(table, stages, arms)
     return Study(
         name,
         table["question"],
@@ -274,18 +177,77 @@ def study_of(name: str, table: Mapping[str, Any]) -> Study:
         table.get("last", 1),
         table.get("cluster", ""),
         table.get("tasks", ""),
+        table.get("best", {}),
     )
 
 
 def _stage(name: str, part: Mapping[str, Any]) -> Stage:
     _known(part, STAGE_KEYS, f"key of the stage {name!r}")
-    if part.get("run") not in RUNS:
+    run = part.get("run")
+    if not isinstance(run, str) or (run in RUNS) == ("arguments" in part):
         raise ValueError(
-            f"stage {name!r}: run = {part.get('run')!r}: expected one of {', '.join(RUNS)}"
+            f"stage {name!r}: run = {run!r}: expected one of {', '.join(RUNS)}, or another command "
+            "of python -m nanomath and its arguments = [...]"
         )
     if not NAME.fullmatch(name) or "." in name:
         raise ValueError(f"stage {name!r}: expected letters, digits and =+-_ in its name")
     return Stage(name, **{"config": "", **part})
+
+
+def _check_measure(measure: str, stages: Mapping[str, Stage]) -> None:
+    stage, _, metric = measure.partition(".")
+    if stage not in stages or not metric:
+        raise ValueError(
+            f"measure {measure!r}: expected STAGE.METRIC, with a stage of {list(stages)}"
+        )
+    if stages[stage].run == "prm label":
+        raise ValueError(f"measure {measure!r}: `prm label` measures nothing")
+    if not (PER_PROBLEM.fullmatch(metric) or WHOLE.fullmatch(metric)):
+        raise ValueError(
+            f"measure {measure!r}: expected NAME, NAME:area or NAME:to=NUMBER"
+        )
+
+
+def _check_checkpoint(stage: Stage, stages: Mapping[str, Stage]) -> None:
+    rule = stage.checkpoint
+    if not rule:
+        return
+    upto = list(stages)[: list(stages).index(stage.name) + 1]
+    known = [name for name in upto if stages[name].run.startswith("train_")]
+    near = set(rule) == {"measure", "near"} and rule["near"] in known
+    reach = set(rule) == {"measure", "reach"} and isinstance(rule["reach"], int | float)
+    if not (near or reach) or stage.name not in known:
+        raise ValueError(
+            f"stage {stage.name!r}: checkpoint = {rule}: expected {{ measure = METRIC, reach = "
+            f"NUMBER }} or {{ measure = METRIC, near = STAGE }}, with a training of {known}"
+        )
+
+
+def _check_best(table: Mapping[str, Any], stages: Mapping[str, Stage], arms: Any) -> None:
+    best = table["best"]
+    _known(best, BEST_KEYS, "key of best")
+    for key in BEST_KEYS:
+        if not best.get(key):
+            raise ValueError(f"best: {key} is missing")
+    _check_measure(best["measure"], stages)
+    upto = best["measure"].split(".")[0]
+    known = list(stages)[: list(stages).index(upto) + 1]
+    if best["key"].split(".")[0] not in known:
+        raise ValueError(
+            f"best: key = {best['key']!r}: expected STAGE.KEY, with a stage of {known}, which "
+            f"{best['measure']} can depend on"
+        )
+    if taken := [arm for arm, changes in arms.items() if best["key"] in changes]:
+        raise ValueError(f"best chooses {best['key']}, but the arm {taken[0]!r} sets it")
+    if best["measure"] == table["measures"][0]:
+        raise ValueError(
+            f"best chooses by the headline {best['measure']!r}: choose by other problems"
+        )
+    if table.get("budget") in MEASURED:
+        raise ValueError(
+            f"budget = {table['budget']!r} and best: the baseline's budget would depend on its "
+            "best; choose first, in a study of its own"
+        )
 
 
 def _arms(table: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
@@ -313,8 +275,3 @@ def _known(table: Mapping[str, Any], known: Sequence[str], what: str) -> None:
         if key not in known:
             hint = did_you_mean(key, known) or f"expected one of {', '.join(known)}"
             raise ValueError(f"unknown {what}: {key!r}; {hint}")
-
-
-def in_order(cells: Mapping[tuple[str, int], Chain]) -> dict[str, Cell]:
-    """All cells by name, each once, parents first."""
-    return {cell.name: cell for chain in cells.values() for cell in chain.values()}

@@ -7,6 +7,7 @@ also the best of k.
     python -m nanomath eval runs/tiny-grpo world evaluation.samples=16 evaluation.k=4,16
     python -m nanomath eval runs/tiny-grpo world evaluation.samples=16 process.prm=runs/tiny-prm
     python -m nanomath eval HuggingFaceTB/SmolLM2-135M-Instruct gsm8k/test.jsonl save=all.jsonl
+    python -m nanomath eval runs/tiny-grpo world evaluation.by=difficulty scores=scores.json
 
 MODEL is a Hugging Face directory, a run directory or a hub id; DATA is "world", a file or a
 hub dataset. A model that was trained with a prompt of its own needs the same [prompt] keys
@@ -38,6 +39,7 @@ from nanomath.training.build import (
     sampling_options,
     settle_dtypes,
 )
+from nanomath.training.runlog import write_atomically
 
 
 def main(argv: list[str]) -> int:
@@ -59,8 +61,9 @@ def main(argv: list[str]) -> int:
     if config.sampling.temperature == 0 and measure.samples > 1:
         measure.samples = 1  # greedy samples are all alike
 
-    if config.save and not Path(config.save).absolute().parent.is_dir():
-        raise FileNotFoundError(f"save: there is no directory to write {config.save} to")
+    for name, file in (("save", config.save), ("scores", config.scores)):
+        if file and not Path(file).absolute().parent.is_dir():
+            raise FileNotFoundError(f"{name}: there is no directory to write {file} to")
     problems = build_problems(config.problems)
     settle_dtypes(config)
     model, tokenizer = build_model(config.model, measure.seed)
@@ -91,6 +94,12 @@ def main(argv: list[str]) -> int:
                 json.dumps(record, ensure_ascii=False) + "\n"
                 for record in report.records()
             )
+    if config.scores:
+        metrics = {
+            name.removeprefix("heldout/"): value
+            for name, value in report.metrics().items()
+        }
+        write_atomically(Path(config.scores), json.dumps(metrics, indent=1) + "\n")
     print_report(report, config)
     return 0
 

@@ -1,37 +1,41 @@
 """Answer a question by runs: arms x seeds, side by side, into a table that compares them in pairs.
 
-    python -m nanomath study FILE.toml [--plan] [minutes=M] [workers=W] [out=DIR] [only=ARM,...]
-        [seeds=0,1,...]
+    python -m nanomath study FILE.toml [--plan] [minutes=M] [workers=W] [out=DIR] [cells=DIR]
+        [only=ARM,...] [seeds=0,1,...]
 
     python -m nanomath study configs/studies/kl.toml --plan       what would be run, and seen
     python -m nanomath study configs/studies/kl.toml              run what is missing; the table
     python -m nanomath study configs/studies/kl.toml minutes=30   stop in time, to go on later
 
-It writes studies/NAME/: results.json, table.md, figures and study.html, and a run directory for
-each cell in cells/. A cell that fails stays in the table with its reason and does not stop the
-others.
+It writes studies/NAME/: results.json, table.md, figures and study.html. The run directories are
+cells of studies/cells, which all studies share. A cell that fails stays in the table with its
+reason and does not stop the others.
 nanomath/analysis/study.py says what stands in the file.
 """
 
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from resource import RUSAGE_CHILDREN, RUSAGE_SELF, getrusage
 
 from tqdm import tqdm
 
 from nanomath.analysis import figures, statistics
+from nanomath.analysis.cells import Cell, Chain, in_order, make_cells
+from nanomath.analysis.measures import PER_PROBLEM, measured
 from nanomath.analysis.pool import Pool
 from nanomath.analysis.report import report
 from nanomath.analysis.results import as_json, as_table, collect
-from nanomath.analysis.runs import read_run
-from nanomath.analysis.study import Cell, Study, in_order, read_study
+from nanomath.analysis.runs import Run, read_run
+from nanomath.analysis.study import Study, read_study
 from nanomath.training.runlog import write_atomically
 
-WORDS = ("minutes", "workers", "out", "only", "seeds")
+WORDS = ("minutes", "workers", "out", "cells", "only", "seeds")
 
 
 def main(argv: list[str]) -> int:
@@ -41,17 +45,25 @@ def main(argv: list[str]) -> int:
     path, words = parse(argv)
     study = narrowed(read_study(path), words)
     out = Path(words.get("out") or Path("studies") / study.name)
-    cells = out / "cells"
-    chains = study.cells(cells)
+    cells = Path(words.get("cells") or Path("studies") / "cells")
+    chains = make_cells(study, cells)
     every = in_order(chains)
     workers = int(number("workers", words, os.cpu_count() or 1))
     minutes = number("minutes", words, 0)
     deadline = time.monotonic() + 60 * minutes if minutes else 0.0
-    pool = Pool(cells, workers, lambda text: tqdm.write(text, file=sys.stderr), deadline)
+    pool = Pool(
+        cells,
+        workers,
+        lambda text: tqdm.write(text, file=sys.stderr),
+        deadline,
+        lambda cell: check_measures(study, cell, cells),
+    )
     if "--plan" in argv:
         print(plan(study, every, pool))
         return 0
-    cells.mkdir(parents=True, exist_ok=True)
+    for place in (out, cells):
+        place.mkdir(parents=True, exist_ok=True)
+    check_room(every, pool)
     try:
         pool.run(every)
     except KeyboardInterrupt:
@@ -59,6 +71,7 @@ def main(argv: list[str]) -> int:
         return 1
     finally:
         write(study, chains, pool, out)
+    print(cpu_time(), file=sys.stderr)
     left = [name for name, cell in every.items() if not pool.state(cell)]
     failed = [
         name for name, cell in every.items() if pool.state(cell).get("state") == "failed"
@@ -67,6 +80,13 @@ def main(argv: list[str]) -> int:
     print(f"{out}: results.json, table.md, study.html", end="")
     print(f"; {len(left)} cells are left, the same command goes on" if left else "")
     return 1 if left or failed else 0
+
+
+def cpu_time() -> str:
+    """What running the cells has cost beside the cells themselves."""
+    usages = [getrusage(who) for who in (RUSAGE_SELF, RUSAGE_CHILDREN)]
+    own, cells = (usage.ru_utime + usage.ru_stime for usage in usages)
+    return f"CPU time: {own:.1f} s of the runner, with its start and pages; {cells:.0f} s of cells"
 
 
 def parse(argv: list[str]) -> tuple[str, dict[str, str]]:
@@ -118,21 +138,25 @@ def narrowed(study: Study, words: dict[str, str]) -> Study:
 
 def plan(study: Study, cells: dict[str, Cell], pool: Pool) -> str:
     """What would be run, how long that takes, and how small a difference it could see."""
-    missing = {name: cell for name, cell in cells.items() if not pool.is_done(cell)}
+    missing = [cell for cell in cells.values() if not pool.is_done(cell)]
+    counts = {
+        stage: sum(cell.stage.name == stage for cell in cells.values())
+        for stage in study.stages
+    }
     minutes = pool.minutes_left(cells)
     how_long = (
         f"about {minutes:.0f} minutes"
         if minutes
         else "minutes: unknown until a cell is done"
     )
-    size = sum(disk(cell, pool.directory) for cell in missing.values()) / 1e6
+    size = room(cells, pool) / 1e6
     lines = [
         study.question,
         f"  {len(study.arms)} arms x {len(study.seeds)} seeds: {len(cells)} cells, "
         f"{len(missing)} of them to run, {pool.workers} at a time",
         *(
-            f"  {stage}: {sum(cell.stage.name == stage for cell in cells.values())} cells"
-            for stage in study.stages
+            f"  {stage}: {count} cells{'' if count else ', for it leads to no measure'}"
+            for stage, count in counts.items()
         ),
         f"  {how_long}; disk: about {size:.0f} MB",
     ]
@@ -147,12 +171,8 @@ def sight(study: Study, cell: Cell, metric: str) -> str:
     """The smallest difference that could be found, where that can be known before."""
     problems = cell.config.get("heldout.limit") or cell.config.get("problems.limit")
     samples = cell.config.get("evaluation.samples")
-    if (
-        "pass@1" not in metric
-        or metric == "pass@1"
-        and cell.stage.run != "eval"
-        or not problems
-    ):
+    match = PER_PROBLEM.fullmatch(metric)
+    if not (match and match.groups() == ("pass", "1", None) and problems):
         return "what can be seen depends on how it varies from seed to seed"
     best = statistics.detectable(problems, samples, len(study.seeds))
     usual = statistics.detectable(problems, samples, len(study.seeds), spread=0.02)
@@ -160,6 +180,30 @@ def sight(study: Study, cell: Cell, metric: str) -> str:
         f"differences of {100 * best:.1f} points can be seen (4 times of 5) if seeds add nothing, "
         f"of {100 * usual:.1f} if they add 2 points ({problems} problems x {samples} samples)"
     )
+
+
+def room(cells: dict[str, Cell], pool: Pool) -> float:
+    """Bytes that the cells which are to be run will take."""
+    left = [cell for cell in cells.values() if not pool.is_done(cell)]
+    return sum(disk(cell, pool.directory) for cell in left)
+
+
+def check_room(cells: dict[str, Cell], pool: Pool) -> None:
+    """OSError where they will not fit on the disk."""
+    free = shutil.disk_usage(pool.directory).free
+    if (needed := room(cells, pool)) > free:
+        raise OSError(
+            f"the cells need about {needed / 1e6:.0f} MB, {pool.directory} has "
+            f"{free / 1e6:.0f} MB left: cells=DIR puts them elsewhere"
+        )
+
+
+def check_measures(study: Study, cell: Cell, cells: Path) -> None:
+    """ValueError where a cell that is done has not what the study measures of its stage."""
+    for measure in study.measures:
+        stage, metric = measure.split(".", 1)
+        if stage == cell.stage.name:
+            measured(cells / cell.name, metric, study.last)
 
 
 def disk(cell: Cell, directory: Path) -> float:
@@ -171,7 +215,15 @@ def disk(cell: Cell, directory: Path) -> float:
         return sum(f.stat().st_size for f in alike.parent.rglob("*") if f.is_file())
     names = ("layers", "hidden_size", "intermediate_size")
     layers, width, inner = (cell.config.get(f"model.new.{name}", 0) for name in names)
-    return 12 * layers * (3 * width * inner + 4 * width * width)
+    every = cell.config.get("run.save_every") if cell.stage.checkpoint else 0
+    kept = cell.config["run.steps"] // every if every else 1
+    return kept * 12 * layers * (3 * width * inner + 4 * width * width)
+
+
+def trained(chain: Chain) -> str:
+    """The last training of a chain, which the report is of."""
+    names = [cell.name for cell in chain.values() if "train" in cell.stage.run]
+    return names[-1] if names else ""
 
 
 def write(study: Study, chains: dict, pool: Pool, out: Path) -> None:
@@ -180,8 +232,10 @@ def write(study: Study, chains: dict, pool: Pool, out: Path) -> None:
     write_atomically(out / "results.json", as_json(results))
     write_atomically(out / "table.md", as_table(results))
     figures.draw(results, pool.directory, out)
-    names = dict.fromkeys(chain[study.stage].name for chain in chains.values())
-    places = [pool.directory / name for name in names]
-    runs = [read_run(place) for place in places if (place / "metrics.jsonl").exists()]
+    runs: dict[str, list[Run]] = {}
+    for (arm, _), chain in chains.items():
+        place = pool.directory / trained(chain)
+        if (place / "metrics.jsonl").exists():
+            runs.setdefault(arm, []).append(read_run(place))
     if runs:
-        write_atomically(out / "study.html", report(runs))
+        write_atomically(out / "study.html", report([], runs))

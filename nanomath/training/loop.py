@@ -11,7 +11,7 @@ import signal
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -40,7 +40,8 @@ class Loop:
     measured of it. `show` has the metrics of the progress bar, each with the text it is
     shown as. The run ends, saved, before `minutes` have passed (0: no limit) by the `clock`
     (in seconds), and with `stop_on_collapse` when the alarm of a collapse or of a hacked
-    PRM sounds. All ranks go through the same steps and end at the same one; `log` and
+    PRM sounds. It is done before its `steps` once the metrics named in `limits` add up to
+    that much (0: no limit). All ranks go through the same steps and end at the same one; `log` and
     `save` know which of them writes.
     """
 
@@ -54,6 +55,7 @@ class Loop:
     keep: Callable[[int, Metrics], bool] | None = None
     minutes: float = 0.0
     stop_on_collapse: bool = False
+    limits: Mapping[str, float] = field(default_factory=dict)
     clock: Callable[[], float] = time.perf_counter
 
     @contextmanager
@@ -67,6 +69,7 @@ class Loop:
         self.done = start
         self._budget = TimeBudget(self.minutes, self.clock)
         self._history = self.log.read("metrics.jsonl")
+        self.used = ranks.from_main(share_used(self._history, self.limits))
         self._said = {
             line["alarm"]: line["step"] for line in self.log.read("alarms.jsonl")
         }
@@ -98,8 +101,8 @@ class Loop:
 
     @property
     def finished(self) -> bool:
-        """Whether all steps are done."""
-        return self.done == self.steps
+        """Whether all steps are done, or all that may be used is used."""
+        return self.done == self.steps or self.used >= 1
 
     def record(self, metrics: Metrics) -> None:
         """Log the metrics of the step that ends now. FloatingPointError for one that is not
@@ -107,9 +110,12 @@ class Loop:
         """
         check_finite(metrics)
         seconds = self.clock() - self._began
-        self.log.metrics(self.done + 1, **metrics, seconds=round(seconds, 3))
+        metrics = {**metrics, "seconds": round(seconds, 3)}
+        self.log.metrics(self.done + 1, **metrics)
         self._budget.took("step", self.clock() - self._began)
         self._history.append({"step": self.done + 1, **metrics})
+        if any(self.limits.values()):  # each rank has a clock of its own
+            self.used = ranks.from_main(share_used(self._history, self.limits))
         self._latest |= metrics
 
     def _before_the_first(self) -> None:
@@ -154,9 +160,7 @@ class Loop:
             self.save(done)
 
     def _measures(self, done: int) -> bool:
-        return self.evaluate is not None and (
-            _due(self.eval_every, done) or done == self.steps
-        )
+        return self.evaluate is not None and (_due(self.eval_every, done) or self.finished)
 
     def _saves(self, done: int) -> bool:
         return _due(self.save_every, done)
@@ -171,7 +175,7 @@ class Loop:
         """
         collapsed = self._sound_alarms(done)
         with failing(f"after step {done}"):
-            return done == self.steps or ranks.any_rank(
+            return self.finished or ranks.any_rank(
                 self._stop.asked or collapsed or self._out_of_time(done)
             )
 
@@ -220,10 +224,18 @@ class Loop:
         if not bar.disable:
             bar.set_postfix_str(shown, refresh=False)
             bar.update()
-        elif ranks.is_main() and (
-            done % max(1, self.steps // 10) == 0 or done == self.steps
-        ):
+        elif ranks.is_main() and (done % max(1, self.steps // 10) == 0 or self.finished):
             print(f"step {done}/{self.steps}  {shown}", file=sys.stderr, flush=True)
+
+
+def share_used(lines: Iterable[Mapping[str, float]], limits: Mapping[str, float]) -> float:
+    """How much of its limits a run with these lines of metrics has used: the largest share."""
+    shares = [
+        sum(line.get(name, 0) for line in lines) / limit
+        for name, limit in limits.items()
+        if limit
+    ]
+    return max(shares, default=0.0)
 
 
 def _due(every: int, done: int) -> bool:

@@ -40,7 +40,12 @@ SCHEDULES = ("constant", "linear", "cosine")
 
 
 def learning_rate(
-    step: int, steps: int, peak: float, schedule: str, warmup: int = 0, final: float = 0.0
+    step: int,
+    steps: float,
+    peak: float,
+    schedule: str,
+    warmup: int = 0,
+    final: float = 0.0,
 ) -> float:
     """Return the learning rate of step 0, 1, ... steps-1.
 

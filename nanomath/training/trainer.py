@@ -36,7 +36,7 @@ from nanomath.training.checkpoint import (
     save_checkpoint,
 )
 from nanomath.training.failure import out_of_memory
-from nanomath.training.loop import Loop, Metrics, say
+from nanomath.training.loop import Loop, Metrics, say, share_used
 from nanomath.training.optimizer import Optimizer, learning_rate
 from nanomath.training.runlog import RunFailed, RunLog
 from nanomath.training.sharding import shard
@@ -117,7 +117,10 @@ class Trainer:
         facts = load_checkpoint(self.checkpoint, self.optimizer) if self.checkpoint else {}
         best = facts.get("best", {})  # {"step": ..., "score": ...}, of a run that keeps it
         self.best = best if best.get("step") in steps else {}
-        if self.start >= config.run.steps:
+        self.limits = {"tokens": config.run.tokens, "seconds": config.run.seconds}
+        lines = self.log.read("metrics.jsonl")
+        done = [line for line in lines if line["step"] <= self.start]
+        if self.start >= config.run.steps or share_used(done, self.limits) >= 1:
             raise ValueError(
                 f"{self.log.directory} has done its {self.start} steps: a larger run.steps goes on"
             )
@@ -185,11 +188,16 @@ class Trainer:
             self.log.trackers.append(tensorboard(self.log.directory, self.start))
 
     def learning_rate(self, step: int) -> float:
-        """Return the learning rate of the update after `step` updates."""
+        """Return the learning rate of the update after `step` updates.
+
+        Where tokens or seconds end the run, it is that of a run of as many steps as there
+        will be if they go on to use as much.
+        """
         o = self.config.optim
-        return learning_rate(
-            step, self.config.run.steps, o.lr, o.schedule, o.warmup, o.final
-        )
+        steps = self.config.run.steps
+        if self.loop.used:
+            steps = min(steps, step / self.loop.used)
+        return learning_rate(step, steps, o.lr, o.schedule, o.warmup, o.final)
 
     @contextmanager
     def running(
@@ -203,7 +211,7 @@ class Trainer:
         """
         run = self.config.run
         self.begin()
-        loop = Loop(
+        loop = self.loop = Loop(
             self.log,
             run.steps,
             self.save,
@@ -214,6 +222,7 @@ class Trainer:
             keep=self.keeps if run.keep_best else None,
             minutes=run.minutes,
             stop_on_collapse=run.on_collapse == "stop",
+            limits=self.limits,
         )
         try:
             with loop.running(self.start):

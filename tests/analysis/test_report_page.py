@@ -374,7 +374,7 @@ def test_several_runs(browser, tmp_path):
     metrics = [{"step": n, "reward": n / 10} for n in range(1, 9)]
     runs = []
     for beta in (0.0, 0.1):
-        for seed in (0, 1):
+        for seed in range(3):
             config = {"algorithm.kl_coef": beta, "run.seed": seed}
             right = [n % 4 > seed + 20 * beta for n in range(12)]
             made = write_run(
@@ -387,19 +387,41 @@ def test_several_runs(browser, tmp_path):
                 heldout=answers(8, right),
             )
             runs.append(read_run(made))
-    path = tmp_path / "four.html"
+    path = tmp_path / "six.html"
     path.write_text(report(runs), "utf-8")
     browser.open(path, "#curves")
-    assert "kl_coef=0.1 (n = 2)" in browser.text(".legend")
+    legend = browser.text(".legend")
+    assert "kl_coef=0.1 (n = 3)" in legend and "band: its 95% t interval" in legend
     assert "McNemar's exact p" in browser.text("#compared")
     chart = "window.page.curves.charts.find(c => c.name == 'reward')"
     browser.wait(f"return {chart}.drawn")
-    assert (
-        browser.run(f"return {chart}.plot.data.length") == 2 * 4
-    )  # band, two seeds, mean
+    # Band, three seeds, mean; at the last step the seeds are 0.8, 1.6 and 2.4.
+    assert browser.run(f"return {chart}.plot.data.length") == 2 * 5
+    widths = browser.run(f"return {chart}.plot.data.slice(0, 5).map(t => t.line.width)")
+    assert widths == [0, 0.7, 0.7, 0.7, 2.5]
+    band = browser.run(f"return Array.from({chart}.plot.data[0].y).slice(7, 9)")
+    half = 4.302653 * 0.8 / 3**0.5  # t for two degrees of freedom
+    assert band == pytest.approx([1.6 + half, 1.6 - half])
     browser.run("document.getElementById('difference').click()")
     last = browser.run(f"return Array.from({chart}.plot.data.at(-1).y)")
     assert last == pytest.approx([0.1 * m["reward"] for m in metrics])
+
+
+def test_two_seeds_have_no_band(browser, tmp_path):
+    metrics = [{"step": n, "reward": n / 10} for n in range(1, 9)]
+    configs = [{"run.seed": seed} for seed in (0, 1)]
+    runs = [
+        read_run(write_run(tmp_path / f"r{n}", config=config, metrics=metrics))
+        for n, config in enumerate(configs)
+    ]
+    path = tmp_path / "two.html"
+    path.write_text(report([], {"both": runs}), "utf-8")
+    browser.open(path, "#curves")
+    assert "both (n = 2)" in browser.text(".legend")
+    assert "band" not in browser.text(".legend")
+    chart = "window.page.curves.charts.find(c => c.name == 'reward')"
+    browser.wait(f"return {chart}.drawn")
+    assert browser.run(f"return {chart}.plot.data.length") == 3  # two seeds, mean
 
 
 @pytest.mark.parametrize("dark", [False, True])

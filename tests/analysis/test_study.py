@@ -3,23 +3,31 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import random
 import re
+import shutil
 import signal
 import textwrap
 import threading
 import time
 import tomllib
+import types
 from pathlib import Path
 
 import pytest
 
 from nanomath.__main__ import main
 from nanomath.analysis import pool as pools
+from nanomath.analysis.cells import Late, in_order, make_cells
+from nanomath.analysis.compare import mcnemar
+from nanomath.analysis.late import found
+from nanomath.analysis.measures import measured
 from nanomath.analysis.pool import Pool
-from nanomath.analysis.results import as_json, as_table, collect, warnings, whole_run
+from nanomath.analysis.results import as_json, as_table, collect, warnings
 from nanomath.analysis.runs import read_run
-from nanomath.analysis.study import RUNS, in_order, read_study, study_of
+from nanomath.analysis.study import RUNS, read_study, study_of
+from nanomath.commands.study import check_measures, check_room
 
 pytest.importorskip("scipy")
 pytest.importorskip("matplotlib")
@@ -34,6 +42,21 @@ TABLE = {
     },
     "arms": {"with": {}, "without": {"grpo.algorithm.kl_coef": 0.0}},
 }
+STAGES = {
+    "sft": TABLE["stages"]["sft"],
+    "grpo": {
+        **TABLE["stages"]["grpo"],
+        "keys": {"model.path": "{sft}", "run.eval_every": 1},
+        "checkpoint": {"measure": "heldout/pass@1", "reach": 0.1},
+    },
+    "after": {"run": "train_grpo.py", "keys": {"model.path": "{grpo}"}},
+}
+BEST = {
+    "key": "grpo.optim.lr",
+    "values": [1e-5, 0.3, 0.9],
+    "measure": "grpo.heldout/pass@1",
+    "seeds": [7, 8],
+}
 
 
 def study(**changed):
@@ -44,7 +67,7 @@ def study(**changed):
 
 
 def test_what_arms_share_is_run_once(tmp_path):
-    chains = study().cells(tmp_path)
+    chains = make_cells(study(), tmp_path)
     cells = in_order(chains)
     assert [c.stage.name for c in cells.values()] == ["sft"] + ["grpo"] * 4
     (sft,) = {chain["sft"].name for chain in chains.values()}
@@ -59,14 +82,16 @@ def test_what_arms_share_is_run_once(tmp_path):
 
 
 def test_a_cell_is_its_config_wherever_it_is_kept(tmp_path):
-    here = in_order(study().cells(tmp_path / "a"))
-    there = in_order(study(question="Or not?", seeds=[0, 1, 2]).cells(tmp_path / "b"))
+    here = in_order(make_cells(study(), tmp_path / "a"))
+    there = in_order(
+        make_cells(study(question="Or not?", seeds=[0, 1, 2]), tmp_path / "b")
+    )
     assert set(here) < set(there)
     rate = {
         "sft": {**TABLE["stages"]["sft"], "keys": {"optim.lr": 1e-9}},
         "grpo": TABLE["stages"]["grpo"],
     }
-    assert not set(here) & set(in_order(study(stages=rate).cells(tmp_path / "a")))
+    assert not set(here) & set(in_order(make_cells(study(stages=rate), tmp_path / "a")))
 
 
 def test_axes_and_leaving_one_out():
@@ -84,14 +109,14 @@ def test_equal_updates(tmp_path):
         "with": {},
         "four": {"grpo.algorithm.minibatches": 2, "grpo.algorithm.epochs": 2},
     }
-    chains = study(arms=arms, budget="updates").cells(tmp_path)
+    chains = make_cells(study(arms=arms, budget="updates"), tmp_path)
     assert [chains[arm, 0]["grpo"].config["run.steps"] for arm in arms] == [100, 25]
     arms["four"] = {"grpo.grpo.prompts": 4}
-    chains = study(arms=arms, budget="samples").cells(tmp_path)
+    chains = make_cells(study(arms=arms, budget="samples"), tmp_path)
     assert [chains[arm, 0]["grpo"].config["run.steps"] for arm in arms] == [100, 400]
     with pytest.raises(ValueError, match="an arm would need 33.3333 steps"):
         arms["four"] = {"grpo.algorithm.epochs": 3}
-        study(arms=arms, budget="updates").cells(tmp_path)
+        make_cells(study(arms=arms, budget="updates"), tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -104,11 +129,35 @@ def test_equal_updates(tmp_path):
         ({"baseline": "wiht"}, "baseline = 'wiht': expected one of with, without"),
         ({"measures": ["pass@1"]}, "measure 'pass@1': expected STAGE.METRIC"),
         ({"measures": ["prm.auc"]}, "with a stage of"),
-        ({"budget": "luck"}, "budget = 'luck': expected one of updates, samples"),
+        ({"measures": ["grpo.loss:best"]}, "NAME, NAME:area or NAME:to=NUMBER"),
+        ({"budget": "luck"}, "budget = 'luck': expected one of updates, samples, tokens"),
         ({"arms": {"with": {}, "b": {"kl_coef": 1}}}, "kl_coef: expected STAGE.KEY"),
         ({"arms": {"with": {}, "a b": {"grpo.run.steps": 1}}}, "letters, digits"),
         ({"axes": {"grpo.run.steps": [1]}}, "expected one of arms, axes, leave_one_out"),
         ({"stages": {"a": {"run": "rm"}}}, "run = 'rm': expected one of train_sft.py"),
+        ({"stages": {"a": {"run": "eval", "arguments": ["x"]}}}, "run = 'eval': expected"),
+        ({"best": {"key": "grpo.optim.lr"}}, "best: values is missing"),
+        ({"best": {**BEST, "key": "lr"}}, "key = 'lr': expected STAGE.KEY"),
+        (
+            {"best": {**BEST, "measure": "sft.loss"}},
+            "with a stage of .'sft'., which sft.loss",
+        ),
+        ({"best": {**BEST, "kye": 1}}, "unknown key of best: 'kye'; did you mean key"),
+        (
+            {"best": {**BEST, "key": "grpo.algorithm.kl_coef", "measure": "grpo.loss"}},
+            "but the arm 'without' sets it",
+        ),
+        (
+            {"best": {**BEST, "measure": "grpo.loss"}, "budget": "tokens"},
+            "choose first, in a",
+        ),
+        *(
+            (
+                {"stages": {**STAGES, "grpo": {**STAGES["grpo"], "checkpoint": rule}}},
+                "stage 'grpo': checkpoint = {.*}: expected",
+            )
+            for rule in ({"reach": 1}, {"measure": "kl", "near": "after"})
+        ),
         (
             {"stages": {"a": {"run": "eval", "kyes": {}}}},
             "unknown key of the stage 'a': 'kyes'",
@@ -124,10 +173,30 @@ def test_what_does_not_fit_is_said_in_one_line(changed, message):
 def test_arms_that_cannot_be_resolved(tmp_path):
     unknown = {"with": {}, "b": {"grpo.algorithm.kl_cof": 1}}
     with pytest.raises(ValueError, match="stage 'grpo': .*algorithm.kl_cof.*did you mean"):
-        study(arms=unknown).cells(tmp_path)
+        make_cells(study(arms=unknown), tmp_path)
     same = {"with": {}, "b": {"grpo.algorithm.kl_coef": 0.04}}
     with pytest.raises(ValueError, match="'with' and 'b' resolve to the same config"):
-        study(arms=same).cells(tmp_path)
+        make_cells(study(arms=same), tmp_path)
+
+
+def test_stages_that_do_not_chain(tmp_path):
+    def stages(**keys):
+        return {**TABLE["stages"], "grpo": {"run": "train_grpo.py", "keys": keys}}
+
+    for keys, message in (
+        ({"model.path": "{stf}"}, "stage 'grpo': model.path: {stf} is no earlier stage"),
+        ({"model.path": "{grpo}"}, "{grpo} is no earlier stage"),
+        ({}, "stage 'grpo': model.path is empty: name an earlier stage"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            make_cells(study(stages=stages(**keys)), tmp_path)
+    measured_only = make_cells(
+        study(stages=stages(**{"model.path": "elsewhere"})), tmp_path
+    )
+    assert {cell.stage.name for cell in in_order(measured_only).values()} == {"grpo"}
+    never = {**STAGES, "grpo": {**STAGES["grpo"], "keys": {"model.path": "{sft}"}}}
+    with pytest.raises(ValueError, match="chooses among measurements, but run.eval_every"):
+        make_cells(study(stages=never), tmp_path)
 
 
 def test_the_command_refuses_before_anything_runs(tmp_path, monkeypatch):
@@ -150,7 +219,7 @@ def test_the_command_refuses_before_anything_runs(tmp_path, monkeypatch):
     "path", sorted(Path("configs/studies").glob("*.toml")), ids=lambda p: p.stem
 )
 def test_the_studies_that_we_ship_can_be_resolved(path, tmp_path, capsys):
-    assert read_study(path).cells(tmp_path)
+    assert make_cells(read_study(path), tmp_path)
     assert main(["study", str(path), "--plan", f"out={tmp_path}"]) == 0
     assert "can be seen" in capsys.readouterr().out
 
@@ -161,47 +230,62 @@ def test_the_studies_on_pages_can_be_resolved(page, tmp_path):
     shown = re.findall(r"```toml\n(question = .*?)```", text, re.DOTALL)
     assert shown
     for one in shown:
-        assert study_of("shown", tomllib.loads(one)).cells(tmp_path)
+        assert make_cells(study_of("shown", tomllib.loads(one)), tmp_path)
 
 
 # --- running ---------------------------------------------------------------------------------
 
-# Stands in for a training: six steps of 20 ms, a state after each, and numbers that are a function
-# of the config. It goes on from its state.
+# Stands in for a training: six steps of 20 ms, or as many as run.tokens allow at prompts / 4 each,
+# a state after each, and numbers that are a function of the config. It goes on from its state.
 STANDIN = """
-import hashlib, json, pathlib, signal, sys, time, tomllib
-config = tomllib.loads(pathlib.Path(sys.argv[-1 - ("--resume" in sys.argv)]).read_text())
+import hashlib, json, pathlib, re, signal, sys, time, tomllib
+print("began", flush=True)
+(text,) = (pathlib.Path(word).read_text() for word in sys.argv if word.endswith("study.toml"))
+config = tomllib.loads(text)
+for word in sys.argv:
+    if word.startswith(("run.", "optim.")):
+        key, value = word.split("=")
+        section, name = key.split(".")
+        config[section][name] = float(value)
+        text = re.sub(rf"(?m)^{name} = .*$", f"{name} = {value}", text)
 place = pathlib.Path(config["run"]["directory"]) / config["run"]["name"]
 asked = []
 signal.signal(signal.SIGTERM, lambda *_: asked.append(1))
-(place / "config.toml").write_text(pathlib.Path(place / "study.toml").read_text())
+(place / "config.toml").write_text(text)
+tokens = config["grpo"]["prompts"] / 4 if "grpo" in config else 4.0
+steps = int(-(-config["run"]["tokens"] // tokens)) or 6
 if config["optim"]["lr"] == 0.5:
     sys.exit("error: it came apart")
 state = place / "state"
 done = int(state.read_text() or 0) if state.exists() else 0
-end = place / f"checkpoints/step-{config['run']['steps']}"
+end = place / f"checkpoints/step-{steps if config['run']['tokens'] else config['run']['steps']}"
 if end.exists():
     sys.exit("error: it has done its steps")
-for step in range(done, 6):
+for step in range(done, steps):
     time.sleep(0.02)
     known = f"{config['optim']['lr']} {config['run']['seed']} {step}"
     digest = hashlib.sha256(known.encode()).digest()
     lines = (place / "metrics.jsonl").read_text().splitlines() if step else []
-    line = {"step": step + 1, "loss": digest[0] / 256, "tokens": 5.0}
+    line = {"step": step + 1, "loss": digest[0] / 256, "tokens": tokens, "seconds": 0.02}
+    if config["run"]["save_every"]:
+        saved = place / f"checkpoints/step-{step + 1}"
+        saved.mkdir(parents=True, exist_ok=True)
+        (saved / "trainer.json").write_text("{}")
+        line["heldout/pass@1"] = (step + 1) * tokens / 100
     lines = lines[:step] + [json.dumps(line)]
     (place / "metrics.jsonl").write_text("".join(line + "\\n" for line in lines))
     scratch = place / "scratch"
     scratch.write_text(str(step + 1))
     scratch.rename(state)
-    if asked and step < 5:
+    if asked and step < steps - 1:
         sys.exit("stopped")
 known = f"{config['optim']['lr']} {config['run']['seed']}"
 digest = hashlib.sha256(known.encode()).digest()
 empty = dict.fromkeys(("question", "gold", "text", "answer"), "")
-rows = [{**empty, "step": 6, "problem": f"p{i}", "labels": {"family": i % 3}, "sample": 0,
+rows = [{**empty, "step": steps, "problem": f"p{i}", "labels": {"family": i % 3}, "sample": 0,
          "right": digest[1 + i] > 100 + 99 * config["optim"]["lr"]} for i in range(30)]
 (place / "heldout.jsonl").write_text("".join(json.dumps(row) + "\\n" for row in rows))
-end.mkdir(parents=True)
+end.mkdir(parents=True, exist_ok=True)
 (end / "trainer.json").write_text("{}")
 time.sleep(0.05)
 if asked:
@@ -224,7 +308,12 @@ def stand_in(tmp_path, monkeypatch):
         made = study(**{"seeds": [0, 1, 2], "arms": arms, **changed})
         directory = tmp_path / place
         said: list[str] = []
-        return made, made.cells(directory), Pool(directory, workers, said.append), said
+        return (
+            made,
+            make_cells(made, directory),
+            Pool(directory, workers, said.append),
+            said,
+        )
 
     return make
 
@@ -293,13 +382,13 @@ def test_a_cell_of_a_runner_that_is_gone_is_not_started_twice(stand_in, monkeypa
     made, chains, pool, _ = stand_in(workers=1)
     cell = next(iter(in_order(chains).values()))
     monkeypatch.setattr(pools, "die_with_parent", lambda: None)
-    orphan = pool._start(cell)
-    assert pool._start(cell) is None
+    (orphan,) = pool._start(cell)
+    assert not pool._start(cell)
     orphan.process.wait()
     pools.os.close(orphan.lock)
-    assert pool._start(cell) is None and pool.is_done(cell)  # all was there but its exit
+    assert not pool._start(cell) and pool.is_done(cell)  # all was there but its exit
     again = next(c for c in in_order(chains).values() if c is not cell)
-    second = pool._start(again)
+    (second,) = pool._start(again)
     second.process.wait()
     pool._end(second)
     assert pool.is_done(again)
@@ -323,6 +412,239 @@ def test_more_seeds_cost_only_themselves(stand_in):
     made, chains, pool, said = stand_in(seeds=[0, 1, 2])
     pool.run(in_order(chains))
     assert len(said) == 3
+
+
+# --- cells that wait for others -------------------------------------------------------------
+
+
+def test_equal_tokens(stand_in):
+    """The arms go on until they have sampled what the baseline's run of their seed has."""
+    arms = {
+        "with": {},
+        "half": {"grpo.grpo.prompts": 8},
+        "much": {"grpo.grpo.prompts": 40},
+    }
+    made, chains, pool, _ = stand_in(arms=arms, seeds=[0, 1], budget="tokens")
+    pool.run(in_order(chains))
+    results = collect(made, chains, pool)
+    assert results.costs["with"]["tokens sampled"] == 24  # six steps of four
+    assert (
+        results.costs["half"] | {"tokens sampled": 24, "updates": 12}
+        == results.costs["half"]
+    )
+    assert (
+        results.costs["much"]["tokens sampled"] == 30
+    )  # a step is the least that can be added
+    assert warnings(results) == [
+        "half has 2.00 times the updates of with",
+        "much has 0.50 times the updates of with",
+        "much has 1.25 times the tokens sampled of with",
+    ]
+    table = as_table(results)
+    assert re.search(r"half: run.tokens = 24, as grpo-\w+ \(seed 0\)", table)
+    assert "24 (x 1.00) |" in table and "30 (x 1.25) |" in table
+    names = {name: pool.state(cell) for name, cell in in_order(chains).items()}
+    again = make_cells(made, pool.directory)
+    assert names.keys() == in_order(again).keys()
+
+
+def test_a_run_that_tokens_ended_was_about_to_end(stand_in):
+    arms = {"with": {}, "half": {"grpo.grpo.prompts": 8}}
+    made, chains, pool, _ = stand_in(arms=arms, seeds=[0], budget="tokens")
+    pool.run(in_order(chains))
+    before = results_of(made, chains, pool)
+    cell = chains["half", 0]["grpo"]
+    (
+        pool.directory / cell.name / "cell.json"
+    ).unlink()  # it was killed before it was noted
+    pool = Pool(pool.directory, 1, print)
+    pool.run(in_order(chains))
+    assert results_of(made, chains, pool) == before
+
+
+def test_later_stages_start_where_a_score_was_reached(stand_in):
+    """Four tokens a step are 0.04 a step: 0.1 after three steps; twice as many, after two."""
+    arms = {
+        "with": {},
+        "fast": {"grpo.grpo.prompts": 32},
+        "slow": {"grpo.grpo.prompts": 4},
+    }
+    made, chains, pool, _ = stand_in(
+        arms=arms, seeds=[0], stages=STAGES, measures=["after.heldout/pass@1"]
+    )
+    pool.run(in_order(chains))
+    started = {
+        arm: read_run(pool.directory / chains[arm, 0]["after"].name).config["model.path"]
+        for arm in ("with", "fast")
+    }
+    assert started["with"].endswith("/checkpoints/step-3")
+    assert started["fast"].endswith("/checkpoints/step-2")
+    table = as_table(collect(made, chains, pool))
+    assert re.search(
+        r"with: step 3 of grpo-\w+, heldout/pass@1 0.12 for 0.1 \(seed 0", table
+    )
+    assert "never reached 0.1: its best was 0.06, after step 6" in table
+
+
+def test_later_stages_start_as_near_to_the_baseline_as_can_be(stand_in):
+    arms = {"with": {}, "fast": {"grpo.grpo.prompts": 20}}
+    rule = {"measure": "heldout/pass@1", "near": "grpo"}
+    stages = {**STAGES, "grpo": {**STAGES["grpo"], "checkpoint": rule}}
+    made, chains, pool, _ = stand_in(
+        arms=arms, seeds=[0], stages=stages, measures=["after.heldout/pass@1"]
+    )
+    pool.run(in_order(chains))
+    for arm, step in (("with", 6), ("fast", 5)):  # 0.25 for 0.24
+        config = read_run(pool.directory / chains[arm, 0]["after"].name).config
+        assert config["model.path"].endswith(f"/checkpoints/step-{step}")
+
+
+@pytest.mark.parametrize(
+    ("scores", "last", "step"), [([0.1, 0.3, 0.3], 0.3, 3), ([0.5, 0.2, 0.8], 0.4, 1)]
+)
+def test_the_nearest_checkpoint(tmp_path, scores, last, step):
+    """Of equally near ones the last; none that was not saved."""
+    for name, values in (("run", scores), ("base", [0.9, last])):
+        place = tmp_path / name
+        for n, value in enumerate(values, 1):
+            (place / f"checkpoints/step-{n}").mkdir(parents=True)
+            (place / f"checkpoints/step-{n}/trainer.json").write_text("{}")
+            with open(place / "metrics.jsonl", "a") as file:
+                file.write(json.dumps({"step": n, "heldout/pass@1": value}) + "\n")
+        (place / "config.toml").write_text("[grpo]\n")
+    cells = tuple(types.SimpleNamespace(name=name) for name in ("run", "base"))
+    rule = {"measure": "heldout/pass@1", "near": "base"}
+    assert found(Late("checkpoint", "", cells, rule), tmp_path)[0] == step
+    (tmp_path / f"run/checkpoints/step-{step}/trainer.json").unlink()
+    assert found(Late("checkpoint", "", cells, rule), tmp_path)[0] == 2
+
+
+def test_every_arm_has_its_own_best(stand_in):
+    """Of rates that the stand-in solves fewer problems with, the lowest; runs of other seeds."""
+    stages = {**TABLE["stages"], "last": {"run": "train_grpo.py"}}
+    stages["last"]["keys"] = {"model.path": "{grpo}", "heldout.split": "test"}
+    arms = {"with": {}, "many": {"grpo.grpo.prompts": 32}}
+    made, chains, pool, _ = stand_in(
+        arms=arms, seeds=[0], stages=stages, best=BEST, measures=["last.heldout/pass@1"]
+    )
+    cells = in_order(chains)
+    assert sum(cell.stage.name == "grpo" for cell in cells.values()) == 2 * (1 + 3 * 2)
+    pool.run(cells)
+    table = as_table(collect(made, chains, pool))
+    for arm in arms:
+        rate = read_run(pool.directory / chains[arm, 0]["grpo"].name).config["optim.lr"]
+        shown = re.search(
+            rf"{arm}: optim.lr = (\S+) of 1e-05: (\S+), 0.3: (\S+), 0.9: (\S+) ", table
+        )
+        means = [float(text) for text in shown.groups()[1:]]
+        assert rate == float(shown[1]) == BEST["values"][means.index(max(means))]
+    assert ("the last one tried" in table) == ("optim.lr = 0.3 of" not in table)
+
+
+def test_what_chooses_is_not_what_is_reported(tmp_path):
+    with pytest.raises(ValueError, match="seed 7 is one of the study's"):
+        study(best=BEST, seeds=[7], measures=["sft.loss"])
+    with pytest.raises(ValueError, match="by the headline 'grpo.heldout/pass@1'"):
+        study(best=BEST)
+    same = {**BEST, "measure": "grpo.heldout/pass@1/family=maths"}
+    with pytest.raises(ValueError, match="on the problems of the headline"):
+        make_cells(study(best=same), tmp_path)
+
+
+def test_a_command_and_what_it_wrote(stand_in, tmp_path, monkeypatch):
+    """Any command of nanomath may be a stage: its numbers are read from its JSON files."""
+    script = tmp_path / "drift.py"
+    script.write_text(
+        "import json, sys\n"
+        "base, tuned, out, top = sys.argv[-4:]\n"
+        "found = {'kl': {'maths': [0.25, len(base.split('sft-'))]}, 'top': top}\n"
+        "open(out.removeprefix('out='), 'w').write(json.dumps(found))\n"
+    )
+    monkeypatch.setattr(pools, "NANOMATH", (str(script),))
+    drift = {
+        "run": "drift",
+        "arguments": ["{sft}", "{grpo}", "out={here}/drift.json"],
+        "keys": {"top": 5},
+    }
+    stages = {**TABLE["stages"], "drift": drift}
+    made, chains, pool, _ = stand_in(
+        stages=stages, seeds=[0], measures=["drift.kl.maths.0", "drift.kl.maths.1"]
+    )
+    pool.run(in_order(chains))
+    scores = collect(made, chains, pool).scores
+    assert scores["drift.kl.maths.0"]["with", 0] == {"": 0.25}
+    assert scores["drift.kl.maths.1"]["low", 0] == {"": 2.0}
+    with pytest.raises(ValueError, match="no number 'kl'.*; there are: kl.maths.0, kl.ma"):
+        measured(pool.directory / chains["with", 0]["drift"].name, "kl")
+
+
+# --- several runners, and what goes wrong ---------------------------------------------------
+
+
+def test_two_runners_share_the_cells(stand_in):
+    """Each starts what the other has not, none is run twice, and both end with all of it."""
+    made, chains, pool, _ = stand_in(workers=1)
+    cells = in_order(chains)
+    other = multiprocessing.get_context("fork").Process(target=pool.run, args=(cells,))
+    other.start()
+    pool.run(cells)
+    other.join()
+    assert other.exitcode == 0 and all(map(pool.is_done, cells.values()))
+    for name in cells:
+        assert (pool.directory / name / "log.txt").read_text().count("began") == 1
+
+
+def test_a_study_goes_on_with_what_another_runner_left(stand_in, monkeypatch):
+    """Of a runner that is gone the cell is free again."""
+    made, chains, pool, _ = stand_in(workers=1, seeds=[0])
+    cells = in_order(chains)
+    sft = next(iter(cells.values()))
+    (theirs,) = pool._start(sft)
+    timer = threading.Timer(0.05, theirs.process.kill)
+    timer.start()
+    monkeypatch.setattr(pools.os, "close", closed_too(theirs.lock, pools.os.close))
+    Pool(pool.directory, 1, print).run(cells)
+    assert all(map(pool.is_done, cells.values()))
+
+
+def closed_too(lock: int, close):
+    """The close of files, which at first closes the lock of a runner that is gone."""
+    left = [lock]
+    return lambda file: [close(one) for one in (file, *[left.pop() for _ in left[:1]])]
+
+
+def test_a_full_disk_stops_the_study_and_what_runs(stand_in, monkeypatch):
+    made, chains, pool, _ = stand_in()
+
+    def full(path, text):
+        if path.name == "cell.json":
+            raise OSError(28, "No space left on device", str(path))
+        path.write_text(text)
+
+    monkeypatch.setattr(pools, "write_atomically", full)
+    with pytest.raises(OSError, match="No space left"):
+        pool.run(in_order(chains))
+    monkeypatch.undo()
+    assert not any(pool.state(cell) for cell in in_order(chains).values())
+
+
+def test_a_measure_that_no_stage_makes_is_found_with_the_first_cell(stand_in):
+    made, chains, pool, said = stand_in(measures=["grpo.lost"])
+    pool.check = lambda cell: check_measures(made, cell, pool.directory)
+    with pytest.raises(
+        ValueError, match="no metric 'lost' in .*; there are: loss, tokens"
+    ):
+        pool.run(in_order(chains))
+    assert len(said) < 5
+
+
+def test_a_disk_that_is_too_small(stand_in, monkeypatch):
+    made, chains, pool, _ = stand_in()
+    pool.directory.mkdir()
+    few = types.SimpleNamespace(free=10)
+    monkeypatch.setattr(shutil, "disk_usage", lambda place: few)
+    with pytest.raises(OSError, match="the cells need about .* MB, .*cells has 0 MB left"):
+        check_room(in_order(chains), pool)
 
 
 # --- what it found ---------------------------------------------------------------------------
@@ -363,9 +685,48 @@ def test_numbers_of_whole_runs(stand_in):
     with pytest.raises(
         ValueError, match="no metric 'lost' in .*; there are: loss, tokens"
     ):
-        whole_run(run, "lost", 1)
-    with pytest.raises(ValueError, match="expected NAME, NAME:area or NAME:to=NUMBER"):
-        whole_run(run, "loss:best", 1)
+        measured(run.directory, "lost")
+
+
+def test_measures_of_answers(tmp_path):
+    """pass@k, maj@k, and those of the problems with a label, problem by problem."""
+    right = {"a": [1, 1, 0], "b": [0, 0, 1], "c": [0, 0, 0]}
+    rows = [
+        {"step": step, "problem": p, "labels": {"family": p < "b", "n": 1}, "sample": i}
+        | {"right": bool(ok and step), "answer": "right" if ok else f"wrong {p}"}
+        for step in (0, 4)
+        for p, every in right.items()
+        for i, ok in enumerate(every)
+    ]
+    (tmp_path / "heldout.jsonl").write_text(
+        "".join(json.dumps(row) + "\n" for row in rows)
+    )
+
+    def scores(metric):
+        return pytest.approx(measured(tmp_path, metric)[0])
+
+    assert scores("pass@1") == {"a": 2 / 3, "b": 1 / 3, "c": 0}
+    assert scores("heldout/pass@2") == {"a": 1, "b": 2 / 3, "c": 0}
+    assert scores("maj@3") == {"a": 1, "b": 0, "c": 0}
+    assert scores("pass@1/family=False,n=1") == {"b": 1 / 3, "c": 0}
+    for metric, message in (
+        ("pass@1/family=maybe", "no problem of .* is such a one; labels are: family, n"),
+        ("pass@4", "has 3 samples of a problem"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            measured(tmp_path, metric)
+
+
+def test_one_answer_a_problem_is_tested_exactly(stand_in):
+    """McNemar's test for one seed; with several, seeds are what is tested over."""
+    made, chains, pool, _ = stand_in(seeds=[0])
+    pool.run(in_order(chains))
+    results = collect(made, chains, pool)
+    scores = results.scores["grpo.heldout/pass@1"]
+    pairs = [(scores["high", 0][p], scores["with", 0][p]) for p in scores["with", 0]]
+    only = [pairs.count((1.0, 0.0)), pairs.count((0.0, 1.0))]
+    exact = mcnemar(*only)
+    assert results.differences("grpo.heldout/pass@1")["high"].p == exact < 0.9
 
 
 def test_over_tasks_only_with_tasks_and_seeds(stand_in):
@@ -415,5 +776,5 @@ def test_the_command_writes_its_pages(stand_in, tmp_path, monkeypatch, capsys):
         assert (out / name).stat().st_size > 0
     assert (out / "grpo.loss-curves.png").exists()
     assert "Bands of arms not told apart" in (out / "table.md").read_text()
-    assert main(["study", "mine.toml", "minutes=0.0001", "out=other"]) == 1
+    assert main(["study", "mine.toml", "minutes=0.0001", "out=other", "cells=others"]) == 1
     assert "are left, the same command goes on" in capsys.readouterr().out

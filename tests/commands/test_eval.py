@@ -117,6 +117,18 @@ def test_every_completion_is_saved(
     )
 
 
+def test_the_scores_are_written_as_json(
+    call, model_directory, questions, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(command, "build_sampler", Knowing)
+    words = ("scores=scores.json", "evaluation.samples=2", "evaluation.by=subject")
+    assert call(main, "eval", model_directory, questions, *words).code == 0
+    scores = json.loads((tmp_path / "scores.json").read_text())
+    assert scores["pass@1"] == pytest.approx(1 / 6)  # one of three, in half of its samples
+    assert scores["pass@1/subject=sums"] == pytest.approx(1 / 4)
+    assert scores["no_answer"] == 0.5 and scores["length"] == 5
+
+
 def test_a_file_that_cannot_be_saved_is_refused_before_the_sampling(
     call, model_directory, questions, monkeypatch
 ):

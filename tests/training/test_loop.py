@@ -91,6 +91,27 @@ def test_a_resumed_run_starts_behind_its_checkpoint(tmp_path):
     assert run.events == ["step 2", "step 3", "evaluate 4", "save 4"]
 
 
+def test_a_run_is_done_with_its_tokens(tmp_path):
+    run = Run(tmp_path, 9, limits={"tokens": 10, "seconds": 0})
+    run.step = lambda number: {"tokens": 4}
+    assert run.go() is True
+    assert run.events == ["evaluate 0", "evaluate 0", "save 3"]  # 4 + 4 + 4
+    assert run.loop.used == 1.2
+
+
+def test_a_run_is_done_with_its_seconds_and_goes_on_with_what_it_has_used(tmp_path):
+    ticks = iter(range(100))  # a step takes one, and asks the time again
+    run = Run(tmp_path, 99, limits={"seconds": 3.0}, clock=lambda: float(next(ticks)))
+    with run.loop.running():
+        for step in run.loop:
+            run.loop.record({})
+            if step == 1:
+                break
+    limits = {"seconds": 3.0}
+    again = Run(tmp_path, 99, start=2, limits=limits, clock=lambda: float(next(ticks)))
+    assert again.go(start=2) is True and again.loop.done == 3
+
+
 def test_nothing_to_evaluate(tmp_path):
     run = Run(tmp_path, 2, eval_every=1)
     run.loop.evaluate = None

@@ -15,13 +15,17 @@ function smooth(values, width) {
   });
 }
 
-/** The mean of several curves at each step that all have, with their lowest and highest. */
-function together(curves) {
+/** The mean of several curves at each step that all have, with its 95% interval where t, the
+    quantile for so many curves, is known. */
+function together(curves, t) {
   const maps = curves.map(([steps, values]) => new Map(steps.map((s, i) => [s, values[i]])));
   const steps = curves[0][0].filter((s) => maps.every((m) => m.has(s)));
   const columns = steps.map((s) => maps.map((m) => m.get(s)));
-  const mean = columns.map((c) => c.reduce((sum, v) => sum + v, 0) / c.length);
-  return { steps, mean, low: columns.map((c) => Math.min(...c)), high: columns.map((c) => Math.max(...c)) };
+  const n = curves.length;
+  const mean = columns.map((c) => c.reduce((sum, v) => sum + v, 0) / n);
+  if (!t) return { steps, mean };
+  const half = columns.map((c, i) => t * Math.sqrt(c.reduce((sum, v) => sum + (v - mean[i]) ** 2, 0) / (n - 1) / n));
+  return { steps, mean, low: mean.map((m, i) => m - half[i]), high: mean.map((m, i) => m + half[i]) };
 }
 
 class Curves {
@@ -55,7 +59,7 @@ class Curves {
     }
     const rest = "Every kind of run";
     const order = [...sections.keys()].filter((name) => name !== rest).concat(rest);
-    if (this.data.arms.length > 1) root.append(this.legend());
+    if (this.data.runs.length > 1) root.append(this.legend());
     for (const section of order) {
       const inside = sections.get(section) || [];
       if (!inside.length) continue;
@@ -76,6 +80,8 @@ class Curves {
       line.style.background = colour;
       legend.append(element("span", {}, line, `${name} (n = ${runs.length})`));
     }
+    const banded = this.arms.some(({ runs }) => this.data.t[runs.length]);
+    if (this.data.arms.length < this.data.runs.length) legend.append(element("span", { text: `thin: a seed, thick: the mean${banded ? ", band: its 95% t interval over seeds" : ""}` }));
     return legend;
   }
 
@@ -122,12 +128,12 @@ class Curves {
       const { steps, mean, low, high } = base ? minus(curve, base) : curve;
       const colour = arm.colour;
       if (arm.runs.length > 1 && !base) {
-        drawn.push({ x: [...steps, ...[...steps].reverse()], y: [...high, ...low.reverse()], fill: "toself", fillcolor: colour + "22", line: { width: 0 }, hoverinfo: "skip", mode: "lines" });
+        if (low) drawn.push({ x: [...steps, ...[...steps].reverse()], y: [...high, ...[...low].reverse()], fill: "toself", fillcolor: colour + "22", line: { width: 0 }, hoverinfo: "skip", mode: "lines" });
         for (const run of arm.runs) if (run.series[name]) drawn.push({ x: run.series[name][0], y: run.series[name][1], line: { width: 0.7, color: colour }, opacity: 0.5, hoverinfo: "skip", mode: "lines" });
       }
       const few = steps.length < 30;
       if (width > 1 && !few) drawn.push({ x: steps, y: mean, line: { width: 1, color: colour }, opacity: 0.3, hoverinfo: "skip", mode: "lines" });
-      const trace = { x: steps, y: few ? mean : smooth(mean, width), name: arm.name, mode: few ? "lines+markers" : "lines", line: { width: 1.8, color: colour }, marker: { size: 5 } };
+      const trace = { x: steps, y: few ? mean : smooth(mean, width), name: arm.name, mode: few ? "lines+markers" : "lines", line: { width: arm.runs.length > 1 ? 2.5 : 1.8, color: colour }, marker: { size: 5 } };
       const error = arm.runs.length === 1 && !base ? interval(arm.runs[0], name) : null;
       if (error) trace.error_y = { type: "data", symmetric: false, thickness: 1, width: 2, ...error };
       drawn.push(trace);
@@ -137,7 +143,7 @@ class Curves {
 
   curveOf(arm, name) {
     const curves = arm.runs.filter((run) => run.series[name]).map((run) => run.series[name]);
-    return curves.length ? together(curves) : null;
+    return curves.length ? together(curves, this.data.t[curves.length]) : null;
   }
 
   layout(extra = {}) {

@@ -126,7 +126,7 @@ def preference_advantages(
     log_ratios [N, G] are log (pi / pi_ref) of whole completions, and `chosen` marks the pair of
     each group that has one: without a pair the margin is 0.
     """
-    signs = torch.where(right, 1.0, -1.0) * chosen
+    signs = torch.where(right, 1.0, -1.0).to(log_ratios) * chosen
     margins = beta * (signs * log_ratios).sum(dim=1)
     return 2 * beta * signs * torch.sigmoid(-margins)[:, None], margins
 

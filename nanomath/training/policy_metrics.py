@@ -47,14 +47,20 @@ def rollout_metrics(tokens: Tokens, measured: Mapping[str, Tensor]) -> dict[str,
     return metrics
 
 
-def lesson_metrics(a: Algorithm, rewards: Rewards, tokens: Tokens) -> dict[str, float]:
+def lesson_metrics(
+    a: Algorithm, rewards: Rewards, tokens: Tokens, logprobs: Tensor
+) -> dict[str, float]:
     """Return what was made of the samples where it is not their rewards alone: the share that
-    has a loss, DPO's pairs, the distance to the teacher.
+    has a loss and the mean -log pi of these, DPO's pairs, the distance to the teacher.
+
+    `logprobs` [B, T] are those of the policy's newest forward passes.
     """
     metrics = {}
     chosen = tokens.loss_mask.any(dim=1)
     if a.samples != "all":
         metrics["taught"] = float(chosen.double().mean())
+        if chosen.any():
+            metrics["nll"] = float(-logprobs[tokens.loss_mask].mean())
     if a.advantage == "preference":
         paired = chosen.view(-1, rewards.group_size).any(dim=1)
         margins = preferences(a, rewards, tokens)[1][paired]

@@ -128,7 +128,7 @@ class PolicyStep:
         tokens.old_logprobs, tokens.old_entropy = self._old_policy(rollout)
         if self.critic:
             (tokens.values,) = self._measure(rollout, "the value model", self._values, 1)
-        if self.teacher:
+        if a.advantage.startswith("teacher"):
             self._ask_teacher(rollout, episodes)
         tokens.advantages, tokens.returns = algorithms.compute_advantages(
             a, rewards, tokens
@@ -351,7 +351,7 @@ class Rollout:
         """Return `lesson_metrics`, and with a teacher the share of the episodes for which it is
         shown more than the policy.
         """
-        metrics = lesson_metrics(a, self.rewards, self.tokens)
+        metrics = lesson_metrics(a, self.rewards, self.tokens, self.measured["logprob"])
         if self.shown:
             pairs = zip(self.shown, self.examples, strict=True)
             more = [shown.prompt != example.prompt for shown, example in pairs]

@@ -548,6 +548,7 @@ class PlainStep:
         }
         if self.algorithm.samples != "all":
             metrics["taught"] = mean([f.counted for f in facts])
+            metrics["nll"] = -mean(p for f in facts if f.counted for p in f.logprobs)
         if self.algorithm.advantage == "preference":
             margins = [self._margin(pair) for pair in self.pairs]
             metrics["pairs"] = len(margins) / GROUPS

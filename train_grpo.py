@@ -10,6 +10,8 @@ Each step: N problems, G completions of each from the current model, rewards r, 
 mean) / std within the group, one or more clipped updates with a KL penalty to the starting
 model (nanomath/training/policy_step.py; GRPO, arXiv 2402.03300). `algorithm.method` makes it
 Dr. GRPO, DAPO, GSPO, CISPO, RLOO, REINFORCE++, PPO, ...: see nanomath/algorithms/README.md.
+`grpo.source` takes the samples from elsewhere, and [teacher] has another model judge them, so that
+SFT, DPO and distillation are the same loop with another loss.
 Where the defaults differ from the paper: lr and sizes are for one small machine, KL is
 measured by k3 and k1 whether or not it is penalised, and groups whose rewards are all equal
 cost no backward pass without it.
@@ -18,8 +20,7 @@ cost no backward pass without it.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from nanomath import settings
@@ -27,12 +28,13 @@ from nanomath.analysis.evaluation import check_measurement, evaluate
 from nanomath.commands.main import run_main
 from nanomath.config import parse_arguments
 from nanomath.data.order import step_indices
+from nanomath.data.problem import Problem
+from nanomath.data.prompts import PromptTemplate
 from nanomath.models import Transformer
 from nanomath.rewards import extract_answer
 from nanomath.rollout import Episode, collect_groups, episode_metrics, sample_episodes
 from nanomath.rollout.meter import meter
 from nanomath.training.build import (
-    build_model,
     build_prompts,
     build_scorers,
     build_template,
@@ -42,6 +44,7 @@ from nanomath.training.critic import Critic
 from nanomath.training.loop import Metrics
 from nanomath.training.policy_step import PolicyStep
 from nanomath.training.sharding import shard
+from nanomath.training.teacher import build_source, build_teacher
 from nanomath.training.trainer import RUN_FLAGS, Trainer, use_of_policy
 
 SHOW = {
@@ -85,14 +88,15 @@ def main(argv: list[str]) -> int:
     sampling = sampling_options(config.sampling)
     ends = config.prompt.reasoning_ends
     scorers = build_scorers(config, tokenizer, problems)
-    policy = build_policy_step(config, trainer)
+    policy = build_policy_step(config, trainer, template, problems)
+    source = build_source(config, sampler, policy.teacher, template, problems, prompts)
 
     def sample(number: int) -> list[list[Episode]]:
         """Return the groups of rollout `number` with their rewards."""
         chosen = step_indices(len(problems), grpo.prompts, number, seed)
         with meter(sampler, len(chosen) * grpo.group_size) as progress:
             return sample_episodes(
-                sampler,
+                source,
                 [problems[i] for i in chosen],
                 [prompts[i] for i in chosen],
                 scorers,
@@ -178,7 +182,12 @@ def successes(groups: list[list[Episode]]) -> dict[str, Any]:
     }
 
 
-def build_policy_step(config: settings.GRPOConfig, trainer: Trainer) -> PolicyStep:
+def build_policy_step(
+    config: settings.GRPOConfig,
+    trainer: Trainer,
+    template: PromptTemplate,
+    problems: Sequence[Problem],
+) -> PolicyStep:
     """Make the step that updates the model in training."""
     reference, critic = build_beside(config, trainer)
     return PolicyStep(
@@ -196,6 +205,7 @@ def build_policy_step(config: settings.GRPOConfig, trainer: Trainer) -> PolicySt
         critic=critic,
         critic_optimizer=trainer.train_beside("critic", critic) if critic else None,
         critic_rate=config.algorithm.value_lr / config.optim.lr,
+        teacher=build_teacher(config, trainer, reference, template, problems),
     )
 
 
@@ -205,11 +215,7 @@ def build_beside(
     """Return the starting model, frozen (loaded again, or the base of the adapters), and for
     baseline "value" make a value model that starts from it.
     """
-    elsewhere = config.grpo.reference_device
-    reference = trainer.base
-    if elsewhere or trainer.lora is None:
-        start = replace(config.model, device=elsewhere or trainer.device)
-        reference = build_model(start, config.run.seed)[0].requires_grad_(False)
+    reference = trainer.starting_model(config.grpo.reference_device)
     critic = None
     if config.algorithm.baseline == "value":
         own_trunk = config.algorithm.value_trunk == "own"

@@ -5,7 +5,8 @@
     python train_sft.py configs/gsm8k/smollm2-135m-sft.toml model.path=models/SmolLM2-135M-Instruct
 
 It minimises  - sum w log pi(solution | question)  over the tokens of the solutions
-(nanomath/algorithms/sft.py).
+(nanomath/algorithms/sft.py), with `sft.kl_coef` plus the KL to the starting model, with
+`optim.l2_start` plus the squared distance of the weights from it.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from nanomath.analysis.evaluation import check_measurement, evaluate
 from nanomath.commands.main import run_main
 from nanomath.config import parse_arguments
 from nanomath.data.order import step_indices
+from nanomath.models import Transformer
 from nanomath.training.build import (
     build_problems,
     build_prompts,
@@ -24,6 +26,7 @@ from nanomath.training.build import (
 )
 from nanomath.training.loop import Metrics
 from nanomath.training.sft_step import SFTStep, heldout_loss
+from nanomath.training.sharding import shard
 from nanomath.training.trainer import RUN_FLAGS, Trainer, use_of_policy
 
 SHOW = {
@@ -67,6 +70,8 @@ def main(argv: list[str]) -> int:
         dft=sft.dft,
         neftune_alpha=sft.neftune_alpha,
         seed=seed,
+        kl_coef=sft.kl_coef,
+        reference=build_reference(config, trainer) if sft.kl_coef else None,
     )
 
     def measure(done: int) -> Metrics:
@@ -96,6 +101,12 @@ def main(argv: list[str]) -> int:
             metrics = tuning.step([examples[i] for i in chosen], step, lr)
             steps.record({**metrics, "lr": lr})
     return trainer.exit_code
+
+
+def build_reference(config: settings.SFTConfig, trainer: Trainer) -> Transformer:
+    """Return the starting model, frozen."""
+    reference = trainer.starting_model()
+    return shard(reference, reference.dtype) if config.model.sharded else reference
 
 
 if __name__ == "__main__":

@@ -330,6 +330,12 @@ class Optim:
     max_norm: float = option(
         1.0, "gradients with a larger norm are scaled down to this one", above=0
     )
+    l2_start: float = option(
+        0.0,
+        "lambda of a penalty lambda * ||weights - those before the run||^2 (L2-SP, arXiv "
+        "1802.01483), whose gradient is added before clipping; it keeps the weights once more",
+        minimum=0,
+    )
     state_dtype: str = option(
         "float32",
         "dtype that Adam's two running means are kept in",
@@ -363,6 +369,12 @@ class SFT:
     neftune_alpha: float = option(
         0.0,
         "size of the noise added to embeddings (NEFTune, arXiv 2310.05914), usually 5; 0: none",
+        minimum=0,
+    )
+    kl_coef: float = option(
+        0.0,
+        "weight of KL(model || the starting model) over the whole vocabulary at the solutions' "
+        "tokens; 0: none",
         minimum=0,
     )
 
@@ -479,6 +491,31 @@ class Judge:
 
 
 @dataclass
+class Teacher:
+    """A frozen model to learn from: by its samples (grpo.source), or by what it makes of the
+    policy's (algorithm.advantage)."""
+
+    path: str = option(
+        "",
+        "HF directory, run directory or hub id of a model with the same tokenizer; start: the "
+        "starting model; policy: the model in training; empty: none",
+    )
+    device: str = option(
+        "", "where a teacher of its own computes; empty: beside the model"
+    )
+    shows: str = option(
+        "nothing",
+        "what is in the prompt under which the teacher scores: the problem alone (nothing), its "
+        "worked solution as well, or a right sample of the same group (sibling)",
+        choices=("nothing", "solution", "sibling"),
+    )
+    template: str = option(
+        "{question}\n\nA solution of it:\n\n{demonstration}\n\nNow solve it yourself.",
+        "the question as the teacher sees it where it is shown a {demonstration}",
+    )
+
+
+@dataclass
 class Algorithm:
     """What is computed from a rollout; nanomath/algorithms has the formulas."""
 
@@ -488,6 +525,22 @@ class Algorithm:
         "grpo",
         "the method (row of PRESETS) that the other keys take their defaults from",
         choices=algorithms.PRESETS,
+    )
+    advantage: str = option(
+        "reward",
+        "what a token's advantage is: its rewards against the baseline, 1, DPO's weight of a pair "
+        "(preference), the teacher's logprob less the policy's (teacher), or 0 with the KL to the "
+        "teacher over the whole vocabulary as the loss (teacher_full)",
+        choices=lambda: ("reward", *algorithms.ADVANTAGES),
+    )
+    samples: str = option(
+        "all",
+        "which samples of a group have a loss: all, the right ones, the best one, or the first "
+        "right and the first wrong one (pair)",
+        choices=lambda: ("all", *algorithms.SAMPLES),
+    )
+    preference_beta: float = option(
+        0.1, "advantage preference: DPO's beta, on log pi / pi_ref", above=0
     )
     baseline: str = option(
         "group",
@@ -554,8 +607,8 @@ class Algorithm:
     )
     aggregation: str = option(
         "sequence",
-        "token losses are averaged over all tokens, within each sequence first, or divided by "
-        "a constant (Dr. GRPO)",
+        "token losses are averaged over all tokens, within each sequence first, divided by a "
+        "constant (Dr. GRPO), or summed in each sequence",
         choices=algorithms.AGGREGATIONS,
     )
     kl_coef: float = option(
@@ -672,6 +725,15 @@ class GRPO:
 
     prompts: int = option(16, "problems of a rollout", minimum=1)
     group_size: int = option(8, "samples of each problem", minimum=1)
+    source: str = option(
+        "policy",
+        "where samples are from: policy, teacher, or a .jsonl file as rollouts.jsonl or what eval "
+        "saves; the ratio's pi_old is the policy's before the update, unless "
+        "algorithm.old_logprobs is sampler: then it is the source's",
+    )
+    solutions: bool = option(
+        False, "the last sample of each problem is its worked solution, of logprob 0"
+    )
     reference_device: str = option(
         "",
         "where the frozen reference model computes; empty: beside the model, and with "
@@ -707,16 +769,66 @@ class Evaluation:
     )
 
 
-def check_lora(lora: LoRA, model: Model, sampling: Sampling) -> None:
-    """ValueError where adapters do not go with the model or its sampler."""
+def check_lora(lora: LoRA, model: Model, sampling: Sampling, optim: Optim) -> None:
+    """ValueError where adapters do not go with the model, its sampler or its optimizer."""
     reasons = {
         "model.path is empty: adapters are trained on a model that is there": not model.path,
         "model.sharded: adapters are only trained on whole weights": model.sharded,
         "sampling.exact: the sampler runs merged weights, which round otherwise": sampling.exact,
+        "optim.l2_start: optim.weight_decay pulls adapters to 0, the start": optim.l2_start,
     }
     for reason, holds in reasons.items():
         if lora.rank and holds:
             raise ValueError(f"lora.rank = {lora.rank}, but {reason}")
+
+
+def check_source(config: GRPOConfig) -> None:
+    """ValueError where the source of samples, or the teacher, does not go with the algorithm."""
+    a = config.algorithm
+    teacher = config.teacher
+    grpo = config.grpo
+    taught = a.advantage.startswith("teacher")
+    foreign = grpo.source != "policy" or grpo.solutions
+    whose = (
+        f"grpo.source = {grpo.source!r} and grpo.solutions = {str(grpo.solutions).lower()}"
+    )
+    pairs = a.samples == "pair"
+    reasons = {
+        "grpo.source is empty: policy, teacher, or a .jsonl file of samples": not grpo.source,
+        f"algorithm.advantage = {a.advantage!r}, but teacher.path is empty": (
+            taught and not teacher.path
+        ),
+        'grpo.source = "teacher", but teacher.path is empty': (
+            grpo.source == "teacher" and not teacher.path
+        ),
+        f"teacher.path = {teacher.path!r}, but nothing asks it: set grpo.source = "
+        '"teacher", or algorithm.method = "opd"': (
+            teacher.path and not taught and grpo.source != "teacher"
+        ),
+        f"teacher.shows = {teacher.shows!r} is for scoring: set algorithm.method = "
+        '"opd"': teacher.shows != "nothing" and not taught,
+        'teacher.path = "policy" with teacher.shows = "nothing" scores as the policy does: every '
+        "advantage is 0": (
+            taught and teacher.path == "policy" and teacher.shows == "nothing"
+        ),
+        "teacher.template lacks {demonstration}, which teacher.shows asks for": (
+            teacher.shows != "nothing" and "{demonstration}" not in teacher.template
+        ),
+        f"sampling.exact, but of {whose} the samples are not the policy's": (
+            config.sampling.exact and foreign
+        ),
+        'algorithm.kl_in = "reward" needs samples of the policy, but of '
+        f'{whose} they are not: set kl_in = "loss" or kl_coef = 0': (
+            algorithms.penalises_kl(a, "reward") and foreign
+        ),
+        f"grpo.group_size = {grpo.group_size}, but grpo.solutions is one of these and "
+        'algorithm.samples = "pair" takes two: take at least 2': (
+            grpo.group_size < 2 and (grpo.solutions or pairs)
+        ),
+    }
+    for reason, holds in reasons.items():
+        if holds:
+            raise ValueError(reason)
 
 
 @dataclass
@@ -735,7 +847,7 @@ class SFTConfig:
     evaluation: Evaluation = section(Evaluation)
 
     def __post_init__(self) -> None:
-        check_lora(self.lora, self.model, self.sampling)
+        check_lora(self.lora, self.model, self.sampling, self.optim)
 
 
 @dataclass
@@ -752,19 +864,21 @@ class GRPOConfig:
     reward: Reward = section(Reward)
     process: Process = section(Process)
     judge: Judge = section(Judge)
+    teacher: Teacher = section(Teacher)
     algorithm: Algorithm = section(Algorithm)
     grpo: GRPO = section(GRPO)
     optim: Optim = section(Optim, lr=1e-6)
     evaluation: Evaluation = section(Evaluation)
 
     def __post_init__(self) -> None:
-        check_lora(self.lora, self.model, self.sampling)
+        check_lora(self.lora, self.model, self.sampling, self.optim)
         if self.grpo.group_size < 2 and algorithms.has_group_baseline(self.algorithm):
             raise ValueError(
                 f"grpo.group_size = {self.grpo.group_size}, but algorithm.baseline = "
                 f"{self.algorithm.baseline!r} compares the samples of a problem with one another: "
                 "take at least 2"
             )
+        check_source(self)
         if self.sampling.exact and self.sampling.dtype not in ("", self.model.dtype):
             raise ValueError(
                 f"sampling.exact with sampling.dtype = {self.sampling.dtype!r} and model.dtype = "

@@ -455,6 +455,8 @@ SFT_KEYS = [
     ("sft.aggregation=sequence",),
     ("sft.dft=true",),
     ("sft.neftune_alpha=5",),
+    ("sft.kl_coef=5",),
+    ("optim.l2_start=5",),
     ("model.dtype=bfloat16",),
     ("model.new.kv_heads=2",),
     ("train.world.difficulty=2,2",),
@@ -475,7 +477,10 @@ TWICE = (
 TRUNCATED = ("sampling.top_k=3", "algorithm.kl_coef=0")
 VALUE = ("algorithm.baseline=value", "algorithm.scale=off")
 SCORED = ("process.prm=random",)
-STEPS = {"process_grpo": SCORED, "pure": SCORED}
+SOLVED = ("grpo.solutions=true",)
+SHOWN = ("teacher.path=policy", "teacher.shows=solution")
+STEPS = {"process_grpo": SCORED, "pure": SCORED}  # what a method needs beside its name
+STEPS |= {"sft": SOLVED, "dpo": SOLVED, "opd": SHOWN}
 GRPO_KEYS = [
     ("run.seed=1",),
     ("grpo.prompts=2",),
@@ -527,6 +532,17 @@ GRPO_KEYS = [
     ("algorithm.covariance=kl", *TWICE),
     ("algorithm.covariance=kl", "algorithm.covariance_coef=5", *TWICE),
     ("algorithm.top_entropy=0.2",),
+    ("optim.l2_start=5",),
+    SOLVED,
+    (*SOLVED, "algorithm.samples=right"),
+    (*SOLVED, "algorithm.samples=best"),
+    (*SOLVED, "algorithm.samples=pair"),
+    (*SOLVED, "algorithm.method=dpo", "algorithm.preference_beta=2"),
+    ("algorithm.method=opd", *SHOWN, "teacher.template={demonstration} {question}"),
+    ("algorithm.method=opd", *SHOWN, "teacher.path=start"),
+    ("algorithm.method=opd", *SHOWN, "algorithm.advantage=teacher_full"),
+    ("algorithm.method=opd", *SHOWN, "algorithm.clip=cispo"),
+    ("algorithm.method=opd", *SOLVED, "teacher.path=policy", "teacher.shows=sibling"),
     *(
         (f"algorithm.method={method}", *STEPS.get(method, ()))
         for method in PRESETS

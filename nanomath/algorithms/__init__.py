@@ -4,17 +4,19 @@ Nothing here knows of models, text or files. Rows are sequences, columns are res
 tokens: B sequences (N prompts times G samples), T tokens. A loss is always sum(weights *
 per-token loss) with weights from `loss_weights`.
 
-Each axis is a table from names to functions (BASELINES, SCALES, RATIOS, CLIPS,
-AGGREGATIONS, KL_ESTIMATORS, SAMPLER_CORRECTIONS), and a method is a row of PRESETS.
+Each axis is a table from names to functions (ADVANTAGES, SAMPLES, BASELINES, SCALES, RATIOS,
+CLIPS, AGGREGATIONS, KL_ESTIMATORS, SAMPLER_CORRECTIONS), and a method is a row of PRESETS.
 README.md beside this file shows how to add to them.
 """
 
 from .advantages import (
     BASELINES,
+    SAMPLES,
     SCALES,
     decoupled_advantages,
     group_advantages,
     on_tokens,
+    preference_advantages,
     process_advantages,
     to_go,
     token_baseline_advantages,
@@ -40,6 +42,7 @@ from .losses import (
     top_entropy,
 )
 from .objective import (
+    ADVANTAGES,
     Rewards,
     Tokens,
     clipped_tokens,
@@ -50,6 +53,8 @@ from .objective import (
     has_group_baseline,
     penalises_kl,
     policy_objective,
+    preferences,
+    select_samples,
     updates_once,
     value_objective,
 )
@@ -58,11 +63,13 @@ from .sft import neftune_noise, sft_loss
 from .value import explained_variance, gae, value_loss
 
 __all__ = [
+    "ADVANTAGES",
     "AGGREGATIONS",
     "BASELINES",
     "CLIPS",
     "CREDITS",
     "SAMPLER_CORRECTIONS",
+    "SAMPLES",
     "KL_CORRECTIONS",
     "KL_ESTIMATORS",
     "PRESETS",
@@ -91,9 +98,12 @@ __all__ = [
     "penalises_kl",
     "policy_loss",
     "policy_objective",
+    "preference_advantages",
+    "preferences",
     "process_advantages",
     "response_mask",
     "sampler_correction",
+    "select_samples",
     "sft_loss",
     "to_go",
     "token_baseline_advantages",

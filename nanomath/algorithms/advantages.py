@@ -9,6 +9,18 @@ over the G completions of one prompt, then divided by
     batch          std r + eps over all N G rewards  Lite-PPO, arXiv 2508.08221
     off            1                                 Dr. GRPO, arXiv 2503.20783
 
+or without any reward:
+
+    one            A_t = 1                           cross-entropy on what SAMPLES leaves
+    teacher        A_t = log pi_T(o_t) - log pi(o_t)      on-policy distillation, arXiv 2306.13649
+    preference     A_t = +-2 beta sigma(-beta D)     DPO, arXiv 2305.18290
+
+SAMPLES says which completions of a group have a loss at all: the right ones (rejection sampling,
+arXiv 2308.01825), the best one (off-policy RL of arXiv 2507.00432), or a pair of a right one y+ and
+a wrong one y-. DPO's loss of a pair, -log sigma(beta D) with D = log (pi / pi_ref)(y+) - log (pi /
+pi_ref)(y-), has the gradient -beta sigma(-beta D) (grad log pi(y+) - grad log pi(y-)): that of
+- sum w A log pi with the weights "sum", w = 1/2 for each completion of a pair over the pairs.
+
 The standard deviation has G - 1 in its denominator, as in the public implementations (the
 papers do not say). Without a group (PPO, REINFORCE++) advantages come token by token from
 `token_rewards` and `gae`. Rewards of steps (credit.py) have advantages of their own. N prompts,
@@ -75,6 +87,48 @@ def group_advantages(
     # Rounding of the mean must not make 0 a small number.
     flat = (rewards == rewards[:, :1]).all(dim=1, keepdim=True)
     return torch.where(flat, 0.0, advantages)
+
+
+def right_samples(rewards: Tensor, right: Tensor, present: Tensor) -> Tensor:
+    """Choose the right ones of the present completions; all are [N, G]."""
+    return right & present
+
+
+def best_sample(rewards: Tensor, right: Tensor, present: Tensor) -> Tensor:
+    """Choose the first of the highest rewards of each group."""
+    rewards = rewards.masked_fill(~present, -torch.inf)
+    return _first(present & (rewards == rewards.amax(dim=1, keepdim=True)))
+
+
+def right_and_wrong(rewards: Tensor, right: Tensor, present: Tensor) -> Tensor:
+    """Choose the first right and the first wrong completion of each group that has both."""
+    good = _first(right & present)
+    bad = _first(~right & present)
+    return (good | bad) & good.any(dim=1, keepdim=True) & bad.any(dim=1, keepdim=True)
+
+
+def _first(marked: Tensor) -> Tensor:
+    return marked & (marked.cumsum(dim=1) == 1)
+
+
+SAMPLES: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
+    "right": right_samples,
+    "best": best_sample,
+    "pair": right_and_wrong,
+}
+
+
+def preference_advantages(
+    log_ratios: Tensor, right: Tensor, chosen: Tensor, beta: float
+) -> tuple[Tensor, Tensor]:
+    """Return DPO's advantages [N, G], 0 beyond the pairs, and the margins beta D [N].
+
+    log_ratios [N, G] are log (pi / pi_ref) of whole completions, and `chosen` marks the pair of
+    each group that has one: without a pair the margin is 0.
+    """
+    signs = torch.where(right, 1.0, -1.0).to(log_ratios) * chosen
+    margins = beta * (signs * log_ratios).sum(dim=1)
+    return 2 * beta * signs * torch.sigmoid(-margins)[:, None], margins
 
 
 def decoupled_advantages(

@@ -8,6 +8,7 @@ Weights w: how token losses become one number. They are fixed for a whole optimi
     token     w = 1 / (all response tokens)                DAPO, arXiv 2503.14476
     sequence  w = 1 / (B |o_i|)                            GRPO, arXiv 2402.03300
     constant  w = 1 / (B L_max)                            Dr. GRPO, arXiv 2503.20783
+    sum       w = 1 / (completions with a token)           DPO, arXiv 2305.18290
 
 Ratio rho: how far the policy has moved since it sampled. All three have the gradient
 rho d log pi(o_t). GSPO's token form has the value and, wherever the advantage and the weight
@@ -93,10 +94,16 @@ def constant_weights(mask: Tensor, max_length: int) -> Tensor:
     return mask.double() / (len(mask) * max_length)
 
 
+def summed_weights(mask: Tensor, max_length: int) -> Tensor:
+    """Sum over a completion's tokens, and take the mean over the completions that have any."""
+    return mask.double() / mask.any(dim=1).sum().clamp(min=1)
+
+
 AGGREGATIONS: dict[str, Callable[[Tensor, int], Tensor]] = {
     "token": token_weights,
     "sequence": sequence_weights,
     "constant": constant_weights,
+    "sum": summed_weights,
 }
 
 

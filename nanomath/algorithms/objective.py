@@ -20,9 +20,11 @@ import torch
 from torch import Tensor
 
 from .advantages import (
+    SAMPLES,
     decoupled_advantages,
     group_advantages,
     on_tokens,
+    preference_advantages,
     process_advantages,
     token_baseline_advantages,
     token_rewards,
@@ -64,6 +66,7 @@ class Tokens:
     old_logprobs: Tensor | None = None
     old_entropy: Tensor | None = None
     ref_logprobs: Tensor | None = None
+    teacher_logprobs: Tensor | None = None
     values: Tensor | None = None
     returns: Tensor | None = None
     advantages: Tensor | None = None
@@ -97,7 +100,7 @@ class Rewards:
 
     `total` is [B]; by component they are [C, B] with weights [C]. Rewards of steps are [B,
     S] with the indices of the tokens that end the steps (-1: no step); both are None where
-    no step is rewarded.
+    no step is rewarded. `right` is bool [B]: whose answer is right.
     """
 
     total: Tensor
@@ -107,6 +110,14 @@ class Rewards:
     step_weight: float
     steps: Tensor | None = None
     step_ends: Tensor | None = None
+    right: Tensor | None = None
+
+
+def select_samples(a: Choices, rewards: Rewards, mask: Tensor) -> Tensor:
+    """Return the mask [B, T] without what `samples`, a key of SAMPLES, leaves out."""
+    matrices = rewards.total, rewards.right, mask.any(dim=1)
+    chosen = SAMPLES[a.samples](*(x.view(-1, rewards.group_size) for x in matrices))
+    return mask & chosen.view(-1, 1)
 
 
 def compute_advantages(
@@ -116,13 +127,49 @@ def compute_advantages(
     to learn.
     """
     returns = None
-    if has_group_baseline(a):
+    if a.advantage != "reward":
+        advantages = ADVANTAGES[a.advantage](a, rewards, tokens)
+    elif has_group_baseline(a):
         advantages = _group_advantages(a, rewards, tokens)
     else:
         advantages, returns = _token_advantages(a, rewards, tokens)
     if a.whiten:
         advantages = whiten(advantages, tokens.loss_mask)
     return advantages, returns
+
+
+def _ones(a: Choices, rewards: Rewards, tokens: Tokens) -> Tensor:
+    return tokens.mask.double()
+
+
+def _of_the_teacher(a: Choices, rewards: Rewards, tokens: Tokens) -> Tensor:
+    """log pi_T - log pi before the first update: what the ratio then carries over."""
+    return torch.where(tokens.mask, tokens.teacher_logprobs - tokens.old_logprobs, 0.0)
+
+
+def _zeros(a: Choices, rewards: Rewards, tokens: Tokens) -> Tensor:
+    """The loss is the KL to the teacher, over the whole vocabulary (policy_step.py)."""
+    return torch.zeros_like(tokens.sampler_logprobs)
+
+
+def _of_pairs(a: Choices, rewards: Rewards, tokens: Tokens) -> Tensor:
+    return preferences(a, rewards, tokens)[0].view(-1, 1) * tokens.mask
+
+
+def preferences(a: Choices, rewards: Rewards, tokens: Tokens) -> tuple[Tensor, Tensor]:
+    """Return `preference_advantages` of a rollout whose loss_mask has the pairs."""
+    moved = torch.where(tokens.mask, tokens.old_logprobs - tokens.ref_logprobs, 0.0)
+    matrices = moved.sum(dim=1), rewards.right, tokens.loss_mask.any(dim=1)
+    grouped = (x.view(-1, rewards.group_size) for x in matrices)
+    return preference_advantages(*grouped, a.preference_beta)
+
+
+ADVANTAGES: dict[str, Callable[[Choices, Rewards, Tokens], Tensor]] = {
+    "one": _ones,
+    "teacher": _of_the_teacher,
+    "teacher_full": _zeros,
+    "preference": _of_pairs,
+}
 
 
 def _group_advantages(a: Choices, rewards: Rewards, tokens: Tokens) -> Tensor:
@@ -213,6 +260,8 @@ def has_gradient(a: Choices, tokens: Tokens) -> Tensor:
     """Mark the episodes whose loss has a gradient: bool [B]."""
     matter = tokens.policy_weights * tokens.advantages != 0
     if penalises_kl(a, "loss") or tokens.values is not None:
+        matter |= tokens.weights != 0
+    if a.advantage == "teacher_full":
         matter |= tokens.weights != 0
     if tokens.covariance_weights is not None:
         matter |= tokens.covariance_weights != 0

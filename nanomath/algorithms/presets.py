@@ -17,6 +17,7 @@ from typing import Any
 from .objective import Choices, has_group_baseline, penalises_kl, updates_once
 
 TOKEN_MEAN = {"aggregation": "token", "kl_coef": 0.0}
+WITHOUT_REWARDS = {"baseline": "off", "scale": "off", "clip": "off", "kl_coef": 0.0}
 KL_IN_REWARD = {"kl_in": "reward", "kl_estimator": "k1"}
 PRESETS: dict[str, dict[str, Any]] = {
     # DeepSeekMath, arXiv 2402.03300
@@ -84,6 +85,20 @@ PRESETS: dict[str, dict[str, Any]] = {
     # arXiv 2505.22617, both
     "clip_cov": TOKEN_MEAN | {"covariance": "clip", "minibatches": 4},
     "kl_cov": TOKEN_MEAN | {"covariance": "kl", "clip": "off", "minibatches": 4},
+    # cross-entropy on right samples: on-policy SFT of arXiv 2507.00432, rejection sampling of
+    # 2308.01825
+    "sft": WITHOUT_REWARDS
+    | {"advantage": "one", "samples": "right", "ratio": "off", "aggregation": "token"},
+    # arXiv 2305.18290, on a pair of every group that has a right sample and a wrong one
+    "dpo": WITHOUT_REWARDS
+    | {
+        "advantage": "preference",
+        "samples": "pair",
+        "ratio": "off",
+        "aggregation": "sum",
+    },
+    # on-policy distillation: the reverse KL of arXiv 2306.13649 as an advantage of each token
+    "opd": WITHOUT_REWARDS | {"advantage": "teacher", "aggregation": "token"},
 }
 
 
@@ -100,6 +115,8 @@ def _contradictions(a: Choices) -> list[str]:
     kl_reward = penalises_kl(a, "reward")
     apart = a.components == "apart"
     corrects = a.sampler_correction != "off"
+    unrewarded = a.advantage != "reward"
+    pairs = a.samples == "pair"
     found = {
         f"scale = {a.scale!r} divides by the spread of group rewards, but baseline = "
         f'{a.baseline!r} compares with no group: set scale = "off" (and whiten = true to '
@@ -107,7 +124,21 @@ def _contradictions(a: Choices) -> list[str]:
         f'components = "apart" normalises each reward within the group, but baseline = '
         f"{a.baseline!r} has none": not grouped and apart,
         f"keep_groups = {a.keep_groups!r} drops groups without spread, but with baseline = "
-        f"{a.baseline!r} they teach as well": not grouped and a.keep_groups != "all",
+        f"{a.baseline!r} they teach as well": (
+            not grouped and not pairs and a.keep_groups != "all"
+        ),
+        f'advantage = {a.advantage!r} compares no rewards: set baseline = "off" and credit = '
+        '"off"': unrewarded and (a.baseline != "off" or a.credit != "off"),
+        f'advantage = {a.advantage!r} has no rewards to put the KL into: set kl_in = "loss", '
+        "or kl_coef = 0": unrewarded and kl_reward,
+        f"advantage = {a.advantage!r} means what it is: whiten would shift it": (
+            unrewarded and a.whiten
+        ),
+        'advantage = "preference" has the gradient of DPO on pairs, before any update: it '
+        'needs samples = "pair", ratio = "off" and aggregation = "sum"': (
+            a.advantage == "preference"
+            and not (pairs and a.ratio == "off" and a.aggregation == "sum")
+        ),
         'components = "apart" takes advantages of whole completions, but credit = '
         f"{a.credit!r} rewards steps": a.credit != "off" and apart,
         'refills replace dropped groups, but keep_groups = "all" drops none: set keep_groups, '

@@ -3,7 +3,11 @@
     plain  L = - sum_{i,t} w_{i,t} log pi(y_{i,t})
     DFT    L = - sum_{i,t} w_{i,t} sg(pi(y_{i,t})) log pi(y_{i,t})      arXiv 2508.05629
 
-and NEFTune's noise on the embeddings, U(-1, 1) * alpha / sqrt(T D), arXiv 2310.05914.
+With kl_coef, sft_step.py adds  beta sum w KL(pi || pi_ref)  over the whole vocabulary at the same
+tokens. (k3 of the solution's own token would be no estimate of it: the token is not drawn from
+pi, and its gradient, (1 - pi_ref / pi) grad log pi, only weakens that of the cross-entropy.)
+
+And NEFTune's noise on the embeddings, U(-1, 1) * alpha / sqrt(T D), arXiv 2310.05914.
 """
 
 from __future__ import annotations

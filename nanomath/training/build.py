@@ -230,7 +230,9 @@ def fitting_prompts(
     ValueError names the first prompt that leaves no room in a context of `longest` tokens,
     and ends with the `hint`.
     """
-    pairs = [(problem, _prompt(problem, template, tokenizer)) for problem in problems]
+    pairs = [
+        (problem, encode_prompt(problem, template, tokenizer)) for problem in problems
+    ]
     if max_tokens:
         pairs = _short_enough(pairs, [len(prompt) for _, prompt in pairs], max_tokens)
     for problem, prompt in pairs:
@@ -264,7 +266,7 @@ def encode_examples(
             *tokenizer.encode(render_response(problem, template)),
             tokenizer.eos_id,
         ]
-        prompt = _prompt(problem, template, tokenizer) if problem.question else start
+        prompt = encode_prompt(problem, template, tokenizer) if problem.question else start
         examples.append(Example(prompt, response))
     pairs = list(zip(problems, examples, strict=True))
     if max_tokens:
@@ -279,7 +281,9 @@ def encode_examples(
     return [example for _, example in pairs]
 
 
-def _prompt(problem: Problem, template: PromptTemplate, tokenizer: Tokenizer) -> list[int]:
+def encode_prompt(
+    problem: Problem, template: PromptTemplate, tokenizer: Tokenizer
+) -> list[int]:
     """Return the tokens of a prompt.
 
     A chat template writes its own special tokens; plain text gets those that the tokenizer

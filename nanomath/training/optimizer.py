@@ -3,7 +3,10 @@
     m <- b1 m + (1 - b1) g        v <- b2 v + (1 - b2) g^2
     w <- w - lr [ m / (1 - b1^t) / (sqrt(v / (1 - b2^t)) + eps) + decay w ]
 
-g is the gradient, summed over micro-batches and ranks and clipped.
+g is the gradient, summed over micro-batches and ranks and clipped. A penalty lambda ||w - w0||^2 on
+the distance to the start w0 (L2-SP, arXiv 1802.01483) is a part of the loss: 2 lambda (w - w0), of
+the float32 weights, is added to the sum. So it is clipped and divided by sqrt(v) like any other
+gradient, and unlike `decay`.
 
 At a learning rate of 1e-6 an update is far below the resolution of a bfloat16 weight and would
 vanish. So when a model computes in bfloat16 the optimizer keeps float32 masters: gradients of
@@ -131,6 +134,8 @@ class Optimizer:
         self.max_norm = max_norm
         self.state_dtype = state_dtype
         self.keep_weights = keep_weights
+        self.penalty = 0.0
+        self.start: dict[str, Tensor] = {}
         trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self.weights = {
             name: self._weight(p, torch.device(device or p.device))
@@ -151,6 +156,24 @@ class Optimizer:
         )
 
     @torch.no_grad()
+    def hold(self, start: nn.Module, penalty: float) -> None:
+        """Add penalty * ||weights - those of `start`||^2 to the loss from now on."""
+        parameters = dict(start.named_parameters())
+        self.penalty = penalty
+        self.start = {
+            name: slice_of(parameters[name].detach(), like=weight.parameter).to(
+                weight.master, copy=True
+            )
+            for name, weight in self.weights.items()
+        }
+
+    def _moved(self) -> dict[str, Tensor]:
+        """Return weights - start of all weights, where there is a penalty on it."""
+        return {
+            name: self.weights[name].master - start for name, start in self.start.items()
+        }
+
+    @torch.no_grad()
     def step(self, lr: float) -> dict[str, float]:
         """Update the weights from the gradients summed so far, and clear the gradients.
 
@@ -160,6 +183,9 @@ class Optimizer:
         itself after the update. Parameters without a gradient stay as they are.
         """
         gradients = self._gradients()
+        distances = self._moved()
+        for name in distances.keys() & gradients.keys():
+            gradients[name].add_(distances[name], alpha=2 * self.penalty)
         norms = self._norms(gradients)
         if not math.isfinite(norm := math.hypot(*norms.values())):
             bad = next(name for name, value in norms.items() if not math.isfinite(value))
@@ -181,9 +207,13 @@ class Optimizer:
         moves = by_part(self._over_slices(moved))
         lengths = by_part(sizes)
         change = math.hypot(*moves.values()) / (math.hypot(*lengths.values()) or 1.0)
+        distance = {}
+        if self.start:
+            distance["start_distance"] = math.hypot(*self._norms(self._moved()).values())
         return {
             "grad_norm": norm,
             "update_ratio": change,
+            **distance,
             **{f"grad_norm/{part}": size for part, size in by_part(norms).items()},
             **{
                 f"update_ratio/{part}": m / (lengths[part] or 1.0)

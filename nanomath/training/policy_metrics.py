@@ -7,8 +7,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from torch import Tensor
+from torch.nn.functional import logsigmoid
 
-from nanomath.algorithms import Tokens, explained_variance, kl_estimate, top_entropy
+from nanomath.algorithms import (
+    Rewards,
+    Tokens,
+    explained_variance,
+    kl_estimate,
+    preferences,
+    top_entropy,
+)
+from nanomath.settings import Algorithm
 
 # Share of the tokens whose mean entropy is logged apart (arXiv 2506.01939).
 TOP_ENTROPY = 0.2
@@ -35,6 +44,34 @@ def rollout_metrics(tokens: Tokens, measured: Mapping[str, Tensor]) -> dict[str,
         metrics["explained_variance"] = explained_variance(
             tokens.values, tokens.returns, mask
         )
+    return metrics
+
+
+def lesson_metrics(
+    a: Algorithm, rewards: Rewards, tokens: Tokens, logprobs: Tensor
+) -> dict[str, float]:
+    """Return what was made of the samples where it is not their rewards alone: the share that
+    has a loss and the mean -log pi of these, DPO's pairs, the distance to the teacher.
+
+    `logprobs` [B, T] are those of the policy's newest forward passes.
+    """
+    metrics = {}
+    chosen = tokens.loss_mask.any(dim=1)
+    if a.samples != "all":
+        metrics["taught"] = float(chosen.double().mean())
+        if chosen.any():
+            metrics["nll"] = float(-logprobs[tokens.loss_mask].mean())
+    if a.advantage == "preference":
+        paired = chosen.view(-1, rewards.group_size).any(dim=1)
+        margins = preferences(a, rewards, tokens)[1][paired]
+        metrics["pairs"] = float(paired.double().mean())
+        if len(margins):
+            metrics["preference/loss"] = float(-logsigmoid(margins).mean())
+            metrics["preference/margin"] = float(margins.mean())
+            metrics["preference/accuracy"] = float((margins > 0).double().mean())
+    if tokens.teacher_logprobs is not None:
+        distance = tokens.old_logprobs - tokens.teacher_logprobs
+        metrics["teacher_kl"] = float(distance[tokens.mask].mean())
     return metrics
 
 

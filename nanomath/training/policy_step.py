@@ -24,6 +24,7 @@ from nanomath.models.batches import (
     Example,
     make_batch,
     response_states,
+    states_kl,
     states_logprobs,
 )
 from nanomath.models.transformer import Transformer
@@ -32,7 +33,12 @@ from nanomath.settings import Algorithm
 from nanomath.training import ranks
 from nanomath.training.critic import Critic
 from nanomath.training.optimizer import Optimizer
-from nanomath.training.policy_metrics import rollout_metrics, sampler_gap
+from nanomath.training.policy_metrics import (
+    lesson_metrics,
+    rollout_metrics,
+    sampler_gap,
+)
+from nanomath.training.teacher import Teacher
 
 
 @dataclass
@@ -43,8 +49,9 @@ class PolicyStep:
     step_weight: what the rewards of steps are multiplied by. max_length: L_max of the
     "constant" aggregation. token_budget: tokens of a micro-batch, 0 for all at once.
     critic: the value model of baseline "value", with its optimizer in `critic_optimizer`;
-    its learning rate is `critic_rate` times the policy's. ValueError for an
-    `algorithm.loss` that cannot be imported.
+    its learning rate is `critic_rate` times the policy's. teacher: the model that the
+    advantages "teacher" and "teacher_full" need. ValueError for an `algorithm.loss` that
+    cannot be imported.
     """
 
     model: Transformer
@@ -61,6 +68,7 @@ class PolicyStep:
     critic: Critic | None = None
     critic_optimizer: Optimizer | None = None
     critic_rate: float = 1.0
+    teacher: Teacher | None = None
 
     def __post_init__(self) -> None:
         self.objective = algorithms.find_objective(self.algorithm.loss)
@@ -88,7 +96,12 @@ class PolicyStep:
             name: sum(update[name] for update in updates) / len(updates)
             for name in updates[0]
         }
-        return {**means, **rollout_metrics(rollout.tokens, rollout.measured), **gap}
+        return {
+            **means,
+            **rollout_metrics(rollout.tokens, rollout.measured),
+            **gap,
+            **rollout.lessons(self.algorithm),
+        }
 
     def prepare(self, episodes: list[Episode]) -> Rollout:
         """Return the rollout as matrices, with the advantages that the algorithm asks for.
@@ -101,21 +114,33 @@ class PolicyStep:
             raise ValueError('baseline = "value" needs a value model: critic is None')
         rollout = rollout_of(episodes)
         tokens = rollout.tokens
+        rewards = rewards_of(
+            episodes, self.reward_weights, self.group_size, self.step_weight
+        )
+        rollout.rewards = rewards
         if a.overlong_filter:
             finished = torch.tensor([e.completion.finished for e in episodes])
             tokens.loss_mask = algorithms.overlong_filter(tokens.mask, finished)
+        if a.samples != "all":
+            tokens.loss_mask = algorithms.select_samples(a, rewards, tokens.loss_mask)
         reference = self._logprobs_of(self.reference)
         tokens.ref_logprobs, _ = self._measure(rollout, "the reference model", reference)
         tokens.old_logprobs, tokens.old_entropy = self._old_policy(rollout)
         if self.critic:
             (tokens.values,) = self._measure(rollout, "the value model", self._values, 1)
-        rewards = rewards_of(
-            episodes, self.reward_weights, self.group_size, self.step_weight
-        )
+        if a.advantage.startswith("teacher"):
+            self._ask_teacher(rollout, episodes)
         tokens.advantages, tokens.returns = algorithms.compute_advantages(
             a, rewards, tokens
         )
         return rollout
+
+    def _ask_teacher(self, rollout: Rollout, episodes: list[Episode]) -> None:
+        """Set what the teacher is shown, and its logprobs."""
+        rollout.shown = self.teacher.examples(episodes, self.group_size)
+        shown = replace(rollout, examples=rollout.shown)
+        teacher = self._logprobs_of(self.teacher.model)
+        rollout.tokens.teacher_logprobs, _ = self._measure(shown, "the teacher", teacher)
 
     def _old_policy(self, rollout: Rollout) -> tuple[Tensor | None, Tensor | None]:
         """Return the policy's logprobs and entropies before the first update, None where
@@ -132,6 +157,7 @@ class PolicyStep:
             algorithms.penalises_kl(a, "reward")
             or a.sampler_correction != "off"
             or a.covariance != "off"
+            or a.advantage in ("preference", "teacher", "teacher_full")
             or not algorithms.updates_once(a)
         )
         wanted = a.old_logprobs == "trainer" and before_the_update
@@ -236,11 +262,29 @@ class PolicyStep:
         logprobs, entropy = states_logprobs(self.model, states, batch, self.temperature)
         tokens = rollout.tokens.rows(rows).like(logprobs)
         loss = self.objective(self.algorithm, logprobs, tokens)
+        if self.algorithm.advantage == "teacher_full":
+            loss = loss + self._distillation(rollout, rows, states, batch, tokens.weights)
         if self.critic:
             values = self.critic(self.model, batch, states)
             loss = loss + algorithms.value_objective(self.algorithm, values, tokens)
         clipped = algorithms.clipped_tokens(self.algorithm, logprobs, tokens)
         return loss, [logprobs, entropy, clipped["clipped_low"], clipped["clipped_high"]]
+
+    def _distillation(
+        self,
+        rollout: Rollout,
+        rows: Tensor,
+        states: Tensor,
+        batch: Batch,
+        weights: Tensor,
+    ) -> Tensor:
+        """Return sum w KL(pi || pi_T), the teacher having been shown what it is shown."""
+        teacher = self.teacher.model
+        shown = make_batch([rollout.shown[i] for i in rows.tolist()]).to(teacher.device)
+        with torch.no_grad():
+            theirs = response_states(teacher, shown)
+        kl = states_kl(self.model, states, teacher, theirs, batch, self.temperature)
+        return (weights * kl).sum()
 
 
 MEASURED = ("logprob", "entropy", "clipped_low", "clipped_high")
@@ -253,13 +297,15 @@ class Rollout:
 
     names: the name of each episode, for errors. measured: what the newest forward passes of
     the policy measured, by the names in MEASURED. updated: whether the policy has changed
-    since it sampled.
+    since it sampled. shown: the examples as the teacher sees them, none without a teacher.
     """
 
     examples: list[Example]
     names: list[str]
     tokens: Tokens
     updated: bool = False
+    rewards: Rewards | None = None
+    shown: list[Example] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.measured = {name: self.matrix() for name in MEASURED}
@@ -270,9 +316,9 @@ class Rollout:
 
     def rows(self, rows: Tensor) -> Rollout:
         """Return the part of some episodes, without measurements."""
-        examples = [self.examples[i] for i in rows.tolist()]
-        names = [self.names[i] for i in rows.tolist()]
-        return Rollout(examples, names, self.tokens.rows(rows))
+        lists = (self.examples, self.names, self.shown or self.examples)
+        examples, names, shown = ([each[i] for i in rows.tolist()] for each in lists)
+        return Rollout(examples, names, self.tokens.rows(rows), shown=shown)
 
     def batch(self, rows: Tensor, device: torch.device) -> Batch:
         """Return the batch of some episodes."""
@@ -300,6 +346,17 @@ class Rollout:
             "entropy": self.measured["entropy"],
             **several,
         }
+
+    def lessons(self, a: Algorithm) -> dict[str, float]:
+        """Return `lesson_metrics`, and with a teacher the share of the episodes for which it is
+        shown more than the policy.
+        """
+        metrics = lesson_metrics(a, self.rewards, self.tokens, self.measured["logprob"])
+        if self.shown:
+            pairs = zip(self.shown, self.examples, strict=True)
+            more = [shown.prompt != example.prompt for shown, example in pairs]
+            metrics["demonstrated"] = sum(more) / len(more)
+        return metrics
 
     def gap(self, rows: Tensor) -> dict[str, float]:
         """Return `sampler_gap` of some episodes, by the newest logprobs that were measured
@@ -372,6 +429,7 @@ def rewards_of(
         steps=steps,
         step_ends=step_ends,
         step_weight=step_weight,
+        right=torch.tensor([e.rewards.get("accuracy", 0.0) > 0 for e in episodes]),
     )
 
 

@@ -11,10 +11,13 @@ from torch import Tensor
 from nanomath.algorithms import loss_weights, neftune_noise, response_mask, sft_loss
 from nanomath.data.order import generator_of
 from nanomath.models.batches import (
+    Batch,
     Example,
     make_batch,
-    response_logprobs,
     response_scores,
+    response_states,
+    states_kl,
+    states_logprobs,
 )
 from nanomath.models.transformer import Transformer
 from nanomath.training import ranks
@@ -29,7 +32,8 @@ class SFTStep:
 
     aggregation: "token" or "sequence" mean. token_budget: tokens of a micro-batch, 0 for
     all at once; the gradient does not depend on it. dft and neftune_alpha: see
-    `nanomath.algorithms.sft`.
+    `nanomath.algorithms.sft`. reference: with kl_coef above 0, the model that the policy is
+    held near to at every token of a response.
     """
 
     model: Transformer
@@ -39,6 +43,8 @@ class SFTStep:
     dft: bool = False
     neftune_alpha: float = 0.0
     seed: int = 0
+    kl_coef: float = 0.0
+    reference: Transformer | None = None
 
     def step(self, examples: list[Example], number: int, lr: float) -> dict[str, float]:
         """Make step `number`, and return its metrics: the loss, the mean NLL and entropy
@@ -51,7 +57,7 @@ class SFTStep:
         weights = loss_weights(response_mask(lengths), self.aggregation)
         noise = self._noise(examples, number)
         # By example.
-        loss, nll, entropy = totals = torch.zeros(3, len(examples), dtype=torch.float64)
+        loss, nll, entropy, kl = totals = torch.zeros(4, len(examples)).double()
         share = not noise  # each example has noise of its own
         for micro, counts in micro_batches_of(
             self.model, examples, self.token_budget, share_prompts=share
@@ -62,11 +68,15 @@ class SFTStep:
             added = None
             if noise:
                 added = torch.cat([noise[i] for i in micro.tolist()]).to(self.model.device)
-            logprobs, entropies = response_logprobs(
-                self.model, batch, embedding_noise=added
-            )
+            states = response_states(self.model, batch, added)
+            logprobs, entropies = states_logprobs(self.model, states, batch)
             part = weights[micro, : logprobs.shape[1]].to(logprobs)
             micro_loss = sft_loss(logprobs, part * counts, self.dft)
+            if self.kl_coef:
+                kls = self._kl(states, batch)
+                micro_loss = micro_loss + self.kl_coef * (part * counts * kls).sum()
+                if counts:
+                    kl[micro] = kls.detach().sum(1).double().cpu()
             micro_loss.backward()
             if counts:
                 # A sum over the micro-batch; only the total is of interest.
@@ -74,18 +84,26 @@ class SFTStep:
                 nll[micro] = -logprobs.detach().sum(1).double().cpu()
                 entropy[micro] = entropies.sum(1).double().cpu()
         ranks.sum_([totals])
-        check_finite(nll=nll, entropy=entropy)
+        check_finite(nll=nll, entropy=entropy, kl=kl)
         tokens = int(lengths.sum())
         means = {
             "nll": float(nll.sum()) / max(1, tokens),
             "entropy": float(entropy.sum()) / max(1, tokens),
         }
+        if self.kl_coef:
+            means["kl"] = float(kl.sum()) / max(1, tokens)
         return {
             "loss": float(loss.sum()),
             **means,
             "tokens": tokens,
             **self.optimizer.step(lr),
         }
+
+    def _kl(self, states: Tensor, batch: Batch) -> Tensor:
+        """Return KL(pi || pi_ref) [S, R]; the reference sees no noise."""
+        with torch.no_grad():
+            theirs = response_states(self.reference, batch)
+        return states_kl(self.model, states, self.reference, theirs, batch)
 
     def _noise(self, examples: list[Example], number: int) -> list[Tensor]:
         """Return NEFTune's noise [T, D] of every example, drawn before the batch is cut;

@@ -89,6 +89,7 @@ class Trainer:
         self.device = str(ranks.start(choose_device(config.model.device)))
         self.config = config
         self.others = {}
+        self.build = build
         self.score = score
         self.use = use
         self.exit_code = 1
@@ -114,6 +115,8 @@ class Trainer:
         self.base = self.model  # of the adapters, where there are any
         self.lora = self._adapt(adapters) if adapters.rank else None
         self.optimizer = self._optimizer(self.lora or self.model)
+        if config.optim.l2_start:
+            self.optimizer.hold(self.starting_model(), config.optim.l2_start)
         facts = load_checkpoint(self.checkpoint, self.optimizer) if self.checkpoint else {}
         best = facts.get("best", {})  # {"step": ..., "score": ...}, of a run that keeps it
         self.best = best if best.get("step") in steps else {}
@@ -134,6 +137,15 @@ class Trainer:
             lora.load(self.checkpoint)
         self.model = lora.applied_to(self.base)
         return lora
+
+    def starting_model(self, device: str = "") -> Transformer:
+        """Return the model as it was before the run's first step, frozen: the base of the
+        adapters, or another copy of it.
+        """
+        if self.lora is not None and not device:
+            return self.base
+        start = replace(self.config.model, device=device or self.device)
+        return self.build(start, self.config.run.seed, "")[0].requires_grad_(False)
 
     def sampler(self) -> Sampler:
         """What draws from the model as it is by then; with adapters, from a copy of the weights

@@ -25,6 +25,9 @@ GRPO = {
         "scale": "group",
         "whiten": False,
         "credit": "off",
+        "advantage": "reward",
+        "samples": "all",
+        "preference_beta": 0.1,
     },
     **{
         "ratio": "token",
@@ -99,13 +102,14 @@ def gain_of(
 
 
 def weight_of(kind: str, lengths: list[int], i: int, longest: int) -> float:
-    """1 / (all tokens), 1 / (B |o_i|), 1 / (B L_max)."""
+    """1 / (all tokens), 1 / (B |o_i|), 1 / (B L_max), 1 / (completions with a token)."""
     return (
         1
         / {
             "token": sum(lengths),
             "sequence": len(lengths) * lengths[i],
             "constant": len(lengths) * longest,
+            "sum": sum(n > 0 for n in lengths),
         }[kind]
     )
 

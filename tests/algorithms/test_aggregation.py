@@ -11,7 +11,7 @@ from oracles import weight_of
 from nanomath.algorithms import AGGREGATIONS, loss_weights, response_mask
 
 some_lengths = st.lists(st.integers(0, 7), min_size=1, max_size=6)
-NAMES = ["token", "sequence", "constant"]
+NAMES = ["token", "sequence", "constant", "sum"]
 
 
 @settings(max_examples=60, deadline=None)
@@ -52,6 +52,7 @@ def test_any_mask_will_do(how):
         "token": [1 / 3] * 3,
         "sequence": [0.25, 0.25, 0.5],
         "constant": [1 / 8] * 3,
+        "sum": [1 / 2] * 3,
     }[how]
     assert loss_weights(mask, how, 4)[mask].tolist() == pytest.approx(expected)
 
@@ -66,7 +67,7 @@ def test_mistakes_are_named():
     assert float(loss_weights(mask, "constant", 1)) == 1.0
     with pytest.raises(
         ValueError,
-        match="unknown aggregation 'mean': choose one of token, sequence, constant",
+        match="unknown aggregation 'mean': choose one of token, sequence, constant, sum",
     ):
         loss_weights(mask, "mean")
     assert list(AGGREGATIONS) == NAMES

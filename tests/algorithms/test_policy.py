@@ -27,7 +27,8 @@ from torch import Tensor
 from nanomath.algorithms import loss_weights, policy_loss, sampler_correction
 
 RATIOS, CLIPS = ("token", "sequence", "off"), ("ppo", "dual", "cispo", "off")
-AGGREGATIONS, CORRECTIONS = ("token", "sequence", "constant"), ("off", "truncate", "mask")
+AGGREGATIONS = ("token", "sequence", "constant", "sum")
+CORRECTIONS = ("off", "truncate", "mask")
 LOW, HIGH, DUAL, LONGEST = 0.2, 0.28, 1.4, 9
 
 

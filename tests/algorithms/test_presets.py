@@ -119,6 +119,18 @@ PUBLISHED = {
         "kl_coef": 0.0,
         "minibatches": 4,
     },
+    "sft": {
+        **{"advantage": "one", "samples": "right", "aggregation": "token"},
+        **{"baseline": "off", "scale": "off", "ratio": "off", "clip": "off", "kl_coef": 0},
+    },
+    "dpo": {
+        **{"advantage": "preference", "samples": "pair", "aggregation": "sum"},
+        **{"baseline": "off", "scale": "off", "ratio": "off", "clip": "off", "kl_coef": 0},
+    },
+    "opd": {
+        **{"advantage": "teacher", "aggregation": "token"},
+        **{"baseline": "off", "scale": "off", "clip": "off", "kl_coef": 0},
+    },
 }
 
 
@@ -498,6 +510,34 @@ REFUSED = [
         {"components": "sum"},
     ),
     (
+        {"advantage": "one"},
+        ["advantage = 'one'", 'baseline = "off"'],
+        NO_GROUP,
+    ),
+    (
+        {"advantage": "teacher", **NO_GROUP, "credit": "sum"},
+        ["advantage = 'teacher'", 'credit = "off"'],
+        {"credit": "off"},
+    ),
+    (
+        {"advantage": "one", **NO_GROUP, **REWARD},
+        ["advantage = 'one'", 'kl_in = "loss"'],
+        {"kl_coef": 0.0},
+    ),
+    (
+        {"advantage": "one", **NO_GROUP, "whiten": True},
+        ["advantage = 'one'", "whiten"],
+        {"whiten": False},
+    ),
+    *(
+        (
+            {**PRESETS["dpo"], **wrong},
+            ['samples = "pair"', 'ratio = "off"', 'aggregation = "sum"'],
+            PRESETS["dpo"],
+        )
+        for wrong in ({"samples": "all"}, {"ratio": "token"}, {"aggregation": "token"})
+    ),
+    (
         {"baseline": "value", "scale": "off", "value_coef": 0},
         ["value_coef must be above 0"],
         {"value_coef": 0.1},
@@ -536,6 +576,8 @@ def test_what_contradicts_itself_is_refused_with_the_reason_and_the_cure(
         {"baseline": "group", "value_coef": 0.0},
         {"keep_groups": "uneven", "refills": 0},
         {"components": "apart", "baseline": "leave_one_out"},
+        {**PRESETS["dpo"], "keep_groups": "mixed", "refills": 1},
+        {**PRESETS["opd"], "kl_coef": 0.1},
     ],
 )
 def test_what_is_switched_off_contradicts_nothing(fine):

@@ -23,6 +23,7 @@ from torch import Tensor
 from nanomath import algorithms
 from nanomath.algorithms import (
     CREDITS,
+    PRESETS,
     Rewards,
     Tokens,
     clipped_tokens,
@@ -41,9 +42,12 @@ from nanomath.algorithms import (
     overlong_filter,
     policy_loss,
     policy_objective,
+    preference_advantages,
+    preferences,
     process_advantages,
     response_mask,
     sampler_correction,
+    select_samples,
     sft_loss,
     to_go,
     token_baseline_advantages,
@@ -80,6 +84,7 @@ def tokens_of(b: SimpleNamespace) -> Tokens:
         old_logprobs=b.old,
         old_entropy=b.values,
         ref_logprobs=b.ref,
+        teacher_logprobs=b.sampled,
         values=b.old_values,
         returns=b.rewards,
         advantages=torch.where(b.mask, b.advantages, 0.0),
@@ -97,6 +102,31 @@ def advantages_call(options: dict, b: SimpleNamespace) -> Tensor:
     components = b.outcomes[None], torch.ones(1)
     rewards = Rewards(b.outcomes, *components, 1, 0.5, b.step_rewards, b.step_ends)
     return compute_advantages(Algorithm(scale="off", **options), rewards, tokens_of(b))[0]
+
+
+UNREWARDED = {"baseline": "off", "scale": "off", "clip": "off", "kl_coef": 0.0}
+LESSONS = {
+    "one": {"advantage": "one"},
+    "teacher": {"advantage": "teacher"},
+    "teacher_full": {"advantage": "teacher_full"},
+    "preference": PRESETS["dpo"],
+}
+
+
+def pairs_of(b: SimpleNamespace) -> Rewards:
+    """Groups of two, where there are that many."""
+    components = b.outcomes[None], torch.ones(1)
+    size = 1 if len(b.outcomes) % 2 else 2
+    return Rewards(b.outcomes, *components, size, 0.5, right=b.outcomes > 0)
+
+
+def lesson_call(options: dict, b: SimpleNamespace) -> Tensor:
+    a = Algorithm(**{**UNREWARDED, **options})
+    return compute_advantages(a, pairs_of(b), tokens_of(b))[0]
+
+
+def selected(how: str, b: SimpleNamespace) -> Tensor:
+    return select_samples(Algorithm(samples=how), pairs_of(b), b.mask)
 
 
 OBJECTIVES = {
@@ -141,6 +171,14 @@ MATRICES: dict[str, Call] = {
         advantages_call, {"baseline": "off", "kl_in": "reward", "kl_estimator": "k1"}
     ),
     "compute_advantages value": partial(advantages_call, {"baseline": "value"}),
+    **{
+        f"compute_advantages {name}": partial(lesson_call, options)
+        for name, options in LESSONS.items()
+    },
+    **{
+        f"select_samples {how}": partial(selected, how)
+        for how in ("right", "best", "pair")
+    },
     "compute_weights": lambda b: compute_weights(
         Algorithm(top_entropy=0.4), tokens_of(b), 9
     )["policy_weights"],
@@ -173,7 +211,7 @@ MATRICES: dict[str, Call] = {
     },
     **{
         f"loss_weights {how}": partial(lambda how, b: loss_weights(b.mask, how, 9), how)
-        for how in ("token", "sequence", "constant")
+        for how in ("token", "sequence", "constant", "sum")
     },
 }
 
@@ -187,6 +225,10 @@ OTHERS: dict[str, Call] = {
         b.components, b.component_weights, "leave_one_out", "batch"
     ),
     "has_gradient": lambda b: has_gradient(Algorithm(), tokens_of(b)),
+    "preferences": lambda b: preferences(Algorithm(), pairs_of(b), tokens_of(b))[1],
+    "preference_advantages": lambda b: preference_advantages(
+        b.group_rewards, b.group_rewards > 0, b.group_rewards > -1, 0.5
+    )[0],
     "response_mask": lambda b: response_mask(b.mask.sum(1)),
     **{
         f"credit {form}": partial(

@@ -74,7 +74,24 @@ def logged(call, model_directory, tmp_path) -> set[str]:
         "sampling.max_new_tokens=24",
     )
     runs = {
-        "sft": (train_sft.main, (*small, *data, *measured, "sft.batch_size=4")),
+        "sft": (
+            train_sft.main,
+            (*small, *data, *measured, "sft.batch_size=4", "optim.l2_start=1"),
+        ),
+        "dpo": (
+            train_grpo.main,
+            (
+                *(*small, *data, *measured, "grpo.prompts=4"),
+                *("algorithm.method=dpo", "grpo.solutions=true"),
+            ),
+        ),
+        "opd": (
+            train_grpo.main,
+            (
+                *(*small, *data, *measured, "grpo.prompts=4", "algorithm.method=opd"),
+                *("teacher.path=policy", "teacher.shows=sibling"),
+            ),
+        ),
         "prm": (
             main,
             (

@@ -188,6 +188,7 @@ class Facts:
     reference: list[float]
     old: list[float]
     values: list[float]
+    teacher: list[float] = field(default_factory=list)
     advantages: list[float] = field(default_factory=list)
     returns: list[float] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
@@ -210,11 +211,13 @@ class PlainStep:
     max_length: int = 0
     critic: Critic | None = None
     critic_rate: float = 1.0
+    teacher: nn.Module | None = None
 
     def step(
         self, episodes: list[Episode], minibatches: list[list[int]], lr: float
     ) -> dict[str, float]:
         self.facts = [self._facts(episode) for episode in episodes]
+        self._select()
         self._set_advantages()
         self.gradients: list[dict[str, Tensor]] = []
         self.critic_gradients: list[dict[str, Tensor]] = []
@@ -251,6 +254,14 @@ class PlainStep:
                 self.reference, states, c.tokens, self.temperature
             )
         old = policy.tolist() if a.old_logprobs == "trainer" else c.logprobs
+        teacher = []
+        if self.teacher:
+            with torch.no_grad():
+                states = token_states(self.teacher, episode.prompt, c.tokens)
+                teacher, _ = token_logprobs(
+                    self.teacher, states, c.tokens, self.temperature
+                )
+                teacher = teacher.tolist()
         counted = c.finish_reason != "length" or not a.overlong_filter
         return Facts(
             episode,
@@ -260,7 +271,25 @@ class PlainStep:
             reference.tolist(),
             old,
             values.tolist(),
+            teacher,
         )
+
+    def _select(self) -> None:
+        """Leave the loss to the right ones, the best one or a pair of each group."""
+        how = self.algorithm.samples
+        self.pairs = []
+        for start in range(0, len(self.facts) * (how != "all"), SIZE):
+            group = [f for f in self.facts[start : start + SIZE] if f.counted]
+            right = [f for f in group if f.episode.rewards["accuracy"]]
+            wrong = [f for f in group if f not in right]
+            chosen = right
+            if how == "best":
+                chosen = [max(group, key=lambda f: f.episode.rewards["total"])]
+            if how == "pair":
+                chosen = [right[0], wrong[0]] if right and wrong else []
+                self.pairs += [chosen] if chosen else []
+            for f in self.facts[start : start + SIZE]:
+                f.counted = f in chosen
 
     def _pass(self, episode: Episode) -> tuple[Tensor, Tensor, Tensor]:
         """The policy's logprobs and entropies, and the values (0 without a value model), [T]
@@ -278,7 +307,10 @@ class PlainStep:
 
     def _set_advantages(self) -> None:
         a = self.algorithm
-        if a.baseline in ("off", "value"):
+        if a.advantage != "reward":
+            for f in self.facts:
+                f.advantages = self._without_rewards(f)
+        elif a.baseline in ("off", "value"):
             for f in self.facts:
                 f.advantages, f.returns = self._gae(f)
         elif a.components == "apart":
@@ -299,6 +331,23 @@ class PlainStep:
                 f.advantages = [value] * len(f.tokens)
         if a.whiten:
             self._whiten()
+
+    def _without_rewards(self, f: Facts) -> list[float]:
+        a = self.algorithm
+        if a.advantage == "teacher":
+            return [t - old for t, old in zip(f.teacher, f.old, strict=True)]
+        if a.advantage == "preference":
+            for pair in self.pairs:
+                if f in pair:
+                    sign = 1 if f is pair[0] else -1
+                    weight = 1 / (1 + math.exp(self._margin(pair)))
+                    return [2 * sign * a.preference_beta * weight] * len(f.tokens)
+        return [float(a.advantage == "one")] * len(f.tokens)
+
+    def _margin(self, pair: list[Facts]) -> float:
+        """beta times log pi / pi_ref of the right one less that of the wrong one."""
+        one, other = (math.fsum(f.old) - math.fsum(f.reference) for f in pair)
+        return self.algorithm.preference_beta * (one - other)
 
     def _rewards(self, f: Facts) -> list[float]:
         """-beta (log pi_old - log pi_ref) at every token, and the reward at the last."""
@@ -369,20 +418,23 @@ class PlainStep:
                 entropies.tolist(),
                 [0] * len(f.tokens),
             )
+            completions = len({i for i, _ in places})
             for t in f.tokens if f.counted else ():
-                share = self._share(len(f.tokens), len(places), len(chosen))
+                share = self._share(len(f.tokens), len(places), len(chosen), completions)
                 on = (i, t) in unsure and not (a.covariance == "clip" and (i, t) in steep)
                 on = on * self._correction(f, t)
                 total = total + share * (
                     self._rest(f, t, new[t], values[t]) - on * self._gain(f, t, new)
                 )
+                if a.advantage == "teacher_full":
+                    total = total + share * self._distance(f, t)
                 if not on:
                     f.clipped[t] = 0
                 if a.covariance == "kl" and (i, t) in steep:
                     total = total + share * a.covariance_coef * (new[t] - f.old[t]).abs()
         return total
 
-    def _share(self, length: int, tokens: int, episodes: int) -> float:
+    def _share(self, length: int, tokens: int, episodes: int, completions: int) -> float:
         how = self.algorithm.aggregation
         return (
             1
@@ -390,6 +442,7 @@ class PlainStep:
                 "token": tokens,
                 "sequence": episodes * length,
                 "constant": episodes * self.max_length,
+                "sum": completions,
             }[how]
         )
 
@@ -442,6 +495,16 @@ class PlainStep:
             gain = max(gain, torch.tensor(a.dual_clip * advantage, dtype=torch.float64))
         return gain
 
+    def _distance(self, f: Facts, t: int) -> Tensor:
+        """sum_v pi(v) (log pi(v) - log pi_T(v)) where token t is drawn."""
+        prompt, tokens = f.episode.prompt, f.episode.completion.tokens
+        ours, theirs = (
+            (model.logits(token_states(model, prompt, tokens)[t]) / self.temperature)
+            for model in (self.policy, self.teacher)
+        )
+        p = ours.softmax(-1)
+        return (p * (p.log() - theirs.detach().softmax(-1).log())).sum()
+
     def _rest(self, f: Facts, t: int, new: Tensor, value: Tensor) -> Tensor:
         """The KL and the value loss of token t."""
         a, x = self.algorithm, new - f.reference[t]
@@ -483,6 +546,18 @@ class PlainStep:
             "clipped_low": mean([c == -1 for c in clipped]),
             "clipped_high": mean([c == 1 for c in clipped]),
         }
+        if self.algorithm.samples != "all":
+            metrics["taught"] = mean([f.counted for f in facts])
+            metrics["nll"] = -mean(p for f in facts if f.counted for p in f.logprobs)
+        if self.algorithm.advantage == "preference":
+            margins = [self._margin(pair) for pair in self.pairs]
+            metrics["pairs"] = len(margins) / GROUPS
+            metrics["preference/loss"] = mean([math.log1p(math.exp(-m)) for m in margins])
+            metrics["preference/margin"] = mean(margins)
+            metrics["preference/accuracy"] = mean([m > 0 for m in margins])
+        if self.teacher:
+            gaps = [o - t for f in facts for o, t in zip(f.old, f.teacher, strict=True)]
+            metrics |= {"teacher_kl": mean(gaps), "demonstrated": 0.0}
         if self.critic:
             returns = [r for f in facts for r in f.returns]
             errors = [

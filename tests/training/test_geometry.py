@@ -30,6 +30,7 @@ from nanomath.algorithms import PRESETS
 from nanomath.models.batches import Batch, Example, make_batch
 from nanomath.training import policy_step, sft_step
 from nanomath.training.sft_step import SFTStep
+from nanomath.training.teacher import Teacher
 
 Gradients = list[dict[str, torch.Tensor]]
 EXACT = {torch.float64: 1e-10, torch.float32: 1e-5}
@@ -89,6 +90,8 @@ def policy_gradients(new_model) -> Callable[..., Gradients]:
             policy, reference, Descent(policy), token_budget=token_budget, **options
         )
         step.max_length, step.reward_weights = 9, WEIGHTS
+        if step.algorithm.advantage == "teacher":
+            step.teacher = Teacher(reference, None, None)
         if step.algorithm.baseline == "value":
             step.critic = new_critic(policy, step.algorithm.value_trunk == "own")
             step.critic_optimizer = Descent(step.critic)

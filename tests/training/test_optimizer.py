@@ -99,6 +99,34 @@ def test_updates_are_adamw_and_only_matrices_decay():
     assert torch.equal(model.frozen, torch.ones(2)) and model.matrix.grad is None
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_pull_to_the_start_is_a_gradient_like_any_other(dtype):
+    """2 lambda (w - w0), of the float32 weights, added before the gradients are clipped."""
+    model = Weights(dtype)
+    optimizer = new_optimizer(model)
+    optimizer.hold(model, 0.25)
+    model.pull(2.0)
+    first = optimizer.step(1e-4)  # at the start it pulls nowhere
+    assert first["grad_norm"] == pytest.approx(2 * math.sqrt(6))
+    moved = optimizer.weights["matrix"].master - optimizer.start["matrix"]
+    assert float(moved[0, 0]) == pytest.approx(-1e-4, rel=1e-3)
+    assert first["start_distance"] == pytest.approx(1e-4 * math.sqrt(6), rel=1e-3)
+    model.pull(2.0)
+    pulled = 2.0 + 2 * 0.25 * float(moved[0, 0])
+    second = optimizer.step(0.0)
+    assert second["grad_norm"] == pytest.approx(pulled * math.sqrt(6), rel=1e-7)
+    m = (BETAS[0] * 2.0 + pulled) * (1 - BETAS[0])
+    found = optimizer.state()["exp_avg.matrix"][0, 0].item()
+    assert found == pytest.approx(m, rel=1e-6)
+
+
+def test_without_a_penalty_nothing_is_held():
+    model = Weights()
+    optimizer = new_optimizer(model)
+    model.pull()
+    assert "start_distance" not in optimizer.step(0.1) and optimizer.start == {}
+
+
 def test_gradients_are_clipped_to_the_norm_together():
     model = Weights()
     optimizer = new_optimizer(model, max_norm=0.5)

@@ -28,6 +28,7 @@ from nanomath.data.problem import Problem
 from nanomath.rollout import Completion, Episode
 from nanomath.training.optimizer import Optimizer
 from nanomath.training.policy_step import PolicyStep
+from nanomath.training.teacher import Teacher
 
 WIDE = {"covariance_share": 0.2}  # of some thirty tokens
 METHODS = {
@@ -135,14 +136,34 @@ CHOICES = {
         "kl_coef": 0.1,
         "value_coef": 2.0,
     },
+    "best sample": {"samples": "best", "minibatches": 2, "kl_coef": 0.1},
+    "right samples": {"samples": "right", "aggregation": "token", "whiten": True},
+    "right samples, finished": {**PRESETS["sft"], "overlong_filter": True},
+    "preference, finished": {
+        **PRESETS["dpo"],
+        "overlong_filter": True,
+        "preference_beta": 0.7,
+        "kl_coef": 0.1,
+    },
+    "teacher, twice": {**PRESETS["opd"], "epochs": 2, "kl_coef": 0.1},
+    "teacher, sampler": {**PRESETS["opd"], **DRAWN},
+    "whole distribution": {**PRESETS["opd"], "advantage": "teacher_full"},
+    "whole distribution, finished": {
+        **PRESETS["opd"],
+        "advantage": "teacher_full",
+        "aggregation": "sequence",
+        "overlong_filter": True,
+        "minibatches": 2,
+    },
     "two passes of three": {"epochs": 2, "minibatches": 3, "kl_coef": 0.04},
 }
 
 
 @pytest.fixture(scope="module")
 def models(new_model):
-    """The policy and, different from it, the reference, both in float64."""
-    return new_model(0, torch.float64), new_model(1, torch.float64).requires_grad_(False)
+    """The policy and, different from it, the reference and a teacher, all in float64."""
+    others = (new_model(seed, torch.float64).requires_grad_(False) for seed in (1, 2))
+    return new_model(0, torch.float64), *others
 
 
 def pair_of_steps(
@@ -162,6 +183,8 @@ def pair_of_steps(
     )
     step.max_length, step.reward_weights, a = 9, WEIGHTS, step.algorithm
     plain = PlainStep(policies[1], reference, a, temperature, max_length=9)
+    if a.advantage.startswith("teacher"):
+        step.teacher, plain.teacher = Teacher(models[2], None, None), models[2]
     if a.baseline == "value":
         step.critic = new_critic(policies[0], a.value_trunk == "own")
         plain.critic = new_critic(policies[1], a.value_trunk == "own")
@@ -280,7 +303,7 @@ def test_kl_cov_holds_nothing_back_before_the_first_update(models):
 
 def gradient(models, recorder, episodes, **options) -> dict[str, Tensor]:
     optimizer = recorder(models[0])
-    new_step(*models, optimizer, **options).step(episodes, 0, 1e-3)
+    new_step(*models[:2], optimizer, **options).step(episodes, 0, 1e-3)
     assert len(optimizer.gradients) == 1 and optimizer.rates == [1e-3]
     return optimizer.gradients[0]
 
@@ -354,7 +377,7 @@ def test_without_a_lesson_there_is_no_update(models, recorder, spoil, options):
     episodes = new_episodes(models[0])
     spoil(episodes)
     optimizer = recorder(models[0])
-    step = new_step(*models, optimizer, **options)
+    step = new_step(*models[:2], optimizer, **options)
     step.reward_weights = WEIGHTS
     metrics = step.step(episodes, 0, 1.0)
     assert (
@@ -392,7 +415,7 @@ def test_minibatches_cover_every_epoch_once(models, recorder, minibatches):
     options = {"aggregation": "constant", "max_length": 10, "kl_coef": 0.1}
     whole = gradient(models, recorder, episodes, **options)
     optimizer = recorder(models[0])
-    step = new_step(*models, optimizer, epochs=2, minibatches=minibatches, **options)
+    step = new_step(*models[:2], optimizer, epochs=2, minibatches=minibatches, **options)
     step.step(episodes, 5, 1.0)
     assert len(optimizer.gradients) == 2 * minibatches
     for epoch in (0, 1):
@@ -413,7 +436,7 @@ def test_minibatches_are_a_function_of_seed_step_and_epoch(models):
     """So that a run can go on from any step, and no two passes are cut alike."""
 
     def cut(seed: int, number: int, epoch: int) -> str:
-        step = new_step(*models, None, epochs=2, minibatches=3, seed=seed)
+        step = new_step(*models[:2], None, epochs=2, minibatches=3, seed=seed)
         return str([part.tolist() for part in step._minibatches(12, number, epoch)])
 
     cuts = {place: cut(*place) for place in product((0, 1), (0, 1, 2), (0, 1))}
@@ -487,7 +510,7 @@ def test_a_bad_logprob_of_the_sampler_stops_the_step(models, recorder, kind, bad
         FloatingPointError,
         match=f"^the sampler gave {bad} at token 1 of sample 2 of problem p1$",
     ):
-        new_step(*models, optimizer).step(episodes, 0, 1.0)
+        new_step(*models[:2], optimizer).step(episodes, 0, 1.0)
     assert optimizer.gradients == []
 
 
@@ -543,7 +566,9 @@ def test_the_gap_between_sampler_and_trainer_is_measured(
         episode.completion.logprobs[:] = [
             value - 0.125 for value in episode.completion.logprobs
         ]
-    step = new_step(*models, recorder(models[0]), old_logprobs=old_logprobs, epochs=epochs)
+    step = new_step(
+        *models[:2], recorder(models[0]), old_logprobs=old_logprobs, epochs=epochs
+    )
     metrics = step.step(episodes, 0, 1.0)
     assert metrics["gap_mean"] == pytest.approx(0.125, abs=1e-6)
     assert metrics["gap_max"] == pytest.approx(0.125, abs=1e-6)
@@ -570,7 +595,7 @@ def test_the_loss_is_the_whole_steps(models, recorder):
     """Not the last micro-batch's."""
     episodes = new_episodes(models[0], noise=0.3)
     losses = [
-        new_step(*models, recorder(models[0]), token_budget=budget, kl_coef=0.1).step(
+        new_step(*models[:2], recorder(models[0]), token_budget=budget, kl_coef=0.1).step(
             episodes, 0, 1.0
         )["loss"]
         for budget in (0, 1, 16, 40)

@@ -7,6 +7,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from nanomath.models import batches
 from nanomath.models.batches import Example
 from nanomath.training.optimizer import Optimizer
 from nanomath.training.sft_step import SFTStep, check_finite, heldout_loss
@@ -73,6 +74,60 @@ def test_gradient(new_model, recorder, aggregation, dft, token_budget):
     assert_same(optimizer.gradients[0], expected)
     assert metrics["loss"] == pytest.approx(expected_loss, rel=1e-10)
     assert metrics["tokens"] == 17 and optimizer.rates == [1e-3]
+
+
+def kl_by_hand(
+    model, reference, weight_of, coefficient: float
+) -> tuple[float, dict[str, torch.Tensor]]:
+    """- sum w log pi + beta sum w sum_v pi(v) (log pi(v) - log pi_ref(v)), token by token; the
+    mean KL, and the gradients.
+    """
+    model.zero_grad()
+    loss = torch.zeros((), dtype=model.dtype)
+    kls = []
+    for i, example in enumerate(EXAMPLES):
+        tokens = torch.tensor([example.prompt + example.response])
+        ours, theirs = (m(tokens)[0].log_softmax(-1) for m in (model, reference))
+        for t, token in enumerate(example.response):
+            p, q = (x[len(example.prompt) + t - 1] for x in (ours, theirs.detach()))
+            kls.append(sum(p.exp() * (p - q)))
+            loss = loss + weight_of(i) * (coefficient * kls[-1] - p[token])
+    loss.backward()
+    gradients = {name: p.grad.clone() for name, p in model.named_parameters()}
+    model.zero_grad()
+    return float(sum(kls).detach()) / len(kls), gradients
+
+
+@pytest.mark.parametrize("token_budget", [0, 1, 30])
+@pytest.mark.parametrize("aggregation", ["token", "sequence"])
+def test_the_kl_to_the_start_is_that_of_the_whole_vocabulary(
+    new_model, recorder, monkeypatch, token_budget, aggregation
+):
+    monkeypatch.setattr(batches, "KL_LOGITS", 3000)  # two tokens at a time
+    model = new_model(dtype=torch.float64)
+    reference = new_model(1, torch.float64).requires_grad_(False)
+    kl, expected = kl_by_hand(model, reference, weight_of(aggregation), 0.7)
+    optimizer = recorder(model)
+    step = SFTStep(
+        model,
+        optimizer,
+        aggregation,
+        token_budget,
+        kl_coef=0.7,
+        reference=reference,
+    )
+    metrics = step.step(EXAMPLES, 0, 1e-3)
+    assert_same(optimizer.gradients[0], expected)
+    assert metrics["kl"] == pytest.approx(kl, rel=1e-6)
+
+
+def test_at_the_start_the_kl_has_no_gradient(new_model, recorder):
+    model = new_model(dtype=torch.float64)
+    plain, held = recorder(model), recorder(model)
+    SFTStep(model, plain).step(EXAMPLES, 0, 1.0)
+    metrics = SFTStep(model, held, kl_coef=9.0, reference=model).step(EXAMPLES, 0, 1.0)
+    assert metrics["kl"] == 0
+    assert_same(held.gradients[0], plain.gradients[0])
 
 
 def test_gradient_checkpointing_changes_nothing(new_model, recorder):

@@ -39,6 +39,7 @@ from nanomath.training.build import (
     sampling_options,
 )
 from nanomath.training.critic import Critic
+from nanomath.training.hints import build_hints
 from nanomath.training.loop import Metrics
 from nanomath.training.policy_step import PolicyStep
 from nanomath.training.sharding import shard
@@ -86,12 +87,14 @@ def main(argv: list[str]) -> int:
     ends = config.prompt.reasoning_ends
     scorers = build_scorers(config, tokenizer, problems)
     policy = build_policy_step(config, trainer)
+    hints = build_hints(config, trainer, sampler, template, problems, prompts)
+    draw = hints.episodes if hints else sampler.episodes
 
     def sample(number: int) -> list[list[Episode]]:
         """Return the groups of rollout `number` with their rewards."""
         chosen = step_indices(len(problems), grpo.prompts, number, seed)
         with meter(sampler.sampler, len(chosen) * grpo.group_size) as progress:
-            return sampler.episodes(
+            return draw(
                 [problems[i] for i in chosen],
                 [prompts[i] for i in chosen],
                 scorers,
@@ -128,6 +131,8 @@ def main(argv: list[str]) -> int:
                 algorithm.refills,
             )
             drawn = time.perf_counter()
+            told, replaced = hints.learn() if hints else ({}, [])
+            sampled = sampled + replaced
             metrics = policy.step(
                 [episode for group in kept for episode in group], step, lr
             )
@@ -146,6 +151,7 @@ def main(argv: list[str]) -> int:
                         for name, value in scorer.metrics(sampled).items()
                     },
                     **metrics,
+                    **told,
                     "lr": lr,
                     "groups": len(kept),
                     "groups_sampled": len(sampled),
@@ -163,17 +169,21 @@ def records(
     """What rollouts.jsonl keeps of groups: episodes, with the answer that was found in each."""
     for number, group in enumerate(groups):
         for episode in group:
-            text = episode.completion.text
+            text = episode.solution.text
             found = extract_answer(text, lenient=lenient, reasoning_ends=reasoning_ends)
             yield {"prompt": number, **episode.record(), "found": found}
 
 
 def successes(groups: list[list[Episode]]) -> dict[str, Any]:
-    """What groups.jsonl keeps of a step: how many samples of each problem were right."""
+    """What groups.jsonl keeps of a step: how many samples of each problem were right, and the
+    levels of their hints, if there are any.
+    """
+    levels = [group[0].hint.level if group[0].hint else 0.0 for group in groups]
     return {
         "problems": [group[0].problem.id for group in groups],
         "right": [sum(bool(e.rewards["accuracy"]) for e in group) for group in groups],
         "samples": len(groups[0]),
+        **({"levels": levels} if any(levels) else {}),
     }
 
 

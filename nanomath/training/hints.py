@@ -24,7 +24,7 @@ from torch import Tensor
 from nanomath import settings
 from nanomath.data.order import generator_of
 from nanomath.data.problem import Problem
-from nanomath.data.prompts import PromptTemplate, render_response
+from nanomath.data.prompts import PromptTemplate, render_prompt, render_response
 from nanomath.models.batches import Example, response_scores, states_at
 from nanomath.process.steps import split_text
 from nanomath.rollout import Episode, Scorer
@@ -42,7 +42,6 @@ from nanomath.rollout.hints import (
 )
 from nanomath.rollout.sampler import Progress
 from nanomath.training import ranks
-from nanomath.training.build import LEAVE_OUT, encode_prompts
 from nanomath.training.sharding import whole
 from nanomath.training.shared_sampler import SharedSampler
 from nanomath.training.trainer import Trainer
@@ -124,7 +123,7 @@ class Hints:
                 raise ValueError(
                     f"problem {problem.id!r} with a hint of level {self.chooser.most:g} has a "
                     f"prompt of {size} tokens: the model's context holds {context}; lower the "
-                    f"levels of [hints]{LEAVE_OUT}"
+                    "levels of [hints], or leave the problem out"
                 )
         if self.chooser.most and not longest:
             raise ValueError(
@@ -159,8 +158,9 @@ class Hints:
             return hint.bare + hint.prefix
         told = self.section.template.replace("{hint}", hint.text.rstrip())
         asked = replace(problem, question=problem.question + told)
-        context = self.trainer.model.config.max_positions
-        return encode_prompts([asked], self.template, self.trainer.tokenizer, context)[0]
+        tokenizer = self.trainer.tokenizer
+        text = render_prompt(asked, self.template, tokenizer.apply_chat_template)
+        return tokenizer.encode(text, add_special_tokens=not self.template.chat)
 
     def episodes(
         self,

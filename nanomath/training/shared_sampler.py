@@ -95,5 +95,5 @@ class SharedSampler:
         if self.refresh:
             self.refresh()
         with whole(self.sampler.model):
-            groups = draw(which, first)
+            groups = draw(which, first) if which else []  # fewer prompts than ranks
         return ranks.gather(groups)

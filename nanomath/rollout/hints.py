@@ -3,7 +3,7 @@ that choose how much of it.
 
     ladder      no hint; a group without a right sample is sampled again with each level in
                 turn, until one is right                              GHPO, arXiv 2507.10628
-    schedule    one level for all, which falls during the run         QuestA, arXiv 2506.13266
+    schedule    one level for all, which falls during the run         QuestA, arXiv 2507.13266
     controller  h <- clamp(h + gain (1/2 - rate), 0, most) for each problem, so that half of its
                 samples are right; withdrawn linearly in the last third of the run
                                                                       AdaPrefix-GRPO, 2607.07674

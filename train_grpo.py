@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any
 
 from nanomath import settings
@@ -41,6 +42,7 @@ from nanomath.training.build import (
     sampling_options,
 )
 from nanomath.training.critic import Critic
+from nanomath.training.hints import build_hints
 from nanomath.training.loop import Metrics
 from nanomath.training.policy_step import PolicyStep
 from nanomath.training.sharding import shard
@@ -90,13 +92,14 @@ def main(argv: list[str]) -> int:
     scorers = build_scorers(config, tokenizer, problems)
     policy = build_policy_step(config, trainer, template, problems)
     source = build_source(config, sampler, policy.teacher, template, problems, prompts)
+    hints = build_hints(config, trainer, sampler, template, problems, prompts)
+    draw = hints.episodes if hints else partial(sample_episodes, source)
 
     def sample(number: int) -> list[list[Episode]]:
         """Return the groups of rollout `number` with their rewards."""
         chosen = step_indices(len(problems), grpo.prompts, number, seed)
         with meter(sampler, len(chosen) * grpo.group_size) as progress:
-            return sample_episodes(
-                source,
+            return draw(
                 [problems[i] for i in chosen],
                 [prompts[i] for i in chosen],
                 scorers,
@@ -133,6 +136,8 @@ def main(argv: list[str]) -> int:
                 algorithm.refills,
             )
             drawn = time.perf_counter()
+            told, replaced = hints.learn() if hints else ({}, [])
+            sampled = sampled + replaced
             metrics = policy.step(
                 [episode for group in kept for episode in group], step, lr
             )
@@ -151,6 +156,7 @@ def main(argv: list[str]) -> int:
                         for name, value in scorer.metrics(sampled).items()
                     },
                     **metrics,
+                    **told,
                     "lr": lr,
                     "groups": len(kept),
                     "groups_sampled": len(sampled),
@@ -168,17 +174,21 @@ def records(
     """What rollouts.jsonl keeps of groups: episodes, with the answer that was found in each."""
     for number, group in enumerate(groups):
         for episode in group:
-            text = episode.completion.text
+            text = episode.solution.text
             found = extract_answer(text, lenient=lenient, reasoning_ends=reasoning_ends)
             yield {"prompt": number, **episode.record(), "found": found}
 
 
 def successes(groups: list[list[Episode]]) -> dict[str, Any]:
-    """What groups.jsonl keeps of a step: how many samples of each problem were right."""
+    """What groups.jsonl keeps of a step: how many samples of each problem were right, and the
+    levels of their hints, if there are any.
+    """
+    levels = [group[0].hint.level if group[0].hint else 0.0 for group in groups]
     return {
         "problems": [group[0].problem.id for group in groups],
         "right": [sum(bool(e.rewards["accuracy"]) for e in group) for group in groups],
         "samples": len(groups[0]),
+        **({"levels": levels} if any(levels) else {}),
     }
 
 

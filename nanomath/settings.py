@@ -465,6 +465,90 @@ class Process:
 
 
 @dataclass
+class Hints:
+    """The beginning of the worked solution, where a problem is too hard (docs/hints.md)."""
+
+    chooser: str = option(
+        "off",
+        "what chooses the level, the share of the solution's steps that is told: groups without "
+        "a right sample are sampled again at rising levels (ladder), one level for all falls "
+        "during the run (schedule), each problem is held at a pass rate of one half and the "
+        "hints are withdrawn at the end (controller), or an upper policy chooses by the "
+        "estimated pass rate (learned)",
+        choices=("off", "ladder", "schedule", "controller", "learned"),
+    )
+    levels: list[float] = option(
+        [],
+        "levels of the ladder (all 0: the same further samples without hints), of the schedule's "
+        "equal parts, or to choose from; empty: 0.25, 0.5, 0.75, or 0.5, 0.25, 0, or 0, 0.25, "
+        "0.5, 0.75",
+        minimum=0,
+        maximum=1,
+    )
+    place: str = option(
+        "assistant",
+        "where the hint stands: it begins the assistant's turn, which the sampler goes on with "
+        "and no loss is on, or it ends the user's turn",
+        choices=("assistant", "user"),
+    )
+    template: str = option(
+        "\n\nThis is how a solution begins:\n\n{hint}",
+        "place user: what is added to the question",
+    )
+    score: str = option(
+        "hinted",
+        "the policy whose probabilities are trained: with the hint in its prompt (hinted), or "
+        "without it, weighted by pi(y|q) / pi(y|q,h) (bare, needs place user)",
+        choices=("hinted", "bare"),
+    )
+    below: float = option(
+        1.0,
+        "only problems with an estimated pass rate below this are given hints",
+        minimum=0,
+        maximum=1,
+    )
+    start: int = option(0, "steps before the first hint", minimum=0)
+    gain: float = option(
+        0.5, "controller: the level moves by this times 1/2 - pass rate", above=0
+    )
+    most: float = option(0.75, "controller: the highest level", minimum=0, maximum=1)
+    upper_rate: float = option(0.5, "learned: step size of the upper policy", above=0)
+    transfer: float = option(
+        1.0,
+        "learned: the reward 4 r (1 - r) is multiplied by exp(-transfer * reliance)",
+        minimum=0,
+    )
+    strength: float = option(
+        2.0,
+        "samples that the prediction from the prompt is worth beside those of the problem",
+        above=0,
+    )
+    discount: float = option(
+        0.95,
+        "what is remembered of pass rates is multiplied by this in each step",
+        above=0,
+        maximum=1,
+    )
+
+    def __post_init__(self) -> None:
+        if self.chooser == "controller" and self.levels:
+            raise ValueError(
+                "levels are for the other choosers: the controller goes from 0 to `most`"
+            )
+        if self.chooser == "learned" and len(self.levels) == 1:
+            raise ValueError(
+                "levels has one entry: the upper policy has nothing to choose"
+            )
+        if "{hint}" not in self.template:
+            raise ValueError(f"template is {self.template!r}: it must contain {{hint}}")
+        if self.score == "bare" and self.place == "assistant":
+            raise ValueError(
+                'score = "bare" with place = "assistant": what follows a beginning means nothing '
+                'without it; set place = "user"'
+            )
+
+
+@dataclass
 class Judge:
     """AI feedback: a frozen language model that ranks right answers."""
 
@@ -794,6 +878,8 @@ def check_source(config: GRPOConfig) -> None:
     )
     pairs = a.samples == "pair"
     reasons = {
+        f"hints.chooser = {config.hints.chooser!r}, but of {whose} the samples are not the "
+        "policy's": config.hints.chooser != "off" and foreign,
         "grpo.source is empty: policy, teacher, or a .jsonl file of samples": not grpo.source,
         f"algorithm.advantage = {a.advantage!r}, but teacher.path is empty": (
             taught and not teacher.path
@@ -865,6 +951,7 @@ class GRPOConfig:
     process: Process = section(Process)
     judge: Judge = section(Judge)
     teacher: Teacher = section(Teacher)
+    hints: Hints = section(Hints)
     algorithm: Algorithm = section(Algorithm)
     grpo: GRPO = section(GRPO)
     optim: Optim = section(Optim, lr=1e-6)
@@ -889,6 +976,17 @@ class GRPOConfig:
                 f"algorithm.credit = {self.algorithm.credit!r} rewards steps of solutions, but "
                 'process.prm is empty: name a process reward model, or "oracle", "random", "length"'
             )
+        if self.hints.chooser != "off" and self.hints.score == "bare":
+            if self.algorithm.old_logprobs != "sampler":
+                raise ValueError(
+                    'hints.score = "bare" trains pi(y|q) / pi(y|q,h), whose lower part only the '
+                    'sampler knows: set algorithm.old_logprobs = "sampler"'
+                )
+            if algorithms.penalises_kl(self.algorithm, "reward"):
+                raise ValueError(
+                    'hints.score = "bare" with algorithm.kl_in = "reward": the KL would be that '
+                    'of the policy with the hint to the reference without it; set kl_in = "loss"'
+                )
         episodes = self.grpo.prompts * self.grpo.group_size
         if self.algorithm.minibatches > episodes:
             raise ValueError(

@@ -303,7 +303,7 @@ def _shown(record: Record, number_of: dict[int, int]) -> dict[str, Any]:
         "ids": [] if number_of else record["tokens"],
         **{
             n: record[n]
-            for n in ("step_ends", "step_scores", "step_rewards")
+            for n in ("step_ends", "step_scores", "step_rewards", "hint", "level")
             if n in record
         },
     }

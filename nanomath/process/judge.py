@@ -193,7 +193,7 @@ class JudgeReward:
 
     def __call__(self, groups: Groups) -> None:
         asked = [
-            (group[0].problem.question, [episode.completion.text for episode in group])
+            (group[0].problem.question, [episode.solution.text for episode in group])
             for group in groups
         ]
         if self.opponents:

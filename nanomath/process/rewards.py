@@ -46,7 +46,7 @@ class VerifiedReward:
 
     def __call__(self, groups: Groups) -> None:
         for group in groups:
-            completions = [episode.completion for episode in group]
+            completions = [episode.solution for episode in group]
             rewards = self.reward(group[0].problem, completions)
             for episode, found in zip(group, rewards, strict=True):
                 episode.rewards = found
@@ -75,8 +75,11 @@ class ProcessReward:
 
     def __call__(self, groups: Groups) -> None:
         episodes = [episode for group in groups for episode in group]
-        found = self.score([(e.problem.question, e.completion.tokens) for e in episodes])
+        found = self.score([(e.problem.question, e.solution.tokens) for e in episodes])
         for episode, (ends, scores) in zip(episodes, found, strict=True):
+            given = episode.solution.length - episode.completion.length
+            ends = [end - given for end in ends if end >= given]  # not steps of a hint
+            scores = scores[-len(ends) :]
             episode.step_ends = ends
             episode.step_scores = scores
             episode.rewards["prm"] = min(scores)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, TypeVar
 
 from nanomath.data.problem import Problem
+from nanomath.rollout.hints import Hint
 from nanomath.rollout.sampler import Completion, Progress, Sampler
 
 T = TypeVar("T")
@@ -21,7 +22,8 @@ class Episode:
     indices of the tokens that end them; where steps are rewarded, `step_rewards` has their
     rewards, which come on top of "total". The policy step sets `advantages`, one for each
     token, and `measured`: what the models gave for each token, by name (see
-    `Rollout.measurements`).
+    `Rollout.measurements`). `prompt` is what the policy is scored with; `hint` is what the
+    sample was told of the worked solution, if anything.
     """
 
     problem: Problem
@@ -33,6 +35,18 @@ class Episode:
     step_scores: list[float] = field(default_factory=list)
     step_rewards: list[float] = field(default_factory=list)
     measured: dict[str, list[float]] = field(default_factory=dict)
+    hint: Hint | None = None
+
+    @property
+    def solution(self) -> Completion:
+        """What is judged: the completion, after the beginning of it that was given, if any."""
+        if self.hint is None or not self.hint.prefix:
+            return self.completion
+        return replace(
+            self.completion,
+            tokens=self.hint.prefix + self.completion.tokens,
+            text=self.hint.text + self.completion.text,
+        )
 
     def record(self) -> dict[str, Any]:
         """Return the dictionary that is written to rollouts.jsonl.
@@ -44,6 +58,7 @@ class Episode:
             name: [round(x, 6) for x in getattr(self, name)]
             for name in ("step_scores", "step_rewards")
         }
+        hint = {"level": self.hint.level, "hint": self.hint.text} if self.hint else {}
         return {
             "problem": self.problem.id,
             "question": self.problem.question,
@@ -58,6 +73,7 @@ class Episode:
             "logprobs": [round(x, 6) for x in self.completion.logprobs],
             **{name: _rounded(values) for name, values in self.measured.items()},
             **({"step_ends": self.step_ends, **steps} if self.step_ends else {}),
+            **hint,
         }
 
 

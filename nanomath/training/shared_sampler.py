@@ -56,7 +56,8 @@ class SharedScorer:
 
     def __call__(self, groups: Groups) -> None:
         mine = ranks.share(groups)
-        self.scorer(mine)
+        if mine:  # fewer groups than ranks
+            self.scorer(mine)
         for group, scored in zip(groups, ranks.gather(mine), strict=True):
             group[:] = scored
 

@@ -61,7 +61,7 @@ class Teacher:
         sibling = next(others, None)
         if sibling is None:
             return []
-        prompt = self._prompt(episode.problem, sibling.completion.text)
+        prompt = self._prompt(episode.problem, sibling.solution.text)
         room = self.model.config.max_positions - episode.completion.length
         return prompt if len(prompt) <= room else []
 

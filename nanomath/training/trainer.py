@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -43,6 +44,7 @@ from nanomath.training.sharding import shard
 from nanomath.training.shared_sampler import SharedSampler
 from nanomath.training.sittings import Sittings, peak_memory, total_memory
 
+T = TypeVar("T")
 RUN_FLAGS = {"--resume": "go on from the newest checkpoint of the run"}
 Config = settings.SFTConfig | settings.GRPOConfig | settings.PRMConfig
 Build = Callable[[settings.Model, int, str], tuple[Transformer, Tokenizer]]
@@ -88,7 +90,7 @@ class Trainer:
         make_deterministic(config.run.deterministic, config.model.device)
         self.device = str(ranks.start(choose_device(config.model.device)))
         self.config = config
-        self.others = {}
+        self.others: dict[str, Any] = {}
         self.build = build
         self.score = score
         self.use = use
@@ -181,10 +183,16 @@ class Trainer:
 
         Checkpoints hold both under `name`, and give them back.
         """
-        optimizer = self.others[name] = self._optimizer(module, keep_weights=True)
+        return self.keep(name, self._optimizer(module, keep_weights=True))
+
+    def keep(self, name: str, part: T) -> T:
+        """Let checkpoints hold the tensors of `part.state()` under `name`, and give them back
+        to `part.load_state`.
+        """
+        self.others[name] = part
         if self.checkpoint:
-            load_checkpoint(self.checkpoint, optimizer, name)
-        return optimizer
+            load_checkpoint(self.checkpoint, part, name)
+        return part
 
     def begin(self) -> None:
         """Open the run directory for writing, once everything else is known to be in order."""

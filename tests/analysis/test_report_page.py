@@ -299,6 +299,7 @@ def test_hostile_texts_are_only_texts(browser, write, with_tokens):
     ]
     for row in rows:
         row |= {"found": row["text"], "problem": row["text"]}
+        row |= {"hint": row["text"], "level": 0.5}
         if not with_tokens:
             row |= {
                 "prompt_tokens": [10**6],
@@ -330,8 +331,9 @@ def test_hostile_texts_are_only_texts(browser, write, with_tokens):
         assert browser.run("return window.hacked === undefined")
         assert browser.count("img") == 0 and browser.count(".sample a") == 0
         shown = browser.text(".question")
+        assert "hint, level 0.5:" in shown
         if text.isprintable():
-            assert text in shown
+            assert shown.count(text) == 3  # question, answer, hint
     assert browser.requests() == [] and browser.complaints() == []
     browser.open(path, "#step=1&problem=6")
     assert "U+202E" in browser.text(".question")

@@ -52,6 +52,8 @@ FILES = {
     "empty.jsonl": "\n",
     "long.jsonl": json.dumps({**GOOD, "question": "one two three " * 200}) + "\n",
     "wordy.jsonl": json.dumps({**GOOD, "solution": "one two three " * 200}) + "\n",
+    "lengthy.jsonl": json.dumps({**GOOD, "solution": "one two three " * 60 + "\n\nFour."})
+    + "\n",
     "half.jsonl": json.dumps(GOOD)
     + "\n"
     + json.dumps({**GOOD, "question": "What is \ud800?"})
@@ -473,6 +475,91 @@ SCRIPTS = [
         train_grpo,
         ["model.path=models/good", "evaluation.k=4"],
         "pass@4 needs at least 4 samples",
+    ),
+    (
+        train_grpo,
+        ["model.path=models/good", "hints.chooser=oracle"],
+        "hints.chooser: expected one of off, ladder, schedule, controller, learned, got 'oracle'",
+    ),
+    (
+        train_grpo,
+        ["model.path=models/good", "hints.chooser=ladder", "hints.levels=[0.5,1.5]"],
+        "hints.levels: expected a number at least 0 and at most 1, got 1.5",
+    ),
+    (
+        train_grpo,
+        ["model.path=models/good", "hints.chooser=controller", "hints.most=-0.5"],
+        "hints.most: expected a number at least 0 and at most 1, got -0.5",
+    ),
+    (
+        train_grpo,
+        ["model.path=models/good", "hints.chooser=controller", "hints.levels=[0.5]"],
+        "[hints] levels are for the other choosers: the controller goes from 0 to `most`",
+    ),
+    (
+        train_grpo,
+        ["model.path=models/good", "hints.chooser=learned", "hints.levels=[0.5]"],
+        "[hints] levels has one entry: the upper policy has nothing to choose",
+    ),
+    (
+        train_grpo,
+        ["model.path=models/good", "hints.chooser=ladder", "hints.template=Look!"],
+        "[hints] template is 'Look!': it must contain {hint}",
+    ),
+    (
+        train_grpo,
+        ["model.path=models/good", "hints.chooser=ladder", "hints.score=bare"],
+        '[hints] score = "bare" with place = "assistant": what follows a beginning means nothing',
+    ),
+    (
+        train_grpo,
+        [
+            "model.path=models/good",
+            "hints.chooser=ladder",
+            "hints.score=bare",
+            "hints.place=user",
+        ],
+        'hints.score = "bare" trains pi(y|q) / pi(y|q,h), whose lower part only the sampler knows: '
+        'set algorithm.old_logprobs = "sampler"',
+    ),
+    (
+        train_grpo,
+        [
+            "model.path=models/good",
+            "hints.chooser=ladder",
+            "hints.score=bare",
+            "hints.place=user",
+            "algorithm.method=rloo",
+            "algorithm.ratio=token",
+            "algorithm.old_logprobs=sampler",
+        ],
+        'hints.score = "bare" with algorithm.kl_in = "reward": the KL would be that of the policy',
+    ),
+    (
+        train_grpo,
+        ["model.path=models/good", "hints.chooser=ladder", "train.source=unsolved.jsonl"],
+        "hints.chooser = 'ladder', but problem 'unsolved-0' has no solution to take a hint from",
+    ),
+    (
+        train_grpo,
+        ["model.path=models/good", "hints.chooser=schedule", "train.source=good.jsonl"],
+        "hints.chooser = 'schedule', but no problem has a solution of two steps (process.steps = "
+        "'blank_line') that could be begun",
+    ),
+    (
+        train_grpo,
+        ["model.path=models/good", "hints.chooser=ladder", "train.source=lengthy.jsonl"],
+        "with a hint of level 0.75 has a prompt of 3",
+    ),
+    (
+        train_grpo,
+        [
+            "model.path=models/good",
+            "hints.chooser=ladder",
+            "hints.place=user",
+            "train.source=lengthy.jsonl",
+        ],
+        "with a hint of level 0.75 has a prompt of 3",
     ),
 ]
 

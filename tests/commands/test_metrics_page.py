@@ -20,6 +20,8 @@ GENERAL = {  # a name on the page that stands for many -> what they look like
     "update_ratio/PART": r"update_ratio/(layers\.\d+|\w+)",
     "heldout/pass@K": r"heldout/pass@[2-9]\d*",
     "heldout/maj@K": r"heldout/maj@\d+",
+    "hints/rate/LOW-HIGH": r"hints/rate/[\d.]+-[\d.]+",
+    "hints/level/LOW-HIGH": r"hints/level/[\d.]+-[\d.]+",
     "heldout/pass@1/KEY=VALUE": r"heldout/pass@1/\w+=.+",
 }
 LABELLED = [
@@ -106,6 +108,13 @@ def logged(call, model_directory, tmp_path) -> set[str]:
         "grpo": (
             train_grpo.main,
             (*small, *data, *measured, "grpo.prompts=4", "process.prm=oracle"),
+        ),
+        "hints": (  # who is told the whole solution is right
+            train_grpo.main,
+            (
+                *(*small, *data, *measured, "grpo.prompts=4"),
+                *("hints.chooser=learned", "hints.levels=[0,1]"),
+            ),
         ),
     }
     options = (

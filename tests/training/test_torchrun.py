@@ -128,6 +128,16 @@ def test_grpo(directory):
     assert_same_run(train(directory, GRPO, "grpo-two", 2), expected)
 
 
+@pytest.mark.parametrize("chooser", ["ladder", "learned"])
+def test_hints(directory, chooser):
+    command = f"{GRPO} hints.chooser={chooser} hints.levels=[0.5,1] process.prm=random"
+    expected = train(directory, command, f"{chooser}-one", 1)
+    found = train(directory, command, f"{chooser}-two", 2)
+    assert_same_run(found, expected)
+    lines = (found / "metrics.jsonl").read_text().splitlines()
+    assert any(json.loads(line).get("hints/rate") for line in lines)
+
+
 @pytest.mark.parametrize("command", [SFT, GRPO], ids=["sft", "grpo"])
 def test_adapters(directory, command):
     command = f"{command} model.path=DIRECTORY/one lora.rank=4 optim.lr=0.003"

@@ -263,6 +263,10 @@ class Viewer {
     const question = element("div", { class: "question" });
     putText(question, first.question ?? "");
     question.append(element("b", { text: `answer: ${first.answer}` }));
+    if (first.hint) {
+      question.append(element("b", { text: `hint, level ${first.level}:` }));
+      putText(question, first.hint);
+    }
     const others = this.run.episodes.filter((e) => e.problem === first.problem && e.step !== first.step);
     const again = element("p", { class: "hint" });
     if (others.length) {

@@ -42,13 +42,15 @@ from numpy.typing import NDArray
 from nanomath.analysis.evaluation import Graded, Score, maj_at_k
 from nanomath.analysis.runs import Record
 from nanomath.analysis.statistics import cluster_bootstrap, numbered
+from nanomath.data.problem import Problem
 from nanomath.models.batches import Example, make_batch, micro_batches, response_states
 from nanomath.models.transformer import Transformer
 from nanomath.process.judge import Judge
-from nanomath.process.measures import auc, calibration_error
+from nanomath.process.measures import BINS
 from nanomath.rewards import answers_equal
 
 Array = NDArray[np.float64]
+Flags = NDArray[np.bool_]
 OF_TOKENS = (
     *("mean_logprob", "self_certainty"),
     *("deepconf_mean", "deepconf_tail", "deepconf_lowest", "deepconf_bottom"),
@@ -56,6 +58,7 @@ OF_TOKENS = (
 PROBABILITIES = ("majority", "prm", "p_true")
 BOTTOM = 0.1  # of the windows
 KEPT = (1.0, 0.9, 0.1)  # of the traces that vote
+LONGEST = 100  # characters of an answer that the model is asked about
 CHUNK = 1024  # tokens whose distributions are there at once
 TOKEN_BUDGET = 16384
 
@@ -168,9 +171,15 @@ def p_true(
     return values, float(np.mean(judge.masses)) if asked else 1.0
 
 
+def check_p_true(judge: Judge, problems: Sequence[Problem], ask: str) -> None:
+    """ValueError where the longest question does not fit the context with a long answer."""
+    question = max((problem.question for problem in problems), key=len)
+    judge.probabilities([filled(ask, question, "0" * LONGEST)], ("A", "B"), [question])
+
+
 def filled(ask: str, question: str, answer: str) -> str:
     """The question to the model, in one pass: braces that an answer writes stay as they are."""
-    fields = {"question": question, "answer": answer}
+    fields = {"question": question, "answer": answer[:LONGEST]}
     return re.sub(r"\{(question|answer)\}", lambda field: fields[field[1]], ask)
 
 
@@ -187,43 +196,57 @@ def of_answers(proposals: Sequence[Proposal], traces: Sequence[Sequence[float]])
 # --- how much a confidence is worth ----------------------------------------------------------
 
 
-def risks(confidence: Array, right: NDArray[np.bool_]) -> Array:
-    """The risk at coverages 1/n, 2/n, ... 1: [n]."""
-    _, group, counts = np.unique(-confidence, return_inverse=True, return_counts=True)
-    wrong = np.bincount(group, weights=~right)
+def levels(confidence: Array, right: Flags) -> tuple[Array, Array, Array]:
+    """The values that the confidence has, the greatest first, how many problems have each, and of
+    how many of these the answer is wrong.
+    """
+    values, which, counts = np.unique(-confidence, return_inverse=True, return_counts=True)
+    return -values, counts, np.bincount(which, weights=~right)
+
+
+def risks(counts: Array, wrong: Array) -> Array:
+    """The risk at coverages 1/n, 2/n, ... 1 from `levels`: [n]."""
     ends = np.concatenate(([0], counts.cumsum()))
-    places = np.arange(1, len(right) + 1)
+    places = np.arange(1, ends[-1] + 1)
     return np.interp(places, ends, np.concatenate(([0], wrong.cumsum()))) / places
 
 
-def threshold(confidence: Array, right: NDArray[np.bool_], target: float) -> float:
+def threshold(values: Array, counts: Array, wrong: Array, target: float) -> float:
     """The lowest confidence from which on `target` of the answers are right; inf if there is none.
     A problem without an answer is never above it.
     """
-    values, group, counts = np.unique(-confidence, return_inverse=True, return_counts=True)
-    accuracy = np.bincount(group, weights=right).cumsum() / counts.cumsum()
-    fits = values[(accuracy >= target) & (values < np.inf)]
-    return float(-fits[-1]) if len(fits) else np.inf
+    accuracy = (counts - wrong).cumsum() / counts.cumsum()
+    fits = values[(accuracy >= target) & (values > -np.inf)]
+    return float(fits[-1]) if len(fits) else np.inf
 
 
 def worth(
-    confidence: Array, right: NDArray[np.bool_], target: float, probability: bool
+    confidence: Array, right: Flags, target: float, probability: bool
 ) -> list[float]:
     """The numbers WORTH of one confidence; NaN for one that there is nothing to take from."""
-    aurc = risks(confidence, right).mean()
+    values, counts, wrong = levels(confidence, right)
+    hits = counts - wrong
+    aurc = risks(counts, wrong).mean()
+    best = risks(np.array([hits.sum(), wrong.sum()]), np.array([0, wrong.sum()])).mean()
+    pairs = hits.sum() * wrong.sum()
+    above = (hits * (wrong.sum() - wrong.cumsum() + wrong / 2)).sum()
+    limit = threshold(values, counts, wrong, target)
     known = confidence > -np.inf
-    both = right.any() and not right.all()
     return [
         aurc,
-        aurc - risks(right.astype(float), right).mean(),
-        auc(confidence.tolist(), right.tolist()) if both else np.nan,
-        calibration_error(np.maximum(confidence, 0).tolist(), right.tolist())
-        if probability
-        else np.nan,
-        np.mean(confidence >= threshold(confidence, right, target)),
+        aurc - best,
+        above / pairs if pairs else np.nan,
+        calibration(np.maximum(confidence, 0), right) if probability else np.nan,
+        float(np.mean(confidence >= limit)),
         mean(confidence[right & known]),
         mean(confidence[~right & known]),
     ]
+
+
+def calibration(confidence: Array, right: Flags) -> float:
+    """ECE, as process/measures.py has it, of thousands of draws."""
+    bins = np.minimum(BINS - 1, (confidence * BINS).astype(int))
+    return float(np.abs(np.bincount(bins, weights=confidence - right)).sum() / len(right))
 
 
 WORTH = ("aurc", "excess", "auroc", "ece", "coverage", "when_right", "when_wrong")
@@ -236,12 +259,12 @@ def mean(values: Array) -> float:
 
 def measure_all(
     confidences: Mapping[str, Array],
-    right: NDArray[np.bool_],
+    right: Flags,
     clusters: Sequence[object],
     target: float = 0.95,
     share: float = 0.5,
     seed: int = 0,
-) -> tuple[dict[str, dict[str, Score]], dict[str, float], NDArray[np.bool_]]:
+) -> tuple[dict[str, dict[str, Score]], dict[str, float], Flags]:
     """For every confidence [n] the numbers WORTH, and "test_coverage" and "test_accuracy" by its
     threshold; the thresholds; and which problems [n] chose them (`share` of all).
 
@@ -250,7 +273,7 @@ def measure_all(
     labels = numbered(clusters)
     chosen = validation(labels, share, seed)
     limits = {
-        name: threshold(c[chosen], right[chosen], target)
+        name: threshold(*levels(c[chosen], right[chosen]), target)
         for name, c in confidences.items()
     }
 
@@ -286,7 +309,7 @@ def measure_all(
     )
 
 
-def validation(labels: NDArray[np.int64], share: float, seed: int) -> NDArray[np.bool_]:
+def validation(labels: NDArray[np.int64], share: float, seed: int) -> Flags:
     """Which problems choose thresholds: clusters in random order until `share` of the problems are
     there, at least one, and not all.
     """
@@ -351,7 +374,7 @@ def handoff(
     proposals: Sequence[Proposal],
     confidences: Mapping[str, Array],
     limits: Mapping[str, float],
-    chosen: NDArray[np.bool_],
+    chosen: Flags,
     target: float,
 ) -> Iterator[Record]:
     """The answers of the test that the first confidence does not let through, with reasons."""

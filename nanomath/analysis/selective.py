@@ -15,7 +15,9 @@ import numpy as np
 from nanomath import settings
 from nanomath.analysis.confidence import (
     OF_TOKENS,
+    check_p_true,
     handoff,
+    levels,
     measure_all,
     of_answers,
     p_true,
@@ -54,7 +56,7 @@ def check_confidence(
             "at a temperature above 0"
         )
     if "p_true" in sure.measures:
-        Judge(model, tokenizer)  # which the tokenizer must allow
+        check_p_true(Judge(model, tokenizer), problems, sure.ask)
     labels = numbered(cluster_of(problem, sure.cluster) for problem in problems)
     validation(labels, sure.validation, config.evaluation.seed)
     needed = [name for name in sure.measures if name in OF_TOKENS]
@@ -124,7 +126,9 @@ def measure_confidence(
             name: {**asdict(score), "difference": difference}
             for name, (score, difference) in voted.items()
         },
-        "risk": {name: risks(c, right).tolist() for name, c in confidences.items()},
+        "risk": {
+            name: risks(*levels(c, right)[1:]).tolist() for name, c in confidences.items()
+        },
     }
 
 

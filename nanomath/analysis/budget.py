@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from nanomath.analysis.evaluation import Score
 from nanomath.analysis.statistics import cluster_bootstrap, numbered
@@ -144,7 +145,12 @@ def change(found: Sequence[Arrow], start: str, seed: int) -> str:
     old, new = before.mean(axis=0), after.mean(axis=0)
     return (
         f"{len(found):5} problems  accuracy {100 * old[0]:.1f}% -> {100 * new[0]:.1f}% "
-        f"({100 * accuracy.mean:+.1f}, {100 * accuracy.low:+.1f} to {100 * accuracy.high:+.1f})  "
-        f"tokens {old[1]:.1f} -> {new[1]:.1f} "
-        f"({tokens.mean:+.1f}, {tokens.low:+.1f} to {tokens.high:+.1f})"
+        f"({signed(accuracy, 100, labels)})  "
+        f"tokens {old[1]:.1f} -> {new[1]:.1f} ({signed(tokens, 1, labels)})"
     )
+
+
+def signed(score: Score, scale: float, labels: NDArray[np.int64]) -> str:
+    """A difference with its interval, which one cluster does not have."""
+    mean, low, high = (scale * x for x in (score.mean, score.low, score.high))
+    return f"{mean:+.1f}" + f", {low:+.1f} to {high:+.1f}" * bool(labels.any())

@@ -400,11 +400,11 @@ def reason(name: str, value: float | None, limit: float | None, target: float) -
         return "No sample gives an answer."
     if limit is None:
         return (
-            f"No {name} is so high that {target:.0%} of the answers to validation problems are "
+            f"No {name} is so high that {100 * target:g}% of the answers to validation problems are "
             "right from there on."
         )
     return (
-        f"{name} is {value:.4g}: only from {limit:.4g} on are {target:.0%} of the answers to "
+        f"{name} is {value:.4g}: only from {limit:.4g} on are {100 * target:g}% of the answers to "
         "validation problems right."
     )
 

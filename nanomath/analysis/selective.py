@@ -165,7 +165,7 @@ def print_confidence(
     """Print a line for each confidence."""
     print(
         f"  the most frequent answer is right in {right.mean():.1%} of {len(right)}; confidence in "
-        f"it, with 95% intervals over problems; thresholds for {target:.0%} right are of "
+        f"it, with 95% intervals over problems; thresholds for {100 * target:g}% right are of "
         f"{chosen.sum()} problems, their test is on the other {(~chosen).sum()}:"
     )
     print(

@@ -400,8 +400,8 @@ def reason(name: str, value: float | None, limit: float | None, target: float) -
         return "No sample gives an answer."
     if limit is None:
         return (
-            f"No {name} is so high that {100 * target:g}% of the answers to validation problems are "
-            "right from there on."
+            f"No {name} is so high that {100 * target:g}% of the answers to validation problems "
+            "are right from there on."
         )
     return (
         f"{name} is {value:.4g}: only from {limit:.4g} on are {100 * target:g}% of the answers to "

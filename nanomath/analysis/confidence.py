@@ -59,7 +59,7 @@ PROBABILITIES = ("majority", "prm", "p_true")
 BOTTOM = 0.1  # of the windows
 KEPT = (1.0, 0.9, 0.1)  # of the traces that vote
 LONGEST = 100  # characters of an answer that the model is asked about
-CHUNK = 1024  # tokens whose distributions are there at once
+CHUNK = 256  # tokens whose distributions are there at once
 TOKEN_BUDGET = 16384
 
 

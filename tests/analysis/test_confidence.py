@@ -13,6 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from nanomath.analysis import confidence as confidence_module
 from nanomath.analysis import statistics
 from nanomath.analysis.confidence import (
     OF_TOKENS,
@@ -86,10 +87,11 @@ def by_hand(model, example: Example, top: int, window: int) -> dict[str, float]:
 
 
 @pytest.mark.parametrize(("top", "window"), [(20, 4), (3, 16), (1000, 1)])
-def test_token_measures_are_those_of_the_formulas(new_model, top, window):
+def test_token_measures_are_those_of_the_formulas(new_model, monkeypatch, top, window):
     """Prompts of other lengths, shared and not, and rows of other lengths beside them: neither the
     prompt nor what stands beside a completion counts.
     """
+    monkeypatch.setattr(confidence_module, "CHUNK", 7)
     model = new_model(3, torch.float64)
     generator = np.random.default_rng(0)
     examples = [

@@ -21,6 +21,11 @@ from nanomath.rewards.extraction import REASONING_ENDS
 
 MAX_SEED = 2**32 - 1
 DTYPES = ("float32", "bfloat16", "float16")
+CONFIDENCES = (  # nanomath/analysis/confidence.py
+    *("majority", "mean_logprob"),
+    *("deepconf_mean", "deepconf_tail", "deepconf_lowest", "deepconf_bottom"),
+    *("self_certainty", "prm", "p_true"),
+)
 LINEAR_LAYERS = (
     *("q_proj", "k_proj", "v_proj", "o_proj"),
     *("gate_proj", "up_proj", "down_proj"),
@@ -266,8 +271,28 @@ class Problems:
         "0: none is, and one that does not fit the context is an error",
         minimum=0,
     )
+    pass_rate: list[float] = option(
+        [0.0, 1.0],
+        "with pass_rates: of these problems only those are used whose measured share of right "
+        "answers is in this range, ends included",
+        minimum=0,
+        maximum=1,
+    )
+    pass_rates: str = option(
+        "",
+        "the eval.json of a measurement of these problems (`eval` with out=DIRECTORY); empty: none",
+    )
     world: World = section(World)
     file: File = section(File)
+
+    def __post_init__(self) -> None:
+        if len(self.pass_rate) != 2 or self.pass_rate[0] > self.pass_rate[1]:
+            raise ValueError(f"pass_rate is {self.pass_rate}: expected [least, greatest]")
+        if self.pass_rate != [0, 1] and not self.pass_rates:
+            raise ValueError(
+                f"pass_rate is {self.pass_rate}, but pass_rates names no file that says what "
+                "the rates are: write one with eval and out=DIRECTORY"
+            )
 
 
 @dataclass
@@ -853,6 +878,57 @@ class Evaluation:
     )
 
 
+@dataclass
+class Confidence:
+    """How sure a model is of its answers, and which of them a person should see."""
+
+    measures: list[str] = option(
+        [],
+        "how confidence in the most frequent answer is measured; the first of these decides what "
+        "a person sees; empty: it is not measured",
+        choices=CONFIDENCES,
+    )
+    top: int = option(
+        20, "deepconf: a token's confidence is of so many likeliest tokens", minimum=1
+    )
+    window: int = option(
+        16,
+        "deepconf: tokens of a window, and of the tail; the authors take 2048 for long reasoning",
+        minimum=1,
+    )
+    ask: str = option(
+        "Problem: {question}\n\nProposed answer: {answer}\n\nIs the proposed answer right?\n"
+        "A: it is right\nB: it is wrong\n\nAnswer with A or B, and nothing else.",
+        "p_true: what the model is asked, with {question} and {answer}; A says that it is right",
+    )
+    target: float = option(
+        0.95, "accuracy that answers without a person should have", above=0, maximum=1
+    )
+    validation: float = option(
+        0.5,
+        "share of the problems on which thresholds are chosen; the others are the test",
+        above=0,
+        below=1,
+    )
+    cluster: str = option(
+        "template",
+        "problems with the same value of this metadata key are drawn together, and are never "
+        "divided between validation and test",
+    )
+    handoff: str = option(
+        "",
+        "answers of the test that a person should see are written to this JSONL file; empty: none",
+    )
+
+    def __post_init__(self) -> None:
+        if len(set(self.measures)) < len(self.measures):
+            raise ValueError(f"measures is {self.measures}: one is there twice")
+        if self.handoff and not self.measures:
+            raise ValueError("handoff needs a confidence to decide by: set measures")
+        if lacking := [f for f in ("{question}", "{answer}") if f not in self.ask]:
+            raise ValueError(f"ask lacks {', '.join(lacking)}")
+
+
 def check_lora(lora: LoRA, model: Model, sampling: Sampling, optim: Optim) -> None:
     """ValueError where adapters do not go with the model, its sampler or its optimizer."""
     reasons = {
@@ -1014,10 +1090,33 @@ class EvalConfig:
     lenient: bool = option(
         False, "where no answer is marked, take the last number of the text for it"
     )
+    confidence: Confidence = section(Confidence)
+    budgets: list[int] = option(
+        [], "accuracy is also reported when cut at so many tokens", minimum=1
+    )
     save: str = option(
         "", "every completion is written to this JSONL file; empty: to none"
     )
-    scores: str = option("", "the scores are written to this JSON file; empty: to none")
+    saved: str = option(
+        "",
+        "a file that save=FILE wrote: its completions are measured, and none are drawn",
+    )
+    solutions: str = option(
+        "",
+        "the shortest right completion of each problem is written to this JSONL file, a problem "
+        "set to fine-tune on; empty: to none",
+    )
+    out: str = option(
+        "",
+        "directory for eval.json (every number, by problem too) and pictures; empty: none",
+    )
+
+    def __post_init__(self) -> None:
+        if "prm" in self.confidence.measures and not self.process.prm:
+            raise ValueError(
+                "confidence.measures has prm, but process.prm is empty: name a process reward "
+                'model, or "oracle", "random", "length"'
+            )
 
 
 @dataclass

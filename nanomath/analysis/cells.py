@@ -286,7 +286,7 @@ def kept(config: Any, place: Path) -> str:
         config = [word.replace("{here}", str(place)) for word in config]
     elif isinstance(config, settings.EvalConfig):
         config.save = str(place / "heldout.jsonl")
-        config.scores = str(place / "scores.json")
+        config.out = str(place)
     elif isinstance(config, settings.LabelConfig):
         config.label.save = str(place / "labelled.jsonl")
     else:

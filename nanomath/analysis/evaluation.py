@@ -83,8 +83,8 @@ class Report:
             "heldout/no_answer": float(np.mean([answer is None for answer in answers])),
         }
 
-    def records(self) -> Iterable[dict[str, Any]]:
-        """One JSON object per completion."""
+    def records(self, ids: bool = False) -> Iterable[dict[str, Any]]:
+        """One JSON object per completion, with its tokens' ids if they are asked for."""
         for item in self.graded:
             for number, (completion, answer, right) in enumerate(
                 zip(item.completions, item.answers, item.right, strict=True)
@@ -101,6 +101,7 @@ class Report:
                     "finish_reason": completion.finish_reason,
                     "tokens": completion.length,
                     **({"score": item.scores[number]} if item.scores else {}),
+                    **({"ids": completion.tokens} if ids else {}),
                 }
 
 

@@ -1,16 +1,18 @@
-"""Pictures of a study, as PNG and SVG: the differences to the baseline with their intervals, and
-the curves of the arms, every seed thin, their mean thick, with a t band. Lines differ by dashes
-and marks too, so that they can be told apart in black and white.
+"""Pictures as PNG and SVG. Of a study: the differences to the baseline with their intervals, and
+the curves of the arms, every seed thin, their mean thick, with a t band. Of an evaluation: risk by
+coverage and accuracy by budget; of two, every problem's way. Lines differ by dashes and marks too,
+so that they can be told apart in black and white.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from nanomath.analysis.budget import Arrow, Budget
 from nanomath.analysis.results import Results, is_share
 from nanomath.analysis.runs import read_run
 from nanomath.analysis.statistics import FEWEST_SEEDS, t_quantile
@@ -21,11 +23,7 @@ MARKS = "osD^vPX*"
 
 def draw(results: Results, cells: Path, out: Path) -> list[Path]:
     """Draw what there is to draw into the directory `out`."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    matplotlib.rcParams |= {"svg.hashsalt": "nanomath", "axes.spines.top": False}
-    matplotlib.rcParams |= {"axes.spines.right": False, "font.size": 9}
+    prepare()
     written: list[Path] = []
     for measure in results.study.measures:
         name = measure.replace("/", "-").replace(":", "-").replace("=", "-")
@@ -34,6 +32,19 @@ def draw(results: Results, cells: Path, out: Path) -> list[Path]:
         if found := dict(curves(results, measure, cells)):
             written += save(lines(found, measure), out / f"{name}-curves")
     return written
+
+
+def prepare() -> None:
+    """Pictures for files, the same bytes every time. ModuleNotFoundError without matplotlib."""
+    try:
+        import matplotlib
+    except ModuleNotFoundError:
+        raise ModuleNotFoundError(
+            "pictures need matplotlib: pip install matplotlib"
+        ) from None
+    matplotlib.use("Agg")
+    matplotlib.rcParams |= {"svg.hashsalt": "nanomath", "axes.spines.top": False}
+    matplotlib.rcParams |= {"axes.spines.right": False, "font.size": 9}
 
 
 def save(figure: Any, path: Path) -> list[Path]:
@@ -136,4 +147,60 @@ def lines(arms: dict[str, list[tuple[list[int], list[float]]]], measure: str) ->
     axes.set_xlabel("step")
     axes.set_ylabel(measure)
     axes.legend(frameon=False, fontsize=8)
+    return figure
+
+
+def risk_coverage(curves: Mapping[str, Sequence[float]]) -> Any:
+    """The risk at coverages 1/n ... 1 of every confidence."""
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(6.4, 3.8))
+    for number, (name, risk) in enumerate(curves.items()):
+        coverage = np.arange(1, len(risk) + 1) / len(risk)
+        style = DASHES[number % len(DASHES)]
+        mark = MARKS[number % len(MARKS)]
+        axes.plot(
+            coverage, risk, style, marker=mark, markevery=0.12, markersize=4, label=name
+        )
+    axes.set_xlabel("coverage: share of the problems that are answered, the surest first")
+    axes.set_ylabel("risk: share of these that are wrong")
+    axes.set_ylim(bottom=0)
+    axes.legend(frameon=False, fontsize=8)
+    return figure
+
+
+def accuracy_by_budget(budget: Budget) -> Any:
+    """The accuracy at every budget with its band."""
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(6.4, 3.8))
+    mean, low, high = (
+        [getattr(s, x) for s in budget.curve] for x in ("mean", "low", "high")
+    )
+    axes.step(budget.tokens, mean, where="post", color="0.15")
+    axes.fill_between(budget.tokens, low, high, step="post", color="0.15", alpha=0.15)
+    axes.set_xlabel("budget in tokens")
+    axes.set_ylabel("right within it (95% over problems)")
+    axes.set_ylim(bottom=0)
+    return figure
+
+
+def problem_arrows(arrows: Sequence[Arrow]) -> Any:
+    """Every problem's way in accuracy and tokens, and the mean's, thick."""
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(6.4, 4.4))
+    before, after = (
+        np.array([getattr(a, x) for a in arrows]) for x in ("before", "after")
+    )
+    every = {"angles": "xy", "scale_units": "xy", "scale": 1}
+    for old, new, look in (
+        (before, after, {"color": "0.4", "alpha": 0.4, "width": 0.002}),
+        (before.mean(0)[None], after.mean(0)[None], {"color": "C3", "width": 0.008}),
+    ):
+        moved = new - old
+        axes.quiver(old[:, 1], old[:, 0], moved[:, 1], moved[:, 0], **every, **look)
+    axes.plot(*np.concatenate((before, after)).T[::-1], " ")  # the axes see both ends
+    axes.set_xlabel("tokens of a completion")
+    axes.set_ylabel("share of the samples that are right")
     return figure

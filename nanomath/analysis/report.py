@@ -132,6 +132,7 @@ def explain(run: Run, arm: str, name: str, budget: int) -> dict[str, Any]:
         "changed": run.changed(),
         "findings": [asdict(finding) for finding in findings],
         "breakdown": breakdown(run),
+        "handoff": for_a_person(run),
         "picks": picks(run.rollouts),
         "bulk": {
             "name": name,
@@ -374,6 +375,20 @@ def breakdown(run: Run) -> list[dict[str, Any]]:
                 }
             )
     return found
+
+
+def for_a_person(run: Run) -> list[Record]:
+    """The rows of handoff.jsonl, if `eval` wrote one there (confidence.handoff), the least sure
+    first.
+    """
+    rows = [
+        row
+        for row in run.read("handoff.jsonl")
+        if isinstance(row.get("confidence"), dict) and "measure" in row
+    ]
+    sure = [row["confidence"].get(row["measure"]) for row in rows]
+    order = [-math.inf if value is None else value for value in sure]
+    return [rows[i] for i in sorted(range(len(rows)), key=order.__getitem__)]
 
 
 def pairs_of(arms: Mapping[str, Sequence[Run]]) -> list[dict[str, Any]]:

@@ -17,13 +17,14 @@ with one baseline are corrected by Holm (Scand. J. Stat. 6, 1979). IQM and P(A >
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
-from nanomath.analysis.evaluation import Score
+from nanomath.analysis.evaluation import RESAMPLES, Score
 
 LEVEL = 0.95
 POWER = 0.8
@@ -53,8 +54,7 @@ def compare(d: Matrix, clusters: Sequence[Hashable] | None = None) -> Difference
     """The difference of paired scores d [S seeds, n problems]; `clusters` names each problem's."""
     seeds, n = d.shape
     mean = float(d.mean())
-    names = range(n) if clusters is None else clusters
-    labels = np.unique(np.asarray([str(name) for name in names]), return_inverse=True)[1]
+    labels = numbered(range(n) if clusters is None else clusters)
     count = int(labels.max()) + 1
     if count < 2:
         raise ValueError("all problems are one cluster: no interval can be made of them")
@@ -80,6 +80,11 @@ def compare(d: Matrix, clusters: Sequence[Hashable] | None = None) -> Difference
         t_score(mean, total, freedom),
         p_value(mean, total, freedom),
     )
+
+
+def numbered(clusters: Iterable[Hashable]) -> NDArray[np.int64]:
+    """The clusters of some problems as numbers from 0."""
+    return np.unique([str(name) for name in clusters], return_inverse=True)[1]
 
 
 def clustered_variance(values: Matrix, labels: NDArray[np.int64]) -> float:
@@ -205,3 +210,23 @@ def stratified_bootstrap(
         found.append(statistic(*drawn))
     low, high = np.percentile(found, [2.5, 97.5])
     return float(low), float(high)
+
+
+def cluster_bootstrap(
+    statistic: Callable[[NDArray[np.int64]], ArrayLike],
+    labels: NDArray[np.int64],
+    seed: int = 0,
+) -> list[Score]:
+    """The numbers statistic(indices of problems) with 95% percentile intervals, whole clusters
+    (labels [n], numbers from 0) drawn anew. A number that a draw does not have is NaN there.
+    """
+    order = np.argsort(labels, kind="stable")
+    members = np.split(order, np.cumsum(np.bincount(labels))[:-1])
+    generator = np.random.default_rng(seed)
+    drawn = generator.integers(len(members), size=(RESAMPLES, len(members)))
+    found = [statistic(np.concatenate([members[i] for i in row])) for row in drawn]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # all of them NaN
+        low, high = np.nanpercentile(found, [2.5, 97.5], axis=0)
+    values = np.asarray(statistic(np.arange(len(labels))), np.float64)
+    return [Score(*map(float, row)) for row in zip(values, low, high, strict=True)]

@@ -1,6 +1,8 @@
-"""Say whether two runs are equal, and if not, where they part.
+"""Say whether two runs are equal, and if not, where they part; of two evaluations, what each
+problem's accuracy and tokens did.
 
     python -m nanomath diff A B
+    python -m nanomath diff A.json B.json [out=NAME]
 
     python -m nanomath diff runs/tiny-grpo runs/tiny-grpo-again
 
@@ -8,24 +10,54 @@ Exit code 0: equal, times aside; 1: different. A resumed run is equal to an unbr
 first sample that differs it names the token, what each run drew there and with what probability,
 and whether that is rounding (the same token, logprobs apart by less than 1e-4), a draw near a
 boundary (the logprobs before agree, the draws do not) or other weights.
+
+Of two eval.json (`eval` with out=DIRECTORY) it says how accuracy and tokens changed, by how much A
+solved each problem; out=NAME draws every problem's way into NAME.png and NAME.svg.
 """
 
 from __future__ import annotations
 
+from pathlib import Path
+
+from nanomath.analysis import figures
+from nanomath.analysis.budget import arrows, changes
 from nanomath.analysis.compare import differences
 from nanomath.analysis.runs import read_run
+from nanomath.data.problem_sets import read_measured
 
 
 def main(argv: list[str]) -> int:
     if {"-h", "--help"} & set(argv):
         print(__doc__)
         return 0
-    if len(argv) != 2:
-        raise ValueError("diff needs two run directories: python -m nanomath diff A B")
-    a, b = (read_run(name) for name in argv)
+    outs = [word.removeprefix("out=") for word in argv if word.startswith("out=")]
+    names = [word for word in argv if not word.startswith("out=")]
+    measured = [name.endswith(".json") for name in names]
+    if len(names) != 2 or measured[0] != measured[1] or (outs and not measured[0]):
+        raise ValueError(
+            "diff needs two run directories, or two eval.json: python -m nanomath diff A B, "
+            "python -m nanomath diff A.json B.json [out=NAME]"
+        )
+    if measured[0]:
+        return diff_measured(*names, outs[-1] if outs else "")
+    a, b = (read_run(name) for name in names)
     found = list(differences(a, b))
     print(
         "\n".join(found)
         or f"equal: {len(a.lines)} lines of metrics, {len(a.rollouts)} episodes"
     )
     return 1 if found else 0
+
+
+def diff_measured(a: str, b: str, out: str) -> int:
+    """Compare two eval.json problem by problem."""
+    if out and not Path(out).absolute().parent.is_dir():
+        raise FileNotFoundError(f"out: there is no directory to write {out} to")
+    before, after = read_measured(a), read_measured(b)
+    found = arrows(before, after)
+    print("\n".join(changes(found)))
+    if out:
+        figures.prepare()
+        for path in figures.save(figures.problem_arrows(found), Path(out)):
+            print(f"{path}")
+    return 0 if before == after else 1

@@ -7,7 +7,6 @@ also the best of k.
     python -m nanomath eval runs/tiny-grpo world evaluation.samples=16 evaluation.k=4,16
     python -m nanomath eval runs/tiny-grpo world evaluation.samples=16 process.prm=runs/tiny-prm
     python -m nanomath eval HuggingFaceTB/SmolLM2-135M-Instruct gsm8k/test.jsonl save=all.jsonl
-    python -m nanomath eval runs/tiny-grpo world evaluation.by=difficulty scores=scores.json
 
 MODEL is a Hugging Face directory, a run directory or a hub id; DATA is "world", a file or a
 hub dataset. A model that was trained with a prompt of its own needs the same [prompt] keys
@@ -16,13 +15,23 @@ here.
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from nanomath import settings
-from nanomath.analysis.evaluation import Report, evaluate
+from nanomath.analysis import figures
+from nanomath.analysis.budget import by_budget
+from nanomath.analysis.evaluation import Report, check_measurement, evaluate
+from nanomath.analysis.saved import (
+    as_json,
+    as_lines,
+    problems_json,
+    read_completions,
+    shortest_right,
+)
+from nanomath.analysis.selective import check_confidence, measure_confidence
 from nanomath.config import parse_arguments
 from nanomath.data.problem import Problem
 from nanomath.models import Tokenizer
@@ -61,9 +70,7 @@ def main(argv: list[str]) -> int:
     if config.sampling.temperature == 0 and measure.samples > 1:
         measure.samples = 1  # greedy samples are all alike
 
-    for name, file in (("save", config.save), ("scores", config.scores)):
-        if file and not Path(file).absolute().parent.is_dir():
-            raise FileNotFoundError(f"{name}: there is no directory to write {file} to")
+    check_places(config)
     problems = build_problems(config.problems)
     settle_dtypes(config)
     model, tokenizer = build_model(config.model, measure.seed)
@@ -73,9 +80,15 @@ def main(argv: list[str]) -> int:
         problems, template, tokenizer, context, config.problems.max_tokens
     )
     sampler = build_sampler(config.sampling, model, tokenizer)
+    saved = None
+    if config.saved:
+        saved = read_completions(config.saved, problems, tokenizer)
+        measure.samples = saved.samples
+    check_measurement(problems, measure.samples, measure.k, measure.by)
+    check_confidence(config, model, tokenizer, problems, prompts, saved)
     with meter(sampler, len(problems) * measure.samples) as progress:
         report = evaluate(
-            sampler,
+            saved or sampler,
             problems,
             prompts,
             measure.samples,
@@ -89,19 +102,30 @@ def main(argv: list[str]) -> int:
             **sampling_options(config.sampling),
         )
     if config.save:
-        with open(Path(config.save), "w", encoding="utf-8") as file:
-            file.writelines(
-                json.dumps(record, ensure_ascii=False) + "\n"
-                for record in report.records()
-            )
-    if config.scores:
-        metrics = {
-            name.removeprefix("heldout/"): value
-            for name, value in report.metrics().items()
-        }
-        write_atomically(Path(config.scores), json.dumps(metrics, indent=1) + "\n")
+        write_atomically(Path(config.save), as_lines(report.records(ids=True)))
+    if config.solutions:
+        write_atomically(Path(config.solutions), as_lines(shortest_right(report.graded)))
     print_report(report, config)
+    numbers = summary(report, config) if config.out or config.budgets else {}
+    if config.confidence.measures:
+        numbers |= measure_confidence(config, model, tokenizer, report.graded, prompts)
+    if config.out:
+        write_summary(numbers, Path(config.out))
     return 0
+
+
+def check_places(config: settings.EvalConfig) -> None:
+    """FileNotFoundError for what could not be written after the sampling."""
+    places = {
+        "save": config.save,
+        "solutions": config.solutions,
+        "confidence.handoff": config.confidence.handoff,
+    }
+    for key, place in places.items():
+        if place and (not Path(place).absolute().parent.is_dir() or Path(place).is_dir()):
+            raise FileNotFoundError(f"{key}: there is no directory to write {place} to")
+    if config.out and Path(config.out).is_file():
+        raise FileExistsError(f"out: {config.out} is a file: name a directory")
 
 
 def score_completions(
@@ -126,10 +150,13 @@ def print_report(report: Report, config: settings.EvalConfig) -> None:
     """Print the scores as a table, then what may explain them."""
     metrics = report.metrics()
     sampling = config.sampling
+    origin = f"at temperature {sampling.temperature:g}"
+    if config.saved:
+        origin = f"of {config.saved}"
     print(
         f"{config.model.path} on {config.problems.source}: {len(report.graded)} problems x "
         f"{config.evaluation.samples} "
-        f"samples at temperature {sampling.temperature:g}"
+        f"samples {origin}"
     )
     for name, score in {**report.scores, **report.breakdown}.items():
         print(f"  {name:16} {score}")
@@ -143,3 +170,47 @@ def print_report(report: Report, config: settings.EvalConfig) -> None:
             "  no completion has a marked answer: look at them with save=FILE, or try lenient=true",
             file=sys.stderr,
         )
+
+
+def summary(report: Report, config: settings.EvalConfig) -> dict[str, Any]:
+    """What eval.json holds of every measurement; prints the accuracy at the budgets asked for."""
+    measure = config.evaluation
+    problems = problems_json(report.graded, config.confidence.cluster)
+    longest = max(n for problem in problems.values() for n in problem["tokens"])
+    budget = by_budget(
+        problems,
+        max(config.sampling.max_new_tokens, longest),
+        config.budgets,
+        measure.seed,
+    )
+    for tokens, score in budget.at.items():
+        print(f"  {'within ' + tokens:16} {score}")
+    if budget.at:
+        print(f"  {'area':16} {budget.area}, up to {budget.limit} tokens")
+    return {
+        "model": config.model.path,
+        "source": config.problems.source,
+        "samples": measure.samples,
+        "scores": {**report.scores, **report.breakdown},
+        **{
+            name.split("/")[1]: x
+            for name, x in report.metrics().items()
+            if "@" not in name
+        },
+        "budget": budget,
+        "problems": problems,
+    }
+
+
+def write_summary(numbers: dict[str, Any], out: Path) -> None:
+    """Write eval.json, and pictures where they can be drawn."""
+    out.mkdir(parents=True, exist_ok=True)
+    write_atomically(out / "eval.json", as_json(numbers))
+    try:
+        figures.prepare()
+    except ModuleNotFoundError as error:
+        print(f"  {error}", file=sys.stderr)
+        return
+    figures.save(figures.accuracy_by_budget(numbers["budget"]), out / "budget")
+    if curves := numbers.get("risk"):
+        figures.save(figures.risk_coverage(curves), out / "risk-coverage")

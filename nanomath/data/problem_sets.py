@@ -17,14 +17,14 @@ import csv
 import io
 import math
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from nanomath.data.files import from_hub, parse_json, read_text, unique
+from nanomath.data.files import from_hub, parse_json, read_json, read_text, unique
 from nanomath.data.problem import Problem
 
 Record = tuple[str, Any]  # where it stands, for errors, and what stands there
@@ -132,6 +132,62 @@ def load_problems(
             f"{source}: no problems" + (f" after the first {skip}" if skip else "")
         )
     return problems
+
+
+def within_pass_rates(
+    problems: Sequence[Problem], path: str | Path, least: float, greatest: float
+) -> list[Problem]:
+    """Keep the problems whose share of right answers, by the eval.json at `path`, lies in a range.
+
+    ValueError for a file that is none, a problem that it does not have or that asks something
+    else there, and where none is left.
+    """
+    measured = read_measured(path)
+    kept = []
+    for problem in problems:
+        found = measured.get(problem.id)
+        if found is None or found["question"] != problem.question:
+            what = "is not in it" if found is None else "asks something else in it"
+            raise ValueError(
+                f"{path}: it measures other problems: {problem.id!r:.60} {what}; measure these "
+                "very problems with eval and out=DIRECTORY"
+            )
+        if least <= sum(found["right"]) / len(found["right"]) <= greatest:
+            kept.append(problem)
+    if not kept:
+        raise ValueError(
+            f"{path}: none of {len(problems)} problems has a pass rate from {least:g} to "
+            f"{greatest:g}"
+        )
+    return kept
+
+
+def read_measured(path: str | Path) -> dict[str, Any]:
+    """Return the problems of an eval.json by id: question, cluster, and of each sample whether it
+    is right and its tokens. ValueError for another file.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(
+            f"{path}: there is no such file; eval with out=DIRECTORY writes it"
+        )
+    problems = read_json(Path(path)).get("problems")
+    if not isinstance(problems, dict) or not all(map(_is_measured, problems.values())):
+        raise ValueError(
+            f"{path}: no eval.json, which eval writes with out=DIRECTORY: "
+            "its problems have question, cluster, right and tokens"
+        )
+    return problems
+
+
+def _is_measured(problem: Any) -> bool:
+    return (
+        isinstance(problem, dict)
+        and {"question", "cluster", "right", "tokens"} <= problem.keys()
+        and isinstance(problem["right"], list)
+        and isinstance(problem["tokens"], list)
+        and len(problem["right"]) == len(problem["tokens"]) > 0
+        and all(type(n) in (bool, int) for n in (*problem["right"], *problem["tokens"]))
+    )
 
 
 def _find(source: str | Path, split: str) -> tuple[str, list[Path]]:

@@ -14,7 +14,7 @@ import torch
 
 from nanomath import algorithms, settings
 from nanomath.data.problem import Problem
-from nanomath.data.problem_sets import Fields, load_problems
+from nanomath.data.problem_sets import Fields, load_problems, within_pass_rates
 from nanomath.data.prompts import PromptTemplate, render_prompt, render_response
 from nanomath.data.world import (
     CHAT_TEMPLATE,
@@ -141,7 +141,21 @@ def choose_device(name: str) -> torch.device:
 
 
 def build_problems(section: settings.Problems) -> list[Problem]:
-    """Load the problems of the world, of a file or of a hub dataset."""
+    """Load the problems of the world, of a file or of a hub dataset; with pass_rates, those of
+    them that are neither too hard nor too easy.
+    """
+    problems = _all_problems(section)
+    if not section.pass_rates:
+        return problems
+    kept = within_pass_rates(problems, section.pass_rates, *section.pass_rate)
+    least, greatest = section.pass_rate
+    say(
+        f"{len(kept)} of {len(problems)} problems have a pass rate from {least:g} to {greatest:g}"
+    )
+    return kept
+
+
+def _all_problems(section: settings.Problems) -> list[Problem]:
     if section.source != "world":
         file = section.file
         fields = Fields(

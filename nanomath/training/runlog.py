@@ -84,7 +84,9 @@ class RunLog:
         write_atomically(self.directory / "config.toml", config)
         for path in self.directory.glob("*.jsonl"):
             kept = [
-                record for record in read_jsonl(path) if record["step"] <= (step or -1)
+                record
+                for record in read_jsonl(path)
+                if record.get("step", -1) <= (step or -1)  # other commands write no step
             ]
             write_atomically(
                 path,

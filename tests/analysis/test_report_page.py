@@ -339,6 +339,35 @@ def test_hostile_texts_are_only_texts(browser, write, with_tokens):
     assert "U+202E" in browser.text(".question")
 
 
+def test_what_a_person_should_see(browser, write):
+    """The least sure first; whatever a model proposed, or a file claims, is only text."""
+    rows = [
+        {
+            "id": text,
+            "question": text,
+            "answer": text,
+            "confidence": {"majority": sure, text: None},
+            "measure": "majority",
+            "threshold": 0.75,
+            "reason": text,
+        }
+        for text, sure in zip(HOSTILE, (0.5, 0.25, *[0.6] * 7), strict=True)
+    ]
+    rows.append({**rows[0], "answer": None, "confidence": {"majority": None}})
+    rows.append({"confidence": "not a table"})
+    clean = json.loads(json.dumps(rows).replace("\\ud83d", "?").replace("\\ude00", "?"))
+    browser.open(write(metrics=[{"step": 1, "kl": 0.1}], handoff=clean))
+    assert browser.run("return window.hacked === undefined")
+    assert browser.requests() == [] and browser.complaints() == []
+    assert browser.count("#handoff .flip") == 10
+    assert browser.count("#handoff img") == browser.count("#handoff a") == 0
+    assert "10 answers of which the model is not sure enough" in browser.text("#handoff")
+    assert "no answer" in browser.text("#handoff .flip:nth-of-type(1)")
+    assert "majority 0.25" in browser.text("#handoff .flip:nth-of-type(2)")
+    browser.open(write(metrics=[{"step": 1, "kl": 0.1}]))
+    assert browser.count("#handoff") == browser.count("[href='#handoff']") == 0
+
+
 @pytest.mark.slow
 def test_a_huge_completion_is_shown_in_part(browser, write):
     row = episode(1, 0, 0, text="9" * 100_000)

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import re
+from pathlib import Path
 
 import pytest
 
 from nanomath.__main__ import main
 from nanomath.commands import eval as command
 from nanomath.process.rewards import AGGREGATES
-from nanomath.rollout import Completion
+from nanomath.rewards import extract_answer
+from nanomath.rollout import Completion, Sampler
 from nanomath.settings import EvalConfig
 
 QUICK = (
@@ -117,18 +119,6 @@ def test_every_completion_is_saved(
     )
 
 
-def test_the_scores_are_written_as_json(
-    call, model_directory, questions, tmp_path, monkeypatch
-):
-    monkeypatch.setattr(command, "build_sampler", Knowing)
-    words = ("scores=scores.json", "evaluation.samples=2", "evaluation.by=subject")
-    assert call(main, "eval", model_directory, questions, *words).code == 0
-    scores = json.loads((tmp_path / "scores.json").read_text())
-    assert scores["pass@1"] == pytest.approx(1 / 6)  # one of three, in half of its samples
-    assert scores["pass@1/subject=sums"] == pytest.approx(1 / 4)
-    assert scores["no_answer"] == 0.5 and scores["length"] == 5
-
-
 def test_a_file_that_cannot_be_saved_is_refused_before_the_sampling(
     call, model_directory, questions, monkeypatch
 ):
@@ -216,3 +206,239 @@ def test_every_aggregate_can_be_asked_for():
     for name in AGGREGATES:
         EvalConfig(aggregate=name)
     assert EvalConfig().aggregate in AGGREGATES
+
+
+# --- confidences, budgets, pass rates --------------------------------------------------------
+
+ALL = "majority,mean_logprob,deepconf_lowest,self_certainty,prm,p_true"
+ASK = "confidence.ask={question} {answer}?"
+SURE = (
+    *("problems.limit=8", "evaluation.samples=4", "sampling.max_new_tokens=24"),
+    *("problems.world.difficulty=1,1", "lenient=true", ASK),
+)
+
+
+def test_confidences_of_the_world(call, model_directory, tmp_path):
+    words = (
+        *SURE,
+        *(f"confidence.measures={ALL}", "process.prm=length", "save=all.jsonl"),
+        *("budgets=8,24", "out=first", "confidence.handoff=person.jsonl"),
+    )
+    outcome = call(main, "eval", model_directory, "world", *words)
+    assert outcome.code == 0, outcome.err
+    first = json.loads((tmp_path / "first" / "eval.json").read_text("utf-8"))
+    assert list(first["confidence"]) == ALL.split(",")
+    numbers = first["confidence"]["majority"]
+    assert 0 <= numbers["aurc"]["low"] <= numbers["aurc"]["mean"] <= 1
+    assert first["confidence"]["mean_logprob"]["ece"]["mean"] is None
+    assert {"majority", "prm, top 10%", "deepconf_lowest"} <= set(first["votes"])
+    assert "p_true" not in first["votes"]
+    assert first["budget"]["at"]["24"]["mean"] == first["scores"]["pass@1"]["mean"]
+    assert len(first["problems"]) == 8 and len(first["risk"]["prm"]) == 8
+    pictures = {path.name for path in (tmp_path / "first").glob("*.png")}
+    assert pictures == {"budget.png", "risk-coverage.png"}
+    rows = [
+        json.loads(line) for line in (tmp_path / "person.jsonl").read_text().splitlines()
+    ]
+    assert all(set(row["confidence"]) == set(ALL.split(",")) for row in rows)
+    assert f"a person should see {len(rows)} of the " in outcome.out
+
+    words = (*SURE, f"confidence.measures={ALL}", "process.prm=length", "saved=all.jsonl")
+    again = call(main, "eval", model_directory, "world", *words, "out=second")
+    assert again.code == 0, again.err
+    second = json.loads((tmp_path / "second" / "eval.json").read_text("utf-8"))
+    assert "8 problems x 4 samples of all.jsonl" in again.out
+    for part in ("scores", "confidence", "votes", "problems"):
+        assert first[part] == second[part]
+
+
+def test_mean_logprob_is_the_samplers(call, model_directory, monkeypatch):
+    """At temperature 1 the scoring pass sees the distribution that the sampler drew from."""
+    drawn = []
+    generate = Sampler.generate
+
+    def kept(self, *arguments, **options):
+        drawn.append(generate(self, *arguments, **options))
+        return drawn[0]
+
+    monkeypatch.setattr(Sampler, "generate", kept)
+    words = (*SURE, "confidence.measures=mean_logprob", "evaluation.samples=1", "out=out")
+    outcome = call(main, "eval", model_directory, "world", *words)
+    assert outcome.code == 0, outcome.err
+    found = json.loads(Path("out/eval.json").read_text("utf-8"))["confidence"][
+        "mean_logprob"
+    ]
+    means = [
+        (sum(c.logprobs) / c.length, found_answer(c)) for c in drawn[0] if found_answer(c)
+    ]
+    seen = [found[name]["mean"] for name in ("when_right", "when_wrong")]
+    known = [value for value in seen if value is not None]
+    assert min(m for m, _ in means) - 1e-4 <= min(known)
+    assert max(m for m, _ in means) + 1e-4 >= max(known)
+    if seen[0] is None:
+        assert seen[1] == pytest.approx(sum(m for m, _ in means) / len(means), abs=1e-4)
+
+
+def found_answer(completion):
+    return extract_answer(completion.text, lenient=True)
+
+
+def test_solutions_and_pass_rates(call, model_directory, questions, tmp_path, monkeypatch):
+    monkeypatch.setattr(command, "build_sampler", Knowing)
+    words = ("out=out", "solutions=right.jsonl")
+    assert call(main, "eval", model_directory, questions, *words).code == 0
+    (line,) = (tmp_path / "right.jsonl").read_text("utf-8").splitlines()
+    assert json.loads(line) == {**QUESTIONS[0], "solution": r"\boxed{2}"}
+    rates = "problems.pass_rates=out/eval.json"
+    outcome = call(
+        main, "eval", model_directory, questions, rates, "problems.pass_rate=0.1,0.9"
+    )
+    assert outcome.code == 0 and "1 problems x 4 samples" in outcome.out
+    assert "1 of 3 problems have a pass rate from 0.1 to 0.9" in outcome.out + outcome.err
+
+
+def measured(path, pairs):
+    rows = {
+        name: {"question": "?", "cluster": name, "right": right, "tokens": tokens}
+        for name, (right, tokens) in pairs.items()
+    }
+    path.write_text(json.dumps({"problems": rows}), "utf-8")
+    return path.name
+
+
+def test_two_evaluations_are_compared_by_problem(call, tmp_path):
+    before = {"a": ([0, 0], [9, 9]), "b": ([1, 0], [5, 7])}
+    after = {"a": ([1, 1], [3, 3]), "b": ([1, 0], [5, 7])}
+    a, b = (measured(tmp_path / f"{n}.json", p) for n, p in (("a", before), ("b", after)))
+    outcome = call(main, "diff", a, b, "out=ways")
+    assert outcome.code == 1
+    assert "2 problems  accuracy 25.0% -> 75.0% (+50.0" in outcome.out
+    assert {path.name for path in tmp_path.glob("ways.*")} == {"ways.png", "ways.svg"}
+    assert call(main, "diff", a, a).code == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("confidence.measures=sure",), "expected one of majority, mean_logprob"),
+        (("confidence.measures=prm",), "process.prm is empty"),
+        (("confidence.measures=prm,prm", "process.prm=length"), "one is there twice"),
+        (
+            ("confidence.measures=majority", "evaluation.samples=1"),
+            "samples of at least 2",
+        ),
+        (
+            ("confidence.measures=majority", "sampling.temperature=0"),
+            "temperature above 0",
+        ),
+        (("confidence.handoff=person.jsonl",), "set measures"),
+        (
+            ("confidence.measures=majority", "confidence.handoff=nowhere/person.jsonl"),
+            "no directory to write nowhere/person.jsonl to",
+        ),
+        (
+            ("confidence.measures=majority", "confidence.handoff=."),
+            "no directory to write",
+        ),
+        (
+            ("confidence.measures=p_true", "confidence.ask={question}?"),
+            "ask lacks {answer}",
+        ),
+        (
+            (
+                "confidence.measures=p_true",
+                "confidence.ask={question} {answer}" + " ten" * 200,
+            ),
+            "its context holds 192",
+        ),
+        (("confidence.measures=majority", "confidence.cluster=subject2"), ""),
+        (("confidence.validation=1",), "below 1"),
+        (("budgets=0",), "at least 1"),
+        (("saved=nowhere.jsonl",), "no file nowhere.jsonl"),
+        (("saved=questions.jsonl",), "expected what save=FILE writes"),
+        (("out=questions.jsonl",), "is a file"),
+        (("solutions=nowhere/a.jsonl",), "no directory to write nowhere/a.jsonl to"),
+        (("problems.pass_rate=0.9,0.1",), "expected [least, greatest]"),
+        (("problems.pass_rate=0.5,1.5",), "at most 1"),
+        (("problems.pass_rate=0.1,0.9",), "pass_rates names no file"),
+        (("problems.pass_rates=nowhere.json",), "no such file"),
+        (("problems.pass_rates=other.json",), "'a' is not in it"),
+        (("problems.pass_rates=changed.json",), "'a' asks something else in it"),
+        (("problems.pass_rates=odd.json",), "no eval.json"),
+        (("problems.pass_rates=own.json", "problems.pass_rate=0.6,1"), "none of 3"),
+    ],
+)
+def test_what_cannot_be_measured(
+    call, model_directory, questions, tmp_path, words, message
+):
+    measured(tmp_path / "other.json", {"z": ([1], [1])})
+    measured(tmp_path / "changed.json", {"a": ([1], [1])})
+    (tmp_path / "odd.json").write_text('{"problems": {"a": {"right": 3}}}', "utf-8")
+    own = {r["id"]: {"question": r["question"], "cluster": "c"} for r in QUESTIONS}
+    own = {name: {**row, "right": [1, 0], "tokens": [1, 1]} for name, row in own.items()}
+    (tmp_path / "own.json").write_text(json.dumps({"problems": own}), "utf-8")
+    short = "sampling.max_new_tokens=8"
+    outcome = call(main, "eval", model_directory, questions, short, *words)
+    if message:
+        assert outcome.code == 2 and message in outcome.err
+        assert outcome.err.startswith("error: ") and outcome.err.count("\n") == 1
+    else:  # a label that no problem has: each is a cluster by itself
+        assert outcome.code == 0, outcome.err
+
+
+@pytest.mark.parametrize(
+    ("change", "words", "message"),
+    [
+        (lambda r: r.pop("ids"), ("confidence.measures=mean_logprob",), "has no ids"),
+        (lambda r: r.pop("ids"), ("confidence.measures=majority",), ""),
+        (lambda r: r.pop("text"), (), "expected what save=FILE writes"),
+        (lambda r: r.update(ids=[]), (), "at least one"),
+        (lambda r: r.update(ids=[10**6]), (), "of another tokenizer"),
+        (lambda r: r.update(text="another"), (), "of another tokenizer"),
+        (lambda r: r.update(problem="z"), (), "completions of other problems: 'a'"),
+        (lambda r: r.update(question="?"), (), "asks something else"),
+        (
+            lambda r: r.update(ids=r["ids"] * 40, text=""),
+            ("confidence.measures=mean_logprob",),
+            "context holds 192",
+        ),
+    ],
+)
+def test_a_saved_file_that_does_not_fit(
+    call, model_directory, questions, tmp_path, change, words, message
+):
+    quick = ("sampling.max_new_tokens=8", "evaluation.samples=2", "save=a.jsonl")
+    assert call(main, "eval", model_directory, questions, *quick).code == 0
+    rows = [json.loads(line) for line in Path("a.jsonl").read_text("utf-8").splitlines()]
+    for row in rows[:2]:
+        change(row)
+    Path("a.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows), "utf-8")
+    outcome = call(main, "eval", model_directory, questions, "saved=a.jsonl", *words)
+    assert outcome.code == (2 if message else 0) and message in outcome.err
+
+
+def test_a_saved_file_with_unequal_numbers_of_samples(call, model_directory, questions):
+    quick = ("sampling.max_new_tokens=4", "evaluation.samples=2", "save=a.jsonl")
+    assert call(main, "eval", model_directory, questions, *quick).code == 0
+    lines = Path("a.jsonl").read_text("utf-8").splitlines(keepends=True)
+    Path("a.jsonl").write_text("".join(lines[1:]), "utf-8")
+    outcome = call(main, "eval", model_directory, questions, "saved=a.jsonl")
+    assert outcome.code == 2 and "'a' has 1 completions, another has 2" in outcome.err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("a.json",), "two run directories, or two eval.json"),
+        (("a.json", "runs/b"), "two run directories, or two eval.json"),
+        (("runs/a", "runs/b", "out=x"), "two run directories, or two eval.json"),
+        (("a.json", "b.json"), "no such file"),
+        (("a.json", "a.json", "out=nowhere/x"), "no directory to write nowhere/x to"),
+        (("a.json", "other.json"), "no problem in common"),
+    ],
+)
+def test_what_cannot_be_compared(call, tmp_path, words, message):
+    measured(tmp_path / "a.json", {"a": ([1], [1])})
+    measured(tmp_path / "other.json", {"z": ([1], [1])})
+    outcome = call(main, "diff", *words)
+    assert outcome.code == 2 and message in outcome.err

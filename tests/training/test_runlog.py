@@ -54,6 +54,14 @@ def test_there_must_be_something_to_resume(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+def test_what_other_commands_wrote_stays(log):
+    path = log.directory / "handoff.jsonl"
+    path.write_text('{"id": "a"}\n')
+    for step in (2, 0):
+        RunLog(log.directory, resume=True).begin("lr = 1\n", step)
+        assert path.read_text() == '{"id":"a"}\n'
+
+
 @pytest.mark.parametrize(
     ("start", "left"), [(0, []), (2, [0, 1, 2]), (4, [0, 1, 2, 3, 4])]
 )

@@ -9,6 +9,7 @@ from nanomath.commands.main import run_main
 
 COMMANDS = {
     "eval": "measure a model on a problem set",
+    "transfer": "say whether gains in maths came with gains elsewhere",
     "sample": "ask a model a question",
     "study": "answer a question by runs: arms x seeds into a table of paired differences",
     "report": "explain a run, or compare several, in one HTML file",

@@ -21,11 +21,7 @@ MARKS = "osD^vPX*"
 
 def draw(results: Results, cells: Path, out: Path) -> list[Path]:
     """Draw what there is to draw into the directory `out`."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    matplotlib.rcParams |= {"svg.hashsalt": "nanomath", "axes.spines.top": False}
-    matplotlib.rcParams |= {"axes.spines.right": False, "font.size": 9}
+    pyplot()
     written: list[Path] = []
     for measure in results.study.measures:
         name = measure.replace("/", "-").replace(":", "-")
@@ -34,6 +30,22 @@ def draw(results: Results, cells: Path, out: Path) -> list[Path]:
         if found := dict(curves(results, measure, cells)):
             written += save(lines(found, measure), out / f"{name}-curves")
     return written
+
+
+def pyplot() -> Any:
+    """Return matplotlib.pyplot, set up to write files. ModuleNotFoundError where it is missing."""
+    try:
+        import matplotlib
+    except ModuleNotFoundError:
+        raise ModuleNotFoundError(
+            "a picture needs matplotlib: pip install matplotlib"
+        ) from None
+    matplotlib.use("Agg")
+    matplotlib.rcParams |= {"svg.hashsalt": "nanomath", "axes.spines.top": False}
+    matplotlib.rcParams |= {"axes.spines.right": False, "font.size": 9}
+    import matplotlib.pyplot as plt
+
+    return plt
 
 
 def save(figure: Any, path: Path) -> list[Path]:

@@ -21,6 +21,7 @@ from typing import Any
 
 PERIODS = re.compile(
     r"\b(?:Mr|Mrs|Ms|Dr|Prof|St|Inc|Ltd|Jr|Sr|Co|vs|etc|e\.g|i\.e|[A-Z])\.(?=\s)"
+    r"|\.{2,}(?=\s+[a-z])"
 )
 SENTENCE_END = re.compile(r"[.!?]+[\"'”’)\]*]*(?=\s|$)")
 FIRST_WORD = re.compile(r"'*\"*([^.,?!'\"]*)")
@@ -43,7 +44,7 @@ def sentences(text: str) -> int:
     """Count sentences: pieces that end in . ! or ? and white space, but for abbreviations, and
     what is left at the end.
     """
-    pieces = SENTENCE_END.split(PERIODS.sub(lambda m: m[0][:-1], text))
+    pieces = SENTENCE_END.split(PERIODS.sub("x", text))
     return sum(any(map(str.isalnum, piece)) for piece in pieces)
 
 

@@ -220,7 +220,9 @@ def protocol(config: settings.GeneralConfig, name: str) -> str:
     if prompt.system:
         parts.append(f"system {prompt.system!r}")
     if benchmark.new_tokens and not benchmark.own_prompt:
-        parts += [f"template {prompt.template!r}", f"{len(prompt.few_shot)} examples"]
+        parts.append(f"template {prompt.template!r}")
+        if prompt.few_shot:
+            parts.append(f"examples {prompt.few_shot} as {prompt.response!r}")
         parts.append(f"lenient {config.lenient}")
     return "; ".join(parts)
 

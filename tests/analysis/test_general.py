@@ -164,13 +164,15 @@ def test_protocols_tell_ways_of_asking_apart():
         settings.GeneralConfig(max_new_tokens=7),
         settings.GeneralConfig(prompt=settings.Prompt(chat=False)),
         settings.GeneralConfig(prompt=settings.Prompt(template="Q: {question}")),
+        settings.GeneralConfig(prompt=settings.Prompt(few_shot=[{"question": "1?"}])),
+        settings.GeneralConfig(prompt=settings.Prompt(few_shot=[{"question": "2?"}])),
         settings.GeneralConfig(lenient=False),
     ]
     told = {name: [general.protocol(way, name) for way in ways] for name in BENCHMARKS}
     assert [len(set(told[name])) for name in ("arc_challenge", "ifeval", "svamp")] == [
         2,
         3,
-        5,
+        7,
     ]
     for task in BBH_TASKS:
         assert f"bbh_zeroshot_{task}" in told[f"bbh_{task}"][0]

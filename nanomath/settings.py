@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from nanomath import algorithms
 from nanomath.config import option, section
+from nanomath.data.benchmarks import BENCHMARKS, GROUPS
 from nanomath.data.world import FAMILIES
 from nanomath.data.world.family import LANGUAGES
 from nanomath.process.formats import FORMATS
@@ -1117,6 +1118,79 @@ class EvalConfig:
                 "confidence.measures has prm, but process.prm is empty: name a process reward "
                 'model, or "oracle", "random", "length"'
             )
+
+
+@dataclass
+class GeneralConfig:
+    """Measure a model on general benchmarks (docs/general.md)."""
+
+    model: Model = section(Model)
+    prompt: Prompt = section(Prompt)
+    data: str = option(
+        "",
+        "directory in which, or below which, the benchmarks' files are; empty: the hub's datasets",
+    )
+    sources: dict[str, str] = option(
+        {}, "file or hub id org/name[:config] of a benchmark in place of the usual one"
+    )
+    tasks: list[str] = option(
+        [],
+        "benchmarks to run; empty: all but gsm8k, of whose problems mgsm_en is a part",
+        choices=BENCHMARKS,
+    )
+    limit: int = option(
+        0, "at most so many problems of each benchmark are used; 0: all", minimum=0
+    )
+    choices: str = option(
+        "loglikelihood",
+        "a choice is the likeliest continuation, or a letter that the model writes",
+        choices=("loglikelihood", "generation"),
+    )
+    max_new_tokens: int = option(
+        0, "longest answer in tokens; 0: what each benchmark has", minimum=0
+    )
+    lenient: bool = option(
+        True,
+        "svamp, mgsm, gsm8k: where no answer is marked, take the last number of the text for it",
+    )
+    slots: int = option(64, "how many sequences are decoded side by side", minimum=1)
+    token_budget: int = option(
+        16384, "tokens computed at once, a shared prompt counted once; 0: all", minimum=0
+    )
+    seed: int = option(0, "seed of the bootstrap", minimum=0, maximum=MAX_SEED)
+    save: str = option(
+        "general.json",
+        "scores and the record of every problem are written to this JSON file, after each "
+        "benchmark",
+    )
+
+    def __post_init__(self) -> None:
+        if unknown := [name for name in self.sources if name not in BENCHMARKS]:
+            raise ValueError(
+                f"sources.{unknown[0]}: no such benchmark; there are: {', '.join(BENCHMARKS)}"
+            )
+
+
+@dataclass
+class TransferConfig:
+    """Say how much of what training gained in maths came with gains elsewhere."""
+
+    groups: dict[str, str] = option(
+        {},
+        "group of a task or of a family of the world in place of its own; none: it is left out",
+        choices=(*GROUPS, "none"),
+    )
+    sigma: str = option(
+        "pooled",
+        "what changes are divided by, beside 1: their standard deviation in the group over all "
+        "models compared, or the constants of the paper's audit (arXiv 2507.00432)",
+        choices=("pooled", "paper"),
+    )
+    seed: int = option(0, "seed of the bootstrap", minimum=0, maximum=MAX_SEED)
+    save: str = option("transfer.json", "everything is written to this JSON file")
+    picture: str = option(
+        "", "a picture is written to this path with .png and .svg; empty: none"
+    )
 
 
 @dataclass

@@ -258,16 +258,25 @@ def _share_of_right(votes: Iterable[tuple[str | None, float]]) -> float:
     )
 
 
-def mean_score(values: Sequence[float], seed: int = 0) -> Score:
-    """Mean of one value per problem, with a percentile bootstrap interval over the problems."""
+def mean_score(
+    values: Sequence[float], seed: int = 0, weights: Sequence[float] | None = None
+) -> Score:
+    """Mean of one value per problem, with a percentile bootstrap interval over the problems; a
+    problem counts by its weight, where there are weights.
+    """
     values = np.asarray(values, dtype=np.float64)
+    share = None if weights is None else np.asarray(weights, dtype=np.float64)
     generator = np.random.default_rng(seed)
-    means = [
-        values[generator.integers(len(values), size=len(values))].mean()
-        for _ in range(RESAMPLES)
-    ]
+    means = []
+    for _ in range(RESAMPLES):
+        drawn = generator.integers(len(values), size=len(values))
+        means.append(
+            values[drawn].mean()
+            if share is None
+            else np.average(values[drawn], weights=share[drawn])
+        )
     low, high = np.percentile(means, [2.5, 97.5])
-    return Score(float(values.mean()), float(low), float(high))
+    return Score(float(np.average(values, weights=share)), float(low), float(high))
 
 
 def _breakdown(

@@ -34,8 +34,11 @@ def draw(results: Results, cells: Path, out: Path) -> list[Path]:
     return written
 
 
-def prepare() -> None:
-    """Pictures for files, the same bytes every time. ModuleNotFoundError without matplotlib."""
+def prepare() -> Any:
+    """Return matplotlib.pyplot, set up to write files, with the same bytes every time.
+
+    ModuleNotFoundError where it is missing.
+    """
     try:
         import matplotlib
     except ModuleNotFoundError:
@@ -45,6 +48,9 @@ def prepare() -> None:
     matplotlib.use("Agg")
     matplotlib.rcParams |= {"svg.hashsalt": "nanomath", "axes.spines.top": False}
     matplotlib.rcParams |= {"axes.spines.right": False, "font.size": 9}
+    import matplotlib.pyplot as plt
+
+    return plt
 
 
 def save(figure: Any, path: Path) -> list[Path]:

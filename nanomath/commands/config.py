@@ -29,6 +29,8 @@ SETTINGS = {  # what each command reads
     "train_sft.py": settings.SFTConfig,
     "train_grpo.py": settings.GRPOConfig,
     "python -m nanomath eval": settings.EvalConfig,
+    "python -m nanomath eval general": settings.GeneralConfig,
+    "python -m nanomath transfer": settings.TransferConfig,
     "python -m nanomath sample": settings.SampleConfig,
     "python -m nanomath merge": settings.MergeConfig,
     "python -m nanomath prm label": settings.LabelConfig,

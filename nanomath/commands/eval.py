@@ -2,6 +2,7 @@
 also the best of k.
 
     python -m nanomath eval MODEL DATA [CONFIG.toml] [key=value ...]
+    python -m nanomath eval MODEL general [CONFIG.toml] [key=value ...]
 
     python -m nanomath eval runs/tiny-grpo world evaluation.by=difficulty
     python -m nanomath eval runs/tiny-grpo world evaluation.samples=16 evaluation.k=4,16
@@ -10,7 +11,8 @@ also the best of k.
 
 MODEL is a Hugging Face directory, a run directory or a hub id; DATA is "world", a file or a
 hub dataset. A model that was trained with a prompt of its own needs the same [prompt] keys
-here.
+here. "general" runs benchmarks of much else, and has keys of its own
+(python -m nanomath eval MODEL general --help).
 """
 
 from __future__ import annotations
@@ -32,6 +34,7 @@ from nanomath.analysis.saved import (
     shortest_right,
 )
 from nanomath.analysis.selective import check_confidence, measure_confidence
+from nanomath.commands import general
 from nanomath.config import parse_arguments
 from nanomath.data.problem import Problem
 from nanomath.models import Tokenizer
@@ -60,6 +63,8 @@ def main(argv: list[str]) -> int:
         )
     for word in words[:2]:
         argv.remove(word)
+    if words[1:2] == ["general"]:
+        return general.main(argv, words[0])
     given = (
         [f"model.path={words[0]}", f"problems.source={words[1]}"]
         if len(words) >= 2

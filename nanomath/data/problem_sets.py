@@ -39,7 +39,10 @@ USUAL_NAMES = {  # the fields that play a role, in the order in which they are l
         ("input",),
         ("0",),
     ),
-    "answer": (("answer",), ("Answer",), ("target",), ("1",)),
+    "answer": (
+        *(("answer_number",), ("answer",), ("Answer",)),
+        *(("target",), ("1",)),
+    ),
     "solution": (("solution",),),
     "id": (("id",), ("ID",), ("unique_id",)),
 }
@@ -116,12 +119,11 @@ def load_problems(
     """
     if skip < 0 or limit < 0:
         raise ValueError(f"skip and limit must be at least 0, got {skip} and {limit}")
-    name, paths = _find(source, split)
     problems = []
     places = {}
-    records = enumerate(record for path in paths for record in read_records(path, header))
-    for row, (place, record) in islice(records, skip, skip + limit if limit else None):
-        problem = _problem(record, place, f"{name}-{row}", fields or Fields())
+    records = find_records(source, split, header)
+    for row_id, place, record in islice(records, skip, skip + limit if limit else None):
+        problem = _problem(record, place, row_id, fields or Fields())
         if problem.id in places:
             taken = f"the id {problem.id!r:.60} is taken by {places[problem.id]}"
             raise ValueError(f"{place}: {taken}; ids must differ")
@@ -188,6 +190,18 @@ def _is_measured(problem: Any) -> bool:
         and len(problem["right"]) == len(problem["tokens"]) > 0
         and all(type(n) in (bool, int) for n in (*problem["right"], *problem["tokens"]))
     )
+
+
+def find_records(
+    source: str | Path, split: str, header: bool = True
+) -> Iterator[tuple[str, str, Any]]:
+    """Yield (id, place, record) of every row of a file, or of a split of a hub dataset; the
+    id is the name of the set and the number of the row. Errors are those of `load_problems`.
+    """
+    name, paths = _find(source, split)
+    records = (record for path in paths for record in read_records(path, header))
+    for row, (place, record) in enumerate(records):
+        yield f"{name}-{row}", place, record
 
 
 def _find(source: str | Path, split: str) -> tuple[str, list[Path]]:

@@ -469,7 +469,8 @@ def test_skip_and_limit_count_rows_of_the_file(tmp_path: Path) -> None:
 
 
 ANY_ANSWER = (
-    "set.jsonl:1: no answer field (expected answer, Answer, target); the fields are: "
+    "set.jsonl:1: no answer field (expected answer_number, answer, Answer, target); "
+    "the fields are: "
 )
 
 
@@ -494,8 +495,7 @@ ANY_ANSWER = (
         ),
         (
             [{"question": "q"}],
-            "set.jsonl:1: no answer field (expected answer, Answer, target); the fields "
-            "are: question",
+            f"{ANY_ANSWER}question",
         ),
         (
             [{}],

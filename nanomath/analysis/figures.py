@@ -1,11 +1,12 @@
-"""Pictures of a study, as PNG and SVG: the differences to the baseline with their intervals, and
-the curves of the arms, every seed thin, their mean thick, with a t band. Lines differ by dashes
-and marks too, so that they can be told apart in black and white.
+"""Pictures, as PNG and SVG. Of a study: the differences to the baseline with their intervals, and
+the curves of the arms, every seed thin, their mean thick, with a t band. Of a drift: the tokens
+that moved most, and the layers. Lines differ by dashes and marks, bars by their filling, so that
+they can be told apart in black and white.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +22,7 @@ MARKS = "osD^vPX*"
 
 def draw(results: Results, cells: Path, out: Path) -> list[Path]:
     """Draw what there is to draw into the directory `out`."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    matplotlib.rcParams |= {"svg.hashsalt": "nanomath", "axes.spines.top": False}
-    matplotlib.rcParams |= {"axes.spines.right": False, "font.size": 9}
+    settle_style()
     written: list[Path] = []
     for measure in results.study.measures:
         name = measure.replace("/", "-").replace(":", "-")
@@ -34,6 +31,15 @@ def draw(results: Results, cells: Path, out: Path) -> list[Path]:
         if found := dict(curves(results, measure, cells)):
             written += save(lines(found, measure), out / f"{name}-curves")
     return written
+
+
+def settle_style() -> None:
+    """Choose how all pictures look."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    matplotlib.rcParams |= {"svg.hashsalt": "nanomath", "axes.spines.top": False}
+    matplotlib.rcParams |= {"axes.spines.right": False, "font.size": 9}
 
 
 def save(figure: Any, path: Path) -> list[Path]:
@@ -136,4 +142,77 @@ def lines(arms: dict[str, list[tuple[list[int], list[float]]]], measure: str) ->
     axes.set_xlabel("step")
     axes.set_ylabel(measure)
     axes.legend(frameon=False, fontsize=8)
+    return figure
+
+
+# How the bars of each kind of token are filled.
+FILLINGS = {
+    "logical": {"color": "0.2"},
+    "content": {"color": "0.7"},
+    "number": {"color": "white", "edgecolor": "0.2", "hatch": "////"},
+    "mark": {"color": "white", "edgecolor": "0.2"},
+}
+
+
+def draw_drift(found: Mapping[str, Any], out: Path) -> list[Path]:
+    """Draw a drift.json into the directory `out`."""
+    settle_style()
+    written: list[Path] = []
+    if found.get("moved", {}).get("tokens"):
+        written += save(token_bars(found["moved"]["tokens"]), out / "drift-tokens")
+    if panels := dict(drift_panels(found)):
+        written += save(layer_bars(panels), out / "drift-layers")
+    return written
+
+
+def token_bars(tokens: Sequence[Mapping[str, Any]]) -> Any:
+    """The tokens that moved most: how often each was drawn times its mean shift of rank."""
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(6.4, 0.9 + 0.17 * len(tokens)))
+    for kind, filling in FILLINGS.items():
+        rows = [
+            (n, token["score"]) for n, token in enumerate(tokens) if token["kind"] == kind
+        ]
+        if rows:
+            axes.barh(*zip(*rows, strict=True), label=kind, **filling)
+    names = [
+        f"{token['text']!r} x {token['count']}".replace("$", r"\$") for token in tokens
+    ]
+    axes.set_yticks(range(len(tokens)), names, fontsize=7)
+    axes.set_ylim(len(tokens) - 0.4, -0.6)
+    axes.set_xlabel("times drawn x mean shift of rank")
+    axes.legend(frameon=False, loc="lower right")
+    return figure
+
+
+def drift_panels(
+    found: Mapping[str, Any],
+) -> Iterator[tuple[str, tuple[list[str], list[float]]]]:
+    """What is known of each layer: a title, the layers' names and values."""
+    layers = found["groups"]["all"].get("layers", [])
+    names = [layer["layer"] for layer in layers]
+    if layers and "distance" in layers[0]:
+        distances = [layer["relative_distance"] for layer in layers]
+        yield "distance of the centres / the base's spread", (names, distances)
+    if layers:
+        yield "1 - linear CKA", (names, [1 - layer["cka"] for layer in layers])
+    if weights := found.get("weights", {}).get("layers"):
+        changes = [weight["change"] for weight in weights.values()]
+        yield "change of the weights", (list(weights), changes)
+
+
+def layer_bars(panels: Mapping[str, tuple[list[str], list[float]]]) -> Any:
+    """One panel of bars for each measure, from the embedding up."""
+    import matplotlib.pyplot as plt
+
+    figure, several = plt.subplots(
+        len(panels), figsize=(6.4, 1.9 * len(panels)), squeeze=False, layout="constrained"
+    )
+    for axes, (title, (names, values)) in zip(several[:, 0], panels.items(), strict=True):
+        axes.bar(range(len(names)), values, color="0.45")
+        shown = range(0, len(names), -(-len(names) // 20))
+        axes.set_xticks(shown, [names[i].replace("embedding", "emb") for i in shown])
+        axes.set_title(title, loc="left", fontsize=9)
+    several[-1, 0].set_xlabel("layer")
     return figure

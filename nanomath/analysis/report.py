@@ -48,6 +48,7 @@ from nanomath.analysis.runs import (
     numbers,
     per_token,
 )
+from nanomath.data.files import read_optional
 
 PAGE = Path(__file__).parent / "page"
 METRICS_PAGE = Path(__file__).parents[2] / "docs" / "metrics.md"
@@ -121,6 +122,7 @@ def explain(run: Run, arm: str, name: str, budget: int) -> dict[str, Any]:
         "changed": run.changed(),
         "findings": [asdict(finding) for finding in findings],
         "breakdown": breakdown(run),
+        "drift": drift(run),
         "picks": picks(run.rollouts),
         "bulk": {
             "name": name,
@@ -362,6 +364,18 @@ def breakdown(run: Run) -> list[dict[str, Any]]:
                     "after": after,
                 }
             )
+    return found
+
+
+def drift(run: Run) -> dict[str, Any]:
+    """What `drift` found of the run; empty where it was not asked. ValueError for a drift.json of
+    another form.
+    """
+    found = read_optional(run.directory / "drift.json")
+    if found and not found.keys() >= {"asked", "meaning", "groups", "refused"}:
+        raise ValueError(
+            f"{run.directory / 'drift.json'} is not what drift writes: run it again"
+        )
     return found
 
 

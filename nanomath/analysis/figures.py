@@ -16,8 +16,10 @@ from nanomath.analysis.results import Results, is_share
 from nanomath.analysis.runs import read_run
 from nanomath.analysis.statistics import FEWEST_SEEDS, t_quantile
 
+FORMS = ("png", "svg")
 DASHES = ("-", "--", "-.", ":")
 MARKS = "osD^vPX*"
+JAPANESE = ("Noto Sans CJK JP", "IPAexGothic", "IPAGothic", "Hiragino Sans", "Yu Gothic")
 
 
 def draw(results: Results, cells: Path, out: Path) -> list[Path]:
@@ -34,10 +36,13 @@ def draw(results: Results, cells: Path, out: Path) -> list[Path]:
 
 
 def settle_style() -> None:
-    """Choose how all pictures look."""
+    """Choose how all pictures look; Japanese needs a font of its own."""
     import matplotlib
+    from matplotlib.font_manager import fontManager
 
     matplotlib.use("Agg")
+    japanese = [font for font in JAPANESE if font in fontManager.get_font_names()]
+    matplotlib.rcParams["font.family"] = ["DejaVu Sans", *japanese]
     matplotlib.rcParams |= {"svg.hashsalt": "nanomath", "axes.spines.top": False}
     matplotlib.rcParams |= {"axes.spines.right": False, "font.size": 9}
 
@@ -46,7 +51,7 @@ def save(figure: Any, path: Path) -> list[Path]:
     """Write a figure in both forms."""
     import matplotlib.pyplot as plt
 
-    paths = [path.with_name(f"{path.name}.{form}") for form in ("png", "svg")]
+    paths = [path.with_name(f"{path.name}.{form}") for form in FORMS]
     for one in paths:
         metadata = {"Date": None} if one.suffix == ".svg" else {}
         figure.savefig(one, dpi=150, bbox_inches="tight", metadata=metadata)
@@ -155,8 +160,11 @@ FILLINGS = {
 
 
 def draw_drift(found: Mapping[str, Any], out: Path) -> list[Path]:
-    """Draw a drift.json into the directory `out`."""
+    """Draw a drift.json into the directory `out`, where older pictures of it are removed."""
     settle_style()
+    for name in ("tokens", "layers"):
+        for form in FORMS:
+            (out / f"drift-{name}.{form}").unlink(missing_ok=True)
     written: list[Path] = []
     if found.get("moved", {}).get("tokens"):
         written += save(token_bars(found["moved"]["tokens"]), out / "drift-tokens")
@@ -176,9 +184,9 @@ def token_bars(tokens: Sequence[Mapping[str, Any]]) -> Any:
         ]
         if rows:
             axes.barh(*zip(*rows, strict=True), label=kind, **filling)
-    names = [
-        f"{token['text']!r} x {token['count']}".replace("$", r"\$") for token in tokens
-    ]
+    shown = repr if len(plt.rcParams["font.family"]) > 1 else ascii
+    names = [f"{shown(token['text'])} x {token['count']}" for token in tokens]
+    names = [name.replace("$", r"\$") for name in names]  # no mathematics
     axes.set_yticks(range(len(tokens)), names, fontsize=7)
     axes.set_ylim(len(tokens) - 0.4, -0.6)
     axes.set_xlabel("times drawn x mean shift of rank")

@@ -70,10 +70,10 @@ def main(argv: list[str]) -> int:
     for name in names:
         shape_of(config.model, name)  # is a model there? Better asked before the work
     settle_dtypes(config)
-    base = build_model(config.model, section.seed)
+    base = loaded(config.model, names[0])
     states = text_states(base, problems, groups, section)
     for name, place in places.items():
-        tuned = build_model(config.model, section.seed, name)
+        tuned = loaded(config.model, name)
         found = compare(config, base, tuned, problems, groups, states)
         found["asked"] |= {"base": names[0], "tuned": name}
         del tuned  # before the next one is loaded
@@ -88,6 +88,15 @@ def main(argv: list[str]) -> int:
                 file=sys.stderr,
             )
     return 0
+
+
+def loaded(section: settings.Model, name: str) -> Pair:
+    """Return a model with its tokenizer. ValueError for weights that are no numbers."""
+    model, tokenizer = build_model(section, seed=0, path=name)
+    for key, weight in model.named_parameters():
+        if not weight.isfinite().all():
+            raise ValueError(f"{name}: {key} has entries that are not finite")
+    return model, tokenizer
 
 
 def out_directories(names: Sequence[str], out: str) -> dict[str, Path]:

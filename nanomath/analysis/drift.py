@@ -3,12 +3,15 @@
 Tokens (arXiv 2507.00432). The tuned model P answers prompts, and it and the base Q score what was
 drawn, y_t after what stands before it:
 
-    k1        log P(y_t) - log Q(y_t), whose mean over samples of P is KL(P || Q)
+    k1        log P(y_t) - log Q(y_t), whose mean over draws from P is KL(P || Q)
     forward   KL(P || Q) = sum_v P(v) log P(v)/Q(v), over the whole vocabulary at every token
     reverse   KL(Q || P)
     rank      how many tokens a model holds likelier than y_t; the shift is Q's less P's
 
-each the mean over responses of the mean over their tokens. Both KLs are added up as
+each the mean over responses of the mean over their tokens. (For k1 this mean is biased where
+lengths depend on what was drawn: a token that the base prefers and that ends a response soon is a
+large share of a short one. The sums over responses have the same mean as those of forward.) Both
+KLs are added up as
 
     KL(a || b) = sum_v a(v) (e^d - 1 - d),   d = log b(v) - log a(v)
 
@@ -60,8 +63,9 @@ from nanomath.models.batches import (
 Array = NDArray[np.float64]
 
 MEASURES = {
-    "k1": "log P - log Q of the tokens that the tuned model P drew, Q the base, nats a token; "
-    "at temperature 1 from the whole vocabulary it estimates forward_kl",
+    "k1": "log P - log Q of the tokens that the tuned model P drew, Q the base, nats a token. "
+    "Summed over a response it estimates KL(P || Q); its mean over tokens is below forward_kl "
+    "where what is drawn decides how long the response is",
     "forward_kl": "KL(P || Q) of the whole vocabulary at these tokens, nats a token",
     "reverse_kl": "KL(Q || P) of the whole vocabulary at these tokens, nats a token",
     "rank_shift": "how many ranks a drawn token lies apart in the two models, mean of |shift|",

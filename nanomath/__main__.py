@@ -13,6 +13,7 @@ COMMANDS = {
     "study": "answer a question by runs: arms x seeds into a table of paired differences",
     "report": "explain a run, or compare several, in one HTML file",
     "diff": "say where two runs part",
+    "drift": "say how far training has moved a model, and where",
     "transfer": "say whether gains in maths came with gains elsewhere",
     "watch": "show the last steps of a run as it goes on",
     "prm": "label solutions, train a process reward model on them, measure it",

@@ -1211,6 +1211,49 @@ class MergeConfig:
 
 
 @dataclass
+class Drift:
+    """What is measured of how far a model has moved."""
+
+    responses: int = option(
+        100,
+        "so many problems, of each group the first, are answered by the tuned model and scored by "
+        "both",
+        minimum=2,
+    )
+    texts: int = option(
+        100,
+        "the states of so many texts, question and solution, of each group are compared",
+        minimum=3,
+    )
+    tokens: int = option(128, "a text is cut to so many tokens", minimum=2)
+    by: list[str] = option(
+        [],
+        "groups are the problems with the same value of this metadata key, such as group, family "
+        "or difficulty, or of several; empty: all problems are one group",
+    )
+    most: int = option(40, "so many of the tokens that moved most are listed", minimum=1)
+    seed: int = option(
+        0, "seed of the responses and of the bootstrap", minimum=0, maximum=MAX_SEED
+    )
+
+
+@dataclass
+class DriftConfig:
+    """Measure how far models have moved from the one they were trained from."""
+
+    model: Model = section(Model)
+    problems: Problems = section(Problems, split="test", limit=1000)
+    prompt: Prompt = section(Prompt)
+    sampling: Sampling = section(Sampling)
+    drift: Drift = section(Drift)
+    out: str = option(
+        "",
+        "directory to write to; empty: a tuned model that is a run directory itself, any other "
+        "./drift",
+    )
+
+
+@dataclass
 class Labelling:
     """How solutions are drawn, and their steps labelled."""
 

@@ -283,10 +283,20 @@ def _breakdown(
     graded: Sequence[Graded], keys: Sequence[str], seed: int
 ) -> dict[str, Score]:
     """pass@1 of the problems that share their values of the metadata `keys`."""
+    groups = in_kinds([item.problem for item in graded], keys)
+    return {
+        name: mean_score([float(np.mean(graded[i].right)) for i in rows], seed)
+        for name, rows in groups.items()
+    }
+
+
+def in_kinds(problems: Sequence[Problem], keys: Sequence[str]) -> dict[str, list[int]]:
+    """Which problems share their values of the metadata `keys`, by "KEY=VALUE,..."; those that
+    lack one are left out.
+    """
     groups = defaultdict(list)
-    for item in graded:
-        labels = item.problem.metadata
+    for i, problem in enumerate(problems):
+        labels = problem.metadata
         if labels.keys() >= set(keys):
-            name = ",".join(f"{key}={labels[key]}" for key in keys)
-            groups[name].append(float(np.mean(item.right)))
-    return {name: mean_score(group, seed) for name, group in sorted(groups.items())}
+            groups[",".join(f"{key}={labels[key]}" for key in keys)].append(i)
+    return dict(sorted(groups.items()))

@@ -1,7 +1,8 @@
 """Pictures as PNG and SVG. Of a study: the differences to the baseline with their intervals, and
 the curves of the arms, every seed thin, their mean thick, with a t band. Of an evaluation: risk by
-coverage and accuracy by budget; of two, every problem's way. Lines differ by dashes and marks too,
-so that they can be told apart in black and white.
+coverage and accuracy by budget; of two, every problem's way. Of a drift: the tokens that moved
+most, and the layers. Lines differ by dashes and marks, bars by their filling, so that they can be
+told apart in black and white.
 """
 
 from __future__ import annotations
@@ -17,8 +18,10 @@ from nanomath.analysis.results import Results, is_share
 from nanomath.analysis.runs import read_run
 from nanomath.analysis.statistics import FEWEST_SEEDS, t_quantile
 
+FORMS = ("png", "svg")
 DASHES = ("-", "--", "-.", ":")
 MARKS = "osD^vPX*"
+JAPANESE = ("Noto Sans CJK JP", "IPAexGothic", "IPAGothic", "Hiragino Sans", "Yu Gothic")
 
 
 def draw(results: Results, cells: Path, out: Path) -> list[Path]:
@@ -35,7 +38,8 @@ def draw(results: Results, cells: Path, out: Path) -> list[Path]:
 
 
 def prepare() -> Any:
-    """Return matplotlib.pyplot, set up to write files, with the same bytes every time.
+    """Return matplotlib.pyplot, set up to write files, with the same bytes every time; Japanese
+    needs a font of its own.
 
     ModuleNotFoundError where it is missing.
     """
@@ -46,10 +50,13 @@ def prepare() -> Any:
             "pictures need matplotlib: pip install matplotlib"
         ) from None
     matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+    from matplotlib.font_manager import fontManager
+
+    japanese = [font for font in JAPANESE if font in fontManager.get_font_names()]
+    matplotlib.rcParams["font.family"] = ["DejaVu Sans", *japanese]
     matplotlib.rcParams |= {"svg.hashsalt": "nanomath", "axes.spines.top": False}
     matplotlib.rcParams |= {"axes.spines.right": False, "font.size": 9}
-    import matplotlib.pyplot as plt
-
     return plt
 
 
@@ -57,7 +64,7 @@ def save(figure: Any, path: Path) -> list[Path]:
     """Write a figure in both forms."""
     import matplotlib.pyplot as plt
 
-    paths = [path.with_name(f"{path.name}.{form}") for form in ("png", "svg")]
+    paths = [path.with_name(f"{path.name}.{form}") for form in FORMS]
     for one in paths:
         metadata = {"Date": None} if one.suffix == ".svg" else {}
         figure.savefig(one, dpi=150, bbox_inches="tight", metadata=metadata)
@@ -209,4 +216,80 @@ def problem_arrows(arrows: Sequence[Arrow]) -> Any:
     axes.plot(*np.concatenate((before, after)).T[::-1], " ")  # the axes see both ends
     axes.set_xlabel("tokens of a completion")
     axes.set_ylabel("share of the samples that are right")
+    return figure
+
+
+# How the bars of each kind of token are filled.
+FILLINGS = {
+    "logical": {"color": "0.2"},
+    "content": {"color": "0.7"},
+    "number": {"color": "white", "edgecolor": "0.2", "hatch": "////"},
+    "mark": {"color": "white", "edgecolor": "0.2"},
+}
+
+
+def draw_drift(found: Mapping[str, Any], out: Path) -> list[Path]:
+    """Draw a drift.json into the directory `out`, where older pictures of it are removed."""
+    prepare()
+    for name in ("tokens", "layers"):
+        for form in FORMS:
+            (out / f"drift-{name}.{form}").unlink(missing_ok=True)
+    written: list[Path] = []
+    if found.get("moved", {}).get("tokens"):
+        written += save(token_bars(found["moved"]["tokens"]), out / "drift-tokens")
+    if panels := dict(drift_panels(found)):
+        written += save(layer_bars(panels), out / "drift-layers")
+    return written
+
+
+def token_bars(tokens: Sequence[Mapping[str, Any]]) -> Any:
+    """The tokens that moved most: how often each was drawn times its mean shift of rank."""
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(6.4, 0.9 + 0.17 * len(tokens)))
+    for kind, filling in FILLINGS.items():
+        rows = [
+            (n, token["score"]) for n, token in enumerate(tokens) if token["kind"] == kind
+        ]
+        if rows:
+            axes.barh(*zip(*rows, strict=True), label=kind, **filling)
+    shown = repr if len(plt.rcParams["font.family"]) > 1 else ascii
+    names = [f"{shown(token['text'])} x {token['count']}" for token in tokens]
+    names = [name.replace("$", r"\$") for name in names]  # no mathematics
+    axes.set_yticks(range(len(tokens)), names, fontsize=7)
+    axes.set_ylim(len(tokens) - 0.4, -0.6)
+    axes.set_xlabel("times drawn x mean shift of rank")
+    axes.legend(frameon=False, loc="lower right")
+    return figure
+
+
+def drift_panels(
+    found: Mapping[str, Any],
+) -> Iterator[tuple[str, tuple[list[str], list[float]]]]:
+    """What is known of each layer: a title, the layers' names and values."""
+    layers = found["groups"]["all"].get("layers", [])
+    names = [layer["layer"] for layer in layers]
+    if layers and "distance" in layers[0]:
+        distances = [layer["relative_distance"] for layer in layers]
+        yield "distance of the centres / the base's spread", (names, distances)
+    if layers:
+        yield "1 - linear CKA", (names, [1 - layer["cka"] for layer in layers])
+    if weights := found.get("weights", {}).get("layers"):
+        changes = [weight["change"] for weight in weights.values()]
+        yield "change of the weights", (list(weights), changes)
+
+
+def layer_bars(panels: Mapping[str, tuple[list[str], list[float]]]) -> Any:
+    """One panel of bars for each measure, from the embedding up."""
+    import matplotlib.pyplot as plt
+
+    figure, several = plt.subplots(
+        len(panels), figsize=(6.4, 1.9 * len(panels)), squeeze=False, layout="constrained"
+    )
+    for axes, (title, (names, values)) in zip(several[:, 0], panels.items(), strict=True):
+        axes.bar(range(len(names)), values, color="0.45")
+        shown = range(0, len(names), -(-len(names) // 20))
+        axes.set_xticks(shown, [names[i].replace("embedding", "emb") for i in shown])
+        axes.set_title(title, loc="left", fontsize=9)
+    several[-1, 0].set_xlabel("layer")
     return figure

@@ -49,6 +49,7 @@ from nanomath.analysis.runs import (
     per_token,
 )
 from nanomath.analysis.statistics import FEWEST_SEEDS, t_quantile
+from nanomath.data.files import read_optional
 
 PAGE = Path(__file__).parent / "page"
 METRICS_PAGE = Path(__file__).parents[2] / "docs" / "metrics.md"
@@ -133,6 +134,7 @@ def explain(run: Run, arm: str, name: str, budget: int) -> dict[str, Any]:
         "findings": [asdict(finding) for finding in findings],
         "breakdown": breakdown(run),
         "handoff": for_a_person(run),
+        "drift": drift(run),
         "picks": picks(run.rollouts),
         "bulk": {
             "name": name,
@@ -389,6 +391,18 @@ def for_a_person(run: Run) -> list[Record]:
     sure = [row["confidence"].get(row["measure"]) for row in rows]
     order = [-math.inf if value is None else value for value in sure]
     return [rows[i] for i in sorted(range(len(rows)), key=order.__getitem__)]
+
+
+def drift(run: Run) -> dict[str, Any]:
+    """What `drift` found of the run; empty where it was not asked. ValueError for a drift.json of
+    another form.
+    """
+    found = read_optional(run.directory / "drift.json")
+    if found and not found.keys() >= {"asked", "meaning", "groups", "refused"}:
+        raise ValueError(
+            f"{run.directory / 'drift.json'} is not what drift writes: run it again"
+        )
+    return found
 
 
 def pairs_of(arms: Mapping[str, Sequence[Run]]) -> list[dict[str, Any]]:

@@ -33,6 +33,7 @@ SETTINGS = {  # what each command reads
     "python -m nanomath transfer": settings.TransferConfig,
     "python -m nanomath sample": settings.SampleConfig,
     "python -m nanomath merge": settings.MergeConfig,
+    "python -m nanomath drift": settings.DriftConfig,
     "python -m nanomath prm label": settings.LabelConfig,
     "python -m nanomath prm train": settings.PRMConfig,
     "python -m nanomath prm eval": settings.PRMEvalConfig,

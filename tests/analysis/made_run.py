@@ -90,3 +90,26 @@ def answers(step: int, right: list[bool], samples: int = 1) -> list[dict[str, An
         for i, ok in enumerate(right)
         for k in range(samples)
     ]
+
+
+def drift_found(text: str = " so", reason: str = "weights: the shapes differ") -> dict:
+    """A drift.json with one moved token and one layer."""
+    number = {"mean": 0.125, "stderr": 0.01, "low": 0.0625, "high": 0.25}
+    layer = {"layer": "embedding", "cka": 0.75, "distance": 3.0, "relative_distance": 0.5}
+    token = {"token": 7, "text": text, "kind": "logical", "count": 3}
+    row = {"weights": 1024, "change": 0.01, "changed": 0.5, "effective_rank": 2.5}
+    return {
+        "asked": {"base": "runs/before", "tuned": "runs/after"},
+        "meaning": {"k1": "an estimate", "cka": "alike", "change": "of weights"},
+        "groups": {
+            "all": {"responses": 4, "texts": 5, "k1": number, "cka": {"mean": 0.75}}
+            | {"layers": [layer]},
+            "kind=a": {"texts": 3, "cka": {"mean": 0.875}},
+        },
+        "moved": {
+            "shares": {"logical": 1.0, "content": 0.0},
+            "tokens": [token | {"mean_shift": 2.0, "score": 6.0}],
+        },
+        "weights": {"all": row, "layers": {"0": row}, "kinds": {"q_proj": row}},
+        "refused": [reason],
+    }

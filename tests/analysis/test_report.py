@@ -10,7 +10,7 @@ import re
 
 import numpy as np
 import pytest
-from made_run import answers, episode, write_run
+from made_run import answers, drift_found, episode, write_run
 
 from nanomath.__main__ import main
 from nanomath.analysis import report as page
@@ -178,3 +178,42 @@ def test_a_long_run_stays_below_six_megabytes(tmp_path):
     run = write_run(tmp_path / "a", rollouts=rows, metrics=[{"step": 1, "kl": 0.5}])
     main(["report", str(run)])
     assert (run / "report.html").stat().st_size < 6e6
+
+
+def test_a_drift_is_shown_where_there_is_one(tmp_path):
+    directory = write_run(tmp_path / "a")
+    assert 'id="drift"' not in page.report([read_run(directory)])
+    (directory / "drift.json").write_text(json.dumps(drift_found()), "utf-8")
+    html = page.report([read_run(directory)])
+    assert html.count('id="drift"') == html.count('href="#drift"') == 1
+    text = re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", html.partition('id="drift"')[2]))
+    for words in (
+        "how far runs/after is from runs/before",
+        "Not measured: weights: the shapes differ.",
+        "k1 0.125 0.0625 to 0.25",
+        "cka 0.75 0.875",
+        "k1 an estimate",
+        "logical 100%, content 0%",
+        "␣so logical 3 2 6",
+        "embedding 3 0.5",
+        "0.750000",
+        "q_proj 1,024 0.01 50.0% 2.5",
+    ):
+        assert words in text, words
+
+
+def test_a_drift_of_one_kind_of_measure_is_shown(tmp_path):
+    directory = write_run(tmp_path / "a")
+    found = drift_found()
+    del found["moved"], found["weights"], found["groups"]["all"]["layers"]
+    (directory / "drift.json").write_text(json.dumps(found), "utf-8")
+    html = page.report([read_run(directory)])
+    assert "k1" in html and "The weights" not in html and "moved most" not in html
+
+
+@pytest.mark.parametrize("text", ["[]", "{", '{"groups": {}}'])
+def test_a_drift_that_is_none_is_refused(tmp_path, text):
+    directory = write_run(tmp_path / "a")
+    (directory / "drift.json").write_text(text, "utf-8")
+    with pytest.raises(ValueError, match=r"drift\.json"):
+        page.report([read_run(directory)])

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from made_run import answers, episode, write_run
+from made_run import answers, drift_found, episode, write_run
 
 from nanomath.analysis.report import report
 from nanomath.analysis.runs import read_run
@@ -474,3 +474,21 @@ def test_it_fits_every_width(browser, page, width, dark):
 def test_a_run_that_has_hardly_begun(browser, write, files):
     browser.open(write(**files))
     assert browser.complaints() == []
+
+
+def test_a_drift_in_the_page(browser, tmp_path):
+    directory = write_run(tmp_path / "run")
+    found = drift_found(HOSTILE[0], HOSTILE[2])
+    (directory / "drift.json").write_text(json.dumps(found), "utf-8")
+    path = tmp_path / "report.html"
+    path.write_text(report([read_run(directory)]), "utf-8")
+    browser.open(path, "#drift")
+    assert browser.complaints() == [] and browser.run("return window.hacked") is None
+    shown = browser.text("#drift")
+    assert HOSTILE[0].replace(" ", "␣") in shown and HOSTILE[2] in shown
+    bars = "return [...document.querySelectorAll('#drift rect')].map(r => r.width.baseVal.value)"
+    assert browser.run(bars) == [100, 100, 100, 100]
+    browser.size(500)
+    wide = "return document.documentElement.scrollWidth <= innerWidth"
+    assert browser.run(wide)
+    browser.size(1400)

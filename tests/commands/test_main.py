@@ -28,6 +28,7 @@ CONFIGS = {
     "eval": settings.EvalConfig,
     "sample": settings.SampleConfig,
     "merge": settings.MergeConfig,
+    "drift": settings.DriftConfig,
     "prm label": settings.LabelConfig,
     "prm train": settings.PRMConfig,
     "prm eval": settings.PRMEvalConfig,
@@ -111,7 +112,10 @@ def test_the_page_has_each_key_once_with_defaults_that_differ(call):
     )
     (split,) = [line for line in lines if line.startswith("| `split` |")]
     assert '| `"train"`; `"validation"` in `[heldout]` of `train_sft.py`, ' in split
-    assert '; `"test"` in `[problems]` of `nanomath eval` |' in split
+    assert (
+        '; `"test"` in `[problems]` of `nanomath eval`, `[problems]` of `nanomath drift` |'
+        in split
+    )
     assert any(
         line.startswith(
             "| `lr` | `float` | `1e-05`; `1e-06` in `[optim]` of `train_grpo.py` |"

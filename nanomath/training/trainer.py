@@ -19,8 +19,11 @@ from nanomath import settings
 from nanomath.config import load, to_toml
 from nanomath.data.files import remove_scratch
 from nanomath.models import Tokenizer, Transformer, resolve_model_dir
+from nanomath.models.batches import Example
 from nanomath.models.lora import LoRA
-from nanomath.training import ranks
+from nanomath.rollout.floor import measure_machine
+from nanomath.rollout.sampler import free_memory
+from nanomath.training import plan, ranks
 from nanomath.training.build import (
     build_model,
     build_sampler,
@@ -40,17 +43,19 @@ from nanomath.training.optimizer import Optimizer, learning_rate
 from nanomath.training.runlog import RunFailed, RunLog
 from nanomath.training.sharding import shard
 from nanomath.training.shared_sampler import SharedSampler
-from nanomath.training.sittings import Sittings, peak_memory, total_memory
+from nanomath.training.sittings import Sittings, memory_now, peak_memory, total_memory
 
 RUN_FLAGS = {"--resume": "go on from the newest checkpoint of the run"}
 Config = settings.SFTConfig | settings.GRPOConfig | settings.PRMConfig
 Build = Callable[[settings.Model, int, str], tuple[Transformer, Tokenizer]]
+StepExamples = Callable[[int], list[Example]]  # what a step computes
 
 # What saves memory, in the order in which to try it: none of the first four changes a
 # gradient.
 MEMORY_KNOBS = {
     "sft.token_budget": "smaller micro-batches",
     "grpo.token_budget": "smaller micro-batches",
+    "prm.token_budget": "smaller micro-batches",
     "model.gradient_checkpointing": "true recomputes activations",
     "sampling.slots": "fewer sequences decoded side by side",
     "optim.device": "cpu moves Adam's state off the GPU",
@@ -58,6 +63,9 @@ MEMORY_KNOBS = {
     "model.dtype": "bfloat16 halves weights and activations",
     "lora.rank": "8 trains adapters: the weights have no gradients and no state of Adam's",
 }
+STEPS_SEEN = 100  # of a run, by which it is planned
+TRIAL_SECONDS = 0.05  # for each of the four measurements of the machine
+COPIED = 32 << 20  # bytes at most: a trial must not be the run's peak
 
 
 class Trainer:
@@ -99,6 +107,10 @@ class Trainer:
             config.model.path = stored.model.path
             if config.model.dtype == "auto":  # it was settled when the run began
                 config.model.dtype = stored.model.dtype
+            for name in ("sft", "grpo", "prm"):
+                part = getattr(config, name, None)
+                if part and part.token_budget == "auto":
+                    part.token_budget = getattr(stored, name).token_budget
         elif config.model.path:
             config.model.path = str(resolve_model_dir(config.model.path))
         steps = checkpoint_steps(self.log.checkpoints)
@@ -167,6 +179,81 @@ class Trainer:
         if self.checkpoint:
             load_checkpoint(self.checkpoint, optimizer, name)
         return optimizer
+
+    def logged(self, name: str, otherwise: int) -> int:
+        """Return the newest value of a metric in the log of a run that goes on, rounded."""
+        found = [line[name] for line in self.log.read("metrics.jsonl") if name in line]
+        return max(1, round(found[-1])) if self.start and found else otherwise
+
+    def settle_budget(self, name: str, examples_of: StepExamples) -> list[Example]:
+        """Put a number in the place of token_budget = "auto" in the config's section `name`, and
+        return the largest step's examples, of the next STEPS_SEEN steps.
+        """
+        last = min(self.config.run.steps, self.start + STEPS_SEEN)
+        steps = map(examples_of, range(self.start, last))
+        largest = max(steps, key=lambda examples: sum(map(len, examples)))
+        section = getattr(self.config, name)
+        if section.token_budget == "auto":
+            section.token_budget = plan.settle_budget(self.model, self.optimizer, largest)
+        return largest
+
+    def plan(
+        self,
+        name: str,
+        examples_of: StepExamples,
+        usual: Sequence[Example],
+        passes: tuple[int, int],
+        sampler: SharedSampler,
+        draws: plan.Drawing | None,
+        measures: plan.Drawing,
+        heldout: Sequence[Example] = (),
+    ) -> None:
+        """Settle the token_budget of section `name`, and say what memory and time a step needs.
+
+        examples_of gives those of a step at their longest, `usual` are those of one whose time is
+        told. passes: over them, without a gradient and with one. draws, measures: what the
+        sampler draws in a step, in as many tokens as `usual` has, and of held-out problems.
+        heldout: what is scored beside.
+        """
+        largest = self.settle_budget(name, examples_of)
+        budget = getattr(self.config, name).token_budget
+        model = self.model
+        device = model.device
+        cut = plan.batches_of(model, largest, budget)
+        scored = plan.batches_of(model, heldout, budget) if heldout else []
+        longest = max(len(e.response) for e in largest)
+        of_step = [replace(draws, completion=longest)] if draws else []
+        scoring = [plan.batch_bytes(model, batch, False) for batch in scored]
+        needs = {
+            "training": max(plan.step_bytes(model, self.optimizer, cut), *scoring, 0),
+            "sampling": max(
+                plan.sampling_bytes(sampler.sampler, d) for d in (*of_step, measures)
+            ),
+        }
+        free = free_memory(device)
+        loaded = memory_now(device)
+        took = {}
+        if not ranks.is_sharded(model):
+            dtype = sampler.sampler.decoder.dtype
+            weights = sum(p.nbytes for p in model.parameters())
+            copied = min(weights, COPIED)
+            machine = measure_machine(device, dtype, TRIAL_SECONDS, copied)
+            took["training"] = plan.step_seconds(
+                model, self.optimizer, usual, budget, passes, machine
+            )
+            if draws:
+                took["sampling"] = plan.sampling_seconds(sampler.sampler, draws, machine)
+        say(
+            plan.sentence(
+                device, loaded, needs, took, draws, f"{name}.token_budget = {budget}"
+            )
+        )
+        if (lacking := sum(needs.values()) - free) > 0:
+            keys = [line.split()[0] for line in memory_knobs(self.config).splitlines()]
+            say(
+                f"it may not fit: {lacking / 2**30:.2f} GiB more than is free; what to turn "
+                f"down or on: {', '.join(keys)}"
+            )
 
     def begin(self) -> None:
         """Open the run directory for writing, once everything else is known to be in order."""

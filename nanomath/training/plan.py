@@ -1,0 +1,295 @@
+"""What the steps of a run will need at most, said before the first: memory and seconds; and the
+micro-batch that token_budget = "auto" stands for.
+
+Peak memory, resident in the process on a CPU and allocated by torch on a GPU, in bytes; s of a
+number of the model's dtype, N tokens that differ of the largest micro-batch, n of them predicted,
+L layers, D width, F of the MLP, H E and K E of the queries and keys, V vocabulary:
+
+    peak        = loaded + max(training, scoring) + sampling
+    loaded      = what there is before the first step, as measured: Python and torch themselves,
+                  weights, Adam's two means, masters of rounded weights, reference, critic
+    training    = head + max(gradients, KEPT L layer + logits)      one micro-batch
+                  head + gradients + KEPT L layer + logits          several: sums are kept
+    gradients   = those of all that is trained, in the precision of its masters
+    head        = 4 V D, a gradient before it is added, where the lm_head is trained
+    layer       = N (s (4 D + H E + 4 F) + 8 D) + s attention, which the backward pass needs;
+                  with checkpointing N D s, and one whole layer more
+    attention   = 2 S R H E + 2 S T K E + S R T of each block of S rows, R queries and T keys;
+                  S R T is a mask, and not there where R = T
+    logits      = 4 V min(n, a chunk of linear_logprob)
+    scoring     = layer + logits, a pass without gradient
+    sampling    = keys and values of the slots + weights packed for a CPU + 8 V slots
+
+KEPT is what the C library loses between blocks of changing sizes. Nor does it give them all back,
+and a GPU keeps the sampler's cache: so training and sampling are added. Seconds:
+
+    training    = a trial of two layers and the lm_head on the tokens of a micro-batch, its time
+                  for all layers and all tokens, and 17 numbers moved for each that Adam updates
+    sampling    = floor of the decoding steps (nanomath/rollout/floor.py) / DECODING + prefill
+
+The longest completions are assumed, or in time those of the last step of a run that goes on.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from kernels.linear_logprob import CHUNK_LOGITS
+from nanomath.models.batches import Batch, Example, make_batch, response_logprobs
+from nanomath.models.config import ModelConfig
+from nanomath.models.transformer import Transformer
+from nanomath.rollout.cache import Cache
+from nanomath.rollout.floor import Machine, fastest, step_floor
+from nanomath.rollout.sampler import Sampler, free_memory
+from nanomath.training import ranks
+from nanomath.training.optimizer import Optimizer
+
+KEPT = {"cpu": 1.4, "cuda": 1.0}  # measured on the tiny model; torch keeps count on a GPU
+MARGIN = 0.9  # of the free memory that "auto" plans with
+FAST = {"cpu": 2048, "cuda": 16384}  # tokens from which more at a time are no faster
+LEAST = 256  # tokens of a micro-batch that is not worth halving
+DECODING = 0.65  # of its floor that the sampler's step takes (docs/results/rollout-cpu.md)
+MOVED = 17  # numbers read and written for each weight in the optimizer's step
+TRIAL_FLOPS = {"cpu": 2e10, "cuda": 4e12}  # of a pass that is tried
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """What a sampler is asked for: `samples` of each of some prompts, in tokens of the longest
+    prompt and of the longest completion.
+    """
+
+    prompts: int
+    samples: int
+    prompt: int
+    completion: int
+
+    @classmethod
+    def of(cls, prompts: Sequence[list[int]], samples: int, completion: int) -> Drawing:
+        """That of a rank's share of these prompts."""
+        mine = ranks.share(prompts)
+        return cls(len(mine), samples, max(map(len, mine), default=1), completion)
+
+
+def batches_of(
+    model: Transformer, examples: Sequence[Example], token_budget: int
+) -> list[Batch]:
+    """The micro-batches that this rank makes of a step's examples."""
+    return [
+        make_batch([examples[i] for i in rows.tolist()])
+        for rows, _ in ranks.micro_batches_of(model, examples, token_budget)
+    ]
+
+
+def settle_budget(
+    model: Transformer, optimizer: Optimizer, examples: Sequence[Example]
+) -> int:
+    """The micro-batch that "auto" stands for in steps of these examples, for all ranks alike.
+
+    The ranks of a machine share its memory, but each has a GPU of its own.
+    """
+    device = model.device
+    sharing = int(os.environ.get("LOCAL_WORLD_SIZE", 1)) if device.type == "cpu" else 1
+    room = MARGIN * free_memory(device) / sharing
+    found = choose_budget(
+        lambda budget: step_bytes(model, optimizer, batches_of(model, examples, budget)),
+        room,
+        FAST[device.type],
+    )
+    return min(ranks.gather([found]))
+
+
+def choose_budget(need: Callable[[int], float], room: float, fast: int) -> int:
+    """The largest of fast, fast / 2, fast / 4, ... tokens that need at most `room` bytes, or the
+    smallest that is at least LEAST.
+    """
+    budget = fast
+    while need(budget) > room and budget // 2 >= LEAST:
+        budget //= 2
+    return budget
+
+
+# --- memory ----------------------------------------------------------------------------------
+
+
+def step_bytes(
+    model: Transformer, optimizer: Optimizer, batches: Sequence[Batch]
+) -> float:
+    """The bytes that a training step on these micro-batches needs at its peak."""
+    gradients = sum(w.master.nbytes for w in optimizer.weights.values())
+    weight = model.lm_head.weight
+    head = 4 * weight.numel() * weight.requires_grad
+    passes = max(batch_bytes(model, batch) for batch in batches)
+    return head + (gradients + passes if len(batches) > 1 else max(gradients, passes))
+
+
+def batch_bytes(model: Transformer, batch: Batch, learns: bool = True) -> float:
+    """The bytes that the passes over a micro-batch need, forward and backward or without a
+    gradient: layers and logits.
+    """
+    c = model.config
+    size = model.dtype.itemsize
+    tokens = batch.layout.tokens.numel()
+    layer = layer_bytes(c, batch, size)
+    logits = (
+        4 * c.vocab_size * min(len(batch.target), max(64, CHUNK_LOGITS // c.vocab_size))
+    )
+    if not learns:
+        return layer + logits
+    kept = c.num_layers * layer
+    if model.gradient_checkpointing:
+        kept = c.num_layers * tokens * c.hidden_size * size + layer
+    return KEPT[model.device.type] * kept + logits
+
+
+def layer_bytes(c: ModelConfig, batch: Batch, size: int) -> int:
+    """The bytes of what one layer keeps for its backward pass, `size` bytes a number."""
+    tokens = batch.layout.tokens.numel()
+    queries = c.num_heads * c.head_dim
+    keys = c.num_kv_heads * c.head_dim
+    attention = 0
+    for block in batch.layout.blocks:
+        (rows, length), seen = block.queries.shape, block.keys.shape[1]
+        mask = rows * length * seen * (length != seen)
+        attention += 2 * rows * (length * queries + seen * keys) + mask
+    width = 4 * c.hidden_size + queries + 4 * c.intermediate_size
+    return tokens * (size * width + 8 * c.hidden_size) + size * attention
+
+
+def sampling_bytes(sampler: Sampler, drawing: Drawing) -> float:
+    """The bytes that the sampler needs at its peak: its cache, on a CPU as far as it is written
+    to, weights in its own layout, and logits.
+    """
+    c = sampler.model.config
+    size = sampler.decoder.dtype.itemsize
+    rows = min(sampler.slots, drawing.prompts * drawing.samples)
+    matrices = sum(p.numel() for p in sampler.model.parameters() if p.dim() == 2)
+    if sampler.decoder.on_gpu:
+        longest = drawing.prompt + drawing.completion
+        device = sampler.model.device
+        each = Cache.bytes_per_slot(
+            c, longest, drawing.prompt, sampler.decoder.dtype, device
+        )
+        weights = matrices * size * (sampler.decoder.dtype != sampler.model.dtype)
+    else:
+        token = 2 * c.num_layers * c.num_kv_heads * c.head_dim * size
+        each = token * (drawing.completion + drawing.prompt / drawing.samples)
+        weights = matrices * size
+    return rows * (each + 8 * c.vocab_size) + weights
+
+
+# --- seconds ---------------------------------------------------------------------------------
+
+
+def step_seconds(
+    model: Transformer,
+    optimizer: Optimizer,
+    examples: Sequence[Example],
+    token_budget: int,
+    passes: tuple[int, int],
+    machine: Machine,
+) -> float:
+    """The seconds of a training step that makes so many passes over the micro-batches without a
+    gradient, and with one and an update.
+    """
+    parameters = [weight.parameter for weight in optimizer.weights.values()]
+    batch = trial_batch(model, examples).to(model.device)
+    found = []
+    count = len(model.model.layers)
+    for kept in (1, 2):
+        with first_layers(model, kept):
+            found.append(pass_seconds(model, parameters, batch))
+    score, learn = (
+        one + (count - 1) * (two - one) for one, two in zip(*found, strict=True)
+    )
+    batches = batches_of(model, examples, token_budget)
+    tokens = sum(b.layout.tokens.numel() for b in batches) / batch.layout.tokens.numel()
+    moved = 4 * MOVED * sum(p.numel() for p in parameters)
+    scored, trained = passes
+    update = machine.seconds(moved, 0)
+    return tokens * (scored * score + trained * learn) + trained * update
+
+
+def trial_batch(model: Transformer, examples: Sequence[Example]) -> Batch:
+    """The first examples, as many as a pass of TRIAL_FLOPS over one layer takes."""
+    c = model.config
+    layer = 3 * c.hidden_size * (c.intermediate_size + c.num_heads * c.head_dim)
+    flops = 6 * (layer + c.vocab_size * c.hidden_size)
+    tokens = min(TRIAL_FLOPS[model.device.type] / flops, FAST[model.device.type])
+    chosen = list(examples[:1])
+    for example in examples[1:]:
+        if sum(len(e.response) for e in chosen) < tokens:
+            chosen.append(example)
+    return make_batch(chosen)
+
+
+@contextmanager
+def first_layers(model: Transformer, count: int) -> Iterator[None]:
+    """Let the model have its first `count` layers alone."""
+    layers = model.model.layers
+    model.model.layers = layers[:count]
+    try:
+        yield
+    finally:
+        model.model.layers = layers
+
+
+def pass_seconds(
+    model: Transformer, parameters: Sequence[Tensor], batch: Batch
+) -> tuple[float, float]:
+    """The seconds of a pass over a micro-batch without gradient, and of one with it."""
+
+    def learn() -> None:
+        loss = response_logprobs(model, batch)[0].mean()
+        torch.autograd.grad(loss, parameters, allow_unused=True)
+
+    score = torch.no_grad()(lambda: response_logprobs(model, batch))
+    return tuple(fastest(run, model.device, 0) for run in (score, learn))
+
+
+def sampling_seconds(sampler: Sampler, drawing: Drawing, machine: Machine) -> float:
+    """The seconds in which the sampler draws, if all completions are as long as `drawing` says."""
+    c = sampler.model.config
+    dtype = sampler.decoder.dtype
+    samples = drawing.prompts * drawing.samples
+    rows = min(sampler.slots, samples)
+    context = drawing.prompt + drawing.completion / 2
+    shared = {"shared": drawing.prompt, "group": drawing.samples}
+    decoding = step_floor(c, rows, context, dtype, machine, **shared)
+    prefill = step_floor(
+        c, drawing.prompts * drawing.prompt, drawing.prompt / 2, dtype, machine
+    )
+    steps = drawing.completion * samples / rows
+    return (steps * sum(decoding.values()) + prefill["projections"]) / DECODING
+
+
+# --- what is said ----------------------------------------------------------------------------
+
+
+def sentence(
+    device: torch.device,
+    loaded: float,
+    needs: dict[str, float],
+    took: dict[str, float],
+    draws: Drawing | None,
+    budget: str,
+) -> str:
+    """What a run says before its first step: bytes there are and are needed besides, seconds."""
+    kind = "allocated" if device.type == "cuda" else "resident"
+    parts = ", ".join(f"{name} {n / 2**30:.2f}" for name, n in needs.items())
+    peak = (loaded + sum(needs.values())) / 2**30
+    said = (
+        f"expected: at most {peak:.2f} GiB {kind} (loaded {loaded / 2**30:.2f}, {parts})"
+    )
+    if took:
+        parts = ", ".join(f"{name} {s:.2g}" for name, s in took.items())
+        said += f"; about {sum(took.values()):.2g} s a step ({parts})"
+    if draws:
+        said += f", if completions have {draws.completion} tokens"
+    return f"{said}; {budget}"

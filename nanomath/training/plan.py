@@ -45,7 +45,7 @@ from nanomath.models.batches import Batch, Example, make_batch, response_logprob
 from nanomath.models.config import ModelConfig
 from nanomath.models.transformer import Transformer
 from nanomath.rollout.cache import Cache
-from nanomath.rollout.floor import Machine, fastest, step_floor
+from nanomath.rollout.floor import Machine, fastest, measure_machine, step_floor
 from nanomath.rollout.sampler import Sampler, free_memory
 from nanomath.training import ranks
 from nanomath.training.optimizer import Optimizer
@@ -56,6 +56,8 @@ FAST = {"cpu": 2048, "cuda": 16384}  # tokens from which more at a time are no f
 LEAST = 256  # tokens of a micro-batch that is not worth halving
 DECODING = 0.65  # of its floor that the sampler's step takes (docs/results/rollout-cpu.md)
 MOVED = 17  # numbers read and written for each weight in the optimizer's step
+TRIAL_SECONDS = 0.05  # for each of the four measurements of the machine
+COPIED = 32 << 20  # bytes at most: a trial must not be the run's peak
 TRIAL_FLOPS = {"cpu": 2e10, "cuda": 4e12}  # of a pass that is tried
 
 
@@ -88,21 +90,25 @@ def batches_of(
 
 
 def settle_budget(
-    model: Transformer, optimizer: Optimizer, examples: Sequence[Example]
+    model: Transformer, optimizer: Optimizer, examples: Sequence[Example], besides: float
 ) -> int:
     """The micro-batch that "auto" stands for in steps of these examples, for all ranks alike.
 
-    The ranks of a machine share its memory, but each has a GPU of its own.
+    besides: bytes that other things need.
     """
+
+    def need(budget: int) -> float:
+        return step_bytes(model, optimizer, batches_of(model, examples, budget)) + besides
+
     device = model.device
-    sharing = int(os.environ.get("LOCAL_WORLD_SIZE", 1)) if device.type == "cpu" else 1
-    room = MARGIN * free_memory(device) / sharing
-    found = choose_budget(
-        lambda budget: step_bytes(model, optimizer, batches_of(model, examples, budget)),
-        room,
-        FAST[device.type],
-    )
+    found = choose_budget(need, MARGIN * room(device), FAST[device.type])
     return min(ranks.gather([found]))
+
+
+def room(device: torch.device) -> float:
+    """The free bytes for this rank: those of a machine share its memory, but not their GPUs."""
+    sharing = int(os.environ.get("LOCAL_WORLD_SIZE", 1)) if device.type == "cpu" else 1
+    return free_memory(device) / sharing
 
 
 def choose_budget(need: Callable[[int], float], room: float, fast: int) -> int:
@@ -185,6 +191,12 @@ def sampling_bytes(sampler: Sampler, drawing: Drawing) -> float:
 
 
 # --- seconds ---------------------------------------------------------------------------------
+
+
+def machine_of(model: Transformer, dtype: torch.dtype) -> Machine:
+    """Measure the machine in a fifth of a second and little memory."""
+    copied = min(COPIED, sum(p.nbytes for p in model.parameters()))
+    return measure_machine(model.device, dtype, TRIAL_SECONDS, copied)
 
 
 def step_seconds(
@@ -273,23 +285,13 @@ def sampling_seconds(sampler: Sampler, drawing: Drawing, machine: Machine) -> fl
 
 
 def sentence(
-    device: torch.device,
-    loaded: float,
-    needs: dict[str, float],
-    took: dict[str, float],
-    draws: Drawing | None,
-    budget: str,
+    device: torch.device, memory: dict[str, float], seconds: dict[str, float]
 ) -> str:
-    """What a run says before its first step: bytes there are and are needed besides, seconds."""
+    """What a run says before its first step of its bytes and seconds, by their parts."""
     kind = "allocated" if device.type == "cuda" else "resident"
-    parts = ", ".join(f"{name} {n / 2**30:.2f}" for name, n in needs.items())
-    peak = (loaded + sum(needs.values())) / 2**30
-    said = (
-        f"expected: at most {peak:.2f} GiB {kind} (loaded {loaded / 2**30:.2f}, {parts})"
-    )
-    if took:
-        parts = ", ".join(f"{name} {s:.2g}" for name, s in took.items())
-        said += f"; about {sum(took.values()):.2g} s a step ({parts})"
-    if draws:
-        said += f", if completions have {draws.completion} tokens"
-    return f"{said}; {budget}"
+    parts = ", ".join(f"{name} {size / 2**30:.2f}" for name, size in memory.items())
+    said = f"expected: at most {sum(memory.values()) / 2**30:.2f} GiB {kind} ({parts})"
+    if not seconds:
+        return said
+    parts = ", ".join(f"{name} {part:.3g}" for name, part in seconds.items())
+    return f"{said}; about {sum(seconds.values()):.3g} s a step ({parts})"

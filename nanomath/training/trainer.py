@@ -21,8 +21,6 @@ from nanomath.data.files import remove_scratch
 from nanomath.models import Tokenizer, Transformer, resolve_model_dir
 from nanomath.models.batches import Example
 from nanomath.models.lora import LoRA
-from nanomath.rollout.floor import measure_machine
-from nanomath.rollout.sampler import free_memory
 from nanomath.training import plan, ranks
 from nanomath.training.build import (
     build_model,
@@ -64,8 +62,6 @@ MEMORY_KNOBS = {
     "lora.rank": "8 trains adapters: the weights have no gradients and no state of Adam's",
 }
 STEPS_SEEN = 100  # of a run, by which it is planned
-TRIAL_SECONDS = 0.05  # for each of the four measurements of the machine
-COPIED = 32 << 20  # bytes at most: a trial must not be the run's peak
 
 
 class Trainer:
@@ -185,16 +181,22 @@ class Trainer:
         found = [line[name] for line in self.log.read("metrics.jsonl") if name in line]
         return max(1, round(found[-1])) if self.start and found else otherwise
 
-    def settle_budget(self, name: str, examples_of: StepExamples) -> list[Example]:
+    def settle_budget(
+        self, name: str, examples_of: StepExamples, besides: float = 0
+    ) -> list[Example]:
         """Put a number in the place of token_budget = "auto" in the config's section `name`, and
         return the largest step's examples, of the next STEPS_SEEN steps.
+
+        besides: bytes that other things need.
         """
         last = min(self.config.run.steps, self.start + STEPS_SEEN)
         steps = map(examples_of, range(self.start, last))
         largest = max(steps, key=lambda examples: sum(map(len, examples)))
         section = getattr(self.config, name)
         if section.token_budget == "auto":
-            section.token_budget = plan.settle_budget(self.model, self.optimizer, largest)
+            section.token_budget = plan.settle_budget(
+                self.model, self.optimizer, largest, besides
+            )
         return largest
 
     def plan(
@@ -215,40 +217,38 @@ class Trainer:
         sampler draws in a step, in as many tokens as `usual` has, and of held-out problems.
         heldout: what is scored beside.
         """
-        largest = self.settle_budget(name, examples_of)
+        run = sampler.sampler
+        drawings = [measures]
+        if draws:
+            longest = max(len(e.response) for e in examples_of(self.start))
+            drawings.append(replace(draws, completion=longest))
+        sampling = max(plan.sampling_bytes(run, drawing) for drawing in drawings)
+        largest = self.settle_budget(name, examples_of, sampling)
         budget = getattr(self.config, name).token_budget
         model = self.model
-        device = model.device
-        cut = plan.batches_of(model, largest, budget)
-        scored = plan.batches_of(model, heldout, budget) if heldout else []
-        longest = max(len(e.response) for e in largest)
-        of_step = [replace(draws, completion=longest)] if draws else []
-        scoring = [plan.batch_bytes(model, batch, False) for batch in scored]
-        needs = {
-            "training": max(plan.step_bytes(model, self.optimizer, cut), *scoring, 0),
-            "sampling": max(
-                plan.sampling_bytes(sampler.sampler, d) for d in (*of_step, measures)
-            ),
+        parts = plan.batches_of(model, largest, budget)
+        needs = [plan.step_bytes(model, self.optimizer, parts)]
+        if heldout:
+            parts = plan.batches_of(model, heldout, budget)
+            needs += [plan.batch_bytes(model, part, learns=False) for part in parts]
+        memory = {
+            "loaded": memory_now(model.device),
+            "training": max(needs),
+            "sampling": sampling,
         }
-        free = free_memory(device)
-        loaded = memory_now(device)
-        took = {}
+        lacking = max(needs) + sampling - plan.room(model.device)
+        seconds = {}
         if not ranks.is_sharded(model):
-            dtype = sampler.sampler.decoder.dtype
-            weights = sum(p.nbytes for p in model.parameters())
-            copied = min(weights, COPIED)
-            machine = measure_machine(device, dtype, TRIAL_SECONDS, copied)
-            took["training"] = plan.step_seconds(
+            machine = plan.machine_of(model, run.decoder.dtype)
+            seconds["training"] = plan.step_seconds(
                 model, self.optimizer, usual, budget, passes, machine
             )
             if draws:
-                took["sampling"] = plan.sampling_seconds(sampler.sampler, draws, machine)
-        say(
-            plan.sentence(
-                device, loaded, needs, took, draws, f"{name}.token_budget = {budget}"
-            )
-        )
-        if (lacking := sum(needs.values()) - free) > 0:
+                seconds["sampling"] = plan.sampling_seconds(run, draws, machine)
+        assumed = f"completions of {draws.completion} tokens, " if draws else ""
+        assumed += f"{name}.token_budget = {budget}"
+        say(f"{plan.sentence(model.device, memory, seconds)}, with {assumed}")
+        if lacking > 0:
             keys = [line.split()[0] for line in memory_knobs(self.config).splitlines()]
             say(
                 f"it may not fit: {lacking / 2**30:.2f} GiB more than is free; what to turn "

@@ -280,7 +280,7 @@ def test_a_run_says_what_it_needs_and_keeps_its_budget(monkeypatch, tmp_path, ca
     monkeypatch.setitem(plan.FAST, "cpu", 512)
     monkeypatch.setattr(plan, "free_memory", lambda device: 1 << 10)
     train_sft.main([*words, "run.steps=2", "--resume"])
-    assert budget_of(tmp_path / "run") == 2048  # as it began
+    assert budget_of(tmp_path / "run") == 1024  # as it began
     said = capsys.readouterr().err
     assert said.count("it may not fit: ") == 1
     for key in ("sft.token_budget", "model.gradient_checkpointing", "sampling.slots"):
@@ -298,7 +298,7 @@ def test_reinforcement_says_what_it_assumes(tmp_path, capsys):
     ]
     train_grpo.main(words)
     said = capsys.readouterr().err
-    assert "with completions of 4 tokens, grpo.token_budget = 2048\n" in said
+    assert "with completions of 4 tokens, grpo.token_budget = 1024\n" in said
     metrics = tmp_path / "grpo" / "metrics.jsonl"
     lines = [json.loads(line) for line in metrics.read_text().splitlines()]
     newest = [line["length"] for line in lines if "length" in line][-1]

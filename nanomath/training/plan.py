@@ -21,11 +21,11 @@ L layers, D width, F of the MLP, H E and K E of the queries and keys, V vocabula
     scoring     = layer + logits, a pass without gradient
     sampling    = keys and values of the slots + weights packed for a CPU + 8 V slots
 
-KEPT is what the C library loses between blocks of changing sizes. Nor does it give them all back,
+KEPT is what the C library loses between blocks of changing sizes, more after the first. Nor does it give them all back,
 and a GPU keeps the sampler's cache: so training and sampling are added. Seconds:
 
-    training    = a trial of two layers and the lm_head on the tokens of a micro-batch, its time
-                  for all layers and all tokens, and 17 numbers moved for each that Adam updates
+    training    = a trial of one layer and of the lm_head on some of the tokens, its time for all
+                  layers and all tokens, and 17 numbers moved for each that Adam updates
     sampling    = floor of the decoding steps (nanomath/rollout/floor.py) / DECODING + prefill
 
 The longest completions are assumed, or in time those of the last step of a run that goes on.
@@ -34,15 +34,14 @@ The longest completions are assumed, or in time those of the last step of a run 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from kernels.linear_logprob import CHUNK_LOGITS
-from nanomath.models.batches import Batch, Example, make_batch, response_logprobs
+from kernels.linear_logprob import CHUNK_LOGITS, linear_logprob
+from nanomath.models.batches import Batch, Example, layout_states, make_batch
 from nanomath.models.config import ModelConfig
 from nanomath.models.transformer import Transformer
 from nanomath.rollout.cache import Cache
@@ -51,7 +50,9 @@ from nanomath.rollout.sampler import Sampler, free_memory
 from nanomath.training import ranks
 from nanomath.training.optimizer import Optimizer
 
-KEPT = {"cpu": 1.4, "cuda": 1.0}  # measured on the tiny model; torch keeps count on a GPU
+# Of one micro-batch, and of several. Measured: 1.35 (6 layers of width 128) and 1.28 (SmolLM2-135M's
+# shape), 1.94 (tiny) and 1.58 (SmolLM2); on a GPU torch counts only what is in use.
+KEPT = {"cpu": (1.35, 1.7), "cuda": (1.0, 1.0)}
 MARGIN = 0.9  # of the free memory that "auto" plans with
 # Tokens from which more at a time are no faster. On one core of an AMD EPYC, microseconds a token
 # forward and backward: tiny 113, 100, 105, 104 with 288, 1116, 4140, 16416 at a time; SmolLM2's
@@ -60,9 +61,9 @@ FAST = {"cpu": 1024, "cuda": 16384}
 LEAST = 256  # tokens of a micro-batch that is not worth halving
 DECODING = 0.65  # of its floor that the sampler's step takes (docs/results/rollout-cpu.md)
 MOVED = 17  # numbers read and written for each weight in the optimizer's step
-TRIAL_SECONDS = 0.05  # for each of the four measurements of the machine
+TRIAL_SECONDS = 0.05  # at least, for each of eight measurements
 COPIED = 32 << 20  # bytes at most: a trial must not be the run's peak
-TRIAL_FLOPS = {"cpu": 2e10, "cuda": 4e12}  # of a pass that is tried
+TRIAL_FLOPS = {"cpu": 1e10, "cuda": 4e12}  # of what is tried
 
 
 @dataclass(frozen=True)
@@ -136,13 +137,16 @@ def step_bytes(
     weight = model.lm_head.weight
     size = weight.dtype.itemsize
     head = weight.numel() * weight.requires_grad * (4 + 2 * size * (size < 4))
-    passes = max(batch_bytes(model, batch) for batch in batches)
-    return head + (gradients + passes if len(batches) > 1 else max(gradients, passes))
+    several = len(batches) > 1
+    kept = KEPT[model.device.type][several]
+    passes = max(batch_bytes(model, batch, kept) for batch in batches)
+    return head + (gradients + passes if several else max(gradients, passes))
 
 
-def batch_bytes(model: Transformer, batch: Batch, learns: bool = True) -> float:
-    """The bytes that the passes over a micro-batch need, forward and backward or without a
-    gradient: layers and logits.
+def batch_bytes(model: Transformer, batch: Batch, kept: float = 0) -> float:
+    """The bytes that the passes over a micro-batch need: layers and logits.
+
+    kept: KEPT of a forward and backward pass, 0 for a pass without gradient.
     """
     c = model.config
     size = model.dtype.itemsize
@@ -152,12 +156,12 @@ def batch_bytes(model: Transformer, batch: Batch, learns: bool = True) -> float:
     logits = (
         wide * c.vocab_size * min(len(batch.target), max(64, CHUNK_LOGITS // c.vocab_size))
     )
-    if not learns:
+    if not kept:
         return layer + logits
-    kept = c.num_layers * layer
+    layers = c.num_layers * layer
     if model.gradient_checkpointing:
-        kept = c.num_layers * tokens * c.hidden_size * size + layer
-    return KEPT[model.device.type] * kept + logits
+        layers = c.num_layers * tokens * c.hidden_size * size + layer
+    return kept * layers + logits
 
 
 def layer_bytes(c: ModelConfig, batch: Batch, size: int) -> int:
@@ -217,29 +221,27 @@ def step_seconds(
     gradient, and with one and an update.
     """
     parameters = [weight.parameter for weight in optimizer.weights.values()]
-    batch = trial_batch(model, examples).to(model.device)
-    found = []
-    count = len(model.model.layers)
-    for kept in (1, 2):
-        with first_layers(model, kept):
-            found.append(pass_seconds(model, parameters, batch))
-    score, learn = (
-        one + (count - 1) * (two - one) for one, two in zip(*found, strict=True)
-    )
     batches = batches_of(model, examples, token_budget)
-    tokens = sum(b.layout.tokens.numel() for b in batches) / batch.layout.tokens.numel()
+    trial = trial_batch(model, examples).to(model.device)
+    layers = layer_seconds(model, parameters, trial)
+    head = head_seconds(model, trial)
+    tokens = len(model.model.layers) * sum(b.layout.tokens.numel() for b in batches)
+    targets = sum(len(b.target) for b in batches)
+    score, learn = (
+        tokens * layer + targets * logits
+        for layer, logits in zip(layers, head, strict=True)
+    )
     moved = 4 * MOVED * sum(p.numel() for p in parameters)
     scored, trained = passes
-    update = machine.seconds(moved, 0)
-    return tokens * (scored * score + trained * learn) + trained * update
+    return scored * score + trained * (learn + machine.seconds(moved, 0))
 
 
 def trial_batch(model: Transformer, examples: Sequence[Example]) -> Batch:
     """The first examples, as many as a pass of TRIAL_FLOPS over one layer takes."""
     c = model.config
-    layer = 3 * c.hidden_size * (c.intermediate_size + c.num_heads * c.head_dim)
-    flops = 6 * (layer + c.vocab_size * c.hidden_size)
-    tokens = min(TRIAL_FLOPS[model.device.type] / flops, FAST[model.device.type])
+    weights = 3 * c.hidden_size * (c.intermediate_size + c.num_heads * c.head_dim)
+    kind = model.device.type
+    tokens = min(TRIAL_FLOPS[kind] / (6 * weights), FAST[kind])
     chosen = list(examples[:1])
     for example in examples[1:]:
         if sum(len(e.response) for e in chosen) < tokens:
@@ -247,28 +249,57 @@ def trial_batch(model: Transformer, examples: Sequence[Example]) -> Batch:
     return make_batch(chosen)
 
 
-@contextmanager
-def first_layers(model: Transformer, count: int) -> Iterator[None]:
-    """Let the model have its first `count` layers alone."""
+def layer_seconds(
+    model: Transformer, parameters: Sequence[Tensor], batch: Batch
+) -> tuple[float, float]:
+    """The seconds of a layer for a token of the batch, without a gradient and with one."""
     layers = model.model.layers
-    model.model.layers = layers[:count]
+    ends = (model.model.embed_tokens.weight, model.lm_head.weight)
+    inside = [p for p in parameters if all(p is not end for end in ends)]
+    size = batch.layout.tokens.numel(), model.config.hidden_size
+    x = torch.zeros(size, dtype=model.dtype, device=model.device, requires_grad=True)
+
+    def states() -> Tensor:
+        return layout_states(model, batch.layout, x)
+
+    model.model.layers = layers[:1]
     try:
-        yield
+        return seconds_each(states, [x, *inside], model.device, len(x))
     finally:
         model.model.layers = layers
 
 
-def pass_seconds(
-    model: Transformer, parameters: Sequence[Tensor], batch: Batch
+def head_seconds(model: Transformer, batch: Batch) -> tuple[float, float]:
+    """The seconds of the logprob of a token, without a gradient and with one."""
+    weight = model.lm_head.weight
+    target = batch.target[
+        : max(1, int(TRIAL_FLOPS[weight.device.type] / (6 * weight.numel())))
+    ]
+    states = torch.zeros(
+        len(target), weight.shape[1], dtype=weight.dtype, device=weight.device
+    ).requires_grad_()
+
+    def logprobs() -> Tensor:
+        return linear_logprob(states, weight, target)[0]
+
+    inside = [states, *[weight] * weight.requires_grad]
+    return seconds_each(logprobs, inside, weight.device, len(target))
+
+
+def seconds_each(
+    run: Callable[[], Tensor], inputs: Sequence[Tensor], device: torch.device, tokens: int
 ) -> tuple[float, float]:
-    """The seconds of a pass over a micro-batch without gradient, and of one with it."""
+    """The seconds of a function of so many tokens for one of them, without a gradient and with
+    that of `inputs`.
+    """
 
     def learn() -> None:
-        loss = response_logprobs(model, batch)[0].mean()
-        torch.autograd.grad(loss, parameters, allow_unused=True)
+        torch.autograd.grad(run().sum(), inputs, allow_unused=True)
 
-    score = torch.no_grad()(lambda: response_logprobs(model, batch))
-    return tuple(fastest(run, model.device, 0) for run in (score, learn))
+    return tuple(
+        fastest(call, device, TRIAL_SECONDS) / tokens
+        for call in (torch.no_grad()(run), learn)
+    )
 
 
 def sampling_seconds(sampler: Sampler, drawing: Drawing, machine: Machine) -> float:

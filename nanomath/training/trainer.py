@@ -230,7 +230,7 @@ class Trainer:
         needs = [plan.step_bytes(model, self.optimizer, parts)]
         if heldout:
             parts = plan.batches_of(model, heldout, budget)
-            needs += [plan.batch_bytes(model, part, learns=False) for part in parts]
+            needs += [plan.batch_bytes(model, part) for part in parts]
         memory = {
             "loaded": memory_now(model.device),
             "training": max(needs),

@@ -102,7 +102,7 @@ def test_a_layer_keeps_what_autograd_keeps(examples, dtype, heads):
 def test_checkpointing_keeps_the_states_between_layers():
     batch = make_batch(ALONE)
     model = Transformer(SHAPE).init_weights(0)
-    whole = plan.batch_bytes(model, batch)
+    whole = plan.batch_bytes(model, batch, kept=1.5)
     model.gradient_checkpointing = True
     one, two = (
         kept_for_backward(
@@ -112,9 +112,9 @@ def test_checkpointing_keeps_the_states_between_layers():
     )
     states = 4 * batch.layout.tokens.numel() * SHAPE.hidden_size
     layer = plan.layer_bytes(SHAPE, batch, 4)
-    saved = plan.KEPT["cpu"] * (layer - 2 * states)
+    saved = 1.5 * (layer - 2 * states)
     assert two - one == pytest.approx(states, rel=0.01)
-    assert whole - plan.batch_bytes(model, batch) == pytest.approx(saved)
+    assert whole - plan.batch_bytes(model, batch, kept=1.5) == pytest.approx(saved)
 
 
 PEAK = """
@@ -215,20 +215,35 @@ def test_seconds_of_a_step_are_those_of_its_layers_and_tokens(monkeypatch):
     shape = replace(SHAPE, num_layers=5)
     model = Transformer(shape).init_weights(0)
     optimizer = Optimizer(model, 0.0, (0.9, 0.95), 1e-8, 1.0)
-    monkeypatch.setattr(plan, "TRIAL_FLOPS", {"cpu": 1})  # one example
-
-    def pass_seconds(model, parameters, batch):
-        assert batch.layout.tokens.numel() == len(ALONE[0])
-        assert len(parameters) == len(optimizer.weights)
-        layers = len(model.model.layers)
-        return 1.0 + 0.1 * layers, 10.0 + layers
-
-    monkeypatch.setattr(plan, "pass_seconds", pass_seconds)
-    found = plan.step_seconds(model, optimizer, ALONE, 0, (2, 3), Machine(1e6, 1.0))
-    passes = sum(map(len, ALONE)) / len(ALONE[0]) * (2 * 1.5 + 3 * 15)
+    monkeypatch.setattr(plan, "layer_seconds", lambda *_: (0.1, 1.0))
+    monkeypatch.setattr(plan, "head_seconds", lambda *_: (0.2, 3.0))
+    found = plan.step_seconds(model, optimizer, ALONE, 20, (2, 3), Machine(1e6, 1.0))
+    tokens = sum(map(len, ALONE))
+    targets = tokens - 3 * len(ALONE)
+    passes = 5 * tokens * (2 * 0.1 + 3 * 1.0) + targets * (2 * 0.2 + 3 * 3.0)
     numbers = sum(p.numel() for p in model.parameters())
     assert found == pytest.approx(passes + 3 * 4 * plan.MOVED * numbers / 1e6)
-    assert len(model.model.layers) == 5
+
+
+def test_a_trial_is_of_one_layer_and_of_some_tokens(monkeypatch):
+    model = Transformer(SHAPE).init_weights(0)
+    parameters = list(model.parameters())
+    calls = []
+
+    def seconds_each(run, inputs, device, tokens):
+        calls.append((len(model.model.layers), run().shape, len(inputs), tokens))
+        return 1.0, 2.0
+
+    monkeypatch.setattr(plan, "seconds_each", seconds_each)
+    batch = make_batch(ALONE)
+    plan.layer_seconds(model, parameters, batch)
+    weights = model.lm_head.weight.numel()
+    monkeypatch.setattr(plan, "TRIAL_FLOPS", {"cpu": 6 * 7 * weights})
+    plan.head_seconds(model, batch)
+    tokens = batch.layout.tokens.numel()
+    assert calls[0] == (1, (tokens, SHAPE.hidden_size), len(parameters), tokens)
+    assert calls[1] == (2, (7,), 2, 7)
+    assert len(model.model.layers) == 2
 
 
 def test_a_trial_leaves_model_and_gradients_as_they_were():

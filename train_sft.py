@@ -17,6 +17,7 @@ from nanomath.commands.main import run_main
 from nanomath.config import parse_arguments
 from nanomath.data.order import step_indices
 from nanomath.models import Transformer
+from nanomath.models.batches import Example
 from nanomath.training.build import (
     build_problems,
     build_prompts,
@@ -25,6 +26,7 @@ from nanomath.training.build import (
     sampling_options,
 )
 from nanomath.training.loop import Metrics
+from nanomath.training.plan import Drawing
 from nanomath.training.sft_step import SFTStep, heldout_loss
 from nanomath.training.sharding import shard
 from nanomath.training.trainer import RUN_FLAGS, Trainer, use_of_policy
@@ -62,6 +64,16 @@ def main(argv: list[str]) -> int:
     sampler = trainer.sampler()
     sampling = sampling_options(config.sampling)
     ends = config.prompt.reasoning_ends
+
+    def batch(step: int) -> list[Example]:
+        chosen = step_indices(len(examples), sft.batch_size, step, seed)
+        return [examples[i] for i in chosen]
+
+    measured = Drawing.of(heldout_prompts, e.samples, config.sampling.max_new_tokens)
+    trainer.plan(
+        *("sft", batch, batch(trainer.start), (0, 1), sampler, None, measured),
+        heldout=heldout_examples,
+    )
     tuning = SFTStep(
         model,
         trainer.optimizer,
@@ -96,9 +108,8 @@ def main(argv: list[str]) -> int:
 
     with trainer.running(measure, SHOW) as steps:
         for step in steps:
-            chosen = step_indices(len(examples), sft.batch_size, step, seed)
             lr = trainer.learning_rate(step)
-            metrics = tuning.step([examples[i] for i in chosen], step, lr)
+            metrics = tuning.step(batch(step), step, lr)
             steps.record({**metrics, "lr": lr})
     return trainer.exit_code
 

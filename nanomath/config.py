@@ -51,7 +51,8 @@ class Limits:
     """The values that a key may have; for a list or a dict, those of each entry.
 
     `minimum` and `maximum` are inclusive, `above` and `below` are not. Choices that may still
-    grow (a table of functions and a word more) are given as a function.
+    grow (a table of functions and a word more) are given as a function. `word` may stand in
+    place of a number.
     """
 
     choices: Collection[Any] | Callable[[], Collection[Any]] | None = None
@@ -59,9 +60,10 @@ class Limits:
     above: float | None = None
     maximum: float | None = None
     below: float | None = None
+    word: str | None = None
 
     def __str__(self) -> str:
-        """`above 0 and at most 1`, `one of a, b`, or nothing."""
+        """`above 0 and at most 1`, `at least 0 or auto`, `one of a, b`, or nothing."""
         if self.choices is not None:
             return "one of " + ", ".join(
                 str(choice) or "nothing" for choice in self._choices()
@@ -72,7 +74,8 @@ class Limits:
             "at most": self.maximum,
             "below": self.below,
         }
-        return " and ".join(f"{how} {n}" for how, n in bounds.items() if n is not None)
+        said = " and ".join(f"{how} {n}" for how, n in bounds.items() if n is not None)
+        return said + (f" or {self.word}" if self.word else "")
 
     def check(self, value: Any) -> None:
         """Raise ValueError if the value, or an entry of it, is not allowed."""
@@ -239,8 +242,10 @@ def _assign(
         raise ValueError(_no_key(name, known))
     key = known[table]
     kind = get_args(key.kind)[1] if is_entry else key.kind
-    value = _convert(_parse(str(value), kind) if isinstance(value, _Text) else value, kind)
-    key.limits.check(value)
+    value = _parse(str(value), kind) if isinstance(value, _Text) else value
+    if value != (word := key.limits.word):
+        value = _convert(value, kind, f" or {word}" if word else "")
+        key.limits.check(value)
     if is_entry:
         value = {**values.get(table, key.value), name.removeprefix(f"{table}."): value}
     values[table] = value
@@ -320,8 +325,8 @@ KINDS = {
 }
 
 
-def _convert(value: Any, kind: Any) -> Any:
-    """Return a TOML value as the type `kind`, or raise ValueError.
+def _convert(value: Any, kind: Any, also: str = "") -> Any:
+    """Return a TOML value as the type `kind`, or raise ValueError that says what is `also` right.
 
     An int will do for a float, a bool never for a number.
     """
@@ -329,7 +334,7 @@ def _convert(value: Any, kind: Any) -> Any:
     if base is float and type(value) is int:
         return float(value)
     if type(value) is not base:
-        raise ValueError(f"expected {KINDS[base]}, got {value!r:.100}")
+        raise ValueError(f"expected {KINDS[base]}{also}, got {value!r:.100}")
     if base is list:
         return [_convert(entry, get_args(kind)[0]) for entry in value]
     if base is dict:

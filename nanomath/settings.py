@@ -381,8 +381,10 @@ class SFT:
     batch_size: int = option(32, "how many problems a step learns from", minimum=1)
     token_budget: int = option(
         16384,
-        "tokens computed at once, a shared prompt counted once; it changes no gradient; 0: all",
+        "tokens computed at once, a shared prompt counted once; it changes no gradient; 0: all; "
+        "auto: what is fast and fits into free memory as the run begins, and is then kept",
         minimum=0,
+        word="auto",
     )
     aggregation: str = option(
         "token",
@@ -851,8 +853,10 @@ class GRPO:
     )
     token_budget: int = option(
         16384,
-        "tokens computed at once, a shared prompt counted once; it changes no gradient; 0: all",
+        "tokens computed at once, a shared prompt counted once; it changes no gradient; 0: all; "
+        "auto: what is fast and fits into free memory as the run begins, and is then kept",
         minimum=0,
+        word="auto",
     )
     logged_groups: int = option(
         2, "how many groups of each rollout are written to rollouts.jsonl", minimum=0
@@ -1314,8 +1318,10 @@ class PRM:
     batch_size: int = option(32, "how many solutions a step learns from", minimum=1)
     token_budget: int = option(
         16384,
-        "tokens computed at once, a shared prompt counted once; it changes no gradient; 0: all",
+        "tokens computed at once, a shared prompt counted once; it changes no gradient; 0: all; "
+        "auto: what is fast and fits into free memory as the run begins, and is then kept",
         minimum=0,
+        word="auto",
     )
     head_steps: int = option(
         0, "steps at the beginning in which only the new head learns", minimum=0

@@ -32,6 +32,7 @@ from nanomath.config import parse_arguments
 from nanomath.data.order import step_indices
 from nanomath.data.problem import Problem
 from nanomath.models import Tokenizer, Transformer
+from nanomath.models.batches import Example
 from nanomath.models.stored import naming
 from nanomath.process.formats import FORMATS
 from nanomath.process.labelled import Labelled, load_labelled, write
@@ -230,9 +231,22 @@ def train(argv: list[str]) -> int:
     )
     build = partial(build_prm, section.format)
     trainer = Trainer(config, "--resume" in flags, use, build, "heldout/auc")
-    budget = section.token_budget
-    prm = PRM(trainer.model, trainer.tokenizer, FORMATS[section.format](), budget)
+    prm = PRM(trainer.model, trainer.tokenizer, FORMATS[section.format]())
     check_lengths(prm, [*solutions, *heldout])
+
+    def batch(step: int) -> list[Labelled]:
+        chosen = step_indices(len(solutions), section.batch_size, step, seed)
+        return [solutions[i] for i in chosen]
+
+    trainer.settle_budget(
+        "prm",
+        lambda step: [
+            Example(tokens[:-1], tokens[-1:])
+            for i, s in enumerate(batch(step))
+            for tokens, _ in [prm.lay_out(i, s.question, s.steps)]
+        ],
+    )
+    budget = prm.token_budget = section.token_budget
     training = PRMStep(prm, trainer.optimizer, weights, section.head_steps, budget)
 
     def measure(done: int) -> Metrics:
@@ -242,9 +256,8 @@ def train(argv: list[str]) -> int:
 
     with trainer.running(measure, SHOW) as steps:
         for step in steps:
-            chosen = step_indices(len(solutions), section.batch_size, step, seed)
             lr = trainer.learning_rate(step)
-            metrics = training.step([solutions[i] for i in chosen], step, lr)
+            metrics = training.step(batch(step), step, lr)
             steps.record({**metrics, "lr": lr})
     return trainer.exit_code
 

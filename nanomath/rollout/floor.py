@@ -81,15 +81,20 @@ def step_floor(
 
 
 def measure_machine(
-    device: torch.device | str, dtype: torch.dtype, seconds: float = 0.3
+    device: torch.device | str,
+    dtype: torch.dtype,
+    seconds: float = 0.3,
+    copied: int = 0,
 ) -> Machine:
     """Measure for `seconds` each how fast this machine copies memory, and how fast it
     multiplies matrices of a decoding step's shapes in `dtype`.
 
+    copied: bytes, 0 for COPIED.
+
     On a CPU the product is the sampler's own, with as many threads as torch uses.
     """
     device = torch.device(device)
-    source = torch.ones(COPIED[device.type] // 4, device=device)
+    source = torch.ones((copied or COPIED[device.type]) // 4, device=device)
     target = torch.empty_like(source)
     copying = fastest(lambda: target.copy_(source), device, seconds)
     linear = packed_linear if device.type == "cpu" else F.linear

@@ -149,10 +149,17 @@ class PolicyStep:
         With an exact model the sampler's logprobs are the same, and need no pass over the
         rollout.
         """
-        a = self.algorithm
         entropy = None
         sampler_logprobs = rollout.tokens.sampler_logprobs
         logprobs = sampler_logprobs if self.model.exact else None
+        if self._needs_old_pass():
+            policy = self._logprobs_of(self.model)
+            logprobs, entropy = self._measure(rollout, "the policy", policy)
+        sampled = self.algorithm.old_logprobs == "sampler"
+        return (sampler_logprobs if sampled else logprobs), entropy
+
+    def _needs_old_pass(self) -> bool:
+        a = self.algorithm
         before_the_update = (
             algorithms.penalises_kl(a, "reward")
             or a.sampler_correction != "off"
@@ -161,10 +168,14 @@ class PolicyStep:
             or not algorithms.updates_once(a)
         )
         wanted = a.old_logprobs == "trainer" and before_the_update
-        if a.top_entropy < 1 or (wanted and logprobs is None):
-            policy = self._logprobs_of(self.model)
-            logprobs, entropy = self._measure(rollout, "the policy", policy)
-        return (sampler_logprobs if a.old_logprobs == "sampler" else logprobs), entropy
+        return a.top_entropy < 1 or (wanted and not self.model.exact)
+
+    @property
+    def passes(self) -> tuple[int, int]:
+        """How often a step computes each episode at most: without a gradient, and with one."""
+        own_trunk = bool(self.critic and self.critic.trunk)
+        scored = 1 + self._needs_old_pass() + bool(self.critic)
+        return scored, self.algorithm.epochs * (1 + own_trunk)
 
     def _logprobs_of(self, model: Transformer) -> Callable[[Batch], tuple[Tensor, ...]]:
         def logprobs(batch: Batch) -> tuple[Tensor, ...]:

@@ -124,6 +124,16 @@ def peak_memory(device: torch.device) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
+def memory_now(device: torch.device) -> int:
+    """Return the bytes in use: of the GPU, or resident in this process, where Linux tells."""
+    if device.type == "cuda":
+        return torch.cuda.memory_allocated(device)
+    status = Path("/proc/self/statm")
+    if not status.is_file():
+        return peak_memory(device)
+    return int(status.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
 def total_memory(device: torch.device) -> int:
     """Return all bytes of the GPU, or of this machine."""
     if device.type == "cuda":

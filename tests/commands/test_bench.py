@@ -258,17 +258,18 @@ def test_sides_take_turns_and_failing_is_a_result(call, monkeypatch, tmp_path):
         (step, side)
         for step in ("logprob", "score", "sft")
         for _ in range(2)
-        for side in ("ours", "plain", "floor")
+        for side in ("ours", "plain", "floor", *["expected"] * (step == "sft"))
     ]
-    lines = outcome.out.splitlines()[-6:]
+    lines = outcome.out.splitlines()[-7:]
     cells = ["tiny", "logprob", "250.0", "-", "-", "5", "-", "-", "83.3", "0.33"]
     assert lines[0].split() == cells
     assert lines[1] == "    plain: no memory"
     assert lines[2].split()[-2:] == ["41.7", "-"]
     assert lines[3] == "    ours: RuntimeError: out of luck"
-    cells = ["tiny", "sft", "62.5", "58.8", "1.06", "5", "5", "1.00", "27.8", "0.44"]
+    cells = ["tiny", "sft", "58.8", "55.6", "1.06", "5", "5", "1.00", "26.3", "0.45"]
     assert lines[4].split() == cells
-    assert lines[5] == "    stages, ms: forward 46.9 (75%), rest 15.6 (25%)"
+    assert lines[5] == "    stages, ms: forward 44.1 (75%), rest 14.7 (25%)"
+    assert lines[6] == "    expected: 50.0 ms (0.85 of ours), 5 MB (1.00)"
     assert len(json.loads(save.read_text(encoding="utf-8"))["rows"]) == 3
 
 

@@ -21,7 +21,8 @@ time of the products with the weights of linear layers, as this machine makes th
 n are the tokens that differ, a prompt counting once for its group, and those of responses at
 the lm_head; what is computed again is not in it, nor are attention and all else that is no such
 product. Every number is of the fastest of `repeats` processes, which take turns; memory is the
-peak beyond weights and optimizer state.
+peak beyond weights and optimizer state. Of sft and grpo it is also told what a run would have said
+before its first step (nanomath/training/plan.py).
 """
 
 from __future__ import annotations
@@ -58,7 +59,7 @@ from nanomath.process.states import states_at
 from nanomath.rollout import Completion, Episode
 from nanomath.rollout.floor import fastest, seconds_of
 from nanomath.settings import LINEAR_LAYERS
-from nanomath.training import policy_step
+from nanomath.training import plan, policy_step
 from nanomath.training import sft_step as sft
 from nanomath.training.optimizer import Optimizer
 from nanomath.training.policy_step import PolicyStep
@@ -143,7 +144,9 @@ def compare(shape: str, step: str, config: TrainingBench) -> Found:
 
     "failed" says which side failed and why.
     """
-    sides = ("ours", config.against, "floor")
+    sides = ["ours", config.against, "floor"]
+    if step in ("sft", "grpo"):
+        sides.append("expected")
     calls = {side: (measure, shape, step, side, config) for side in sides}
     found = by_turns(config.threads, config.repeats, calls)
     numbers = {side: best(runs) for side, runs in found.items()}
@@ -174,6 +177,13 @@ def table_row(row: Found, ours: str, theirs: str) -> tuple[Any, ...]:
             for stage, spent in row["stages"].items()
         )
         notes.append(f"stages, ms: {', '.join(stages)}")
+    if "expected" in seconds:
+        found = [(row[name]["expected"], row[name][ours]) for name in ("seconds", "bytes")]
+        (ms, of_time), (mb, of_memory) = (
+            (number(pair[0], digits, scale), ratio(*pair))
+            for pair, digits, scale in zip(found, (1, 0), (1e3, 1e-6), strict=True)
+        )
+        notes.append(f"expected: {ms} ms ({of_time} of ours), {mb} MB ({of_memory})")
     return cells, *notes, *([row["failed"]] if "failed" in row else [])
 
 
@@ -184,6 +194,8 @@ def measure(shape: str, step: str, side: str, config: TrainingBench) -> Found:
     """Return seconds of the fastest call and of its stages, and bytes at the peak beyond what
     there was before.
     """
+    if side == "expected":
+        return expected(shape, step, config)
     if side == "floor":
         return {"seconds": floor_of(products(shape, step, config), config)}
     if side == "trl":
@@ -283,6 +295,20 @@ def floor_of(needed: Counter[tuple[str, int, int, int]], config: TrainingBench) 
         for product in (forward,) if way == "forward" else backward:
             total += times * fastest(product, device, PRODUCT_SECONDS)
     return total
+
+
+def expected(shape: str, step: str, config: TrainingBench) -> Found:
+    """Return the seconds and bytes that a run says it expects of such a step."""
+    model, optimizer = in_training(new_model(shape, config), config)
+    examples = random_examples(shape, config, group_of(step, config))
+    passes = (PASSES[step].count("forward") - 1, 1)
+    machine = plan.machine_of(model, model.dtype)
+    told = model, optimizer, examples, config.token_budget, passes, machine
+    cut = plan.batches_of(model, examples, config.token_budget)
+    return {
+        "seconds": plan.step_seconds(*told),
+        "bytes": plan.step_bytes(model, optimizer, cut),
+    }
 
 
 # --- the steps -------------------------------------------------------------------------------

@@ -1,0 +1,334 @@
+"""What the steps of a run will need at most, said before the first: memory and seconds; and the
+micro-batch that token_budget = "auto" stands for.
+
+Peak memory, resident in the process on a CPU and allocated by torch on a GPU, in bytes; s of a
+number of the model's dtype, N tokens that differ of the largest micro-batch, n of them predicted,
+L layers, D width, F of the MLP, H E and K E of the queries and keys, V vocabulary:
+
+    peak        = loaded + max(training, scoring) + sampling
+    loaded      = what there is before the first step, as measured: Python and torch themselves,
+                  weights, Adam's two means, masters of rounded weights, reference, critic
+    training    = head + max(gradients, KEPT L layer + logits)      one micro-batch
+                  head + gradients + KEPT L layer + logits          several: sums are kept
+    gradients   = those of all that is trained, in the precision of its masters
+    head        = 4 V D, a gradient before it is added, where the lm_head is trained; in a
+                  lower precision it is rounded as well: (4 + 2 s) V D
+    layer       = N (s (4 D + H E + 4 F) + 8 D) + s attention, which the backward pass needs;
+                  with checkpointing N D s, and one whole layer more
+    attention   = 2 S R H E + 2 S T K E + S R T of each block of S rows, R queries and T keys;
+                  S R T is a mask, and not there where R = T
+    logits      = 4 V min(n, a chunk of linear_logprob); in a lower precision (4 + s) V ...
+    scoring     = layer + logits, a pass without gradient
+    sampling    = keys and values of the slots + weights packed for a CPU + 8 V slots
+
+KEPT is what the C library loses between blocks of changing sizes, more after the first. Nor does it give them all back,
+and a GPU keeps the sampler's cache: so training and sampling are added. Seconds:
+
+    training    = a trial of one layer and of the lm_head on some of the tokens, its time for all
+                  layers and all tokens, and 17 numbers moved for each that Adam updates
+    sampling    = floor of the decoding steps (nanomath/rollout/floor.py) / DECODING + prefill
+
+The longest completions are assumed, or in time those of the last step of a run that goes on.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from kernels.linear_logprob import CHUNK_LOGITS, linear_logprob
+from nanomath.models.batches import Batch, Example, layout_states, make_batch
+from nanomath.models.config import ModelConfig
+from nanomath.models.transformer import Transformer
+from nanomath.rollout.cache import Cache
+from nanomath.rollout.floor import Machine, fastest, measure_machine, step_floor
+from nanomath.rollout.sampler import Sampler, free_memory
+from nanomath.training import ranks
+from nanomath.training.optimizer import Optimizer
+
+# Of one micro-batch, and of several. Measured: 1.35 (6 layers of width 128) and 1.28 (SmolLM2-135M's
+# shape), 1.94 (tiny) and 1.58 (SmolLM2); on a GPU torch counts only what is in use.
+KEPT = {"cpu": (1.35, 1.7), "cuda": (1.0, 1.0)}
+MARGIN = 0.9  # of the free memory that "auto" plans with
+# Tokens from which more at a time are no faster. On one core of an AMD EPYC, microseconds a token
+# forward and backward: tiny 113, 100, 105, 104 with 288, 1116, 4140, 16416 at a time; SmolLM2's
+# shape with 4 layers 3180, 3112, 3869 with 228, 612, 1124. A GPU has not been measured.
+FAST = {"cpu": 1024, "cuda": 16384}
+LEAST = 256  # tokens of a micro-batch that is not worth halving
+DECODING = 0.65  # of its floor that the sampler's step takes (docs/results/rollout-cpu.md)
+MOVED = 17  # numbers read and written for each weight in the optimizer's step
+TRIAL_SECONDS = 0.05  # at least, for each of eight measurements
+COPIED = 32 << 20  # bytes at most: a trial must not be the run's peak
+TRIAL_FLOPS = {"cpu": 1e10, "cuda": 4e12}  # of what is tried
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """What a sampler is asked for: `samples` of each of some prompts, in tokens of the longest
+    prompt and of the longest completion.
+    """
+
+    prompts: int
+    samples: int
+    prompt: int
+    completion: int
+
+    @classmethod
+    def of(cls, prompts: Sequence[list[int]], samples: int, completion: int) -> Drawing:
+        """That of a rank's share of these prompts."""
+        mine = ranks.share(prompts)
+        return cls(len(mine), samples, max(map(len, mine), default=1), completion)
+
+
+def batches_of(
+    model: Transformer, examples: Sequence[Example], token_budget: int
+) -> list[Batch]:
+    """The micro-batches that this rank makes of a step's examples."""
+    return [
+        make_batch([examples[i] for i in rows.tolist()])
+        for rows, _ in ranks.micro_batches_of(model, examples, token_budget)
+    ]
+
+
+def settle_budget(
+    model: Transformer, optimizer: Optimizer, examples: Sequence[Example], besides: float
+) -> int:
+    """The micro-batch that "auto" stands for in steps of these examples, for all ranks alike.
+
+    besides: bytes that other things need.
+    """
+
+    def need(budget: int) -> float:
+        return step_bytes(model, optimizer, batches_of(model, examples, budget)) + besides
+
+    device = model.device
+    found = choose_budget(need, MARGIN * room(device), FAST[device.type])
+    return min(ranks.gather([found]))
+
+
+def room(device: torch.device) -> float:
+    """The free bytes for this rank: those of a machine share its memory, but not their GPUs."""
+    sharing = int(os.environ.get("LOCAL_WORLD_SIZE", 1)) if device.type == "cpu" else 1
+    return free_memory(device) / sharing
+
+
+def choose_budget(need: Callable[[int], float], room: float, fast: int) -> int:
+    """The largest of fast, fast / 2, fast / 4, ... tokens that need at most `room` bytes, or the
+    smallest that is at least LEAST.
+    """
+    budget = fast
+    while need(budget) > room and budget // 2 >= LEAST:
+        budget //= 2
+    return budget
+
+
+# --- memory ----------------------------------------------------------------------------------
+
+
+def step_bytes(
+    model: Transformer, optimizer: Optimizer, batches: Sequence[Batch]
+) -> float:
+    """The bytes that a training step on these micro-batches needs at its peak."""
+    gradients = sum(w.master.nbytes for w in optimizer.weights.values())
+    weight = model.lm_head.weight
+    size = weight.dtype.itemsize
+    head = weight.numel() * weight.requires_grad * (4 + 2 * size * (size < 4))
+    several = len(batches) > 1
+    kept = KEPT[model.device.type][several]
+    passes = max(batch_bytes(model, batch, kept) for batch in batches)
+    return head + (gradients + passes if several else max(gradients, passes))
+
+
+def batch_bytes(model: Transformer, batch: Batch, kept: float = 0) -> float:
+    """The bytes that the passes over a micro-batch need: layers and logits.
+
+    kept: KEPT of a forward and backward pass, 0 for a pass without gradient.
+    """
+    c = model.config
+    size = model.dtype.itemsize
+    tokens = batch.layout.tokens.numel()
+    layer = layer_bytes(c, batch, size)
+    wide = 4 + size * (size < 4)
+    logits = (
+        wide * c.vocab_size * min(len(batch.target), max(64, CHUNK_LOGITS // c.vocab_size))
+    )
+    if not kept:
+        return layer + logits
+    layers = c.num_layers * layer
+    if model.gradient_checkpointing:
+        layers = c.num_layers * tokens * c.hidden_size * size + layer
+    return kept * layers + logits
+
+
+def layer_bytes(c: ModelConfig, batch: Batch, size: int) -> int:
+    """The bytes of what one layer keeps for its backward pass, `size` bytes a number."""
+    tokens = batch.layout.tokens.numel()
+    queries = c.num_heads * c.head_dim
+    keys = c.num_kv_heads * c.head_dim
+    attention = 0
+    for block in batch.layout.blocks:
+        (rows, length), seen = block.queries.shape, block.keys.shape[1]
+        mask = rows * length * seen * (length != seen)
+        attention += 2 * rows * (length * queries + seen * keys) + mask
+    width = 4 * c.hidden_size + queries + 4 * c.intermediate_size
+    return tokens * (size * width + 8 * c.hidden_size) + size * attention
+
+
+def sampling_bytes(sampler: Sampler, drawing: Drawing) -> float:
+    """The bytes that the sampler needs at its peak: its cache, on a CPU as far as it is written
+    to, weights in its own layout, and logits.
+    """
+    c = sampler.model.config
+    size = sampler.decoder.dtype.itemsize
+    rows = min(sampler.slots, drawing.prompts * drawing.samples)
+    matrices = sum(p.numel() for p in sampler.model.parameters() if p.dim() == 2)
+    if sampler.decoder.on_gpu:
+        longest = drawing.prompt + drawing.completion
+        device = sampler.model.device
+        each = Cache.bytes_per_slot(
+            c, longest, drawing.prompt, sampler.decoder.dtype, device
+        )
+        weights = matrices * size * (sampler.decoder.dtype != sampler.model.dtype)
+    else:
+        token = 2 * c.num_layers * c.num_kv_heads * c.head_dim * size
+        each = token * (drawing.completion + drawing.prompt / drawing.samples)
+        weights = matrices * size
+    return rows * (each + 8 * c.vocab_size) + weights
+
+
+# --- seconds ---------------------------------------------------------------------------------
+
+
+def machine_of(model: Transformer, dtype: torch.dtype) -> Machine:
+    """Measure the machine in a fifth of a second and little memory."""
+    copied = min(COPIED, sum(p.nbytes for p in model.parameters()))
+    return measure_machine(model.device, dtype, TRIAL_SECONDS, copied)
+
+
+def step_seconds(
+    model: Transformer,
+    optimizer: Optimizer,
+    examples: Sequence[Example],
+    token_budget: int,
+    passes: tuple[int, int],
+    machine: Machine,
+) -> float:
+    """The seconds of a training step that makes so many passes over the micro-batches without a
+    gradient, and with one and an update.
+    """
+    parameters = [weight.parameter for weight in optimizer.weights.values()]
+    batches = batches_of(model, examples, token_budget)
+    trial = trial_batch(model, examples).to(model.device)
+    layers = layer_seconds(model, parameters, trial)
+    head = head_seconds(model, trial)
+    tokens = len(model.model.layers) * sum(b.layout.tokens.numel() for b in batches)
+    targets = sum(len(b.target) for b in batches)
+    score, learn = (
+        tokens * layer + targets * logits
+        for layer, logits in zip(layers, head, strict=True)
+    )
+    moved = 4 * MOVED * sum(p.numel() for p in parameters)
+    scored, trained = passes
+    return scored * score + trained * (learn + machine.seconds(moved, 0))
+
+
+def trial_batch(model: Transformer, examples: Sequence[Example]) -> Batch:
+    """The first examples, as many as a pass of TRIAL_FLOPS over one layer takes."""
+    c = model.config
+    weights = 3 * c.hidden_size * (c.intermediate_size + c.num_heads * c.head_dim)
+    kind = model.device.type
+    tokens = min(TRIAL_FLOPS[kind] / (6 * weights), FAST[kind])
+    chosen = list(examples[:1])
+    for example in examples[1:]:
+        if sum(len(e.response) for e in chosen) < tokens:
+            chosen.append(example)
+    return make_batch(chosen)
+
+
+def layer_seconds(
+    model: Transformer, parameters: Sequence[Tensor], batch: Batch
+) -> tuple[float, float]:
+    """The seconds of a layer for a token of the batch, without a gradient and with one."""
+    layers = model.model.layers
+    ends = (model.model.embed_tokens.weight, model.lm_head.weight)
+    inside = [p for p in parameters if all(p is not end for end in ends)]
+    size = batch.layout.tokens.numel(), model.config.hidden_size
+    x = torch.zeros(size, dtype=model.dtype, device=model.device, requires_grad=True)
+
+    def states() -> Tensor:
+        return layout_states(model, batch.layout, x)
+
+    model.model.layers = layers[:1]
+    try:
+        return seconds_each(states, [x, *inside], model.device, len(x))
+    finally:
+        model.model.layers = layers
+
+
+def head_seconds(model: Transformer, batch: Batch) -> tuple[float, float]:
+    """The seconds of the logprob of a token, without a gradient and with one."""
+    weight = model.lm_head.weight
+    target = batch.target[
+        : max(1, int(TRIAL_FLOPS[weight.device.type] / (6 * weight.numel())))
+    ]
+    states = torch.zeros(
+        len(target), weight.shape[1], dtype=weight.dtype, device=weight.device
+    ).requires_grad_()
+
+    def logprobs() -> Tensor:
+        return linear_logprob(states, weight, target)[0]
+
+    inside = [states, *[weight] * weight.requires_grad]
+    return seconds_each(logprobs, inside, weight.device, len(target))
+
+
+def seconds_each(
+    run: Callable[[], Tensor], inputs: Sequence[Tensor], device: torch.device, tokens: int
+) -> tuple[float, float]:
+    """The seconds of a function of so many tokens for one of them, without a gradient and with
+    that of `inputs`.
+    """
+
+    def learn() -> None:
+        torch.autograd.grad(run().sum(), inputs, allow_unused=True)
+
+    return tuple(
+        fastest(call, device, TRIAL_SECONDS) / tokens
+        for call in (torch.no_grad()(run), learn)
+    )
+
+
+def sampling_seconds(sampler: Sampler, drawing: Drawing, machine: Machine) -> float:
+    """The seconds in which the sampler draws, if all completions are as long as `drawing` says."""
+    c = sampler.model.config
+    dtype = sampler.decoder.dtype
+    samples = drawing.prompts * drawing.samples
+    rows = min(sampler.slots, samples)
+    context = drawing.prompt + drawing.completion / 2
+    shared = {"shared": drawing.prompt, "group": drawing.samples}
+    decoding = step_floor(c, rows, context, dtype, machine, **shared)
+    prefill = step_floor(
+        c, drawing.prompts * drawing.prompt, drawing.prompt / 2, dtype, machine
+    )
+    steps = drawing.completion * samples / rows
+    return (steps * sum(decoding.values()) + prefill["projections"]) / DECODING
+
+
+# --- what is said ----------------------------------------------------------------------------
+
+
+def sentence(
+    device: torch.device, memory: dict[str, float], seconds: dict[str, float]
+) -> str:
+    """What a run says before its first step of its bytes and seconds, by their parts."""
+    kind = "allocated" if device.type == "cuda" else "resident"
+    parts = ", ".join(f"{name} {size / 2**30:.2f}" for name, size in memory.items())
+    said = f"expected: at most {sum(memory.values()) / 2**30:.2f} GiB {kind} ({parts})"
+    if not seconds:
+        return said
+    parts = ", ".join(f"{name} {part:.3g}" for name, part in seconds.items())
+    return f"{said}; about {sum(seconds.values()):.3g} s a step ({parts})"

@@ -106,9 +106,9 @@ def test_many_subsets_are_sampled_and_the_estimate_is_near():
 
 def test_the_interval_holds_the_true_mean_about_as_often_as_it_says():
     generator = np.random.default_rng(0)
-    scores = [mean_score(generator.random(100) < 0.3, seed) for seed in range(120)]
+    scores = [mean_score(generator.random(100) < 0.3, seed) for seed in range(60)]
     held = sum(s.low <= 0.3 <= s.high for s in scores)
-    assert held >= 105  # 114 expected; binomial, so 105 is four standard deviations below
+    assert held >= 50  # 57 expected; binomial, so 50 is four standard deviations below
     width = np.mean([s.high - s.low for s in scores])
     assert width == pytest.approx(2 * 1.96 * np.sqrt(0.3 * 0.7 / 100), rel=0.1)
 

@@ -46,7 +46,7 @@ class Knowing:
         pass
 
     def generate(self, prompts, n, seed, progress, **sampling) -> list[Completion]:
-        progress(n * len(prompts), 7, 0, 0.0)
+        assert progress is None  # no terminal
         texts = [r"\boxed{2}" if s % 2 == 0 else "" for s in range(n)]
         return [
             Completion(

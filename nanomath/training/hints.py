@@ -181,13 +181,14 @@ class Hints:
             places, states, torch.zeros(len(places)).double()
         )[0]
         chosen = (estimates < self.section.below) & (self.step >= self.section.start)
-        levels = self.choose(places, estimates, seed) * chosen
+        drawn = generator_of(seed, 1)  # what is drawn is a function of the seed
+        levels = self.chooser.choose(places, estimates, self.progress, drawn) * chosen
 
         def sample(
             which: Sequence[int], levels: Tensor, seed: int, **shown: Any
         ) -> list[Try]:
             asked = [(problems[i], prompts[i]) for i in which]
-            groups = self.sample(asked, levels.tolist(), seed=seed, **options, **shown)
+            groups = self.groups(asked, levels.tolist(), seed=seed, **options, **shown)
             told = levels * torch.tensor([bool(group[0].hint) for group in groups])
             predicted = self.difficulty.predict(places[which], states[which], told)
             return [
@@ -215,16 +216,11 @@ class Hints:
         self.tries += tries
         return [one.group for one in tries]
 
-    def choose(self, places: Tensor, estimates: Tensor, seed: int) -> Tensor:
-        """Return the chooser's levels; what it draws is a function of the seed."""
-        generator = generator_of(seed, 1)
-        return self.chooser.choose(places, estimates, self.progress, generator)
-
     @property
     def progress(self) -> float:
         return self.step / self.steps
 
-    def sample(
+    def groups(
         self,
         asked: Sequence[tuple[Problem, list[int]]],
         levels: Sequence[float],

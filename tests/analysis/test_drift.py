@@ -322,10 +322,6 @@ def permuted(model: Transformer, hidden: bool) -> Transformer:
                 p.copy_(p[torch.cat([order, order + config.intermediate_size])])
             elif "down" in name:
                 p.copy_(p[:, order])
-        if hidden:
-            for layer in new.model.layers:
-                for norm in (layer.input_layernorm, layer.post_attention_layernorm):
-                    norm.weight.copy_(norm.weight)
     return new
 
 

@@ -66,7 +66,7 @@ DECODING = 0.55
 MOVED = 17  # numbers read and written for each weight in the optimizer's step
 TRIAL_SECONDS = 0.05  # at least, for each of eight measurements
 COPIED = 32 << 20  # bytes at most: a trial must not be the run's peak
-TRIAL_FLOPS = {"cpu": 1e10, "cuda": 4e12}  # of what is tried
+TRIAL_FLOPS = {"cpu": 3e10, "cuda": 4e12}  # of what is tried
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,8 @@ class Drawing:
     def of(cls, prompts: Sequence[list[int]], samples: int, completion: int) -> Drawing:
         """That of a rank's share of these prompts."""
         mine = ranks.share(prompts)
-        return cls(len(mine), samples, max(map(len, mine), default=1), completion)
+        longest = max(map(len, mine), default=1)
+        return cls(max(1, len(mine)), samples, longest, completion)
 
 
 def batches_of(
@@ -142,7 +143,7 @@ def step_bytes(
     head = weight.numel() * weight.requires_grad * (4 + 2 * size * (size < 4))
     several = len(batches) > 1
     kept = KEPT[model.device.type][several]
-    passes = max(batch_bytes(model, batch, kept) for batch in batches)
+    passes = max((batch_bytes(model, batch, kept) for batch in batches), default=0.0)
     return head + (gradients + passes if several else max(gradients, passes))
 
 

@@ -138,7 +138,8 @@ def step_bytes(
 ) -> float:
     """The bytes that a training step on these micro-batches needs at its peak."""
     gradients = sum(w.master.nbytes for w in optimizer.weights.values())
-    weight = model.lm_head.weight
+    # A PRM may have a head of its own, and no gradient of this size but the embedding's.
+    weight = getattr(model, "lm_head", model.model.embed_tokens).weight
     size = weight.dtype.itemsize
     head = weight.numel() * weight.requires_grad * (4 + 2 * size * (size < 4))
     several = len(batches) > 1

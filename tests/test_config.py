@@ -720,3 +720,20 @@ def test_arguments_that_do_not_fit(arguments: list[str], message: str) -> None:
     with pytest.raises(ValueError) as caught:
         parse_arguments(Config, arguments, "", FLAGS)
     assert str(caught.value) == f"command line: {message}"
+
+
+@pytest.mark.parametrize("word", ["-1", "1.5", "Auto", "true", "", "[1]"])
+def test_a_word_beside_a_number_is_the_only_one(word):
+    found = load(GRPOConfig, None, ["grpo.token_budget=auto"])
+    assert found.grpo.token_budget == "auto"
+    said = r"grpo\.token_budget: expected a.* or auto, got"
+    with pytest.raises(ValueError, match=said) as error:
+        load(GRPOConfig, None, [f"grpo.token_budget={word}"])
+    assert "\n" not in str(error.value)
+
+
+def test_a_word_survives_the_file(tmp_path):
+    config = load(GRPOConfig, None, ["grpo.token_budget=auto"])
+    file = tmp_path / "run.toml"
+    file.write_text(to_toml(config))
+    assert load(GRPOConfig, file) == config

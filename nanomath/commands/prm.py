@@ -238,14 +238,12 @@ def train(argv: list[str]) -> int:
         chosen = step_indices(len(solutions), section.batch_size, step, seed)
         return [solutions[i] for i in chosen]
 
-    trainer.settle_budget(
-        "prm",
-        lambda step: [
-            Example(tokens[:-1], tokens[-1:])
-            for i, s in enumerate(batch(step))
-            for tokens, _ in [prm.lay_out(i, s.question, s.steps)]
-        ],
-    )
+    def laid_out(step: int) -> list[Example]:
+        rows = [prm.lay_out(i, s.question, s.steps)[0] for i, s in enumerate(batch(step))]
+        return [Example(tokens[:-1], tokens[-1:]) for tokens in rows]
+
+    if section.token_budget == "auto":
+        trainer.settle_budget("prm", laid_out)
     budget = prm.token_budget = section.token_budget
     training = PRMStep(prm, trainer.optimizer, weights, section.head_steps, budget)
 

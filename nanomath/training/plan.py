@@ -21,8 +21,9 @@ L layers, D width, F of the MLP, H E and K E of the queries and keys, V vocabula
     scoring     = layer + logits, a pass without gradient
     sampling    = keys and values of the slots + weights packed for a CPU + 8 V slots
 
-KEPT is what the C library loses between blocks of changing sizes, more after the first. Nor does it give them all back,
-and a GPU keeps the sampler's cache: so training and sampling are added. Seconds:
+KEPT is what the C library loses between blocks of changing sizes, more after the first. Nor does
+it give them all back, and a GPU keeps the sampler's cache: so training and sampling are added.
+Seconds, where nothing else wants the processor:
 
     training    = a trial of one layer and of the lm_head on some of the tokens, its time for all
                   layers and all tokens, and 17 numbers moved for each that Adam updates
@@ -50,8 +51,8 @@ from nanomath.rollout.sampler import Sampler, free_memory
 from nanomath.training import ranks
 from nanomath.training.optimizer import Optimizer
 
-# Of one micro-batch, and of several. Measured: 1.35 (6 layers of width 128) and 1.28 (SmolLM2-135M's
-# shape), 1.94 (tiny) and 1.58 (SmolLM2); on a GPU torch counts only what is in use.
+# Of one micro-batch, and of several. Measured: 1.35 (6 layers of width 128) and 1.28 (the shape of
+# SmolLM2-135M), 1.94 (tiny) and 1.58 (SmolLM2); on a GPU torch counts only what is in use.
 KEPT = {"cpu": (1.35, 1.7), "cuda": (1.0, 1.0)}
 MARGIN = 0.9  # of the free memory that "auto" plans with
 # Tokens from which more at a time are no faster. On one core of an AMD EPYC, microseconds a token
@@ -59,11 +60,13 @@ MARGIN = 0.9  # of the free memory that "auto" plans with
 # shape with 4 layers 3180, 3112, 3869 with 228, 612, 1124. A GPU has not been measured.
 FAST = {"cpu": 1024, "cuda": 16384}
 LEAST = 256  # tokens of a micro-batch that is not worth halving
-DECODING = 0.65  # of its floor that the sampler's step takes (docs/results/rollout-cpu.md)
+# The floor / what the sampler takes: 0.67 for SmolLM2-135M (docs/results/rollout-cpu.md), 0.41 for
+# the tiny model with 512 rows on one thread.
+DECODING = 0.55
 MOVED = 17  # numbers read and written for each weight in the optimizer's step
 TRIAL_SECONDS = 0.05  # at least, for each of eight measurements
 COPIED = 32 << 20  # bytes at most: a trial must not be the run's peak
-TRIAL_FLOPS = {"cpu": 1e10, "cuda": 4e12}  # of what is tried
+TRIAL_FLOPS = {"cpu": 3e10, "cuda": 4e12}  # of what is tried
 
 
 @dataclass(frozen=True)
@@ -81,7 +84,8 @@ class Drawing:
     def of(cls, prompts: Sequence[list[int]], samples: int, completion: int) -> Drawing:
         """That of a rank's share of these prompts."""
         mine = ranks.share(prompts)
-        return cls(len(mine), samples, max(map(len, mine), default=1), completion)
+        longest = max(map(len, mine), default=1)
+        return cls(max(1, len(mine)), samples, longest, completion)
 
 
 def batches_of(
@@ -134,12 +138,13 @@ def step_bytes(
 ) -> float:
     """The bytes that a training step on these micro-batches needs at its peak."""
     gradients = sum(w.master.nbytes for w in optimizer.weights.values())
-    weight = model.lm_head.weight
+    # A PRM may have a head of its own, and no gradient of this size but the embedding's.
+    weight = getattr(model, "lm_head", model.model.embed_tokens).weight
     size = weight.dtype.itemsize
     head = weight.numel() * weight.requires_grad * (4 + 2 * size * (size < 4))
     several = len(batches) > 1
     kept = KEPT[model.device.type][several]
-    passes = max(batch_bytes(model, batch, kept) for batch in batches)
+    passes = max((batch_bytes(model, batch, kept) for batch in batches), default=0.0)
     return head + (gradients + passes if several else max(gradients, passes))
 
 

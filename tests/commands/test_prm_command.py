@@ -82,6 +82,7 @@ def test_train_resume_and_evaluate(call, model_directory, rows):
         "optim.lr=0.01",
         "optim.schedule=constant",
         "prm.head_steps=1",
+        "prm.token_budget=auto",
     )
     outcome = call(main, *words, "run.steps=3")
     assert outcome.code == 0, outcome.err
@@ -89,6 +90,7 @@ def test_train_resume_and_evaluate(call, model_directory, rows):
         r"^runs/p: held-out auc\n  before  50\.0%\n  after  +\d+\.\d%\n", outcome.out
     )
     assert "use it: process.prm=runs/p" in outcome.out
+    assert "token_budget = 1024\n" in Path("runs/p/config.toml").read_text("utf-8")
     assert call(main, *words, "run.steps=40", "--resume").code == 0
     metrics = lines_of("runs/p/metrics.jsonl")
     assert [line["step"] for line in metrics if "loss" in line] == list(range(1, 41))

@@ -32,7 +32,6 @@ from nanomath.data.order import step_indices
 from nanomath.data.problem import Problem
 from nanomath.data.prompts import PromptTemplate
 from nanomath.models import Transformer
-from nanomath.models.batches import Example
 from nanomath.rewards import extract_answer
 from nanomath.rollout import Episode, collect_groups, episode_metrics, sample_episodes
 from nanomath.rollout.meter import meter
@@ -45,7 +44,7 @@ from nanomath.training.build import (
 from nanomath.training.critic import Critic
 from nanomath.training.hints import build_hints
 from nanomath.training.loop import Metrics
-from nanomath.training.plan import Drawing
+from nanomath.training.planning import plan_rollouts
 from nanomath.training.policy_step import PolicyStep
 from nanomath.training.sharding import shard
 from nanomath.training.teacher import build_source, build_teacher
@@ -97,21 +96,7 @@ def main(argv: list[str]) -> int:
     hints = build_hints(config, trainer, sampler, template, problems, prompts)
     draw = hints.episodes if hints else partial(sample_episodes, source)
 
-    def rollout(step: int, length: int = config.sampling.max_new_tokens) -> list[Example]:
-        """Return examples of the size of a step's, if all completions are of this length."""
-        chosen = step_indices(len(prompts), grpo.prompts, step, seed)
-        return [Example(prompts[i], [0] * length) for i in chosen] * grpo.group_size
-
-    length = trainer.logged("length", config.sampling.max_new_tokens)
-    drawn = [
-        prompts[i] for i in step_indices(len(prompts), grpo.prompts, trainer.start, seed)
-    ]
-    trainer.plan(
-        *("grpo", rollout, rollout(trainer.start, length), policy.passes, sampler),
-        Drawing.of(drawn, grpo.group_size, length),
-        Drawing.of(heldout_prompts, e.samples, config.sampling.max_new_tokens),
-    )
-    policy.token_budget = grpo.token_budget
+    plan_rollouts(trainer, policy, sampler, prompts, heldout_prompts)
 
     def sample(number: int) -> list[list[Episode]]:
         """Return the groups of rollout `number` with their rewards."""

@@ -26,7 +26,7 @@ from nanomath.training.build import (
     sampling_options,
 )
 from nanomath.training.loop import Metrics
-from nanomath.training.plan import Drawing
+from nanomath.training.planning import plan_tuning
 from nanomath.training.sft_step import SFTStep, heldout_loss
 from nanomath.training.sharding import shard
 from nanomath.training.trainer import RUN_FLAGS, Trainer, use_of_policy
@@ -69,11 +69,7 @@ def main(argv: list[str]) -> int:
         chosen = step_indices(len(examples), sft.batch_size, step, seed)
         return [examples[i] for i in chosen]
 
-    measured = Drawing.of(heldout_prompts, e.samples, config.sampling.max_new_tokens)
-    trainer.plan(
-        *("sft", batch, batch(trainer.start), (0, 1), sampler, None, measured),
-        heldout=heldout_examples,
-    )
+    plan_tuning(trainer, sampler, batch, heldout_prompts, heldout_examples)
     tuning = SFTStep(
         model,
         trainer.optimizer,

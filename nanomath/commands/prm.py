@@ -62,6 +62,7 @@ from nanomath.training.build import (
     settle_dtypes,
 )
 from nanomath.training.loop import Metrics, say
+from nanomath.training.planning import settle_budget
 from nanomath.training.prm_step import PRMStep, balancing_weights
 from nanomath.training.sharding import whole
 from nanomath.training.trainer import RUN_FLAGS, Trainer
@@ -243,7 +244,7 @@ def train(argv: list[str]) -> int:
         return [Example(tokens[:-1], tokens[-1:]) for tokens in rows]
 
     if section.token_budget == "auto":
-        trainer.settle_budget("prm", laid_out)
+        settle_budget(trainer, "prm", laid_out)
     budget = prm.token_budget = section.token_budget
     training = PRMStep(prm, trainer.optimizer, weights, section.head_steps, budget)
 

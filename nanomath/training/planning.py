@@ -1,0 +1,144 @@
+"""What a run says before its first step: the memory and time that its steps will need, by the
+formulas of plan.py. And the number that token_budget = "auto" becomes, which its config keeps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from nanomath.data.order import step_indices
+from nanomath.models.batches import Example
+from nanomath.rollout import Sampler
+from nanomath.training import plan, ranks
+from nanomath.training.loop import say
+from nanomath.training.plan import Drawing
+from nanomath.training.policy_step import PolicyStep
+from nanomath.training.sittings import memory_now
+from nanomath.training.trainer import Trainer, memory_knobs
+
+StepExamples = Callable[[int], list[Example]]  # what a step computes
+STEPS_SEEN = 100  # of a run, by which it is planned
+
+
+def plan_rollouts(
+    trainer: Trainer,
+    policy: PolicyStep,
+    sampler: Sampler,
+    prompts: Sequence[list[int]],
+    heldout_prompts: Sequence[list[int]],
+) -> None:
+    """Say what rollouts and updates will need, and give `policy` its token_budget.
+
+    Seconds are told of completions as long as in the newest step of a run that goes on, else of
+    the longest.
+    """
+    config = trainer.config
+    grpo = config.grpo
+    longest = config.sampling.max_new_tokens
+    lines = trainer.log.read("metrics.jsonl") if trainer.start else []
+    lengths = [line["length"] for line in lines if "length" in line]
+    length = max(1, round(lengths[-1])) if lengths else longest
+
+    def rollout(step: int, length: int = longest) -> list[Example]:
+        chosen = step_indices(len(prompts), grpo.prompts, step, config.run.seed)
+        return [Example(prompts[i], [0] * length) for i in chosen] * grpo.group_size
+
+    usual = rollout(trainer.start, length)
+    asked = [example.prompt for example in usual[: grpo.prompts]]
+    drawings = [
+        Drawing.of(asked, grpo.group_size, length),
+        Drawing.of(heldout_prompts, config.evaluation.samples, longest),
+    ]
+    announce(trainer, "grpo", sampler, rollout, usual, policy.passes, drawings)
+    policy.token_budget = grpo.token_budget
+
+
+def plan_tuning(
+    trainer: Trainer,
+    sampler: Sampler,
+    batch: StepExamples,
+    heldout_prompts: Sequence[list[int]],
+    heldout: Sequence[Example],
+) -> None:
+    """Say what steps of these batches, and measurements beside them, will need."""
+    config = trainer.config
+    longest = config.sampling.max_new_tokens
+    drawings = [Drawing.of(heldout_prompts, config.evaluation.samples, longest)]
+    usual = batch(trainer.start)
+    announce(trainer, "sft", sampler, batch, usual, (0, 1), drawings, heldout)
+
+
+def announce(
+    trainer: Trainer,
+    name: str,
+    sampler: Sampler,
+    examples_of: StepExamples,
+    usual: Sequence[Example],
+    passes: tuple[int, int],
+    drawings: Sequence[Drawing],
+    heldout: Sequence[Example] = (),
+) -> None:
+    """Settle the token_budget of the config's section `name`, and say what a step needs.
+
+    examples_of gives those of a step at their longest, `usual` are those of one whose time is
+    told. passes: over them, without a gradient and with one. drawings: what the sampler draws in
+    a step, if it does, and of held-out problems; heldout: what is scored beside.
+    """
+    *draws, measures = drawings
+    longest = max(len(example.response) for example in examples_of(trainer.start))
+    sampling = max(
+        plan.sampling_bytes(sampler, drawing)
+        for drawing in [measures, *(replace(one, completion=longest) for one in draws)]
+    )
+    largest = settle_budget(trainer, name, examples_of, sampling)
+    budget = getattr(trainer.config, name).token_budget
+    model = trainer.model
+    optimizer = trainer.optimizer
+    scored = plan.batches_of(model, heldout, budget) if heldout else []
+    training = max(
+        plan.step_bytes(model, optimizer, plan.batches_of(model, largest, budget)),
+        *(plan.batch_bytes(model, part) for part in scored),
+        0,
+    )
+    seconds = {}
+    if not ranks.is_sharded(model):
+        machine = plan.machine_of(model, sampler.decoder.dtype)
+        step = plan.step_seconds(model, optimizer, usual, budget, passes, machine)
+        seconds["training"] = step
+        for one in draws:
+            seconds["sampling"] = plan.sampling_seconds(sampler, one, machine)
+    memory = {
+        "loaded": memory_now(model.device),
+        "training": training,
+        "sampling": sampling,
+    }
+    assumed = "".join(f"completions of {one.completion} tokens, " for one in draws)
+    expected = plan.sentence(model.device, memory, seconds)
+    say(f"{expected}, with {assumed}{name}.token_budget = {budget}")
+    lacking = training + sampling - plan.room(model.device)
+    if lacking > 0:
+        keys = [line.split()[0] for line in memory_knobs(trainer.config).splitlines()]
+        say(
+            f"it may not fit: {lacking / 2**30:.2f} GiB more than is free; what to turn "
+            f"down or on: {', '.join(keys)}"
+        )
+
+
+def settle_budget(
+    trainer: Trainer, name: str, examples_of: StepExamples, besides: float = 0
+) -> list[Example]:
+    """Put a number in the place of token_budget = "auto" in the config's section `name`, and
+    return the largest step's examples, of the next STEPS_SEEN steps.
+
+    besides: bytes that other things need.
+    """
+    last = min(trainer.config.run.steps, trainer.start + STEPS_SEEN)
+    steps = map(examples_of, range(trainer.start, last))
+    largest = max(steps, key=lambda examples: sum(map(len, examples)))
+    section = getattr(trainer.config, name)
+    if section.token_budget == "auto":
+        section.token_budget = plan.settle_budget(
+            trainer.model, trainer.optimizer, largest, besides
+        )
+    return largest

@@ -988,9 +988,12 @@ def check_source(config: GRPOConfig) -> None:
         f'{whose} they are not: set kl_in = "loss" or kl_coef = 0': (
             algorithms.penalises_kl(a, "reward") and foreign
         ),
-        f"grpo.group_size = {grpo.group_size}, but grpo.solutions is one of these and "
-        'algorithm.samples = "pair" takes two: take at least 2': (
-            grpo.group_size < 2 and (grpo.solutions or pairs)
+        f'grpo.group_size = {grpo.group_size}, but algorithm.samples = "pair" takes two': (
+            grpo.group_size < 2 and pairs
+        ),
+        f"grpo.group_size = {grpo.group_size}, and grpo.solutions is that one: nothing is compared "
+        'with it; take at least 2, or algorithm.method = "sft"': (
+            grpo.group_size < 2 and grpo.solutions and a.advantage != "one"
         ),
     }
     for reason, holds in reasons.items():

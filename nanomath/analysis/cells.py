@@ -26,6 +26,12 @@ from nanomath.analysis.study import KNOWN, MEASURED, RUNS, Stage, Study
 from nanomath.config import load, to_toml, to_toml_value
 
 PLACE = re.compile(r"\{([\w=+-]+)\}")
+TEXTS = (
+    "template",
+    "response",
+    "system",
+    "ask",
+)  # keys whose values have braces of their own
 LONGER = 10  # times as many steps at most, where tokens or seconds end a run
 Chain = dict[str, "Cell"]  # the cells of an arm and a seed, by stage
 Key = tuple[str, int]  # arm and seed
@@ -245,9 +251,7 @@ def of_stage(changes: Mapping[str, Any], stage: Stage) -> dict[str, Any]:
 
 def filled(stage: Stage, key: str, value: Any, places: Mapping[str, str]) -> Any:
     """A value with the directories of earlier stages in it. ValueError for one that is none."""
-    if not isinstance(value, str) or key.startswith(
-        "prompt."
-    ):  # which has braces of its own
+    if not isinstance(value, str) or key.split(".")[-1] in TEXTS:
         return value
     for name in PLACE.findall(value):
         if name not in places and name != "here":

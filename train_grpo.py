@@ -84,7 +84,9 @@ def main(argv: list[str]) -> int:
     template = build_template(config.prompt)
     context = model.config.max_positions
     problems, prompts = build_prompts(config.train, template, tokenizer, context)
-    heldout, heldout_prompts = build_prompts(config.heldout, template, tokenizer, context)
+    heldout, heldout_prompts = build_prompts(
+        config.heldout, template, tokenizer, context
+    )
     check_measurement(heldout, e.samples, e.k, e.by)
 
     sampler = trainer.sampler()

@@ -52,9 +52,15 @@ def main(argv: list[str]) -> int:
     template = build_template(config.prompt)
     context = model.config.max_positions
     examples = encode_examples(
-        build_problems(config.train), template, tokenizer, context, config.train.max_tokens
+        build_problems(config.train),
+        template,
+        tokenizer,
+        context,
+        config.train.max_tokens,
     )
-    heldout, heldout_prompts = build_prompts(config.heldout, template, tokenizer, context)
+    heldout, heldout_prompts = build_prompts(
+        config.heldout, template, tokenizer, context
+    )
     solved = [problem for problem in heldout if problem.solution]
     heldout_examples = encode_examples(
         solved, template, tokenizer, context, config.heldout.max_tokens

@@ -35,7 +35,9 @@ PAGE = 256  # keys in a page and in a split, on a GPU
 # rows of the largest matrix product: more would need more registers than there are
 WIDEST_TILE = 64
 MERGE = 8  # partial results that the merge loads at once
-LOG2_E = 1.4426950408889634  # exponentials are powers of 2: that is what the hardware has
+LOG2_E = (
+    1.4426950408889634  # exponentials are powers of 2: that is what the hardware has
+)
 WORKSPACE = 256 << 20  # bytes of partial results that a launch may take
 
 
@@ -265,9 +267,9 @@ def _split_kernel(
     some_row = tl.max(
         tl.where(end > page * PAGE, row, -1)
     )  # any that reaches it: they have this page in common
-    block = tl.load(page_table + tl.load(slot + some_row).to(tl.int64) * pages + page).to(
-        tl.int64
-    )
+    block = tl.load(
+        page_table + tl.load(slot + some_row).to(tl.int64) * pages + page
+    ).to(tl.int64)
     e = tl.arange(0, BLOCK_E)
     real = (row >= 0)[:, None] & (e < E)[None, :]
     query = tl.load(

@@ -96,7 +96,8 @@ def library() -> dict[torch.dtype, dict[str, ctypes._CFuncPtr]] | None:
         try:
             loaded = ctypes.CDLL(str(build(options)))
             return {
-                dtype: _functions(getattr(loaded, table)) for dtype, table in TYPES.items()
+                dtype: _functions(getattr(loaded, table))
+                for dtype, table in TYPES.items()
             }
         except OSError as error:
             reason = error

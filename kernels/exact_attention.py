@@ -22,7 +22,9 @@ from kernels.backend import differentiable
 from kernels.packed import packed_rows
 
 
-def exact_attention(q: Tensor, k: Tensor, v: Tensor, window: int | None = None) -> Tensor:
+def exact_attention(
+    q: Tensor, k: Tensor, v: Tensor, window: int | None = None
+) -> Tensor:
     """[B, H, T, E] of q [B, H, T, E] and k, v [B, K, T, E], every token seeing those before it.
 
     A token sees itself and the window - 1 before it.
@@ -43,11 +45,17 @@ def block_attention(
     library = partial(library_attention, first=first, window=window)
     if not exact:
         return library(q, k, v)
-    return differentiable(partial(in_pages, first=first, window=window), library, q, k, v)
+    return differentiable(
+        partial(in_pages, first=first, window=window), library, q, k, v
+    )
 
 
 def library_attention(
-    q: Tensor, k: Tensor, v: Tensor, first: Tensor | None = None, window: int | None = None
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    first: Tensor | None = None,
+    window: int | None = None,
 ) -> Tensor:
     """`block_attention` by PyTorch; `first` None: 0 everywhere."""
     queries = q.shape[2]

@@ -76,7 +76,13 @@ def tile_config(features: int, itemsize: int) -> dict[str, int]:
             "num_warps": 4,
             "num_stages": 5,
         }
-    return {"BLOCK_M": 128, "BLOCK_N": 128, "BLOCK_K": 64, "num_warps": 8, "num_stages": 3}
+    return {
+        "BLOCK_M": 128,
+        "BLOCK_N": 128,
+        "BLOCK_K": 64,
+        "num_warps": 8,
+        "num_stages": 3,
+    }
 
 
 def invariant_linear_triton(
@@ -96,7 +102,9 @@ def invariant_linear_triton(
     )
     out = torch.empty(rows, features, dtype=x.dtype, device=x.device)
     config = tile_config(features, x.element_size())
-    tiles = triton.cdiv(rows, config["BLOCK_M"]) * triton.cdiv(features, config["BLOCK_N"])
+    tiles = triton.cdiv(rows, config["BLOCK_M"]) * triton.cdiv(
+        features, config["BLOCK_N"]
+    )
     if tiles:
         _linear_kernel[(tiles,)](
             x.contiguous(), weight.contiguous(), bias, out, rows, N=features, D=dim,
@@ -154,5 +162,7 @@ def _linear_kernel(
         total += tl.load(bias + n, mask=n < N, other=0.0).to(tl.float32)[None, :]
     place = out + m.to(tl.int64)[:, None] * N + n[None, :]
     tl.store(
-        place, total.to(out.dtype.element_ty), mask=(m < rows)[:, None] & (n < N)[None, :]
+        place,
+        total.to(out.dtype.element_ty),
+        mask=(m < rows)[:, None] & (n < N)[None, :],
     )

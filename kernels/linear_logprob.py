@@ -103,7 +103,9 @@ class _LinearLogprob(torch.autograd.Function):
             kept = room if len(target) <= chunk and any(ctx.needs_input_grad) else None
             for h, y in zip(hidden.split(chunk), target.split(chunk), strict=True):
                 z = _logits(h, weight, temperature, room, exact)
-                parts.append(lm_head.statistics(z, y, softmax=None if kept is None else z))
+                parts.append(
+                    lm_head.statistics(z, y, softmax=None if kept is None else z)
+                )
             logprobs, entropy, logsumexp = (
                 torch.cat(part) for part in zip(*parts, strict=True)
             )

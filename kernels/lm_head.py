@@ -39,7 +39,9 @@ from kernels.linear import product_tile
 BLOCK = 128
 # rows are finished so many logits at a time, which stay in a CPU's cache from pass to pass
 CHUNK_LOGITS = 1 << 20
-CHUNK_PARTS = 1 << 24  # the Triton form keeps so many numbers of blocks at a time, 64 MiB
+CHUNK_PARTS = (
+    1 << 24
+)  # the Triton form keeps so many numbers of blocks at a time, 64 MiB
 # of a weight that the Triton form takes
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 # How the products are cut into programs: for Hopper and later GPUs, for those with less shared
@@ -120,7 +122,10 @@ def _logprob_and_entropy(
 
 
 def statistics(
-    logits: Tensor, target: Tensor, temperature: float = 1.0, softmax: Tensor | None = None
+    logits: Tensor,
+    target: Tensor,
+    temperature: float = 1.0,
+    softmax: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Logprobs of int64 target [n], entropies and logsumexps [n] of logits [n, V]. On a CPU
     the logprobs of tokens that `sample_logits` chose are the same bits, and NaN outside of the
@@ -237,7 +242,9 @@ def tile(weight: Tensor) -> dict[str, int]:
     if weight.dtype == torch.float32:
         return FLOAT32
     device = weight.is_cuda and torch.cuda.get_device_properties(weight.device)
-    return NARROW if device and device.shared_memory_per_block_optin < 200 << 10 else WIDE
+    return (
+        NARROW if device and device.shared_memory_per_block_optin < 200 << 10 else WIDE
+    )
 
 
 def grid(rows: int, vocabulary: int, cut: dict[str, int]) -> tuple[int]:
@@ -482,7 +489,8 @@ def _choose_kernel(
             chosen = tl.min(tl.where(tops == top, block, blocks - 1), 0)
         tl.store(
             token + row,
-            chosen.to(tl.int64) * BLOCK + tl.load(part + 3 * blocks + chosen).to(tl.int64),
+            chosen.to(tl.int64) * BLOCK
+            + tl.load(part + 3 * blocks + chosen).to(tl.int64),
         )
     inside = chosen < blocks
     value = tl.load(part + 4 * blocks + chosen, mask=inside, other=float("nan"))

@@ -88,7 +88,9 @@ def in_panels(weight: Tensor, dtype: torch.dtype) -> bool:
 
 def is_small(weight: Tensor, dtype: torch.dtype) -> bool:
     """Whether the matrix is one of a small model, which kernels/small_model.py runs."""
-    return dtype == torch.float32 and weight.numel() <= SMALL and in_panels(weight, dtype)
+    return (
+        dtype == torch.float32 and weight.numel() <= SMALL and in_panels(weight, dtype)
+    )
 
 
 def packed(weight: Tensor, dtype: torch.dtype) -> Tensor:

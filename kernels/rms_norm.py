@@ -72,5 +72,7 @@ def _add_rms_norm_kernel(
     scale = tl.math.rsqrt(tl.sum(total * total) / D + eps)
     w = tl.load(weight + i, mask=real, other=0.0).to(tl.float32)
     tl.store(
-        out + row + i, ((total * scale).to(DTYPE).to(tl.float32) * w).to(DTYPE), mask=real
+        out + row + i,
+        ((total * scale).to(DTYPE).to(tl.float32) * w).to(DTYPE),
+        mask=real,
     )

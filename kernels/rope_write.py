@@ -62,7 +62,9 @@ def rope_write(
     _, kv_heads, size, dim = keys.shape
     heads = width // dim - 2 * kv_heads
     require(
-        heads > 0 and width == (heads + 2 * kv_heads) * dim and values.shape == keys.shape,
+        heads > 0
+        and width == (heads + 2 * kv_heads) * dim
+        and values.shape == keys.shape,
         "[M, (H + 2 K) E] and twice [pages, K, PAGE, E]",
         qkv=qkv,
         keys=keys,

@@ -53,7 +53,9 @@ def truncated_sample(
     top_k 0, top_p 1 and min_p 0 are off. ValueError unless the temperature is positive.
     """
     if not temperature > 0:
-        raise ValueError(f"the temperature is {temperature}: truncation needs one above 0")
+        raise ValueError(
+            f"the temperature is {temperature}: truncation needs one above 0"
+        )
     options = temperature, top_k if 0 < top_k < logits.shape[1] else 0, top_p, min_p
     if runs_triton(logits) and logits.dtype in LOW_BITS:
         return truncated_sample_triton(logits, u, *options)
@@ -64,7 +66,12 @@ def truncated_sample_reference(
     logits: Tensor, u: Tensor, temperature: float, top_k: int, top_p: float, min_p: float
 ) -> Sampled:
     """Compute `truncated_sample` in PyTorch, in float32 or better."""
-    options = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p}
+    options = {
+        "temperature": temperature,
+        "top_k": top_k,
+        "top_p": top_p,
+        "min_p": min_p,
+    }
     return in_chunks(partial(_sample_rows, **options), logits, u)
 
 
@@ -93,7 +100,9 @@ def _sample_rows(
     return token, chosen - log_total, chosen - blocks.sum(-1).log(), entropy
 
 
-def _top_p_pivot(z: Tensor, likeliest: Tensor, temperature: float, goal: Tensor) -> Tensor:
+def _top_p_pivot(
+    z: Tensor, likeliest: Tensor, temperature: float, goal: Tensor
+) -> Tensor:
     """The largest logit [n, 1] at which the weights from the top down reach `goal` [n, 1],
     first among `likeliest`.
     """
@@ -122,7 +131,9 @@ def truncated_sample_triton(
     logits = logits.contiguous()
     n, vocabulary = logits.shape
     token = logits.new_empty(n, dtype=torch.int64)
-    full, truncated, entropy = (logits.new_empty(n, dtype=torch.float32) for _ in range(3))
+    full, truncated, entropy = (
+        logits.new_empty(n, dtype=torch.float32) for _ in range(3)
+    )
     if n:
         tile = min(8192, max(BLOCK, triton.next_power_of_2(vocabulary)))
         _truncation_kernel[(n,)](
@@ -181,11 +192,17 @@ def _pivot(
             z = _logits(row, start, V, TILE)
             bits = z.to(tl.int32, bitcast=True)
             image = (bits ^ ((bits >> 31) | -0x80000000)).to(tl.uint32, bitcast=True)
-            w = tl.full((TILE,), 1.0, tl.float32) if COUNT else tl.exp((z - top) * inverse)
+            w = (
+                tl.full((TILE,), 1.0, tl.float32)
+                if COUNT
+                else tl.exp((z - top) * inverse)
+            )
             a += tl.where(image >= found + one, w, 0.0)
             b += tl.where(image >= found + 2 * one, w, 0.0)
             c += tl.where(image >= found + 3 * one, w, 0.0)
-        reached = (tl.sum(a, 0) >= goal).to(tl.int32) + (tl.sum(b, 0) >= goal).to(tl.int32)
+        reached = (tl.sum(a, 0) >= goal).to(tl.int32) + (tl.sum(b, 0) >= goal).to(
+            tl.int32
+        )
         found += one * (reached + (tl.sum(c, 0) >= goal).to(tl.int32)).to(tl.uint32)
         one = one >> 2
     bits = found.to(tl.int32, bitcast=True)

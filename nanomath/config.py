@@ -83,7 +83,9 @@ class Limits:
             for entry in value.values() if isinstance(value, dict) else value:
                 self.check(entry)
         elif self.choices is None and not self._in_range(value):
-            raise ValueError(f"expected {f'a number {self}'.strip()}, got {value!r:.100}")
+            raise ValueError(
+                f"expected {f'a number {self}'.strip()}, got {value!r:.100}"
+            )
         elif self.choices is not None and value not in self._choices():
             raise ValueError(f"expected {self}, got {value!r:.100}")
 
@@ -338,7 +340,9 @@ def _convert(value: Any, kind: Any, also: str = "") -> Any:
     if base is list:
         return [_convert(entry, get_args(kind)[0]) for entry in value]
     if base is dict:
-        return {name: _convert(entry, get_args(kind)[1]) for name, entry in value.items()}
+        return {
+            name: _convert(entry, get_args(kind)[1]) for name, entry in value.items()
+        }
     return value
 
 
@@ -360,7 +364,9 @@ def _parse(text: str, kind: Any) -> Any:
         if not is_list:
             return text
         words = text.strip().removeprefix("[").removesuffix("]").split(",")
-        return [_parse(word.strip(), get_args(kind)[0]) for word in words if word.strip()]
+        return [
+            _parse(word.strip(), get_args(kind)[0]) for word in words if word.strip()
+        ]
 
 
 # --- writing ---------------------------------------------------------------------------------
@@ -414,7 +420,9 @@ def describe(cls: type, width: int | None = None) -> str:
     width = width or min(shutil.get_terminal_size().columns, 120)
     lines = []
     for section_name, part, keys in sections(cls()):
-        lines += ["", f"[{section_name}] {title(part)}"] if section_name else [title(part)]
+        lines += (
+            ["", f"[{section_name}] {title(part)}"] if section_name else [title(part)]
+        )
         for name, key in keys.items():
             left = f"  {name}={to_toml_value(key.value)}"
             if len(left) > 32:

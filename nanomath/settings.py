@@ -40,7 +40,10 @@ class Run:
     name: str = option("run", "the run is written to DIRECTORY/NAME")
     directory: str = option("runs", "the directory that runs are written to")
     seed: int = option(
-        0, "everything random in the run depends on this seed", minimum=0, maximum=MAX_SEED
+        0,
+        "everything random in the run depends on this seed",
+        minimum=0,
+        maximum=MAX_SEED,
     )
     steps: int = option(
         100,
@@ -59,7 +62,8 @@ class Run:
         2, "how many of the newest checkpoints are kept; 0: all of them", minimum=0
     )
     keep_best: bool = option(
-        False, "also keep the checkpoint with the best held-out score, as checkpoints/best"
+        False,
+        "also keep the checkpoint with the best held-out score, as checkpoints/best",
     )
     minutes: float = option(
         0.0, "save and stop before so many minutes have passed; 0: no limit", minimum=0
@@ -288,7 +292,9 @@ class Problems:
 
     def __post_init__(self) -> None:
         if len(self.pass_rate) != 2 or self.pass_rate[0] > self.pass_rate[1]:
-            raise ValueError(f"pass_rate is {self.pass_rate}: expected [least, greatest]")
+            raise ValueError(
+                f"pass_rate is {self.pass_rate}: expected [least, greatest]"
+            )
         if self.pass_rate != [0, 1] and not self.pass_rates:
             raise ValueError(
                 f"pass_rate is {self.pass_rate}, but pass_rates names no file that says what "
@@ -416,7 +422,9 @@ class Sampling:
         "logits are divided by this; 0: always the likeliest token (greedy)",
         minimum=0,
     )
-    top_k: int = option(0, "draw only from the k likeliest tokens; 0: from all", minimum=0)
+    top_k: int = option(
+        0, "draw only from the k likeliest tokens; 0: from all", minimum=0
+    )
     top_p: float = option(
         1.0,
         "draw only from the likeliest tokens that together have this probability",
@@ -478,7 +486,9 @@ class Process:
         "rewards of steps are multiplied by this before they are added to those of [reward]",
         minimum=0,
     )
-    steps: str = option("blank_line", "what ends a step of a solution", choices=SEPARATORS)
+    steps: str = option(
+        "blank_line", "what ends a step of a solution", choices=SEPARATORS
+    )
     least_tokens: int = option(
         1, "a step of fewer tokens is merged into the next one", minimum=1
     )
@@ -954,9 +964,7 @@ def check_source(config: GRPOConfig) -> None:
     grpo = config.grpo
     taught = a.advantage.startswith("teacher")
     foreign = grpo.source != "policy" or grpo.solutions
-    whose = (
-        f"grpo.source = {grpo.source!r} and grpo.solutions = {str(grpo.solutions).lower()}"
-    )
+    whose = f"grpo.source = {grpo.source!r} and grpo.solutions = {str(grpo.solutions).lower()}"
     pairs = a.samples == "pair"
     reasons = {
         f"hints.chooser = {config.hints.chooser!r}, but of {whose} the samples are not the "
@@ -1277,12 +1285,16 @@ class Labelling:
     samples: int = option(
         4, "solutions drawn of each problem; of equal ones one is kept", minimum=1
     )
-    rollouts: int = option(8, "monte_carlo: continuations drawn of every step", minimum=1)
+    rollouts: int = option(
+        8, "monte_carlo: continuations drawn of every step", minimum=1
+    )
     hard: bool = option(
         False,
         "monte_carlo: a label is 1 where any continuation is right, else 0, instead of the share",
     )
-    steps: str = option("blank_line", "what ends a step of a solution", choices=SEPARATORS)
+    steps: str = option(
+        "blank_line", "what ends a step of a solution", choices=SEPARATORS
+    )
     seed: int = option(0, "seed of the samples", minimum=0, maximum=MAX_SEED)
 
 

@@ -29,7 +29,10 @@ TRUTHS = [
 ]
 BBH = {
     "boolean_expressions": ("not True is", "False"),
-    "date_understanding": ("Which day?\nOptions:\n(A) 01/02/2001\n(B) 03/04/2005", "(B)"),
+    "date_understanding": (
+        "Which day?\nOptions:\n(A) 01/02/2001\n(B) 03/04/2005",
+        "(B)",
+    ),
     "navigate": ("Do you return?\nOptions:\n- Yes\n- No", "No"),
     "object_counting": ("I have a pea and two nuts. How many things?", "3"),
     "web_of_lies": ("Question: Ann tells the truth. Does Ann tell the truth?", "Yes"),
@@ -91,14 +94,20 @@ def lines(rows: list[dict]) -> str:
 def write_benchmarks(directory: Path) -> Path:
     """Write files of all benchmarks, laid out as people have them."""
     files = {
-        "arc_challenge/test.json": json.dumps([as_by_llm_adapters(*q) for q in QUESTIONS]),
-        "commonsenseqa/dev_rand_split.jsonl": lines([as_by_its_makers(*q) for q in FIVE]),
+        "arc_challenge/test.json": json.dumps(
+            [as_by_llm_adapters(*q) for q in QUESTIONS]
+        ),
+        "commonsenseqa/dev_rand_split.jsonl": lines(
+            [as_by_its_makers(*q) for q in FIVE]
+        ),
         "truthfulqa/mc_task.json": json.dumps(TRUTHS),
         "ifeval/input_data.jsonl": lines(IFEVAL),
         "deep/svamp/test.jsonl": lines(WORDS),
         "mgsm/mgsm_en.tsv": MGSM,
         "mgsm/mgsm_ja.tsv": MGSM,
-        "gsm8k/test.jsonl": lines([{"question": "1 + 1?", "answer": "It is 2.\n#### 2"}]),
+        "gsm8k/test.jsonl": lines(
+            [{"question": "1 + 1?", "answer": "It is 2.\n#### 2"}]
+        ),
     }
     for task, (asked, answer) in BBH.items():
         rows = [{"input": asked, "target": answer}]

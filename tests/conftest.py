@@ -53,7 +53,9 @@ def products_in_one_order() -> Iterator[None]:
                 total = d.data.copy()
                 for k in range(a.data.shape[-1]):
                     total += np.multiply(
-                        a.data[..., :, k, None], b.data[..., k, None, :], dtype=total.dtype
+                        a.data[..., :, k, None],
+                        b.data[..., k, None, :],
+                        dtype=total.dtype,
                     )
                 return TensorHandle(total, d.dtype.scalar)
 
@@ -101,7 +103,9 @@ def new_model(tokenizer) -> Callable[..., Transformer]:
     all it sees.
     """
 
-    def make(seed: int = 0, dtype: torch.dtype = torch.float32, **changes) -> Transformer:
+    def make(
+        seed: int = 0, dtype: torch.dtype = torch.float32, **changes
+    ) -> Transformer:
         config = {
             "vocab_size": tokenizer.vocab_size,
             "hidden_size": 32,

@@ -47,7 +47,12 @@ OPERATORS = {
         ast.Gt: [ast.GtE, ast.LtE],
         ast.GtE: [ast.Gt, ast.Lt],
     },
-    **{ast.Eq: [ast.NotEq], ast.NotEq: [ast.Eq], ast.In: [ast.NotIn], ast.NotIn: [ast.In]},
+    **{
+        ast.Eq: [ast.NotEq],
+        ast.NotEq: [ast.Eq],
+        ast.In: [ast.NotIn],
+        ast.NotIn: [ast.In],
+    },
 }
 RENAMED = {
     "minimum": "maximum",
@@ -80,7 +85,10 @@ def variants(node: ast.AST, parent: ast.AST) -> Iterator[tuple[str, ast.AST]]:
         case ast.UnaryOp(op=op, operand=operand):
             yield f"drop {type(op).__name__}", operand
         case ast.Call(func=ast.Attribute(value=value, attr="where"), args=args):
-            yield from (("where -> its first", args[1]), ("where -> its second", args[2]))
+            yield from (
+                ("where -> its first", args[1]),
+                ("where -> its second", args[2]),
+            )
         case ast.Call(func=ast.Attribute(value=value, attr=attr)) if attr in DROPPED:
             yield f"drop .{attr}()", value
         case ast.Attribute(attr=attr) if attr in RENAMED:
@@ -131,7 +139,10 @@ def mutants(source: str) -> Iterator[tuple[int, str, ast.Module]]:
             for key in ("annotation", "returns")
         ]
         skip = {
-            id(node) for annotation in typed if annotation for node in ast.walk(annotation)
+            id(node)
+            for annotation in typed
+            if annotation
+            for node in ast.walk(annotation)
         }
         pairs = [
             (node, parent)
@@ -178,7 +189,9 @@ def survives(path: Path, tree: ast.Module) -> bool:
     """Whether all tests pass; a test that hangs has noticed."""
     child = os.fork()
     if child == 0:
-        signal.setitimer(signal.ITIMER_PROF, SECONDS)  # of CPU: a busy machine is no hang
+        signal.setitimer(
+            signal.ITIMER_PROF, SECONDS
+        )  # of CPU: a busy machine is no hang
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         os.dup2(1, 2)
         sys.meta_path.insert(0, Substitute(path, tree))

@@ -398,7 +398,10 @@ def test_errors_of_the_command_line(word: str, message: str) -> None:
     [
         ("seed=" + "[" * 5000, f"seed: expected an integer, got '{'[' * 99}"),
         ("seed=" + "1" * 5000, f"seed: expected an integer, got '{'1' * 99}"),
-        ("optim.betas=" + "[" * 5000, f"optim.betas: expected a number, got '{'[' * 99}"),
+        (
+            "optim.betas=" + "[" * 5000,
+            f"optim.betas: expected a number, got '{'[' * 99}",
+        ),
         (
             "optim.schedule.shape=" + "x" * 5000,
             f"one of constant, cosine, linear, got '{'x' * 99}",
@@ -488,9 +491,9 @@ def test_a_file_that_cannot_be_read(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="config file not found"):
         load(Config, tmp_path)
     path = write(tmp_path, "seed = 1\nname = = 2")
-    assert error_of(path).startswith(f"{path}: not valid TOML: ") and "line 2" in error_of(
-        path
-    )
+    assert error_of(path).startswith(
+        f"{path}: not valid TOML: "
+    ) and "line 2" in error_of(path)
     path = write(tmp_path, "seed = " + "[" * 5000)
     assert (
         error_of(path)
@@ -570,7 +573,9 @@ configs = st.builds(
     optim=st.builds(
         Optim,
         lr=st.floats(min_value=0, max_value=1, exclude_min=True),
-        betas=st.lists(st.floats(min_value=0, max_value=1, exclude_max=True), max_size=3),
+        betas=st.lists(
+            st.floats(min_value=0, max_value=1, exclude_max=True), max_size=3
+        ),
         clip=st.floats(min_value=1),
         schedule=st.builds(
             Schedule,
@@ -583,7 +588,9 @@ configs = st.builds(
 
 @settings(deadline=None, max_examples=100)
 @given(config=configs)
-def test_toml_round_trip(tmp_path_factory: pytest.TempPathFactory, config: Config) -> None:
+def test_toml_round_trip(
+    tmp_path_factory: pytest.TempPathFactory, config: Config
+) -> None:
     path = tmp_path_factory.mktemp("round") / "config.toml"
     path.write_text(to_toml(config), encoding="utf-8", newline="\n")
     assert load(Config, path) == config
@@ -697,7 +704,9 @@ def test_help_prints_usage_flags_and_keys_and_exits_with_0(
     assert caught.value.code == 0
     text = capsys.readouterr().out
     assert text.startswith("usage: train.py")
-    assert "  --resume                        continue from the last checkpoint\n" in text
+    assert (
+        "  --resume                        continue from the last checkpoint\n" in text
+    )
     assert describe(Config) in text
 
 

@@ -16,7 +16,9 @@ from nanomath.config import load
 
 ROOT = Path(__file__).parents[1]
 STUDIES = sorted(ROOT.glob("configs/studies/*.toml"))  # tests/analysis resolves them
-CONFIGS = [path for path in sorted(ROOT.glob("configs/**/*.toml")) if path not in STUDIES]
+CONFIGS = [
+    path for path in sorted(ROOT.glob("configs/**/*.toml")) if path not in STUDIES
+]
 PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/**/*.md")), *CONFIGS]
 NAMES = "|".join(name.removeprefix("python ") for name in SETTINGS)
 COMMAND = re.compile(rf"python ({NAMES})((?: +[^\s`&#)]+)*)")
@@ -56,7 +58,9 @@ def test_a_config_shows_how_it_is_used(path):
 
 @pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.name)
 def test_a_study_shows_how_it_is_run(path):
-    assert f"python -m nanomath study {path.relative_to(ROOT)}" in path.read_text("utf-8")
+    assert f"python -m nanomath study {path.relative_to(ROOT)}" in path.read_text(
+        "utf-8"
+    )
 
 
 def test_commands_are_found():

@@ -91,14 +91,22 @@ def change(text: str, tree: Path) -> None:
 
 
 def test_every_example_is_found():
-    names = "my_loss.py", "my_baseline.py", "my_reward.py", "my_scorer.py", "my_format.py"
+    names = (
+        "my_loss.py",
+        "my_baseline.py",
+        "my_reward.py",
+        "my_scorer.py",
+        "my_format.py",
+    )
     assert tuple(name for name, _, _ in EXAMPLES) == names
     assert list(CHANGES) == ["An architecture", "A kernel"]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("name", "code", "command"), EXAMPLES[:-1], ids=[name for name, _, _ in EXAMPLES[:-1]]
+    ("name", "code", "command"),
+    EXAMPLES[:-1],
+    ids=[name for name, _, _ in EXAMPLES[:-1]],
 )
 def test_an_example_trains(name, code, command, base, tmp_path):
     (tmp_path / name).write_text(code, encoding="utf-8")

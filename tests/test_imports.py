@@ -23,7 +23,10 @@ ALLOWED = {
     "nanomath.config": set(),
     "nanomath.settings": {
         *("nanomath.config", "nanomath.algorithms", "nanomath.data"),
-        *("nanomath.rewards", "nanomath.process"),  # whose tables are the choices of keys
+        *(
+            "nanomath.rewards",
+            "nanomath.process",
+        ),  # whose tables are the choices of keys
     },
     "nanomath.models": {"kernels", "nanomath.data"},
     "nanomath.rollout": {"kernels", "nanomath.models", "nanomath.data"},
@@ -43,7 +46,12 @@ ALLOWED = {
             "nanomath.algorithms",
             "nanomath.data",
         ),
-        *("nanomath.settings", "nanomath.config", "nanomath.rewards", "nanomath.process"),
+        *(
+            "nanomath.settings",
+            "nanomath.config",
+            "nanomath.rewards",
+            "nanomath.process",
+        ),
     },
     "nanomath.analysis": {
         *(
@@ -57,7 +65,11 @@ ALLOWED = {
         "nanomath.training",  # which writes the run directories that are read here
     },
 }
-TOP = {"nanomath.commands", "nanomath.__main__", "scripts"}  # these put the parts together
+TOP = {
+    "nanomath.commands",
+    "nanomath.__main__",
+    "scripts",
+}  # these put the parts together
 
 
 def room_of(module: str) -> str:

@@ -137,7 +137,9 @@ def broken(text: str) -> st.SearchStrategy[bytes]:
     pieces += [b"\\ud800", b"[" * 3000, b"'''", b"= ="]
     places = st.integers(0, len(data))
     cut = st.tuples(
-        places, st.integers(0, 4) | places, st.sampled_from(pieces) | st.binary(max_size=4)
+        places,
+        st.integers(0, 4) | places,
+        st.sampled_from(pieces) | st.binary(max_size=4),
     )
     return cut.map(lambda c: data[: c[0]] + c[2] + data[c[0] + c[1] :]) | st.just(data)
 
@@ -258,9 +260,10 @@ def test_label_files(folder: Path, rows: list[Any], data: st.DataObject) -> None
             and all(step.strip() for step in s.steps)
             and len(s.steps) == len(s.labels) > 0
         )
-        assert {type(label) for label in s.labels} <= {float, type(None)} and s.labels != (
-            None,
-        ) * len(s.labels)
+        assert {type(label) for label in s.labels} <= {
+            float,
+            type(None),
+        } and s.labels != (None,) * len(s.labels)
         assert all(label is None or 0 <= label <= 1 for label in s.labels)
         json.dumps([s.question, *s.steps], ensure_ascii=False).encode()
 

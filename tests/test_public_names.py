@@ -85,7 +85,11 @@ def test_signatures():
         "path_or_hub_id": "required",
         "base": "",
     }
-    assert list(parameters(nanomath.save_model))[:3] == ["model", "tokenizer", "directory"]
+    assert list(parameters(nanomath.save_model))[:3] == [
+        "model",
+        "tokenizer",
+        "directory",
+    ]
     options = {
         "slots": 64,
         "exact": False,
@@ -134,7 +138,14 @@ def test_algorithms():
         sft_loss,
     )
 
-    named = (gae, group_advantages, kl_estimate, policy_loss, process_advantages, sft_loss)
+    named = (
+        gae,
+        group_advantages,
+        kl_estimate,
+        policy_loss,
+        process_advantages,
+        sft_loss,
+    )
     assert all(inspect.isfunction(function) and function.__doc__ for function in named)
     assert set(algorithms.__all__) >= {function.__name__ for function in named}
     assert all(hasattr(algorithms, name) for name in algorithms.__all__)

@@ -54,7 +54,12 @@ SFT = (
 GRPO = (
     *DATA,
     *QUICK,
-    *("grpo.prompts=3", "grpo.group_size=4", "optim.lr=0.003", "optim.schedule=constant"),
+    *(
+        "grpo.prompts=3",
+        "grpo.group_size=4",
+        "optim.lr=0.003",
+        "optim.schedule=constant",
+    ),
     *(
         "reward.weights.random=1",
         "reward.weights.repetition=0.5",
@@ -253,7 +258,9 @@ def grpo_run(sft_run, tmp_path_factory) -> Path:
         "run.name=base",
         "run.steps=2",
     ]
-    assert train_grpo.main([*words, f"model.path={sft_run}", "algorithm.kl_coef=0.1"]) == 0
+    assert (
+        train_grpo.main([*words, f"model.path={sft_run}", "algorithm.kl_coef=0.1"]) == 0
+    )
     return Path(words[len(GRPO)].removeprefix("run.directory=")) / "base"
 
 
@@ -306,7 +313,9 @@ def test_rollouts_hold_whole_groups(grpo_run):
         assert record["found"] == extract_answer(record["text"])
     for group in (records[i : i + 4] for i in range(0, 16, 4)):
         assert len({r["problem"] for r in group}) == 1
-        totals = torch.tensor([r["rewards"]["total"] for r in group], dtype=torch.float64)
+        totals = torch.tensor(
+            [r["rewards"]["total"] for r in group], dtype=torch.float64
+        )
         expected = (totals - totals.mean()) / (totals.std() + 1e-4)
         assert torch.allclose(
             torch.tensor([r["advantages"] for r in group]).double(), expected, atol=1e-3
@@ -401,7 +410,9 @@ def test_without_a_signal_and_without_a_penalty_nothing_moves(train, sft_run):
     run = train(train_grpo, "run", f"model.path={sft_run}", *still)
     (line,) = (line for line in lines(run) if "reward" in line)
     assert (line["flat_groups"], line["all_wrong"], line["grad_norm"]) == (1, 1, 0)
-    assert weights(run, 1)["model.safetensors"] == weights(sft_run, 6)["model.safetensors"]
+    assert (
+        weights(run, 1)["model.safetensors"] == weights(sft_run, 6)["model.safetensors"]
+    )
 
 
 def test_every_step_has_new_problems_and_new_samples(train, sft_run):
@@ -522,7 +533,12 @@ GRPO_KEYS = [
     (*VALUE, "algorithm.value_coef=2"),
     (*VALUE, "algorithm.value_lr=0.1"),
     (*VALUE, "algorithm.value_lr=0.1", "algorithm.epochs=2"),
-    (*VALUE, "algorithm.value_lr=0.1", "algorithm.epochs=2", "algorithm.value_clip=0.001"),
+    (
+        *VALUE,
+        "algorithm.value_lr=0.1",
+        "algorithm.epochs=2",
+        "algorithm.value_clip=0.001",
+    ),
     (*VALUE, "algorithm.value_trunk=shared"),
     ("algorithm.overlong_filter=true", "sampling.stop=[e]"),
     ("algorithm.keep_groups=mixed", "algorithm.refills=1"),
@@ -665,7 +681,11 @@ def test_a_resumed_run_is_the_unbroken_one(train, sft_run, script, dtype):
         "evaluation.samples=1",
     ]
     if script is train_grpo:
-        words += [f"model.path={sft_run}", "algorithm.epochs=2", "algorithm.minibatches=2"]
+        words += [
+            f"model.path={sft_run}",
+            "algorithm.epochs=2",
+            "algorithm.minibatches=2",
+        ]
     else:
         words += ["sft.neftune_alpha=5"]
     whole = train(script, "whole", "run.steps=4", *words)
@@ -707,7 +727,14 @@ def test_adapters_learn_and_leave_the_model_as_it_was(train, sft_run, tmp_path):
     tuned = f"model.path={tmp_path}/sft"
     assert (
         train_sft.main(
-            [*SFT, *LORA, tuned, f"run.directory={tmp_path}", "run.name=on", "run.steps=1"]
+            [
+                *SFT,
+                *LORA,
+                tuned,
+                f"run.directory={tmp_path}",
+                "run.name=on",
+                "run.steps=1",
+            ]
         )
         == 0
     )  # on from the merged model, with adapters of its own
@@ -738,7 +765,9 @@ def test_a_run_of_adapters_is_a_model_and_merges_into_one(
     )
     tokens = torch.arange(12)[None] + 300
     with torch.no_grad():
-        torch.testing.assert_close(theirs(tokens).logits, ours(tokens), rtol=0, atol=1e-4)
+        torch.testing.assert_close(
+            theirs(tokens).logits, ours(tokens), rtol=0, atol=1e-4
+        )
 
 
 def test_the_reference_of_adapters_is_the_starting_model(train, sft_run):
@@ -763,7 +792,9 @@ def test_no_key_of_adapters_is_ignored(train, sft_run):
     ]
     found = {
         weights(
-            train(train_sft, str(n), *LORA, f"model.path={sft_run}", "run.steps=1", *kind),
+            train(
+                train_sft, str(n), *LORA, f"model.path={sft_run}", "run.steps=1", *kind
+            ),
             1,
         )["adapter_model.safetensors"]
         for n, kind in enumerate(kinds)
@@ -781,7 +812,11 @@ def test_no_key_of_adapters_is_ignored(train, sft_run):
             ["lora.targets=q_proj"],
             "holds base_model.model.model.layers.0.mlp.down_",
         ),
-        ("adapted", ["lora.rank=0"], "the checkpoint's optimizer state lacks step.model."),
+        (
+            "adapted",
+            ["lora.rank=0"],
+            "the checkpoint's optimizer state lacks step.model.",
+        ),
         ("plain", [], "no adapter_config.json in"),
     ],
 )
@@ -824,14 +859,18 @@ def test_every_method_trains_and_resumes(train, sft_run, method):
     whole = train(train_grpo, "whole", f"run.steps={steps}", *words)
     train(train_grpo, "parts", f"run.steps={half}", *words)
     parts = train(train_grpo, "parts", f"run.steps={steps}", "--resume", *words)
-    assert weights(parts, steps) == weights(whole, steps) and lines(parts) == lines(whole)
+    assert weights(parts, steps) == weights(whole, steps) and lines(parts) == lines(
+        whole
+    )
     assert lines(parts, "rollouts.jsonl") == lines(whole, "rollouts.jsonl")
     metrics = [line for line in lines(whole) if "reward" in line]
     assert all(math.isfinite(value) for line in metrics for value in line.values())
     assert all(line["grad_norm"] > 0 for line in metrics)
     assert ("explained_variance" in metrics[0]) == (method == "ppo")
     if method == "dapo":  # nothing is ever right: all refills are drawn
-        assert all((line["groups"], line["groups_sampled"]) == (3, 12) for line in metrics)
+        assert all(
+            (line["groups"], line["groups_sampled"]) == (3, 12) for line in metrics
+        )
 
 
 def test_refills_bring_other_problems_and_no_sample_twice(train, sft_run):
@@ -923,13 +962,18 @@ def test_a_damaged_checkpoint_is_named(sft_run, tmp_path, capsys, damage):
     file.write_bytes(file.read_bytes()[:-20])
     with pytest.raises(SystemExit) as exited:
         run_main(
-            train_sft.main, [*SFT, f"run.directory={tmp_path}", "run.steps=8", "--resume"]
+            train_sft.main,
+            [*SFT, f"run.directory={tmp_path}", "run.steps=8", "--resume"],
         )
     error = capsys.readouterr().err
-    assert exited.value.code == 2 and error.count("\n") == 1 and str(file.parent) in error
+    assert (
+        exited.value.code == 2 and error.count("\n") == 1 and str(file.parent) in error
+    )
 
 
-def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_what_was_saved(tmp_path, capsys):
+def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_what_was_saved(
+    tmp_path, capsys
+):
     words = (
         *SFT,
         f"run.directory={tmp_path}",
@@ -968,11 +1012,16 @@ def test_a_signal_saves_and_stops(tmp_path, capsys, number):
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, script.__file__, *words, "run.steps=1000000"]
     process = subprocess.Popen(
-        command, env=environment, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        command,
+        env=environment,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
     )
     wait_for(
         lambda: (
-            (tmp_path / "run/metrics.jsonl").exists() and len(lines(tmp_path / "run")) > 2
+            (tmp_path / "run/metrics.jsonl").exists()
+            and len(lines(tmp_path / "run")) > 2
         ),
         process,
     )
@@ -1011,5 +1060,7 @@ def test_the_summary_says_where_everything_is(train, capsys):
         f"before {100 * first['heldout/pass@1']:5.1f}%" in out
         and f"after  {100 * last['heldout/pass@1']:5.1f}%" in out
     )
-    assert f"{run}/checkpoints/step-1" in out and (run / "checkpoints" / "step-1").is_dir()
+    assert (
+        f"{run}/checkpoints/step-1" in out and (run / "checkpoints" / "step-1").is_dir()
+    )
     assert f"python -m nanomath eval {run} world" in out

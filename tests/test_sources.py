@@ -247,7 +247,9 @@ def test_the_words_of_the_page_are_accepted():
     for line in lines[1:]:
         words = [word for word in line.split() if "=" in word]
         sft = line.startswith("python train_sft.py")
-        kind, file = (settings.SFTConfig, "sft") if sft else (settings.GRPOConfig, "grpo")
+        kind, file = (
+            (settings.SFTConfig, "sft") if sft else (settings.GRPOConfig, "grpo")
+        )
         load(kind, ROOT / f"configs/tiny/{file}.toml", words)
 
 
@@ -263,7 +265,10 @@ REFUSED = [
         ("grpo.source=teacher", "teacher.path=teacher", "teacher.shows=solution"),
         "teacher.shows = 'solution' is for scoring",
     ),
-    ((*TAUGHT, "teacher.path=policy"), "scores as the policy does: every advantage is 0"),
+    (
+        (*TAUGHT, "teacher.path=policy"),
+        "scores as the policy does: every advantage is 0",
+    ),
     (
         (*SHOWN, "teacher.path=policy", "teacher.template={question}"),
         "teacher.template lacks {demonstration}",

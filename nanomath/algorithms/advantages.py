@@ -158,7 +158,9 @@ def token_rewards(
     kl, drift would be paid for. An empty completion earns nothing.
     """
     lengths = mask.sum(dim=1)
-    last = mask & (torch.arange(mask.shape[1], device=mask.device) == lengths[:, None] - 1)
+    last = mask & (
+        torch.arange(mask.shape[1], device=mask.device) == lengths[:, None] - 1
+    )
     rewards = torch.where(last, outcomes[:, None], 0.0)
     return rewards if kl is None else rewards - kl_coef * torch.where(mask, kl, 0.0)
 

@@ -185,7 +185,9 @@ def sequence_log_ratio(logprobs: Tensor, old_logprobs: Tensor, mask: Tensor) -> 
     the mask.
     """
     log_ratio = torch.where(mask, logprobs - old_logprobs, 0.0).detach()
-    mean = log_ratio.sum(dim=1, keepdim=True) / mask.sum(dim=1, keepdim=True).clamp(min=1)
+    mean = log_ratio.sum(dim=1, keepdim=True) / mask.sum(dim=1, keepdim=True).clamp(
+        min=1
+    )
     # The difference first: mean + log pi would round.
     token = mean.clamp(-LIMIT, LIMIT) + (logprobs - logprobs.detach())
     return torch.where(mask, token, 0.0)

@@ -86,7 +86,9 @@ class Tokens:
         cut = {}
         for name, matrix in self._known().items():
             matrix = matrix[:, : logprobs.shape[1]].to(logprobs.device)
-            cut[name] = matrix if matrix.dtype == torch.bool else matrix.to(logprobs.dtype)
+            cut[name] = (
+                matrix if matrix.dtype == torch.bool else matrix.to(logprobs.dtype)
+            )
         return Tokens(**cut)
 
     def _known(self) -> dict[str, Tensor]:
@@ -186,7 +188,9 @@ def _group_advantages(a: Choices, rewards: Rewards, tokens: Tokens) -> Tensor:
         weights = rewards.component_weights
         advantages = decoupled_advantages(components, weights, a.baseline, a.scale)
     else:
-        totals = _token_rewards(a, rewards, tokens).sum(dim=1).view(-1, rewards.group_size)
+        totals = (
+            _token_rewards(a, rewards, tokens).sum(dim=1).view(-1, rewards.group_size)
+        )
         advantages = group_advantages(totals, a.baseline, a.scale)
     advantages = advantages.flatten()[:, None] * tokens.mask
     if rewards.steps is not None:
@@ -204,7 +208,9 @@ def _step_advantages(a: Choices, rewards: Rewards, tokens: Tokens) -> Tensor:
     if a.baseline == "leave_one_out":
         advantages = [token_baseline_advantages(*group, width) for group in groups]
     else:
-        advantages = [process_advantages(steps, ends, width) for steps, ends, _ in groups]
+        advantages = [
+            process_advantages(steps, ends, width) for steps, ends, _ in groups
+        ]
     return rewards.step_weight * torch.cat(advantages)
 
 
@@ -288,7 +294,9 @@ def policy_objective(a: Choices, logprobs: Tensor, tokens: Tokens) -> Tensor:
 
 def value_objective(a: Choices, values: Tensor, tokens: Tokens) -> Tensor:
     """Return the share of the value model's loss of some rows, from its values [B, T]."""
-    loss = value_loss(values, tokens.values, tokens.returns, tokens.weights, a.value_clip)
+    loss = value_loss(
+        values, tokens.values, tokens.returns, tokens.weights, a.value_clip
+    )
     return a.value_coef * loss
 
 

@@ -32,7 +32,11 @@ def gae(
 
 
 def value_loss(
-    values: Tensor, old_values: Tensor, returns: Tensor, weights: Tensor, clip: float = 0.2
+    values: Tensor,
+    old_values: Tensor,
+    returns: Tensor,
+    weights: Tensor,
+    clip: float = 0.2,
 ) -> Tensor:
     """Return the scalar loss of values [B, T] against returns [B, T].
 

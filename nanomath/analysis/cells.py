@@ -87,7 +87,9 @@ def make_cells(study: Study, directory: Path) -> dict[Key, Chain]:
         chain = found[arm, seed] = maker.chain(arm, seed)
         owner = owners.setdefault(tuple(cell.name for cell in chain.values()), arm)
         if owner != arm:
-            raise ValueError(f"the arms {owner!r} and {arm!r} resolve to the same config")
+            raise ValueError(
+                f"the arms {owner!r} and {arm!r} resolve to the same config"
+            )
     check_choice(study, in_order(found))
     return found
 
@@ -159,7 +161,9 @@ class Maker:
         values = {key: filled(stage, key, v, places) for key, v in values.items()}
         late = [*self._checkpoints(parents, seed, tried), *self._best(stage, arm, tried)]
         if stage.run not in RUNS:
-            words = [filled(stage, "arguments", word, places) for word in stage.arguments]
+            words = [
+                filled(stage, "arguments", word, places) for word in stage.arguments
+            ]
             return self._named(stage, [*words, *words_of(values)], parents, late)
         if stage.seeded:
             values[RUNS[stage.run].seed] = seed
@@ -184,7 +188,9 @@ class Maker:
         known = f"{stage.run}\n{text_of(config)}".replace(str(self.directory), "")
         known += "".join(map(str, late))
         name = f"{stage.name}-{hashlib.sha256(known.encode()).hexdigest()[:12]}"
-        return Cell(name, stage, kept(config, self.directory / name), parents, tuple(late))
+        return Cell(
+            name, stage, kept(config, self.directory / name), parents, tuple(late)
+        )
 
     def _settle_run(self, stage: Stage, config: Any) -> None:
         """What the study says of a run's length, threads and checkpoints."""

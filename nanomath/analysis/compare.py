@@ -21,7 +21,9 @@ from nanomath.analysis.evaluation import Score, mean_score
 from nanomath.analysis.runs import Record, Run, config_differences
 
 TIMES = ("seconds", "sampling_seconds", "tokens_per_second")  # never the same twice
-ROUNDING = 1e-4  # nats: logprobs of one token that are nearer than this differ by rounding
+ROUNDING = (
+    1e-4  # nats: logprobs of one token that are nearer than this differ by rounding
+)
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,9 @@ def paired(a: dict[str, list[Record]], b: dict[str, list[Record]]) -> Paired | N
     counts = {(x, y): 0 for x in (True, False) for y in (True, False)}
     for one, other in firsts:
         counts[bool(one["right"]), bool(other["right"])] += 1
-    differences = [right_share(b[problem]) - right_share(a[problem]) for problem in shared]
+    differences = [
+        right_share(b[problem]) - right_share(a[problem]) for problem in shared
+    ]
     only_a = counts[True, False]
     only_b = counts[False, True]
     return Paired(
@@ -153,9 +157,7 @@ def _first_episode(a: Run, b: Run) -> Iterator[str]:
         if one is None or other is None:
             yield f"rollouts: {_ended(one, other)}"
             return
-        where = (
-            f"rollouts: step {one['step']}, prompt {one['prompt']}, sample {one['sample']}"
-        )
+        where = f"rollouts: step {one['step']}, prompt {one['prompt']}, sample {one['sample']}"
         if one.get("prompt_tokens") != other.get("prompt_tokens"):
             yield f"{where} is the first that differs: other problems or another prompt"
             return
@@ -186,9 +188,7 @@ def _same_tokens(one: Record, other: Record, gap: float) -> str:
     """What differs where two samples have the same tokens."""
     names = _unequal(one, other)
     if "logprobs" not in names:
-        return (
-            f"the tokens and their logprobs are the same; what differs: {', '.join(names)}"
-        )
+        return f"the tokens and their logprobs are the same; what differs: {', '.join(names)}"
     at = next(
         i
         for i, pair in enumerate(zip(one["logprobs"], other["logprobs"], strict=True))

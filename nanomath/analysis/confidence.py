@@ -76,7 +76,9 @@ def token_measures(
         batch = make_batch([examples[i] for i in rows]).to(model.device)
         states = response_states(model, batch).split(CHUNK)
         parts = zip(states, batch.target.split(CHUNK), strict=True)
-        columns = torch.cat([of_distributions(model.logits(s), t, top) for s, t in parts])
+        columns = torch.cat(
+            [of_distributions(model.logits(s), t, top) for s, t in parts]
+        )
         lengths = batch.lengths.tolist()
         for i, own in zip(rows, columns.double().cpu().split(lengths), strict=True):
             logprobs, certainty, confidence = own.T.numpy()
@@ -87,7 +89,9 @@ def token_measures(
     return found
 
 
-def of_distributions(logits: torch.Tensor, target: torch.Tensor, top: int) -> torch.Tensor:
+def of_distributions(
+    logits: torch.Tensor, target: torch.Tensor, top: int
+) -> torch.Tensor:
     """[n, 3] of logits [n, V]: log p of the target, KL(uniform || p) and DeepConf's C."""
     logprobs = logits.float().log_softmax(dim=1)
     size = logprobs.shape[1]
@@ -183,7 +187,9 @@ def filled(ask: str, question: str, answer: str) -> str:
     return re.sub(r"\{(question|answer)\}", lambda field: fields[field[1]], ask)
 
 
-def of_answers(proposals: Sequence[Proposal], traces: Sequence[Sequence[float]]) -> Array:
+def of_answers(
+    proposals: Sequence[Proposal], traces: Sequence[Sequence[float]]
+) -> Array:
     """What a measure of completions, traces [n][samples], says of the proposals: [n]."""
     return np.array(
         [
@@ -200,7 +206,9 @@ def levels(confidence: Array, right: Flags) -> tuple[Array, Array, Array]:
     """The values that the confidence has, the greatest first, how many problems have each, and of
     how many of these the answer is wrong.
     """
-    values, which, counts = np.unique(-confidence, return_inverse=True, return_counts=True)
+    values, which, counts = np.unique(
+        -confidence, return_inverse=True, return_counts=True
+    )
     return -values, counts, np.bincount(which, weights=~right)
 
 
@@ -246,7 +254,9 @@ def worth(
 def calibration(confidence: Array, right: Flags) -> float:
     """ECE, as process/measures.py has it, of thousands of draws."""
     bins = np.minimum(BINS - 1, (confidence * BINS).astype(int))
-    return float(np.abs(np.bincount(bins, weights=confidence - right)).sum() / len(right))
+    return float(
+        np.abs(np.bincount(bins, weights=confidence - right)).sum() / len(right)
+    )
 
 
 WORTH = ("aurc", "excess", "auroc", "ece", "coverage", "when_right", "when_wrong")

@@ -89,12 +89,16 @@ def stopped(run: Run) -> Iterator[Finding]:
     if smooth[-1] < smooth[0] - 2 * noise:
         return  # it fell, which others say
     if smooth.max() - smooth[0] < 2 * noise:
-        yield Finding("note", "Training pass@1 did not rise beyond its noise.", steps[-1])
+        yield Finding(
+            "note", "Training pass@1 did not rise beyond its noise.", steps[-1]
+        )
         return
     at = int(np.argmax(smooth >= smooth.max() - noise))
     if at < len(smooth) - WINDOW:
         step = steps[at + WINDOW // 2]
-        yield Finding("note", f"Training pass@1 stopped rising around step {step}.", step)
+        yield Finding(
+            "note", f"Training pass@1 stopped rising around step {step}.", step
+        )
 
 
 def alarmed(run: Run) -> Iterator[Finding]:

@@ -105,7 +105,9 @@ LOGICAL = frozenset(WORDS.split())
 def estimate(values: Sequence[float], seed: int = 0) -> dict[str, float]:
     """Return mean, standard error and 95% bootstrap interval of one value per response."""
     score = mean_score(values, seed)
-    error = float(np.std(values, ddof=1)) / len(values) ** 0.5 if len(values) > 1 else 0.0
+    error = (
+        float(np.std(values, ddof=1)) / len(values) ** 0.5 if len(values) > 1 else 0.0
+    )
     return {"mean": score.mean, "stderr": error, "low": score.low, "high": score.high}
 
 
@@ -203,7 +205,9 @@ def moved_tokens(
     total: Counter[int] = Counter()
     for tokens, shift in zip(responses, shifts, strict=True):
         count.update(tokens)
-        for token, ranks in zip(tokens, np.abs(shift[3] - shift[4]).tolist(), strict=True):
+        for token, ranks in zip(
+            tokens, np.abs(shift[3] - shift[4]).tolist(), strict=True
+        ):
             total[token] += ranks
     of_kind: Counter[str] = Counter()
     rows = []
@@ -341,7 +345,9 @@ def latent_shift(base: Array, tuned: Array, seed: int = 0) -> dict[str, Any]:
     found: dict[str, Any] = {"cka": {"mean": float(np.mean(alike))}, "layers": layers}
     if base.shape != tuned.shape:
         widths = f"{base.shape[2]} and {tuned.shape[2]}"
-        refused = f"distance: the widths are {widths}, and the base's plane is in its own"
+        refused = (
+            f"distance: the widths are {widths}, and the base's plane is in its own"
+        )
         return {**found, "refused": refused}
     fitted = [plane(b) for b in base]
     steps = zip(base, tuned, fitted, strict=True)
@@ -351,7 +357,9 @@ def latent_shift(base: Array, tuned: Array, seed: int = 0) -> dict[str, Any]:
     for row, raw, scale in zip(layers, distance.tolist(), spread.tolist(), strict=True):
         row |= {"distance": raw, "relative_distance": raw / scale, "spread": scale}
     count = base.shape[1]
-    draws = np.random.default_rng(seed).multinomial(count, [1 / count] * count, RESAMPLES)
+    draws = np.random.default_rng(seed).multinomial(
+        count, [1 / count] * count, RESAMPLES
+    )
     drawn = np.linalg.norm(draws / count @ moves, axis=2)  # [L + 1, RESAMPLES]
     for name, scale in ("distance", np.ones_like(spread)), ("relative_distance", spread):
         means = (drawn / scale[:, None]).mean(0)
@@ -380,8 +388,12 @@ def weight_change(base: Transformer, tuned: Transformer) -> dict[str, Any]:
     for name in sorted(shapes[0].keys() & shapes[1].keys()):
         one, other = (tuple(shape[name]) for shape in shapes)
         if one != other:
-            raise ValueError(f"{name} is {one} in the base and {other} in the tuned model")
-    if extra := {n for n in shapes[0].keys() ^ shapes[1].keys() if n != "lm_head.weight"}:
+            raise ValueError(
+                f"{name} is {one} in the base and {other} in the tuned model"
+            )
+    if extra := {
+        n for n in shapes[0].keys() ^ shapes[1].keys() if n != "lm_head.weight"
+    }:
         raise ValueError(f"only one of the models has {min(extra)}")
     wider = max(base, tuned, key=lambda model: len(list(model.parameters())))
     matrices = [

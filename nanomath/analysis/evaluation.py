@@ -115,7 +115,8 @@ def evaluate(
     seed: int = 0,
     lenient: bool = False,
     progress: Progress | None = None,
-    score_all: Callable[[Sequence[tuple[Problem, Completion]]], list[float]] | None = None,
+    score_all: Callable[[Sequence[tuple[Problem, Completion]]], list[float]]
+    | None = None,
     reasoning_ends: Sequence[str] = REASONING_ENDS,
     **sampling: Any,
 ) -> Report:
@@ -133,7 +134,9 @@ def evaluate(
         for problem, group in zip(problems, groups, strict=True)
     ]
     if score_all is not None:
-        given = score_all([(item.problem, c) for item in graded for c in item.completions])
+        given = score_all(
+            [(item.problem, c) for item in graded for c in item.completions]
+        )
         graded = [
             replace(item, scores=row)
             for item, row in zip(graded, in_groups(given, samples), strict=True)
@@ -151,7 +154,9 @@ def evaluate(
             )
         if size > 1 and score_all is not None:
             best = [best_at_k(g.scores, g.right, size) for g in graded]
-            weighted = [maj_at_k(g.answers, g.right, size, seed, g.scores) for g in graded]
+            weighted = [
+                maj_at_k(g.answers, g.right, size, seed, g.scores) for g in graded
+            ]
             scores |= {
                 f"best@{size}": mean_score(best, seed),
                 f"wmaj@{size}": mean_score(weighted, seed),
@@ -211,7 +216,10 @@ def best_at_k(scores: Sequence[float], right: Sequence[bool], k: int) -> float:
         hits = [ok for one, ok in zip(scores, right, strict=True) if one == value]
         upto = below + len(hits)
         chance += (
-            (comb(upto, k) - comb(below, k)) / comb(len(scores), k) * sum(hits) / len(hits)
+            (comb(upto, k) - comb(below, k))
+            / comb(len(scores), k)
+            * sum(hits)
+            / len(hits)
         )
         below = upto
     return chance
@@ -241,7 +249,9 @@ def maj_at_k(
             [votes[i] for i in generator.permutation(len(votes))[:k]]
             for _ in range(SUBSETS)
         )
-    return float(np.mean([_share_of_right(subset) for subset in islice(subsets, SUBSETS)]))
+    return float(
+        np.mean([_share_of_right(subset) for subset in islice(subsets, SUBSETS)])
+    )
 
 
 def _share_of_right(votes: Iterable[tuple[str | None, float]]) -> float:

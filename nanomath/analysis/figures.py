@@ -175,7 +175,9 @@ def risk_coverage(curves: Mapping[str, Sequence[float]]) -> Any:
         axes.plot(
             coverage, risk, style, marker=mark, markevery=0.12, markersize=4, label=name
         )
-    axes.set_xlabel("coverage: share of the problems that are answered, the surest first")
+    axes.set_xlabel(
+        "coverage: share of the problems that are answered, the surest first"
+    )
     axes.set_ylabel("risk: share of these that are wrong")
     axes.set_ylim(bottom=0)
     axes.legend(frameon=False, fontsize=8)
@@ -249,7 +251,9 @@ def token_bars(tokens: Sequence[Mapping[str, Any]]) -> Any:
     figure, axes = plt.subplots(figsize=(6.4, 0.9 + 0.17 * len(tokens)))
     for kind, filling in FILLINGS.items():
         rows = [
-            (n, token["score"]) for n, token in enumerate(tokens) if token["kind"] == kind
+            (n, token["score"])
+            for n, token in enumerate(tokens)
+            if token["kind"] == kind
         ]
         if rows:
             axes.barh(*zip(*rows, strict=True), label=kind, **filling)
@@ -284,9 +288,14 @@ def layer_bars(panels: Mapping[str, tuple[list[str], list[float]]]) -> Any:
     import matplotlib.pyplot as plt
 
     figure, several = plt.subplots(
-        len(panels), figsize=(6.4, 1.9 * len(panels)), squeeze=False, layout="constrained"
+        len(panels),
+        figsize=(6.4, 1.9 * len(panels)),
+        squeeze=False,
+        layout="constrained",
     )
-    for axes, (title, (names, values)) in zip(several[:, 0], panels.items(), strict=True):
+    for axes, (title, (names, values)) in zip(
+        several[:, 0], panels.items(), strict=True
+    ):
         axes.bar(range(len(names)), values, color="0.45")
         shown = range(0, len(names), -(-len(names) // 20))
         axes.set_xticks(shown, [names[i].replace("embedding", "emb") for i in shown])

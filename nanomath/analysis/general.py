@@ -201,7 +201,9 @@ def scores_choices(config: settings.GeneralConfig, name: str) -> bool:
 def metric_of(config: settings.GeneralConfig, name: str) -> str:
     """Return the metric by which models are compared on a benchmark."""
     choice = not BENCHMARKS[name].new_tokens
-    return "acc" if choice and config.choices == "generation" else BENCHMARKS[name].metric
+    return (
+        "acc" if choice and config.choices == "generation" else BENCHMARKS[name].metric
+    )
 
 
 def protocol(config: settings.GeneralConfig, name: str) -> str:

@@ -62,7 +62,9 @@ def best(late: Late, directory: Path) -> tuple[Any, str]:
     cells = iter(late.cells)
     values = late.options["values"]
     means = [
-        fmean(fmean(measured(directory / cell.name, metric)[0].values()) for cell in runs)
+        fmean(
+            fmean(measured(directory / cell.name, metric)[0].values()) for cell in runs
+        )
         for runs in (list(islice(cells, len(late.options["seeds"]))) for _ in values)
     ]
     at = means.index(max(means))

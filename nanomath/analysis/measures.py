@@ -38,7 +38,9 @@ def measured(place: Path, metric: str, last: int = 1) -> tuple[Scores, Labels]:
     ValueError for what the cell in the directory `place` does not measure.
     """
     trained = (place / "config.toml").exists()
-    run = read_run(place) if trained else Run(place, "eval", {})  # which has answers only
+    run = (
+        read_run(place) if trained else Run(place, "eval", {})
+    )  # which has answers only
     if PER_PROBLEM.fullmatch(metric) and run.heldout:
         return per_problem(run, metric, last)
     value = whole_run(run, metric, last) if trained else number_of(place, metric)

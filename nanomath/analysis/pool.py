@@ -78,7 +78,9 @@ class Pool:
                     for cell in self._ready(left):
                         if len(running) < self.workers:
                             running += self._start(cell)
-                    for one in [one for one in running if one.process.poll() is not None]:
+                    for one in [
+                        one for one in running if one.process.poll() is not None
+                    ]:
                         running.remove(one)
                         self._end(one)
                         self._report(one.cell, cells, running)
@@ -115,7 +117,9 @@ class Pool:
         if not last:
             return False
         run = read_run(place)
-        limits = {name: run.config.get(f"run.{name}", 0) for name in ("tokens", "seconds")}
+        limits = {
+            name: run.config.get(f"run.{name}", 0) for name in ("tokens", "seconds")
+        }
         lines = [line for line in run.lines if line["step"] <= last]
         return last == run.config["run.steps"] or share_used(lines, limits) >= 1
 
@@ -133,7 +137,9 @@ class Pool:
         for cell in cells.values():
             if cell.name in started or self.state(cell):
                 continue
-            failed = [c for c in cell.waits_for if self.state(c).get("state") == "failed"]
+            failed = [
+                c for c in cell.waits_for if self.state(c).get("state") == "failed"
+            ]
             if failed:
                 self._write(cell, state="failed", reason=f"{failed[0].name} failed")
             else:
@@ -205,7 +211,9 @@ class Pool:
             seconds = self.spent(one.cell) + time.monotonic() - one.began
             self._write(one.cell, state="done", seconds=seconds)
         else:
-            self._write(one.cell, state="failed", reason=self._last_words(one.cell, code))
+            self._write(
+                one.cell, state="failed", reason=self._last_words(one.cell, code)
+            )
         os.close(one.lock)  # not before: another runner would start it again
 
     def _write(self, cell: Cell, **state: Any) -> None:
@@ -279,7 +287,8 @@ def interrupts() -> Iterator[list[int]]:
     came: list[int] = []
     numbers = (signal.SIGINT, signal.SIGTERM)
     before = [
-        signal.signal(number, lambda number, _: came.append(number)) for number in numbers
+        signal.signal(number, lambda number, _: came.append(number))
+        for number in numbers
     ]
     try:
         yield came

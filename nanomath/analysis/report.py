@@ -75,16 +75,22 @@ def report(runs: Sequence[Run], named: Mapping[str, Sequence[Run]] | None = None
         "arms": list(named),
         "t": quantiles(max(map(len, named.values()))),
     }
-    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    environment = jinja2.Environment(
+        autoescape=True, trim_blocks=True, lstrip_blocks=True
+    )
     template = environment.from_string((PAGE / "report.html").read_text("utf-8"))
     return template.render(
         runs=explained,
         title=" against ".join(named),
-        differences=config_differences([run for seeds in named.values() for run in seeds]),
+        differences=config_differences(
+            [run for seeds in named.values() for run in seeds]
+        ),
         pairs=pairs_of(named),
         nonce=secrets.token_urlsafe(16),
         style=(PAGE / "report.css").read_text("utf-8"),
-        scripts=[(PAGE / name).read_text("utf-8") for name in ("viewer.js", "curves.js")],
+        scripts=[
+            (PAGE / name).read_text("utf-8") for name in ("viewer.js", "curves.js")
+        ],
         plotly=packed(plotly_script()),
         bulk=packed(json.dumps(bulk, separators=(",", ":")).encode("ascii")),
     )
@@ -205,7 +211,9 @@ def layer_map(parts: Mapping[str, tuple[list[int], list[float]]]) -> dict[str, A
     return {"parts": list(parts), "steps": steps, "values": values}
 
 
-def _at(pair: tuple[list[int], list[float]], steps: Iterable[float]) -> list[float | None]:
+def _at(
+    pair: tuple[list[int], list[float]], steps: Iterable[float]
+) -> list[float | None]:
     known = dict(zip(*pair, strict=True))
     return [known.get(step) for step in steps]
 

@@ -55,7 +55,9 @@ class Results:
     def differences(self, measure: str) -> dict[str, Difference]:
         """Each arm against the baseline."""
         others = [arm for arm in self.study.arms if arm != self.study.baseline]
-        pairs = {arm: self.difference(measure, arm, self.study.baseline) for arm in others}
+        pairs = {
+            arm: self.difference(measure, arm, self.study.baseline) for arm in others
+        }
         return {arm: found for arm, found in pairs.items() if found}
 
     def difference(self, measure: str, a: str, b: str) -> Difference | None:
@@ -73,7 +75,9 @@ class Results:
             return over_seeds(d[:, 0])
         by = self.study.cluster
         found = statistics.compare(d, [self.labels[p].get(by, p) for p in problems])
-        one_answer = len(d) == 1 and all(set(one.values()) <= {0.0, 1.0} for one in of_all)
+        one_answer = len(d) == 1 and all(
+            set(one.values()) <= {0.0, 1.0} for one in of_all
+        )
         if by or not one_answer:
             return found
         return replace(found, p=mcnemar(int((d > 0).sum()), int((d < 0).sum())))
@@ -283,7 +287,12 @@ def _table(results: Results, measure: str) -> list[str]:
                 verdict,
             ]
         else:
-            cells += ["", "", "", "baseline" if arm == study.baseline else "no comparison"]
+            cells += [
+                "",
+                "",
+                "",
+                "baseline" if arm == study.baseline else "no comparison",
+            ]
         lines.append("| " + " | ".join(cells) + " |")
     return [*lines, "", *_remarks(results, measure, found, share)]
 
@@ -389,7 +398,9 @@ def _chosen(results: Results) -> list[str]:
 def _costs(results: Results) -> list[str]:
     """Costs by arm, with the quotient to the baseline's."""
     base = results.costs[results.study.baseline]
-    names = list(dict.fromkeys(what for costs in results.costs.values() for what in costs))
+    names = list(
+        dict.fromkeys(what for costs in results.costs.values() for what in costs)
+    )
     lines = ["| arm | " + " | ".join(names) + " |", "|---" * (1 + len(names)) + "|"]
     for arm, costs in results.costs.items():
         cells = [arm]

@@ -20,7 +20,11 @@ from nanomath.models.directory import complete_steps
 from nanomath.models.tokenizer import load_tokenizer
 from nanomath.training.runlog import read_jsonl
 
-KINDS = {"grpo": settings.GRPOConfig, "sft": settings.SFTConfig, "prm": settings.PRMConfig}
+KINDS = {
+    "grpo": settings.GRPOConfig,
+    "sft": settings.SFTConfig,
+    "prm": settings.PRMConfig,
+}
 Record = dict[str, Any]
 
 
@@ -161,7 +165,9 @@ def arms(runs: Sequence[Run]) -> dict[str, list[Run]]:
     for number, run in enumerate(runs):
         words = [f"{key.split('.')[-1]}={values[number]}" for key, values in named]
         found.setdefault("\0".join(words), []).append(run)
-    alone = {key: seeds[0].name if len(seeds) == 1 else "" for key, seeds in found.items()}
+    alone = {
+        key: seeds[0].name if len(seeds) == 1 else "" for key, seeds in found.items()
+    }
     distinct = len(set(alone.values())) == len(alone)
     return {
         (alone[key] if distinct and alone[key] else ", ".join(key.split("\0")))

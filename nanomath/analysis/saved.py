@@ -83,7 +83,9 @@ def _tokens(record: dict[str, Any], place: str, tokenizer: Tokenizer) -> list[in
     text = record["text"]
     if "ids" not in record:
         ended = record["finish_reason"] == "eos"
-        return [*tokenizer.encode(text), *[tokenizer.eos_id] * ended] or [tokenizer.eos_id]
+        return [*tokenizer.encode(text), *[tokenizer.eos_id] * ended] or [
+            tokenizer.eos_id
+        ]
     ids = record["ids"]
     if not isinstance(ids, list) or not ids or any(type(i) is not int for i in ids):
         raise ValueError(f"{place}: ids: expected the numbers of tokens, at least one")
@@ -136,7 +138,9 @@ def problems_json(graded: Iterable[Graded], by: str) -> dict[str, Any]:
 
 def as_json(value: Any) -> str:
     """JSON of nested numbers, scores among them; what is no finite number is null."""
-    return json.dumps(_plain(value), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    return (
+        json.dumps(_plain(value), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    )
 
 
 def _plain(value: Any) -> Any:

@@ -127,7 +127,8 @@ def measure_confidence(
             for name, (score, difference) in voted.items()
         },
         "risk": {
-            name: risks(*levels(c, right)[1:]).tolist() for name, c in confidences.items()
+            name: risks(*levels(c, right)[1:]).tolist()
+            for name, c in confidences.items()
         },
     }
 

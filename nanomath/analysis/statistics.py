@@ -66,7 +66,9 @@ def compare(d: Matrix, clusters: Sequence[Hashable] | None = None) -> Difference
         )
     of_seeds = float(d.mean(axis=1).var(ddof=1)) / seeds
     residual = d - d.mean(axis=0) - d.mean(axis=1)[:, None] + mean
-    shared = sum(clustered_variance(row, labels) for row in residual) / seeds / (seeds - 1)
+    shared = (
+        sum(clustered_variance(row, labels) for row in residual) / seeds / (seeds - 1)
+    )
     total = max(of_seeds + of_problems - shared, of_seeds, of_problems * (1 - 1 / seeds))
     freedom = (
         total**2 / (of_seeds**2 / (seeds - 1) + of_problems**2 / (count - 1))

@@ -54,7 +54,9 @@ RUNS = {
     "train_sft.py": Program(("train_sft.py",), settings.SFTConfig),
     "train_grpo.py": Program(("train_grpo.py",), settings.GRPOConfig),
     "prm train": Program((*NANOMATH, "prm", "train"), settings.PRMConfig),
-    "prm label": Program((*NANOMATH, "prm", "label"), settings.LabelConfig, "label.seed"),
+    "prm label": Program(
+        (*NANOMATH, "prm", "label"), settings.LabelConfig, "label.seed"
+    ),
     "eval": Program((*NANOMATH, "eval"), settings.EvalConfig, "evaluation.seed"),
 }
 KNOWN = ("updates", "samples")  # what can be held equal before anything runs
@@ -190,7 +192,9 @@ def _stage(name: str, part: Mapping[str, Any]) -> Stage:
             "of python -m nanomath and its arguments = [...]"
         )
     if not NAME.fullmatch(name) or "." in name:
-        raise ValueError(f"stage {name!r}: expected letters, digits and =+-_ in its name")
+        raise ValueError(
+            f"stage {name!r}: expected letters, digits and =+-_ in its name"
+        )
     return Stage(name, **{"config": "", **part})
 
 
@@ -223,7 +227,9 @@ def _check_checkpoint(stage: Stage, stages: Mapping[str, Stage]) -> None:
         )
 
 
-def _check_best(table: Mapping[str, Any], stages: Mapping[str, Stage], arms: Any) -> None:
+def _check_best(
+    table: Mapping[str, Any], stages: Mapping[str, Stage], arms: Any
+) -> None:
     best = table["best"]
     _known(best, BEST_KEYS, "key of best")
     for key in BEST_KEYS:

@@ -202,7 +202,10 @@ def compare_transfer(
     drawn = {
         name: resampled(
             [tasks[name].values for tasks in files.values()],
-            [seed, crc32(name.encode())],  # tasks of as many problems are not drawn alike
+            [
+                seed,
+                crc32(name.encode()),
+            ],  # tasks of as many problems are not drawn alike
         )
         for names in groups.values()
         for name in names
@@ -224,11 +227,14 @@ def compare_transfer(
         why = undefined(in_maths[:, m], estimate(change[MATHS][:, m]))
         models[name] = {
             "tasks": {
-                task: estimate(rows[:, m + 1] - rows[:, 0]) for task, rows in drawn.items()
+                task: estimate(rows[:, m + 1] - rows[:, 0])
+                for task, rows in drawn.items()
             },
             "groups": {g: estimate(rows[:, m]) for g, rows in change.items()},
             "index": {
-                kind: {g: None if why else estimate(rows[:, m]) for g, rows in by.items()}
+                kind: {
+                    g: None if why else estimate(rows[:, m]) for g, rows in by.items()
+                }
                 for kind, by in index.items()
             },
             "undefined": why,
@@ -285,7 +291,9 @@ def undefined(gain: Matrix, change: Mapping[str, float]) -> str:
 
 def table(report: Mapping[str, Any]) -> str:
     """Return the comparison as text."""
-    lines = [f"changes against {report['base']} in points, and the transferability index"]
+    lines = [
+        f"changes against {report['base']} in points, and the transferability index"
+    ]
     for group, names in report["groups"].items():
         lines.append(f"  {group}: {', '.join(names)}")
     for model, found in report["models"].items():

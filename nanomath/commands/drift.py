@@ -53,7 +53,9 @@ Pair = tuple[Transformer, Tokenizer]
 
 
 def main(argv: list[str]) -> int:
-    names = [w for w in argv if w[:1] != "-" and "=" not in w and not w.endswith(".toml")]
+    names = [
+        w for w in argv if w[:1] != "-" and "=" not in w and not w.endswith(".toml")
+    ]
     if not {"-h", "--help"} & set(argv) and (len(names) < 2 or "" in names):
         raise ValueError(
             "drift needs a base and a tuned model: python -m nanomath drift BASE TUNED "
@@ -119,7 +121,9 @@ def out_directories(names: Sequence[str], out: str) -> dict[str, Path]:
     return places
 
 
-def grouped(problems: Sequence[Problem], section: settings.Drift) -> dict[str, list[int]]:
+def grouped(
+    problems: Sequence[Problem], section: settings.Drift
+) -> dict[str, list[int]]:
     """Return the numbers of the problems of each group, those of all first. ValueError for a group
     of too few.
     """
@@ -242,7 +246,9 @@ def compare_tokens(
             **sampling_options(config.sampling),
         )
     temperature = config.sampling.temperature or 1.0
-    vocabularies = [t.backend.get_vocab(with_added_tokens=True) for _, t in (base, tuned)]
+    vocabularies = [
+        t.backend.get_vocab(with_added_tokens=True) for _, t in (base, tuned)
+    ]
     if vocabularies[0] == vocabularies[1]:
         answers = [c.tokens for c in drawn]
         examples = [Example(p, a) for p, a in zip(prompts, answers, strict=True)]

@@ -127,7 +127,9 @@ def check_places(config: settings.EvalConfig) -> None:
         "confidence.handoff": config.confidence.handoff,
     }
     for key, place in places.items():
-        if place and (not Path(place).absolute().parent.is_dir() or Path(place).is_dir()):
+        if place and (
+            not Path(place).absolute().parent.is_dir() or Path(place).is_dir()
+        ):
             raise FileNotFoundError(f"{key}: there is no directory to write {place} to")
     if config.out and Path(config.out).is_file():
         raise FileExistsError(f"out: {config.out} is a file: name a directory")

@@ -240,7 +240,9 @@ def train(argv: list[str]) -> int:
         return [solutions[i] for i in chosen]
 
     def laid_out(step: int) -> list[Example]:
-        rows = [prm.lay_out(i, s.question, s.steps)[0] for i, s in enumerate(batch(step))]
+        rows = [
+            prm.lay_out(i, s.question, s.steps)[0] for i, s in enumerate(batch(step))
+        ]
         return [Example(tokens[:-1], tokens[-1:]) for tokens in rows]
 
     if section.token_budget == "auto":
@@ -268,7 +270,9 @@ def build_prm(
     that is there.
     """
     if is_prm(place := path or section.path):
-        prm = load_prm(place, choose_device(section.device), getattr(torch, section.dtype))
+        prm = load_prm(
+            place, choose_device(section.device), getattr(torch, section.dtype)
+        )
         if not isinstance(prm.format, FORMATS[format]):
             raise ValueError(
                 f"{place} is a PRM of the format {type(prm.format).__name__}, not "

@@ -67,7 +67,9 @@ def main(argv: list[str]) -> int:
     try:
         pool.run(every)
     except KeyboardInterrupt:
-        print("stopped, all that ran is saved: the same command goes on", file=sys.stderr)
+        print(
+            "stopped, all that ran is saved: the same command goes on", file=sys.stderr
+        )
         return 1
     finally:
         write(study, chains, pool, out)
@@ -122,8 +124,12 @@ def narrowed(study: Study, words: dict[str, str]) -> Study:
     if "only" in words:
         only = words["only"].split(",")
         if unknown := [arm for arm in only if arm not in study.arms]:
-            raise ValueError(f"only={unknown[0]}: expected one of {', '.join(study.arms)}")
-        kept = {a: keys for a, keys in study.arms.items() if a in (*only, study.baseline)}
+            raise ValueError(
+                f"only={unknown[0]}: expected one of {', '.join(study.arms)}"
+            )
+        kept = {
+            a: keys for a, keys in study.arms.items() if a in (*only, study.baseline)
+        }
         study = replace(study, arms=kept)
     if "seeds" in words:
         try:

@@ -32,7 +32,9 @@ def main(argv: list[str]) -> int:
     keys = [word for word in argv if word not in names]
     config, _ = parse_arguments(settings.TransferConfig, keys, __doc__)
     if twice := [name for name in names if names.count(name) > 1]:
-        raise ValueError(f"{twice[0]} is there twice: name the base and other evaluations")
+        raise ValueError(
+            f"{twice[0]} is there twice: name the base and other evaluations"
+        )
     for key, path in ("save", config.save), ("picture", config.picture):
         if path and not Path(path).absolute().parent.is_dir():
             raise FileNotFoundError(f"{key}: there is no directory to write {path} to")

@@ -80,7 +80,10 @@ def table(run: Run) -> list[str]:
     """Return the lines to show: the step the run is at, its metrics, its newest alarms."""
     steps = run.config.get("run.steps", 0)
     done = run.lines[-1]["step"] if run.lines else 0
-    lines = [f"{run.directory}: step {done} of {steps}{remaining(run, steps - done)}", ""]
+    lines = [
+        f"{run.directory}: step {done} of {steps}{remaining(run, steps - done)}",
+        "",
+    ]
     for name in FIRST:
         if name in run.series:
             values = run.series[name][1][-WIDTH:]

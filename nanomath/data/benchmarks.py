@@ -87,7 +87,9 @@ def choices_of(row: Any) -> tuple[str, list[str], int]:
     if isinstance(choices, dict):
         labels, texts = choices["label"], choices["text"]
     else:
-        labels, texts = zip(*((one["label"], one["text"]) for one in choices), strict=True)
+        labels, texts = zip(
+            *((one["label"], one["text"]) for one in choices), strict=True
+        )
     return question, list(texts), list(labels).index(row["answerKey"])
 
 

@@ -312,7 +312,9 @@ def _in_any_case(
 ) -> list[tuple[str, ...]]:
     """Return the usual names as the record writes them, in small letters or capitals."""
     written = {name.lower(): name for name in record}
-    options = [tuple(written.get(name.lower(), name) for name in names) for names in usual]
+    options = [
+        tuple(written.get(name.lower(), name) for name in names) for names in usual
+    ]
     return sorted(options, key=len, reverse=True)
 
 

@@ -84,7 +84,9 @@ def render_prompt(
         raise ValueError(
             "a chat prompt needs the tokenizer's chat template; for a base model set chat=false"
         )
-    messages = [{"role": "system", "content": template.system}] if template.system else []
+    messages = (
+        [{"role": "system", "content": template.system}] if template.system else []
+    )
     for asked, answered in template.example_turns():
         messages += [
             {"role": "user", "content": asked},

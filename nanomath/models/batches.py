@@ -59,7 +59,9 @@ class Block:
     keys.
     """
 
-    queries: Tensor  # int64 [S, R]: where the tokens of each piece stand, 0 beyond its end
+    queries: (
+        Tensor  # int64 [S, R]: where the tokens of each piece stand, 0 beyond its end
+    )
     keys: Tensor  # int64 [S, T]: and those it sees, from the first of its sequence
     first: Tensor  # int64 [S]: how many come before its own
     kept: Tensor  # int64 [n]: which of the S R queries are tokens
@@ -96,7 +98,9 @@ class Layout:
                     window,
                     exact,
                 )
-                parts.append(out.transpose(1, 2).flatten(0, 1).index_select(0, block.kept))
+                parts.append(
+                    out.transpose(1, 2).flatten(0, 1).index_select(0, block.kept)
+                )
             return torch.cat(parts).transpose(0, 1)[None]
 
         return attend
@@ -255,7 +259,9 @@ def response_states(
     model: Transformer, batch: Batch, embedding_noise: Tensor | None = None
 ) -> Tensor:
     """Return the states [n, D] that predict the batch's response tokens."""
-    return layout_states(model, batch.layout, embedding_noise).index_select(0, batch.place)
+    return layout_states(model, batch.layout, embedding_noise).index_select(
+        0, batch.place
+    )
 
 
 def states_logprobs(

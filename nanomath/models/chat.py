@@ -64,7 +64,9 @@ def chosen_template(templates: str | Mapping[str, str] | None, with_tools: bool)
     return templates[name]
 
 
-def chat_template(directory: Path, config: dict[str, Any]) -> str | dict[str, str] | None:
+def chat_template(
+    directory: Path, config: dict[str, Any]
+) -> str | dict[str, str] | None:
     """Return the chat template as text, or several by name; None where there is none.
 
     Files of templates go before tokenizer_config.json.

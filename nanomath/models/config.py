@@ -11,7 +11,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from nanomath.models.stored import LARGEST_COUNT, LARGEST_SIZE, flag, number, table, whole
+from nanomath.models.stored import (
+    LARGEST_COUNT,
+    LARGEST_SIZE,
+    flag,
+    number,
+    table,
+    whole,
+)
 
 # What a config.json of each family leaves out where it is as in transformers' own.
 FAMILIES = {
@@ -190,7 +197,9 @@ def _refuse_unsupported(hf: dict[str, Any], family: str) -> None:
         "mlp_bias": (False, None),
         "partial_rotary_factor": (1.0, None),
     }
-    wanted["attention_bias"] = (True, False, None) if family == "qwen2" else (False, None)
+    wanted["attention_bias"] = (
+        (True, False, None) if family == "qwen2" else (False, None)
+    )
     for key, accepted in wanted.items():
         if hf.get(key) not in accepted:
             raise ValueError(

@@ -53,7 +53,9 @@ def _newest_checkpoint(path: Path) -> Path:
     return path
 
 
-def base_of(directory: Path, base: str = "", files: tuple[str, ...] = MODEL_FILES) -> Path:
+def base_of(
+    directory: Path, base: str = "", files: tuple[str, ...] = MODEL_FILES
+) -> Path:
     """Return the directory of the model that the adapter in `directory` was trained on: that of
     `base`, or else of what adapter_config.json names, beside it or wherever models are looked for.
     """
@@ -63,7 +65,9 @@ def base_of(directory: Path, base: str = "", files: tuple[str, ...] = MODEL_FILE
         raise ValueError(f"{file} names no base_model_name_or_path: set model.base")
     beside = directory / named
     try:
-        found = resolve_model_dir(beside if beside.is_dir() and not base else named, files)
+        found = resolve_model_dir(
+            beside if beside.is_dir() and not base else named, files
+        )
     except (FileNotFoundError, ValueError) as error:
         raise FileNotFoundError(
             f"{directory} is an adapter, and its base is not there: {error} (model.base names "

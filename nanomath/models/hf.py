@@ -98,7 +98,9 @@ def load_model(
     if config.tie_embeddings and head is None and not perhaps_tied:
         _tie(model, config)  # to_empty gives every module a parameter of its own
     _copy_weights(headers, _places(model, headers))
-    if perhaps_tied and torch.equal(model.lm_head.weight, model.model.embed_tokens.weight):
+    if perhaps_tied and torch.equal(
+        model.lm_head.weight, model.model.embed_tokens.weight
+    ):
         _tie(model, config)
     return model
 

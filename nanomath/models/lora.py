@@ -149,7 +149,9 @@ class LoRA(nn.ModuleDict):
             if ours.endswith(".weight"):
                 modules.setdefault(ours.removesuffix(".weight"), []).append(part)
         return {
-            module: parts for module, parts in modules.items() if any(a for _, a in parts)
+            module: parts
+            for module, parts in modules.items()
+            if any(a for _, a in parts)
         }
 
     def tensors(self) -> dict[str, Tensor]:

@@ -38,7 +38,11 @@ def whole(value: Any, key: str, least: int = 1, most: int = LARGEST_SIZE) -> int
     """
     if isinstance(value, float) and value.is_integer():
         value = int(value)
-    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+    if (
+        isinstance(value, bool)
+        or not isinstance(value, int)
+        or not least <= value <= most
+    ):
         raise ValueError(
             f"{key} = {value!r:.60} must be a whole number from {least} to {most}"
         )

@@ -129,10 +129,14 @@ class Attention(nn.Module):
         self.qkv_proj = Linear(config.hidden_size, sum(self.split), bias=config.qkv_bias)
         self.o_proj = Linear(self.split[0], config.hidden_size, bias=False)
         self.q_norm = (
-            RMSNorm(config.head_dim, config.norm_eps) if config.qk_norm else nn.Identity()
+            RMSNorm(config.head_dim, config.norm_eps)
+            if config.qk_norm
+            else nn.Identity()
         )
         self.k_norm = (
-            RMSNorm(config.head_dim, config.norm_eps) if config.qk_norm else nn.Identity()
+            RMSNorm(config.head_dim, config.norm_eps)
+            if config.qk_norm
+            else nn.Identity()
         )
 
     def forward(

@@ -93,7 +93,9 @@ class Judge:
 
     def _encode(self, prompt: str) -> list[int]:
         if self.tokenizer.chat_template is None:
-            tokens = self.tokenizer.encode(prompt + "\n\nAnswer:", add_special_tokens=True)
+            tokens = self.tokenizer.encode(
+                prompt + "\n\nAnswer:", add_special_tokens=True
+            )
         else:
             chat = self.tokenizer.apply_chat_template(
                 [{"role": "user", "content": prompt}]
@@ -124,7 +126,9 @@ class Judge:
         questions = [question for question, _ in solutions]
         return (self.probabilities(prompts, MARKS, questions) @ values).tolist()
 
-    def compare(self, pairs: Sequence[tuple[str, str, str]]) -> list[tuple[float, float]]:
+    def compare(
+        self, pairs: Sequence[tuple[str, str, str]]
+    ) -> list[tuple[float, float]]:
         """Return for every (question, one, other) the probability that `one` is preferred:
         standing first, standing second.
         """
@@ -146,7 +150,9 @@ def fill(template: str, question: str, first: str, second: str = "") -> str:
     stays as it is.
     """
     fields = {"question": question, "first": first, "second": second}
-    return re.sub(r"\{(question|first|second)\}", lambda field: fields[field[1]], template)
+    return re.sub(
+        r"\{(question|first|second)\}", lambda field: fields[field[1]], template
+    )
 
 
 def judge_pairwise(

@@ -134,7 +134,9 @@ def _steps(row: dict[str, Any], name: str) -> tuple[str, ...]:
     steps = _field(row, name, list)
     for number, step in enumerate(steps, start=1):
         if not isinstance(step, str):
-            raise ValueError(f"step {number} of {name!r}: expected text, got {step!r:.60}")
+            raise ValueError(
+                f"step {number} of {name!r}: expected text, got {step!r:.60}"
+            )
     return tuple(steps)
 
 

@@ -60,5 +60,7 @@ def monte_carlo(
     for place, group in zip(places, in_groups(drawn, rollouts), strict=True):
         of_step, problem, head = place
         texts = [sampler.tokenizer.decode([*head, *c.tokens]) for c in group]
-        of_step[:] = [is_correct(problem, t, reasoning_ends=reasoning_ends) for t in texts]
+        of_step[:] = [
+            is_correct(problem, t, reasoning_ends=reasoning_ends) for t in texts
+        ]
     return found

@@ -121,7 +121,9 @@ class PRM:
         layout, where = lay_out(examples)
         at = torch.cat([w[own] for w, own in zip(where, places, strict=True)])
         states = layout_states(self.model, layout.to(self.model.device))
-        return self.format.logits(self.model, self.tokenizer, states[at.to(states.device)])
+        return self.format.logits(
+            self.model, self.tokenizer, states[at.to(states.device)]
+        )
 
 
 def is_prm(path_or_hub_id: str | PathLike[str]) -> bool:
@@ -165,7 +167,9 @@ def _format_of(config: dict, where: str) -> Format:
     kind = _kind_of(config)
     if kind is None:
         endings = ", ".join(f"..{kind.architecture}" for kind in FORMATS.values())
-        raise ValueError(f"{where}: {_architecture(config)!r} is no PRM: one of {endings}")
+        raise ValueError(
+            f"{where}: {_architecture(config)!r} is no PRM: one of {endings}"
+        )
     labels = len(config.get("id2label") or ()) or config.get("num_labels", 2)
     if kind is not MathShepherd and labels != 2:
         raise ValueError(
@@ -232,7 +236,9 @@ def random_scores(solutions: Sequence[Solution], seed: int = 0) -> list[list[flo
         scores = []
         for step in steps:
             text += f"\0{step}"
-            digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8)
+            digest = hashlib.blake2b(
+                text.encode("utf-8", "surrogatepass"), digest_size=8
+            )
             scores.append(int(digest.hexdigest(), 16) / 2**64)
         found.append(scores)
     return found
@@ -241,5 +247,6 @@ def random_scores(solutions: Sequence[Solution], seed: int = 0) -> list[list[flo
 def length_scores(solutions: Sequence[Solution], longest: int = 80) -> list[list[float]]:
     """Score a step by its share of `longest` characters, whatever it says: a control."""
     return [
-        [min(1.0, len(step.strip()) / longest) for step in steps] for _, steps in solutions
+        [min(1.0, len(step.strip()) / longest) for step in steps]
+        for _, steps in solutions
     ]

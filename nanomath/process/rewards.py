@@ -116,7 +116,9 @@ class ProcessReward:
         """
         episodes = [episode for group in groups for episode in group]
         steps = [len(e.step_scores) for e in episodes]
-        probes = self.scorer([(episodes[0].problem.question, [probe]) for probe in PROBES])
+        probes = self.scorer(
+            [(episodes[0].problem.question, [probe]) for probe in PROBES]
+        )
         scores = [e.rewards["prm"] for e in episodes]
         right = [bool(e.rewards["accuracy"]) for e in episodes]
         found = {

@@ -43,6 +43,8 @@ def with_common_prompts(
     beginnings: dict[Hashable, list[list[int]]] = {}
     for tokens, at, group in zip(sequences, places, groups, strict=True):
         beginnings.setdefault(group, []).append(tokens[: min(at)])
-    shared = {group: len(os.path.commonprefix(all_)) for group, all_ in beginnings.items()}
+    shared = {
+        group: len(os.path.commonprefix(all_)) for group, all_ in beginnings.items()
+    }
     lengths = [shared[group] for group in groups]
     return [Example(s[:n], s[n:]) for s, n in zip(sequences, lengths, strict=True)]

@@ -41,7 +41,9 @@ HAVE_MATH_VERIFY = importlib.util.find_spec("math_verify") is not None
 MAX_TEXT = 8_000  # characters from the end of a text that may hold its answer
 MAX_ANSWER = 1_000  # characters of one answer; longer ones are compared as strings only
 MAX_ITEMS = 32  # of an unordered list
-SECONDS = 3.0  # for all questions of one comparison, but the one that is being asked then
+SECONDS = (
+    3.0  # for all questions of one comparison, but the one that is being asked then
+)
 
 _deadline: ContextVar[float] = ContextVar("deadline")
 
@@ -270,7 +272,11 @@ def _congruences(gold: Congruence, prediction: Congruence) -> bool:
     left = gold.left
     right = prediction.left
     return bool(
-        (same(left, right) if left and right else re.fullmatch("[a-zA-Z]?", left + right))
+        (
+            same(left, right)
+            if left and right
+            else re.fullmatch("[a-zA-Z]?", left + right)
+        )
         and same(gold.modulus, prediction.modulus)
         and same(gold.residue, prediction.residue)
     )

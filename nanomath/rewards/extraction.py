@@ -110,7 +110,9 @@ def find_boxes(text: str) -> tuple[list[Box], bool]:
             depth += (token["open"] or token[0]) == "{"
             depth -= token[0] == "}"
             if not depth:
-                boxes.append(Box(start, token.end(), text[inside : token.start()].strip()))
+                boxes.append(
+                    Box(start, token.end(), text[inside : token.start()].strip())
+                )
         elif token["open"]:
             depth = 1
             start, inside = token.span()

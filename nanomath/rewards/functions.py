@@ -94,7 +94,9 @@ def format_reward(problem: Problem, completions: Sequence[Response]) -> list[flo
     The box has its place after the reasoning: an answer that comes first, or a box for every
     intermediate result, is not the format.
     """
-    return [float(_has_box_in_place(completion.conclusion)) for completion in completions]
+    return [
+        float(_has_box_in_place(completion.conclusion)) for completion in completions
+    ]
 
 
 def _has_box_in_place(text: str) -> bool:
@@ -247,7 +249,9 @@ class RewardSet:
                 )
         self.lenient = lenient
         self.reasoning_ends = tuple(reasoning_ends)
-        self.functions = {name: _bind(name, params.get(name, {})) for name in self.weights}
+        self.functions = {
+            name: _bind(name, params.get(name, {})) for name in self.weights
+        }
 
     def __call__(
         self, problem: Problem, completions: Sequence[Response]

@@ -160,7 +160,9 @@ def _is_no_unit(word: str, before: int) -> bool:
     parts = {word, *re.split("[-']", word)}
     if parts & _NO_UNITS or (before < 3 and parts & NUMBER_WORDS) or word in _GREEK:
         return True
-    return len(word) < 3 and word.isascii() and word not in ("of", "in", "by", "at", "on")
+    return (
+        len(word) < 3 and word.isascii() and word not in ("of", "in", "by", "at", "on")
+    )
 
 
 # Numbers.
@@ -179,7 +181,9 @@ _REPEATING = re.compile(
     r"|(?P<seen>\d{1,9}?)(?P=seen){2,}\s?\\ldots)"
 )
 _EUROPEAN = re.compile(r"(\d+),(\d{2}|\d{4,})|(\d{1,3}(?:\.\d{3})+),(\d+)")
-_BASED = re.compile(r"\(?(?P<digits>[\dA-Fa-f]*\d[\dA-Fa-f]*)\)?_\{?(?P<base>\d{1,2})\}?")
+_BASED = re.compile(
+    r"\(?(?P<digits>[\dA-Fa-f]*\d[\dA-Fa-f]*)\)?_\{?(?P<base>\d{1,2})\}?"
+)
 
 
 class Quantity(NamedTuple):

@@ -34,7 +34,9 @@ MEMORY_LIMIT = 2 * 1024**3  # bytes of address space
 ORPHAN_LIMIT = 60
 MAX_BITS = 20_000  # of an integer power: 9^9^9^9 is refused before it is computed
 MAX_FACTORIAL = 1_000
-MAX_LATEX = 300  # characters that math-verify is given; its reader takes seconds for more
+MAX_LATEX = (
+    300  # characters that math-verify is given; its reader takes seconds for more
+)
 DIGITS = 30
 MOST_DIGITS = 1000
 SCALES = (1, 10, 1, 100, 10, 1000, 100, 1)
@@ -162,7 +164,9 @@ class Parser:
         letters inside it is a product.
         """
         window = self.tokens[max(self.position - 1, 0) : self.position + 7]
-        return re.fullmatch(r"\d+ frac \{ \d+ \} \{ \d+ \}", " ".join(window)) is not None
+        return (
+            re.fullmatch(r"\d+ frac \{ \d+ \} \{ \d+ \}", " ".join(window)) is not None
+        )
 
     def at_factor(self) -> bool:
         """Return whether a factor follows without a sign. Never a number: "1 2" is not 2."""
@@ -368,7 +372,9 @@ def read_whole(text: str) -> sympy.Basic:
         limit.args[1] not in limit.args[0].free_symbols
         for limit in whole.atoms(sympy.Limit)
     ) or any(derivative.doit() == 0 for derivative in whole.atoms(sympy.Derivative)):
-        raise ValueError(f"a derivative or a limit of what depends on nothing in {text!r}")
+        raise ValueError(
+            f"a derivative or a limit of what depends on nothing in {text!r}"
+        )
     printed = re.sub(r"[a-zA-Z]{2,}(?=\()|dir='.'|oo", "", str(whole))
     for token in MEANINGFUL.finditer(text):
         shown = token[0].isalnum() and printed.count(token[0]) >= text.count(token[0])

@@ -98,13 +98,18 @@ class Cache:
         device = self.slot.device
         integers = {"dtype": torch.int32, "device": self.slot.device}
         tokens = torch.tensor(
-            [token for prompt in prompts.values() for token in prompt[:-1]], device=device
+            [token for prompt in prompts.values() for token in prompt[:-1]],
+            device=device,
         )
         if not len(tokens):
             return
         lengths = [len(prompt) - 1 for prompt in prompts.values()]
-        first = torch.tensor([self._prompt_page(number) for number in prompts], **integers)
-        table = first[:, None] + torch.arange(_pages(max(lengths), self.page), **integers)
+        first = torch.tensor(
+            [self._prompt_page(number) for number in prompts], **integers
+        )
+        table = first[:, None] + torch.arange(
+            _pages(max(lengths), self.page), **integers
+        )
         self.step_pages = self.pages._replace(table=table)
         self.tiles_used = 0
         decoder = self.decoder
@@ -115,7 +120,9 @@ class Cache:
         self.step_slot = torch.arange(len(prompts), **integers).repeat_interleave(
             torch.tensor(lengths, device=device)
         )
-        self.position = torch.cat([torch.arange(length, **integers) for length in lengths])
+        self.position = torch.cat(
+            [torch.arange(length, **integers) for length in lengths]
+        )
         self.length = self.position + 1
         decoder.states(tokens, self.attend, max(lengths))
 

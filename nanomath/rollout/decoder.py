@@ -100,7 +100,10 @@ class Decoder:
             }
             self.layers.append(
                 LayerWeights(
-                    **{name: self._in_dtype(f"{i}.{name}", w) for name, w in named.items()}
+                    **{
+                        name: self._in_dtype(f"{i}.{name}", w)
+                        for name, w in named.items()
+                    }
                 )
             )
         self.norm = self._in_dtype("norm", modules.norm.weight)
@@ -205,7 +208,9 @@ class Decoder:
             delta = self.linear(swiglu(self.linear(h, w.gate_up)), w.down)
         return add_rms_norm(x, delta, self.norm, self.eps)[1]
 
-    def with_normed_heads(self, qkv: Tensor, q_weight: Tensor, k_weight: Tensor) -> Tensor:
+    def with_normed_heads(
+        self, qkv: Tensor, q_weight: Tensor, k_weight: Tensor
+    ) -> Tensor:
         """Return qkv with the heads of q and k normed by the trainer's kernel.
 
         The norm inside rope_write adds a head up in another order, which gives other bits.

@@ -63,7 +63,12 @@ class Difficulty:
         return torch.stack([(mean.logit() + helps).sigmoid(), logits.sigmoid()])
 
     def learn(
-        self, problems: Tensor, states: Tensor, levels: Tensor, right: Tensor, samples: int
+        self,
+        problems: Tensor,
+        states: Tensor,
+        levels: Tensor,
+        right: Tensor,
+        samples: int,
     ) -> None:
         """Take in how many of so many samples [n] of each problem were right."""
         t = self.tensors

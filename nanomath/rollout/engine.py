@@ -141,7 +141,10 @@ class Engine:
                 steps -= at_once
             return
         tiles = self.cache.arrange(live)
-        key = *(bucket(number, len(self.slots.token)) for number in (live, tiles)), params
+        key = (
+            *(bucket(number, len(self.slots.token)) for number in (live, tiles)),
+            params,
+        )
         if key not in self.graphs:
             self.graphs[key] = self._capture(*key)
             steps -= 1
@@ -247,7 +250,8 @@ class Threads:
         threads = _to_try(trials)
         began = time.perf_counter()
         torch.set_num_threads(
-            threads or min((n for n in trials if trials[n]), key=lambda n: min(trials[n]))
+            threads
+            or min((n for n in trials if trials[n]), key=lambda n: min(trials[n]))
         )
         try:
             step()

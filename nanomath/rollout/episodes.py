@@ -138,4 +138,6 @@ def _check_finite(episode: Episode, number: int) -> None:
 
 def in_groups(samples: Sequence[T], group_size: int) -> list[list[T]]:
     """Cut completions or episodes in prompt-major order into one list for each problem."""
-    return [list(samples[i : i + group_size]) for i in range(0, len(samples), group_size)]
+    return [
+        list(samples[i : i + group_size]) for i in range(0, len(samples), group_size)
+    ]

@@ -47,6 +47,8 @@ class _Meter:
             self.floor += (drawn - self.drawn) / live * step
         self.drawn = drawn
         seconds = time.perf_counter() - self.began
-        speed = f"{drawn / seconds:.0f} tokens/s, {self.floor / seconds:.0%} of the floor"
+        speed = (
+            f"{drawn / seconds:.0f} tokens/s, {self.floor / seconds:.0%} of the floor"
+        )
         self.bar.set_postfix_str(f"{speed}, {live} in flight", refresh=False)
         self.bar.update(finished - self.bar.n)

@@ -121,7 +121,9 @@ class Sampler:
                 check_rows([p for p in layer if p.dim() == 2], self.decoder.dtype)
             else:
                 matrices = [p for p in model.parameters() if p.dim() == 2]
-                choose = all(in_panels(matrix, self.decoder.dtype) for matrix in matrices)
+                choose = all(
+                    in_panels(matrix, self.decoder.dtype) for matrix in matrices
+                )
         self.threads = Threads(choose)
         self.check_every: int | None = None  # None: what suits the engine
         self._engine: Engine | None = None
@@ -142,7 +144,9 @@ class Sampler:
         """
         device = self.decoder.device
         each = Cache.bytes_per_slot(self.decoder, longest + width, longest)
-        free = free_memory(device) + (self._engine.sizes[0] * each if self._engine else 0)
+        free = free_memory(device) + (
+            self._engine.sizes[0] * each if self._engine else 0
+        )
         fit = int(MEMORY_SHARE * free) // each
         if fit < 1:
             raise MemoryError(
@@ -285,7 +289,9 @@ class _Run:
         self.engine = sampler.engine(self.rows, width, longest, held)
         self.slots = self.engine.slots
         self.check_every = sampler.check_every or self.engine.look_every(params)
-        self.stopped: dict[int, str] = {}  # texts of the samples that a stop string ended
+        self.stopped: dict[
+            int, str
+        ] = {}  # texts of the samples that a stop string ended
         self.results: dict[int, Completion] = {}  # by the number of the sample
 
     def _tensor(self, values: Sequence) -> Tensor:
@@ -308,7 +314,10 @@ class _Run:
                 if self.stop:
                     self.find_stop_strings()
                 look = torch.stack(
-                    [state[: self.live].long() for state in (s.done, s.count, s.position)]
+                    [
+                        state[: self.live].long()
+                        for state in (s.done, s.count, s.position)
+                    ]
                 )
                 # All at once: the host waits for the device here.
                 done, count, position = look.cpu()
@@ -477,10 +486,14 @@ def rooms(root: Path, membership: Path) -> list[int]:
     for line in named:  # 0::/PATH, or N:memory:/PATH
         _, kind, path = line.split(":", 2)
         here = (root / "memory" if kind else root) / path.lstrip("/")
-        places |= {place for place in (here, *here.parents) if place.is_relative_to(root)}
+        places |= {
+            place for place in (here, *here.parents) if place.is_relative_to(root)
+        }
     found = [sys.maxsize]
     for place, (limit, used) in product(places, CGROUP_FILES):
-        if (place / limit).is_file() and (most := (place / limit).read_text()) != "max\n":
+        if (place / limit).is_file() and (
+            most := (place / limit).read_text()
+        ) != "max\n":
             stat = dict(line.split() for line in (place / "memory.stat").open())
             taken = int((place / used).read_text()) - int(stat.get("inactive_file", 0))
             found.append(max(0, int(most) - taken))

@@ -31,7 +31,11 @@ REQUIREMENTS = {
     "n": (*COUNT[:2], COUNT[2] + ": completions of each prompt"),
     "max_new_tokens": COUNT,
     "seed": (int, lambda seed: 0 <= seed < 2**64, "an integer from 0 to 2^64 - 1"),
-    "temperature": (float, lambda t: 0 <= t < math.inf, "0 (greedy) or a positive number"),
+    "temperature": (
+        float,
+        lambda t: 0 <= t < math.inf,
+        "0 (greedy) or a positive number",
+    ),
     "top_k": (int, lambda k: k >= 0, "0 (off) or a positive integer"),
     "top_p": (float, lambda p: 0 < p <= 1, "above 0 and at most 1 (off)"),
     "min_p": (float, lambda p: 0 <= p <= 1, "between 0 (off) and 1"),
@@ -74,7 +78,9 @@ def next_tokens(
     is renormalised.
     """
     if decoder.on_gpu and not params.cuts:
-        token, logprob, _ = lm_head.sample(states, decoder.lm_head, u, params.temperature)
+        token, logprob, _ = lm_head.sample(
+            states, decoder.lm_head, u, params.temperature
+        )
         return token, logprob, under_sampling(logprob, params)
     logits = decoder.logits(states)
     token, logprob, sampling = sample_tokens(logits, u, params)

@@ -22,7 +22,9 @@ from typing import Any
 
 import numpy as np
 
-History = Sequence[Mapping[str, Any]]  # lines of metrics.jsonl in the order of their steps
+History = Sequence[
+    Mapping[str, Any]
+]  # lines of metrics.jsonl in the order of their steps
 
 # An average is taken over so many steps: sampling noise shrinks to a third, and a collapse lasts
 # far longer.

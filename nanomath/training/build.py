@@ -69,7 +69,9 @@ def build_model(
         tokenizer = load_tokenizer(path, section.base)
         check_vocabulary(model, tokenizer)
     else:
-        tokenizer = Tokenizer(world_tokenizer(), CHAT_TEMPLATE, eos_token="<|endoftext|>")
+        tokenizer = Tokenizer(
+            world_tokenizer(), CHAT_TEMPLATE, eos_token="<|endoftext|>"
+        )
         model = new_model(section.new, tokenizer.vocab_size, seed).to(device, dtype)
     model.gradient_checkpointing = section.gradient_checkpointing
     return model, tokenizer
@@ -82,7 +84,9 @@ def settle_dtypes(config: Any, path: str = "") -> None:
     section = config.model
     device = choose_device(section.device)
     shape = shape_of(section, path or section.path)
-    section.dtype, said = settle(section.dtype, "model.dtype", shape, device, TRAINED_ROWS)
+    section.dtype, said = settle(
+        section.dtype, "model.dtype", shape, device, TRAINED_ROWS
+    )
     remarks = [said]
     sampling = getattr(config, "sampling", None)
     if sampling and sampling.dtype:
@@ -199,7 +203,11 @@ def _all_problems(section: settings.Problems) -> list[Problem]:
 def build_template(section: settings.Prompt) -> PromptTemplate:
     """Make the prompt template that the section describes."""
     return PromptTemplate(
-        section.template, section.response, section.system, section.few_shot, section.chat
+        section.template,
+        section.response,
+        section.system,
+        section.few_shot,
+        section.chat,
     )
 
 
@@ -280,7 +288,9 @@ def encode_examples(
             *tokenizer.encode(render_response(problem, template)),
             tokenizer.eos_id,
         ]
-        prompt = encode_prompt(problem, template, tokenizer) if problem.question else start
+        prompt = (
+            encode_prompt(problem, template, tokenizer) if problem.question else start
+        )
         examples.append(Example(prompt, response))
     pairs = list(zip(problems, examples, strict=True))
     if max_tokens:
@@ -307,7 +317,9 @@ def encode_prompt(
     return tokenizer.encode(text, add_special_tokens=not template.chat)
 
 
-def _short_enough(items: Sequence[T], lengths: Sequence[int], max_tokens: int) -> list[T]:
+def _short_enough(
+    items: Sequence[T], lengths: Sequence[int], max_tokens: int
+) -> list[T]:
     """Return the items of at most `max_tokens` tokens, and say how many are left out.
 
     ValueError where none is left.
@@ -373,7 +385,10 @@ def build_verifier(
     section = config.reward
     return VerifiedReward(
         RewardSet(
-            section.weights, section.params, section.lenient, config.prompt.reasoning_ends
+            section.weights,
+            section.params,
+            section.lenient,
+            config.prompt.reasoning_ends,
         )
     )
 

@@ -160,7 +160,9 @@ class Loop:
             self.save(done)
 
     def _measures(self, done: int) -> bool:
-        return self.evaluate is not None and (_due(self.eval_every, done) or self.finished)
+        return self.evaluate is not None and (
+            _due(self.eval_every, done) or self.finished
+        )
 
     def _saves(self, done: int) -> bool:
         return _due(self.save_every, done)
@@ -228,7 +230,9 @@ class Loop:
             print(f"step {done}/{self.steps}  {shown}", file=sys.stderr, flush=True)
 
 
-def share_used(lines: Iterable[Mapping[str, float]], limits: Mapping[str, float]) -> float:
+def share_used(
+    lines: Iterable[Mapping[str, float]], limits: Mapping[str, float]
+) -> float:
     """How much of its limits a run with these lines of metrics has used: the largest share."""
     shares = [
         sum(line.get(name, 0) for line in lines) / limit
@@ -275,7 +279,9 @@ class TimeBudget:
         did.
         """
         needed = sum(self.longest[part] for part in parts)
-        return not self.minutes or self.clock() - self.began + needed <= 60 * self.minutes
+        return (
+            not self.minutes or self.clock() - self.began + needed <= 60 * self.minutes
+        )
 
 
 @dataclass

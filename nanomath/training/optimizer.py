@@ -145,7 +145,9 @@ class Optimizer:
     def _weight(self, parameter: nn.Parameter, device: torch.device) -> Weight:
         own = parameter.dtype.itemsize >= 4 and parameter.device.type == device.type
         copy = (
-            None if own else local(parameter.detach()).to(device, torch.float32, copy=True)
+            None
+            if own
+            else local(parameter.detach()).to(device, torch.float32, copy=True)
         )
         if copy is not None:
             collect_gradients(parameter, copy)
@@ -196,10 +198,14 @@ class Optimizer:
         moved = {}
         for index, (name, weight) in enumerate(self.weights.items()):
             if name in gradients:
-                moved[name] = self._update(weight, gradients[name].mul_(scale), lr, index)
+                moved[name] = self._update(
+                    weight, gradients[name].mul_(scale), lr, index
+                )
         self._clear_gradients()
         self._write_back()
-        sizes = self._norms({name: weight.master for name, weight in self.weights.items()})
+        sizes = self._norms(
+            {name: weight.master for name, weight in self.weights.items()}
+        )
         if bad := [name for name, size in sizes.items() if not math.isfinite(size)]:
             raise FloatingPointError(
                 f"the weights are not finite after the update: {bad[0]} has norm {sizes[bad[0]]}"

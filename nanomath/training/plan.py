@@ -107,7 +107,9 @@ def settle_budget(
     """
 
     def need(budget: int) -> float:
-        return step_bytes(model, optimizer, batches_of(model, examples, budget)) + besides
+        return (
+            step_bytes(model, optimizer, batches_of(model, examples, budget)) + besides
+        )
 
     device = model.device
     found = choose_budget(need, MARGIN * room(device), FAST[device.type])
@@ -159,7 +161,9 @@ def batch_bytes(model: Transformer, batch: Batch, kept: float = 0) -> float:
     layer = layer_bytes(c, batch, size)
     wide = 4 + size * (size < 4)
     logits = (
-        wide * c.vocab_size * min(len(batch.target), max(64, CHUNK_LOGITS // c.vocab_size))
+        wide
+        * c.vocab_size
+        * min(len(batch.target), max(64, CHUNK_LOGITS // c.vocab_size))
     )
     if not kept:
         return layer + logits
@@ -292,7 +296,10 @@ def head_seconds(model: Transformer, batch: Batch) -> tuple[float, float]:
 
 
 def seconds_each(
-    run: Callable[[], Tensor], inputs: Sequence[Tensor], device: torch.device, tokens: int
+    run: Callable[[], Tensor],
+    inputs: Sequence[Tensor],
+    device: torch.device,
+    tokens: int,
 ) -> tuple[float, float]:
     """The seconds of a function of so many tokens for one of them, without a gradient and with
     that of `inputs`.

@@ -88,7 +88,9 @@ class PolicyStep:
         for epoch in range(self.algorithm.epochs):
             for rows in self._minibatches(len(episodes), number, epoch):
                 updates.append(self._update(rollout, rows, lr))
-                gap = gap or rollout.gap(rows)  # its first pass: the weights that sampled
+                gap = gap or rollout.gap(
+                    rows
+                )  # its first pass: the weights that sampled
         for name, matrix in rollout.measurements().items():
             for episode, row in zip(episodes, matrix.tolist(), strict=True):
                 episode.measured[name] = row[: len(episode.completion.tokens)]
@@ -274,7 +276,9 @@ class PolicyStep:
         tokens = rollout.tokens.rows(rows).like(logprobs)
         loss = self.objective(self.algorithm, logprobs, tokens)
         if self.algorithm.advantage == "teacher_full":
-            loss = loss + self._distillation(rollout, rows, states, batch, tokens.weights)
+            loss = loss + self._distillation(
+                rollout, rows, states, batch, tokens.weights
+            )
         if self.critic:
             values = self.critic(self.model, batch, states)
             loss = loss + algorithms.value_objective(self.algorithm, values, tokens)

@@ -79,7 +79,9 @@ class PRMStep:
             [tokens for tokens, _ in laid_out], places, [s.question for s in solutions]
         )
         sums = torch.zeros(2, dtype=torch.float64)  # of the loss and of the scores
-        for rows, counts in micro_batches_of(self.prm.model, examples, self.token_budget):
+        for rows, counts in micro_batches_of(
+            self.prm.model, examples, self.token_budget
+        ):
             chosen = rows.tolist()
             logits = self.prm.logits(
                 [examples[i] for i in chosen], [places[i] for i in chosen]

@@ -48,7 +48,9 @@ def start(device: torch.device) -> torch.device:
     """
     device = _own(device)
     if "RANK" in os.environ and not dist.is_initialized():
-        dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
+        dist.init_process_group(
+            "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+        )
     return device
 
 
@@ -193,7 +195,9 @@ def is_sharded(model: nn.Module) -> bool:
     return any(hasattr(module, "unshard") for module in model.modules())
 
 
-def _deal(examples: Sequence[Example], parts: int, share_prompts: bool) -> list[list[int]]:
+def _deal(
+    examples: Sequence[Example], parts: int, share_prompts: bool
+) -> list[list[int]]:
     """Return the items of each part: from the longest down, each goes where there is least
     so far.
 

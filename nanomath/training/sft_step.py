@@ -67,7 +67,9 @@ class SFTStep:
             # Without shared prompts the examples stand one after the other.
             added = None
             if noise:
-                added = torch.cat([noise[i] for i in micro.tolist()]).to(self.model.device)
+                added = torch.cat([noise[i] for i in micro.tolist()]).to(
+                    self.model.device
+                )
             states = response_states(self.model, batch, added)
             logprobs, entropies = states_logprobs(self.model, states, batch)
             part = weights[micro, : logprobs.shape[1]].to(logprobs)
@@ -116,7 +118,8 @@ class SFTStep:
         alpha = self.neftune_alpha
         lengths = [len(example) for example in examples]
         return [
-            neftune_noise(torch.tensor([n]), n, dim, alpha, generator)[0] for n in lengths
+            neftune_noise(torch.tensor([n]), n, dim, alpha, generator)[0]
+            for n in lengths
         ]
 
 
@@ -132,7 +135,9 @@ def check_finite(**sums: Tensor) -> None:
                 )
 
 
-def heldout_loss(model: Transformer, examples: list[Example], token_budget: int) -> float:
+def heldout_loss(
+    model: Transformer, examples: list[Example], token_budget: int
+) -> float:
     """Return the mean negative logprob of a response token, in nats.
 
     FloatingPointError when one is not finite.

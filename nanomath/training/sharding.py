@@ -44,10 +44,15 @@ def shard(model: Transformer, dtype: torch.dtype) -> Transformer:
         # The root's weights stay together after its forward pass: lm_head is used after that,
         # and by the backward pass.
         fully_shard(
-            module, mesh=mesh, mp_policy=policy, reshard_after_forward=module is not model
+            module,
+            mesh=mesh,
+            mp_policy=policy,
+            reshard_after_forward=module is not model,
         )
         module.set_gradient_divide_factor(1.0)  # gradients are sums over ranks, and
-        module.set_force_sum_reduction_for_comms(True)  # gloo knows no other way to say so
+        module.set_force_sum_reduction_for_comms(
+            True
+        )  # gloo knows no other way to say so
     register_fsdp_forward_method(model, "hidden")
     for parameter in model.parameters():
         parameter.computes_in = dtype

@@ -127,8 +127,12 @@ class Trainer:
         self.optimizer = self._optimizer(self.lora or self.model)
         if config.optim.l2_start:
             self.optimizer.hold(self.starting_model(), config.optim.l2_start)
-        facts = load_checkpoint(self.checkpoint, self.optimizer) if self.checkpoint else {}
-        best = facts.get("best", {})  # {"step": ..., "score": ...}, of a run that keeps it
+        facts = (
+            load_checkpoint(self.checkpoint, self.optimizer) if self.checkpoint else {}
+        )
+        best = facts.get(
+            "best", {}
+        )  # {"step": ..., "score": ...}, of a run that keeps it
         self.best = best if best.get("step") in steps else {}
         self.limits = {"tokens": config.run.tokens, "seconds": config.run.seconds}
         lines = self.log.read("metrics.jsonl")
@@ -338,7 +342,9 @@ class Trainer:
             say(f"interrupted; {self._intact()}")
         except RunFailed as failure:
             advice = self._memory_advice() if out_of_memory(failure.__cause__) else ""
-            raise RunFailed(f"{failure}; {self._intact()}{advice}") from failure.__cause__
+            raise RunFailed(
+                f"{failure}; {self._intact()}{advice}"
+            ) from failure.__cause__
 
     def save(self, step: int) -> None:
         """Write checkpoint `step` and drop those that are too old to keep."""
@@ -405,7 +411,9 @@ class Trainer:
         """Return the held-out score before, after and at its best, as the log has it, and
         the commands to go on with.
         """
-        measured = [line for line in self.log.read("metrics.jsonl") if self.score in line]
+        measured = [
+            line for line in self.log.read("metrics.jsonl") if self.score in line
+        ]
         low = f"{self.score}_low"
         high = f"{self.score}_high"
         lines = [
@@ -421,9 +429,7 @@ class Trainer:
         name = self.score.removeprefix("heldout/")
         sampling = getattr(self.config, "sampling", None)
         if self.best:
-            best = (
-                f"best   {100 * self.best['score']:5.1f}%  after step {self.best['step']}"
-            )
+            best = f"best   {100 * self.best['score']:5.1f}%  after step {self.best['step']}"
             lines.append(f"{best}: {place}/checkpoints/best")
         return "\n".join(
             [

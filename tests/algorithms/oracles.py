@@ -69,7 +69,9 @@ def clip(x: float, low: float, high: float) -> float:
     return min(max(x, low), high)
 
 
-def ratio_of(kind: str, x: float, frozen: list[float], old: list[float], t: int) -> float:
+def ratio_of(
+    kind: str, x: float, frozen: list[float], old: list[float], t: int
+) -> float:
     """The ratio of token t whose logprob is x, in a completion whose logprobs are `frozen`
     where a gradient stops.
     """

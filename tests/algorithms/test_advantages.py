@@ -126,7 +126,8 @@ def test_unknown_names_tell_the_choices():
 @pytest.mark.parametrize("baseline", ["group", "leave_one_out"])
 def test_decoupled_advantages_are_the_weighted_sum_of_each_components(baseline, scale):
     components = (
-        randoms(1, (3, 2, 4))[0] * torch.tensor([1.0, 100.0, 0.01]).double()[:, None, None]
+        randoms(1, (3, 2, 4))[0]
+        * torch.tensor([1.0, 100.0, 0.01]).double()[:, None, None]
     )
     weights = [1.0, 0.5, -2.0]
     found = decoupled_advantages(
@@ -135,13 +136,17 @@ def test_decoupled_advantages_are_the_weighted_sum_of_each_components(baseline, 
     apart = [loop(rewards.tolist(), baseline, scale) for rewards in components]
     for n in range(2):
         for i in range(4):
-            expected = math.fsum(w * a[n][i] for w, a in zip(weights, apart, strict=True))
+            expected = math.fsum(
+                w * a[n][i] for w, a in zip(weights, apart, strict=True)
+            )
             assert float(found[n, i]) == pytest.approx(expected, abs=1e-10)
 
 
 @quick
 @given(
-    seeds, st.lists(st.integers(0, 5), min_size=1, max_size=4), st.sampled_from([0.0, 0.3])
+    seeds,
+    st.lists(st.integers(0, 5), min_size=1, max_size=4),
+    st.sampled_from([0.0, 0.3]),
 )
 def test_token_rewards_pay_at_the_last_token_and_charge_for_drift(seed, lengths, beta):
     b = new_batch(seed, lengths)
@@ -192,7 +197,9 @@ def test_whitening_equal_advantages_or_a_lone_one_gives_zero(eps):
 
 
 def test_two_tokens_are_enough_to_whiten():
-    found = whiten(torch.tensor([[1.0, 3.0]]), torch.ones(1, 2, dtype=torch.bool), eps=0.0)
+    found = whiten(
+        torch.tensor([[1.0, 3.0]]), torch.ones(1, 2, dtype=torch.bool), eps=0.0
+    )
     assert found[0].tolist() == pytest.approx([-(0.5**0.5), 0.5**0.5])
 
 

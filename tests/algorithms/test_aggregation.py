@@ -60,7 +60,9 @@ def test_any_mask_will_do(how):
 def test_mistakes_are_named():
     mask = torch.ones(1, 1, dtype=torch.bool)
     for length in (0, -1):
-        with pytest.raises(ValueError, match=f"maximum length: {length} is not positive"):
+        with pytest.raises(
+            ValueError, match=f"maximum length: {length} is not positive"
+        ):
             loss_weights(mask, "constant", length)
     with pytest.raises(ValueError, match="maximum length: 0"):
         loss_weights(mask, "constant")

@@ -40,7 +40,8 @@ def plain(form: str, p: list[float]) -> list[float]:
         return [min(x - ETA, 0.0) for x in p]
     if form == "delta":
         return [
-            p[k] - p[k + 1] if k < n - 2 else p[k] if k == n - 2 else 0.0 for k in range(n)
+            p[k] - p[k + 1] if k < n - 2 else p[k] if k == n - 2 else 0.0
+            for k in range(n)
         ]
     return [0.0] * (n - 1) + [p[-1] if form == "last" else math.prod(p)] if n else []
 
@@ -73,7 +74,15 @@ def test_credit_is_its_definition(form, rows, gap):
 
 
 def test_the_forms():
-    assert set(CREDITS) == {"sum", "min", "last", "product", "clip", "delta", "clip_delta"}
+    assert set(CREDITS) == {
+        "sum",
+        "min",
+        "last",
+        "product",
+        "clip",
+        "delta",
+        "clip_delta",
+    }
 
 
 def test_the_defaults_are_pure():
@@ -98,7 +107,9 @@ def test_what_a_whole_solution_earns(p):
     delta are the scores.
     """
     scores, ends = matrices([p])
-    whole = {form: float(credit(scores, ends, form, 0.01, ETA).sum()) for form in CREDITS}
+    whole = {
+        form: float(credit(scores, ends, form, 0.01, ETA).sum()) for form in CREDITS
+    }
     assert whole["sum"] == pytest.approx(math.fsum(p))
     assert 2 * min(p) - 1 - 1e-9 <= whole["min"] <= 2 * min(p) - 1 + 0.01 * len(p)
     assert whole["clip"] <= 0

@@ -197,7 +197,9 @@ def test_expected_values(seed):
     assert found["k1"] == pytest.approx(kl, abs=1e-12)
     assert found["k3"] == pytest.approx(kl, abs=1e-12)
     assert found["k3+"] == pytest.approx(kl, abs=1e-12)
-    assert found["k2"] - kl == pytest.approx(float((p * (x * x / 2 - x)).sum()), abs=1e-12)
+    assert found["k2"] - kl == pytest.approx(
+        float((p * (x * x / 2 - x)).sum()), abs=1e-12
+    )
     assert abs(found["k2"] - kl) > 0.01
 
 
@@ -208,7 +210,9 @@ def test_the_bias_of_k2_is_of_third_order():
     def bias(size: float) -> float:
         new = (logits + size * step).log_softmax(0)
         return float(
-            (new.exp() * (kl_estimate(new, ref, "k2") - kl_estimate(new, ref, "k1"))).sum()
+            (
+                new.exp() * (kl_estimate(new, ref, "k2") - kl_estimate(new, ref, "k1"))
+            ).sum()
         )
 
     assert bias(0.02) / bias(0.01) == pytest.approx(8, rel=0.1)
@@ -244,7 +248,12 @@ class TwoTokens:
 
     def reinforce(self, advantages: Tensor) -> Tensor:
         loss, _ = policy_loss(
-            self.new, self.new.detach(), advantages, self.weights, ratio="off", clip="off"
+            self.new,
+            self.new.detach(),
+            advantages,
+            self.weights,
+            ratio="off",
+            clip="off",
         )
         return self.gradient(loss)
 
@@ -297,7 +306,10 @@ def test_the_outcome_at_the_last_token_teaches_all_tokens():
         policy.reinforce(to_go), -policy.objective_gradient(), rtol=0, atol=1e-12
     )
     torch.testing.assert_close(
-        policy.reinforce(policy.outcome), -policy.objective_gradient(), rtol=0, atol=1e-12
+        policy.reinforce(policy.outcome),
+        -policy.objective_gradient(),
+        rtol=0,
+        atol=1e-12,
     )
     assert (
         policy.reinforce(rewards) + policy.objective_gradient()
@@ -324,7 +336,11 @@ def test_gae_with_the_true_values_is_unbiased_whatever_lambda(lam):
     start = (policy.rows[0].detach().exp() * after).sum()
     values = torch.stack([start.expand(V * V), after.repeat_interleave(V)], 1)
     advantages, _ = gae(
-        token_rewards(policy.outcome, policy.mask), values, policy.mask, gamma=1.0, lam=lam
+        token_rewards(policy.outcome, policy.mask),
+        values,
+        policy.mask,
+        gamma=1.0,
+        lam=lam,
     )
     torch.testing.assert_close(
         policy.reinforce(advantages), -policy.objective_gradient(), rtol=0, atol=1e-12
@@ -355,9 +371,9 @@ def test_group_baselines_over_all_groups(baseline, size):
 def test_rloo_with_the_kl_in_the_reward_descends_outcome_and_kl():
     """All pairs of two-token completions; the KL of a completion is a part of what it earns."""
     policy = TwoTokens(6)
-    earned = policy.outcome - 0.3 * kl_estimate(policy.new, policy.ref, "k1").detach().sum(
-        1
-    )
+    earned = policy.outcome - 0.3 * kl_estimate(
+        policy.new, policy.ref, "k1"
+    ).detach().sum(1)
     pairs = torch.tensor(list(itertools.product(range(V * V), repeat=2)))
     advantages = group_advantages(earned[pairs], "leave_one_out", scale="off").flatten()
     new = policy.new[pairs.flatten()]
@@ -366,7 +382,10 @@ def test_rloo_with_the_kl_in_the_reward_descends_outcome_and_kl():
         policy_loss(new, new.detach(), advantages, weights, ratio="off", clip="off")[0]
     )
     torch.testing.assert_close(
-        found, 0.3 * policy.kl_gradient() - policy.objective_gradient(), rtol=0, atol=1e-12
+        found,
+        0.3 * policy.kl_gradient() - policy.objective_gradient(),
+        rtol=0,
+        atol=1e-12,
     )
 
 

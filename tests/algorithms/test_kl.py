@@ -76,8 +76,12 @@ def test_kl_loss_is_its_formula(kind, correction, aggregation):
             )
         return weight_of(aggregation, LENGTHS, i, 9) * rho[correction] * kl
 
-    total, _ = sum_and_slopes(lambda i, t, x: value(i, t, x, slope=False), b.new, LENGTHS)
-    _, slopes = sum_and_slopes(lambda i, t, x: value(i, t, x, slope=True), b.new, LENGTHS)
+    total, _ = sum_and_slopes(
+        lambda i, t, x: value(i, t, x, slope=False), b.new, LENGTHS
+    )
+    _, slopes = sum_and_slopes(
+        lambda i, t, x: value(i, t, x, slope=True), b.new, LENGTHS
+    )
     new = b.new.clone().requires_grad_()
     loss = kl_loss(
         new, b.ref, b.old, loss_weights(b.mask, aggregation, 9), kind, correction

@@ -139,7 +139,9 @@ def test_samples_against_loops(groups):
         for k in range(3)
     )
     for name, choose in SAMPLES.items():
-        for group, row in zip(groups, choose(total, right, present).tolist(), strict=True):
+        for group, row in zip(
+            groups, choose(total, right, present).tolist(), strict=True
+        ):
             there = [i for i, (_, _, present) in enumerate(group) if present]
             good = [i for i in there if group[i][1]]
             bad = [i for i in there if not group[i][1]]

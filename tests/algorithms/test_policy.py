@@ -70,8 +70,12 @@ def test_value_and_gradient(combination, advantage):
     b = new_batch(seed=11)
     advantages = b.advantages if advantage == "of a token" else b.advantages[:, 1]
     weights = loss_weights(b.mask, aggregation, LONGEST)
-    weights = weights * sampler_correction(b.old, b.sampled, b.mask, correction, 0.7, 1.3)
-    value, slopes = sum_and_slopes(paper_loss(b, advantages, *combination), b.new, LENGTHS)
+    weights = weights * sampler_correction(
+        b.old, b.sampled, b.mask, correction, 0.7, 1.3
+    )
+    value, slopes = sum_and_slopes(
+        paper_loss(b, advantages, *combination), b.new, LENGTHS
+    )
     new = b.new.clone().requires_grad_()
     options = {"ratio": ratio, "clip": how_clip, "dual_clip": DUAL, "mask": b.mask}
     loss, _ = policy_loss(new, b.old, advantages, weights, LOW, HIGH, **options)
@@ -126,9 +130,9 @@ def test_defaults_are_grpo_as_published():
     default = policy_loss(b.new, b.old - 2, b.advantages, b.weights, clip="dual")[0]
     assert torch.equal(
         default,
-        policy_loss(b.new, b.old - 2, b.advantages, b.weights, clip="dual", dual_clip=3.0)[
-            0
-        ],
+        policy_loss(
+            b.new, b.old - 2, b.advantages, b.weights, clip="dual", dual_clip=3.0
+        )[0],
     )
 
 
@@ -230,11 +234,17 @@ def test_the_unclipped_ratio_is_held_beyond_exp_20(log_ratio, expected):
     assert new.grad.item() == pytest.approx(-expected)
 
 
-@pytest.mark.parametrize(("log_ratio", "held"), [(19.0, 19), (1000.0, 20), (-1000.0, -20)])
-def test_the_ratio_of_a_sequence_is_held_at_exp_20_and_keeps_its_gradient(log_ratio, held):
+@pytest.mark.parametrize(
+    ("log_ratio", "held"), [(19.0, 19), (1000.0, 20), (-1000.0, -20)]
+)
+def test_the_ratio_of_a_sequence_is_held_at_exp_20_and_keeps_its_gradient(
+    log_ratio, held
+):
     new = torch.tensor([[log_ratio, log_ratio]], dtype=torch.float64, requires_grad=True)
     half = torch.full((1, 2), 0.5, dtype=torch.float64)
-    loss, _ = policy_loss(new, 0 * half, torch.ones(1), half, ratio="sequence", clip="off")
+    loss, _ = policy_loss(
+        new, 0 * half, torch.ones(1), half, ratio="sequence", clip="off"
+    )
     loss.backward()
     assert loss.item() == pytest.approx(-math.exp(held))
     assert new.grad.tolist() == [pytest.approx([-0.5 * math.exp(held)] * 2)]
@@ -269,7 +279,9 @@ def test_without_old_logprobs_apart_the_ratio_is_one_with_a_gradient():
         policy_loss(
             new, new.detach(), b.advantages, b.weights, ratio=ratio, clip=how_clip
         )[0].backward()
-        torch.testing.assert_close(new.grad, -b.weights * b.advantages, rtol=0, atol=1e-15)
+        torch.testing.assert_close(
+            new.grad, -b.weights * b.advantages, rtol=0, atol=1e-15
+        )
 
 
 @pytest.mark.parametrize(("axis", "choices"), [("ratio", RATIOS), ("clip", CLIPS)])

@@ -121,11 +121,23 @@ PUBLISHED = {
     },
     "sft": {
         **{"advantage": "one", "samples": "right", "aggregation": "token"},
-        **{"baseline": "off", "scale": "off", "ratio": "off", "clip": "off", "kl_coef": 0},
+        **{
+            "baseline": "off",
+            "scale": "off",
+            "ratio": "off",
+            "clip": "off",
+            "kl_coef": 0,
+        },
     },
     "dpo": {
         **{"advantage": "preference", "samples": "pair", "aggregation": "sum"},
-        **{"baseline": "off", "scale": "off", "ratio": "off", "clip": "off", "kl_coef": 0},
+        **{
+            "baseline": "off",
+            "scale": "off",
+            "ratio": "off",
+            "clip": "off",
+            "kl_coef": 0,
+        },
     },
     "opd": {
         **{"advantage": "teacher", "aggregation": "token"},
@@ -193,7 +205,12 @@ def loss_of(a: SimpleNamespace, b: SimpleNamespace) -> torch.Tensor:
     weights = loss_weights(b.mask, a.aggregation, LONGEST)
     steep = top_covariance(b.old, advantages, b.mask, SHARE)
     taught = weights * ~steep if a.covariance == "clip" else weights
-    options = {"ratio": a.ratio, "clip": a.clip, "dual_clip": a.dual_clip, "mask": b.mask}
+    options = {
+        "ratio": a.ratio,
+        "clip": a.clip,
+        "dual_clip": a.dual_clip,
+        "mask": b.mask,
+    }
     loss, _ = policy_loss(
         b.new, b.old, advantages, taught, a.clip_low, a.clip_high, **options
     )
@@ -219,7 +236,9 @@ class Paper:
 
     def rho(self, i: int, t: int, x: float, kind: str = "token") -> float:
         n = LENGTHS[i]
-        return ratio_of(kind, x, self.b.new[i, :n].tolist(), self.b.old[i, :n].tolist(), t)
+        return ratio_of(
+            kind, x, self.b.new[i, :n].tolist(), self.b.old[i, :n].tolist(), t
+        )
 
     def ppo(
         self,
@@ -253,7 +272,8 @@ class Paper:
         for i, n in enumerate(LENGTHS):
             v = [float(x) for x in self.b.values[i, :n]] + [0.0]
             r = [
-                (self.r[i] if t == n - 1 else 0.0) - beta * self.k1[i][t] for t in range(n)
+                (self.r[i] if t == n - 1 else 0.0) - beta * self.k1[i][t]
+                for t in range(n)
             ]
             for t in range(n):
                 found[i, t] = math.fsum(
@@ -279,7 +299,8 @@ class Paper:
 def whitened(advantages: dict[tuple[int, int], float]) -> dict[tuple[int, int], float]:
     values = list(advantages.values())
     return {
-        token: (a - mean(values)) / (std(values) + 1e-8) for token, a in advantages.items()
+        token: (a - mean(values)) / (std(values) + 1e-8)
+        for token, a in advantages.items()
     }
 
 
@@ -300,7 +321,9 @@ def dapo(p: Paper, i: int, t: int, x: float) -> float:
 
 def gspo(p: Paper, i: int, t: int, x: float) -> float:
     return (
-        -p.ppo(i, t, x, p.grpo_advantage(i), 3e-4, 4e-4, kind="sequence") / LENGTHS[i] / 6
+        -p.ppo(i, t, x, p.grpo_advantage(i), 3e-4, 4e-4, kind="sequence")
+        / LENGTHS[i]
+        / 6
     )
 
 
@@ -347,7 +370,9 @@ def gdpo(p: Paper, i: int, t: int, x: float) -> float:
 
 def clip_cov(p: Paper, i: int, t: int, x: float) -> float:
     return (
-        0.0 if p.steep(i, t) else -p.ppo(i, t, x, p.grpo_advantage(i), 0.2, 0.2) / p.total
+        0.0
+        if p.steep(i, t)
+        else -p.ppo(i, t, x, p.grpo_advantage(i), 0.2, 0.2) / p.total
     )
 
 

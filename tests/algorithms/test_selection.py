@@ -8,7 +8,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracles import each_token, mean, new_batch
 
-from nanomath.algorithms import overlong_filter, response_mask, top_covariance, top_entropy
+from nanomath.algorithms import (
+    overlong_filter,
+    response_mask,
+    top_covariance,
+    top_entropy,
+)
 
 quick = settings(max_examples=40, deadline=None)
 shares = st.sampled_from([0.0, 2e-4, 0.2, 0.5, 0.75, 1.0])
@@ -97,7 +102,10 @@ def test_entropies_of_zero_are_equal_too():
 
 
 def test_without_spread_no_token_has_a_high_covariance():
-    logprobs, mask = torch.tensor([[-0.1, -5.0, -2.5]]), torch.ones(1, 3, dtype=torch.bool)
+    logprobs, mask = (
+        torch.tensor([[-0.1, -5.0, -2.5]]),
+        torch.ones(1, 3, dtype=torch.bool),
+    )
     assert not top_covariance(logprobs, torch.full((1, 3), 0.7), mask, 0.5).any()
     assert not top_covariance(torch.full((1, 3), -0.7), logprobs, mask, 0.5).any()
 
@@ -107,7 +115,9 @@ def test_a_token_surer_and_better_than_others_has_a_high_covariance():
         torch.tensor([[-0.1, -5.0, -2.5, -2.4]]),
         torch.tensor([[2.0, 2.0, 0.1, 0.0]]),
     )
-    found = top_covariance(logprobs, advantages, torch.ones(1, 4, dtype=torch.bool), 0.25)
+    found = top_covariance(
+        logprobs, advantages, torch.ones(1, 4, dtype=torch.bool), 0.25
+    )
     assert found.tolist() == [[True, False, False, False]]
 
 

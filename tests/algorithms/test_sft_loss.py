@@ -16,7 +16,9 @@ def case(seed: int, lengths: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
     mask = response_mask(torch.tensor(lengths), max(lengths) + 1)
     logprobs = (
         -torch.rand(
-            mask.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64
+            mask.shape,
+            generator=torch.Generator().manual_seed(seed),
+            dtype=torch.float64,
         )
         * 5
     )

@@ -101,7 +101,9 @@ def objective_call(options: dict, b: SimpleNamespace) -> Tensor:
 def advantages_call(options: dict, b: SimpleNamespace) -> Tensor:
     components = b.outcomes[None], torch.ones(1)
     rewards = Rewards(b.outcomes, *components, 1, 0.5, b.step_rewards, b.step_ends)
-    return compute_advantages(Algorithm(scale="off", **options), rewards, tokens_of(b))[0]
+    return compute_advantages(Algorithm(scale="off", **options), rewards, tokens_of(b))[
+        0
+    ]
 
 
 UNREWARDED = {"baseline": "off", "scale": "off", "clip": "off", "kl_coef": 0.0}
@@ -345,7 +347,9 @@ def test_padding_and_the_order_of_rows_do_not_matter(name):
     b, order = batch_of(), torch.tensor([2, 3, 0, 1])
     wide = each(
         lambda x: (
-            torch.cat([x, torch.zeros_like(x[:, :3])], 1) if x.shape == b.mask.shape else x
+            torch.cat([x, torch.zeros_like(x[:, :3])], 1)
+            if x.shape == b.mask.shape
+            else x
         ),
         b,
     )
@@ -405,7 +409,9 @@ def test_low_precision_gives_the_same_roughly(name, dtype, rtol):
     )
     assert gradient.dtype == dtype
     torch.testing.assert_close(loss.double(), expected, rtol=rtol, atol=rtol)
-    torch.testing.assert_close(gradient.double(), expected_gradient, rtol=rtol, atol=rtol)
+    torch.testing.assert_close(
+        gradient.double(), expected_gradient, rtol=rtol, atol=rtol
+    )
 
 
 @pytest.mark.parametrize(
@@ -420,7 +426,9 @@ def test_far_off_policies_leave_everything_finite(name, gap):
 
 
 LEARNING = {
-    "policy_loss": lambda b: policy_loss(b.new, b.new.detach(), b.outcomes, b.weights)[0],
+    "policy_loss": lambda b: policy_loss(b.new, b.new.detach(), b.outcomes, b.weights)[
+        0
+    ],
     "kl_loss": lambda b: kl_loss(b.new, b.ref, b.new.detach(), b.weights, "k2"),
     "sft_loss": lambda b: sft_loss(b.new, b.weights),
 }
@@ -442,7 +450,11 @@ def test_the_eos_that_ends_a_completion_is_taught_though_pads_look_like_it(loss)
     new = logits.log_softmax(-1).gather(-1, tokens[:, :, None])[:, :, 0]
     old, ref = new.detach() - 0.1, new.detach() - 0.2
     batch = SimpleNamespace(
-        new=new, old=old, ref=ref, outcomes=b.outcomes, weights=loss_weights(mask, "token")
+        new=new,
+        old=old,
+        ref=ref,
+        outcomes=b.outcomes,
+        weights=loss_weights(mask, "token"),
     )
     loss(batch).backward()
     touched = (logits.grad != 0).any(dim=-1)

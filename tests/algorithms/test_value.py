@@ -86,7 +86,9 @@ def test_value_loss_is_its_formula(bound, how):
 
     value, slopes = sum_and_slopes(term, b.values, LENGTHS)
     values = b.values.clone().requires_grad_()
-    loss = value_loss(values, b.old_values, b.rewards, loss_weights(b.mask, how, 9), bound)
+    loss = value_loss(
+        values, b.old_values, b.rewards, loss_weights(b.mask, how, 9), bound
+    )
     loss.backward()
     assert loss.item() == pytest.approx(value, abs=1e-10)
     torch.testing.assert_close(values.grad, slopes, rtol=0, atol=1e-10)
@@ -127,7 +129,9 @@ def test_explained_variance_at_its_landmarks():
     b = new_batch(0)
     constant = torch.full_like(b.values, mean(b.rewards[b.mask].tolist()))
     assert explained_variance(b.rewards, b.rewards, b.mask) == 1.0
-    assert explained_variance(constant, b.rewards, b.mask) == pytest.approx(0.0, abs=1e-12)
+    assert explained_variance(constant, b.rewards, b.mask) == pytest.approx(
+        0.0, abs=1e-12
+    )
     assert (
         explained_variance(
             b.rewards[:, :2], b.rewards[:, :2], response_mask(torch.tensor([2, 0, 0, 0]))

@@ -95,7 +95,12 @@ def answers(step: int, right: list[bool], samples: int = 1) -> list[dict[str, An
 def drift_found(text: str = " so", reason: str = "weights: the shapes differ") -> dict:
     """A drift.json with one moved token and one layer."""
     number = {"mean": 0.125, "stderr": 0.01, "low": 0.0625, "high": 0.25}
-    layer = {"layer": "embedding", "cka": 0.75, "distance": 3.0, "relative_distance": 0.5}
+    layer = {
+        "layer": "embedding",
+        "cka": 0.75,
+        "distance": 3.0,
+        "relative_distance": 0.5,
+    }
     token = {"token": 7, "text": text, "kind": "logical", "count": 3}
     row = {"weights": 1024, "change": 0.01, "changed": 0.5, "effective_rank": 2.5}
     return {

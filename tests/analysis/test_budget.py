@@ -85,7 +85,9 @@ def test_arrows():
     assert found[1].held == (0.0, 9.0)  # the sample that did not choose the band
     text = "\n".join(changes(found))
     assert "accuracy 25.0% -> 50.0% (+25.0" in text and "tokens 7.0 -> 8.5 (+1.5" in text
-    assert "0 to 10%         1 problems  accuracy 0.0% -> 100.0% (+100.0)  tokens" in text
+    assert (
+        "0 to 10%         1 problems  accuracy 0.0% -> 100.0% (+100.0)  tokens" in text
+    )
     with pytest.raises(ValueError, match="no problem in common"):
         arrows(a, {"p0": {**a["p0"], "question": "another"}})
 

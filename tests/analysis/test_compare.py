@@ -62,7 +62,9 @@ def two(tmp_path, **changed) -> list[str]:
     }
     slower = [{**line, "seconds": 9.0} for line in METRICS]
     one = read_run(write_run(tmp_path / "a", **whole))
-    other = read_run(write_run(tmp_path / "b", **{**whole, "metrics": slower, **changed}))
+    other = read_run(
+        write_run(tmp_path / "b", **{**whole, "metrics": slower, **changed})
+    )
     return list(differences(one, other))
 
 
@@ -75,7 +77,9 @@ def test_config_and_metrics_are_named_first(tmp_path):
     changed[3]["kl"] += 2**-50
     found = two(tmp_path, config={"algorithm.kl_coef": 0.5}, metrics=changed)
     assert found[0].startswith("config: algorithm.kl_coef is") and "0.5 in B" in found[0]
-    assert found[1].startswith("metrics: step 3 is the first that differs: kl 0.375 in A")
+    assert found[1].startswith(
+        "metrics: step 3 is the first that differs: kl 0.375 in A"
+    )
     assert len(found) == 2
 
 

@@ -167,7 +167,8 @@ def test_a_confidence_is_the_mean_over_the_samples_that_give_the_answer():
 
 def test_braces_in_an_answer_stay():
     assert (
-        filled("{question}|{answer}", "a{answer}", "{question}") == "a{answer}|{question}"
+        filled("{question}|{answer}", "a{answer}", "{question}")
+        == "a{answer}|{question}"
     )
 
 
@@ -224,7 +225,9 @@ def test_auroc_ece_and_means_of_a_case_by_hand():
     assert found["when_right"] == pytest.approx(0.85)
     assert found["when_wrong"] == pytest.approx(0.5)
     assert np.isnan(worth(confidence, right, 0.6, False)[WORTH.index("ece")])
-    all_right = dict(zip(WORTH, worth(confidence, right | True, 0.6, False), strict=True))
+    all_right = dict(
+        zip(WORTH, worth(confidence, right | True, 0.6, False), strict=True)
+    )
     assert all_right["aurc"] == 0 and np.isnan(all_right["auroc"])
 
 
@@ -290,7 +293,9 @@ def test_intervals_hold_the_truth_about_as_often_as_they_say(monkeypatch):
     held = np.zeros(2)
     for seed in range(150):
         names, confidence, right = drawn(70)
-        scores, limits, _ = measure_all({"prm": confidence}, right, names, 0.8, 0.5, seed)
+        scores, limits, _ = measure_all(
+            {"prm": confidence}, right, names, 0.8, 0.5, seed
+        )
         above = answers[population >= limits["prm"]].mean()
         for i, (name, value) in enumerate((("aurc", truth), ("test_accuracy", above))):
             held[i] += scores["prm"][name].low <= value <= scores["prm"][name].high
@@ -341,7 +346,9 @@ def test_votes_are_paired_with_the_plain_one():
 def test_logprobs_vote_with_probabilities():
     items = [graded(["7", "8", "8"])] * 2
     found = votes(
-        items, {"mean_logprob": [[math.log(0.9), *[math.log(0.4)] * 2]] * 2}, np.arange(2)
+        items,
+        {"mean_logprob": [[math.log(0.9), *[math.log(0.4)] * 2]] * 2},
+        np.arange(2),
     )
     assert found["mean_logprob"][0].mean == 1  # 0.9 against 0.8
 

@@ -113,7 +113,9 @@ def test_what_the_numbers_say(tmp_path, last, words, level):
 
 def test_samples_of_a_cut_distribution(tmp_path):
     cut = {"sampling.top_k": 50, "algorithm.sampler_correction": "off"}
-    assert one(said(tmp_path / "1", config=cut), "drawn with sampling.top_k = 50") == "bad"
+    assert (
+        one(said(tmp_path / "1", config=cut), "drawn with sampling.top_k = 50") == "bad"
+    )
     corrected = cut | {"algorithm.sampler_correction": "truncate"}
     assert not [t for t in said(tmp_path / "2", config=corrected) if "drawn with" in t]
 

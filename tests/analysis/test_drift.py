@@ -106,7 +106,9 @@ def test_token_numbers_are_those_of_the_whole_vocabulary(base, other):
     measured = drift.token_measures(found)
     means = [shift.mean(1) for shift in found]  # of each response first
     assert measured["k1"]["mean"] == pytest.approx(np.mean([m[0] for m in means]))
-    assert measured["forward_kl"]["mean"] == pytest.approx(np.mean([m[1] for m in means]))
+    assert measured["forward_kl"]["mean"] == pytest.approx(
+        np.mean([m[1] for m in means])
+    )
     error = np.std([m[1] for m in means], ddof=1) / len(means) ** 0.5
     assert measured["forward_kl"]["stderr"] == pytest.approx(error)
     assert measured["reverse_kl"]["low"] < measured["reverse_kl"]["high"]
@@ -210,7 +212,9 @@ def test_kinds_of_tokens(text, kind):
     assert drift.kind_of(text) == kind
 
 
-def test_texts_are_scored_by_the_character_where_tokenizers_differ(base, other, tokenizer):
+def test_texts_are_scored_by_the_character_where_tokenizers_differ(
+    base, other, tokenizer
+):
     texts = ["so 1+1=2", "", "no"]
     prompts = [[3, 4]] * 3
     found = drift.text_shift(
@@ -247,7 +251,9 @@ def test_features_of_a_text_do_not_depend_on_its_neighbours(base):
         np.testing.assert_allclose(
             drift.features(base, TEXTS, budget), together, atol=1e-5
         )
-    np.testing.assert_allclose(drift.features(base, TEXTS[:1]), together[:, :1], atol=1e-5)
+    np.testing.assert_allclose(
+        drift.features(base, TEXTS[:1]), together[:, :1], atol=1e-5
+    )
 
 
 def test_the_plane_is_that_of_pca_in_float64():
@@ -412,7 +418,11 @@ def test_tied_embeddings_count_once(base):
 
 
 def test_other_shapes_are_refused(base, new_model):
-    with pytest.raises(ValueError, match=r"is \(.*\) in the base and \(.*\) in the tuned"):
+    with pytest.raises(
+        ValueError, match=r"is \(.*\) in the base and \(.*\) in the tuned"
+    ):
         drift.weight_change(base, new_model(intermediate_size=64))
-    with pytest.raises(ValueError, match=r"only one of the models has model\.layers\.2\."):
+    with pytest.raises(
+        ValueError, match=r"only one of the models has model\.layers\.2\."
+    ):
         drift.weight_change(base, new_model(num_layers=3))

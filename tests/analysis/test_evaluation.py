@@ -85,7 +85,8 @@ def test_right_answers_are_one_answer_however_they_are_written():
         == 0.5
     )
     assert (
-        maj_at_k(["1/2", "0.5", "50%", "3", "3"], [True, True, True, False, False], 5) == 1
+        maj_at_k(["1/2", "0.5", "50%", "3", "3"], [True, True, True, False, False], 5)
+        == 1
     )
 
 
@@ -135,7 +136,13 @@ class Echo:
         self.calls.append({"prompts": prompts, "n": n, "seed": seed, **sampling})
         return [
             Completion(
-                p, s, [5, 6], [-0.5, -0.5], [-0.5, -0.5], text, "eos" if text else "length"
+                p,
+                s,
+                [5, 6],
+                [-0.5, -0.5],
+                [-0.5, -0.5],
+                text,
+                "eos" if text else "length",
             )
             for p in range(len(prompts))
             for s, text in enumerate(self.texts[p][:n])

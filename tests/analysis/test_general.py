@@ -54,7 +54,9 @@ def test_prompts_are_computed_once(new_model, tokenizer, monkeypatch):
     model = new_model()
     hidden = model.hidden
     monkeypatch.setattr(
-        model, "hidden", lambda tokens, *rest: seen.append(tokens) or hidden(tokens, *rest)
+        model,
+        "hidden",
+        lambda tokens, *rest: seen.append(tokens) or hidden(tokens, *rest),
     )
     (examples,) = [general.choice_examples(QUESTIONS[0], tokenizer)]
     general.choice_logprobs(model, [examples], 0)
@@ -76,12 +78,16 @@ def test_accuracies_divide_by_characters_and_bytes():
 
 def test_truthfulqa():
     mc = [[0, 1], [1, 0], [2, 0]]
-    assert general.mc1(mc, [-1.0, -2.0, -3.0]) == 1 and general.mc1(mc, [-2, -1, -3]) == 0
+    assert (
+        general.mc1(mc, [-1.0, -2.0, -3.0]) == 1 and general.mc1(mc, [-2, -1, -3]) == 0
+    )
     labels = [[0, 1], [3, 1], [1, 0]]
     p = np.array([0.2, 0.3, 0.1, 0.05])
     expected = (0.2 + 0.05) / (0.2 + 0.05 + 0.3)
     assert general.mc2(labels, np.log(p)) == pytest.approx(expected)
-    assert general.mc2(labels, np.log(p) - 2000) == pytest.approx(expected)  # no underflow
+    assert general.mc2(labels, np.log(p) - 2000) == pytest.approx(
+        expected
+    )  # no underflow
     told = {"choices": ["a", "b", "c", "d"], "mc1": mc, "mc2": labels}
     scores = general.choice_scores(Problem("x", "x", "a", metadata=told), np.log(p))
     assert scores == {"mc1": 0.0, "mc2": pytest.approx(expected)}
@@ -143,7 +149,10 @@ def test_instructions_of_a_prompt_are_one_draw():
     config = settings.GeneralConfig()
     problems = [
         Problem(
-            str(n), "x", "x", metadata={"instructions": [["punctuation:no_comma", {}]] * n}
+            str(n),
+            "x",
+            "x",
+            metadata={"instructions": [["punctuation:no_comma", {}]] * n},
         )
         for n in (1, 3)
     ]

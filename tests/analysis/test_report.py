@@ -140,7 +140,9 @@ def test_every_name_on_the_metrics_page_explains_itself():
 
 
 def test_the_command(tmp_path, capsys):
-    run = write_run(tmp_path / "a", metrics=[{"step": 1, "kl": 0.5}], rollouts=[episode()])
+    run = write_run(
+        tmp_path / "a", metrics=[{"step": 1, "kl": 0.5}], rollouts=[episode()]
+    )
     empty = write_run(tmp_path / "empty")
     assert main(["report", str(run)]) == 0
     assert bulk_of((run / "report.html").read_text("utf-8"))["runs"][0]["name"] == "a"

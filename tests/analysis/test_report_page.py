@@ -81,7 +81,9 @@ class Browser:
         )
 
     def count(self, selector: str) -> int:
-        return self.run("return document.querySelectorAll(arguments[0]).length", selector)
+        return self.run(
+            "return document.querySelectorAll(arguments[0]).length", selector
+        )
 
     def press(self, keys: str) -> None:
         from selenium.webdriver import ActionChains
@@ -91,18 +93,23 @@ class Browser:
     def requests(self) -> list[str]:
         """Addresses that were asked for, but for the page itself."""
         messages = [
-            json.loads(e["message"])["message"] for e in self.driver.get_log("performance")
+            json.loads(e["message"])["message"]
+            for e in self.driver.get_log("performance")
         ]
         return [
             m["params"]["request"]["url"]
             for m in messages
             if m["method"] == "Network.requestWillBeSent"
-            and not m["params"]["request"]["url"].startswith(("file://", "data:", "blob:"))
+            and not m["params"]["request"]["url"].startswith(
+                ("file://", "data:", "blob:")
+            )
         ]
 
     def complaints(self) -> list[str]:
         return [
-            e["message"] for e in self.driver.get_log("browser") if e["level"] == "SEVERE"
+            e["message"]
+            for e in self.driver.get_log("browser")
+            if e["level"] == "SEVERE"
         ]
 
 
@@ -140,7 +147,12 @@ def page(write) -> Path:
         metrics.insert(step, {"step": step, "heldout/pass@1": value, **around})
     rows = [
         episode(
-            step, p, k, step_ends=[2, 5], step_scores=[0.9, 0.1], step_rewards=[0.5, -0.5]
+            step,
+            p,
+            k,
+            step_ends=[2, 5],
+            step_scores=[0.9, 0.1],
+            step_rewards=[0.5, -0.5],
         )
         for step in range(1, 31, 3)
         for p in (0, 1)
@@ -166,9 +178,7 @@ def test_it_opens_without_a_network(browser, page):
 
 def test_a_curve_is_zoomed_and_all_follow(browser, page):
     browser.open(page, "#curves")
-    names = (
-        "return window.page.curves.charts.filter(c => c.drawn && c.name).map(c => c.name)"
-    )
+    names = "return window.page.curves.charts.filter(c => c.drawn && c.name).map(c => c.name)"
     browser.wait(f"{names.replace('return ', 'return (')}).length >= 2")
     plots = "window.page.curves.charts.filter(c => c.drawn && c.name && c.visible)"
     browser.run(
@@ -268,7 +278,8 @@ def test_another_value_colours_the_tokens(browser, page):
 
 
 @pytest.mark.parametrize(
-    ("kind", "number"), [("right", 40), ("wrong", 40), ("truncated", 1), ("no answer", 1)]
+    ("kind", "number"),
+    [("right", 40), ("wrong", 40), ("truncated", 1), ("no answer", 1)],
 )
 def test_filters(browser, page, kind, number):
     browser.open(page)

@@ -40,11 +40,16 @@ def test_a_run_that_is_still_being_written(tmp_path):
 def test_what_differs_from_the_defaults(tmp_path):
     run = read_run(write_run(tmp_path / "a", config={"algorithm.kl_coef": 0.5}))
     default = settings.GRPOConfig().algorithm.kl_coef
-    assert run.changed() == {"run.name": ("run", "a"), "algorithm.kl_coef": (default, 0.5)}
+    assert run.changed() == {
+        "run.name": ("run", "a"),
+        "algorithm.kl_coef": (default, 0.5),
+    }
 
 
 def test_older_logs_have_their_places_by_order(tmp_path):
-    old = [episode(step, prompt) for step in (1, 2) for prompt in (0, 1) for _ in range(2)]
+    old = [
+        episode(step, prompt) for step in (1, 2) for prompt in (0, 1) for _ in range(2)
+    ]
     for record in old:
         del record["prompt"], record["sample"]
     run = read_run(write_run(tmp_path / "a", rollouts=old))

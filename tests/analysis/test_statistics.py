@@ -45,7 +45,9 @@ def test_of_a_hundred_intervals_ninety_five_hold_the_truth(shape):
         d, names, truths = simulated(rng, *shape)
         found = compare(d, names)
         scores = (found.problems, found.seeds, found.both)
-        held += [s.low <= truth <= s.high for s, truth in zip(scores, truths, strict=True)]
+        held += [
+            s.low <= truth <= s.high for s, truth in zip(scores, truths, strict=True)
+        ]
     assert ((held / studies > 0.93) & (held / studies < 0.97)).all(), held / studies
 
 
@@ -107,7 +109,9 @@ def test_one_seed_says_nothing_about_the_method():
     for seeds in (1, 2):
         found = compare(np.random.default_rng(0).normal(size=(seeds, 50)))
         assert (
-            found.seeds is None and found.both is None and found.headline is found.problems
+            found.seeds is None
+            and found.both is None
+            and found.headline is found.problems
         )
 
 

@@ -100,8 +100,14 @@ def test_axes_and_leaving_one_out():
     axes["baseline"] = "lr=0.0001_kl_coef=0.0"
     assert len(study_of("x", axes).arms) == 4
     recipe = {k: v for k, v in TABLE.items() if k != "arms"}
-    recipe |= {"baseline": "all", "leave_one_out": {"kl": {"grpo.algorithm.kl_coef": 0.0}}}
-    assert study_of("x", recipe).arms == {"all": {}, "kl": {"grpo.algorithm.kl_coef": 0.0}}
+    recipe |= {
+        "baseline": "all",
+        "leave_one_out": {"kl": {"grpo.algorithm.kl_coef": 0.0}},
+    }
+    assert study_of("x", recipe).arms == {
+        "all": {},
+        "kl": {"grpo.algorithm.kl_coef": 0.0},
+    }
 
 
 def test_equal_updates(tmp_path):
@@ -130,12 +136,18 @@ def test_equal_updates(tmp_path):
         ({"measures": ["pass@1"]}, "measure 'pass@1': expected STAGE.METRIC"),
         ({"measures": ["prm.auc"]}, "with a stage of"),
         ({"measures": ["grpo.loss:best"]}, "NAME, NAME:area or NAME:to=NUMBER"),
-        ({"budget": "luck"}, "budget = 'luck': expected one of updates, samples, tokens"),
+        (
+            {"budget": "luck"},
+            "budget = 'luck': expected one of updates, samples, tokens",
+        ),
         ({"arms": {"with": {}, "b": {"kl_coef": 1}}}, "kl_coef: expected STAGE.KEY"),
         ({"arms": {"with": {}, "a b": {"grpo.run.steps": 1}}}, "letters, digits"),
         ({"axes": {"grpo.run.steps": [1]}}, "expected one of arms, axes, leave_one_out"),
         ({"stages": {"a": {"run": "rm"}}}, "run = 'rm': expected one of train_sft.py"),
-        ({"stages": {"a": {"run": "eval", "arguments": ["x"]}}}, "run = 'eval': expected"),
+        (
+            {"stages": {"a": {"run": "eval", "arguments": ["x"]}}},
+            "run = 'eval': expected",
+        ),
         ({"best": {"key": "grpo.optim.lr"}}, "best: values is missing"),
         ({"best": {**BEST, "key": "lr"}}, "key = 'lr': expected STAGE.KEY"),
         (
@@ -172,7 +184,9 @@ def test_what_does_not_fit_is_said_in_one_line(changed, message):
 
 def test_arms_that_cannot_be_resolved(tmp_path):
     unknown = {"with": {}, "b": {"grpo.algorithm.kl_cof": 1}}
-    with pytest.raises(ValueError, match="stage 'grpo': .*algorithm.kl_cof.*did you mean"):
+    with pytest.raises(
+        ValueError, match="stage 'grpo': .*algorithm.kl_cof.*did you mean"
+    ):
         make_cells(study(arms=unknown), tmp_path)
     same = {"with": {}, "b": {"grpo.algorithm.kl_coef": 0.04}}
     with pytest.raises(ValueError, match="'with' and 'b' resolve to the same config"):
@@ -195,7 +209,9 @@ def test_stages_that_do_not_chain(tmp_path):
     )
     assert {cell.stage.name for cell in in_order(measured_only).values()} == {"grpo"}
     never = {**STAGES, "grpo": {**STAGES["grpo"], "keys": {"model.path": "{sft}"}}}
-    with pytest.raises(ValueError, match="chooses among measurements, but run.eval_every"):
+    with pytest.raises(
+        ValueError, match="chooses among measurements, but run.eval_every"
+    ):
         make_cells(study(stages=never), tmp_path)
 
 
@@ -304,7 +320,11 @@ def stand_in(tmp_path, monkeypatch):
     monkeypatch.setattr(pools, "PAUSE", 0.01)
 
     def make(place: str = "cells", workers: int = 2, **changed):
-        arms = {"with": {}, "low": {"grpo.optim.lr": 1e-5}, "high": {"grpo.optim.lr": 0.9}}
+        arms = {
+            "with": {},
+            "low": {"grpo.optim.lr": 1e-5},
+            "high": {"grpo.optim.lr": 0.9},
+        }
         made = study(**{"seeds": [0, 1, 2], "arms": arms, **changed})
         directory = tmp_path / place
         said: list[str] = []
@@ -329,7 +349,10 @@ def test_a_study_runs_by_itself(stand_in):
     assert all(map(pool.is_done, in_order(chains).values())) and len(said) == 10
     assert said[-1].startswith("[10/10] grpo-") and "0 running" in said[-1]
     table = json.loads(results_of(made, chains, pool))
-    assert set(table["measures"]["grpo.heldout/pass@1"]["differences"]) == {"low", "high"}
+    assert set(table["measures"]["grpo.heldout/pass@1"]["differences"]) == {
+        "low",
+        "high",
+    }
     assert table["cells"]["low, seed 2"]["grpo"]["state"] == "done"
     before = {p: p.stat().st_mtime_ns for p in pool.directory.rglob("state")}
     pool.run(in_order(chains))
@@ -349,7 +372,10 @@ def test_a_failed_cell_stays_in_the_table_and_stops_nothing(stand_in):
 
 
 def test_a_failed_parent_ends_its_children(stand_in):
-    stages = {**TABLE["stages"], "sft": {"run": "train_sft.py", "keys": {"optim.lr": 0.5}}}
+    stages = {
+        **TABLE["stages"],
+        "sft": {"run": "train_sft.py", "keys": {"optim.lr": 0.5}},
+    }
     made, chains, pool, said = stand_in(stages=stages)
     pool.run(in_order(chains))
     states = collect(made, chains, pool).states
@@ -574,7 +600,9 @@ def test_a_command_and_what_it_wrote(stand_in, tmp_path, monkeypatch):
     scores = collect(made, chains, pool).scores
     assert scores["drift.kl.maths.0"]["with", 0] == {"": 0.25}
     assert scores["drift.kl.maths.1"]["low", 0] == {"": 2.0}
-    with pytest.raises(ValueError, match="no number 'kl'.*; there are: kl.maths.0, kl.ma"):
+    with pytest.raises(
+        ValueError, match="no number 'kl'.*; there are: kl.maths.0, kl.ma"
+    ):
         measured(pool.directory / chains["with", 0]["drift"].name, "kl")
 
 
@@ -643,7 +671,9 @@ def test_a_disk_that_is_too_small(stand_in, monkeypatch):
     pool.directory.mkdir()
     few = types.SimpleNamespace(free=10)
     monkeypatch.setattr(shutil, "disk_usage", lambda place: few)
-    with pytest.raises(OSError, match="the cells need about .* MB, .*cells has 0 MB left"):
+    with pytest.raises(
+        OSError, match="the cells need about .* MB, .*cells has 0 MB left"
+    ):
         check_room(in_order(chains), pool)
 
 
@@ -678,7 +708,9 @@ def test_numbers_of_whole_runs(stand_in):
     run = read_run(pool.directory / chains["low", 1]["grpo"].name)
     values = run.series["loss"][1]
     assert results.scores["grpo.loss"]["low", 1] == {"": values[-1]}
-    assert results.scores["grpo.loss:area"]["low", 1][""] == pytest.approx(sum(values) / 6)
+    assert results.scores["grpo.loss:area"]["low", 1][""] == pytest.approx(
+        sum(values) / 6
+    )
     reached = next((i for i, v in enumerate(values, 1) if v >= 0.9), 7)
     assert results.scores["grpo.loss:to=0.9"]["low", 1][""] == reached
     assert {labels["family"] for labels in results.labels.values()} == {0, 1, 2}
@@ -776,5 +808,7 @@ def test_the_command_writes_its_pages(stand_in, tmp_path, monkeypatch, capsys):
         assert (out / name).stat().st_size > 0
     assert (out / "grpo.loss-curves.png").exists()
     assert "Bands of arms not told apart" in (out / "table.md").read_text()
-    assert main(["study", "mine.toml", "minutes=0.0001", "out=other", "cells=others"]) == 1
+    assert (
+        main(["study", "mine.toml", "minutes=0.0001", "out=other", "cells=others"]) == 1
+    )
     assert "are left, the same command goes on" in capsys.readouterr().out

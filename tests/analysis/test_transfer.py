@@ -42,7 +42,8 @@ TUNED = {
 }
 base = {group: np.array(row) for group, row in zip(GROUPS, BASE, strict=True)}
 tuned = {
-    group: np.array([rows[i] for rows in TUNED.values()]) for i, group in enumerate(GROUPS)
+    group: np.array([rows[i] for rows in TUNED.values()])
+    for i, group in enumerate(GROUPS)
 }
 
 
@@ -118,7 +119,9 @@ def test_changes_and_index_with_their_intervals():
 
 def test_intervals_are_paired():
     """The same problems are drawn for both: without pairs the interval would be 13.9 wide."""
-    rows = resampled([100.0 * (np.arange(400) < 200), 100.0 * (np.arange(400) < 208)], [0])
+    rows = resampled(
+        [100.0 * (np.arange(400) < 200), 100.0 * (np.arange(400) < 208)], [0]
+    )
     difference = estimate(rows[:, 1] - rows[:, 0])
     assert difference["mean"] == 2 and difference["high"] - difference["low"] < 3
 

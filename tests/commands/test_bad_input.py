@@ -47,21 +47,31 @@ FILES = {
     + "\n"
     + json.dumps({"question": "Why?", "answer": " "})
     + "\n",
-    "unlabelled.jsonl": json.dumps(GOOD) + "\n" + json.dumps({"question": "Why?"}) + "\n",
+    "unlabelled.jsonl": json.dumps(GOOD)
+    + "\n"
+    + json.dumps({"question": "Why?"})
+    + "\n",
     "unsolved.jsonl": json.dumps({"question": "What is 1 + 1?", "answer": "2"}) + "\n",
     "empty.jsonl": "\n",
     "long.jsonl": json.dumps({**GOOD, "question": "one two three " * 200}) + "\n",
     "wordy.jsonl": json.dumps({**GOOD, "solution": "one two three " * 200}) + "\n",
-    "lengthy.jsonl": json.dumps({**GOOD, "solution": "one two three " * 60 + "\n\nFour."})
+    "lengthy.jsonl": json.dumps(
+        {**GOOD, "solution": "one two three " * 60 + "\n\nFour."}
+    )
     + "\n",
     "half.jsonl": json.dumps(GOOD)
     + "\n"
     + json.dumps({**GOOD, "question": "What is \ud800?"})
     + "\n",
-    "told.jsonl": json.dumps(GOOD) + "\n" + json.dumps({**GOOD, "answer": WORKED}) + "\n",
+    "told.jsonl": json.dumps(GOOD)
+    + "\n"
+    + json.dumps({**GOOD, "answer": WORKED})
+    + "\n",
     "twice.csv": "question,answer,answer\nWhy?,1,2\n",
     "deep.json": "[" * 100_000,
-    "labels.jsonl": json.dumps({"prompt": "Why?", "completions": ["So."], "labels": ["?"]})
+    "labels.jsonl": json.dumps(
+        {"prompt": "Why?", "completions": ["So."], "labels": ["?"]}
+    )
     + "\n",
     "chosen.jsonl": json.dumps(
         {"question": {"problem": "Why?"}, "label": {"steps": [CHOSEN]}}
@@ -141,7 +151,10 @@ def refuse(call, place: Path, command, *words: object) -> str:
 COMMANDS = [
     (["evla"], "unknown command 'evla': expected one of eval, sample, "),
     (["--resume"], "unknown command '--resume'"),
-    (["eval"], "eval needs a model and a problem set: python -m nanomath eval MODEL DATA"),
+    (
+        ["eval"],
+        "eval needs a model and a problem set: python -m nanomath eval MODEL DATA",
+    ),
     (["eval", "models/good"], "eval needs a model and a problem set"),
     (["eval", "", "world"], "eval needs a model and a problem set"),
     (
@@ -212,7 +225,10 @@ COMMANDS = [
         ["prm", "eval", "length", "chosen.jsonl"],
         "chosen.jsonl:1: chosen_completion = 3 must be a whole number from 0 to 0",
     ),
-    (["eval", "models/good", "world", "problems.world.families=[]"], "families is empty"),
+    (
+        ["eval", "models/good", "world", "problems.world.families=[]"],
+        "families is empty",
+    ),
     (
         ["eval", "models/good", "world", "problems.world.families=geometry"],
         "problems.world.families: expected one of maths, ",
@@ -246,7 +262,10 @@ COMMANDS = [
         ["eval", "models/good", "world", "sampling.temprature=1"],
         "unknown key; did you mean sampling.temperature?",
     ),
-    (["eval", "models/good", "world", "prompt.template=hello"], "must contain {question}"),
+    (
+        ["eval", "models/good", "world", "prompt.template=hello"],
+        "must contain {question}",
+    ),
     (
         ["eval", "models/good", "world", "model.device=tpu9"],
         "device 'tpu9' is not to be had here",
@@ -260,9 +279,18 @@ COMMANDS = [
         ["eval", "models/truncated", "world"],
         "model.safetensors is not a readable safetensors file",
     ),
-    (["eval", "models/unreadable", "world"], "tokenizer.json is not a readable tokenizer"),
-    (["eval", "models/short", "world"], "tokenizer does not match the model's vocabulary"),
-    (["eval", "good.jsonl", "world"], "good.jsonl is a file: name the model's directory"),
+    (
+        ["eval", "models/unreadable", "world"],
+        "tokenizer.json is not a readable tokenizer",
+    ),
+    (
+        ["eval", "models/short", "world"],
+        "tokenizer does not match the model's vocabulary",
+    ),
+    (
+        ["eval", "good.jsonl", "world"],
+        "good.jsonl is a file: name the model's directory",
+    ),
     (["eval", "no/such/model", "world"], "no such model directory: no/such/model"),
     (
         ["sample"],
@@ -537,7 +565,11 @@ SCRIPTS = [
     ),
     (
         train_grpo,
-        ["model.path=models/good", "hints.chooser=ladder", "train.source=unsolved.jsonl"],
+        [
+            "model.path=models/good",
+            "hints.chooser=ladder",
+            "train.source=unsolved.jsonl",
+        ],
         "hints.chooser = 'ladder', but problem 'unsolved-0' has no solution to take a hint from",
     ),
     (
@@ -586,7 +618,10 @@ CONTRADICTIONS = [
         ["method=ppo", "keep_groups=mixed"],
         "keep_groups = 'mixed' drops groups without spread, but with baseline =",
     ),
-    (["refills=2"], 'refills replace dropped groups, but keep_groups = "all" drops none'),
+    (
+        ["refills=2"],
+        'refills replace dropped groups, but keep_groups = "all" drops none',
+    ),
     (
         ["method=gspo", "minibatches=1"],
         'ratio = "sequence" with one update per rollout is always 1',
@@ -596,7 +631,10 @@ CONTRADICTIONS = [
         'ratio = "off" takes no account of how far the policy has moved',
     ),
     (["ratio=off"], "clip = 'ppo' bounds a ratio, but ratio = \"off\" has none"),
-    (["clip=dual", "dual_clip=1.1"], "dual_clip = 1.1 must be above 1 + clip_high = 1.2"),
+    (
+        ["clip=dual", "dual_clip=1.1"],
+        "dual_clip = 1.1 must be above 1 + clip_high = 1.2",
+    ),
     (
         ["sampler_correction=mask", "old_logprobs=sampler"],
         "sampler_correction would count them twice",
@@ -622,7 +660,10 @@ CONTRADICTIONS = [
         ["components=apart", "kl_in=reward", "kl_estimator=k1"],
         "the KL in the reward is none of them",
     ),
-    (["method=ppo", "value_coef=0"], 'baseline = "value" needs a value model that learns'),
+    (
+        ["method=ppo", "value_coef=0"],
+        'baseline = "value" needs a value model that learns',
+    ),
 ]
 
 
@@ -636,7 +677,10 @@ def test_choices_that_contradict_one_another(call, tmp_path, choices, reason):
 @pytest.mark.parametrize(
     ("choices", "said"),
     [
-        (["method=grop"], "algorithm.method: expected one of grpo, dr_grpo, dapo, gspo, "),
+        (
+            ["method=grop"],
+            "algorithm.method: expected one of grpo, dr_grpo, dapo, gspo, ",
+        ),
         (["method="], "algorithm.method: expected one of grpo, dr_grpo, dapo, gspo, "),
         (
             ["baseline=mean"],
@@ -654,7 +698,10 @@ def test_choices_that_contradict_one_another(call, tmp_path, choices, reason):
             ["top_entropy=0"],
             "algorithm.top_entropy: expected a number above 0 and at most 1, got 0.0",
         ),
-        (["minibatches=0"], "algorithm.minibatches: expected a number at least 1, got 0"),
+        (
+            ["minibatches=0"],
+            "algorithm.minibatches: expected a number at least 1, got 0",
+        ),
         (["PRESET=grpo"], "algorithm.PRESET: unknown key"),
     ],
     ids=spelt,

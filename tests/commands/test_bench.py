@@ -39,7 +39,13 @@ SMALL = (
 @pytest.mark.slow
 def test_real_processes_measure_that_chunks_need_less_memory(call, tmp_path):
     save = tmp_path / "bench.json"
-    words = (*SMALL[:-1], "tokens=4000", "shapes=smollm2", "steps=logprob", f"save={save}")
+    words = (
+        *SMALL[:-1],
+        "tokens=4000",
+        "shapes=smollm2",
+        "steps=logprob",
+        f"save={save}",
+    )
     outcome = call(main, "bench", "training", *words)
     assert outcome.code == 0, outcome.err
     report = json.loads(save.read_text(encoding="utf-8"))
@@ -103,12 +109,18 @@ def test_a_step_of_adapters_is_measured(patched, step):
 
 def test_stages_are_clocked_where_they_are_spent(patched, monkeypatch):
     spent = {"reference": 0.01, "policy": 0.02, "trained": 0.04, "optimizer": 0.08}
-    monkeypatch.setattr(training, "seconds_of", lambda run, _: run() or spent[active[-1]])
+    monkeypatch.setattr(
+        training, "seconds_of", lambda run, _: run() or spent[active[-1]]
+    )
     active: list[str] = []
     monkeypatch.setattr(
-        training.policy_step, "response_states", lambda *_: active.append(now) or "states"
+        training.policy_step,
+        "response_states",
+        lambda *_: active.append(now) or "states",
     )
-    monkeypatch.setattr(training.Optimizer, "step", lambda *_: active.append("optimizer"))
+    monkeypatch.setattr(
+        training.Optimizer, "step", lambda *_: active.append("optimizer")
+    )
     stages = training.clocked_stages(torch.device("cpu"))
     model = training.new_model("tiny", small())
     now = "trained"
@@ -121,7 +133,12 @@ def test_stages_are_clocked_where_they_are_spent(patched, monkeypatch):
             training.policy_step.response_states(model.requires_grad_(False), "batch")
     training.Optimizer.step(None, 0.1)
     assert stages == pytest.approx(
-        {"forward": 0.04, "old logprobs": 0.02, "reference pass": 0.02, "optimizer": 0.08}
+        {
+            "forward": 0.04,
+            "old logprobs": 0.02,
+            "reference pass": 0.02,
+            "optimizer": 0.08,
+        }
     )
 
 
@@ -539,7 +556,9 @@ def test_the_best_of_each_side_counts(monkeypatch):
     monkeypatch.setattr(measure, "in_new_process", pretend)
     monkeypatch.setattr(rollout, "in_new_process", pretend)
     config = setup(against=["unshared", "transformers"], repeats=2)
-    row = rollout.measure_point(config, measure.SHAPES["tiny"], point(), Machine(1e9, 1e9))
+    row = rollout.measure_point(
+        config, measure.SHAPES["tiny"], point(), Machine(1e9, 1e9)
+    )
     turn = [
         ("measure_sampler", True),
         ("measure_sampler", False),
@@ -672,8 +691,12 @@ def test_all_goes_on_after_a_failure_and_names_what_needs_a_gpu(
             return SimpleNamespace(stdout="c0ffee")
         words = command[2:]
         commands.append(words)
-        for place in (word.removeprefix("save=") for word in words if word[:5] == "save="):
-            Path(place).write_text(json.dumps({"rows": [len(commands)]}), encoding="utf-8")
+        for place in (
+            word.removeprefix("save=") for word in words if word[:5] == "save="
+        ):
+            Path(place).write_text(
+                json.dumps({"rows": [len(commands)]}), encoding="utf-8"
+            )
         if len(commands) == 3:
             read(tmp_path)  # what the first two found is there
             raise KeyboardInterrupt
@@ -682,7 +705,11 @@ def test_all_goes_on_after_a_failure_and_names_what_needs_a_gpu(
         )
 
     monkeypatch.setattr(every.subprocess, "run", pretend)
-    words = ("device=cpu", f"out={tmp_path}", "parts=check,rollout-1.5b,kernels,training")
+    words = (
+        "device=cpu",
+        f"out={tmp_path}",
+        "parts=check,rollout-1.5b,kernels,training",
+    )
     outcome = call(main, "bench", "all", *words)
     assert outcome.code == 1 and outcome.err == "error: interrupted\n"
     results, page = read(tmp_path)
@@ -692,12 +719,16 @@ def test_all_goes_on_after_a_failure_and_names_what_needs_a_gpu(
         "needs a GPU",
         "failed",
     ]
-    assert parts["kernels"]["report"] == {"rows": [2]} and parts["check"]["report"] is None
+    assert (
+        parts["kernels"]["report"] == {"rows": [2]} and parts["check"]["report"] is None
+    )
     assert results["torch"] == torch.__version__ and results["commit"] == "c0ffee"
     assert commands[0] == ["nanomath", "bench", "kernels", "--check"]
     assert "| rollout-1.5b | needs a GPU | 0 |" in page
     assert "said 2" in page and "said 3" not in page
-    results["parts"]["check"]["output"] = f"{Path(pytest.__file__).parents[1]}/a.py:3: odd"
+    results["parts"]["check"]["output"] = (
+        f"{Path(pytest.__file__).parents[1]}/a.py:3: odd"
+    )
     assert "\na.py:3: odd\n" in every.page(results)  # wherever packages are
 
 

@@ -27,7 +27,12 @@ def train(call, model_directory):
                 "run.threads=1",
             ),
             *("grpo.prompts=2", "grpo.group_size=2", "sampling.max_new_tokens=8"),
-            *("train.limit=8", "heldout.limit=2", "evaluation.samples=1", "optim.lr=1e-3"),
+            *(
+                "train.limit=8",
+                "heldout.limit=2",
+                "evaluation.samples=1",
+                "optim.lr=1e-3",
+            ),
             *("optim.schedule=constant", "run.save_every=1", "model.dtype=float32"),
         )
         out = call(train_grpo.main, *small, f"model.path={model_directory}", *words)
@@ -43,7 +48,9 @@ def test_where_runs_part(call, train):
         "equal: 5 lines of metrics, 12 episodes\n",
     )
     train("resumed", "reward.weights.random=1")
-    shutil.rmtree("runs/resumed/checkpoints/step-3")  # as if killed before it was written
+    shutil.rmtree(
+        "runs/resumed/checkpoints/step-3"
+    )  # as if killed before it was written
     train("resumed", "reward.weights.random=1", "--resume")
     assert len(json.loads(Path("runs/resumed/run.json").read_text())) == 2
     assert call(main, "diff", "runs/a", "runs/resumed").code == 0
@@ -134,7 +141,8 @@ def test_tensorboard(call, train):
     train("a", track, "--resume")
     events = accumulator.EventAccumulator("runs/a/tensorboard").Reload()
     lines = [
-        json.loads(line) for line in Path("runs/a/metrics.jsonl").read_text().splitlines()
+        json.loads(line)
+        for line in Path("runs/a/metrics.jsonl").read_text().splitlines()
     ]
     logged = {line["step"]: line["reward"] for line in lines if "reward" in line}
     assert {e.step: e.value for e in events.Scalars("reward")} == pytest.approx(logged)

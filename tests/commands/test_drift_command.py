@@ -71,7 +71,9 @@ def test_a_table_numbers_and_pictures(call, base, tuned, tmp_path):
     assert found["meaning"].keys() >= known - {"layers", "texts", "responses", "weights"}
     pictures = sorted(path.name for path in (tmp_path / "drift").iterdir())
     forms = [
-        f"drift-{name}.{form}" for name in ("layers", "tokens") for form in ("png", "svg")
+        f"drift-{name}.{form}"
+        for name in ("layers", "tokens")
+        for form in ("png", "svg")
     ]
     assert pictures == sorted([*forms, "drift.json"])
 
@@ -128,7 +130,9 @@ def words_model(directory, base) -> None:
     names = ["<unk>", "<|endoftext|>", *texts.split()]
     backend = Backend(WordLevel({n: i for i, n in enumerate(names)}, unk_token="<unk>"))
     backend.pre_tokenizer = Whitespace()
-    own = Tokenizer(backend, load_tokenizer(base).chat_template, eos_token="<|endoftext|>")
+    own = Tokenizer(
+        backend, load_tokenizer(base).chat_template, eos_token="<|endoftext|>"
+    )
     shape = settings.NewModel(
         hidden_size=32, layers=1, heads=2, kv_heads=1, intermediate_size=64
     )
@@ -157,7 +161,9 @@ def test_another_shape_keeps_what_is_defined(call, base, tmp_path):
     )
     outcome = call(main, "drift", base, tmp_path / "wide", *QUICK)
     assert outcome.code == 0
-    assert "not measured: states of all: distance: the widths are 32 and 48" in outcome.out
+    assert (
+        "not measured: states of all: distance: the widths are 32 and 48" in outcome.out
+    )
     assert "not measured: weights: " in outcome.out
     found = measured(tmp_path / "drift")["groups"]["all"]
     assert found.keys() >= {*NUMBERS, "cka"} and "distance" not in found
@@ -179,7 +185,10 @@ RECORDS = [
         (["base", ""], "drift needs a base and a tuned model"),
         (["base", "nowhere"], "no config.json in nowhere"),
         (["base", "no/such/model"], "no such model directory"),
-        (["base", "base", "drift.by=colour"], "no problem has the metadata key 'colour'"),
+        (
+            ["base", "base", "drift.by=colour"],
+            "no problem has the metadata key 'colour'",
+        ),
         (
             ["base", "base", "problems.source=some.jsonl", "drift.by=kind"],
             "group kind=b has 1",
@@ -189,7 +198,10 @@ RECORDS = [
         (["base", "base", "other/base"], "2 models of one name"),
         (["base", "base", "drift.texts=2"], "expected a number at least 3"),
         (["base", "base", "evaluation.by=kind"], "unknown key; did you mean drift.by"),
-        (["base", "base", "problems.source=long.jsonl"], "the model's context holds 192"),
+        (
+            ["base", "base", "problems.source=long.jsonl"],
+            "the model's context holds 192",
+        ),
     ],
 )
 def test_what_is_refused(call, base, tmp_path, words, message):

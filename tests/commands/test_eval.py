@@ -81,7 +81,12 @@ def test_the_world(call, model_directory):
 def test_known_completions_of_a_file(call, model_directory, questions, monkeypatch):
     monkeypatch.setattr(command, "build_sampler", Knowing)
     outcome = call(
-        main, "eval", model_directory, questions, "evaluation.k=4", "evaluation.by=subject"
+        main,
+        "eval",
+        model_directory,
+        questions,
+        "evaluation.k=4",
+        "evaluation.by=subject",
     )
     assert outcome.code == 0 and outcome.err == ""
     assert re.sub(r" \(.*\)", "", outcome.out).splitlines()[1:] == [
@@ -99,7 +104,8 @@ def test_every_completion_is_saved(
 ):
     monkeypatch.setattr(command, "build_sampler", Knowing)
     assert (
-        call(main, "eval", model_directory, questions, "save=completions.jsonl").code == 0
+        call(main, "eval", model_directory, questions, "save=completions.jsonl").code
+        == 0
     )
     records = [
         json.loads(line)
@@ -194,7 +200,9 @@ def test_the_best_of_k(call, model_directory, prm, tmp_path):
     outcome = call(main, "eval", model_directory, "world", *words)
     assert outcome.code == 0, outcome.err
     for name in ("best@2", "wmaj@2", "best@4", "wmaj@4"):
-        assert re.search(rf"^  {name} +\d+\.\d% ", outcome.out, re.MULTILINE), outcome.out
+        assert re.search(rf"^  {name} +\d+\.\d% ", outcome.out, re.MULTILINE), (
+            outcome.out
+        )
     records = [
         json.loads(line)
         for line in (tmp_path / "all.jsonl").read_text(encoding="utf-8").splitlines()
@@ -243,7 +251,12 @@ def test_confidences_of_the_world(call, model_directory, tmp_path):
     assert all(set(row["confidence"]) == set(ALL.split(",")) for row in rows)
     assert f"a person should see {len(rows)} of the " in outcome.out
 
-    words = (*SURE, f"confidence.measures={ALL}", "process.prm=length", "saved=all.jsonl")
+    words = (
+        *SURE,
+        f"confidence.measures={ALL}",
+        "process.prm=length",
+        "saved=all.jsonl",
+    )
     again = call(main, "eval", model_directory, "world", *words, "out=second")
     assert again.code == 0, again.err
     second = json.loads((tmp_path / "second" / "eval.json").read_text("utf-8"))
@@ -262,14 +275,21 @@ def test_mean_logprob_is_the_samplers(call, model_directory, monkeypatch):
         return drawn[0]
 
     monkeypatch.setattr(Sampler, "generate", kept)
-    words = (*SURE, "confidence.measures=mean_logprob", "evaluation.samples=1", "out=out")
+    words = (
+        *SURE,
+        "confidence.measures=mean_logprob",
+        "evaluation.samples=1",
+        "out=out",
+    )
     outcome = call(main, "eval", model_directory, "world", *words)
     assert outcome.code == 0, outcome.err
     found = json.loads(Path("out/eval.json").read_text("utf-8"))["confidence"][
         "mean_logprob"
     ]
     means = [
-        (sum(c.logprobs) / c.length, found_answer(c)) for c in drawn[0] if found_answer(c)
+        (sum(c.logprobs) / c.length, found_answer(c))
+        for c in drawn[0]
+        if found_answer(c)
     ]
     seen = [found[name]["mean"] for name in ("when_right", "when_wrong")]
     known = [value for value in seen if value is not None]
@@ -283,7 +303,9 @@ def found_answer(completion):
     return extract_answer(completion.text, lenient=True)
 
 
-def test_solutions_and_pass_rates(call, model_directory, questions, tmp_path, monkeypatch):
+def test_solutions_and_pass_rates(
+    call, model_directory, questions, tmp_path, monkeypatch
+):
     monkeypatch.setattr(command, "build_sampler", Knowing)
     words = ("out=out", "solutions=right.jsonl")
     assert call(main, "eval", model_directory, questions, *words).code == 0
@@ -294,7 +316,9 @@ def test_solutions_and_pass_rates(call, model_directory, questions, tmp_path, mo
         main, "eval", model_directory, questions, rates, "problems.pass_rate=0.1,0.9"
     )
     assert outcome.code == 0 and "1 problems x 4 samples" in outcome.out
-    assert "1 of 3 problems have a pass rate from 0.1 to 0.9" in outcome.out + outcome.err
+    assert (
+        "1 of 3 problems have a pass rate from 0.1 to 0.9" in outcome.out + outcome.err
+    )
 
 
 def measured(path, pairs):
@@ -309,7 +333,9 @@ def measured(path, pairs):
 def test_two_evaluations_are_compared_by_problem(call, tmp_path):
     before = {"a": ([0, 0], [9, 9]), "b": ([1, 0], [5, 7])}
     after = {"a": ([1, 1], [3, 3]), "b": ([1, 0], [5, 7])}
-    a, b = (measured(tmp_path / f"{n}.json", p) for n, p in (("a", before), ("b", after)))
+    a, b = (
+        measured(tmp_path / f"{n}.json", p) for n, p in (("a", before), ("b", after))
+    )
     outcome = call(main, "diff", a, b, "out=ways")
     assert outcome.code == 1
     assert "2 problems  accuracy 25.0% -> 75.0% (+50.0" in outcome.out

@@ -31,9 +31,11 @@ def test_all_benchmarks_and_the_index(call, model_directory, data, tmp_path):
     assert "  instruction_loose   " in outcome.out and "(95% interval " in outcome.out
     a, b = (json.loads((tmp_path / f"{name}.json").read_text("utf-8")) for name in "ab")
     assert a["tasks"] == b["tasks"] and list(a["tasks"]) == TASKS.split(",")
-    assert a["model"] == str(model_directory) and {"command", "commit", "versions"} <= set(
-        a
-    )
+    assert a["model"] == str(model_directory) and {
+        "command",
+        "commit",
+        "versions",
+    } <= set(a)
     arc = a["tasks"]["arc_challenge"]
     assert arc["source"] == "data/arc_challenge/test.json" and arc["problems"] == 3
     assert set(arc["scores"]) == {"acc", "acc_norm", "acc_bytes"}
@@ -121,7 +123,9 @@ def test_ifeval_needs_langdetect_before_anything_is_computed(
     (tmp_path / "caps.jsonl").write_text(json.dumps({**row, "kwargs": [{}]}) + "\n")
     words = ("data=data", "tasks=arc_challenge,ifeval", "sources.ifeval=caps.jsonl")
     outcome = call(main, "eval", model_directory, "general", *words)
-    assert outcome.code == 2 and "needs langdetect: pip install langdetect" in outcome.err
+    assert (
+        outcome.code == 2 and "needs langdetect: pip install langdetect" in outcome.err
+    )
     assert not (tmp_path / "general.json").exists()
 
 

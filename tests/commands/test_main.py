@@ -78,7 +78,9 @@ def test_help_lists_every_key(call, command, flag):
     script = {"train_sft": train_sft.main, "train_grpo": train_grpo.main}.get(command)
     outcome = call(script, flag) if script else call(main, *command.split(), flag)
     assert outcome.code == 0 and outcome.err == ""
-    assert [key for key in keys(CONFIGS[command]) if f"  {key}=" not in outcome.out] == []
+    assert [
+        key for key in keys(CONFIGS[command]) if f"  {key}=" not in outcome.out
+    ] == []
     assert ("--resume" in outcome.out) == (script is not None or command == "prm train")
 
 
@@ -96,10 +98,14 @@ def test_the_page_has_every_key_of_every_config(call):
     tables = {part.partition("\n")[0]: part for part in parts}
     assert len(tables) == len(parts)
     for command, cls in CONFIGS.items():
-        reader = f"{command}.py" if command.startswith("train") else f"nanomath {command}"
+        reader = (
+            f"{command}.py" if command.startswith("train") else f"nanomath {command}"
+        )
         for key in keys(cls):
             section, _, name = key.rpartition(".")
-            title = f"`[{section}]`" if section else f"`{reader}`: keys without a section"
+            title = (
+                f"`[{section}]`" if section else f"`{reader}`: keys without a section"
+            )
             (table,) = [part for heading, part in tables.items() if title in heading]
             assert f"\n| `{name}` |" in table and f"`{reader}`" in table
 
@@ -122,7 +128,9 @@ def test_the_page_has_each_key_once_with_defaults_that_differ(call):
         )
         for line in lines
     )
-    assert any(r"penalty \|log pi - log pi_old\|; at least 0 |" in line for line in lines)
+    assert any(
+        r"penalty \|log pi - log pi_old\|; at least 0 |" in line for line in lines
+    )
 
 
 def test_the_page_in_the_documentation_is_the_newest(call):
@@ -291,7 +299,11 @@ def test_from_the_shell():
         == f"error: unknown command 'evla': expected one of {', '.join(COMMANDS)}\n"
     )
     done = shell("-m", "nanomath")
-    assert done.returncode == 2 and done.stdout.startswith("usage: ") and done.stderr == ""
+    assert (
+        done.returncode == 2 and done.stdout.startswith("usage: ") and done.stderr == ""
+    )
     done = shell(str(ROOT / "train_sft.py"), "optim.lr=fast")
     assert done.returncode == 2 and done.stdout == ""
-    assert done.stderr == "error: command line: optim.lr: expected a number, got 'fast'\n"
+    assert (
+        done.stderr == "error: command line: optim.lr: expected a number, got 'fast'\n"
+    )

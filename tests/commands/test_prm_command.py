@@ -182,14 +182,17 @@ def test_a_judge_that_answers_nonsense(call, model_directory):
         "train.limit=8",
         "heldout.limit=2",
     )
-    outcome = call(grpo, *words, "run.directory=runs", "judge.template={question} {first}")
+    outcome = call(
+        grpo, *words, "run.directory=runs", "judge.template={question} {first}"
+    )
     assert (outcome.code, outcome.err) == (2, "error: judge.template lacks {second}\n")
     outcome = call(grpo, *words, "judge.opponents=0", "judge.template={question}")
     assert (outcome.code, outcome.err) == (2, "error: judge.template lacks {first}\n")
     outcome = call(grpo, *words, "run.directory=runs", "process.prm=oracle")
     assert outcome.code == 2 and len(outcome.err.splitlines()) == 1
     assert (
-        "the judge gives A and B" in outcome.err or "its context holds 192" in outcome.err
+        "the judge gives A and B" in outcome.err
+        or "its context holds 192" in outcome.err
     )
 
 

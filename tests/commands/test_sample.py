@@ -9,7 +9,9 @@ QUESTION = "What is 3 + 4?"
 
 
 def test_it_prints_what_the_sampler_draws(call, model_directory):
-    outcome = call(main, "sample", model_directory, QUESTION, "sampling.max_new_tokens=12")
+    outcome = call(
+        main, "sample", model_directory, QUESTION, "sampling.max_new_tokens=12"
+    )
     tokenizer = load_tokenizer(model_directory)
     prompt = tokenizer.encode(
         tokenizer.apply_chat_template([{"role": "user", "content": QUESTION}])

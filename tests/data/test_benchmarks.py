@@ -42,7 +42,9 @@ def test_arc(tmp_path, layout):
     )
     for problem, (question, texts, right) in zip(problems, QUESTIONS, strict=True):
         assert problem.question == f"Question: {question}\nAnswer:"
-        assert problem.metadata["choices"] == texts and problem.metadata["right"] == right
+        assert (
+            problem.metadata["choices"] == texts and problem.metadata["right"] == right
+        )
         assert problem.answer == texts[right]
 
 
@@ -54,7 +56,9 @@ def test_commonsenseqa(tmp_path, layout):
     assert problem.question == (
         "Question: Where does a fish live?\nA. tree\nB. desert\nC. lake\nD. sky\nE. attic\nAnswer:"
     )
-    assert problem.metadata["choices"] == list("ABCDE") and problem.metadata["right"] == 2
+    assert (
+        problem.metadata["choices"] == list("ABCDE") and problem.metadata["right"] == 2
+    )
 
 
 def test_truthfulqa_of_its_makers_is_that_of_the_hub(tmp_path):
@@ -186,7 +190,9 @@ def test_a_file_that_is_not_there_or_there_twice(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not SHARED.is_dir(), reason="there are no real files beside the clone")
+@pytest.mark.skipif(
+    not SHARED.is_dir(), reason="there are no real files beside the clone"
+)
 def test_the_real_files():
     from nanomath.rewards.instructions import INSTRUCTIONS
 

@@ -12,7 +12,9 @@ from nanomath.data.order import step_indices
 @given(st.integers(1, 20), st.integers(1, 30), st.integers(0, 1000))
 def test_every_epoch_is_a_permutation_read_without_gaps(total, batch_size, seed):
     stream = [
-        i for step in range(3 * total) for i in step_indices(total, batch_size, step, seed)
+        i
+        for step in range(3 * total)
+        for i in step_indices(total, batch_size, step, seed)
     ]
     epochs = [stream[i : i + total] for i in range(0, 3 * total, total)]
     assert all(sorted(epoch) == list(range(total)) for epoch in epochs)
@@ -38,6 +40,8 @@ def test_a_pure_function_of_seed_and_step():
 
 def test_epochs_and_seeds_shuffle_differently():
     orders = [
-        tuple(step_indices(30, 30, epoch, seed)) for epoch in range(3) for seed in range(3)
+        tuple(step_indices(30, 30, epoch, seed))
+        for epoch in range(3)
+        for seed in range(3)
     ]
     assert len(set(orders)) == 9

@@ -82,10 +82,14 @@ def test_parquet(tmp_path: Path) -> None:
     parquet = pytest.importorskip("pyarrow.parquet")
     path = tmp_path / "set.parquet"
     parquet.write_table(
-        pyarrow.Table.from_pylist([{"question": "2 + 3?", "answer": 5.0, "tags": ["a"]}]),
+        pyarrow.Table.from_pylist(
+            [{"question": "2 + 3?", "answer": 5.0, "tags": ["a"]}]
+        ),
         path,
     )
-    assert load_problems(path) == [Problem("set-0", "2 + 3?", "5", None, {"tags": ["a"]})]
+    assert load_problems(path) == [
+        Problem("set-0", "2 + 3?", "5", None, {"tags": ["a"]})
+    ]
     assert error_of(path, Fields(answer="gold")).startswith(
         "set.parquet: row 0: no answer field (expected gold)"
     )
@@ -93,7 +97,9 @@ def test_parquet(tmp_path: Path) -> None:
     assert error_of(path).startswith("set.parquet: not a parquet file: ")
 
 
-def test_parquet_without_pyarrow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_parquet_without_pyarrow(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     monkeypatch.delitem(sys.modules, "pyarrow.parquet", raising=False)
     with pytest.raises(
@@ -196,7 +202,9 @@ def test_texts_survive_jsonl_and_csv(
         ),
     ],
 )
-def test_usual_names_need_no_mapping(tmp_path: Path, row: dict, expected: Problem) -> None:
+def test_usual_names_need_no_mapping(
+    tmp_path: Path, row: dict, expected: Problem
+) -> None:
     assert load_problems(write(tmp_path, "set.jsonl", row)) == [expected]
 
 
@@ -229,7 +237,10 @@ def test_usual_names_in_capitals(
 
 
 NESTED = {
-    "prompt": [{"role": "system", "content": "no"}, {"role": "user", "content": "2 + 3?"}],
+    "prompt": [
+        {"role": "system", "content": "no"},
+        {"role": "user", "content": "2 + 3?"},
+    ],
     "reward_model": {"ground_truth": "5", "style": "rule"},
     "extra_info": {"index": 7, "a.b": "c"},
     "a.b": {"c": "whole name"},
@@ -245,7 +256,9 @@ NESTED = {
         ),
         (
             Fields(
-                ("prompt.-1.content",), "reward_model.ground_truth", id="extra_info.index"
+                ("prompt.-1.content",),
+                "reward_model.ground_truth",
+                id="extra_info.index",
             ),
             ("7", "2 + 3?", "5"),
         ),
@@ -535,7 +548,10 @@ ANY_ANSWER = (
             [{"question": "q", "answer": float("inf")}],
             "set.jsonl:1: field 'answer': expected text or a finite number, got inf",
         ),
-        ([{"question": "q", "answer": float("nan")}], "set.jsonl:1: the answer is empty"),
+        (
+            [{"question": "q", "answer": float("nan")}],
+            "set.jsonl:1: the answer is empty",
+        ),
         (
             ['{"question": "q", "answer": 1e400}'],
             "set.jsonl:1: field 'answer': expected text or a finite number, got inf",
@@ -639,7 +655,11 @@ def test_errors_name_the_file_and_the_line(
             "set.json: the field 'question' is there twice",
         ),
         ("set.json", "[" * 10**5, "set.json: JSON that is nested too deeply"),
-        ("set.json", "[" + "1" * 5000 + "]", "set.json: Exceeds the limit (4300 digits)"),
+        (
+            "set.json",
+            "[" + "1" * 5000 + "]",
+            "set.json: Exceeds the limit (4300 digits)",
+        ),
         ("set.jsonl", "\n" + "1" * 5000, "set.jsonl:2: Exceeds the limit (4300 digits)"),
         (
             "set.tsv",
@@ -678,7 +698,10 @@ def test_errors_of_the_other_formats(
             Fields(solution="why"),
             "no solution field (expected why); the fields are: question, answer",
         ),
-        (Fields(id="key"), "no id field (expected key); the fields are: question, answer"),
+        (
+            Fields(id="key"),
+            "no id field (expected key); the fields are: question, answer",
+        ),
         (Fields(answer_after="A:"), "no 'A:' in the answer field"),
     ],
 )
@@ -711,9 +734,7 @@ def test_other_errors(tmp_path: Path) -> None:
 def test_a_file_that_is_not_there(source: str) -> None:
     with pytest.raises(FileNotFoundError) as caught:
         load_problems(source)
-    message = (
-        f"problem set not found: {source} (expected a file, or org/name of a hub dataset)"
-    )
+    message = f"problem set not found: {source} (expected a file, or org/name of a hub dataset)"
     assert str(caught.value) == message
 
 
@@ -823,7 +844,9 @@ def test_public_sets_load_without_a_mapping(
 
 @needs_shared
 def test_gsm8k_without_its_calculator_notes() -> None:
-    first = load_problems(SHARED / "gsm8k" / "test.jsonl", Fields(remove=r"<<[^>]*>>"))[0]
+    first = load_problems(SHARED / "gsm8k" / "test.jsonl", Fields(remove=r"<<[^>]*>>"))[
+        0
+    ]
     digest = hashlib.sha256(
         first.solution.encode()
     ).hexdigest()  # the exact text, without a copy of it here

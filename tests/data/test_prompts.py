@@ -53,13 +53,17 @@ def test_only_known_names_in_braces_are_replaced(response: str, text: str) -> No
 
 @settings(deadline=None, max_examples=100)
 @given(
-    question=st.text(min_size=1), answer=st.text(min_size=1), solution=st.text(min_size=1)
+    question=st.text(min_size=1),
+    answer=st.text(min_size=1),
+    solution=st.text(min_size=1),
 )
 def test_what_is_put_in_is_never_read_as_a_template(
     question: str, answer: str, solution: str
 ) -> None:
     problem = Problem("p", question, answer, solution, {"key": "{answer}"})
-    template = PromptTemplate("Q: {question}\nA:", "{solution}|{key}|{answer}", chat=False)
+    template = PromptTemplate(
+        "Q: {question}\nA:", "{solution}|{key}|{answer}", chat=False
+    )
     assert render_prompt(problem, template) == f"Q: {question}\nA:"
     assert render_response(problem, template) == f"{solution}|{{answer}}|{answer}"
 

@@ -182,14 +182,18 @@ def skeleton(text: str, country: str | None) -> str:
     """The text without numbers, names and other words that stand for content."""
     text = text.replace(country or "#", "_")
     words = "|".join([*WORDS, "true", "false", "smallest", "largest"])
-    text = re.sub(rf"\d+|\b({words}|[B-HJ-Z])\b|[真偽]|[B-HJ-Z](?=[はかの、])", "_", text)
+    text = re.sub(
+        rf"\d+|\b({words}|[B-HJ-Z])\b|[真偽]|[B-HJ-Z](?=[はかの、])", "_", text
+    )
     return re.sub(r"_([ ,、・]*_)+", "_", text)
 
 
 def parts(problem: Problem) -> set[str]:
     """The skeletons of a question's sentences, of facts with the country left out."""
     labels = problem.metadata
-    if labels["family"] == "boolean":  # its sentences are those of train in another order
+    if (
+        labels["family"] == "boolean"
+    ):  # its sentences are those of train in another order
         return {re.sub("_.*_", "_", skeleton(problem.question, None))[:9]}
     name = (
         FACTS[labels["country"]][labels["language"] == "ja"]
@@ -216,7 +220,10 @@ def test_held_out_templates_are_test_problems_in_wordings_of_no_other_split(
     seen = {part for split in SPLITS for p in drawn(split, 1) for part in parts(p)}
     for told, test in zip(drawn("templates"), drawn("test"), strict=True):
         assert not parts(told) & seen
-        assert parts(test) <= seen or family in ("grid", "sorting")  # the mask is no sieve
+        assert parts(test) <= seen or family in (
+            "grid",
+            "sorting",
+        )  # the mask is no sieve
         assert told.metadata == {**test.metadata, "held_out": "templates"}
         assert (told.answer, told.solution) == (test.answer, test.solution)
         assert told.question != test.question and told.id != test.id
@@ -233,7 +240,9 @@ BOUND = {
 
 
 @pytest.mark.parametrize("family", NUMERATE)
-def test_held_out_numbers_lie_outside_the_range_of_every_other_split(family: str) -> None:
+def test_held_out_numbers_lie_outside_the_range_of_every_other_split(
+    family: str,
+) -> None:
     measured, bound = BOUND[family]
     for split in (*SPLITS, "templates"):
         for p in generate(family, split, 300, 0, (1, 8), LANGUAGES):
@@ -270,7 +279,9 @@ def test_templates_and_twins_are_labels_of_problems() -> None:
 @pytest.mark.parametrize("split", ["test", "templates"])
 def test_shots_are_worked_problems_of_train_and_change_nothing_else(split: str) -> None:
     bare = generate("facts", split, 40, languages=LANGUAGES)
-    train = {p.question for p in generate("facts", "train", 1016, 1, languages=LANGUAGES)}
+    train = {
+        p.question for p in generate("facts", "train", 1016, 1, languages=LANGUAGES)
+    }
     for problem in generate("facts", split, 40, languages=LANGUAGES, shots=2):
         first, second, rest = problem.metadata.pop("shots").split("\n\n\n")
         assert problem == bare.pop(0)
@@ -317,7 +328,9 @@ def read_grid(question: str) -> str:
     x, y, *_ = numbers(question)
     place = complex(x, y)
     for direction, distance in re.findall(r"(right|left|up|down) (\d)", question):
-        place += {"right": 1, "left": -1, "up": 1j, "down": -1j}[direction] * int(distance)
+        place += {"right": 1, "left": -1, "up": 1j, "down": -1j}[direction] * int(
+            distance
+        )
     return f"({place.real:.0f},{place.imag:.0f})"
 
 
@@ -348,7 +361,8 @@ def read_instruction(question: str) -> str:
 
 
 @pytest.mark.parametrize(
-    ("family", "split"), [(family, split) for family, split in KINDS if family != "facts"]
+    ("family", "split"),
+    [(family, split) for family, split in KINDS if family != "facts"],
 )
 def test_the_answer_follows_from_the_question(family: str, split: str) -> None:
     for problem in generate(family, split, 100, difficulty=(1, 8)):
@@ -405,8 +419,12 @@ TOKENS = {
 
 @pytest.mark.parametrize("family", REASONING)
 @pytest.mark.parametrize("language", LANGUAGES)
-def test_oracle_rejects_every_single_token_corruption(family: str, language: str) -> None:
-    for problem in generate(family, "train", 40, difficulty=(1, 8), languages=(language,)):
+def test_oracle_rejects_every_single_token_corruption(
+    family: str, language: str
+) -> None:
+    for problem in generate(
+        family, "train", 40, difficulty=(1, 8), languages=(language,)
+    ):
         wrong = list(corruptions(problem.solution, *TOKENS[family]))
         assert len(wrong) >= 6
         for text in wrong:
@@ -423,7 +441,8 @@ def test_literal_answers_are_compared_to_the_letter(family: str) -> None:
             "",
         ):
             assert not accepted(
-                problem, problem.solution.replace(f"{{{problem.answer}}}", f"{{{wrong}}}")
+                problem,
+                problem.solution.replace(f"{{{problem.answer}}}", f"{{{wrong}}}"),
             )
 
 
@@ -438,7 +457,8 @@ def test_a_wrong_step_makes_all_later_ones_wrong(family: str) -> None:
             assert check_steps(problem, "\n\n".join(changed)) == verdict
             if steps[index : index + 1] != steps[index + 1 : index + 2]:
                 assert (
-                    check_steps(problem, "\n\n".join(missing)) == verdict[: len(steps) - 1]
+                    check_steps(problem, "\n\n".join(missing))
+                    == verdict[: len(steps) - 1]
                 )
         assert check_steps(problem, "\n\n".join([*steps, steps[-1]])) == [True] * len(
             steps
@@ -513,7 +533,17 @@ GARBAGE = (
     | st.text(alphabet="12379+-*/=(), .\n{}\\")
     | st.lists(
         st.sampled_from(
-            ["12+7=19", "\n\n", "\\boxed{", "}", "真", "9" * 5000, " ", "(1,2)", "答えは"]
+            [
+                "12+7=19",
+                "\n\n",
+                "\\boxed{",
+                "}",
+                "真",
+                "9" * 5000,
+                " ",
+                "(1,2)",
+                "答えは",
+            ]
         )
     ).map("".join)
 )

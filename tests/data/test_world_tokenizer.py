@@ -96,7 +96,9 @@ def test_vocabulary_is_small_and_opens_with_the_special_tokens() -> None:
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("language", ["en", "ja"])
 def test_problems_are_compact(family: str, language: str) -> None:
-    for problem in generate(family, "test", 20, difficulty=(4, 4), languages=(language,)):
+    for problem in generate(
+        family, "test", 20, difficulty=(4, 4), languages=(language,)
+    ):
         assert len(ids(problem.question + problem.solution)) < 128
 
 

@@ -61,7 +61,9 @@ class GpuTensor(Tensor):
         layout = inner.size(), inner.stride(), inner.storage_offset()
         # PyTorch itself must take it for a tensor of the CPU: without CUDA it has no gradients
         # for others.
-        made = Tensor._make_wrapper_subclass(cls, *layout, dtype=inner.dtype, device="cpu")
+        made = Tensor._make_wrapper_subclass(
+            cls, *layout, dtype=inner.dtype, device="cpu"
+        )
         made.inner = inner
         return made
 
@@ -284,7 +286,9 @@ def _check_captures(
         x for x in given if not isinstance(x, GpuTensor) and (x.dim() or name in COPIES)
     ]
     if name in WAITS or masks or hosts or not on_gpu:
-        raise RuntimeError(f"{function}: operation not permitted when stream is capturing")
+        raise RuntimeError(
+            f"{function}: operation not permitted when stream is capturing"
+        )
 
 
 def _written(function: torch._ops.OpOverload, args: tuple, kwargs: dict) -> list[Tensor]:

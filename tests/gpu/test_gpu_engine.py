@@ -63,7 +63,11 @@ def test_a_stop_string_that_is_a_special_token(two_models):
     cpu, gpu = two_models()
     backend = tokenizers.Tokenizer.from_str(world_tokenizer().to_str())
     backend.add_special_tokens(
-        [token for i in range(100, 1000, 2) if (token := backend.id_to_token(i)).isascii()]
+        [
+            token
+            for i in range(100, 1000, 2)
+            if (token := backend.id_to_token(i)).isascii()
+        ]
     )
     tokenizer, options = Tokenizer(backend), {"n": 2, "max_new_tokens": 4, "seed": 1}
     free = Sampler(cpu, tokenizer, 3).generate(PROMPTS, **options)
@@ -125,7 +129,9 @@ def test_exact_logprobs_are_the_trainers(
 ):
     _, model = two_models(dtype, **shape)
     options = {"n": 2, "max_new_tokens": 4, "seed": 1, **sampling}
-    found = Sampler(model, new_tokenizer(EOS), 3, exact=True).generate(PROMPTS, **options)
+    found = Sampler(model, new_tokenizer(EOS), 3, exact=True).generate(
+        PROMPTS, **options
+    )
     model.exact = True
     scored, _ = response_scores(
         model, [Example(PROMPTS[c.prompt_index], c.tokens) for c in found], 64

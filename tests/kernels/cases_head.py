@@ -34,9 +34,7 @@ def products(dim: int, vocabulary: int, cut: dict, dtype: torch.dtype = BF16) ->
                 states, weight, meta(256, dtype=I64), numbers, numbers, 0.9, dz
             )
 
-    name = (
-        f"products {dim} x {vocabulary} {str(dtype)[6:]} {cut['ROWS']} x {cut['COLUMNS']}"
-    )
+    name = f"products {dim} x {vocabulary} {str(dtype)[6:]} {cut['ROWS']} x {cut['COLUMNS']}"
     classes = (
         {} if dtype == F32 else {"_blocks_kernel": CLASSES, "_gradient_kernel": CLASSES}
     )
@@ -48,7 +46,12 @@ def products(dim: int, vocabulary: int, cut: dict, dtype: torch.dtype = BF16) ->
 def truncation(vocabulary: int, dtype: torch.dtype = BF16) -> Case:
     def launch() -> None:
         truncated_sample_triton(
-            meta(256, vocabulary, dtype=dtype), meta(256, 2, dtype=F32), 0.9, 50, 0.9, 0.05
+            meta(256, vocabulary, dtype=dtype),
+            meta(256, 2, dtype=F32),
+            0.9,
+            50,
+            0.9,
+            0.05,
         )
 
     return Case(f"truncation {vocabulary} {str(dtype)[6:]}", launch)

@@ -79,7 +79,9 @@ class Compiled:
         if self.stack or self.local:
             found.append(f"spills {max(self.stack, self.local)} bytes")
         if self.registers * self.warps * 32 > 65536:
-            found.append(f"needs {self.registers} registers in each of {self.warps} warps")
+            found.append(
+                f"needs {self.registers} registers in each of {self.warps} warps"
+            )
         if self.shared > SHARED_LIMIT[self.sm]:
             found.append(
                 f"needs {self.shared} bytes of shared memory of {SHARED_LIMIT[self.sm]}"

@@ -77,7 +77,10 @@ def problem(
     `spare` columns more.
     """
     random = torch.Generator().manual_seed(seed)
-    slots, columns = max(s for s, _ in rows) + 1, max(1, *(-(-n // page) for _, n in rows))
+    slots, columns = (
+        max(s for s, _ in rows) + 1,
+        max(1, *(-(-n // page) for _, n in rows)),
+    )
     pages = torch.full(
         (2, slots * columns + 1, kv_heads, page, dim), float("nan"), dtype=torch.float64
     )
@@ -109,7 +112,11 @@ def brute_force(p: Problem) -> Tensor:
         p.key_pages.shape[2],
     )
     for m, (s, n) in enumerate(zip(p.slot.tolist(), p.length.tolist(), strict=True)):
-        t = torch.arange(n) if p.window is None else torch.arange(max(0, n - p.window), n)
+        t = (
+            torch.arange(n)
+            if p.window is None
+            else torch.arange(max(0, n - p.window), n)
+        )
         for h in range(p.q.shape[1] if n else 0):
             keys, values = (
                 c.cpu().double()[table[s, t // page], h // groups, t % page]
@@ -147,7 +154,9 @@ def assert_right(out: Tensor, p: Problem) -> None:
 )
 @needs_triton
 @pytest.mark.slow
-def test_any_rows(kernel_device, rows, kv_heads, groups, dim, dtype, window, spare, seed):
+def test_any_rows(
+    kernel_device, rows, kv_heads, groups, dim, dtype, window, spare, seed
+):
     p = problem(
         rows,
         kv_heads * groups,
@@ -242,7 +251,9 @@ def test_what_the_cpu_form_refuses():
         paged_attention_cpu(*replace(p, q=p.q[:, :7]).arguments())
     with pytest.raises(ValueError, match=r"twice \[pages, K, 16, E\]"):
         paged_attention_cpu(*problem([(0, 3)], 8, 2, 32, "cpu").arguments())
-    with pytest.raises(ValueError, match="attend: a tensor of shape .* is not contiguous"):
+    with pytest.raises(
+        ValueError, match="attend: a tensor of shape .* is not contiguous"
+    ):
         paged_attention_cpu(*replace(p, key_pages=p.key_pages.contiguous()).arguments())
     none = replace(p, q=p.q[:0], slot=p.slot[:0].clone(), length=p.length[:0].clone())
     assert paged_attention_cpu(*none.arguments()).shape == (0, 8, 32)
@@ -310,7 +321,9 @@ def test_rows_that_share_pages(kernel_device, window, heads, kv_heads):
     where others read.
     """
     rows = [(0, 520), (1, 600), (2, 512), (0, 77), (1, 300), (3, 200), (4, 0)]
-    p = problem(rows, heads, kv_heads, 32, kernel_device, torch.float16, window, shared=2)
+    p = problem(
+        rows, heads, kv_heads, 32, kernel_device, torch.float16, window, shared=2
+    )
     p.page_table[3, 1:], p.page_table[4] = 0, 0
     tiles = torch.tensor(
         [[5, 0, -1, 2, 6, 1], [3, -1, 4, -1, -1, -1]],
@@ -330,7 +343,9 @@ def test_rows_that_share_pages(kernel_device, window, heads, kv_heads):
 def test_prefill_in_tiles(kernel_device, window):
     """Neighbouring tokens of one prompt, all of whose pages are the same."""
     lengths = list(range(250, 266))
-    p = problem([(0, n) for n in lengths], 4, 1, 64, kernel_device, torch.float16, window)
+    p = problem(
+        [(0, n) for n in lengths], 4, 1, 64, kernel_device, torch.float16, window
+    )
     tiles = torch.arange(16, dtype=torch.int32, device=kernel_device).reshape(1, 16)
     shared = torch.full(
         (1,), p.page_table.shape[1], dtype=torch.int32, device=kernel_device

@@ -41,7 +41,12 @@ def compiled() -> dict[str, list[Compiled]]:
             *map(str, ARCHITECTURES),
         ]
         done = subprocess.run(
-            command, env=environment, capture_output=True, text=True, cwd=ROOT, timeout=600
+            command,
+            env=environment,
+            capture_output=True,
+            text=True,
+            cwd=ROOT,
+            timeout=600,
         )
         assert done.returncode == 0, done.stderr[-4000:]
         found[name] = [Compiled(**json.loads(line)) for line in done.stdout.splitlines()]

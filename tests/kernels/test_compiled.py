@@ -45,7 +45,8 @@ def test_without_a_compiler_the_references_run(fresh, monkeypatch, what):
         reason = "the compiler .false. failed"
     x, weight = torch.randn(3, 8), torch.ones(8)
     with pytest.warns(
-        UserWarning, match=f"^the CPU kernels could not be built, .* more slowly: {reason}"
+        UserWarning,
+        match=f"^the CPU kernels could not be built, .* more slowly: {reason}",
     ):
         found = add_rms_norm(x, None, weight, 1e-5)[1]
     assert torch.equal(found, add_rms_norm_reference(x, None, weight, 1e-5)[1])
@@ -75,12 +76,16 @@ def test_without_openmp_there_is_one_thread(fresh, monkeypatch):
     )
 
 
-LEVELS = {"AVX2": ["x86-64", "x86-64-v3"], "AVX512": ["x86-64", "x86-64-v3", "x86-64-v4"]}
+LEVELS = {
+    "AVX2": ["x86-64", "x86-64-v3"],
+    "AVX512": ["x86-64", "x86-64-v3", "x86-64-v4"],
+}
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "level", LEVELS.get(torch.backends.cpu.get_cpu_capability(), []) if packed.X86 else []
+    "level",
+    LEVELS.get(torch.backends.cpu.get_cpu_capability(), []) if packed.X86 else [],
 )
 def test_the_forms_for_other_processors(level, tmp_path):
     """Registers of another width, and fewer, take other tiles: the tests of the CPU forms

@@ -49,7 +49,9 @@ def test_attention(dtype, window, batch, heads, kv_heads, tokens, size):
     given = qkv(batch, heads, kv_heads, tokens, size, dtype)
     expected = brute_force(*given, window)
     assert (
-        float((in_pages(*given, zeros(batch), window) - expected).norm() / expected.norm())
+        float(
+            (in_pages(*given, zeros(batch), window) - expected).norm() / expected.norm()
+        )
         < 4 * torch.finfo(dtype).eps
     )
 

@@ -97,7 +97,9 @@ def test_a_row_has_the_same_bits_in_every_batch_interpreted(kernel_device):
     x, weight, bias = inputs(150, 96, 70, torch.float16, kernel_device)
     together = invariant_linear_triton(x, weight, bias)
     for part in (slice(0, 1), slice(63, 66), slice(140, 150)):
-        assert torch.equal(invariant_linear_triton(x[part], weight, bias), together[part])
+        assert torch.equal(
+            invariant_linear_triton(x[part], weight, bias), together[part]
+        )
 
 
 @pytest.mark.parametrize("with_bias", [False, True])
@@ -115,7 +117,11 @@ def test_gradients(with_bias):
 @needs_triton
 def test_what_is_refused(kernel_device):
     x, weight, bias = inputs(2, 8, 6, torch.float32, kernel_device)
-    for bad in ((x[:, :4], weight, bias), (x, weight.half(), bias), (x, weight, bias[:3])):
+    for bad in (
+        (x[:, :4], weight, bias),
+        (x, weight.half(), bias),
+        (x, weight, bias[:3]),
+    ):
         with pytest.raises(ValueError, match=r"expected \[M, D\] and \[N, D\]"):
             invariant_linear_triton(*bad)
     assert invariant_linear_triton(x[:0], weight, bias).shape == (0, 6)

@@ -60,7 +60,9 @@ class Sizes(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         result = func(*args, **(kwargs or {}))
-        sizes = [leaf.numel() for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
+        sizes = [
+            leaf.numel() for leaf in tree_leaves(result) if isinstance(leaf, Tensor)
+        ]
         self.largest = max(self.largest, *sizes, 0)
         return result
 
@@ -183,7 +185,9 @@ def test_a_weight_that_is_the_embedding_as_well():
         materialised(weight[tokens].tanh(), weight, target, 1.0)[0], upstream, weight
     )
     (found,) = gradients(
-        linear_logprob(weight[tokens].tanh(), weight, target, chunk=4)[0], upstream, weight
+        linear_logprob(weight[tokens].tanh(), weight, target, chunk=4)[0],
+        upstream,
+        weight,
     )
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-10)
 
@@ -204,7 +208,10 @@ def test_no_tensor_is_larger_than_a_chunk_of_logits():
     hidden, weight, target, upstream = problem(7, n, dim, vocabulary)
     with Sizes() as sizes:
         gradients(
-            linear_logprob(hidden, weight, target, 0.9, chunk)[0], upstream, hidden, weight
+            linear_logprob(hidden, weight, target, 0.9, chunk)[0],
+            upstream,
+            hidden,
+            weight,
         )
     assert sizes.largest == chunk * vocabulary
 

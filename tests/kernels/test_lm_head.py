@@ -180,7 +180,9 @@ def test_the_cpu_form_gives_sampler_and_trainer_the_same_bits(dtype):
 
 def test_targets_outside_of_the_vocabulary_have_no_logprob_in_the_cpu_form():
     logprobs, entropies, _ = statistics(torch.zeros(3, 9), torch.tensor([-1, 8, 9]))
-    assert logprobs.isnan().tolist() == [True, False, True] and not entropies.isnan().any()
+    assert (
+        logprobs.isnan().tolist() == [True, False, True] and not entropies.isnan().any()
+    )
     with pytest.raises(ValueError, match="do not fit logits"):
         statistics(torch.zeros(3, 9), torch.tensor([1, 2]))
 
@@ -251,7 +253,9 @@ def test_the_trainer_computes_what_the_sampler_returned(
         monkeypatch.setattr(lm_head, "tile", lambda weight: lm_head.WIDE | {"ROWS": 16})
     hidden, weight, u = problem(4, n, dim, vocabulary, dtype, kernel_device)
     token, *sampled = sample_triton(hidden, weight, u, temperature)
-    order = torch.randperm(n, generator=torch.Generator().manual_seed(5)).to(kernel_device)
+    order = torch.randperm(n, generator=torch.Generator().manual_seed(5)).to(
+        kernel_device
+    )
     for rows in (order, order[:1], order[1:17], order[: n // 2 + 1]):
         again = sample_triton(hidden[rows], weight, u[rows], temperature)
         trained = logprobs_triton(hidden[rows], weight, token[rows], temperature or 1.0)
@@ -279,7 +283,9 @@ def test_greedy_takes_the_first_of_equals(kernel_device):
 
 @needs_triton
 @pytest.mark.parametrize("edge", [0.0, 1 - 2**-24])
-def test_the_ends_of_the_unit_interval_never_draw_what_has_no_weight(kernel_device, edge):
+def test_the_ends_of_the_unit_interval_never_draw_what_has_no_weight(
+    kernel_device, edge
+):
     """The exponentials of all but two tokens are exactly 0."""
     weight = torch.full((700, 1), -300.0)
     weight[[133, 390]] = 0.0
@@ -305,7 +311,9 @@ def test_states_that_are_no_numbers_in_triton(kernel_device, bad, temperature):
     hidden[2] = bad
     found = sample_triton(hidden, weight, u, temperature)
     good = [0, 1, 3, 4]
-    assert all(torch.equal(a[good], b[good]) for a, b in zip(found, expected, strict=True))
+    assert all(
+        torch.equal(a[good], b[good]) for a, b in zip(found, expected, strict=True)
+    )
     assert found[1][2].isnan() and 0 <= int(found[0][2]) < 300
 
 

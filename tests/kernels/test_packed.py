@@ -54,7 +54,10 @@ def test_a_float32_weight_in_bfloat16():
 
 
 def test_a_weight_that_changed_is_packed_again():
-    x, weight = random(20, 24).float(), torch.nn.Parameter(random(40, 24, seed=1).float())
+    x, weight = (
+        random(20, 24).float(),
+        torch.nn.Parameter(random(40, 24, seed=1).float()),
+    )
     first = packed_linear(x, weight)
     with torch.no_grad():
         weight.mul_(2)

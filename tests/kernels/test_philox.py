@@ -56,14 +56,17 @@ def test_known_answers(counter, key, output):
 
 def test_known_answers_side_by_side_with_a_scalar_broadcast():
     counters = torch.tensor(
-        [words(counter) for counter, key, _ in KNOWN_ANSWERS if key.startswith("0000")] * 2
+        [words(counter) for counter, key, _ in KNOWN_ANSWERS if key.startswith("0000")]
+        * 2
     )
     found = philox(0, (counters[:, 0], torch.tensor(0), counters[:, 2], counters[:, 3]))
     assert torch.stack(found, dim=1).tolist() == [words(KNOWN_ANSWERS[0][2])] * 2
 
 
 @pytest.mark.skipif(find_spec("triton") is None, reason="triton is not installed")
-@pytest.mark.parametrize("seed", [0, 1, 16, WORD, 1 << 40, (7 << 32) + 123, (1 << 63) - 1])
+@pytest.mark.parametrize(
+    "seed", [0, 1, 16, WORD, 1 << 40, (7 << 32) + 123, (1 << 63) - 1]
+)
 def test_the_same_numbers_as_triton(kernel_device, seed):
     """Over a last program that is not full, with counters that are broadcast, missing, or not
     contiguous.

@@ -100,7 +100,9 @@ def test_the_first_rows_of_more(kernel_device):
     """Slots beyond those of the step are left alone."""
     drawn, state, eos = new_case(7, 4, 1, 0)
     expected = by_hand([x[:3] for x in drawn], state, eos)
-    there = {name: value.to(kernel_device) for name, value in copy.deepcopy(state).items()}
+    there = {
+        name: value.to(kernel_device) for name, value in copy.deepcopy(state).items()
+    }
     three = (
         [x[:3].to(kernel_device) for x in drawn],
         [value[:3] for value in there.values()],

@@ -47,15 +47,21 @@ def inputs(rows, dim, dtype, device, seed=0):
 def assert_right(function, x, delta, weight):
     residual, y = function(x, delta, weight, EPS)
     total = (
-        x.double() if delta is None else (x.double() + delta.double()).to(x.dtype).double()
+        x.double()
+        if delta is None
+        else (x.double() + delta.double()).to(x.dtype).double()
     )
     expected = (
         weight.double() * total / (total.square().mean(-1, keepdim=True) + EPS).sqrt()
     )
     tolerance = TOLERANCE[x.dtype]
     assert residual.dtype == y.dtype == x.dtype
-    assert ((residual.double() - total).norm(dim=1) <= tolerance * total.norm(dim=1)).all()
-    assert ((y.double() - expected).norm(dim=1) <= tolerance * expected.norm(dim=1)).all()
+    assert (
+        (residual.double() - total).norm(dim=1) <= tolerance * total.norm(dim=1)
+    ).all()
+    assert (
+        (y.double() - expected).norm(dim=1) <= tolerance * expected.norm(dim=1)
+    ).all()
 
 
 @settings(max_examples=50, deadline=None)

@@ -81,7 +81,9 @@ def problem(
 
     def normal(*shape: int) -> Tensor:
         return (
-            torch.randn(shape, generator=random, dtype=torch.float64).to(dtype).to(device)
+            torch.randn(shape, generator=random, dtype=torch.float64)
+            .to(dtype)
+            .to(device)
         )
 
     angles = torch.rand(POSITIONS, dim // 2, generator=random, dtype=torch.float64) * 6.3
@@ -211,7 +213,9 @@ def test_rotates_with_the_bits_of_the_model(kernel_device, dtype):
     """
     if dtype == torch.bfloat16 and kernel_device == "cpu":
         pytest.skip("the interpreter truncates to bfloat16")
-    p = problem([(0, 5), (1, 47), (2, 20), (0, 6)], 8, 2, 64, False, dtype, kernel_device)
+    p = problem(
+        [(0, 5), (1, 47), (2, 20), (0, 6)], 8, 2, 64, False, dtype, kernel_device
+    )
     q, pages = p.run(rope_write_triton)
     expected_q, expected_pages = p.run(rope_write_reference)
     assert torch.equal(q, expected_q) and torch.equal(pages, expected_pages)

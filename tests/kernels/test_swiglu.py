@@ -73,7 +73,9 @@ def test_silu_is_rounded_before_the_product(kernel_device):
 
 @needs_triton
 def test_extremes_and_refusals(kernel_device):
-    x = torch.tensor([[-1e4, 1e4, -100.0, 0.0, 1.0, 1.0, 2.0, 3.0]], device=kernel_device)
+    x = torch.tensor(
+        [[-1e4, 1e4, -100.0, 0.0, 1.0, 1.0, 2.0, 3.0]], device=kernel_device
+    )
     assert swiglu_triton(x).tolist() == [[0.0, 1e4, pytest.approx(0.0, abs=1e-40), 0.0]]
     with pytest.raises(ValueError, match=r"expected \[M, 2 F\]"):
         swiglu_triton(x[:, 1:])

@@ -125,7 +125,13 @@ def test_against_a_sort(kernel_device, form):
     def any_case(dtype, seed, n, vocabulary, step, temperature, top_k, top_p, min_p):
         logits, u = problem(seed, n, vocabulary, dtype, kernel_device, step)
         check(
-            form, logits, u, temperature, top_k if top_k < vocabulary else 0, top_p, min_p
+            form,
+            logits,
+            u,
+            temperature,
+            top_k if top_k < vocabulary else 0,
+            top_p,
+            min_p,
         )
 
     any_case()

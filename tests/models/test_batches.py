@@ -101,7 +101,9 @@ def test_entropy_is_its_definition(new_model):
     with torch.no_grad():
         p = model(torch.tensor([[3, 5, 7, 11, 13]]))[0, 2:4].softmax(-1)
         _, entropy = response_logprobs(model, make_batch(FIXED))
-    torch.testing.assert_close(entropy[0, :2], -(p * p.log()).sum(-1), rtol=0, atol=1e-10)
+    torch.testing.assert_close(
+        entropy[0, :2], -(p * p.log()).sum(-1), rtol=0, atol=1e-10
+    )
 
 
 def test_score_is_the_same_for_every_budget(new_model):
@@ -129,7 +131,8 @@ def test_every_token_has_its_place(examples, share):
         assert laid_out[i].tolist() == example.response + [0] * (laid_out.shape[1] - n)
         mine = (batch.sequence == i).nonzero()[:, 0]
         assert (
-            batch.place[mine].tolist() == places[i][len(example.prompt) - 1 : -1].tolist()
+            batch.place[mine].tolist()
+            == places[i][len(example.prompt) - 1 : -1].tolist()
         )
         assert batch.offset[mine].tolist() == list(range(n))
     assert batch.lengths.tolist() == [len(e.response) for e in examples]
@@ -278,5 +281,7 @@ def test_exact_rows_have_the_bits_of_sequences_by_themselves(new_model, dtype):
     with torch.no_grad():
         states = layout_states(model, layout)
         for where, example in zip(places, FIXED, strict=True):
-            by_itself = model.hidden(torch.tensor([example.prompt + example.response]))[0]
+            by_itself = model.hidden(torch.tensor([example.prompt + example.response]))[
+                0
+            ]
             assert torch.equal(states[where], by_itself)

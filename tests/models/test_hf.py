@@ -72,7 +72,9 @@ def fresh(family: str = "llama", seed: int = 0) -> Transformer:
 def words(count: int = 10) -> Tokenizer:
     """A tokenizer of `count` words and an end token."""
     vocabulary = {**{f"w{number}": number for number in range(count)}, "<eos>": count}
-    backend = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token="w0"))
+    backend = tokenizers.Tokenizer(
+        tokenizers.models.WordLevel(vocabulary, unk_token="w0")
+    )
     return Tokenizer(backend, eos_token="<eos>", eos_ids=(3,))
 
 
@@ -123,7 +125,8 @@ def test_a_trained_model_is_saved_as_it_is_now(tmp_path: Path) -> None:
 def test_dtype_is_that_asked_for(tmp_path: Path) -> None:
     save_model(fresh(), None, tmp_path / "model", dtype=torch.bfloat16)
     assert {
-        tensor.dtype for tensor in load_file(tmp_path / "model/model.safetensors").values()
+        tensor.dtype
+        for tensor in load_file(tmp_path / "model/model.safetensors").values()
     } == {torch.bfloat16}
     assert (
         json.loads((tmp_path / "model/config.json").read_text())["torch_dtype"]
@@ -159,7 +162,9 @@ def test_shards_of_ours_load_here_and_in_transformers(
     save_model(model, None, tmp_path)
     shards = sorted(tmp_path.glob("model-*.safetensors"))
     assert len(shards) > 2
-    assert all(file.stat().st_size < 3000 + 2000 for file in shards)  # 2000 for the header
+    assert all(
+        file.stat().st_size < 3000 + 2000 for file in shards
+    )  # 2000 for the header
     assert_same_bits(model, load_model(tmp_path))
     transformers = pytest.importorskip("transformers")
     theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path)
@@ -285,7 +290,9 @@ def test_a_head_of_another_kind_needs_no_lm_head(tmp_path: Path) -> None:
     )
     assert model.config.tie_embeddings
     assert not hasattr(model, "lm_head")
-    assert torch.equal(model.model.embed_tokens.weight, fresh().model.embed_tokens.weight)
+    assert torch.equal(
+        model.model.embed_tokens.weight, fresh().model.embed_tokens.weight
+    )
 
 
 def test_a_missing_head_is_not_made_up(tmp_path: Path) -> None:
@@ -423,7 +430,9 @@ DAMAGES = {
         f"lack 2 tensors: {O_PROJ}, {NORM}",
     ),
     "unknown": (
-        with_tensors(lambda t: t.update({f"score.{i}": torch.zeros(2) for i in range(5)})),
+        with_tensors(
+            lambda t: t.update({f"score.{i}": torch.zeros(2) for i in range(5)})
+        ),
         ValueError,
         "hold unknown 5 tensors: score.0, score.1, score.2, ...",
     ),
@@ -604,7 +613,9 @@ def test_the_hub_is_asked_for_safe_files_only(
     }
 
 
-def test_a_hub_that_cannot_be_reached_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_hub_that_cannot_be_reached_is_one_line(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     def fail(*args, **kwargs) -> str:
         raise ConnectionError("name or service not known\nand a long explanation")
 

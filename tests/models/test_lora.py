@@ -56,7 +56,9 @@ def test_at_the_start_the_logits_are_the_base_s_bit_for_bit(
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
-@pytest.mark.parametrize("targets", [LINEAR_LAYERS, ("k_proj", "down_proj"), ("up_proj",)])
+@pytest.mark.parametrize(
+    "targets", [LINEAR_LAYERS, ("k_proj", "down_proj"), ("up_proj",)]
+)
 def test_gradients_are_those_of_the_chain_rule(
     new_model, family_shape, targets, checkpointing
 ):
@@ -126,7 +128,9 @@ def test_the_models_share_what_they_can(new_model):
 
 
 @pytest.mark.parametrize("targets", [LINEAR_LAYERS, ("v_proj", "gate_proj")])
-def test_merged_weights_compute_the_same_and_never_drift(new_model, family_shape, targets):
+def test_merged_weights_compute_the_same_and_never_drift(
+    new_model, family_shape, targets
+):
     base = new_model(**family_shape)
     lora = LoRA(base, 4, 8.0, targets)
     model, merged = lora.applied_to(base), lora.merged(base, torch.float32)
@@ -137,7 +141,9 @@ def test_merged_weights_compute_the_same_and_never_drift(new_model, family_shape
         lora.merge(base, merged)
     assert torch.allclose(merged(TOKENS), model(TOKENS), atol=2e-4)
     assert not torch.allclose(merged(TOKENS), base(TOKENS), atol=0.1)
-    assert bits(merged) == bits(lora.merged(base, torch.float32)) and bits(base) == before
+    assert (
+        bits(merged) == bits(lora.merged(base, torch.float32)) and bits(base) == before
+    )
     assert [p.data_ptr() for p in merged.parameters()] == places
     for adapter in lora.values():
         adapter.B.data.zero_()
@@ -198,7 +204,9 @@ def test_the_base_is_found_beside_the_adapter_or_where_one_says(
     ):
         load_model(tmp_path / "adapter")
     moved_base = str(tmp_path / "moved")
-    assert torch.equal(load_model(tmp_path / "adapter", base=moved_base)(TOKENS), expected)
+    assert torch.equal(
+        load_model(tmp_path / "adapter", base=moved_base)(TOKENS), expected
+    )
     assert load_tokenizer(tmp_path / "adapter", moved_base).vocab_size > 0
 
 
@@ -221,7 +229,9 @@ def test_peft_computes_the_same_with_what_is_saved_here(
         tmp_path / "adapter", dtype="float32"
     )
     with torch.no_grad():
-        torch.testing.assert_close(theirs(TOKENS).logits, model(TOKENS), rtol=0, atol=2e-4)
+        torch.testing.assert_close(
+            theirs(TOKENS).logits, model(TOKENS), rtol=0, atol=2e-4
+        )
 
 
 @pytest.mark.parametrize(
@@ -262,7 +272,9 @@ BROKEN = {
     "r = 0 must be a whole number": {"r": 0},
     "lora_alpha = None must be a number": {"lora_alpha": None},
     "has shape [4, 32], expected [5, 32]": {"r": 5},
-    "names no base_model_name_or_path: set model.base": {"base_model_name_or_path": None},
+    "names no base_model_name_or_path: set model.base": {
+        "base_model_name_or_path": None
+    },
     "the adapter is named as its own base": {"base_model_name_or_path": "."},
     "is not there: no such model directory: /no/such": {
         "base_model_name_or_path": "/no/such"
@@ -319,7 +331,9 @@ def test_damaged_files_are_named(saved, tmp_path):
     weights = tmp_path / "adapter" / WEIGHTS
     shutil.copy(weights, tmp_path / "whole")
     weights.write_bytes(weights.read_bytes()[:-10])
-    with pytest.raises(ValueError, match=f"{WEIGHTS} is not a readable safetensors file"):
+    with pytest.raises(
+        ValueError, match=f"{WEIGHTS} is not a readable safetensors file"
+    ):
         load_model(tmp_path / "adapter")
     weights.unlink()
     with pytest.raises(FileNotFoundError, match=f"no {WEIGHTS} in "):

@@ -56,7 +56,11 @@ ROPE = {
 }
 ROPE["original_max_position_embeddings"] = 16
 CONFIG = ModelConfig(
-    **SHAPE, intermediate_size=6, max_positions=64, rope_scaling=ROPE, tie_embeddings=False
+    **SHAPE,
+    intermediate_size=6,
+    max_positions=64,
+    rope_scaling=ROPE,
+    tie_embeddings=False,
 )
 VOCABULARY = {"a": 0, "b": 1, "Ġ": 2, "ab": 3, "<unk>": 4, "<s>": 5, "</s>": 6}
 TOKEN = {"content": "<think>", "special": False, "lstrip": False, "normalized": True}
@@ -126,7 +130,9 @@ NUMBERS = [
 scalars = st.none() | st.booleans() | st.sampled_from([*NUMBERS, float("nan")]) | texts
 values = st.recursive(
     scalars,
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(texts, inner, max_size=2),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(texts, inner, max_size=2)
+    ),
     max_leaves=5,
 )
 
@@ -171,7 +177,9 @@ def broken(data: bytes) -> st.SearchStrategy[bytes]:
     ]
     places = st.integers(0, len(data)) | st.integers(0, min(len(data), 40))
     cut = st.tuples(
-        places, st.integers(0, 4) | places, st.sampled_from(pieces) | st.binary(max_size=4)
+        places,
+        st.integers(0, 4) | places,
+        st.sampled_from(pieces) | st.binary(max_size=4),
     )
     return cut.map(lambda c: data[: c[0]] + c[2] + data[c[0] + c[1] :]) | st.binary(
         max_size=20
@@ -197,7 +205,9 @@ def result(read: Callable[[], T], *names: str) -> T | None:
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small model with everything that a directory may have."""
-    backend = tokenizers.Tokenizer(models.BPE(VOCABULARY, [("a", "b")], unk_token="<unk>"))
+    backend = tokenizers.Tokenizer(
+        models.BPE(VOCABULARY, [("a", "b")], unk_token="<unk>")
+    )
     backend.normalizer = normalizers.Sequence(
         [normalizers.NFC(), normalizers.Replace("c", "a")]
     )
@@ -214,7 +224,9 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
         directory,
     )
     (directory / "tokenizer_config.json").write_text(json.dumps(TOKENIZER_CONFIG))
-    (directory / "generation_config.json").write_text(json.dumps({"eos_token_id": [6, 3]}))
+    (directory / "generation_config.json").write_text(
+        json.dumps({"eos_token_id": [6, 3]})
+    )
     return directory
 
 
@@ -322,7 +334,9 @@ def test_any_tensor(
     config = json.loads((whole / "config.json").read_text())
     config["tie_word_embeddings"] = tied
     stored = {**load_file(whole / "model.safetensors"), name: tensor}
-    weights = save({name: tensor for name, tensor in stored.items() if tensor is not None})
+    weights = save(
+        {name: tensor for name, tensor in stored.items() if tensor is not None}
+    )
     files = {"config.json": json.dumps(config).encode(), "model.safetensors": weights}
     with changed_copy(whole, files) as directory:
         check_model(directory, "model.safetensors")
@@ -335,7 +349,8 @@ def test_any_index(whole: Path, data: st.DataObject) -> None:
     names = sorted(tensors)
     shards = {"one.safetensors": names[::2], "two.safetensors": names[1::2]}
     files = {
-        file: save({name: tensors[name] for name in held}) for file, held in shards.items()
+        file: save({name: tensors[name] for name in held})
+        for file, held in shards.items()
     }
     index = {
         "metadata": {},

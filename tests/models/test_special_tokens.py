@@ -137,7 +137,9 @@ def test_files_of_older_versions_are_read(case: str, tmp_path: Path) -> None:
     assert_as_in_transformers(write(tmp_path, NAMES, **OLD[case]))
 
 
-def test_files_of_older_versions_are_not_read_beside_the_newer_one(tmp_path: Path) -> None:
+def test_files_of_older_versions_are_not_read_beside_the_newer_one(
+    tmp_path: Path,
+) -> None:
     files = {
         "added_tokens": {"<think>": NEXT},
         "special_tokens_map": {"bos_token": "</s>", "pad_token": "<unk>"},

@@ -280,7 +280,9 @@ def test_the_template_of_a_name_is_that_of_transformers(
         load_tokenizer(directory),
         transformers.AutoTokenizer.from_pretrained(directory),
     )
-    rendered = loaded.apply_chat_template([{"role": "user", "content": "?"}], tools=tools)
+    rendered = loaded.apply_chat_template(
+        [{"role": "user", "content": "?"}], tools=tools
+    )
     expected = oracle.apply_chat_template(
         [{"role": "user", "content": "?"}], tools=tools, tokenize=False
     )
@@ -479,7 +481,9 @@ def test_tools_render_as_in_transformers(name: str, chat: list[dict]) -> None:
 def test_extra_variables_reach_the_template() -> None:
     template = TEMPLATES["qwen3"].read_text(encoding="utf-8")
     closed = ours(template).apply_chat_template([USER], enable_thinking=False)
-    assert closed == ours(template).apply_chat_template([USER]) + "<think>\n\n</think>\n\n"
+    assert (
+        closed == ours(template).apply_chat_template([USER]) + "<think>\n\n</think>\n\n"
+    )
     dated = TEMPLATES["llama3.1"].read_text(encoding="utf-8")
     assert "Today Date: 1 Jan 2030" in ours(dated).apply_chat_template(
         [USER], date_string="1 Jan 2030"
@@ -502,9 +506,9 @@ def test_extra_variables_reach_the_template() -> None:
 )
 def test_the_dialect_is_that_of_transformers(template: str) -> None:
     chat = CHATS["several turns"]
-    assert ours(template).apply_chat_template(chat, add_generation_prompt=False) == theirs(
-        template
-    ).apply_chat_template(chat, tokenize=False)
+    assert ours(template).apply_chat_template(
+        chat, add_generation_prompt=False
+    ) == theirs(template).apply_chat_template(chat, tokenize=False)
 
 
 def test_no_template_says_what_to_do() -> None:
@@ -524,7 +528,10 @@ def test_no_template_says_what_to_do() -> None:
         ("{{ raise_exception('two\nlines') }}", "two lines"),
         ("{% if %}", "Expected an expression"),
         ("{{ messages[0].content + 1 }}", "can only concatenate str"),
-        ("{{ ''.__class__.__mro__ }}", "attribute '__class__' of 'str' object is unsafe"),
+        (
+            "{{ ''.__class__.__mro__ }}",
+            "attribute '__class__' of 'str' object is unsafe",
+        ),
         (
             "{{ raise_exception.__globals__['os'] }}",
             "attribute '__globals__' of 'function' object is unsafe",

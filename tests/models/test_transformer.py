@@ -111,7 +111,10 @@ def test_logits_are_those_of_transformers(case: str) -> None:
 @pytest.mark.parametrize("scaling", [LLAMA3, LINEAR])
 def test_scaled_positions_far_beyond_the_original_context(scaling: dict) -> None:
     reference = oracle(
-        "Llama", num_hidden_layers=1, max_position_embeddings=4096, rope_parameters=scaling
+        "Llama",
+        num_hidden_layers=1,
+        max_position_embeddings=4096,
+        rope_parameters=scaling,
     )
     assert_same_logits(reference, length=3000, batch=1)
 
@@ -168,7 +171,9 @@ MINIMAL = {
     "change", [{}, {"use_sliding_window": True, "max_window_layers": 0}], ids=str
 )
 @pytest.mark.parametrize("family", ["Llama", "Mistral", "Qwen2", "Qwen3"])
-def test_what_a_config_leaves_out_is_as_in_transformers(family: str, change: dict) -> None:
+def test_what_a_config_leaves_out_is_as_in_transformers(
+    family: str, change: dict
+) -> None:
     given = {**MINIMAL, "num_attention_heads": 32, "hidden_size": 64, **change}
     theirs = getattr(transformers, f"{family}Config")(**given)
     config = ModelConfig.from_hf({**given, "model_type": family.lower()})

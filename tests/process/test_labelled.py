@@ -47,7 +47,9 @@ def prm800k(chosen, **changes):
 
 
 def test_trl_and_back(tmp_path):
-    rows = [{"prompt": "q", "completions": ["a", "b", "c"], "labels": [True, 0.25, None]}]
+    rows = [
+        {"prompt": "q", "completions": ["a", "b", "c"], "labels": [True, 0.25, None]}
+    ]
     found = load_labelled(file(tmp_path, *rows))
     assert (found[0].question, found[0].steps, found[0].labels) == (
         "q",
@@ -76,9 +78,7 @@ def test_math_shepherd(tmp_path):
     ["Do Step 1 first.", "Step 1: add. Step 2: double. Why?", "In Step 1: what?"],
 )
 def test_a_question_may_speak_of_steps(tmp_path, question):
-    text = (
-        f"{question} Step 1: As Step 1 says, 1 + 1 = 2 ки\nStep 2: done, as in Step 1: ки"
-    )
+    text = f"{question} Step 1: As Step 1 says, 1 + 1 = 2 ки\nStep 2: done, as in Step 1: ки"
     row = {"input": text, "label": text.replace("ки", "+")}
     steps = "Step 1: As Step 1 says, 1 + 1 = 2", "Step 2: done, as in Step 1:"
     assert only(file(tmp_path, row)) == [(question, steps, (1.0, 1.0))]
@@ -121,7 +121,8 @@ def test_integers_that_a_table_made_floats_of(tmp_path):
 
 def test_processbench(tmp_path):
     rows = [
-        {"problem": "q", "steps": ["a", "b", "c"], "label": label} for label in (-1, 0, 1)
+        {"problem": "q", "steps": ["a", "b", "c"], "label": label}
+        for label in (-1, 0, 1)
     ]
     path = tmp_path / "bench.json"
     path.write_text(json.dumps(rows))
@@ -135,7 +136,11 @@ def test_processbench(tmp_path):
 
 def test_prm800k(tmp_path):
     stages = [
-        {"completions": [said("a", 1)], "chosen_completion": 0, "human_completion": None},
+        {
+            "completions": [said("a", 1)],
+            "chosen_completion": 0,
+            "human_completion": None,
+        },
         {
             "completions": [said("b", -1), said("c", 0)],
             "chosen_completion": None,
@@ -199,7 +204,10 @@ def test_prm800k(tmp_path):
         ),
         (trl(completions=3), "field 'completions': expected a list, got 3"),
         (trl(completions="a"), "field 'completions': expected a list, got 'a'"),
-        (trl(completions=[["a"]]), r"step 1 of 'completions': expected text, got \['a'\]"),
+        (
+            trl(completions=[["a"]]),
+            r"step 1 of 'completions': expected text, got \['a'\]",
+        ),
         (trl(labels="+"), r"field 'labels': expected a list, got '\+'"),
         (trl(labels=None), "field 'labels': expected a list, got None"),
         (trl(labels=[None]), "no step has a label"),
@@ -321,7 +329,10 @@ def test_prm800k(tmp_path):
             {"question": {"problem": "q"}, "label": "+"},
             r"field 'label': expected an object, got '\+'",
         ),
-        ({"question": {}, "label": {"steps": []}}, "field 'problem': expected a question"),
+        (
+            {"question": {}, "label": {"steps": []}},
+            "field 'problem': expected a question",
+        ),
         ({"te\nxt": "q"}, "no labelled solution; its fields are: te xt"),
     ],
 )

@@ -31,7 +31,13 @@ class Continuing:
                 tokens = self.tokenizer.encode(text)
                 found.append(
                     Completion(
-                        i, j, tokens, [0.0] * len(tokens), [0.0] * len(tokens), text, "eos"
+                        i,
+                        j,
+                        tokens,
+                        [0.0] * len(tokens),
+                        [0.0] * len(tokens),
+                        text,
+                        "eos",
                     )
                 )
         return found

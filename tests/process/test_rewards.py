@@ -65,9 +65,9 @@ def test_without_credit_steps_are_only_watched(tokenizer, episode):
 
 def test_the_guards_are_passed_on(tokenizer, episode):
     episodes = [episode("a\nb\nb\nc")]
-    ProcessReward(partial(length_scores, longest=8), tokenizer, None, "line", 1, 2, True)(
-        [episodes]
-    )
+    ProcessReward(
+        partial(length_scores, longest=8), tokenizer, None, "line", 1, 2, True
+    )([episodes])
     assert len(episodes[0].step_ends) == 2
 
 
@@ -100,12 +100,15 @@ def test_metrics(tokenizer, episode):
 
 
 @pytest.mark.parametrize(
-    ("form", "paid"), [("sum", [0.75, 1.0]), ("clip", [-0.25, 0.0]), ("last", [0.5, 1.0])]
+    ("form", "paid"),
+    [("sum", [0.75, 1.0]), ("clip", [-0.25, 0.0]), ("last", [0.5, 1.0])],
 )
 def test_what_solutions_earn_in_all_is_reported(tokenizer, episode, form, paid):
     episodes = [episode("ab\n\nabcd"), episode("abcdefgh")]
     process = ProcessReward(
-        partial(length_scores, longest=8), tokenizer, partial(algorithms.credit, form=form)
+        partial(length_scores, longest=8),
+        tokenizer,
+        partial(algorithms.credit, form=form),
     )
     process([episodes])
     assert [sum(e.step_rewards) for e in episodes] == paid
@@ -134,7 +137,8 @@ def test_sampled_with_the_oracle(new_model, tokenizer):
     assert len(calls) == 1 and calls[0] <= 6
     assert all(e.step_ends[-1] == e.completion.length - 1 for e in episodes)
     assert all(
-        len(e.step_rewards) == len(e.step_scores) == len(e.step_ends) > 0 for e in episodes
+        len(e.step_rewards) == len(e.step_scores) == len(e.step_ends) > 0
+        for e in episodes
     )
 
 

@@ -163,7 +163,9 @@ def test_the_world_is_split_as_its_oracle_splits():
     ):
         text, tokens = problem.solution, tokenizer.encode(problem.solution)
         steps = steps_of(tokenizer, [*tokens, tokenizer.eos_id])
-        assert [text[step.start : step.end].strip() for step in steps] == split_steps(text)
+        assert [text[step.start : step.end].strip() for step in steps] == split_steps(
+            text
+        )
         assert [tokenizer.decode([tokens[step.token]]) for step in steps[:-1]] == [
             "\n\n"
         ] * (len(steps) - 1)

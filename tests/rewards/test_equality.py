@@ -191,7 +191,10 @@ EQUAL = {
         ("x != 3", r"x \neq 3"),
     ],
     "matrices": [
-        (r"\begin{pmatrix}1/2\\2\end{pmatrix}", r"\begin{bmatrix} 0.5 \\ 2 \end{bmatrix}"),
+        (
+            r"\begin{pmatrix}1/2\\2\end{pmatrix}",
+            r"\begin{bmatrix} 0.5 \\ 2 \end{bmatrix}",
+        ),
         (
             r"\begin{pmatrix}4\\6\end{pmatrix}",
             r"\begin{pmatrix}1\\2\end{pmatrix}+\begin{pmatrix}3\\4\end{pmatrix}",
@@ -283,7 +286,12 @@ UNEQUAL = {
         (r"\lfloor x \rfloor", r"\lceil x \rceil"),
         (r"\frac{\partial f}{\partial x}", r"\frac{\partial f}{\partial y}"),
     ],
-    "bases": [("2516_8", "2516_9"), ("2516_8", "2516"), ("52_8", "42"), ("52_8", "53_8")],
+    "bases": [
+        ("2516_8", "2516_9"),
+        ("2516_8", "2516"),
+        ("52_8", "42"),
+        ("52_8", "53_8"),
+    ],
     "decimals": [
         (r"0.\overline{3}", "0.3"),
         (r"0.\overline{3}", r"0.\overline{4}"),
@@ -508,7 +516,8 @@ def read_lines(name: str) -> list[dict]:
     if not (DATA / name).exists():
         pytest.skip(f"{DATA / name} is not here")
     return [
-        json.loads(line) for line in (DATA / name).read_text(encoding="utf-8").splitlines()
+        json.loads(line)
+        for line in (DATA / name).read_text(encoding="utf-8").splitlines()
     ]
 
 
@@ -531,7 +540,9 @@ def test_cases_of_public_graders_and_reports(name: str):
 @pytest.mark.parametrize("spelling", [*AROUND, *WITHIN])
 def test_the_answers_of_math_500_in_every_spelling(spelling: str):
     golds = [row["answer"] for row in read_lines("math/math500.jsonl")]
-    respell = WITHIN.get(spelling) or (lambda gold: AROUND[spelling].replace("GOLD", gold))
+    respell = WITHIN.get(spelling) or (
+        lambda gold: AROUND[spelling].replace("GOLD", gold)
+    )
     assert [gold for gold in golds if not answers_equal(gold, respell(gold))] == []
     if spelling in MARKED:
         answers = [(gold, extract_answer(respell(gold))) for gold in golds]
@@ -636,7 +647,19 @@ def test_an_answer_with_another_digit_letter_or_sign_is_refused(
 
 @pytest.mark.parametrize(
     "unit",
-    ["cm", "m", "km", "ft", "square feet", "hours", "minutes", "kg", "lbs", "mph", "km/h"],
+    [
+        "cm",
+        "m",
+        "km",
+        "ft",
+        "square feet",
+        "hours",
+        "minutes",
+        "kg",
+        "lbs",
+        "mph",
+        "km/h",
+    ],
 )
 def test_another_unit_is_refused_and_none_is_ignored(unit: str):
     for other in ["inches", "mm^2", "seconds", "g", "m/s", "dollars", "apples"]:
@@ -695,7 +718,9 @@ def test_a_million_characters_are_refused_at_once(unit: str):
 
 
 def test_deep_brackets_are_no_answer():
-    assert not answers_equal("(" * 300 + "1" + ",2)" * 300, "(" * 300 + "1" + ",3)" * 300)
+    assert not answers_equal(
+        "(" * 300 + "1" + ",2)" * 300, "(" * 300 + "1" + ",3)" * 300
+    )
     assert not answers_equal(
         "(" * 400 + "x" + ")" * 400 + "+1", "(" * 400 + "y" + ")" * 400 + "+2"
     )

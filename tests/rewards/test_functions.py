@@ -40,7 +40,9 @@ def test_accuracy_and_is_correct():
     ]
     (row,) = RewardSet({"accuracy": 1.0}, lenient=True)(PROBLEM, group("I get 5"))
     assert row["accuracy"] == 1.0
-    assert is_correct(PROBLEM, "The answer is 5.0") and not is_correct(PROBLEM, "it is 5")
+    assert is_correct(PROBLEM, "The answer is 5.0") and not is_correct(
+        PROBLEM, "it is 5"
+    )
 
 
 @pytest.mark.parametrize(
@@ -66,7 +68,9 @@ def padded(text: str, length: int) -> Response:
 
 def test_cosine_at_its_ends_and_in_the_middle():
     texts = [RIGHT, WRONG]
-    half = REWARDS["cosine"](PROBLEM, [padded(text, 50) for text in texts], max_length=100)
+    half = REWARDS["cosine"](
+        PROBLEM, [padded(text, 50) for text in texts], max_length=100
+    )
     full = REWARDS["cosine"](
         PROBLEM, [padded(text, 100) for text in texts], max_length=100
     )
@@ -108,8 +112,12 @@ def test_group_length_by_hand():
 @settings(deadline=None, max_examples=50)
 @given(LENGTHS)
 def test_group_length_properties(lengths: list[int]):
-    right = REWARDS["group_length"](PROBLEM, [graded(RIGHT, length) for length in lengths])
-    wrong = REWARDS["group_length"](PROBLEM, [graded(WRONG, length) for length in lengths])
+    right = REWARDS["group_length"](
+        PROBLEM, [graded(RIGHT, length) for length in lengths]
+    )
+    wrong = REWARDS["group_length"](
+        PROBLEM, [graded(WRONG, length) for length in lengths]
+    )
     assert wrong == [min(0.0, value) for value in right]
     if len(set(lengths)) > 1:
         assert max(right) == 0.5 and min(right) == -0.5

@@ -246,7 +246,11 @@ def test_words():
         ),
         ("punctuation:no_comma", {"n": 1}, "unexpected keyword argument 'n'"),
         ("detectable_format:multiple_sections", {}, "missing 2 required"),
-        ("keywords:existence", {"keywords": ["("]}, "missing ), unterminated subpattern"),
+        (
+            "keywords:existence",
+            {"keywords": ["("]},
+            "missing ), unterminated subpattern",
+        ),
         (
             "length_constraints:number_words",
             {"num_words": 3, "relation": "about"},

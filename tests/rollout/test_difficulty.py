@@ -122,7 +122,9 @@ def test_the_head_learns_a_planted_difficulty(planted):
     assert first["hints/brier_head"] == pytest.approx(0.25, abs=1e-9)
     assert mean(last, "hints/brier_head") < mean(last, "best") + 0.02
     assert mean(last, "best") < 0.2 and last[-1]["hints/ece_head"] < 0.05
-    assert float(known.tensors["weights"][-1]) == pytest.approx(4, abs=1)  # what hints do
+    assert float(known.tensors["weights"][-1]) == pytest.approx(
+        4, abs=1
+    )  # what hints do
 
 
 def test_the_estimate_follows_a_policy_that_improves(planted):
@@ -163,4 +165,6 @@ def test_calibration_by_hand():
 def test_before_anything_was_seen():
     known = Difficulty(1, 2)
     assert torch.equal(known.tensors["precision"], RIDGE * torch.eye(4).double())
-    assert known.predict(torch.tensor([0]), torch.ones(1, 2), ZERO).tolist() == [[0.5]] * 2
+    assert (
+        known.predict(torch.tensor([0]), torch.ones(1, 2), ZERO).tolist() == [[0.5]] * 2
+    )

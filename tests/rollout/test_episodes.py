@@ -50,12 +50,16 @@ def test_every_group_is_rewarded_with_its_problem(new_model, tokenizer):
         prompts, 2, max_new_tokens=5, seed=3, top_k=9
     )
     record = json.loads(json.dumps(episodes[3].record()))
-    assert record["problem"] == "p1" and record["tokens"] == episodes[3].completion.tokens
+    assert (
+        record["problem"] == "p1" and record["tokens"] == episodes[3].completion.tokens
+    )
     assert record["logprobs"] == pytest.approx(episodes[3].completion.logprobs, abs=1e-6)
 
 
 def episode(accuracy: float, total: float, length: int, reason: str = "eos") -> Episode:
-    completion = Completion(0, 0, [1] * length, [0.0] * length, [0.0] * length, "", reason)
+    completion = Completion(
+        0, 0, [1] * length, [0.0] * length, [0.0] * length, "", reason
+    )
     return Episode(
         PROBLEMS[0], [1], completion, {"accuracy": accuracy, "form": 0.5, "total": total}
     )
@@ -108,7 +112,9 @@ def test_a_truncated_answer_may_be_right():
 @given(st.lists(st.integers(0, 2), max_size=12), st.integers(1, 4))
 def test_repetition_is_the_share_of_ngrams_seen_before(tokens, n):
     starts = range(len(tokens) - n + 1)
-    again = [any(tokens[i : i + n] == tokens[j : j + n] for j in range(i)) for i in starts]
+    again = [
+        any(tokens[i : i + n] == tokens[j : j + n] for j in range(i)) for i in starts
+    ]
     assert repeated_share(tokens, n) == pytest.approx(
         sum(again) / len(again) if again else 0
     )
@@ -122,7 +128,8 @@ def test_a_reward_that_is_no_number_is_named(new_model, tokenizer, bad):
             e.rewards = {"accuracy": 0.0, "form": bad if place == ("p1", 1) else 1.0}
 
     with pytest.raises(
-        FloatingPointError, match=f"^the reward 'form' of sample 1 of problem p1 is {bad}$"
+        FloatingPointError,
+        match=f"^the reward 'form' of sample 1 of problem p1 is {bad}$",
     ):
         sample_episodes(
             Sampler(new_model(), tokenizer),
@@ -137,7 +144,10 @@ def test_a_reward_that_is_no_number_is_named(new_model, tokenizer, bad):
 # --- dynamic sampling ------------------------------------------------------------------------
 
 MIXED = [episode(1, 1, 2), episode(0, 0, 3)]
-RIGHT = [episode(1, 1, 2), episode(1, 0.5, 3)]  # the same answer, but not the same reward
+RIGHT = [
+    episode(1, 1, 2),
+    episode(1, 0.5, 3),
+]  # the same answer, but not the same reward
 FLAT = [episode(0, 0.5, 2), episode(0, 0.5, 3)]
 
 

@@ -59,7 +59,9 @@ def trainer_logprobs(
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
-def test_the_gap_is_zero(size, new_model, new_tokenizer, family_shape, dtype, temperature):
+def test_the_gap_is_zero(
+    size, new_model, new_tokenizer, family_shape, dtype, temperature
+):
     model, asked = new_model(1, dtype, max_positions=256, **family_shape), prompts(0, 5)
     model.exact = True
     found = Sampler(model, new_tokenizer(EOS), 7, exact=True).generate(
@@ -70,7 +72,9 @@ def test_the_gap_is_zero(size, new_model, new_tokenizer, family_shape, dtype, te
         assert [c.logprobs for c in found] == expected
 
 
-def test_the_gap_is_zero_under_truncation_and_when_greedy(size, new_model, new_tokenizer):
+def test_the_gap_is_zero_under_truncation_and_when_greedy(
+    size, new_model, new_tokenizer
+):
     model, asked = new_model(1, max_positions=256), prompts(1, 4)
     model.exact = True
     sampler = Sampler(model, new_tokenizer(EOS), 7, exact=True)
@@ -115,7 +119,8 @@ def test_samples_depend_on_nothing_around_them(
             [asked[i] for i in order], n=4, max_new_tokens=WIDTH, seed=3
         )
         known = {
-            (order[c.prompt_index], c.sample_index): (c.tokens, c.logprobs) for c in found
+            (order[c.prompt_index], c.sample_index): (c.tokens, c.logprobs)
+            for c in found
         }
         assert known == (expected or known)
         expected = known
@@ -183,7 +188,9 @@ def test_the_exact_model_is_the_same_function(new_model, family_shape):
         logprobs = model(tokens).log_softmax(-1)
         model.zero_grad()
         logprobs[:, :, 7].sum().backward()
-        results.append([logprobs.detach(), *(p.grad.clone() for p in model.parameters())])
+        results.append(
+            [logprobs.detach(), *(p.grad.clone() for p in model.parameters())]
+        )
     assert model.exact
     for plain, exact in zip(*results, strict=True):
         torch.testing.assert_close(exact, plain, rtol=1e-9, atol=1e-9)

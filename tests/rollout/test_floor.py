@@ -70,10 +70,14 @@ def test_shared_tokens_are_read_once_a_group():
     config, reading = QWEN["0.5b"], Machine(1.0, float("inf"))
 
     def attention(**shared: float) -> float:
-        return step_floor(config, 64, 640, torch.bfloat16, reading, **shared)["attention"]
+        return step_floor(config, 64, 640, torch.bfloat16, reading, **shared)[
+            "attention"
+        ]
 
     token = 12288
-    assert attention() == attention(shared=512) == attention(group=16) == 64 * 640 * token
+    assert (
+        attention() == attention(shared=512) == attention(group=16) == 64 * 640 * token
+    )
     assert attention(shared=512, group=16) == (64 * 128 + 4 * 512) * token
     assert attention(shared=512, group=48) == (64 * 128 + 2 * 512) * token
     free = Machine(float("inf"), 1.0)

@@ -87,7 +87,9 @@ def choose(chooser, estimates, progress=0.0, seed=0, problems=None):
 def learn(chooser, levels, rates, progress=0.0, problems=None):
     places = torch.arange(len(levels)) if problems is None else torch.tensor(problems)
     zeros = torch.zeros(len(levels)).double()
-    return chooser.learn(places, zeros, doubles(*levels), doubles(*rates), zeros, progress)
+    return chooser.learn(
+        places, zeros, doubles(*levels), doubles(*rates), zeros, progress
+    )
 
 
 def test_no_hint_and_the_ladder_begin_without_one():
@@ -140,13 +142,17 @@ def test_the_reward_of_the_upper_policy():
     rates, reliance = doubles(0, 0.5, 0.5, 0.25, 1), doubles(0, 0, 2, -1, 0)
     expected = [0, 1, math.exp(-3), 0.75, 0]
     assert upper_reward(rates, reliance, 1.5).tolist() == pytest.approx(expected)
-    assert upper_reward(rates, reliance, 0.0).tolist() == pytest.approx([0, 1, 1, 0.75, 0])
+    assert upper_reward(rates, reliance, 0.0).tolist() == pytest.approx(
+        [0, 1, 1, 0.75, 0]
+    )
 
 
 def test_the_upper_gradient_is_that_of_the_expected_reward():
     """Over all ways to choose 3 levels for 3 problems: unbiased, its baseline included."""
     generator = torch.Generator().manual_seed(3)
-    theta, table = (torch.randn(3, size, generator=generator).double() for size in (2, 3))
+    theta, table = (
+        torch.randn(3, size, generator=generator).double() for size in (2, 3)
+    )
     estimates = doubles(0.05, 0.4, 0.9)
     theta.requires_grad_(True)
     chances = upper_logprobs(theta, estimates).exp()
@@ -158,7 +164,8 @@ def test_the_upper_gradient_is_that_of_the_expected_reward():
         chance = chances[torch.arange(3), picked].prod().detach()
         found = found + chance * upper_gradient(theta, estimates, picked, rewards)
     assert (
-        torch.allclose(found, expected, rtol=0, atol=1e-12) and expected.abs().max() > 0.01
+        torch.allclose(found, expected, rtol=0, atol=1e-12)
+        and expected.abs().max() > 0.01
     )
 
 
@@ -175,13 +182,17 @@ def test_the_upper_policy_learns_whom_to_help():
     estimates = torch.tensor([0.1, 0.5] * 16, dtype=torch.float64)
     places = torch.arange(32)
     for seed in range(300):
-        levels = upper.choose(places, estimates, 0.0, torch.Generator().manual_seed(seed))
+        levels = upper.choose(
+            places, estimates, 0.0, torch.Generator().manual_seed(seed)
+        )
         rates = estimates + levels
         rewards = upper_reward(rates, torch.zeros(32).double(), 1.0)
         metrics = upper.learn(places, estimates, levels, rates, rewards, 0.0)
     hard, easy = upper_logprobs(upper.tensors["theta"], doubles(0.1, 0.5)).exp().tolist()
     assert hard[1] > 0.9 and easy[0] > 0.9
-    assert metrics["hints/upper_reward"] > 0.9 and 0 < metrics["hints/upper_entropy"] < 0.4
+    assert (
+        metrics["hints/upper_reward"] > 0.9 and 0 < metrics["hints/upper_entropy"] < 0.4
+    )
 
 
 def test_the_upper_policy_draws_by_its_probabilities():

@@ -97,8 +97,14 @@ def test_what_it_does_not_spell_is_encoded_again(read, tokenizer, tokens):
     [
         ({"text": "4"}, "a sample needs the texts `question` and `text`"),
         ({"question": "q", "text": None}, "a sample needs the texts"),
-        ({"question": "q", "text": "4", "finish_reason": "tired"}, "one of eos, stop, le"),
-        ({"question": "q", "text": "", "finish_reason": "length"}, "the sample is empty"),
+        (
+            {"question": "q", "text": "4", "finish_reason": "tired"},
+            "one of eos, stop, le",
+        ),
+        (
+            {"question": "q", "text": "", "finish_reason": "length"},
+            "the sample is empty",
+        ),
         ([], "a sample needs"),
     ],
 )

@@ -33,7 +33,9 @@ def test_greedy_tokens_of_ten_prompts_are_those_of_transformers() -> None:
     ours = nanomath.Sampler(model, tokenizer, slots=4).generate(
         prompts, max_new_tokens=64, temperature=0
     )
-    theirs = transformers.AutoModelForCausalLM.from_pretrained(MODEL, dtype=torch.float32)
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(
+        MODEL, dtype=torch.float32
+    )
     for prompt, completion in zip(prompts, ours, strict=True):
         expected = theirs.generate(
             torch.tensor([prompt]), max_new_tokens=64, do_sample=False

@@ -118,7 +118,9 @@ def test_logprobs_are_those_of_a_full_forward_pass(
     )
     assert max(c.length for c in found) > 6  # longer than the sliding window
     for c in found:
-        expected = forward_logprobs(model, PROMPTS[c.prompt_index], c.tokens, temperature)
+        expected = forward_logprobs(
+            model, PROMPTS[c.prompt_index], c.tokens, temperature
+        )
         assert c.logprobs == pytest.approx(expected, abs=2e-5)
         assert all(
             a >= b - 1e-6 for a, b in zip(c.sampling_logprobs, c.logprobs, strict=True)
@@ -133,7 +135,9 @@ def test_truncated_logprobs_are_renormalised_over_what_was_kept(sampler):
             0, len(prompt) - 1 : -1
         ].log_softmax(-1)
         top, ids = logprobs.topk(5)
-        assert all(token in row for token, row in zip(c.tokens, ids.tolist(), strict=True))
+        assert all(
+            token in row for token, row in zip(c.tokens, ids.tolist(), strict=True)
+        )
         expected = torch.tensor(c.logprobs) - top.logsumexp(-1)
         assert c.sampling_logprobs == pytest.approx(expected.tolist(), abs=2e-5)
 
@@ -176,7 +180,11 @@ def test_ends(sampler, check_every):
     for c in found:
         assert not eos & set(c.tokens[:-1])
         assert (
-            len(c.tokens) == len(c.logprobs) == len(c.sampling_logprobs) == c.length <= 12
+            len(c.tokens)
+            == len(c.logprobs)
+            == len(c.sampling_logprobs)
+            == c.length
+            <= 12
         )
         ended = c.tokens[-1] in eos
         assert c.finish_reason == ("eos" if ended else "length") and c.finished == ended
@@ -277,7 +285,9 @@ def test_prompts_longer_than_one_prefill(sampler, drawn, monkeypatch):
 
 def test_bfloat16(new_model, new_tokenizer):
     model = new_model(dtype=torch.bfloat16)
-    found = Sampler(model, new_tokenizer(EOS), 3).generate(PROMPTS, n=2, max_new_tokens=10)
+    found = Sampler(model, new_tokenizer(EOS), 3).generate(
+        PROMPTS, n=2, max_new_tokens=10
+    )
     for c in found:
         expected = forward_logprobs(model, PROMPTS[c.prompt_index], c.tokens)
         assert c.logprobs == pytest.approx(expected, abs=0.5)
@@ -318,7 +328,11 @@ def unusual(new_model) -> Sampler:
     """A sampler whose vocabulary has a special token in every four, none of them an eos."""
     backend = tokenizers.Tokenizer.from_str(world_tokenizer().to_str())
     backend.add_special_tokens(
-        [token for i in range(100, 1000, 4) if (token := backend.id_to_token(i)).isascii()]
+        [
+            token
+            for i in range(100, 1000, 4)
+            if (token := backend.id_to_token(i)).isascii()
+        ]
     )
     return Sampler(new_model(), Tokenizer(backend, eos_token="<|endoftext|>"), slots=3)
 
@@ -561,6 +575,9 @@ def test_logits_that_are_not_numbers_are_named(new_model, tokenizer, options):
     with torch.no_grad():
         model.model.norm.weight.fill_(float("nan"))
     with pytest.raises(
-        FloatingPointError, match="^the logprob of token 0 of sample 0 of prompt 0 is nan$"
+        FloatingPointError,
+        match="^the logprob of token 0 of sample 0 of prompt 0 is nan$",
     ):
-        Sampler(model, tokenizer).generate([[5, 6], [7]], n=2, max_new_tokens=3, **options)
+        Sampler(model, tokenizer).generate(
+            [[5, 6], [7]], n=2, max_new_tokens=3, **options
+        )

@@ -151,7 +151,9 @@ ends = st.sampled_from([0.0, 1e-45, 0.5, 1 - 2**-24, 1 - 2**-23])
 )
 def test_no_impossible_token_at_the_ends_of_the_interval(logits, first, second, params):
     row = torch.tensor([logits])
-    token, logprob, sampling = sample_tokens(row, torch.tensor([[first, second]]), params)
+    token, logprob, sampling = sample_tokens(
+        row, torch.tensor([[first, second]]), params
+    )
     p = (row / params.temperature).softmax(-1)[0]
     assert 0 <= int(token) < len(logits) and p[token] > 0
     assert logprob.isfinite().all() and sampling.isfinite().all()
@@ -161,7 +163,8 @@ def test_no_impossible_token_at_the_ends_of_the_interval(logits, first, second, 
 
 
 @pytest.mark.parametrize(
-    "params", [SamplingParams(), SamplingParams(top_p=0.999), SamplingParams(top_k=40_000)]
+    "params",
+    [SamplingParams(), SamplingParams(top_p=0.999), SamplingParams(top_k=40_000)],
 )
 def test_a_large_vocabulary_of_which_half_is_impossible(params):
     generator = torch.Generator().manual_seed(0)

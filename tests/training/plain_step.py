@@ -156,7 +156,9 @@ def assert_same(
 def without_zeros(gradients: list[dict[str, Tensor]]) -> list[dict[str, Tensor]]:
     """Minibatches that teach nothing may be skipped or not."""
     return [
-        found for found in gradients if any(gradient.any() for gradient in found.values())
+        found
+        for found in gradients
+        if any(gradient.any() for gradient in found.values())
     ]
 
 
@@ -393,7 +395,9 @@ class PlainStep:
         return result
 
     def _whiten(self) -> None:
-        every = [advantage for f in self.facts if f.counted for advantage in f.advantages]
+        every = [
+            advantage for f in self.facts if f.counted for advantage in f.advantages
+        ]
         for f in self.facts:
             f.advantages = [
                 (x - mean(every)) / (std(every) + 1e-8) if f.counted else 0.0
@@ -407,7 +411,9 @@ class PlainStep:
         places = [
             (i, t) for i in chosen if self.facts[i].counted for t in self.facts[i].tokens
         ]
-        unsure = top({(i, t): self.facts[i].entropy[t] for i, t in places}, a.top_entropy)
+        unsure = top(
+            {(i, t): self.facts[i].entropy[t] for i, t in places}, a.top_entropy
+        )
         steep = self._steep(places) if a.covariance != "off" else set()
         total = torch.zeros((), dtype=torch.float64)
         for i in chosen:
@@ -421,7 +427,9 @@ class PlainStep:
             completions = len({i for i, _ in places})
             for t in f.tokens if f.counted else ():
                 share = self._share(len(f.tokens), len(places), len(chosen), completions)
-                on = (i, t) in unsure and not (a.covariance == "clip" and (i, t) in steep)
+                on = (i, t) in unsure and not (
+                    a.covariance == "clip" and (i, t) in steep
+                )
                 on = on * self._correction(f, t)
                 total = total + share * (
                     self._rest(f, t, new[t], values[t]) - on * self._gain(f, t, new)
@@ -477,10 +485,14 @@ class PlainStep:
         """What token t adds to the surrogate objective; notes whether it is clipped."""
         a, advantage = self.algorithm, f.advantages[t]
         old = (
-            new.detach() if a.ratio == "off" else torch.tensor(f.old, dtype=torch.float64)
+            new.detach()
+            if a.ratio == "off"
+            else torch.tensor(f.old, dtype=torch.float64)
         )
         ratio = (
-            (new - old).mean().exp() if a.ratio == "sequence" else (new[t] - old[t]).exp()
+            (new - old).mean().exp()
+            if a.ratio == "sequence"
+            else (new[t] - old[t]).exp()
         )
         f.clipped[t] = int(advantage > 0 and ratio > 1 + a.clip_high) - int(
             advantage < 0 and ratio < 1 - a.clip_low
@@ -536,7 +548,9 @@ class PlainStep:
     def _metrics(self) -> dict[str, float]:
         facts = self.facts
         x = [a - b for f in facts for a, b in zip(f.logprobs, f.reference, strict=True)]
-        entropies = {(i, t): f.entropies[t] for i, f in enumerate(facts) for t in f.tokens}
+        entropies = {
+            (i, t): f.entropies[t] for i, f in enumerate(facts) for t in f.tokens
+        }
         clipped = [c for f in facts for c in f.clipped]
         metrics = {
             "kl_k1": mean(x),
@@ -552,7 +566,9 @@ class PlainStep:
         if self.algorithm.advantage == "preference":
             margins = [self._margin(pair) for pair in self.pairs]
             metrics["pairs"] = len(margins) / GROUPS
-            metrics["preference/loss"] = mean([math.log1p(math.exp(-m)) for m in margins])
+            metrics["preference/loss"] = mean(
+                [math.log1p(math.exp(-m)) for m in margins]
+            )
             metrics["preference/margin"] = mean(margins)
             metrics["preference/accuracy"] = mean([m > 0 for m in margins])
         if self.teacher:

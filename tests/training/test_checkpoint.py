@@ -188,7 +188,11 @@ def test_the_link_to_the_best_moves(tmp_path):
             and (tmp_path / "best" / "trainer.json").is_file()
         )
     assert list(checkpoint_steps(tmp_path)) == [4, 8]
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["best", "step-4", "step-8"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "best",
+        "step-4",
+        "step-8",
+    ]
 
 
 def test_scratch_of_the_dead_is_removed(tmp_path):

@@ -223,7 +223,9 @@ def test_the_best_is_kept(unbroken):
     )
     assert all(
         torch.equal(*pair)
-        for pair in zip(through_the_link.parameters(), directly.parameters(), strict=True)
+        for pair in zip(
+            through_the_link.parameters(), directly.parameters(), strict=True
+        )
     )
     assert load_tokenizer(checkpoints / "best").eos_id == load_tokenizer(run).eos_id
 
@@ -245,7 +247,9 @@ def test_killed_twenty_times(nursery, unbroken, tmp_path, by):
                 "train_grpo", f"run.directory={tmp_path}", *LONG, *flags(run), **fate
             ).code
         )
-    assert len(codes) > 5  # fewer than 20 if the machine has become much faster meanwhile
+    assert (
+        len(codes) > 5
+    )  # fewer than 20 if the machine has become much faster meanwhile
     if set(codes) == {-signal.SIGKILL}:
         nursery.well("train_grpo", f"run.directory={tmp_path}", *LONG, *flags(run))
     assert_same(run, whole)
@@ -325,7 +329,9 @@ def test_a_full_disk(nursery, tmp_path, script, full):
     life = nursery.live(script, *words, "run.steps=4", "--resume", file_limit=limit)
     assert life.code == 1 and "Traceback" not in life.out
     place = (
-        f"step 3: {run}/" if full == "log" else "checkpoint step-4 could not be written: "
+        f"step 3: {run}/"
+        if full == "log"
+        else "checkpoint step-4 could not be written: "
     )
     assert (
         life.last_words.startswith(f"error: {place}")

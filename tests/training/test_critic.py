@@ -30,14 +30,19 @@ def test_values_are_zero_at_the_start(new_model, own_trunk):
     assert values.shape == (2, 3) and values.dtype == torch.float32 and not values.any()
 
     step = new_step(
-        policy, new_model(1).requires_grad_(False), Descent(policy), **{**PPO, "lam": 1.0}
+        policy,
+        new_model(1).requires_grad_(False),
+        Descent(policy),
+        **{**PPO, "lam": 1.0},
     )
     step.critic = Critic(policy, own_trunk)
     step.critic_optimizer = Descent(step.critic)
     episodes = new_episodes(policy)
     step.step(episodes, 0, 1.0)
     for episode in episodes:
-        assert episode.advantages == [episode.rewards["total"]] * episode.completion.length
+        assert (
+            episode.advantages == [episode.rewards["total"]] * episode.completion.length
+        )
 
 
 @pytest.mark.parametrize("own_trunk", [True, False])
@@ -146,7 +151,12 @@ def test_explained_variance_rises(new_model, trunk):
     step.critic_optimizer, step.critic_rate = new_optimizer(step.critic), 1e11
     episodes = [
         episode
-        for prompt, reward in (([5, 6], 1.0), ([7, 8], 0.0), ([9, 6], 1.0), ([4, 8], 0.0))
+        for prompt, reward in (
+            ([5, 6], 1.0),
+            ([7, 8], 0.0),
+            ([9, 6], 1.0),
+            ([4, 8], 0.0),
+        )
         for episode in new_group([[11, 12, 0], [13, 0]], [reward, reward], prompt)
     ]
     explained = [
@@ -180,7 +190,9 @@ def test_ppo_learns(new_model, trunk):
     wanted = []
     for number in range(15):
         metrics = step.step(
-            new_group(answers, [float(a[1] == 22) for a in answers], [5, 6]), number, 5e-3
+            new_group(answers, [float(a[1] == 22) for a in answers], [5, 6]),
+            number,
+            5e-3,
         )
         with torch.no_grad():
             logprobs = policy(torch.tensor([[5, 6, 11], [5, 6, 12]]))[:, -1].log_softmax(

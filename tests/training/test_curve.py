@@ -37,7 +37,9 @@ SMALL_MODEL = [
 
 def heldout(run: Path) -> list[dict[str, float]]:
     """What was measured on held-out problems before and after a run."""
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    lines = [
+        json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()
+    ]
     return [line for line in lines if "heldout/pass@1" in line]
 
 

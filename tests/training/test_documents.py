@@ -57,7 +57,9 @@ def test_shots_and_few_shot_examples_are_the_beginning_of_a_document() -> None:
         _, by_hand = build_prompts(section, few_shot, TOKENIZER, 512)
         assert prompt in by_hand
         document = "\n\n\n".join([*told, f"{problem.question}\n{problem.solution}"])
-        assert TOKENIZER.encode(document, add_special_tokens=True)[: len(prompt)] == prompt
+        assert (
+            TOKENIZER.encode(document, add_special_tokens=True)[: len(prompt)] == prompt
+        )
 
 
 def test_a_limit_takes_what_a_small_family_has() -> None:
@@ -88,7 +90,12 @@ def test_the_base_config_trains_and_measures_every_family_and_language(
     words = f"run.directory={tmp_path} run.steps=8 run.eval_every=0 train.limit=300"
     small = "model.new.layers=1 model.new.hidden_size=32 model.new.intermediate_size=64"
     measured = "heldout.limit=14 sampling.max_new_tokens=4 evaluation.by=family,language"
-    argv = [str(CONFIGS / "base.toml"), *words.split(), *small.split(), *measured.split()]
+    argv = [
+        str(CONFIGS / "base.toml"),
+        *words.split(),
+        *small.split(),
+        *measured.split(),
+    ]
     assert train_sft.main([*argv, "evaluation.samples=1"]) == 0
     lines = (tmp_path / "tiny-base" / "metrics.jsonl").read_text().splitlines()
     first, *_, last = map(json.loads, lines)

@@ -112,7 +112,9 @@ def assert_all_same(found: Gradients, expected: Gradients, tolerance: float) -> 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("options", METHODS.values(), ids=METHODS)
-def test_neither_cut_nor_order_changes_a_policy_gradient(policy_gradients, options, dtype):
+def test_neither_cut_nor_order_changes_a_policy_gradient(
+    policy_gradients, options, dtype
+):
     expected = policy_gradients(options, dtype)
 
     @few(max_examples=8)
@@ -199,7 +201,9 @@ def test_neither_cut_nor_order_changes_an_sft_gradient(new_model, options, dtype
     model = new_model(0, dtype)
     expected = sft_gradient(model, **options)
     orders = (
-        st.none() if "neftune_alpha" in options else st.permutations(range(len(EXAMPLES)))
+        st.none()
+        if "neftune_alpha" in options
+        else st.permutations(range(len(EXAMPLES)))
     )
 
     @few(max_examples=15)

@@ -121,7 +121,14 @@ def test_the_ladder_samples_only_what_is_all_wrong_again(hints, prompts):
     levels = [group[0].hint.level if group[0].hint else 0 for group in groups]
     assert levels == [0, 0.25, 0.5, 0.75]
     metrics, again = given.learn()
-    assert [group[0].problem.id for group in again] == ["p1", "p2", "p3", "p2", "p3", "p3"]
+    assert [group[0].problem.id for group in again] == [
+        "p1",
+        "p2",
+        "p3",
+        "p2",
+        "p3",
+        "p3",
+    ]
     assert metrics["hints/again"] == 6 and metrics["hints/rate"] == 0.75
     assert metrics["hints/level"] == pytest.approx(1.5 / 4)
     assert metrics["hints/flat_groups"] == 0.25
@@ -155,7 +162,9 @@ def test_who_is_given_hints(hints, prompts):
 
 def test_where_the_hint_stands(hints, prompts, tokenizer):
     for place in ("assistant", "user"):
-        given = hints(Schedule([0.34]), place=place, template=" It begins: {hint} Go on.")
+        given = hints(
+            Schedule([0.34]), place=place, template=" It begins: {hint} Go on."
+        )
         (group, *_), (_, texts) = draw(given, prompts), *given.sampler.asked
         hint = group[0].hint
         if place == "user":
@@ -301,7 +310,9 @@ def test_reliance_is_what_the_hint_explains(hints):
     completion = Completion(0, 0, tokens, [-1.0, -2.0], [0.0, 0.0], "", "eos")
     episodes = [
         Episode(PROBLEMS[0], [9, 1, 4], completion, hint=Hint(0.5, "x", bare, [])),
-        Episode(PROBLEMS[0], bare + prefix, completion, hint=Hint(0.5, "x", bare, prefix)),
+        Episode(
+            PROBLEMS[0], bare + prefix, completion, hint=Hint(0.5, "x", bare, prefix)
+        ),
     ]
     with torch.no_grad():
         alone, _ = token_logprobs(model, token_states(model, bare, tokens), tokens, 1.0)

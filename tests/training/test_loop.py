@@ -126,7 +126,9 @@ def test_a_signal_saves_and_stops_after_the_step(tmp_path, number, capsys):
     assert run.events[-2:] == ["step 3", "save 4"]
     assert signal.getsignal(number) is before
     assert number.name in capsys.readouterr().err
-    assert [line["step"] for line in read_jsonl(run.log.directory / "metrics.jsonl")] == [
+    assert [
+        line["step"] for line in read_jsonl(run.log.directory / "metrics.jsonl")
+    ] == [
         0,
         1,
         2,
@@ -233,7 +235,9 @@ def test_an_error_names_the_step_and_nothing_is_saved(tmp_path, error, said):
         run.go()
     assert failure.value.__cause__ is error and run.events[-1] == "step 2"
     assert not any("save" in event for event in run.events)
-    assert [line["step"] for line in read_jsonl(run.log.directory / "metrics.jsonl")] == [
+    assert [
+        line["step"] for line in read_jsonl(run.log.directory / "metrics.jsonl")
+    ] == [
         0,
         1,
         2,
@@ -398,7 +402,9 @@ def test_without_a_limit_there_is_all_the_time(tmp_path):
 
 
 @settings(deadline=None, max_examples=60)
-@given(st.floats(0.5, 3), *[st.floats(0.1, 20)] * 3, st.integers(0, 4), st.integers(0, 4))
+@given(
+    st.floats(0.5, 3), *[st.floats(0.1, 20)] * 3, st.integers(0, 4), st.integers(0, 4)
+)
 def test_what_takes_the_same_every_time_ends_in_time(
     tmp_path_factory, minutes, step, evaluate, save, eval_every, save_every
 ):
@@ -423,7 +429,9 @@ def test_the_longest_of_each_part_counts():
     assert budget.allows(["step", "save"]) and budget.allows(
         ["step", "save", "measurement"]
     )
-    assert budget.allows(["step", "save", "save"]) and not budget.allows(["step", "step"])
+    assert budget.allows(["step", "save", "save"]) and not budget.allows(
+        ["step", "step"]
+    )
 
 
 # --- alarms ----------------------------------------------------------------------------------

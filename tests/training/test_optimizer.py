@@ -12,7 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from nanomath.training.optimizer import Optimizer, by_part, learning_rate, round_by_chance
+from nanomath.training.optimizer import (
+    Optimizer,
+    by_part,
+    learning_rate,
+    round_by_chance,
+)
 
 BETAS, EPS = (0.9, 0.95), 1e-8
 
@@ -94,7 +99,8 @@ def test_updates_are_adamw_and_only_matrices_decay():
         }
         for name, value in expected.items():
             torch.testing.assert_close(
-                getattr(model, name).detach(), torch.full_like(getattr(model, name), value)
+                getattr(model, name).detach(),
+                torch.full_like(getattr(model, name), value),
             )
     assert torch.equal(model.frozen, torch.ones(2)) and model.matrix.grad is None
 
@@ -348,7 +354,9 @@ def test_float64_is_not_rounded():
     model = Weights(torch.float64)
     optimizer = new_optimizer(model)
     model.pull(1 / 3)
-    assert optimizer.step(1e-12)["grad_norm"] == pytest.approx(math.sqrt(6) / 3, rel=1e-14)
+    assert optimizer.step(1e-12)["grad_norm"] == pytest.approx(
+        math.sqrt(6) / 3, rel=1e-14
+    )
     assert float(model.matrix[0, 0].detach()) - 0.1 == pytest.approx(-1e-12, rel=1e-3)
 
 
@@ -475,7 +483,9 @@ def test_masters_on_the_cpu(dtype):
             model.pull(0.3)
             model.pull(math.sin(step))
             optimizer.step(0.01)
-    assert models[1].matrix.is_cuda and not optimizers[1].weights["matrix"].master.is_cuda
+    assert (
+        models[1].matrix.is_cuda and not optimizers[1].weights["matrix"].master.is_cuda
+    )
     states = [optimizer.state() for optimizer in optimizers]
     assert states[0].keys() == states[1].keys()
     for name, value in states[0].items():

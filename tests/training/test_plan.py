@@ -68,7 +68,9 @@ def test_the_largest_micro_batch_that_fits(room, fast, budget):
 # --- memory ----------------------------------------------------------------------------------
 
 
-def kept_for_backward(shape: ModelConfig, dtype: torch.dtype, examples, **switches) -> int:
+def kept_for_backward(
+    shape: ModelConfig, dtype: torch.dtype, examples, **switches
+) -> int:
     """Bytes that autograd keeps of a forward pass, without the parameters."""
     model = Transformer(shape).init_weights(0).to(dtype)
     for name, value in switches.items():
@@ -106,7 +108,10 @@ def test_checkpointing_keeps_the_states_between_layers():
     model.gradient_checkpointing = True
     one, two = (
         kept_for_backward(
-            replace(SHAPE, num_layers=n), torch.float32, ALONE, gradient_checkpointing=True
+            replace(SHAPE, num_layers=n),
+            torch.float32,
+            ALONE,
+            gradient_checkpointing=True,
         )
         for n in (1, 2)
     )

@@ -62,7 +62,11 @@ CHOICES = {
     "KL in the loss, k3": {**LOSS_KL, "kl_estimator": "k3", "kl_correction": "ratio"},
     "KL in the loss, k3+": {**LOSS_KL, "kl_estimator": "k3+", "kl_correction": "weight"},
     "two rewards apart": {"components": "apart"},
-    "two rewards apart, whitened": {"components": "apart", "whiten": True, "scale": "off"},
+    "two rewards apart, whitened": {
+        "components": "apart",
+        "whiten": True,
+        "scale": "off",
+    },
     "overlong filter": {"overlong_filter": True, "kl_coef": 0.1},
     "overlong filter, token": {
         "overlong_filter": True,
@@ -353,7 +357,12 @@ def make_unfinished(episodes: list[Episode]) -> None:
         ),
         (
             make_flat,
-            {"covariance": "clip", "top_entropy": 0.2, "clip": "cispo", "ratio": "token"},
+            {
+                "covariance": "clip",
+                "top_entropy": 0.2,
+                "clip": "cispo",
+                "ratio": "token",
+            },
         ),
         (make_unfinished, {"overlong_filter": True}),
         (
@@ -452,7 +461,12 @@ def test_the_optimizers_move_the_weights(new_model):
     policy, reference = new_model(0), new_model(0).requires_grad_(False)
     episodes = new_episodes(policy)
     step = new_step(
-        policy, reference, new_optimizer(policy), epochs=2, minibatches=2, token_budget=32
+        policy,
+        reference,
+        new_optimizer(policy),
+        epochs=2,
+        minibatches=2,
+        token_budget=32,
     )
     still = step.step(episodes, 0, 0.0)
     assert (
@@ -489,7 +503,9 @@ def test_rewards_rise(new_model):
             )
         step.step(episodes, number, 1e-2)
         with torch.no_grad():
-            wanted.append(float(policy(torch.tensor([[5, 6]]))[0, -1].log_softmax(-1)[12]))
+            wanted.append(
+                float(policy(torch.tensor([[5, 6]]))[0, -1].log_softmax(-1)[12])
+            )
     assert wanted[-1] > wanted[0] + 1 and sum(b > a for a, b in pairwise(wanted)) >= 9
 
 
@@ -595,9 +611,9 @@ def test_the_loss_is_the_whole_steps(models, recorder):
     """Not the last micro-batch's."""
     episodes = new_episodes(models[0], noise=0.3)
     losses = [
-        new_step(*models[:2], recorder(models[0]), token_budget=budget, kl_coef=0.1).step(
-            episodes, 0, 1.0
-        )["loss"]
+        new_step(
+            *models[:2], recorder(models[0]), token_budget=budget, kl_coef=0.1
+        ).step(episodes, 0, 1.0)["loss"]
         for budget in (0, 1, 16, 40)
     ]
     assert losses[0] > 1e-3 and losses == pytest.approx([losses[0]] * 4, rel=1e-10)

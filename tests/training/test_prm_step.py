@@ -39,7 +39,9 @@ def build(new_model, tokenizer):
         prm = new_prm(new_model(1, dtype), tokenizer, FORMATS[name]())
         if hasattr(prm.model, "score"):
             with torch.no_grad():
-                prm.model.score.weight.normal_(generator=torch.Generator().manual_seed(2))
+                prm.model.score.weight.normal_(
+                    generator=torch.Generator().manual_seed(2)
+                )
         return prm
 
     return make
@@ -76,7 +78,9 @@ def test_the_gradient_is_the_formulas(build, recorder, name, weights, budget):
     prm = build(name=name)
     loss, gradients = brute_force(prm, weights)
     optimizer = recorder(prm.model)
-    metrics = PRMStep(prm, optimizer, weights, token_budget=budget).step(SOLUTIONS, 0, 0.1)
+    metrics = PRMStep(prm, optimizer, weights, token_budget=budget).step(
+        SOLUTIONS, 0, 0.1
+    )
     assert metrics["loss"] == pytest.approx(loss, abs=1e-6)
     assert (
         metrics["label"] == pytest.approx(3.25 / 6)

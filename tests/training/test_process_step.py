@@ -33,7 +33,9 @@ def with_steps(episodes, rewarded: bool = True):
 def advantages(model, recorder, episodes, **options):
     policy = copy.deepcopy(model)
     critic = Critic(policy, True) if options.get("baseline") == "value" else None
-    step = new_step(policy, model, recorder(policy), scale="off", critic=critic, **options)
+    step = new_step(
+        policy, model, recorder(policy), scale="off", critic=critic, **options
+    )
     return step.prepare(episodes).tokens.advantages
 
 
@@ -48,7 +50,8 @@ def plain(episodes, baseline: str, lam: float) -> list[list[float]]:
                 [r for e in group for r in e.step_rewards], dtype=torch.float64
             )
             rewards = [
-                (r - float(pooled.mean())) / (float(pooled.std()) + 1e-4) for r in rewards
+                (r - float(pooled.mean())) / (float(pooled.std()) + 1e-4)
+                for r in rewards
             ]
         if baseline == "leave_one_out":
             others = [e for e in group if e is not episode]

@@ -145,7 +145,9 @@ def test_what_is_sharded_is(one, both):
 def test_gradients_are_those_of_one_rank(one, both, kind, layout):
     expected = one[kind]["gradients"][layout]
     assert_close(both[0][kind]["gradients"][layout], expected, 1e-10)
-    assert_close(both[1][kind]["gradients"][layout]["metrics"], expected["metrics"], 1e-10)
+    assert_close(
+        both[1][kind]["gradients"][layout]["metrics"], expected["metrics"], 1e-10
+    )
     assert len(expected["gradient"]) > 10 and all(
         float(g.abs().max()) > 0 for g in expected["gradient"].values()
     )

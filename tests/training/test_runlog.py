@@ -43,7 +43,9 @@ def test_lines_are_on_disk_at_once(log):
 
 
 def test_an_occupied_directory_is_refused(log):
-    with pytest.raises(FileExistsError, match=r"already holds a run: add --resume[^\n]*$"):
+    with pytest.raises(
+        FileExistsError, match=r"already holds a run: add --resume[^\n]*$"
+    ):
         RunLog(log.directory, resume=False)
     assert steps(log) == [0, 1, 2, 3, 4]
 
@@ -108,7 +110,11 @@ def test_line_separators_inside_strings_are_no_line_ends(tmp_path):
 def test_alarms_are_resumed_like_the_rest(log):
     log.add("alarms", 2, [{"alarm": "flat", "text": "too easy"}, {"alarm": "kl"}])
     log.add("alarms", 4, [{"alarm": "collapse"}])
-    assert log.read("alarms.jsonl")[0] == {"step": 2, "alarm": "flat", "text": "too easy"}
+    assert log.read("alarms.jsonl")[0] == {
+        "step": 2,
+        "alarm": "flat",
+        "text": "too easy",
+    }
     RunLog(log.directory, resume=True).begin("", 3)
     assert [line["alarm"] for line in log.read("alarms.jsonl")] == [
         "flat",

@@ -147,7 +147,9 @@ def test_metrics_are_means_over_response_tokens(new_model, recorder):
             EXAMPLES, 0, 1.0
         )
         assert metrics["nll"] == pytest.approx(nll, rel=1e-6)
-        assert 0 < metrics["entropy"] < torch.tensor(float(model.config.vocab_size)).log()
+        assert (
+            0 < metrics["entropy"] < torch.tensor(float(model.config.vocab_size)).log()
+        )
     assert heldout_loss(model, EXAMPLES, 20) == pytest.approx(nll, rel=1e-5)
 
 
@@ -166,7 +168,9 @@ def test_the_eos_and_only_the_response_is_trained(new_model, recorder):
     assert metrics["nll"] == pytest.approx(-sum(logprobs) / 2, rel=1e-6)
     model.zero_grad()
     (
-        -sum(model(torch.tensor([e.prompt]))[0, -1].log_softmax(-1)[EOS] for e in examples)
+        -sum(
+            model(torch.tensor([e.prompt]))[0, -1].log_softmax(-1)[EOS] for e in examples
+        )
         / 2
     ).backward()
     assert_same(
@@ -207,7 +211,9 @@ def test_neftune_noise_does_not_depend_on_the_cut(new_model, recorder, layout):
 
 @given(
     examples=st.lists(
-        st.tuples(TOKENS, st.lists(st.integers(0, 50), max_size=8)), min_size=1, max_size=6
+        st.tuples(TOKENS, st.lists(st.integers(0, 50), max_size=8)),
+        min_size=1,
+        max_size=6,
     ),
     order=st.randoms(use_true_random=False),
     token_budget=st.integers(0, 40),
@@ -228,7 +234,9 @@ def test_the_gradient_depends_on_no_layout_and_no_order(
         model = new_model(dtype=dtype, vocab_size=51, num_layers=1)
         whole, cut = recorder(model), recorder(model)
         first = SFTStep(model, whole, aggregation, dft=dft).step(plain, 0, 1.0)
-        second = SFTStep(model, cut, aggregation, token_budget, dft).step(shuffled, 0, 1.0)
+        second = SFTStep(model, cut, aggregation, token_budget, dft).step(
+            shuffled, 0, 1.0
+        )
         assert_same(cut.gradients[0], whole.gradients[0], tolerance)
         assert second == pytest.approx(first, rel=tolerance, abs=tolerance)
 

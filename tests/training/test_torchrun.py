@@ -83,7 +83,9 @@ def assert_same_run(found: Path, expected: Path, tolerance: float = 1e-4) -> Non
     files = sorted((expected / "checkpoints" / "step-3").glob("*.safetensors"))
     assert len(files) == 2  # of the model or its adapter, and of the trainer
     for file in files:
-        tensors = [load_file(path) for path in (found / file.relative_to(expected), file)]
+        tensors = [
+            load_file(path) for path in (found / file.relative_to(expected), file)
+        ]
         assert tensors[0].keys() == tensors[1].keys()
         for key, tensor in tensors[1].items():
             scale = float(tensor.abs().max())

@@ -126,7 +126,10 @@ class Scenes:
 
     def sampler(self) -> SharedSampler:
         tokenizer = Tokenizer(
-            world_tokenizer(), CHAT_TEMPLATE, range(0, 1000, 25), eos_token="<|endoftext|>"
+            world_tokenizer(),
+            CHAT_TEMPLATE,
+            range(0, 1000, 25),
+            eos_token="<|endoftext|>",
         )
         return SharedSampler(self.model(), tokenizer, slots=4)
 
@@ -216,7 +219,9 @@ def do_everything(directory: Path) -> dict[str, Any]:
             torch.save(halves[store], directory / f"{n} {kind} {store}.pt")
         result[kind] = {
             "is sharded": is_sharded(scenes.model()),
-            "gradients": {layout: scenes.gradient(EXAMPLES, layout) for layout in LAYOUTS},
+            "gradients": {
+                layout: scenes.gradient(EXAMPLES, layout) for layout in LAYOUTS
+            },
             "gradient of one": scenes.gradient(EXAMPLES[2:3], "plain"),
             "training": {store: scenes.training(store, range(4)) for store in STORES},
             "samples": scenes.samples(),

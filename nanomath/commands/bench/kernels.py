@@ -145,11 +145,15 @@ def attention_case(s: Setting, group: int = 1) -> Case:
     shared = 0
     if group > 1:
         shared = pages.table.shape[1] - 1
-        pages.table[:, :shared] = pages.table[::group, :shared].repeat_interleave(group, 0)
+        pages.table[:, :shared] = pages.table[::group, :shared].repeat_interleave(
+            group, 0
+        )
         most = attention.rows_per_tile(s.config.num_heads, s.config.num_kv_heads)
         width = max(n for n in range(1, min(group, most) + 1) if group % n == 0)
         tiles = slot.view(-1, width)
-        kernel = partial(kernel, tiles=tiles, shared=torch.full_like(tiles[:, 0], shared))
+        kernel = partial(
+            kernel, tiles=tiles, shared=torch.full_like(tiles[:, 0], shared)
+        )
     q = s.random(s.rows, s.config.num_heads, s.config.head_dim)
     common = shared * pages.keys.shape[2]
     read = s.rows * (s.context - common) + s.rows // group * common
@@ -177,7 +181,9 @@ def sample_case(s: Setting) -> Case:
     weight = s.random(s.config.vocab_size, s.config.hidden_size)
     arguments = hidden, weight, s.uniform(), 1.0
     flops = 2 * s.rows * weight.numel()
-    return Case(lm_head.sample, lm_head.sample_reference, arguments, weight.nbytes, flops)
+    return Case(
+        lm_head.sample, lm_head.sample_reference, arguments, weight.nbytes, flops
+    )
 
 
 def truncation_case(s: Setting) -> Case:
@@ -216,7 +222,9 @@ def logprob_case(s: Setting) -> Case:
     )
 
 
-def _gradients_of(function: Callable[..., tuple[Tensor, Tensor]]) -> Callable[..., object]:
+def _gradients_of(
+    function: Callable[..., tuple[Tensor, Tensor]],
+) -> Callable[..., object]:
     def gradients(hidden: Tensor, weight: Tensor, target: Tensor) -> object:
         mean = function(hidden, weight, target)[0].mean()
         return torch.autograd.grad(mean, (hidden, weight))
@@ -253,7 +261,9 @@ class KernelBench(Bench):
         [], "rows of a decoding step; empty: 16, on a GPU 64 and 256", minimum=1
     )
     context: int = option(1024, "tokens that each row attends to", minimum=1)
-    tokens: int = option(0, "tokens of a training step, 0: 256, on a GPU 8192", minimum=0)
+    tokens: int = option(
+        0, "tokens of a training step, 0: 256, on a GPU 8192", minimum=0
+    )
     calls: int = option(20, "calls for each number; the median counts", minimum=1)
 
 
@@ -299,7 +309,9 @@ def choose_sizes(config: KernelBench) -> None:
     config.shapes = config.shapes or ["qwen2.5-0.5b", "qwen2.5-1.5b"][: 1 + gpu]
     config.rows = config.rows or ([64, 256] if gpu else [16])
     config.tokens = config.tokens or (8192 if gpu else 256)
-    if "grouped_attention" in config.kernels and any(rows % GROUP for rows in config.rows):
+    if "grouped_attention" in config.kernels and any(
+        rows % GROUP for rows in config.rows
+    ):
         raise ValueError(
             f"rows={config.rows}: grouped_attention needs multiples of {GROUP}"
         )

@@ -68,7 +68,9 @@ class Bench:
 # --- processes -------------------------------------------------------------------------------
 
 
-def in_new_process(threads: int, function: Callable[..., Found], *arguments: Any) -> Found:
+def in_new_process(
+    threads: int, function: Callable[..., Found], *arguments: Any
+) -> Found:
     """Return what `function` returns, in a process of its own with so many CPU threads.
 
     A process that fails or runs out of memory is a result as well: {"failed": why}.
@@ -94,7 +96,9 @@ def in_one_line(error: Exception) -> str:
     return f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
 
 
-def by_turns(threads: int, repeats: int, sides: dict[str, Call]) -> dict[str, list[Found]]:
+def by_turns(
+    threads: int, repeats: int, sides: dict[str, Call]
+) -> dict[str, list[Found]]:
     """Call every side so many times, each in a new process, the sides by turns."""
     found: dict[str, list[Found]] = {side: [] for side in sides}
     for _ in tqdm(range(repeats), unit="turn", disable=None, leave=False):
@@ -143,7 +147,9 @@ def peak_memory(device: torch.device, restart: bool = False) -> int:
     if restart:
         Path("/proc/self/clear_refs").write_text("5")
     lines = status.read_text(encoding="utf-8").splitlines()
-    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
+    return 1024 * next(
+        int(line.split()[1]) for line in lines if line.startswith("VmHWM")
+    )
 
 
 # --- the report ------------------------------------------------------------------------------

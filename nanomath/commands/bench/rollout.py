@@ -75,12 +75,16 @@ Look = tuple[float, int, int, int, float]  # when, and what `Progress` is called
 class RolloutBench(Bench):
     """What to sample, and how."""
 
-    model: str = option("smollm2", f"a directory, a hub id, or one of {', '.join(SHAPES)}")
+    model: str = option(
+        "smollm2", f"a directory, a hub id, or one of {', '.join(SHAPES)}"
+    )
     rows: list[int] = option(
         [], "sequences decoded side by side; empty: 64, on a GPU 64 and 256", minimum=1
     )
     prompt: list[int] = option([128], "tokens of a prompt", minimum=1)
-    response: list[int] = option([64], "tokens of a response, or up to an eos", minimum=1)
+    response: list[int] = option(
+        [64], "tokens of a response, or up to an eos", minimum=1
+    )
     groups: list[int] = option([1], "samples of each prompt", minimum=1)
     refills: int = option(
         0, "further samples for each row, begun as others end", minimum=0
@@ -130,7 +134,12 @@ class NoText:
 def main(argv: list[str]) -> int:
     """Measure every point; 1 if one of them failed."""
     words = list(argv)
-    if words and "=" not in words[0] and words[0][:1] != "-" and words[0][-5:] != ".toml":
+    if (
+        words
+        and "=" not in words[0]
+        and words[0][:1] != "-"
+        and words[0][-5:] != ".toml"
+    ):
         words[0] = f"model={words[0]}"
     config, _ = parse_arguments(RolloutBench, words, __doc__)
     if "transformers" in config.against:
@@ -267,7 +276,11 @@ def table_row(row: Found) -> tuple[Any, ...]:
         f"{row['response']}",
         f"{row['group']}",
     ]
-    cells += [number(speed, 1), number(ours.get("step_s"), 3, 1e3), number(floor, 3, 1e3)]
+    cells += [
+        number(speed, 1),
+        number(ours.get("step_s"), 3, 1e3),
+        number(floor, 3, 1e3),
+    ]
     cells += [f"{row['share']:.0%}" if "share" in row else "-"]
     cells += [number(ours.get("bytes"), 0, 1e-6)]
     for side in ("unshared", "transformers"):
@@ -311,13 +324,17 @@ def measure_sampler(config: RolloutBench, point: Point, share_prompts: bool) -> 
         model, tokenizer, point.rows, config.exact, share_prompts=share_prompts
     )
     # a GPU captures the graphs of all numbers of rows in a whole run
-    draw(sampler, point, point.response if config.on_gpu else min(point.response, WARM_UP))
+    draw(
+        sampler, point, point.response if config.on_gpu else min(point.response, WARM_UP)
+    )
     began = time.perf_counter()
     completions, looks = draw(sampler, point, point.response)
     seconds = time.perf_counter() - began
     peak = peak_memory(model.device) - before
     full = full_batch(point)
-    if full != point or not isinstance(tokenizer, NoText):  # some rows ended before others
+    if full != point or not isinstance(
+        tokenizer, NoText
+    ):  # some rows ended before others
         sampler.release()
         sampler = Sampler(
             model, NoText(), point.rows, config.exact, share_prompts=share_prompts

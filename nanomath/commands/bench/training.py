@@ -82,7 +82,9 @@ class TrainingBench(Bench):
         [], "what to measure; empty: all, against trl grpo", choices=tuple(PASSES)
     )
     shapes: list[str] = option(["tiny", "smollm2"], "models", choices=tuple(SHAPES))
-    against: str = option("plain", "what ours is compared with", choices=("plain", "trl"))
+    against: str = option(
+        "plain", "what ours is compared with", choices=("plain", "trl")
+    )
     sequences: int = option(8, "sequences in a step", minimum=2)
     groups: int = option(
         0, "samples of each prompt in grpo, 0: all sequences are of one", minimum=0
@@ -178,7 +180,9 @@ def table_row(row: Found, ours: str, theirs: str) -> tuple[Any, ...]:
         )
         notes.append(f"stages, ms: {', '.join(stages)}")
     if "expected" in seconds:
-        found = [(row[name]["expected"], row[name][ours]) for name in ("seconds", "bytes")]
+        found = [
+            (row[name]["expected"], row[name][ours]) for name in ("seconds", "bytes")
+        ]
         (ms, of_time), (mb, of_memory) = (
             (number(pair[0], digits, scale), ratio(*pair))
             for pair, digits, scale in zip(found, (1, 0), (1e3, 1e-6), strict=True)
@@ -364,7 +368,9 @@ def score_step(shape: str, side: str, config: TrainingBench) -> Callable[[], obj
     model = new_model(shape, config)
     examples = random_examples(shape, config, group_of("score", config))
     if side == "plain":
-        examples = [Example([], example.prompt + example.response) for example in examples]
+        examples = [
+            Example([], example.prompt + example.response) for example in examples
+        ]
     places = [[config.prompt + config.response - 1]] * len(examples)
     return lambda: list(states_at(model, examples, places, config.token_budget))
 
@@ -380,7 +386,12 @@ def logprob_step(shape: str, side: str, config: TrainingBench) -> Callable[[], o
     return lambda: batches.linear_logprob(hidden, weight, target)[0].mean().backward()
 
 
-STEPS = {"sft": sft_step, "grpo": grpo_step, "score": score_step, "logprob": logprob_step}
+STEPS = {
+    "sft": sft_step,
+    "grpo": grpo_step,
+    "score": score_step,
+    "logprob": logprob_step,
+}
 
 
 def new_model(shape: str, config: TrainingBench) -> Transformer:

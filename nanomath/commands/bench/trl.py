@@ -34,7 +34,9 @@ def measure_trl(model: Transformer, examples: Sequence[Example], config: Any) ->
                 self.before = peak_memory(device, restart=True) + moments
             self.began = time.perf_counter()
 
-        def on_step_end(self, _: object, __: object, control: Any, **___: object) -> None:
+        def on_step_end(
+            self, _: object, __: object, control: Any, **___: object
+        ) -> None:
             if device.type == "cuda":
                 torch.cuda.synchronize(device)
             seconds.append(time.perf_counter() - self.began)
@@ -60,7 +62,9 @@ def new_trainer(
     )
     words = tokenizers.models.WordLevel({"<eos>": 0}, unk_token="<eos>")
     count = len(examples)
-    room = config.token_budget // max(map(len, examples)) if config.token_budget else count
+    room = (
+        config.token_budget // max(map(len, examples)) if config.token_budget else count
+    )
     micro = max([1, *(n for n in range(1, room + 1) if count % n == 0)])
     arguments = trl.GRPOConfig(
         directory,

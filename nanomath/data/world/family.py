@@ -54,7 +54,9 @@ SURFACE = {
 def content_hash(metadata: Metadata) -> str:
     """Return 16 hexadecimal digits that the wordings of one problem share."""
     canonical = {key: value for key, value in metadata.items() if key not in SURFACE}
-    return hashlib.sha256(json.dumps(canonical, sort_keys=True).encode()).hexdigest()[:16]
+    return hashlib.sha256(json.dumps(canonical, sort_keys=True).encode()).hexdigest()[
+        :16
+    ]
 
 
 def split_of(metadata: Metadata) -> str:

@@ -136,7 +136,9 @@ def draw_problem(
             **draw(random, level),
         }
         by_content = split_of(metadata)
-        if split == "numbers" or by_content == ("test" if split == "templates" else split):
+        if split == "numbers" or by_content == (
+            "test" if split == "templates" else split
+        ):
             break
     if split in ("templates", "numbers"):
         metadata["held_out"] = split

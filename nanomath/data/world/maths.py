@@ -65,7 +65,9 @@ WORDINGS = {
             "gets {n} from a friend", "Getting", "友達から{n}{c}もらいます", "もらうと"
         ),
         Wording("buys {n} from a friend", "Buying", "友達から{n}{c}買います", "買うと"),
-        Wording("soon finds {n} more", "Finding", "やがて{n}{c}見つけます", "見つけると"),
+        Wording(
+            "soon finds {n} more", "Finding", "やがて{n}{c}見つけます", "見つけると"
+        ),
         Wording("gets {n} more", "Getting", "{n}{c}もらいます", "もらうと"),
     ],
     "-": [
@@ -77,7 +79,9 @@ WORDINGS = {
         Wording("gives {n} away", "Giving", "{n}{c}あげます", "あげると"),
     ],
     "*": [
-        Wording("now has {n} times as many", "Growing", "数が{n}倍になります", "増えると"),
+        Wording(
+            "now has {n} times as many", "Growing", "数が{n}倍になります", "増えると"
+        ),
         Wording(
             "soon has {n} times as many", "Growing", "やがて{n}倍になります", "増えると"
         ),
@@ -140,8 +144,12 @@ WORDINGS = {
     ],
     "*2": [
         Wording("now has twice as many", "Doubling", "数が倍になります", "倍にすると"),
-        Wording("soon has twice as many", "Doubling", "やがて倍になります", "倍にすると"),
-        Wording("ends up with twice as many", "Doubling", "倍に増やします", "倍にすると"),
+        Wording(
+            "soon has twice as many", "Doubling", "やがて倍になります", "倍にすると"
+        ),
+        Wording(
+            "ends up with twice as many", "Doubling", "倍に増やします", "倍にすると"
+        ),
         Wording("has twice as many now", "Doubling", "今数が倍になります", "倍にすると"),
         Wording(
             "soon ends up with twice as many",

@@ -195,7 +195,9 @@ def fact_statements(language: str) -> list[str]:
     for country in range(COUNTRIES):
         content = {"country": country, "language": language}
         facts = [recall({**content, "attribute": attribute}) for attribute in ATTRIBUTES]
-        lines.append("".join(sentence.format(c=c, a=a, v=v) for c, a, v in facts).strip())
+        lines.append(
+            "".join(sentence.format(c=c, a=a, v=v) for c, a, v in facts).strip()
+        )
     return lines
 
 

@@ -132,7 +132,8 @@ def ask_grid(metadata: Metadata) -> str:
         return f"A robot at {start} moves {told}. Where is it now?"
     if metadata["language"] == "ja":
         told = [
-            f"{MOVES[direction][2]}に{distance}進みます。" for direction, distance in moves
+            f"{MOVES[direction][2]}に{distance}進みます。"
+            for direction, distance in moves
         ]
         return f"ロボットは{start}にいます。{''.join(told)}今どこにいますか。"
     told = [f"It moves {direction} {distance}. " for direction, distance in moves]

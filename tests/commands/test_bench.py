@@ -72,7 +72,7 @@ def patched(monkeypatch):
         *((batches, "linear_logprob"), (training.policy_step, "make_batch")),
         *((training.policy_step, "response_states"), (torch.Tensor, "backward")),
         *((training.policy_step, "states_logprobs"), (training.Optimizer, "step")),
-        (training.sft, "response_logprobs"),
+        *((training.sft, "response_states"), (training.sft, "states_logprobs")),
     ):
         monkeypatch.setattr(owner, name, getattr(owner, name))
 

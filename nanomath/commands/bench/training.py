@@ -240,9 +240,9 @@ def clocked_stages(device: torch.device) -> Counter[str]:
 
         setattr(owner, name, clocked)
 
-    clock(policy_step, "response_states", stage_of_pass)
-    clock(policy_step, "states_logprobs", stage_of_pass)
-    clock(sft, "response_logprobs", stage_of_pass)
+    for module in (policy_step, sft):
+        clock(module, "response_states", stage_of_pass)
+        clock(module, "states_logprobs", stage_of_pass)
     clock(Tensor, "backward", lambda *_: "backward")
     clock(Optimizer, "step", lambda *_: "optimizer")
     return seconds

@@ -59,6 +59,7 @@ from nanomath.models.batches import (
     response_scores,
     response_states,
 )
+from nanomath.models.hf_names import hf_slices
 
 Array = NDArray[np.float64]
 
@@ -398,7 +399,7 @@ def weight_change(base: Transformer, tuned: Transformer) -> dict[str, Any]:
     wider = max(base, tuned, key=lambda model: len(list(model.parameters())))
     matrices = [
         matrix_change(name, *(m.get_parameter(own)[first:last] for m in (base, tuned)))
-        for name, own, first, last in wider.hf_slices()
+        for name, own, first, last in hf_slices(wider)
     ]
     kinds: dict[str, dict[str, Any]] = {}
     for key in ("layer", "kind"):

@@ -21,14 +21,10 @@ from __future__ import annotations
 
 import hashlib
 import math
-import os
-import sys
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import product
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -41,17 +37,13 @@ from nanomath.models.transformer import Transformer
 from nanomath.rollout.cache import Cache
 from nanomath.rollout.decoder import Decoder
 from nanomath.rollout.engine import Engine, Threads
+from nanomath.rollout.memory import free_memory
 from nanomath.rollout.sampling import SamplingParams, checked, stop_strings, token_lists
 from nanomath.rollout.stops import text_before_stop
 
 # Padded prompt tokens computed in one forward pass, to bound its memory.
 PREFILL_TOKENS = 8192
 MEMORY_SHARE = 0.8  # of the free memory that keys and values may take
-CGROUPS = Path("/sys/fs/cgroup")
-CGROUP_FILES = (  # of a limit and of what is used of it
-    ("memory.max", "memory.current"),
-    ("memory.limit_in_bytes", "memory.usage_in_bytes"),
-)
 
 # Called with the samples that finished, the tokens drawn so far, the samples in flight, and
 # the mean length of those that were in flight before.
@@ -458,46 +450,6 @@ class _Run:
                         f"{c.prompt_index} is {logprob}"
                     )
         return found
-
-
-def free_memory(device: torch.device) -> int:
-    """Return how many bytes could be allocated now, by the machine and, on a CPU, the limits of
-    the control groups that this process is in.
-    """
-    if device.type == "cuda":
-        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return torch.cuda.mem_get_info(device)[0] + kept
-    meminfo = Path("/proc/meminfo")
-    if meminfo.is_file():  # what the operating system would give up its caches for
-        lines = meminfo.read_text(encoding="utf-8").splitlines()
-        available = 1024 * next(
-            int(line.split()[1]) for line in lines if line.startswith("MemAvailable")
-        )
-        return min(available, *rooms(CGROUPS, Path("/proc/self/cgroup")))
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-
-
-def rooms(root: Path, membership: Path) -> list[int]:
-    """Return what each control group above this process leaves of its limit, in bytes; the
-    files' names are those of version 2 and 1. Memory that holds read files counts as left.
-    """
-    named = membership.read_text().splitlines() if membership.is_file() else []
-    places = {root, root / "memory"}
-    for line in named:  # 0::/PATH, or N:memory:/PATH
-        _, kind, path = line.split(":", 2)
-        here = (root / "memory" if kind else root) / path.lstrip("/")
-        places |= {
-            place for place in (here, *here.parents) if place.is_relative_to(root)
-        }
-    found = [sys.maxsize]
-    for place, (limit, used) in product(places, CGROUP_FILES):
-        if (place / limit).is_file() and (
-            most := (place / limit).read_text()
-        ) != "max\n":
-            stat = dict(map(str.split, (place / "memory.stat").read_text().splitlines()))
-            taken = int((place / used).read_text()) - int(stat.get("inactive_file", 0))
-            found.append(max(0, int(most) - taken))
-    return found
 
 
 def first_samples(prompts: Sequence[list[int]], n: int) -> list[int]:

@@ -47,7 +47,8 @@ from nanomath.models.config import ModelConfig
 from nanomath.models.transformer import Transformer
 from nanomath.rollout.cache import Cache
 from nanomath.rollout.floor import Machine, fastest, measure_machine, step_floor
-from nanomath.rollout.sampler import Sampler, free_memory
+from nanomath.rollout.memory import free_memory
+from nanomath.rollout.sampler import Sampler
 from nanomath.training import ranks
 from nanomath.training.optimizer import Optimizer
 

@@ -19,7 +19,8 @@ from nanomath.config import load
 from nanomath.models import ModelConfig, Transformer
 from nanomath.models.batches import Example, make_batch, response_logprobs
 from nanomath.rollout.floor import Machine
-from nanomath.rollout.sampler import Sampler, rooms
+from nanomath.rollout.memory import rooms
+from nanomath.rollout.sampler import Sampler
 from nanomath.training import plan
 from nanomath.training.optimizer import Optimizer
 from nanomath.training.plan import Drawing, choose_budget
@@ -211,6 +212,8 @@ def test_what_control_groups_leave(tmp_path):
     (old / "memory.stat").write_text("cache 3\n")
     own.write_text("5:memory:/job\n4:cpu,cpuacct:/job\n")
     assert min(rooms(root, own)) == 0
+    (old / "memory.stat").unlink()
+    assert min(rooms(root, own)) == sys.maxsize
 
 
 # --- seconds ---------------------------------------------------------------------------------

@@ -494,7 +494,7 @@ def rooms(root: Path, membership: Path) -> list[int]:
         if (place / limit).is_file() and (
             most := (place / limit).read_text()
         ) != "max\n":
-            stat = dict(line.split() for line in (place / "memory.stat").open())
+            stat = dict(map(str.split, (place / "memory.stat").read_text().splitlines()))
             taken = int((place / used).read_text()) - int(stat.get("inactive_file", 0))
             found.append(max(0, int(most) - taken))
     return found

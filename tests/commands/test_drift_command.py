@@ -16,7 +16,7 @@ from tokenizers.pre_tokenizers import Whitespace
 
 from nanomath import load_model, load_tokenizer, save_model, settings
 from nanomath.__main__ import main
-from nanomath.analysis.measures import numbers
+from nanomath.analysis.measures import number_of
 from nanomath.config import to_toml
 from nanomath.models import Tokenizer
 from nanomath.models.lora import LoRA
@@ -259,9 +259,9 @@ def test_a_study_finds_the_numbers_that_it_measures(call, base, tuned, tmp_path)
     words = [f"{key}={value}" for key, value in keys.items()]
     families = "problems.world.families=maths,grid,copying"
     assert call(main, "drift", base, tuned, *QUICK, families, *words).code == 0
-    found = dict(numbers(measured(tmp_path / "drift")))
-    wanted = [m.removeprefix("drift.") for m in study["measures"] if "drift." in m]
-    assert wanted and found.keys() >= set(wanted)
+    wanted = [m for m in study["measures"] if m.startswith("drift.")]
+    values = [number_of(tmp_path / "drift", m.removeprefix("drift.")) for m in wanted]
+    assert len(values) == 3 and all(value > 0 for value in values)
 
 
 def test_help_says_where_it_writes(call):

@@ -337,12 +337,14 @@ def _remarks(
             f"With fewer than {statistics.FEWEST_SEEDS} seeds an arm says nothing about the "
             "method: its interval is of these models on new problems."
         ]
-    lines = ["Intervals are of the method on new seeds and new problems. Apart:", ""]
-    for arm, d in found.items():
-        problems, seeds = (_interval(s, share) for s in (d.problems, d.seeds))
-        lines.append(
-            f"- {arm}: these runs on new problems {problems}; new seeds on these {seeds}"
-        )
+    lines = ["Intervals are of the method on new seeds: the number is of a whole run."]
+    if is_share(measure):
+        lines = ["Intervals are of the method on new seeds and new problems. Apart:", ""]
+        for arm, d in found.items():
+            problems, seeds = (_interval(s, share) for s in (d.problems, d.seeds))
+            lines.append(
+                f"- {arm}: these runs on new problems {problems}; new seeds on these {seeds}"
+            )
     widest = max((d.headline.high - d.headline.low) / 2 for d in found.values())
     seen = number(SEEN * widest, share)
     bands = "; ".join(", ".join(band) for band in bands_of(results, measure))

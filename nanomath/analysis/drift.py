@@ -48,7 +48,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from nanomath.analysis.evaluation import RESAMPLES, mean_score
+from nanomath.analysis.evaluation import RESAMPLES, interval, mean_score
 from nanomath.analysis.runs import piece
 from nanomath.models import Tokenizer, Transformer
 from nanomath.models.batches import (
@@ -104,7 +104,11 @@ LOGICAL = frozenset(WORDS.split())
 
 
 def estimate(values: Sequence[float], seed: int = 0) -> dict[str, float]:
-    """Return mean, standard error and 95% bootstrap interval of one value per response."""
+    """Return mean, standard error and 95% bootstrap interval of one value per response.
+    ValueError where one is not finite, as in a dtype whose range is too small.
+    """
+    if not np.isfinite(values).all():
+        raise ValueError("what the models say of the responses is not finite")
     score = mean_score(values, seed)
     error = (
         float(np.std(values, ddof=1)) / len(values) ** 0.5 if len(values) > 1 else 0.0
@@ -497,5 +501,5 @@ def _mean(value: Mapping[str, float] | None) -> str:
 def _shown(value: Mapping[str, float]) -> str:
     text = _mean(value)
     if "low" in value:
-        text += f" (95% interval {value['low']:.4g} to {value['high']:.4g})"
+        text += f" ({interval(value['low'], value['high'], '.4g')})"
     return text

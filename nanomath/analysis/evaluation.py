@@ -10,6 +10,7 @@ Intervals resample the problems, the unit a benchmark draws from.
 
 from __future__ import annotations
 
+import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
@@ -30,6 +31,15 @@ SUBSETS = 500  # of k samples, taken to estimate maj@k where there are more
 RESAMPLES = 2000
 
 
+def interval(low: float, high: float, form: str) -> str:
+    """Return the bounds of a bootstrap as text. Where every draw is the same there is none: it
+    cannot say how different other problems would have been.
+    """
+    if math.isclose(low, high, rel_tol=1e-9, abs_tol=1e-12):
+        return "no interval: all are the same"
+    return f"95% interval {low:{form}} to {high:{form}}"
+
+
 @dataclass(frozen=True)
 class Score:
     """A mean over problems, and the bounds of its 95% bootstrap interval."""
@@ -39,8 +49,7 @@ class Score:
     high: float
 
     def __str__(self) -> str:
-        interval = f"{100 * self.low:.1f} to {100 * self.high:.1f}"
-        return f"{100 * self.mean:.1f}% (95% interval {interval})"
+        return f"{100 * self.mean:.1f}% ({interval(100 * self.low, 100 * self.high, '.1f')})"
 
 
 @dataclass(frozen=True)

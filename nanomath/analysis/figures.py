@@ -17,6 +17,7 @@ from nanomath.analysis.budget import Arrow, Budget
 from nanomath.analysis.results import Results, is_share
 from nanomath.analysis.runs import read_run
 from nanomath.analysis.statistics import FEWEST_SEEDS, t_quantile
+from nanomath.data.files import check_file
 
 FORMS = ("png", "svg")
 DASHES = ("-", "--", "-.", ":")
@@ -58,6 +59,15 @@ def prepare() -> Any:
     matplotlib.rcParams |= {"svg.hashsalt": "nanomath", "axes.spines.top": False}
     matplotlib.rcParams |= {"axes.spines.right": False, "font.size": 9}
     return plt
+
+
+def check_picture(key: str, path: str) -> None:
+    """OSError or ModuleNotFoundError for a picture, named by the setting `key`, that `save`
+    could not write.
+    """
+    for form in FORMS:
+        check_file(key, f"{path}.{form}")
+    prepare()
 
 
 def save(figure: Any, path: Path) -> list[Path]:

@@ -16,6 +16,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
+from difflib import get_close_matches
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -108,7 +109,8 @@ def number_of(place: Path, name: str) -> float:
             found |= dict(numbers(json.loads(path.read_text("utf-8"))))
     if name not in found:
         raise ValueError(
-            f"no number {name!r} in {place}; there are: {', '.join(found) or 'none'}"
+            f"no number {name!r} in {place}; those most like it are: "
+            f"{', '.join(get_close_matches(name, found, 5, 0)) or 'none'}"
         )
     return found[name]
 

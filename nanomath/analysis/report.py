@@ -406,7 +406,12 @@ def drift(run: Run) -> dict[str, Any]:
     another form.
     """
     found = read_optional(run.directory / "drift.json")
-    if found and not found.keys() >= {"asked", "meaning", "groups", "refused"}:
+    parts = [found.get(name) for name in ("asked", "meaning", "groups")]
+    if found and not (
+        all(isinstance(part, dict) for part in parts)
+        and isinstance(found["groups"].get("all"), dict)
+        and isinstance(found.get("refused"), list)
+    ):
         raise ValueError(
             f"{run.directory / 'drift.json'} is not what drift writes: run it again"
         )

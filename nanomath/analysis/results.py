@@ -6,9 +6,8 @@ killed and went on ends with the same bytes; times are kept apart, in the table 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import Any
 
@@ -23,6 +22,7 @@ from nanomath.analysis.pool import Pool
 from nanomath.analysis.runs import read_run
 from nanomath.analysis.statistics import Difference, Matrix
 from nanomath.analysis.study import Study
+from nanomath.data import files
 
 SEEN = 1.43  # (z of 0.975 + z of 0.8) / z of 0.975: from half an interval to what is found in 80%
 TASKS = 3  # fewer tasks than these, or seeds, say nothing about tasks in general
@@ -226,15 +226,12 @@ def as_json(results: Results) -> str:
                     f"{arm}, seed {seed}": fmean(s.values())
                     for (arm, seed), s in keyed.items()
                 },
-                "differences": {
-                    arm: asdict(found)
-                    for arm, found in results.differences(measure).items()
-                },
+                "differences": results.differences(measure),
             }
             for measure, keyed in results.scores.items()
         },
     }
-    return json.dumps(table, indent=1) + "\n"
+    return files.as_json(table)
 
 
 def _state(results: Results, cell: Cell) -> dict[str, str]:
@@ -340,12 +337,14 @@ def _remarks(
             f"With fewer than {statistics.FEWEST_SEEDS} seeds an arm says nothing about the "
             "method: its interval is of these models on new problems."
         ]
-    lines = ["Intervals are of the method on new seeds and new problems. Apart:", ""]
-    for arm, d in found.items():
-        problems, seeds = (_interval(s, share) for s in (d.problems, d.seeds))
-        lines.append(
-            f"- {arm}: these runs on new problems {problems}; new seeds on these {seeds}"
-        )
+    lines = ["Intervals are of the method on new seeds: the number is of a whole run."]
+    if is_share(measure):
+        lines = ["Intervals are of the method on new seeds and new problems. Apart:", ""]
+        for arm, d in found.items():
+            problems, seeds = (_interval(s, share) for s in (d.problems, d.seeds))
+            lines.append(
+                f"- {arm}: these runs on new problems {problems}; new seeds on these {seeds}"
+            )
     widest = max((d.headline.high - d.headline.low) / 2 for d in found.values())
     seen = number(SEEN * widest, share)
     bands = "; ".join(", ".join(band) for band in bands_of(results, measure))

@@ -8,9 +8,8 @@ eval.json       every number, and of each problem which samples are right and th
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, is_dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -134,23 +133,6 @@ def problems_json(graded: Iterable[Graded], by: str) -> dict[str, Any]:
         }
         for item in graded
     }
-
-
-def as_json(value: Any) -> str:
-    """JSON of nested numbers, scores among them; what is no finite number is null."""
-    return (
-        json.dumps(_plain(value), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-    )
-
-
-def _plain(value: Any) -> Any:
-    if is_dataclass(value):
-        value = asdict(value)
-    if isinstance(value, dict):
-        return {key: _plain(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(inner) for inner in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def as_lines(records: Iterable[dict[str, Any]]) -> str:

@@ -17,6 +17,7 @@ differences of the groups' means stand beside it.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +27,7 @@ from zlib import crc32
 import numpy as np
 from numpy.typing import NDArray
 
-from nanomath.analysis.evaluation import RESAMPLES
+from nanomath.analysis.evaluation import RESAMPLES, interval
 from nanomath.data.benchmarks import BENCHMARKS, GROUPS
 from nanomath.data.files import read_json
 from nanomath.data.world import FAMILIES
@@ -64,13 +65,25 @@ def read_evaluation(path: str | Path) -> dict[str, Task]:
         raise FileNotFoundError(f"no evaluation here: {path}")
     try:
         if path.suffix == ".jsonl":
-            return read_families(path)
-        return {name: read_task(task) for name, task in read_json(path)["tasks"].items()}
+            tasks = read_families(path)
+        else:
+            stored = read_json(path)["tasks"]
+            tasks = {name: read_task(task) for name, task in stored.items()}
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(
             f"{path} is no evaluation ({type(error).__name__}: {error}): expected the JSON of eval "
             "MODEL general, or the .jsonl of eval MODEL world save=FILE.jsonl"
         ) from None
+    for name, task in tasks.items():
+        if task.group not in GROUPS:
+            raise ValueError(
+                f"{path}: {name}: group: expected one of {', '.join(GROUPS)}, got {task.group!r}"
+            )
+        if not task.problems or not ((task.values >= 0) & (task.values <= 100)).all():
+            raise ValueError(
+                f"{path}: {name}: expected problems with scores from 0 to 1 each"
+            )
+    return tasks
 
 
 def read_task(task: dict[str, Any]) -> Task:
@@ -277,12 +290,16 @@ def undefined(gain: Matrix, change: Mapping[str, float]) -> str:
     found = estimate(gain)
     if found is None:
         return "the base solves all of maths: there is nothing to gain"
-    if found["low"] > 0:
+    alike = math.isclose(
+        found["low"], found["high"]
+    )  # no draw says how far it is from 0
+    if found["low"] > 0 and not alike:
         return ""
-    how = "a loss" if found["high"] < 0 else "within noise"
+    how = "a loss" if found["high"] < 0 and not alike else "within noise"
+    bounds = interval(change["low"], change["high"], "+.1f")
     return (
-        f"the change in maths, {change['mean']:+.1f} points ({change['low']:+.1f} to "
-        f"{change['high']:+.1f}), is {how}: the index would divide by it"
+        f"the change in maths, {change['mean']:+.1f} points ({bounds}), is {how}: the index "
+        "would divide by it"
     )
 
 
@@ -313,8 +330,7 @@ def shown(value: Mapping[str, float] | None, form: str) -> str:
     """Return an estimate with its interval."""
     if value is None:
         return "undefined: nothing varies, or there is nothing to gain, in this group"
-    mean, low, high = (format(value[key], form) for key in ("mean", "low", "high"))
-    return f"{mean:>7}  (95% interval {low} to {high})"
+    return f"{format(value['mean'], form):>7}  ({interval(value['low'], value['high'], form)})"
 
 
 def draw(report: Mapping[str, Any], path: Path) -> list[Path]:

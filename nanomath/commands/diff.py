@@ -51,13 +51,12 @@ def main(argv: list[str]) -> int:
 
 def diff_measured(a: str, b: str, out: str) -> int:
     """Compare two eval.json problem by problem."""
-    if out and not Path(out).absolute().parent.is_dir():
-        raise FileNotFoundError(f"out: there is no directory to write {out} to")
+    if out:
+        figures.check_picture("out", out)
     before, after = read_measured(a), read_measured(b)
     found = arrows(before, after)
     print("\n".join(changes(found)))
     if out:
-        figures.prepare()
         for path in figures.save(figures.problem_arrows(found), Path(out)):
             print(f"{path}")
     return 0 if before == after else 1

@@ -32,7 +32,7 @@ from nanomath.analysis import drift as measure
 from nanomath.analysis.evaluation import check_measurement, in_kinds
 from nanomath.analysis.figures import draw_drift
 from nanomath.config import parse_arguments
-from nanomath.data.files import write_json
+from nanomath.data.files import as_json, check_directory
 from nanomath.data.problem import Problem
 from nanomath.models import Tokenizer, Transformer
 from nanomath.models.batches import Example
@@ -48,6 +48,7 @@ from nanomath.training.build import (
     settle_dtypes,
     shape_of,
 )
+from nanomath.training.runlog import write_atomically
 
 Pair = tuple[Transformer, Tokenizer]
 
@@ -80,7 +81,7 @@ def main(argv: list[str]) -> int:
         found["asked"] |= {"base": names[0], "tuned": name}
         del tuned  # before the next one is loaded
         place.mkdir(parents=True, exist_ok=True)
-        write_json(place / "drift.json", found)
+        write_atomically(place / "drift.json", as_json(found))
         print(*measure.lines(found), f"  written to {place}/drift.json", sep="\n")
         if find_spec("matplotlib"):
             draw_drift(found, place)
@@ -102,8 +103,8 @@ def loaded(section: settings.Model, name: str) -> Pair:
 
 
 def out_directories(names: Sequence[str], out: str) -> dict[str, Path]:
-    """Return where the drift of each tuned model is written. ValueError for a file, and for one
-    place of two models.
+    """Return where the drift of each tuned model is written. ValueError for one place of
+    two models, OSError for one that cannot be written to.
     """
     first = {
         n: Path(out or (n if (Path(n) / "config.toml").is_file() else "drift"))
@@ -116,8 +117,7 @@ def out_directories(names: Sequence[str], out: str) -> dict[str, Path]:
             raise ValueError(
                 f"the drift of {count} models of one name would be written to {at}"
             )
-        if at.exists() and not at.is_dir():
-            raise ValueError(f"out: {at} is a file: name a directory")
+        check_directory("out", at)
     return places
 
 

@@ -27,7 +27,6 @@ from nanomath.analysis import figures
 from nanomath.analysis.budget import by_budget
 from nanomath.analysis.evaluation import Report, check_measurement, evaluate
 from nanomath.analysis.saved import (
-    as_json,
     as_lines,
     problems_json,
     read_completions,
@@ -36,6 +35,7 @@ from nanomath.analysis.saved import (
 from nanomath.analysis.selective import check_confidence, measure_confidence
 from nanomath.commands import general
 from nanomath.config import parse_arguments
+from nanomath.data.files import as_json, check_directory, check_file
 from nanomath.data.problem import Problem
 from nanomath.models import Tokenizer
 from nanomath.process.rewards import AGGREGATES
@@ -120,19 +120,17 @@ def main(argv: list[str]) -> int:
 
 
 def check_places(config: settings.EvalConfig) -> None:
-    """FileNotFoundError for what could not be written after the sampling."""
+    """OSError for what could not be written after the sampling."""
     places = {
         "save": config.save,
         "solutions": config.solutions,
         "confidence.handoff": config.confidence.handoff,
     }
     for key, place in places.items():
-        if place and (
-            not Path(place).absolute().parent.is_dir() or Path(place).is_dir()
-        ):
-            raise FileNotFoundError(f"{key}: there is no directory to write {place} to")
-    if config.out and Path(config.out).is_file():
-        raise FileExistsError(f"out: {config.out} is a file: name a directory")
+        if place:
+            check_file(key, place)
+    if config.out:
+        check_directory("out", config.out)
 
 
 def score_completions(

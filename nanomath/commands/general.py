@@ -20,9 +20,10 @@ from nanomath.analysis import general
 from nanomath.analysis.evaluation import Score
 from nanomath.config import parse_arguments
 from nanomath.data.benchmarks import BENCHMARKS, load_benchmark
-from nanomath.data.files import replacing, write_json
+from nanomath.data.files import as_json, check_file
 from nanomath.rollout import Sampler
 from nanomath.training.build import build_model, settle_dtypes
+from nanomath.training.runlog import write_atomically
 from nanomath.training.sittings import commit, program, versions
 
 
@@ -30,8 +31,7 @@ def main(argv: list[str], model: str) -> int:
     given = [f"model.path={model}"]
     config, _ = parse_arguments(settings.GeneralConfig, [*given, *argv], __doc__)
     out = Path(config.save)
-    if not config.save or not out.absolute().parent.is_dir():
-        raise FileNotFoundError(f"save: there is no directory to write {out} to")
+    check_file("save", out)
     if config.data and not Path(config.data).is_dir():
         raise FileNotFoundError(f"data: {config.data} is no directory")
     names = config.tasks or [name for name in BENCHMARKS if name != "gsm8k"]
@@ -59,8 +59,7 @@ def main(argv: list[str], model: str) -> int:
         records = general.measure(config, name, problems, asked, sampler)
         task = general.summary(config, name, loaded[name][0], problems, records)
         report["tasks"][name] = task
-        with replacing(out) as scratch:
-            write_json(scratch, report)
+        write_atomically(out, as_json(report))
         print(f"{name}: {len(problems)} problems; {task['protocol']}")
         for metric, score in task["scores"].items():
             print(f"  {metric:20}{Score(**score)}", flush=True)

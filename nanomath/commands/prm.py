@@ -29,6 +29,7 @@ from tqdm import tqdm
 
 from nanomath import settings
 from nanomath.config import parse_arguments
+from nanomath.data.files import check_file
 from nanomath.data.order import step_indices
 from nanomath.data.problem import Problem
 from nanomath.models import Tokenizer, Transformer
@@ -305,8 +306,8 @@ def evaluate(argv: list[str]) -> int:
         words = ["", ""]
     rest = [f"model.path={words[0]}", *(word for word in argv if word not in words)]
     config, _ = parse_arguments(settings.PRMEvalConfig, rest, __doc__)
-    if config.save and not Path(config.save).absolute().parent.is_dir():
-        raise FileNotFoundError(f"save: there is no directory to write {config.save} to")
+    if config.save:
+        check_file("save", config.save)
     solutions = load_labelled(words[1], config.neutral, config.limit)
     scorer = build_scorer(config.model.path, config.model)
     if isinstance(scorer, PRM):

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from nanomath.analysis.report import report
 from nanomath.analysis.runs import read_run
+from nanomath.data.files import check_file
 from nanomath.training.runlog import write_atomically
 
 
@@ -30,8 +31,7 @@ def main(argv: list[str]) -> int:
         )
     runs = [read_run(name) for name in names]
     out = Path(outs[-1]) if outs else runs[0].directory / "report.html"
-    if not out.parent.is_dir():
-        raise FileNotFoundError(f"out: there is no directory to write {out} to")
+    check_file("out", out)
     write_atomically(out, report(runs))
     print(f"{out}: {out.stat().st_size / 1e6:.1f} MB, open it in a browser")
     return 0

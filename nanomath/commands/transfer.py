@@ -17,9 +17,11 @@ import sys
 from pathlib import Path
 
 from nanomath import settings
+from nanomath.analysis import figures
 from nanomath.analysis.transfer import compare_transfer, draw, read_evaluation, table
 from nanomath.config import parse_arguments
-from nanomath.data.files import replacing, write_json
+from nanomath.data.files import as_json, check_file
+from nanomath.training.runlog import write_atomically
 from nanomath.training.sittings import commit, program
 
 
@@ -35,16 +37,16 @@ def main(argv: list[str]) -> int:
         raise ValueError(
             f"{twice[0]} is there twice: name the base and other evaluations"
         )
-    for key, path in ("save", config.save), ("picture", config.picture):
-        if path and not Path(path).absolute().parent.is_dir():
-            raise FileNotFoundError(f"{key}: there is no directory to write {path} to")
+    if config.save:
+        check_file("save", config.save)
+    if config.picture:
+        figures.check_picture("picture", config.picture)
     files = {name: read_evaluation(name) for name in names}
     report = compare_transfer(files, config.groups, config.sigma, config.seed)
     print(table(report))
     if config.save:
         report |= {"command": [*program(), *sys.argv[1:]], "commit": commit()}
-        with replacing(Path(config.save)) as scratch:
-            write_json(scratch, report)
+        write_atomically(Path(config.save), as_json(report))
         print(f"written to {config.save}")
     if config.picture:
         print("drawn:", *draw(report, Path(config.picture)))

@@ -11,12 +11,14 @@ from __future__ import annotations
 
 import gzip
 import json
+import math
 import os
 import re
 import shutil
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -108,10 +110,56 @@ def _check(value: Any, depth: int = 0) -> None:
             _check(entry, depth + 1)
 
 
+def as_json(value: Any) -> str:
+    """Return indented JSON of nested values, data classes among them; what is no finite
+    number is null.
+    """
+    return json.dumps(_plain(value), indent=2, ensure_ascii=False) + "\n"
+
+
+def _plain(value: Any) -> Any:
+    if is_dataclass(value):
+        value = asdict(value)
+    if isinstance(value, dict):
+        return {key: _plain(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def write_json(file: Path, content: dict[str, Any]) -> None:
     """Write an indented JSON file."""
-    text = json.dumps(content, indent=2, ensure_ascii=False)
-    file.write_text(text + "\n", encoding="utf-8")
+    file.write_text(as_json(content), encoding="utf-8")
+
+
+def check_file(key: str, path: str | Path) -> None:
+    """OSError for a file, named by the setting `key`, that could not be written: better before
+    the work than after it.
+    """
+    target = Path(path)
+    if target.exists() and not target.is_file():
+        raise FileExistsError(
+            f"{key}: {target} is no file, and would be replaced by one"
+        )
+    if not target.absolute().parent.is_dir():
+        raise FileNotFoundError(f"{key}: there is no directory to write {target} to")
+    _check_writable(key, target.absolute().parent)
+
+
+def check_directory(key: str, path: str | Path) -> None:
+    """OSError for a directory, named by the setting `key`, that could not be made, or written
+    to.
+    """
+    place = Path(path).absolute()
+    nearest = next(one for one in (place, *place.parents) if one.exists())
+    if not nearest.is_dir():
+        raise FileExistsError(f"{key}: {nearest} is a file: name a directory")
+    _check_writable(key, nearest)
+
+
+def _check_writable(key: str, directory: str | Path) -> None:
+    if not os.access(directory, os.W_OK):
+        raise PermissionError(f"{key}: {directory} cannot be written to")
 
 
 @contextmanager

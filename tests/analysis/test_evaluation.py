@@ -120,7 +120,7 @@ def test_score():
     assert one == mean_score([0.0, 1.0, 1.0, 0.0], seed=3)
     constant = mean_score([1.0] * 5)
     assert (constant.mean, constant.low, constant.high) == (1, 1, 1)
-    assert str(mean_score([0.25] * 3)) == "25.0% (95% interval 25.0 to 25.0)"
+    assert str(mean_score([0.25] * 3)) == "25.0% (no interval: all are the same)"
 
 
 # --- reports ---------------------------------------------------------------------------------

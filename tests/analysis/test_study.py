@@ -601,7 +601,7 @@ def test_a_command_and_what_it_wrote(stand_in, tmp_path, monkeypatch):
     assert scores["drift.kl.maths.0"]["with", 0] == {"": 0.25}
     assert scores["drift.kl.maths.1"]["low", 0] == {"": 2.0}
     with pytest.raises(
-        ValueError, match="no number 'kl'.*; there are: kl.maths.0, kl.ma"
+        ValueError, match="no number 'kl'.*; those most like it are: kl.maths"
     ):
         measured(pool.directory / chains["with", 0]["drift"].name, "kl")
 

@@ -253,6 +253,34 @@ def test_files_that_are_no_evaluation(tmp_path, name, content):
         read_evaluation(tmp_path / name)
 
 
+def stored(records: str, group: str = "maths") -> str:
+    """The text of a general.json of one task."""
+    task = f'"group": "{group}", "metric": "acc", "protocol": "p", "digest": "d"'
+    return f'{{"tasks": {{"a": {{{task}, "records": [{records}]}}}}}}'
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (stored(""), "a: expected problems with scores"),
+        (stored('{"problem": "q", "acc": NaN}'), "a: expected problems with scores"),
+        (stored('{"problem": "q", "acc": 50}'), "a: expected problems with scores"),
+        (stored('{"problem": "q", "acc": 1}', "art"), "group: expected one of maths"),
+    ],
+)
+def test_scores_that_are_none(tmp_path, content, says):
+    (tmp_path / "x.json").write_text(content)
+    with pytest.raises(ValueError, match=rf"x.json: .*{says}"):
+        read_evaluation(tmp_path / "x.json")
+
+
+def test_problems_that_are_all_alike_give_no_interval_and_no_index():
+    files = {"base": evaluation(0, 0.5, 0.5, n=2), "a": evaluation(1, 0.5, 0.5, n=2)}
+    report = compare_transfer(files, {})
+    assert "+100.0  (no interval: all are the same)" in table(report)
+    assert "within noise" in report["models"]["a"]["undefined"]
+
+
 def test_files_that_are_empty_or_missing(tmp_path):
     (tmp_path / "x.jsonl").write_text("")
     with pytest.raises(ValueError, match="holds no completions"):

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import tomllib
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,11 +16,13 @@ from tokenizers.pre_tokenizers import Whitespace
 
 from nanomath import load_model, load_tokenizer, save_model, settings
 from nanomath.__main__ import main
+from nanomath.analysis.measures import number_of
 from nanomath.config import to_toml
 from nanomath.models import Tokenizer
 from nanomath.models.lora import LoRA
 from nanomath.training.build import new_model
 
+ROOT = Path(__file__).parents[2]
 QUICK = (
     "drift.responses=3",
     "drift.texts=4",
@@ -195,6 +199,7 @@ RECORDS = [
         ),
         (["base", "base", "problems.limit=2"], "the group of all problems has 2"),
         (["base", "base", "out=some.jsonl"], "some.jsonl is a file"),
+        (["base", "base", "out=some.jsonl/below"], "some.jsonl is a file"),
         (["base", "base", "other/base"], "2 models of one name"),
         (["base", "base", "drift.texts=2"], "expected a number at least 3"),
         (["base", "base", "evaluation.by=kind"], "unknown key; did you mean drift.by"),
@@ -235,6 +240,28 @@ def test_weights_that_are_no_numbers_are_refused(call, base, tuned, tmp_path):
     assert outcome.code == 2
     assert "broken: model.norm.weight has entries that are not finite" in outcome.err
     assert (tmp_path / "drift" / "tuned" / "drift.json").is_file()  # it came before
+
+
+@pytest.mark.parametrize(
+    "change", [{"groups": {}}, {"groups": []}, {"meaning": 3}, {"refused": 3}]
+)
+def test_a_report_refuses_another_drift(call, tmp_path, change):
+    (tmp_path / "config.toml").write_text(to_toml(settings.GRPOConfig()), "utf-8")
+    sound = {"asked": {}, "meaning": {}, "groups": {"all": {}}, "refused": []}
+    (tmp_path / "drift.json").write_text(json.dumps(sound | change), "utf-8")
+    outcome = call(main, "report", tmp_path)
+    assert outcome.code == 2 and "drift.json is not what drift writes" in outcome.err
+
+
+def test_a_study_finds_the_numbers_that_it_measures(call, base, tuned, tmp_path):
+    study = tomllib.loads((ROOT / "configs/studies/transfer.toml").read_text("utf-8"))
+    keys = {"drift.by": study["stages"]["drift"]["keys"]["drift.by"]}
+    words = [f"{key}={value}" for key, value in keys.items()]
+    families = "problems.world.families=maths,grid,copying"
+    assert call(main, "drift", base, tuned, *QUICK, families, *words).code == 0
+    wanted = [m for m in study["measures"] if m.startswith("drift.")]
+    values = [number_of(tmp_path / "drift", m.removeprefix("drift.")) for m in wanted]
+    assert len(values) == 3 and all(value > 0 for value in values)
 
 
 def test_help_says_where_it_writes(call):

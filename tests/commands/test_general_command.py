@@ -102,6 +102,7 @@ def test_what_was_measured_stays_when_a_later_benchmark_fails(
             ["data=data", "tasks=truthfulqa"],
             "the model's context holds 192; leave the benchmark",
         ),
+        (["data=data", "save=data"], "save: data is no file, and would be replaced"),
         (["data=data/gsm8k", "tasks=svamp"], "data/gsm8k holds no svamp"),
         (["data=data", "problems.limit=3"], "problems.limit: unknown key"),
     ],
@@ -140,13 +141,18 @@ def test_ifeval_needs_langdetect_before_anything_is_computed(
         (["x.json", "y.json", "sigma=2"], "sigma: expected one of pooled, paper"),
         (["x.json", "y.json", "groups.x=art"], "groups.x: expected one of maths, other"),
         (["x.json", "y.json", "save=no/t.json"], "save: there is no directory"),
+        (["x.json", "y.json", "save=full"], "save: full is no file, and would be"),
+        (["x.json", "y.json", "picture=no/t"], "picture: there is no directory"),
     ],
 )
 def test_bad_input_of_transfer(call, tmp_path, words, says):
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "kept").touch()
     for name in "xy":
         (tmp_path / f"{name}.json").write_text('{"tasks": {}}')
     outcome = call(main, "transfer", *words)
     assert outcome.code == 2 and says in outcome.err and outcome.err.count("\n") == 1
+    assert (tmp_path / "full" / "kept").exists()
 
 
 def test_families_of_the_world(call, model_directory, tmp_path):

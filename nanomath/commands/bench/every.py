@@ -24,6 +24,7 @@ from typing import Any
 import nanomath
 from nanomath.commands.bench.measure import Bench, machine_facts
 from nanomath.config import option, parse_arguments
+from nanomath.data.files import as_json
 from nanomath.training.runlog import write_atomically
 
 ROOT = Path(nanomath.__file__).parents[1]
@@ -73,7 +74,7 @@ def main(argv: list[str]) -> int:
         part = run_part(words, config, out / f"{name}.json")
         results["parts"][name] = part
         print(part["output"] + part["outcome"], flush=True)
-        write_atomically(out / "bench.json", json.dumps(results, indent=1) + "\n")
+        write_atomically(out / "bench.json", as_json(results))
         write_atomically(out / "bench.md", page(results))
     failed = [
         name for name, part in results["parts"].items() if part["outcome"] == "failed"

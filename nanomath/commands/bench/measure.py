@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import json
 import math
 import os
 import platform
@@ -24,6 +23,7 @@ from tqdm import tqdm
 
 import nanomath
 from nanomath.config import option
+from nanomath.data.files import as_json, check_file
 from nanomath.models import ModelConfig
 from nanomath.rollout.floor import Machine, measure_machine
 from nanomath.training.build import choose_device
@@ -194,11 +194,9 @@ class Report:
     """A table that is printed row by row, and saved as JSON after each row."""
 
     def __init__(self, target: str, argv: Sequence[str], config: Bench) -> None:
-        """Begin the report. FileNotFoundError when `config.save` lies in no directory."""
-        if config.save and not Path(config.save).absolute().parent.is_dir():
-            raise FileNotFoundError(
-                f"save: there is no directory to write {config.save} to"
-            )
+        """Begin the report. OSError when `config.save` could not be written."""
+        if config.save:
+            check_file("save", config.save)
         self.path = config.save
         self.failed = False
         self.content = {
@@ -227,7 +225,7 @@ class Report:
         self.content["rows"].append(row)
         self.failed |= "failed" in row
         if self.path:
-            write_atomically(Path(self.path), json.dumps(self.content, indent=1) + "\n")
+            write_atomically(Path(self.path), as_json(self.content))
 
     def _print(self, cells: Sequence[str]) -> None:
         # A row that failed has fewer cells.

@@ -1008,9 +1008,8 @@ def check_source(config: GRPOConfig) -> None:
         'knows: set algorithm.old_logprobs = "sampler", or algorithm.ratio = "off"': (
             bool(bare) and a.ratio != "off" and a.old_logprobs != "sampler"
         ),
-        f'grpo.group_size = {grpo.group_size}, but algorithm.samples = "pair" takes two': (
-            grpo.group_size < 2 and pairs
-        ),
+        f'grpo.group_size = {grpo.group_size}, but algorithm.samples = "pair" takes two: take at '
+        "least 2": (grpo.group_size < 2 and pairs),
         f"grpo.group_size = {grpo.group_size}, and grpo.solutions is that one: nothing is compared "
         'with it; take at least 2, or algorithm.method = "sft"': (
             grpo.group_size < 2 and grpo.solutions and a.advantage != "one"

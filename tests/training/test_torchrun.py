@@ -140,6 +140,33 @@ def test_hints(directory, chooser):
     assert any(json.loads(line).get("hints/rate") for line in lines)
 
 
+KNOWN = (
+    "grpo.solutions=true reward.weights.accuracy=1 ",
+    "grpo.source=teacher teacher.path=start lora.rank=2 optim.lr=0.003 grpo.solutions=true",
+    "grpo.source=DIRECTORY/samples.jsonl grpo.group_size=2 algorithm.old_logprobs=sampler",
+    "algorithm.method=opd teacher.path=policy teacher.shows=sibling grpo.solutions=true",
+)
+
+
+@pytest.mark.parametrize("number", range(len(KNOWN)))
+def test_samples_of_others(directory, number):
+    """What is known is given on every rank, the rest drawn by all of them together."""
+    command = f"{GRPO} grpo.logged_groups=3"
+    if "samples.jsonl" in KNOWN[number]:
+        drawn = train(directory, f"{command} train.limit=3", "drawn", 1)
+        rows = (drawn / "rollouts.jsonl").read_text().splitlines()
+        first = [row for row in rows if json.loads(row)["step"] == 1]
+        (directory / "samples.jsonl").write_text("\n".join(first) + "\n")
+        command += " train.limit=3"
+    command = f"{command} {KNOWN[number]}"
+    expected = train(directory, command, f"known-one-{number}", 1)
+    found = train(directory, command, f"known-two-{number}", 2)
+    assert_same_run(found, expected)
+    rows = map(json.loads, (found / "rollouts.jsonl").read_text().splitlines())
+    certain = [row["sample"] for row in rows if not any(row["logprobs"])]
+    assert certain == [3] * 9 if "solutions" in command else not certain
+
+
 @pytest.mark.parametrize("command", [SFT, GRPO], ids=["sft", "grpo"])
 def test_adapters(directory, command):
     command = f"{command} model.path=DIRECTORY/one lora.rank=4 optim.lr=0.003"

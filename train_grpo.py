@@ -95,10 +95,11 @@ def main(argv: list[str]) -> int:
     scorers = build_scorers(config, tokenizer, problems)
     policy = build_policy_step(config, trainer, template, problems)
     source = build_source(config, sampler, policy.teacher, template, problems, prompts)
-    hints = build_hints(config, trainer, sampler, template, problems, prompts)
+    hints = build_hints(config, trainer, sampler, template, problems)
     draw = hints.episodes if hints else partial(sample_episodes, source)
 
-    plan_rollouts(trainer, policy, sampler, prompts, heldout_prompts)
+    longest = hints.longest(prompts) if hints else prompts
+    plan_rollouts(trainer, policy, sampler, source, longest, heldout_prompts)
 
     def sample(number: int) -> list[list[Episode]]:
         """Return the groups of rollout `number` with their rewards."""

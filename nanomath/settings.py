@@ -536,7 +536,8 @@ class Hints:
     score: str = option(
         "hinted",
         "the policy whose probabilities are trained: with the hint in its prompt (hinted), or "
-        "without it, weighted by pi(y|q) / pi(y|q,h) (bare, needs place user)",
+        "without it, weighted by pi(y|q) / pi(y|q,h) unless algorithm.ratio is off (bare, needs "
+        "place user)",
         choices=("hinted", "bare"),
     )
     below: float = option(
@@ -963,12 +964,16 @@ def check_source(config: GRPOConfig) -> None:
     teacher = config.teacher
     grpo = config.grpo
     taught = a.advantage.startswith("teacher")
-    foreign = grpo.source != "policy" or grpo.solutions
-    whose = f"grpo.source = {grpo.source!r} and grpo.solutions = {str(grpo.solutions).lower()}"
+    hinted = config.hints.chooser != "off"
+    others = [f"grpo.source = {grpo.source!r}"] * (grpo.source != "policy")
+    others += ["grpo.solutions = true"] * grpo.solutions
+    bare = ['hints.score = "bare"'] * (hinted and config.hints.score == "bare")
+    foreign = bool(others + bare)
+    whose = " and ".join(others + bare)
     pairs = a.samples == "pair"
     reasons = {
         f"hints.chooser = {config.hints.chooser!r}, but of {whose} the samples are not the "
-        "policy's": config.hints.chooser != "off" and foreign,
+        "policy's": hinted and bool(others),
         "grpo.source is empty: policy, teacher, or a .jsonl file of samples": not grpo.source,
         f"algorithm.advantage = {a.advantage!r}, but teacher.path is empty": (
             taught and not teacher.path
@@ -996,9 +1001,15 @@ def check_source(config: GRPOConfig) -> None:
         f'{whose} they are not: set kl_in = "loss" or kl_coef = 0': (
             algorithms.penalises_kl(a, "reward") and foreign
         ),
-        f'grpo.group_size = {grpo.group_size}, but algorithm.samples = "pair" takes two': (
-            grpo.group_size < 2 and pairs
+        'algorithm.old_logprobs = "sampler" takes what drew the samples for the policy, with which '
+        f"the teacher is compared, but of {whose} it is another: set old_logprobs = "
+        '"trainer"': taught and a.old_logprobs == "sampler" and foreign,
+        'hints.score = "bare" trains pi(y|q) / pi(y|q,h), whose lower part only the sampler '
+        'knows: set algorithm.old_logprobs = "sampler", or algorithm.ratio = "off"': (
+            bool(bare) and a.ratio != "off" and a.old_logprobs != "sampler"
         ),
+        f'grpo.group_size = {grpo.group_size}, but algorithm.samples = "pair" takes two: take at '
+        "least 2": (grpo.group_size < 2 and pairs),
         f"grpo.group_size = {grpo.group_size}, and grpo.solutions is that one: nothing is compared "
         'with it; take at least 2, or algorithm.method = "sft"': (
             grpo.group_size < 2 and grpo.solutions and a.advantage != "one"
@@ -1068,17 +1079,6 @@ class GRPOConfig:
                 f"algorithm.credit = {self.algorithm.credit!r} rewards steps of solutions, but "
                 'process.prm is empty: name a process reward model, or "oracle", "random", "length"'
             )
-        if self.hints.chooser != "off" and self.hints.score == "bare":
-            if self.algorithm.old_logprobs != "sampler":
-                raise ValueError(
-                    'hints.score = "bare" trains pi(y|q) / pi(y|q,h), whose lower part only the '
-                    'sampler knows: set algorithm.old_logprobs = "sampler"'
-                )
-            if algorithms.penalises_kl(self.algorithm, "reward"):
-                raise ValueError(
-                    'hints.score = "bare" with algorithm.kl_in = "reward": the KL would be that '
-                    'of the policy with the hint to the reference without it; set kl_in = "loss"'
-                )
         episodes = self.grpo.prompts * self.grpo.group_size
         if self.algorithm.minibatches > episodes:
             raise ValueError(

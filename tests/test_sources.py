@@ -256,6 +256,7 @@ def test_the_words_of_the_page_are_accepted():
 # --- what is refused -------------------------------------------------------------------------
 
 TAUGHT = ("algorithm.method=opd",)
+BARE = ("hints.chooser=ladder", "hints.place=user", "hints.score=bare")
 REFUSED = [
     (TAUGHT, "algorithm.advantage = 'teacher', but teacher.path is empty"),
     (("grpo.source=teacher",), 'grpo.source = "teacher", but teacher.path is empty'),
@@ -275,12 +276,33 @@ REFUSED = [
     ),
     (
         ("sampling.exact=true", *RIGHT),
-        "sampling.exact, but of grpo.source = 'policy' and grpo.solutions = true the samples are",
+        "sampling.exact, but of grpo.solutions = true the samples are not",
     ),
     (
         ("grpo.source=samples.jsonl", "algorithm.method=rloo"),
         'algorithm.kl_in = "reward" needs samples of the policy, but of grpo.source = \'sampl',
     ),
+    (
+        ("grpo.source=samples.jsonl", *RIGHT, "hints.chooser=ladder"),
+        "but of grpo.source = 'samples.jsonl' and grpo.solutions = true the samples are not",
+    ),
+    (
+        (*SHOWN, "teacher.path=start", "algorithm.old_logprobs=sampler", *RIGHT),
+        "with which the teacher is compared, but of grpo.solutions = true it is another",
+    ),
+    (
+        ("hints.chooser=ladder", "hints.place=user", "hints.score=bare"),
+        'hints.score = "bare" trains pi(y|q) / pi(y|q,h), whose lower part only the sampler',
+    ),
+    (
+        (*BARE, "algorithm.method=sft", "sampling.exact=true"),
+        'sampling.exact, but of hints.score = "bare" the samples are not the policy\'s',
+    ),
+    (
+        (*BARE, "algorithm.method=reinforce_pp", "algorithm.old_logprobs=sampler"),
+        'needs samples of the policy, but of hints.score = "bare" they are not',
+    ),
+    (("grpo.source=told.jsonl",), "told.jsonl:1: the sample was told a hint, which the"),
     (
         ("grpo.group_size=1", "algorithm.method=dpo"),
         'algorithm.samples = "pair" takes two: take at least 2',
@@ -343,6 +365,7 @@ def test_what_cannot_be_is_refused_in_one_line(
         "unsolved.jsonl": json.dumps(asked) + "\n",
         "long.jsonl": json.dumps(solved) + "\n",
         "list.txt": "1\n",
+        "told.jsonl": json.dumps(json.loads(good) | {"hint": "so", "level": 0.5}) + "\n",
     }
     for name, text in files.items():
         (place / name).write_text(text)

@@ -37,6 +37,11 @@ class Known:
     sampler: Sampler | Known
     last: int = 0
 
+    @property
+    def longest(self) -> int:
+        """The length in tokens of the longest known completion."""
+        return max(c.length for found in self.completions.values() for c in found)
+
     def generate(
         self,
         prompts: Sequence[list[int]],
@@ -98,6 +103,11 @@ def _sample(
         raise ValueError(
             "a sample needs the texts `question` and `text`, and `finish_reason` is one of "
             f"{', '.join(REASONS)}"
+        )
+    if "hint" in fields:
+        raise ValueError(
+            "the sample was told a hint, which the question alone does not have: leave out the "
+            "rows with `hint`"
         )
     completion = certain(text, tokenizer, reason)
     tokens = fields.get("tokens")

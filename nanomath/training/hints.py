@@ -104,7 +104,6 @@ class Hints:
     template: PromptTemplate
     problems: Sequence[Problem]
     split: str
-    token_budget: int
     chooser: Chooser
     difficulty: Difficulty
     step: int
@@ -115,25 +114,35 @@ class Hints:
         self.tries: list[Try] = []
         self.given: dict[tuple[int, ...], Hint] = {}
 
-    def check(self, prompts: Sequence[list[int]], context: int) -> None:
-        """Raise a ValueError for a problem without a solution, for one whose longest hint
-        leaves no room in a context of so many tokens, and where no solution has two steps.
+    @property
+    def token_budget(self) -> int:
+        """Of passes without a gradient: the number that the planner makes of "auto"."""
+        return self.trainer.config.grpo.token_budget
+
+    def longest(self, prompts: Sequence[list[int]]) -> list[list[int]]:
+        """Return the prompts of all problems with their longest hints.
+
+        ValueError for a problem without a solution, for one whose hint leaves no room in the
+        model's context, and where no solution has two steps.
         """
-        longest = 0
+        most = self.chooser.most
+        context = self.trainer.model.config.max_positions
+        longest = []
         for problem, prompt in zip(self.problems, prompts, strict=True):
-            hint = self.hint(problem, prompt, self.chooser.most)
-            longest = max(longest, len(hint.text) if hint else 0)
-            if hint and (size := len(self.prompt(problem, hint))) >= context:
+            hint = self.hint(problem, prompt, most)
+            longest.append(self.prompt(problem, hint) if hint else prompt)
+            if (size := len(longest[-1])) >= context:
                 raise ValueError(
-                    f"problem {problem.id!r} with a hint of level {self.chooser.most:g} has a "
-                    f"prompt of {size} tokens: the model's context holds {context}; lower the "
-                    "levels of [hints], or leave the problem out"
+                    f"problem {problem.id!r} with a hint of level {most:g} has a prompt of {size} "
+                    f"tokens: the model's context holds {context}; lower the levels of [hints], "
+                    "or leave the problem out"
                 )
-        if self.chooser.most and not longest:
+        if most and longest == list(prompts):
             raise ValueError(
                 f"hints.chooser = {self.section.chooser!r}, but no problem has a solution of two "
                 f"steps (process.steps = {self.split!r}) that could be begun"
             )
+        return longest
 
     def hint(self, problem: Problem, bare: list[int], level: float) -> Hint | None:
         """Return the hint of that level, None where it is empty. ValueError for a problem
@@ -380,10 +389,9 @@ def build_hints(
     sampler: Sampler,
     template: PromptTemplate,
     problems: Sequence[Problem],
-    prompts: Sequence[list[int]],
 ) -> Hints | None:
     """Make what gives hints on these problems, None where [hints] is off; checkpoints hold its
-    state. ValueError for problems that it has nothing to give for.
+    state.
     """
     section = config.hints
     if section.chooser == "off":
@@ -395,7 +403,7 @@ def build_hints(
         "controller": lambda: Controller(len(problems), section.gain, section.most),
         "learned": lambda: Learned(levels, section.upper_rate),
     }
-    shape = trainer.model.config
+    width = trainer.model.config.hidden_size
     hints = Hints(
         section,
         trainer,
@@ -403,11 +411,9 @@ def build_hints(
         template,
         problems,
         config.process.steps,
-        config.grpo.token_budget,
         choosers[section.chooser](),
-        Difficulty(len(problems), shape.hidden_size, section.strength, section.discount),
+        Difficulty(len(problems), width, section.strength, section.discount),
         trainer.start,
         config.run.steps,
     )
-    hints.check(prompts, shape.max_positions)
     return trainer.keep("hints", hints)

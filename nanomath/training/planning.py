@@ -8,8 +8,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from nanomath.data.order import step_indices
+from nanomath.models import Transformer
 from nanomath.models.batches import Example
 from nanomath.rollout import Sampler
+from nanomath.rollout.known import Known
 from nanomath.training import plan, ranks
 from nanomath.training.loop import say
 from nanomath.training.plan import Drawing
@@ -25,17 +27,25 @@ def plan_rollouts(
     trainer: Trainer,
     policy: PolicyStep,
     sampler: Sampler,
+    source: Sampler | Known,
     prompts: Sequence[list[int]],
     heldout_prompts: Sequence[list[int]],
 ) -> None:
-    """Say what rollouts and updates will need, and give `policy` its token_budget.
+    """Say what rollouts from a source and updates will need, and give `policy` its token_budget.
 
     Seconds are told of completions as long as in the newest step of a run that goes on, else of
-    the longest.
+    the longest. What is drawn again (hints, refills) is not foreseen.
     """
     config = trainer.config
     grpo = config.grpo
-    longest = config.sampling.max_new_tokens
+    samples, longest = grpo.group_size, 0
+    while isinstance(source, Known):
+        longest = max(longest, source.longest)
+        samples -= source.last or samples
+        source = source.sampler
+    drawn = config.sampling.max_new_tokens
+    if samples:
+        longest = max(longest, drawn)
     lines = trainer.log.read("metrics.jsonl") if trainer.start else []
     lengths = [line["length"] for line in lines if "length" in line]
     length = max(1, round(lengths[-1])) if lengths else longest
@@ -46,11 +56,12 @@ def plan_rollouts(
 
     usual = rollout(trainer.start, length)
     asked = [example.prompt for example in usual[: grpo.prompts]]
-    drawings = [
-        Drawing.of(asked, grpo.group_size, length),
-        Drawing.of(heldout_prompts, config.evaluation.samples, longest),
-    ]
-    announce(trainer, "grpo", sampler, rollout, usual, policy.passes, drawings)
+    draws = [(source, Drawing.of(asked, samples, min(length, drawn)))] * (samples > 0)
+    measures = sampler, Drawing.of(heldout_prompts, config.evaluation.samples, drawn)
+    taught = []
+    if policy.taught:
+        taught = [(policy.teacher.model, rollout(trainer.start))]
+    announce(trainer, "grpo", rollout, usual, policy.passes, [*draws, measures], taught)
     policy.token_budget = grpo.token_budget
 
 
@@ -64,56 +75,60 @@ def plan_tuning(
     """Say what steps of these batches, and measurements beside them, will need."""
     config = trainer.config
     longest = config.sampling.max_new_tokens
-    drawings = [Drawing.of(heldout_prompts, config.evaluation.samples, longest)]
+    measures = Drawing.of(heldout_prompts, config.evaluation.samples, longest)
     usual = batch(trainer.start)
-    announce(trainer, "sft", sampler, batch, usual, (0, 1), drawings, heldout)
+    scored = [(trainer.model, heldout)]
+    announce(trainer, "sft", batch, usual, (0, 1), [(sampler, measures)], scored)
 
 
 def announce(
     trainer: Trainer,
     name: str,
-    sampler: Sampler,
     examples_of: StepExamples,
     usual: Sequence[Example],
-    passes: tuple[int, int],
-    drawings: Sequence[Drawing],
-    heldout: Sequence[Example] = (),
+    passes: tuple[float, int],
+    drawings: Sequence[tuple[Sampler, Drawing]],
+    scored: Sequence[tuple[Transformer, Sequence[Example]]],
 ) -> None:
     """Settle the token_budget of the config's section `name`, and say what a step needs.
 
     examples_of gives those of a step at their longest, `usual` are those of one whose time is
-    told. passes: over them, without a gradient and with one. drawings: what the sampler draws in
-    a step, if it does, and of held-out problems; heldout: what is scored beside.
+    told. passes: over them, without a gradient and with one. drawings: what samplers draw in a
+    step, if they do, and of held-out problems; scored: by which models what is scored beside.
     """
-    *draws, measures = drawings
-    longest = max(len(example.response) for example in examples_of(trainer.start))
-    sampling = max(
-        plan.sampling_bytes(sampler, drawing)
-        for drawing in [measures, *(replace(one, completion=longest) for one in draws)]
-    )
+    *draws, _ = drawings
+    longest = trainer.config.sampling.max_new_tokens
+    kept: dict[Sampler, float] = {}
+    for sampler, one in drawings:
+        need = plan.sampling_bytes(sampler, replace(one, completion=longest))
+        kept[sampler] = max(need, kept.get(sampler, 0.0))
+    sampling = sum(kept.values())
     largest = settle_budget(trainer, name, examples_of, sampling)
     budget = getattr(trainer.config, name).token_budget
     model = trainer.model
     optimizer = trainer.optimizer
-    scored = plan.batches_of(model, heldout, budget) if heldout else []
     training = max(
         plan.step_bytes(model, optimizer, plan.batches_of(model, largest, budget)),
-        *(plan.batch_bytes(model, part) for part in scored),
+        *(
+            plan.batch_bytes(scorer, part)
+            for scorer, examples in scored
+            for part in plan.batches_of(model, examples, budget)
+        ),
         0,
     )
     seconds = {}
     if not ranks.is_sharded(model):
-        machine = plan.machine_of(model, sampler.decoder.dtype)
+        machine = plan.machine_of(model, drawings[0][0].decoder.dtype)
         step = plan.step_seconds(model, optimizer, usual, budget, passes, machine)
         seconds["training"] = step
-        for one in draws:
+        for sampler, one in draws:
             seconds["sampling"] = plan.sampling_seconds(sampler, one, machine)
     memory = {
         "loaded": memory_now(model.device),
         "training": training,
         "sampling": sampling,
     }
-    assumed = "".join(f"completions of {one.completion} tokens, " for one in draws)
+    assumed = "".join(f"completions of {one.completion} tokens, " for _, one in draws)
     expected = plan.sentence(model.device, memory, seconds)
     say(f"{expected}, with {assumed}{name}.token_budget = {budget}")
     lacking = training + sampling - plan.room(model.device)

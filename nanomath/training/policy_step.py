@@ -130,7 +130,7 @@ class PolicyStep:
         tokens.old_logprobs, tokens.old_entropy = self._old_policy(rollout)
         if self.critic:
             (tokens.values,) = self._measure(rollout, "the value model", self._values, 1)
-        if a.advantage.startswith("teacher"):
+        if self.taught:
             self._ask_teacher(rollout, episodes)
         tokens.advantages, tokens.returns = algorithms.compute_advantages(
             a, rewards, tokens
@@ -173,11 +173,24 @@ class PolicyStep:
         return a.top_entropy < 1 or (wanted and not self.model.exact)
 
     @property
-    def passes(self) -> tuple[int, int]:
-        """How often a step computes each episode at most: without a gradient, and with one."""
+    def taught(self) -> bool:
+        """Whether a teacher scores what was sampled."""
+        return self.algorithm.advantage.startswith("teacher")
+
+    @property
+    def passes(self) -> tuple[float, int]:
+        """How often a step computes each episode at most: without a gradient, and with one. A
+        pass of a teacher is as many of the policy's as it has more parameters.
+        """
+        a = self.algorithm
         own_trunk = bool(self.critic and self.critic.trunk)
         scored = 1 + self._needs_old_pass() + bool(self.critic)
-        return scored, self.algorithm.epochs * (1 + own_trunk)
+        if self.taught:
+            models = self.teacher.model, self.model
+            teacher, ours = (sum(p.numel() for p in m.parameters()) for m in models)
+            asked = 1 + a.epochs * (a.advantage == "teacher_full")
+            scored += asked * teacher / ours
+        return scored, a.epochs * (1 + own_trunk)
 
     def _logprobs_of(self, model: Transformer) -> Callable[[Batch], tuple[Tensor, ...]]:
         def logprobs(batch: Batch) -> tuple[Tensor, ...]:

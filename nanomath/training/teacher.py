@@ -39,18 +39,22 @@ class Teacher:
     asks: str = "{question}"
 
     def examples(self, episodes: Sequence[Episode], group_size: int) -> list[Example]:
-        """Return the episodes' completions under the teacher's prompts.
+        """Return the episodes' completions under the teacher's prompts, which go on with the
+        hint that began an answer.
 
         The prompt is the policy's where there is nothing to show: no other sample of the group
         is right, or the context has no room for it.
         """
-        return [
-            Example(
-                self._shown(episode, group) or episode.prompt, episode.completion.tokens
-            )
-            for group in in_groups(episodes, group_size)
-            for episode in group
-        ]
+        found = []
+        for group in in_groups(episodes, group_size):
+            for episode in group:
+                prompt = self._shown(episode, group)
+                begun = episode.hint.prefix if prompt and episode.hint else []
+                shown = Example(prompt + begun, episode.completion.tokens)
+                if not prompt or len(shown) > self.model.config.max_positions:
+                    shown = replace(shown, prompt=episode.prompt)
+                found.append(shown)
+        return found
 
     def _shown(self, episode: Episode, group: Sequence[Episode]) -> list[int]:
         if self.shows == "nothing":
@@ -59,11 +63,7 @@ class Teacher:
             return self.with_solution(episode.problem)
         others = (e for e in group if e is not episode and e.rewards["accuracy"] > 0)
         sibling = next(others, None)
-        if sibling is None:
-            return []
-        prompt = self._prompt(episode.problem, sibling.solution.text)
-        room = self.model.config.max_positions - episode.completion.length
-        return prompt if len(prompt) <= room else []
+        return self._prompt(episode.problem, sibling.solution.text) if sibling else []
 
     def with_solution(self, problem: Problem) -> list[int]:
         """Return the prompt of a problem with its worked solution. ValueError if it has none."""

@@ -20,10 +20,9 @@ from nanomath import settings
 from nanomath.config import load, to_toml
 from nanomath.data.files import remove_scratch
 from nanomath.models import Tokenizer, Transformer, resolve_model_dir
-from nanomath.models.batches import Example
 from nanomath.models.lora import LoRA
 from nanomath.rollout import Sampler
-from nanomath.training import plan, ranks
+from nanomath.training import ranks
 from nanomath.training.build import (
     build_model,
     build_sampler,
@@ -43,13 +42,12 @@ from nanomath.training.optimizer import Optimizer, learning_rate
 from nanomath.training.runlog import RunFailed, RunLog
 from nanomath.training.sharding import shard
 from nanomath.training.shared_sampler import SharedSampler
-from nanomath.training.sittings import Sittings, memory_now, peak_memory, total_memory
+from nanomath.training.sittings import Sittings, peak_memory, total_memory
 
 T = TypeVar("T")
 RUN_FLAGS = {"--resume": "go on from the newest checkpoint of the run"}
 Config = settings.SFTConfig | settings.GRPOConfig | settings.PRMConfig
 Build = Callable[[settings.Model, int, str], tuple[Transformer, Tokenizer]]
-StepExamples = Callable[[int], list[Example]]  # what a step computes
 
 # What saves memory, in the order in which to try it: none of the first four changes a
 # gradient.
@@ -64,7 +62,6 @@ MEMORY_KNOBS = {
     "model.dtype": "bfloat16 halves weights and activations",
     "lora.rank": "8 trains adapters: the weights have no gradients and no state of Adam's",
 }
-STEPS_SEEN = 100  # of a run, by which it is planned
 
 
 class Trainer:
@@ -205,84 +202,6 @@ class Trainer:
         if self.checkpoint:
             load_checkpoint(self.checkpoint, part, name)
         return part
-
-    def logged(self, name: str, otherwise: int) -> int:
-        """Return the newest value of a metric in the log of a run that goes on, rounded."""
-        found = [line[name] for line in self.log.read("metrics.jsonl") if name in line]
-        return max(1, round(found[-1])) if self.start and found else otherwise
-
-    def settle_budget(
-        self, name: str, examples_of: StepExamples, besides: float = 0
-    ) -> list[Example]:
-        """Put a number in the place of token_budget = "auto" in the config's section `name`, and
-        return the largest step's examples, of the next STEPS_SEEN steps.
-
-        besides: bytes that other things need.
-        """
-        last = min(self.config.run.steps, self.start + STEPS_SEEN)
-        steps = map(examples_of, range(self.start, last))
-        largest = max(steps, key=lambda examples: sum(map(len, examples)))
-        section = getattr(self.config, name)
-        if section.token_budget == "auto":
-            section.token_budget = plan.settle_budget(
-                self.model, self.optimizer, largest, besides
-            )
-        return largest
-
-    def plan(
-        self,
-        name: str,
-        examples_of: StepExamples,
-        usual: Sequence[Example],
-        passes: tuple[int, int],
-        sampler: Sampler,
-        draws: plan.Drawing | None,
-        measures: plan.Drawing,
-        heldout: Sequence[Example] = (),
-    ) -> None:
-        """Settle the token_budget of section `name`, and say what memory and time a step needs.
-
-        examples_of gives those of a step at their longest, `usual` are those of one whose time is
-        told. passes: over them, without a gradient and with one. draws, measures: what the
-        sampler draws in a step, in as many tokens as `usual` has, and of held-out problems.
-        heldout: what is scored beside.
-        """
-        drawings = [measures]
-        if draws:
-            longest = max(len(e.response) for e in examples_of(self.start))
-            drawings.append(replace(draws, completion=longest))
-        sampling = max(plan.sampling_bytes(sampler, drawing) for drawing in drawings)
-        largest = self.settle_budget(name, examples_of, sampling)
-        budget = getattr(self.config, name).token_budget
-        model = self.model
-        parts = plan.batches_of(model, largest, budget)
-        needs = [plan.step_bytes(model, self.optimizer, parts)]
-        if heldout:
-            parts = plan.batches_of(model, heldout, budget)
-            needs += [plan.batch_bytes(model, part) for part in parts]
-        memory = {
-            "loaded": memory_now(model.device),
-            "training": max(needs),
-            "sampling": sampling,
-        }
-        lacking = max(needs) + sampling - plan.room(model.device)
-        seconds = {}
-        if not ranks.is_sharded(model):
-            machine = plan.machine_of(model, sampler.decoder.dtype)
-            seconds["training"] = plan.step_seconds(
-                model, self.optimizer, usual, budget, passes, machine
-            )
-            if draws:
-                seconds["sampling"] = plan.sampling_seconds(sampler, draws, machine)
-        assumed = f"completions of {draws.completion} tokens, " if draws else ""
-        assumed += f"{name}.token_budget = {budget}"
-        say(f"{plan.sentence(model.device, memory, seconds)}, with {assumed}")
-        if lacking > 0:
-            keys = [line.split()[0] for line in memory_knobs(self.config).splitlines()]
-            say(
-                f"it may not fit: {lacking / 2**30:.2f} GiB more than is free; what to turn "
-                f"down or on: {', '.join(keys)}"
-            )
 
     def begin(self) -> None:
         """Open the run directory for writing, once everything else is known to be in order."""

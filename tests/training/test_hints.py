@@ -14,19 +14,20 @@ from plain_step import PlainStep, assert_same, new_step, token_logprobs, token_s
 
 import train_grpo
 from nanomath import save_model, settings
-from nanomath.algorithms import credit
+from nanomath.algorithms import PRESETS, credit
 from nanomath.data.problem import Problem
 from nanomath.data.prompts import PromptTemplate
 from nanomath.process.prm import length_scores
 from nanomath.process.rewards import ProcessReward, VerifiedReward
 from nanomath.rewards import RewardSet
-from nanomath.rollout import Completion, Episode
+from nanomath.rollout import Completion, Episode, Sampler
 from nanomath.rollout.difficulty import Difficulty
 from nanomath.rollout.hints import Chooser, Hint, Ladder, Schedule
 from nanomath.settings import Algorithm
 from nanomath.training.build import build_model, encode_prompts
 from nanomath.training.hints import Hints
 from nanomath.training.runlog import read_jsonl
+from nanomath.training.teacher import Teacher
 
 TEMPLATE = PromptTemplate()
 PROBLEMS = [
@@ -42,32 +43,31 @@ OF_RUN = {"seconds", "tokens_per_second", "sampling_seconds"}
 
 
 class FakeSampler:
-    """Episodes that are right where `right(problem, prompt)` says so; keeps what it was asked."""
+    """Draws the same samples of every prompt, of which `right(problem, prompt)` are right, and
+    keeps what it was asked.
+    """
 
     def __init__(self, tokenizer, right):
         self.tokenizer = tokenizer
         self.right = right
         self.asked = []
 
-    def episodes(self, problems, prompts, scorers, group_size, seed, **rest):
+    def generate(self, prompts, n, seed, **rest):
         self.asked.append(
             (seed, [self.tokenizer.decode(p, skip_special=False) for p in prompts])
         )
-        groups = []
-        for problem, prompt in zip(problems, prompts, strict=True):
-            group = []
-            for number in range(group_size):
-                ok = self.right(problem, self.tokenizer.decode(prompt)) > number
-                tokens = [5 + number, self.tokenizer.eos_id]
-                completion = Completion(
-                    0, number, tokens, [-0.5, -0.25], [-0.5, -0.25], "so", "eos"
-                )
-                rewards = {"accuracy": float(ok), "total": float(ok)}
-                group.append(Episode(problem, prompt, completion, rewards))
-            groups.append(group)
-        for score in scorers:
-            score(groups)
-        return groups
+        eos = self.tokenizer.eos_id
+        return [
+            Completion(i, k, [5 + k, eos], [-0.5, -0.25], [-0.5, -0.25], "so", "eos")
+            for i in range(len(prompts))
+            for k in range(n)
+        ]
+
+    def score(self, groups):
+        for group in groups:
+            for number, e in enumerate(group):
+                ok = self.right(e.problem, self.tokenizer.decode(e.prompt)) > number
+                e.rewards = {"accuracy": float(ok), "total": float(ok)}
 
 
 @pytest.fixture
@@ -76,7 +76,10 @@ def hints(new_model, tokenizer):
 
     def make(chooser, right=lambda problem, prompt: 0, steps=10, **keys):
         model = new_model(0, torch.float64)
-        config = SimpleNamespace(sampling=SimpleNamespace(temperature=1.0))
+        config = SimpleNamespace(
+            sampling=SimpleNamespace(temperature=1.0),
+            grpo=SimpleNamespace(token_budget=0),
+        )
         trainer = SimpleNamespace(model=model, tokenizer=tokenizer, config=config)
         return Hints(
             settings.Hints(chooser="ladder", **keys),
@@ -85,7 +88,6 @@ def hints(new_model, tokenizer):
             TEMPLATE,
             PROBLEMS,
             "blank_line",
-            0,
             chooser,
             Difficulty(len(PROBLEMS), 32),
             0,
@@ -101,7 +103,7 @@ def prompts(tokenizer):
 
 
 def draw(hints, prompts, seed=7):
-    return hints.episodes(PROBLEMS, prompts, [], 4, seed=seed)
+    return hints.episodes(PROBLEMS, prompts, [hints.sampler.score], 4, seed=seed)
 
 
 def test_the_ladder_samples_only_what_is_all_wrong_again(hints, prompts):
@@ -289,6 +291,24 @@ def test_the_gradient_is_that_of_the_policy_that_is_scored(new_model, recorder, 
         assert_same(optimizer.gradients[0], other)
 
 
+def test_what_was_found_with_a_hint_is_learnt_without_it(new_model, recorder):
+    """method sft, score bare: the mean of -log pi(y | q) over the tokens of right samples."""
+    model = new_model(1, torch.float64)
+    episodes = hinted_episodes(model, "bare")
+    optimizer = recorder(model)
+    new_step(model, copy.deepcopy(model), optimizer, **PRESETS["sft"]).step(
+        episodes, 0, 0.1
+    )
+    found = []
+    for episode in episodes[1::2]:
+        tokens = episode.completion.tokens
+        states = token_states(model, [9, 4], tokens)
+        found.append(token_logprobs(model, states, tokens, 1.0)[0])
+    names, weights = zip(*model.named_parameters(), strict=True)
+    slopes = torch.autograd.grad(-torch.cat(found).mean(), weights)
+    assert_same(optimizer.gradients[0], dict(zip(names, slopes, strict=True)))
+
+
 def test_clipped_ratios_without_the_hint_are_those_of_a_plain_step(new_model, recorder):
     model = new_model(1, torch.float64)
     episodes = hinted_episodes(model, "bare")
@@ -298,6 +318,31 @@ def test_clipped_ratios_without_the_hint_are_those_of_a_plain_step(new_model, re
     plain = PlainStep(copy.deepcopy(model), copy.deepcopy(model), Algorithm(**keys))
     plain.step(copy.deepcopy(episodes), [list(range(8))], 0.0)
     assert_same(optimizer.gradients[0], plain.gradients[0])
+
+
+def test_a_teacher_reads_the_beginning_that_was_given(hints, prompts, tokenizer):
+    """A completion that goes on with a hint is scored after it; one that was told it in the
+    question is scored after what the teacher is shown. Where that is too long, it is shown nothing.
+    """
+    for place, ending in (
+        ("assistant", "<|assistant|>0+1=1.\n\n"),
+        ("user", "<|assistant|>"),
+    ):
+        given = hints(Schedule([0.34]), lambda problem, prompt: 2, place=place)
+        episodes = [e for group in draw(given, prompts) for e in group]
+        model = SimpleNamespace(config=SimpleNamespace(max_positions=200))
+        for shows in "solution", "sibling":
+            asks = "{question} As: {demonstration}"
+            teacher = Teacher(model, tokenizer, TEMPLATE, shows, asks)
+            example = teacher.examples(episodes, 4)[0]
+            assert example.response == episodes[0].completion.tokens
+            read = tokenizer.decode(example.prompt, skip_special=False)
+            assert " As: " in read and read.endswith(ending)
+            assert ("As: 0+1=1" in read) == (shows == "solution" or place == "assistant")
+        model.config.max_positions = len(example)
+        assert teacher.examples(episodes, 4)[0] == example
+        model.config.max_positions -= 1
+        assert teacher.examples(episodes, 4)[0].prompt == episodes[0].prompt
 
 
 def test_reliance_is_what_the_hint_explains(hints):
@@ -329,7 +374,7 @@ def test_states_are_those_of_the_last_token_whatever_the_budget(hints, prompts):
     for prompt, state in zip(prompts, found, strict=True):
         expected = given.trainer.model.hidden(torch.tensor([prompt]))[0, -1]
         assert torch.allclose(state, expected, atol=1e-9)
-    given.token_budget = 20
+    given.trainer.config.grpo.token_budget = 20
     assert torch.allclose(given.states(prompts), found, atol=1e-9)
 
 
@@ -454,7 +499,7 @@ def test_held_out_problems_never_have_a_hint(train, monkeypatch, tokenizer):
 
     def evaluate(sampler, problems, prompts, *rest, **options):
         seen.append((problems, prompts))
-        assert type(sampler).__name__ == "SharedSampler"
+        assert type(sampler) is Sampler
         return measure(sampler, problems, prompts, *rest, **options)
 
     monkeypatch.setattr(train_grpo, "evaluate", evaluate)
@@ -472,13 +517,22 @@ def test_held_out_problems_never_have_a_hint(train, monkeypatch, tokenizer):
         ("algorithm.method=dapo", "algorithm.keep_groups=uneven"),
         ("hints.place=user", "hints.score=bare", "algorithm.old_logprobs=sampler"),
         ("hints.place=user", "lora.rank=4"),
+        ("hints.place=user", "hints.score=bare", "algorithm.method=sft"),
+        ("algorithm.method=dpo", "hints.levels=[0.5]"),
+        ("algorithm.method=opd", "teacher.path=start", "teacher.shows=solution"),
+        (
+            *("algorithm.method=opd", "algorithm.advantage=teacher_full"),
+            *("teacher.path=policy", "teacher.shows=sibling", "lora.rank=2"),
+        ),
     ],
     ids=" ".join,
 )
 def test_hints_go_with_what_else_there_is(train, words):
     run = train("run", "process.prm=oracle", "hints.chooser=ladder", SOLVED, *words)
     metrics = [line for line in read_jsonl(run / "metrics.jsonl") if "reward" in line]
-    assert all(line["hints/rate"] > 0 and line["grad_norm"] > 0 for line in metrics)
+    assert all(line["hints/rate"] > 0 for line in metrics)
+    # This model finds no answer after half of a solution, and then no sample is taught.
+    assert all(line["grad_norm"] > 0 or line["taught"] == 0 for line in metrics)
     told = [line for line in read_jsonl(run / "rollouts.jsonl") if "hint" in line]
     for line in told:
         assert all(0 <= end < len(line["tokens"]) for end in line["step_ends"])
@@ -489,9 +543,10 @@ def test_hints_go_with_what_else_there_is(train, words):
 def test_token_budgets_do_not_matter(train):
     runs = [
         train(f"run-{budget}", "hints.chooser=controller", f"grpo.token_budget={budget}")
-        for budget in (0, 150)
+        for budget in (0, 150, "auto")
     ]
     of_runs = [list(read_jsonl(run / "metrics.jsonl")) for run in runs]
-    for one, other in zip(*of_runs, strict=True):
+    for one, *others in zip(*of_runs, strict=True):
         for name in one.keys() - OF_RUN:
-            assert one[name] == pytest.approx(other[name], abs=1e-4), name
+            for other in others:
+                assert one[name] == pytest.approx(other[name], abs=1e-4), name

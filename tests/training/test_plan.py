@@ -327,3 +327,7 @@ def test_reinforcement_says_what_it_assumes(tmp_path, capsys):
     newest = [line["length"] for line in lines if "length" in line][-1]
     train_grpo.main([*words, "run.steps=2", "--resume"])
     assert f"with completions of {round(newest)} tokens" in capsys.readouterr().err
+    solved = ["run.name=solved", "grpo.solutions=true", "algorithm.method=sft"]
+    train_grpo.main([*words, *solved, "grpo.group_size=1"])  # nothing is drawn
+    said = capsys.readouterr().err.split("expected: ")[1].splitlines()[0]
+    assert "), with grpo.token_budget = " in said and said.count("sampling") == 1

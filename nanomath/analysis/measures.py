@@ -1,7 +1,7 @@
 """The numbers of one cell of a study, by the name that its study gives them.
 
-pass@K, maj@K             of the answers that a training or `eval` has left, problem by problem
-                          (nanomath/analysis/evaluation.py); `heldout/` may stand before it
+heldout/pass@K            of the answers that a training or `eval` has left, problem by problem;
+heldout/maj@K             of `eval` also without `heldout/` (nanomath/analysis/evaluation.py)
 pass@1/family=maths       the same over the problems with this label, or these: /a=1,b=2
 NAME                      of a training: the metric's last value (the mean of its last LAST)
 NAME:area                 the mean of its values over all steps
@@ -15,7 +15,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from difflib import get_close_matches
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -25,7 +26,8 @@ from nanomath.analysis.evaluation import maj_at_k, pass_at_k
 from nanomath.analysis.runs import Record, Run, read_run
 
 PER_PROBLEM = re.compile(r"(?:heldout/)?(pass|maj)@([1-9]\d*)(?:/(.+=.+))?")
-WHOLE = re.compile(r"[^:]+(:area|:to=-?[\d.]+(e-?\d+)?)?")
+WHOLE = re.compile(r"[^:]+(:area|:to=-?\d*\.?\d+(e-?\d+)?)?")
+NEAREST = 3  # names that are shown for a wrong one
 Scores = dict[
     str, float
 ]  # of each problem; of a number of the whole run, under the name ""
@@ -87,9 +89,7 @@ def whole_run(run: Run, metric: str, last: int) -> float:
     """A number of a training: its last values, its mean, or the step at which it was reached."""
     name, _, how = metric.partition(":")
     if name not in run.series:
-        raise ValueError(
-            f"no metric {name!r} in {run.directory}; there are: {', '.join(run.series)}"
-        )
+        raise ValueError(missing(f"metric {name!r}", run.directory, name, run.series))
     steps, values = run.series[name]
     if not how:
         return fmean(values[-last:])
@@ -107,10 +107,14 @@ def number_of(place: Path, name: str) -> float:
         if path.name != "cell.json":
             found |= dict(numbers(json.loads(path.read_text("utf-8"))))
     if name not in found:
-        raise ValueError(
-            f"no number {name!r} in {place}; there are: {', '.join(found) or 'none'}"
-        )
+        raise ValueError(missing(f"number {name!r}", place, name, found))
     return found[name]
+
+
+def missing(what: str, place: Path, name: str, known: Iterable[str]) -> str:
+    """Why a measure cannot be taken; of hundreds of names only the nearest help."""
+    near = get_close_matches(name, [*known], NEAREST, cutoff=0.0)
+    return f"no {what} in {place}; did you mean {', '.join(near) or 'nothing: it has none'}?"
 
 
 def numbers(value: Any, name: str = "") -> Iterator[tuple[str, float]]:

@@ -131,8 +131,12 @@ def check_places(config: settings.EvalConfig) -> None:
             not Path(place).absolute().parent.is_dir() or Path(place).is_dir()
         ):
             raise FileNotFoundError(f"{key}: there is no directory to write {place} to")
-    if config.out and Path(config.out).is_file():
+    if config.out and config.out.endswith(".json"):
+        Path(config.out).parent.mkdir(parents=True, exist_ok=True)
+    elif config.out and Path(config.out).is_file():
         raise FileExistsError(f"out: {config.out} is a file: name a directory")
+    elif config.out:
+        Path(config.out).mkdir(parents=True, exist_ok=True)
 
 
 def score_completions(
@@ -210,9 +214,11 @@ def summary(report: Report, config: settings.EvalConfig) -> dict[str, Any]:
 
 
 def write_summary(numbers: dict[str, Any], out: Path) -> None:
-    """Write eval.json, and pictures where they can be drawn."""
-    out.mkdir(parents=True, exist_ok=True)
-    write_atomically(out / "eval.json", as_json(numbers))
+    """Write eval.json, and into a directory pictures too, where they can be drawn."""
+    alone = out.suffix == ".json"
+    write_atomically(out if alone else out / "eval.json", as_json(numbers))
+    if alone:
+        return
     try:
         figures.prepare()
     except ModuleNotFoundError as error:

@@ -36,12 +36,17 @@ def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
         if not line.strip():
             continue
         try:
-            yield json.loads(line)
+            record = json.loads(line)
         except ValueError as error:
             # No newline after it: the writer was stopped in the middle.
             if number == len(lines):
                 return
             raise ValueError(f"{path}:{number}: not valid JSON: {error}") from None
+        if not isinstance(record, dict):
+            raise ValueError(
+                f"{path}:{number}: expected a JSON object, got {record!r:.60}"
+            )
+        yield record
 
 
 class RunLog:

@@ -14,6 +14,7 @@ a.b.0.c                   of anything else: a number in the JSON files of its di
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Iterable, Iterator
 from difflib import get_close_matches
@@ -35,7 +36,8 @@ Labels = dict[str, dict[str, Any]]  # of each problem
 
 
 def measured(place: Path, metric: str, last: int = 1) -> tuple[Scores, Labels]:
-    """The score of each problem, and its labels; or the number of the whole run.
+    """The score of each problem, and its labels; or the number of the whole run, of which nothing
+    is there where it is not defined, such as the confidence in right answers if none is right.
 
     ValueError for what the cell in the directory `place` does not measure.
     """
@@ -46,7 +48,7 @@ def measured(place: Path, metric: str, last: int = 1) -> tuple[Scores, Labels]:
     if PER_PROBLEM.fullmatch(metric) and run.heldout:
         return per_problem(run, metric, last)
     value = whole_run(run, metric, last) if trained else number_of(place, metric)
-    return {"": value}, {}
+    return {"": value} if math.isfinite(value) else {}, {}
 
 
 def per_problem(run: Run, metric: str, last: int) -> tuple[Scores, Labels]:
@@ -123,5 +125,5 @@ def numbers(value: Any, name: str = "") -> Iterator[tuple[str, float]]:
         inside = value.items() if isinstance(value, dict) else enumerate(value)
         for key, part in inside:
             yield from numbers(part, f"{name}.{key}" if name else str(key))
-    elif isinstance(value, int | float):
-        yield name, float(value)
+    elif value is None or isinstance(value, int | float):
+        yield name, math.nan if value is None else float(value)

@@ -116,7 +116,8 @@ def collect(study: Study, chains: dict[Key, Chain], pool: Pool) -> Results:
         for key, chain in chains.items():
             if pool.is_done(chain[stage]):
                 place = pool.directory / chain[stage].name
-                scores[measure][key], found = measured(place, metric, study.last)
+                known, found = measured(place, metric, study.last)
+                scores[measure] |= {key: known} if known else {}
                 labels |= found
     states = {cell.name: pool.state(cell) for cell in every}
     costs = costs_of(study, chains, pool)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from nanomath.analysis.evaluation import Graded
+from nanomath.data.files import json_line
 from nanomath.data.problem import Problem
 from nanomath.data.problem_sets import read_records
 from nanomath.models.tokenizer import Tokenizer
@@ -155,4 +156,4 @@ def _plain(value: Any) -> Any:
 
 def as_lines(records: Iterable[dict[str, Any]]) -> str:
     """JSONL."""
-    return "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+    return "".join(map(json_line, records))

@@ -302,9 +302,12 @@ def test_other_sections_know_no_rows() -> None:
 
 def test_every_method_of_the_algorithms_resolves_and_comes_back(tmp_path: Path) -> None:
     for method, row in PRESETS.items():
-        config = load(
-            GRPOConfig, None, [f"algorithm.method={method}", "process.prm=oracle"]
-        )
+        words = [
+            f"algorithm.method={method}",
+            "process.prm=oracle",
+            "teacher.path=start",
+        ]
+        config = load(GRPOConfig, None, words)
         defaults = {field.name: field.default for field in fields(config.algorithm)}
         assert vars(config.algorithm) == {**defaults, **row, "method": method}
         assert load(GRPOConfig, write(tmp_path, to_toml(config))) == config

@@ -394,12 +394,10 @@ def for_a_person(run: Run) -> list[Record]:
     """
     sure = []
     for row in run.read("handoff.jsonl"):
-        confidence = row.get("confidence")
-        found = (
-            confidence.get(str(row.get("measure")))
-            if isinstance(confidence, dict)
-            else ""
-        )
+        confidence, measure = row.get("confidence"), row.get("measure")
+        if not isinstance(confidence, dict) or not isinstance(measure, str):
+            continue
+        found = confidence.get(measure)
         if found is None or isinstance(found, int | float):
             sure.append((-math.inf if found is None else found, row))
     return [row for _, row in sorted(sure, key=itemgetter(0))]

@@ -246,7 +246,7 @@ def _assign(
     kind = get_args(key.kind)[1] if is_entry else key.kind
     value = _parse(str(value), kind) if isinstance(value, _Text) else value
     if value != (word := key.limits.word):
-        value = _convert(value, kind, f" or {word}" if word else "")
+        value = convert(value, kind, f" or {word}" if word else "")
         key.limits.check(value)
     if is_entry:
         value = {**values.get(table, key.value), name.removeprefix(f"{table}."): value}
@@ -327,7 +327,7 @@ KINDS = {
 }
 
 
-def _convert(value: Any, kind: Any, also: str = "") -> Any:
+def convert(value: Any, kind: Any, also: str = "") -> Any:
     """Return a TOML value as the type `kind`, or raise ValueError that says what is `also` right.
 
     An int will do for a float, a bool never for a number.
@@ -337,19 +337,18 @@ def _convert(value: Any, kind: Any, also: str = "") -> Any:
         return float(value)
     if type(value) is not base:
         raise ValueError(f"expected {KINDS[base]}{also}, got {value!r:.100}")
-    if base is list:
-        return [_convert(entry, get_args(kind)[0]) for entry in value]
-    if base is dict:
-        return {
-            name: _convert(entry, get_args(kind)[1]) for name, entry in value.items()
-        }
+    *_, inner = get_args(kind) or [None]  # a bare list or dict holds anything
+    if base is list and inner:
+        return [convert(entry, inner) for entry in value]
+    if base is dict and inner:
+        return {name: convert(entry, inner) for name, entry in value.items()}
     return value
 
 
 def _parse(text: str, kind: Any) -> Any:
     """Return a word of the command line as a TOML value for `kind`.
 
-    What does not parse stays text, for `_convert` to refuse. A list may be written without
+    What does not parse stays text, for `convert` to refuse. A list may be written without
     brackets and quotes: `[en,ja]`, `en,ja`.
     """
     if kind is str:
@@ -359,7 +358,7 @@ def _parse(text: str, kind: Any) -> Any:
         if kind is float:
             return float(text)
         value = tomllib.loads(f"value = {text}")["value"]
-        return _convert(value, kind) if is_list else value
+        return convert(value, kind) if is_list else value
     except (ValueError, RecursionError):
         if not is_list:
             return text

@@ -1124,7 +1124,8 @@ class EvalConfig:
     )
     out: str = option(
         "",
-        "directory for eval.json (every number, by problem too) and pictures; empty: none",
+        "directory for eval.json (every number, by problem too) and pictures; NAME.json: a file "
+        "for the numbers alone; empty: none",
     )
 
     def __post_init__(self) -> None:
@@ -1132,6 +1133,12 @@ class EvalConfig:
             raise ValueError(
                 "confidence.measures has prm, but process.prm is empty: name a process reward "
                 'model, or "oracle", "random", "length"'
+            )
+        longest = self.sampling.max_new_tokens
+        if max(self.budgets, default=0) > longest:
+            raise ValueError(
+                f"budgets has {max(self.budgets)}, but completions are cut at "
+                f"sampling.max_new_tokens = {longest}"
             )
 
 

@@ -145,7 +145,7 @@ class Maker:
 
     def cell(self, stage: str, arm: str, seed: int, tried: tuple[Any, ...] = ()) -> Cell:
         """The cell of a stage, an arm and a seed; `tried`: with (STAGE.KEY, value) as well."""
-        key = (stage, arm, seed, tried)
+        key = (stage, arm, seed, str(tried))
         if key not in self.made:
             self.made[key] = self._make(self.study.stages[stage], arm, seed, tried)
         return self.made[key]
@@ -168,6 +168,12 @@ class Maker:
         if stage.seeded:
             values[RUNS[stage.run].seed] = seed
         config = load_config(stage, values)
+        needs_one = isinstance(config, settings.GRPOConfig | settings.EvalConfig)
+        if needs_one and not config.model.path:
+            raise ValueError(
+                f"stage {stage.name!r}: model.path is empty: name an earlier stage, as in "
+                'keys = { "model.path" = "{sft}" }'
+            )
         if not hasattr(config, "run"):
             return self._named(stage, config, parents, late)
         self._settle_run(stage, config)
@@ -185,7 +191,9 @@ class Maker:
         self, stage: Stage, config: Any, parents: tuple[Cell, ...], late: list[Late]
     ) -> Cell:
         """The cell of a config, or of a command's words, named by what it computes."""
-        known = f"{stage.run}\n{text_of(config)}".replace(str(self.directory), "")
+        known = f"{stage.run}\n{text_of(config)}"
+        for cell in parents:  # wherever they are kept
+            known = known.replace(str(self.directory / cell.name), f"/{cell.name}")
         known += "".join(map(str, late))
         name = f"{stage.name}-{hashlib.sha256(known.encode()).hexdigest()[:12]}"
         return Cell(
@@ -194,11 +202,6 @@ class Maker:
 
     def _settle_run(self, stage: Stage, config: Any) -> None:
         """What the study says of a run's length, threads and checkpoints."""
-        if isinstance(config, settings.GRPOConfig) and not config.model.path:
-            raise ValueError(
-                f"stage {stage.name!r}: model.path is empty: name an earlier stage, as in "
-                'keys = { "model.path" = "{sft}" }'
-            )
         if self.study.budget in KNOWN:
             config.run.steps = self._equal_steps(stage, config)
         config.run.threads = 1  # whatever else runs, the same sums
@@ -296,7 +299,7 @@ def kept(config: Any, place: Path) -> str:
         config = [word.replace("{here}", str(place)) for word in config]
     elif isinstance(config, settings.EvalConfig):
         config.save = str(place / "heldout.jsonl")
-        config.out = str(place)
+        config.out = str(place / "eval.json")
     elif isinstance(config, settings.LabelConfig):
         config.label.save = str(place / "labelled.jsonl")
     else:

@@ -1,7 +1,7 @@
 """The numbers of one cell of a study, by the name that its study gives them.
 
-pass@K, maj@K             of the answers that a training or `eval` has left, problem by problem
-                          (nanomath/analysis/evaluation.py); `heldout/` may stand before it
+heldout/pass@K            of the answers that a training or `eval` has left, problem by problem;
+heldout/maj@K             of `eval` also without `heldout/` (nanomath/analysis/evaluation.py)
 pass@1/family=maths       the same over the problems with this label, or these: /a=1,b=2
 NAME                      of a training: the metric's last value (the mean of its last LAST)
 NAME:area                 the mean of its values over all steps
@@ -14,8 +14,9 @@ a.b.0.c                   of anything else: a number in the JSON files of its di
 from __future__ import annotations
 
 import json
+import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from difflib import get_close_matches
 from pathlib import Path
 from statistics import fmean
@@ -26,7 +27,8 @@ from nanomath.analysis.evaluation import maj_at_k, pass_at_k
 from nanomath.analysis.runs import Record, Run, read_run
 
 PER_PROBLEM = re.compile(r"(?:heldout/)?(pass|maj)@([1-9]\d*)(?:/(.+=.+))?")
-WHOLE = re.compile(r"[^:]+(:area|:to=-?[\d.]+(e-?\d+)?)?")
+WHOLE = re.compile(r"[^:]+(:area|:to=-?\d*\.?\d+(e-?\d+)?)?")
+NEAREST = 3  # names that are shown for a wrong one
 Scores = dict[
     str, float
 ]  # of each problem; of a number of the whole run, under the name ""
@@ -34,7 +36,8 @@ Labels = dict[str, dict[str, Any]]  # of each problem
 
 
 def measured(place: Path, metric: str, last: int = 1) -> tuple[Scores, Labels]:
-    """The score of each problem, and its labels; or the number of the whole run.
+    """The score of each problem, and its labels; or the number of the whole run, of which nothing
+    is there where it is not defined, such as the confidence in right answers if none is right.
 
     ValueError for what the cell in the directory `place` does not measure.
     """
@@ -45,7 +48,7 @@ def measured(place: Path, metric: str, last: int = 1) -> tuple[Scores, Labels]:
     if PER_PROBLEM.fullmatch(metric) and run.heldout:
         return per_problem(run, metric, last)
     value = whole_run(run, metric, last) if trained else number_of(place, metric)
-    return {"": value}, {}
+    return {"": value} if math.isfinite(value) else {}, {}
 
 
 def per_problem(run: Run, metric: str, last: int) -> tuple[Scores, Labels]:
@@ -88,9 +91,7 @@ def whole_run(run: Run, metric: str, last: int) -> float:
     """A number of a training: its last values, its mean, or the step at which it was reached."""
     name, _, how = metric.partition(":")
     if name not in run.series:
-        raise ValueError(
-            f"no metric {name!r} in {run.directory}; there are: {', '.join(run.series)}"
-        )
+        raise ValueError(missing(f"metric {name!r}", run.directory, name, run.series))
     steps, values = run.series[name]
     if not how:
         return fmean(values[-last:])
@@ -108,11 +109,14 @@ def number_of(place: Path, name: str) -> float:
         if path.name != "cell.json":
             found |= dict(numbers(json.loads(path.read_text("utf-8"))))
     if name not in found:
-        raise ValueError(
-            f"no number {name!r} in {place}; those most like it are: "
-            f"{', '.join(get_close_matches(name, found, 5, 0)) or 'none'}"
-        )
+        raise ValueError(missing(f"number {name!r}", place, name, found))
     return found[name]
+
+
+def missing(what: str, place: Path, name: str, known: Iterable[str]) -> str:
+    """Why a measure cannot be taken; of hundreds of names only the nearest help."""
+    near = get_close_matches(name, [*known], NEAREST, cutoff=0.0)
+    return f"no {what} in {place}; did you mean {', '.join(near) or 'nothing: it has none'}?"
 
 
 def numbers(value: Any, name: str = "") -> Iterator[tuple[str, float]]:
@@ -121,5 +125,5 @@ def numbers(value: Any, name: str = "") -> Iterator[tuple[str, float]]:
         inside = value.items() if isinstance(value, dict) else enumerate(value)
         for key, part in inside:
             yield from numbers(part, f"{name}.{key}" if name else str(key))
-    elif isinstance(value, int | float):
-        yield name, float(value)
+    elif value is None or isinstance(value, int | float):
+        yield name, math.nan if value is None else float(value)

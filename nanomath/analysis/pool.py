@@ -65,7 +65,7 @@ class Pool:
 
     def run(self, cells: Mapping[str, Cell]) -> None:
         for cell in cells.values():
-            if not self.is_done(cell):  # a failure of an earlier time
+            if self.state(cell).get("state") == "failed":  # at an earlier time
                 self._state_file(cell).unlink(missing_ok=True)
         running: list[Running] = []
         self.total = len(cells)

@@ -24,6 +24,7 @@ import secrets
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from importlib.util import find_spec
+from operator import itemgetter
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -391,14 +392,15 @@ def for_a_person(run: Run) -> list[Record]:
     """The rows of handoff.jsonl, if `eval` wrote one there (confidence.handoff), the least sure
     first.
     """
-    rows = [
-        row
-        for row in run.read("handoff.jsonl")
-        if isinstance(row.get("confidence"), dict) and "measure" in row
-    ]
-    sure = [row["confidence"].get(row["measure"]) for row in rows]
-    order = [-math.inf if value is None else value for value in sure]
-    return [rows[i] for i in sorted(range(len(rows)), key=order.__getitem__)]
+    sure = []
+    for row in run.read("handoff.jsonl"):
+        confidence, measure = row.get("confidence"), row.get("measure")
+        if not isinstance(confidence, dict) or not isinstance(measure, str):
+            continue
+        found = confidence.get(measure)
+        if found is None or isinstance(found, int | float):
+            sure.append((-math.inf if found is None else found, row))
+    return [row for _, row in sorted(sure, key=itemgetter(0))]
 
 
 def drift(run: Run) -> dict[str, Any]:

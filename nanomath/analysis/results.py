@@ -116,7 +116,8 @@ def collect(study: Study, chains: dict[Key, Chain], pool: Pool) -> Results:
         for key, chain in chains.items():
             if pool.is_done(chain[stage]):
                 place = pool.directory / chain[stage].name
-                scores[measure][key], found = measured(place, metric, study.last)
+                known, found = measured(place, metric, study.last)
+                scores[measure] |= {key: known} if known else {}
                 labels |= found
     states = {cell.name: pool.state(cell) for cell in every}
     costs = costs_of(study, chains, pool)
@@ -331,25 +332,26 @@ def _remarks(
 ) -> list[str]:
     """What the intervals are of, what could have been seen, and the bands."""
     if not found:
-        return ["There is nothing to compare yet."]
+        few = f", which a number of whole runs is with {statistics.FEWEST_SEEDS} seeds"
+        return [f"There is nothing to compare yet{'' if share else few}."]
     if not all(d.both for d in found.values()):
         return [
             f"With fewer than {statistics.FEWEST_SEEDS} seeds an arm says nothing about the "
             "method: its interval is of these models on new problems."
         ]
-    lines = ["Intervals are of the method on new seeds: the number is of a whole run."]
-    if is_share(measure):
+    lines = ["Intervals are of the method on new seeds, by numbers of whole runs."]
+    if share:
         lines = ["Intervals are of the method on new seeds and new problems. Apart:", ""]
-        for arm, d in found.items():
-            problems, seeds = (_interval(s, share) for s in (d.problems, d.seeds))
-            lines.append(
-                f"- {arm}: these runs on new problems {problems}; new seeds on these {seeds}"
-            )
+    for arm, d in found.items() if share else ():
+        problems, seeds = (_interval(s, share) for s in (d.problems, d.seeds))
+        lines.append(
+            f"- {arm}: these runs on new problems {problems}; new seeds on these {seeds}"
+        )
     widest = max((d.headline.high - d.headline.low) / 2 for d in found.values())
     seen = number(SEEN * widest, share)
     bands = "; ".join(", ".join(band) for band in bands_of(results, measure))
     lines += ["", f"Of such studies 4 in 5 would find a difference of {seen}."]
-    lines += ["", f"Bands of arms not told apart, best first: {bands}"]
+    lines += ["", f"Bands of arms not told apart, the highest first: {bands}"]
     return lines
 
 
@@ -404,8 +406,9 @@ def _costs(results: Results) -> list[str]:
     for arm, costs in results.costs.items():
         cells = [arm]
         for name in names:
-            times = costs.get(name, 0) / base[name] if base.get(name) else 1.0
-            said = f" (x {times:.2f})" if arm != results.study.baseline else ""
-            cells.append(f"{costs.get(name, 0):,.0f}{said}")
+            spent = costs.get(name, 0)
+            compared = arm != results.study.baseline and base.get(name)
+            said = f" (x {spent / base[name]:.2f})" if compared else ""
+            cells.append(f"{spent:,.0f}{said}")
         lines.append("| " + " | ".join(cells) + " |")
     return lines

@@ -7,13 +7,13 @@ eval.json       every number, and of each problem which samples are right and th
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from nanomath.analysis.evaluation import Graded
+from nanomath.data.files import json_line
 from nanomath.data.problem import Problem
 from nanomath.data.problem_sets import read_records
 from nanomath.models.tokenizer import Tokenizer
@@ -137,4 +137,4 @@ def problems_json(graded: Iterable[Graded], by: str) -> dict[str, Any]:
 
 def as_lines(records: Iterable[dict[str, Any]]) -> str:
     """JSONL."""
-    return "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+    return "".join(map(json_line, records))

@@ -30,7 +30,7 @@ from __future__ import annotations
 import itertools
 import re
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -38,7 +38,7 @@ from typing import Any, NamedTuple
 from nanomath import settings
 from nanomath.analysis.measures import PER_PROBLEM, WHOLE
 from nanomath.analysis.runs import flat
-from nanomath.config import did_you_mean
+from nanomath.config import convert, did_you_mean
 
 
 class Program(NamedTuple):
@@ -62,11 +62,34 @@ RUNS = {
 KNOWN = ("updates", "samples")  # what can be held equal before anything runs
 MEASURED = ("tokens", "seconds")  # and what only once the baseline has run
 BUDGETS = (*KNOWN, *MEASURED)
-NEEDED = ("question", "baseline", "seeds", "measures", "stages")
-OTHERS = ("budget", "last", "cluster", "tasks", "best")
-KEYS = (*NEEDED, "arms", "axes", "leave_one_out", *OTHERS)
-STAGE_KEYS = ("run", "config", "keys", "seeded", "minutes", "arguments", "checkpoint")
-BEST_KEYS = ("key", "values", "measure", "seeds")
+NEEDED = {
+    "question": str,
+    "baseline": str,
+    "seeds": list[int],
+    "measures": list[str],
+    "stages": dict[str, dict],
+}
+KEYS = {
+    **NEEDED,
+    "arms": dict[str, dict],
+    "axes": dict[str, list],
+    "leave_one_out": dict[str, dict],
+    "budget": str,
+    "last": int,
+    "cluster": str,
+    "tasks": str,
+    "best": dict,
+}
+STAGE_KEYS = {
+    "run": str,
+    "config": str,
+    "keys": dict,
+    "seeded": bool,
+    "minutes": float,
+    "arguments": list[str],
+    "checkpoint": dict,
+}
+BEST_KEYS = {"key": str, "values": list, "measure": str, "seeds": list[int]}
 NAME = re.compile(r"[\w.=+-]+")
 
 
@@ -137,8 +160,8 @@ def study_of(name: str, table: Mapping[str, Any]) -> Study:
         if not table.get(key):
             raise ValueError(f"{key} is missing")
     seeds = table["seeds"]
-    if not all(type(seed) is int and seed >= 0 for seed in seeds):
-        raise ValueError(f"seeds = {seeds}: expected a list of numbers from 0")
+    if min(seeds) < 0 or table.get("last", 1) < 1:
+        raise ValueError("expected seeds of at least 0, and last of at least 1")
     if len(set(seeds)) < len(seeds):
         raise ValueError(f"seeds = {seeds}: one is there twice")
     stages = {stage: _stage(stage, part) for stage, part in table["stages"].items()}
@@ -149,7 +172,7 @@ def study_of(name: str, table: Mapping[str, Any]) -> Study:
                 f"arm {arm!r}: expected letters, digits and .=+-_ in its name"
             )
         for key in changes:
-            if key.split(".")[0] not in stages:
+            if not _is_key(key, stages):
                 raise ValueError(
                     f"arm {arm!r}: {key}: expected STAGE.KEY, with a stage of {list(stages)}"
                 )
@@ -186,7 +209,7 @@ def study_of(name: str, table: Mapping[str, Any]) -> Study:
 def _stage(name: str, part: Mapping[str, Any]) -> Stage:
     _known(part, STAGE_KEYS, f"key of the stage {name!r}")
     run = part.get("run")
-    if not isinstance(run, str) or (run in RUNS) == ("arguments" in part):
+    if not run or (run in RUNS) == ("arguments" in part):
         raise ValueError(
             f"stage {name!r}: run = {run!r}: expected one of {', '.join(RUNS)}, or another command "
             "of python -m nanomath and its arguments = [...]"
@@ -206,7 +229,14 @@ def _check_measure(measure: str, stages: Mapping[str, Stage]) -> None:
         )
     if stages[stage].run == "prm label":
         raise ValueError(f"measure {measure!r}: `prm label` measures nothing")
-    if not (PER_PROBLEM.fullmatch(metric) or WHOLE.fullmatch(metric)):
+    by_problem = PER_PROBLEM.fullmatch(metric)
+    trained = stages[stage].run.startswith("train_")
+    if by_problem and trained and not metric.startswith("heldout/"):
+        raise ValueError(
+            f"measure {measure!r}: which answers? {stage}.heldout/{metric} is of the held-out "
+            f"problems, {stage}.{metric}:area of the training ones"
+        )
+    if not (by_problem or WHOLE.fullmatch(metric)):
         raise ValueError(
             f"measure {measure!r}: expected NAME, NAME:area or NAME:to=NUMBER"
         )
@@ -238,7 +268,7 @@ def _check_best(
     _check_measure(best["measure"], stages)
     upto = best["measure"].split(".")[0]
     known = list(stages)[: list(stages).index(upto) + 1]
-    if best["key"].split(".")[0] not in known:
+    if not _is_key(best["key"], known):
         raise ValueError(
             f"best: key = {best['key']!r}: expected STAGE.KEY, with a stage of {known}, which "
             f"{best['measure']} can depend on"
@@ -276,8 +306,19 @@ def _arms(table: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     return {"all": {}, **arms} if given == ["leave_one_out"] else arms
 
 
-def _known(table: Mapping[str, Any], known: Sequence[str], what: str) -> None:
-    for key in table:
+def _is_key(key: str, stages: Container[str]) -> bool:
+    """Whether it is STAGE.KEY, with one of these stages."""
+    stage, _, inside = key.partition(".")
+    return stage in stages and bool(inside)
+
+
+def _known(table: Mapping[str, Any], known: Mapping[str, Any], what: str) -> None:
+    """ValueError for a key that is not known, or a value of another type."""
+    for key, value in table.items():
         if key not in known:
             hint = did_you_mean(key, known) or f"expected one of {', '.join(known)}"
             raise ValueError(f"unknown {what}: {key!r}; {hint}")
+        try:
+            convert(value, known[key])
+        except ValueError as error:
+            raise ValueError(f"{what} {key!r}: {error}") from None

@@ -130,7 +130,10 @@ def check_places(config: settings.EvalConfig) -> None:
         if place:
             check_file(key, place)
     if config.out:
-        check_directory("out", config.out)
+        out = Path(config.out)
+        directory = out.parent if out.suffix == ".json" else out
+        check_directory("out", directory)
+        directory.mkdir(parents=True, exist_ok=True)
 
 
 def score_completions(
@@ -208,9 +211,11 @@ def summary(report: Report, config: settings.EvalConfig) -> dict[str, Any]:
 
 
 def write_summary(numbers: dict[str, Any], out: Path) -> None:
-    """Write eval.json, and pictures where they can be drawn."""
-    out.mkdir(parents=True, exist_ok=True)
-    write_atomically(out / "eval.json", as_json(numbers))
+    """Write eval.json, and into a directory pictures too, where they can be drawn."""
+    alone = out.suffix == ".json"
+    write_atomically(out if alone else out / "eval.json", as_json(numbers))
+    if alone:
+        return
     try:
         figures.prepare()
     except ModuleNotFoundError as error:

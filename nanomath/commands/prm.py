@@ -18,7 +18,6 @@ format of trl, Math-Shepherd, PRM800K or ProcessBench.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -29,7 +28,7 @@ from tqdm import tqdm
 
 from nanomath import settings
 from nanomath.config import parse_arguments
-from nanomath.data.files import check_file
+from nanomath.data.files import check_file, json_line
 from nanomath.data.order import step_indices
 from nanomath.data.problem import Problem
 from nanomath.models import Tokenizer, Transformer
@@ -319,7 +318,7 @@ def evaluate(argv: list[str]) -> int:
                 line = dict(
                     question=s.question, steps=s.steps, labels=s.labels, scores=row
                 )
-                file.write(json.dumps(line, ensure_ascii=False) + "\n")
+                file.write(json_line(line))
     print(f"{words[0]} on {words[1]}: {len(solutions)} solutions")
     names = "auc", "accuracy", "calibration_error", "f1", "f1_wrong", "f1_right"
     print(" " * 18 + "".join(f"{name:>18}" for name in names))

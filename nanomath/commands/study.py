@@ -48,7 +48,7 @@ def main(argv: list[str]) -> int:
     cells = Path(words.get("cells") or Path("studies") / "cells")
     chains = make_cells(study, cells)
     every = in_order(chains)
-    workers = int(number("workers", words, os.cpu_count() or 1))
+    workers = max(1, int(number("workers", words, os.cpu_count() or 1)))
     minutes = number("minutes", words, 0)
     deadline = time.monotonic() + 60 * minutes if minutes else 0.0
     pool = Pool(
@@ -79,7 +79,8 @@ def main(argv: list[str]) -> int:
         name for name, cell in every.items() if pool.state(cell).get("state") == "failed"
     ]
     print((out / "table.md").read_text("utf-8"))
-    print(f"{out}: results.json, table.md, study.html", end="")
+    pages = [n for n in ("results.json", "table.md", "study.html") if (out / n).exists()]
+    print(f"{out}: {', '.join(pages)}", end="")
     print(f"; {len(left)} cells are left, the same command goes on" if left else "")
     return 1 if left or failed else 0
 
@@ -206,7 +207,7 @@ def check_room(cells: dict[str, Cell], pool: Pool) -> None:
 
 def check_measures(study: Study, cell: Cell, cells: Path) -> None:
     """ValueError where a cell that is done has not what the study measures of its stage."""
-    for measure in study.measures:
+    for measure in (*study.measures, *filter(None, [study.best.get("measure")])):
         stage, metric = measure.split(".", 1)
         if stage == cell.stage.name:
             measured(cells / cell.name, metric, study.last)

@@ -16,7 +16,7 @@ import os
 import re
 import shutil
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
@@ -160,6 +160,11 @@ def check_directory(key: str, path: str | Path) -> None:
 def _check_writable(key: str, directory: str | Path) -> None:
     if not os.access(directory, os.W_OK):
         raise PermissionError(f"{key}: {directory} cannot be written to")
+
+
+def json_line(record: Mapping[str, Any]) -> str:
+    """A line of a JSONL file."""
+    return json.dumps(record, ensure_ascii=False, separators=(",", ":")) + "\n"
 
 
 @contextmanager

@@ -184,11 +184,13 @@ def read_measured(path: str | Path) -> dict[str, Any]:
 def _is_measured(problem: Any) -> bool:
     return (
         isinstance(problem, dict)
-        and {"question", "cluster", "right", "tokens"} <= problem.keys()
-        and isinstance(problem["right"], list)
-        and isinstance(problem["tokens"], list)
+        and isinstance(problem.get("question"), str)
+        and isinstance(problem.get("cluster"), str)
+        and isinstance(problem.get("right"), list)
+        and isinstance(problem.get("tokens"), list)
         and len(problem["right"]) == len(problem["tokens"]) > 0
-        and all(type(n) in (bool, int) for n in (*problem["right"], *problem["tokens"]))
+        and all(n in (0, 1) for n in problem["right"])
+        and all(type(n) is int and 0 <= n < 2**31 for n in problem["tokens"])
     )
 
 

@@ -14,13 +14,13 @@ by trl's script: the choice is `neutral`.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from nanomath.data.files import json_line
 from nanomath.data.problem_sets import read_records
 from nanomath.models.stored import naming, whole
 
@@ -83,7 +83,7 @@ def write(path: Path, solutions: Iterable[Labelled]) -> None:
     with open(path, "a", encoding="utf-8") as file:
         for s in solutions:
             row = {"prompt": s.question, "completions": s.steps, "labels": s.labels}
-            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+            file.write(json_line(row))
 
 
 def _solutions(row: Any, neutral: float | None) -> Iterable[Labelled]:

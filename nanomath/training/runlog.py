@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from nanomath.data.files import remove_scratch, replacing
+from nanomath.data.files import json_line, remove_scratch, replacing
 
 
 class RunFailed(RuntimeError):
@@ -36,12 +36,17 @@ def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
         if not line.strip():
             continue
         try:
-            yield json.loads(line)
+            record = json.loads(line)
         except ValueError as error:
             # No newline after it: the writer was stopped in the middle.
             if number == len(lines):
                 return
             raise ValueError(f"{path}:{number}: not valid JSON: {error}") from None
+        if not isinstance(record, dict):
+            raise ValueError(
+                f"{path}:{number}: expected a JSON object, got {record!r:.60}"
+            )
+        yield record
 
 
 class RunLog:
@@ -90,7 +95,7 @@ class RunLog:
             ]
             write_atomically(
                 path,
-                "".join(map(_line, kept)),
+                "".join(map(json_line, kept)),
             )
 
     @property
@@ -122,7 +127,7 @@ class RunLog:
         path = self.directory / f"{name}.jsonl"
         with _named(path), open(path, "a", encoding="utf-8") as file:
             for record in records:
-                file.write(_line({"step": step, **record}))
+                file.write(json_line({"step": step, **record}))
 
     def sync(self) -> None:
         """Make sure that the log is on the disk: a checkpoint must not survive a crash of
@@ -131,10 +136,6 @@ class RunLog:
         for path in self.directory.glob("*.jsonl") if self.writes else ():
             with _named(path), open(path, "rb") as file:
                 os.fsync(file.fileno())
-
-
-def _line(record: dict[str, Any]) -> str:
-    return json.dumps(record, ensure_ascii=False, separators=(",", ":")) + "\n"
 
 
 def write_atomically(path: Path, text: str) -> None:

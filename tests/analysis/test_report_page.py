@@ -366,6 +366,8 @@ def test_what_a_person_should_see(browser, write):
     ]
     rows.append({**rows[0], "answer": None, "confidence": {"majority": None}})
     rows.append({"confidence": "not a table"})
+    rows.append({"confidence": {"majority": "high"}, "measure": "majority"})
+    rows.append({**rows[0], "confidence": {"majority": "high"}, "measure": ["majority"]})
     clean = json.loads(json.dumps(rows).replace("\\ud83d", "?").replace("\\ude00", "?"))
     browser.open(write(metrics=[{"step": 1, "kl": 0.1}], handoff=clean))
     assert browser.run("return window.hacked === undefined")

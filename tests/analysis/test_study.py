@@ -94,6 +94,15 @@ def test_a_cell_is_its_config_wherever_it_is_kept(tmp_path):
     assert not set(here) & set(in_order(make_cells(study(stages=rate), tmp_path / "a")))
 
 
+def test_a_directory_of_cells_changes_no_other_text(monkeypatch, tmp_path):
+    """Its name may be a piece of a number: rates of 1.5 and 15 are not the same."""
+    monkeypatch.chdir(tmp_path)
+    rates = {"with": {"grpo.optim.lr": 0.15}, "ten": {"grpo.optim.lr": 0.015}}
+    far = in_order(make_cells(study(arms=rates), tmp_path))
+    for place in (Path("."), Path("0"), Path("cells")):
+        assert set(in_order(make_cells(study(arms=rates), place))) == set(far)
+
+
 def test_axes_and_leaving_one_out():
     axes = {k: v for k, v in TABLE.items() if k != "arms"}
     axes["axes"] = {"grpo.optim.lr": [1e-4, 2e-4], "grpo.algorithm.kl_coef": [0.0, 0.1]}
@@ -131,11 +140,33 @@ def test_equal_updates(tmp_path):
         ({"question": ""}, "question is missing"),
         ({"sedes": [1]}, "unknown key: 'sedes'; did you mean seeds"),
         ({"seeds": [0, 1, 0]}, "one is there twice"),
-        ({"seeds": [0.5]}, "expected a list of numbers from 0"),
+        ({"seeds": [0.5]}, "seeds.: expected an integer, got 0.5"),
         ({"baseline": "wiht"}, "baseline = 'wiht': expected one of with, without"),
         ({"measures": ["pass@1"]}, "measure 'pass@1': expected STAGE.METRIC"),
         ({"measures": ["prm.auc"]}, "with a stage of"),
         ({"measures": ["grpo.loss:best"]}, "NAME, NAME:area or NAME:to=NUMBER"),
+        ({"measures": ["grpo.loss:to=1.2.3"]}, "NAME, NAME:area or NAME:to=NUMBER"),
+        (
+            {"measures": ["grpo.pass@1"]},
+            "which answers. grpo.heldout/pass@1 is of the held",
+        ),
+        ({"measures": "grpo.loss"}, "key 'measures': expected a list, got 'grpo.loss'"),
+        ({"measures": [1]}, "key 'measures': expected a string, got 1"),
+        ({"seeds": 5}, "key 'seeds': expected a list, got 5"),
+        ({"seeds": [-1]}, "seeds of at least 0"),
+        ({"last": 0}, "last of at least 1"),
+        ({"stages": {"a": 1}}, "key 'stages': expected a table, got 1"),
+        ({"arms": []}, "key 'arms': expected a table"),
+        ({"arms": {"with": {}, "b": {"grpo": 1}}}, "'b': grpo: expected STAGE.KEY"),
+        (
+            {"stages": {"a": {"run": "eval", "keys": 5}}},
+            "stage 'a' 'keys': expected a tab",
+        ),
+        (
+            {"best": {**BEST, "values": 5}},
+            "key of best 'values': expected a list, got 5",
+        ),
+        ({"best": {**BEST, "key": "grpo"}}, "key = 'grpo': expected STAGE.KEY"),
         (
             {"budget": "luck"},
             "budget = 'luck': expected one of updates, samples, tokens",
@@ -204,6 +235,11 @@ def test_stages_that_do_not_chain(tmp_path):
     ):
         with pytest.raises(ValueError, match=message):
             make_cells(study(stages=stages(**keys)), tmp_path)
+    alone = {"a": {"run": "eval"}}
+    with pytest.raises(ValueError, match="stage 'a': model.path is empty"):
+        make_cells(
+            study(stages=alone, measures=["a.pass@1"], arms={"with": {}}), tmp_path
+        )
     measured_only = make_cells(
         study(stages=stages(**{"model.path": "elsewhere"})), tmp_path
     )
@@ -236,8 +272,10 @@ def test_the_command_refuses_before_anything_runs(tmp_path, monkeypatch):
 )
 def test_the_studies_that_we_ship_can_be_resolved(path, tmp_path, capsys):
     assert make_cells(read_study(path), tmp_path)
-    assert main(["study", str(path), "--plan", f"out={tmp_path}"]) == 0
-    assert "can be seen" in capsys.readouterr().out
+    words = [f"out={tmp_path}", f"cells={tmp_path}", "workers=0.5"]
+    assert main(["study", str(path), "--plan", *words]) == 0
+    said = capsys.readouterr().out
+    assert "can be seen" in said and "1 at a time" in said
 
 
 @pytest.mark.parametrize("page", ["README.md", "docs/studies.md"])
@@ -584,6 +622,7 @@ def test_a_command_and_what_it_wrote(stand_in, tmp_path, monkeypatch):
         "import json, sys\n"
         "base, tuned, out, top = sys.argv[-4:]\n"
         "found = {'kl': {'maths': [0.25, len(base.split('sft-'))]}, 'top': top}\n"
+        "found['odd'] = None if '/grpo-' not in tuned else float('nan')\n"
         "open(out.removeprefix('out='), 'w').write(json.dumps(found))\n"
     )
     monkeypatch.setattr(pools, "NANOMATH", (str(script),))
@@ -594,15 +633,17 @@ def test_a_command_and_what_it_wrote(stand_in, tmp_path, monkeypatch):
     }
     stages = {**TABLE["stages"], "drift": drift}
     made, chains, pool, _ = stand_in(
-        stages=stages, seeds=[0], measures=["drift.kl.maths.0", "drift.kl.maths.1"]
+        stages=stages,
+        seeds=[0],
+        measures=["drift.kl.maths.0", "drift.kl.maths.1", "drift.odd"],
     )
     pool.run(in_order(chains))
     scores = collect(made, chains, pool).scores
     assert scores["drift.kl.maths.0"]["with", 0] == {"": 0.25}
     assert scores["drift.kl.maths.1"]["low", 0] == {"": 2.0}
-    with pytest.raises(
-        ValueError, match="no number 'kl'.*; those most like it are: kl.maths"
-    ):
+    assert scores["drift.odd"] == {}
+    assert "| low | 0 | – |" in as_table(collect(made, chains, pool))
+    with pytest.raises(ValueError, match="no number 'kl'.*mean kl.maths.[01], kl.ma"):
         measured(pool.directory / chains["with", 0]["drift"].name, "kl")
 
 
@@ -659,9 +700,7 @@ def test_a_full_disk_stops_the_study_and_what_runs(stand_in, monkeypatch):
 def test_a_measure_that_no_stage_makes_is_found_with_the_first_cell(stand_in):
     made, chains, pool, said = stand_in(measures=["grpo.lost"])
     pool.check = lambda cell: check_measures(made, cell, pool.directory)
-    with pytest.raises(
-        ValueError, match="no metric 'lost' in .*; there are: loss, tokens"
-    ):
+    with pytest.raises(ValueError, match="no metric 'lost' in .*did you mean loss, "):
         pool.run(in_order(chains))
     assert len(said) < 5
 
@@ -714,9 +753,10 @@ def test_numbers_of_whole_runs(stand_in):
     reached = next((i for i, v in enumerate(values, 1) if v >= 0.9), 7)
     assert results.scores["grpo.loss:to=0.9"]["low", 1][""] == reached
     assert {labels["family"] for labels in results.labels.values()} == {0, 1, 2}
-    with pytest.raises(
-        ValueError, match="no metric 'lost' in .*; there are: loss, tokens"
-    ):
+    table = as_table(results)
+    assert table.count("on new seeds, by numbers of whole runs") == 3
+    assert table.count("these runs on new problems") == 2  # a line each arm, of pass@1
+    with pytest.raises(ValueError, match="no metric 'lost' in .*did you mean loss, "):
         measured(run.directory, "lost")
 
 

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import json
 import re
+import tomllib
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from nanomath.__main__ import main
+from nanomath.analysis.cells import in_order, make_cells
+from nanomath.analysis.measures import measured
+from nanomath.analysis.study import study_of
 from nanomath.commands import eval as command
 from nanomath.process.rewards import AGGREGATES
 from nanomath.rewards import extract_answer
@@ -218,6 +223,9 @@ def test_every_aggregate_can_be_asked_for():
 
 # --- confidences, budgets, pass rates --------------------------------------------------------
 
+ROOT = Path(__file__).parents[2]
+STUDIES = sorted(ROOT.glob("configs/studies/*.toml"))
+PAGE = ROOT / "docs" / "studies.md"
 ALL = "majority,mean_logprob,deepconf_lowest,self_certainty,prm,p_true"
 ASK = "confidence.ask={question} {answer}?"
 SURE = (
@@ -263,6 +271,58 @@ def test_confidences_of_the_world(call, model_directory, tmp_path):
     assert "8 problems x 4 samples of all.jsonl" in again.out
     for part in ("scores", "confidence", "votes", "problems"):
         assert first[part] == second[part]
+
+
+def test_what_studies_measure_of_answers_is_found(call, model_directory, tmp_path):
+    """Of every stage `eval` of the studies: by the config of its cell, on other problems."""
+    shipped = [(path.stem, path.read_text("utf-8")) for path in STUDIES]
+    shown = re.findall(
+        r"```toml\n(question = .*?)```", PAGE.read_text("utf-8"), re.DOTALL
+    )
+    found = 0
+    for name, text in [*shipped, *(("page", one) for one in shown)]:
+        study = study_of(name, tomllib.loads(text))
+        for stage in study.stages.values():
+            names = [
+                m.split(".", 1)[1] for m in study.measures if m.startswith(stage.name)
+            ]
+            if stage.run != "eval" or not names:
+                continue
+            keys = {**stage.keys, "problems.limit": 14, "problems.world.shots": 0}
+            keys |= {"sampling.max_new_tokens": 8, "evaluation.samples": 2}
+            keys |= {"evaluation.k": [1], "model.path": str(model_directory)}
+            keys |= {
+                "confidence.ask": "{question} {answer}?",
+                "prompt.template": "{question}",
+            }
+            path = str(ROOT / stage.config) if stage.config else ""
+            alone = replace(stage, keys=keys, config=path)
+            one = replace(
+                study,
+                stages={stage.name: alone},
+                measures=[f"{stage.name}.{n}" for n in names],
+                arms={study.baseline: {}},
+                seeds=(0,),
+            )
+            (cell,) = in_order(make_cells(one, tmp_path / name)).values()
+            place = tmp_path / name / cell.name
+            place.mkdir(parents=True)
+            (place / "study.toml").write_text(cell.text, "utf-8")
+            words = (model_directory, "world", place / "study.toml")
+            outcome = call(main, "eval", *words)
+            assert outcome.code == 0, outcome.err
+            files = {path.name for path in place.iterdir()}
+            assert files == {"study.toml", "eval.json", "heldout.jsonl"}
+            for measure in names:
+                found += bool(
+                    measured(place, measure)[0]
+                )  # of an untrained model not all
+    assert found > 15
+    with pytest.raises(
+        ValueError, match="no number 'lenght'.* did you mean length, "
+    ) as e:
+        measured(place, "lenght")
+    assert len(str(e.value)) < 400
 
 
 def test_mean_logprob_is_the_samplers(call, model_directory, monkeypatch):
@@ -321,7 +381,7 @@ def test_solutions_and_pass_rates(
     )
 
 
-def measured(path, pairs):
+def measured_file(path, pairs):
     rows = {
         name: {"question": "?", "cluster": name, "right": right, "tokens": tokens}
         for name, (right, tokens) in pairs.items()
@@ -334,7 +394,8 @@ def test_two_evaluations_are_compared_by_problem(call, tmp_path):
     before = {"a": ([0, 0], [9, 9]), "b": ([1, 0], [5, 7])}
     after = {"a": ([1, 1], [3, 3]), "b": ([1, 0], [5, 7])}
     a, b = (
-        measured(tmp_path / f"{n}.json", p) for n, p in (("a", before), ("b", after))
+        measured_file(tmp_path / f"{n}.json", p)
+        for n, p in (("a", before), ("b", after))
     )
     outcome = call(main, "diff", a, b, "out=ways")
     assert outcome.code == 1
@@ -380,6 +441,10 @@ def test_two_evaluations_are_compared_by_problem(call, tmp_path):
         (("confidence.measures=majority", "confidence.cluster=subject2"), ""),
         (("confidence.validation=1",), "below 1"),
         (("budgets=0",), "at least 1"),
+        (("budgets=9",), "cut at sampling.max_new_tokens = 8"),
+        (("problems.pass_rates=many.json",), "no eval.json"),
+        (("out=questions.jsonl/x.json",), "exists"),
+        (("out=questions.jsonl/x",), "ot a directory"),
         (("saved=nowhere.jsonl",), "no file nowhere.jsonl"),
         (("saved=questions.jsonl",), "expected what save=FILE writes"),
         (("out=questions.jsonl",), "is a file"),
@@ -397,9 +462,10 @@ def test_two_evaluations_are_compared_by_problem(call, tmp_path):
 def test_what_cannot_be_measured(
     call, model_directory, questions, tmp_path, words, message
 ):
-    measured(tmp_path / "other.json", {"z": ([1], [1])})
-    measured(tmp_path / "changed.json", {"a": ([1], [1])})
+    measured_file(tmp_path / "other.json", {"z": ([1], [1])})
+    measured_file(tmp_path / "changed.json", {"a": ([1], [1])})
     (tmp_path / "odd.json").write_text('{"problems": {"a": {"right": 3}}}', "utf-8")
+    measured_file(tmp_path / "many.json", {"a": ([7], [1])})
     own = {r["id"]: {"question": r["question"], "cluster": "c"} for r in QUESTIONS}
     own = {name: {**row, "right": [1, 0], "tokens": [1, 1]} for name, row in own.items()}
     (tmp_path / "own.json").write_text(json.dumps({"problems": own}), "utf-8")
@@ -467,7 +533,7 @@ def test_a_saved_file_with_unequal_numbers_of_samples(call, model_directory, que
     ],
 )
 def test_what_cannot_be_compared(call, tmp_path, words, message):
-    measured(tmp_path / "a.json", {"a": ([1], [1])})
-    measured(tmp_path / "other.json", {"z": ([1], [1])})
+    measured_file(tmp_path / "a.json", {"a": ([1], [1])})
+    measured_file(tmp_path / "other.json", {"z": ([1], [1])})
     outcome = call(main, "diff", *words)
     assert outcome.code == 2 and message in outcome.err

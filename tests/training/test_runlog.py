@@ -96,6 +96,9 @@ def test_a_broken_line_elsewhere_is_named(tmp_path):
     path.write_text('{"step": 1}\n\n{"step": \n{"step": 2}\n')
     with pytest.raises(ValueError, match=r"metrics\.jsonl:3: not valid JSON"):
         list(read_jsonl(path))
+    path.write_text('{"step": 1}\n[1]\n')
+    with pytest.raises(ValueError, match=r"metrics\.jsonl:2: expected a JSON object"):
+        list(read_jsonl(path))
 
 
 def test_line_separators_inside_strings_are_no_line_ends(tmp_path):

@@ -243,14 +243,36 @@ def _assign(
     if not table or (is_entry and get_origin(known[table].kind) is not dict):
         raise ValueError(_no_key(name, known))
     key = known[table]
-    kind = get_args(key.kind)[1] if is_entry else key.kind
+    if is_entry:
+        before = values.get(table, key.value)
+        value = _with_entry(before, name.removeprefix(f"{table}."), value, key, key.kind)
+    else:
+        value = _checked(value, key, key.kind)
+    values[table] = value
+
+
+def _with_entry(
+    table: Mapping[str, Any], name: str, value: Any, key: Key, kind: Any
+) -> dict[str, Any]:
+    """Return a dict of that kind with one more entry, or with one more in a dict in it."""
+    first, dot, rest = name.partition(".")
+    inner = get_args(kind)[1]
+    if dot and get_origin(inner) is dict:
+        return {
+            **table,
+            first: _with_entry(table.get(first, {}), rest, value, key, inner),
+        }
+    return {**table, name: _checked(value, key, inner)}
+
+
+def _checked(value: Any, key: Key, kind: Any) -> Any:
+    """Return a value of a TOML file, or of a word, as that kind."""
     value = _parse(str(value), kind) if isinstance(value, _Text) else value
-    if value != (word := key.limits.word):
+    word = key.limits.word
+    if value != word:
         value = convert(value, kind, f" or {word}" if word else "")
         key.limits.check(value)
-    if is_entry:
-        value = {**values.get(table, key.value), name.removeprefix(f"{table}."): value}
-    values[table] = value
+    return value
 
 
 def _no_key(name: str, known: Collection[str]) -> str:

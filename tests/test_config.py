@@ -746,3 +746,13 @@ def test_a_word_survives_the_file(tmp_path):
     file = tmp_path / "run.toml"
     file.write_text(to_toml(config))
     assert load(GRPOConfig, file) == config
+
+
+def test_an_entry_of_a_table_in_a_table() -> None:
+    words = ["reward.params.cosine.max_length=400", "reward.params.cosine.right_long=0.2"]
+    weighed = ["reward.weights.cosine=0.5", *words]
+    reward = load(GRPOConfig, None, weighed).reward
+    assert reward.params == {"cosine": {"max_length": 400.0, "right_long": 0.2}}
+    assert reward.weights == {"accuracy": 1.0, "cosine": 0.5}
+    with pytest.raises(ValueError, match="max_length: expected a number, got 'x'"):
+        load(GRPOConfig, None, ["reward.params.cosine.max_length=x"])

@@ -561,7 +561,7 @@ SCRIPTS = [
             "algorithm.ratio=token",
             "algorithm.old_logprobs=sampler",
         ],
-        'hints.score = "bare" with algorithm.kl_in = "reward": the KL would be that of the policy',
+        'algorithm.kl_in = "reward" needs samples of the policy, but of hints.score = "bare" they',
     ),
     (
         train_grpo,

@@ -749,7 +749,10 @@ def test_a_word_survives_the_file(tmp_path):
 
 
 def test_an_entry_of_a_table_in_a_table() -> None:
-    words = ["reward.params.cosine.max_length=400", "reward.params.cosine.right_long=0.2"]
+    words = [
+        "reward.params.cosine.max_length=400",
+        "reward.params.cosine.right_long=0.2",
+    ]
     weighed = ["reward.weights.cosine=0.5", *words]
     reward = load(GRPOConfig, None, weighed).reward
     assert reward.params == {"cosine": {"max_length": 400.0, "right_long": 0.2}}

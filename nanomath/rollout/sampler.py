@@ -34,10 +34,9 @@ from kernels.packed import forget_packed, in_panels
 from kernels.philox import uniform_pair
 from nanomath.models.tokenizer import Tokenizer
 from nanomath.models.transformer import Transformer
-from nanomath.rollout.cache import Cache
+from nanomath.rollout.cache import Cache, free_memory
 from nanomath.rollout.decoder import Decoder
 from nanomath.rollout.engine import Engine, Threads
-from nanomath.rollout.memory import free_memory
 from nanomath.rollout.sampling import SamplingParams, checked, stop_strings, token_lists
 from nanomath.rollout.stops import text_before_stop
 

@@ -45,9 +45,8 @@ from kernels.linear_logprob import CHUNK_LOGITS, linear_logprob
 from nanomath.models.batches import Batch, Example, layout_states, make_batch
 from nanomath.models.config import ModelConfig
 from nanomath.models.transformer import Transformer
-from nanomath.rollout.cache import Cache
+from nanomath.rollout.cache import Cache, free_memory
 from nanomath.rollout.floor import Machine, fastest, measure_machine, step_floor
-from nanomath.rollout.memory import free_memory
 from nanomath.rollout.sampler import Sampler
 from nanomath.training import ranks
 from nanomath.training.optimizer import Optimizer

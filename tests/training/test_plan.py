@@ -18,8 +18,8 @@ from nanomath import settings
 from nanomath.config import load
 from nanomath.models import ModelConfig, Transformer
 from nanomath.models.batches import Example, make_batch, response_logprobs
+from nanomath.rollout.cache import rooms
 from nanomath.rollout.floor import Machine
-from nanomath.rollout.memory import rooms
 from nanomath.rollout.sampler import Sampler
 from nanomath.training import plan
 from nanomath.training.optimizer import Optimizer

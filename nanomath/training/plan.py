@@ -197,10 +197,7 @@ def sampling_bytes(sampler: Sampler, drawing: Drawing) -> float:
     matrices = sum(p.numel() for p in sampler.model.parameters() if p.dim() == 2)
     if sampler.decoder.on_gpu:
         longest = drawing.prompt + drawing.completion
-        device = sampler.model.device
-        each = Cache.bytes_per_slot(
-            c, longest, drawing.prompt, sampler.decoder.dtype, device
-        )
+        each = Cache.bytes_per_slot(sampler.decoder, longest, drawing.prompt)
         weights = matrices * size * (sampler.decoder.dtype != sampler.model.dtype)
     else:
         token = 2 * c.num_layers * c.num_kv_heads * c.head_dim * size

@@ -17,6 +17,7 @@ tensor cores.
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 
@@ -109,6 +110,22 @@ class GpuTensor(Tensor):
                 else copied
             )
         return memo[id(self)]
+
+
+class Event:
+    """Stands for torch.cuda.Event, with the clock of the CPU."""
+
+    def __init__(self, enable_timing: bool = False) -> None:
+        self.seconds = 0.0
+
+    def record(self) -> None:
+        self.seconds = time.perf_counter()
+
+    def synchronize(self) -> None:
+        pass
+
+    def elapsed_time(self, end: Event) -> float:
+        return (end.seconds - self.seconds) * 1e3
 
 
 class Graph:
@@ -436,6 +453,7 @@ def pretended_gpu() -> Iterator[PretendedGpu]:
     with pytest.MonkeyPatch.context() as patch:
         for name, answer in answers.items():
             patch.setattr(torch.cuda, name, lambda *_, answer=answer: answer)
+        patch.setattr(torch.cuda, "Event", Event)
         patch.setattr(torch.cuda, "CUDAGraph", Graph)
         patch.setattr(torch.cuda, "graph", gpu.capture)
         patch.setattr(interpreter, "_convert_float", converted)

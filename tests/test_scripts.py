@@ -557,7 +557,7 @@ GRPO_KEYS = [
     ("algorithm.method=opd", *SHOWN, "teacher.template={demonstration} {question}"),
     ("algorithm.method=opd", *SHOWN, "teacher.path=start"),
     ("algorithm.method=opd", *SHOWN, "algorithm.advantage=teacher_full"),
-    ("algorithm.method=opd", *SHOWN, "algorithm.clip=cispo"),
+    ("algorithm.method=opd", *SHOWN, "algorithm.clip=cispo", *TWICE),
     ("algorithm.method=opd", *SOLVED, "teacher.path=policy", "teacher.shows=sibling"),
     *(
         (f"algorithm.method={method}", *STEPS.get(method, ()))

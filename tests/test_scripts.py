@@ -702,6 +702,7 @@ def test_a_resumed_run_is_the_unbroken_one(train, sft_run, script, dtype):
 LORA = ("lora.rank=4", "optim.lr=0.02", "heldout.limit=2", "evaluation.samples=1")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("script", [train_sft, train_grpo], ids=["sft", "grpo"])
 def test_a_resumed_run_of_adapters_is_the_unbroken_one(train, sft_run, script, dtype):
@@ -781,6 +782,7 @@ def test_the_reference_of_adapters_is_the_starting_model(train, sft_run):
     assert all(line["gap_max"] < 1e-4 for line in steps)
 
 
+@pytest.mark.slow
 def test_no_key_of_adapters_is_ignored(train, sft_run):
     kinds = [
         (),

@@ -139,6 +139,7 @@ CELLS = {
 }
 
 
+@pytest.mark.slow
 def test_every_cell_trains_and_differs(train):
     """Two steps of each, a file of weights of its own, and the metrics that belong to it."""
     found = {}

@@ -176,6 +176,7 @@ def test_it_opens_without_a_network(browser, page):
     assert browser.count("#kinds tr") == 3
 
 
+@pytest.mark.slow
 def test_a_curve_is_zoomed_and_all_follow(browser, page):
     browser.open(page, "#curves")
     names = "return window.page.curves.charts.filter(c => c.drawn && c.name).map(c => c.name)"
@@ -192,6 +193,7 @@ def test_a_curve_is_zoomed_and_all_follow(browser, page):
     browser.wait(f"return {plots}.every(c => c.plot.layout.xaxis.range[0] < 2)")
 
 
+@pytest.mark.slow
 def test_smoothing_a_log_axis_and_one_cursor(browser, page):
     browser.open(page, "#curves")
     browser.wait(
@@ -253,6 +255,7 @@ def test_samples_are_sorted_and_alike_ones_are_together(browser, page):
     assert 0 < shared < browser.count(".sample.right .t")
 
 
+@pytest.mark.slow
 def test_another_value_colours_the_tokens(browser, page):
     colour = "return document.querySelector('.sample .t').style.backgroundColor"
     browser.open(page, "#step=1&problem=0")
@@ -451,6 +454,7 @@ def test_several_runs(browser, tmp_path):
     assert last == pytest.approx([0.1 * m["reward"] for m in metrics])
 
 
+@pytest.mark.slow
 def test_two_seeds_have_no_band(browser, tmp_path):
     metrics = [{"step": n, "reward": n / 10} for n in range(1, 9)]
     configs = [{"run.seed": seed} for seed in (0, 1)]
@@ -468,6 +472,7 @@ def test_two_seeds_have_no_band(browser, tmp_path):
     assert browser.run(f"return {chart}.plot.data.length") == 3  # two seeds, mean
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dark", [False, True])
 @pytest.mark.parametrize("width", [1400, 420])
 def test_it_fits_every_width(browser, page, width, dark):
@@ -480,6 +485,7 @@ def test_it_fits_every_width(browser, page, width, dark):
     browser.size(1400)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "files",
     [{}, {"metrics": [{"step": 0, "heldout/pass@1": 0.5}]}, {"rollouts": [episode()]}],

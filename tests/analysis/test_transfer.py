@@ -126,6 +126,7 @@ def test_intervals_are_paired():
     assert difference["mean"] == 2 and difference["high"] - difference["low"] < 3
 
 
+@pytest.mark.slow
 def test_intervals_hold_what_they_promise():
     generator = np.random.default_rng(1)
     held = 0

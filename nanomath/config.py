@@ -457,6 +457,11 @@ def describe(cls: type, width: int | None = None) -> str:
 # --- the command line ------------------------------------------------------------------------
 
 
+def positional(argv: Sequence[str]) -> list[str]:
+    """Return the words of a command line that are neither flags nor `key=value`."""
+    return [word for word in argv if not word.startswith("-") and "=" not in word]
+
+
 def parse_arguments(
     cls: type[T], argv: Sequence[str], usage: str, flags: Mapping[str, str] | None = None
 ) -> tuple[T, set[str]]:

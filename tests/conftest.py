@@ -7,6 +7,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Sequence
 from importlib.util import find_spec
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,8 +17,10 @@ if not torch.cuda.is_available():
     # Before anything imports Triton: it then runs kernels on CPU tensors.
     os.environ["TRITON_INTERPRET"] = "1"
 
+from nanomath import settings
 from nanomath.data.world import CHAT_TEMPLATE, world_tokenizer
-from nanomath.models import ModelConfig, Tokenizer, Transformer
+from nanomath.models import ModelConfig, Tokenizer, Transformer, save_model
+from nanomath.training.build import build_model
 
 torch.set_num_threads(1)
 
@@ -95,6 +98,22 @@ def new_tokenizer() -> Callable[[Sequence[int]], Tokenizer]:
 def tokenizer(new_tokenizer) -> Tokenizer:
     """The world's tokenizer as it is."""
     return new_tokenizer()
+
+
+@pytest.fixture(scope="session")
+def model_directory(tmp_path_factory) -> Path:
+    """A model of random weights with the tokenizer of the world, and a context of 192 tokens."""
+    directory = tmp_path_factory.mktemp("models") / "random"
+    shape = settings.NewModel(
+        hidden_size=32,
+        layers=1,
+        heads=2,
+        kv_heads=1,
+        intermediate_size=64,
+        max_positions=192,
+    )
+    save_model(*build_model(settings.Model(device="cpu", new=shape), seed=1), directory)
+    return directory
 
 
 @pytest.fixture(scope="session")

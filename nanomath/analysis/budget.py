@@ -26,11 +26,8 @@ from nanomath.analysis.evaluation import Score
 from nanomath.analysis.statistics import cluster_bootstrap, numbered
 
 POINTS = 256  # of a curve with a band; between two different lengths it is level
-BANDS = (
-    (0.0, 0.1),
-    (0.1, 0.8),
-    (0.8, 1.0),
-)  # hard, middle, easy by the share solved before
+# Hard, middle, easy by the share solved before.
+BANDS = ((0.0, 0.1), (0.1, 0.8), (0.8, 1.0))
 Problems = Mapping[str, Any]  # those of an eval.json
 
 

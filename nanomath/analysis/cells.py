@@ -26,12 +26,8 @@ from nanomath.analysis.study import KNOWN, MEASURED, RUNS, Stage, Study
 from nanomath.config import load, to_toml, to_toml_value
 
 PLACE = re.compile(r"\{([\w=+-]+)\}")
-TEXTS = (
-    "template",
-    "response",
-    "system",
-    "ask",
-)  # keys whose values have braces of their own
+# Keys whose values have braces of their own.
+TEXTS = ("template", "response", "system", "ask")
 LONGER = 10  # times as many steps at most, where tokens or seconds end a run
 Chain = dict[str, "Cell"]  # the cells of an arm and a seed, by stage
 Key = tuple[str, int]  # arm and seed

@@ -82,9 +82,8 @@ MEASURES = {
     "effective_rank": "exp of the entropy of the difference's singular values, mean over the "
     "matrices that changed",
 }
-CHUNK_LOGITS = (
-    4_000_000  # held at once, of each model: 16 MB, some of which stays in the cache
-)
+# Held at once, of each model: 16 MB, some of which stays in the cache.
+CHUNK_LOGITS = 4_000_000
 TOKENS = 4096  # of a micro-batch
 FEWEST_TEXTS = 3  # two lie on a line, which is no plane
 

@@ -29,9 +29,8 @@ from nanomath.analysis.runs import Record, Run, read_run
 PER_PROBLEM = re.compile(r"(?:heldout/)?(pass|maj)@([1-9]\d*)(?:/(.+=.+))?")
 WHOLE = re.compile(r"[^:]+(:area|:to=-?\d*\.?\d+(e-?\d+)?)?")
 NEAREST = 3  # names that are shown for a wrong one
-Scores = dict[
-    str, float
-]  # of each problem; of a number of the whole run, under the name ""
+# Of each problem; of a number of the whole run, under the name "".
+Scores = dict[str, float]
 Labels = dict[str, dict[str, Any]]  # of each problem
 
 
@@ -42,9 +41,8 @@ def measured(place: Path, metric: str, last: int = 1) -> tuple[Scores, Labels]:
     ValueError for what the cell in the directory `place` does not measure.
     """
     trained = (place / "config.toml").exists()
-    run = (
-        read_run(place) if trained else Run(place, "eval", {})
-    )  # which has answers only
+    # What eval leaves has answers only.
+    run = read_run(place) if trained else Run(place, "eval", {})
     if PER_PROBLEM.fullmatch(metric) and run.heldout:
         return per_problem(run, metric, last)
     value = whole_run(run, metric, last) if trained else number_of(place, metric)

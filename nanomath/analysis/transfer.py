@@ -212,13 +212,11 @@ def compare_transfer(
     check_comparable(files)
     (first, _), *_ = files.items()
     groups = grouped(files[first], given)
+    # Seeds by name, so that tasks of as many problems are not drawn alike.
     drawn = {
         name: resampled(
             [tasks[name].values for tasks in files.values()],
-            [
-                seed,
-                crc32(name.encode()),
-            ],  # tasks of as many problems are not drawn alike
+            [seed, crc32(name.encode())],
         )
         for names in groups.values()
         for name in names
@@ -290,9 +288,8 @@ def undefined(gain: Matrix, change: Mapping[str, float]) -> str:
     found = estimate(gain)
     if found is None:
         return "the base solves all of maths: there is nothing to gain"
-    alike = math.isclose(
-        found["low"], found["high"]
-    )  # no draw says how far it is from 0
+    # Then no draw says how far it is from 0.
+    alike = math.isclose(found["low"], found["high"])
     if found["low"] > 0 and not alike:
         return ""
     how = "a loss" if found["high"] < 0 and not alike else "within noise"

@@ -31,7 +31,7 @@ from nanomath import settings
 from nanomath.analysis import drift as measure
 from nanomath.analysis.evaluation import check_measurement, in_kinds
 from nanomath.analysis.figures import draw_drift
-from nanomath.config import parse_arguments
+from nanomath.config import parse_arguments, positional
 from nanomath.data.files import as_json, check_directory
 from nanomath.data.problem import Problem
 from nanomath.models import Tokenizer, Transformer
@@ -54,9 +54,7 @@ Pair = tuple[Transformer, Tokenizer]
 
 
 def main(argv: list[str]) -> int:
-    names = [
-        w for w in argv if w[:1] != "-" and "=" not in w and not w.endswith(".toml")
-    ]
+    names = [word for word in positional(argv) if not word.endswith(".toml")]
     if not {"-h", "--help"} & set(argv) and (len(names) < 2 or "" in names):
         raise ValueError(
             "drift needs a base and a tuned model: python -m nanomath drift BASE TUNED "
@@ -246,10 +244,7 @@ def compare_tokens(
             **sampling_options(config.sampling),
         )
     temperature = config.sampling.temperature or 1.0
-    vocabularies = [
-        t.backend.get_vocab(with_added_tokens=True) for _, t in (base, tuned)
-    ]
-    if vocabularies[0] == vocabularies[1]:
+    if tokenizer.has_tokens_of(base[1]):
         answers = [c.tokens for c in drawn]
         examples = [Example(p, a) for p, a in zip(prompts, answers, strict=True)]
         shifts = measure.token_shift(base[0], model, examples, temperature)

@@ -34,7 +34,7 @@ from nanomath.analysis.saved import (
 )
 from nanomath.analysis.selective import check_confidence, measure_confidence
 from nanomath.commands import general
-from nanomath.config import parse_arguments
+from nanomath.config import parse_arguments, positional
 from nanomath.data.files import as_json, check_directory, check_file
 from nanomath.data.problem import Problem
 from nanomath.models import Tokenizer
@@ -55,7 +55,7 @@ from nanomath.training.runlog import write_atomically
 
 
 def main(argv: list[str]) -> int:
-    words = [word for word in argv if not word.startswith("-") and "=" not in word]
+    words = positional(argv)
     if not {"-h", "--help"} & set(argv) and (len(words) < 2 or "" in words[:2]):
         raise ValueError(
             "eval needs a model and a problem set: python -m nanomath eval MODEL DATA "

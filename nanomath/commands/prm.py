@@ -27,7 +27,7 @@ import torch
 from tqdm import tqdm
 
 from nanomath import settings
-from nanomath.config import parse_arguments
+from nanomath.config import parse_arguments, positional
 from nanomath.data.files import check_file, json_line
 from nanomath.data.order import step_indices
 from nanomath.data.problem import Problem
@@ -295,7 +295,7 @@ def check_lengths(prm: PRM, solutions: Sequence[Labelled]) -> None:
 
 
 def evaluate(argv: list[str]) -> int:
-    words = [word for word in argv if not word.startswith("-") and "=" not in word][:2]
+    words = positional(argv)[:2]
     if len(words) < 2:
         if not {"-h", "--help"} & set(argv):
             raise ValueError(

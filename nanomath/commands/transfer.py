@@ -19,18 +19,14 @@ from pathlib import Path
 from nanomath import settings
 from nanomath.analysis import figures
 from nanomath.analysis.transfer import compare_transfer, draw, read_evaluation, table
-from nanomath.config import parse_arguments
+from nanomath.config import parse_arguments, positional
 from nanomath.data.files import as_json, check_file
 from nanomath.training.runlog import write_atomically
 from nanomath.training.sittings import commit, program
 
 
 def main(argv: list[str]) -> int:
-    names = [
-        word
-        for word in argv
-        if "=" not in word and not word.startswith("-") and not word.endswith(".toml")
-    ]
+    names = [word for word in positional(argv) if not word.endswith(".toml")]
     keys = [word for word in argv if word not in names]
     config, _ = parse_arguments(settings.TransferConfig, keys, __doc__)
     if twice := [name for name in names if names.count(name) > 1]:

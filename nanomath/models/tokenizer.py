@@ -140,6 +140,10 @@ class Tokenizer:
         """
         return self.backend.get_vocab_size(with_added_tokens=True)
 
+    def has_tokens_of(self, other: Tokenizer) -> bool:
+        """Return whether each token id means the same text as in another tokenizer."""
+        return self.backend.get_vocab() == other.backend.get_vocab()
+
     def save(self, directory: str | PathLike[str]) -> None:
         """Write tokenizer.json, tokenizer_config.json and generation_config.json, which
         transformers reads as well.

@@ -245,9 +245,8 @@ INSTRUCTIONS: dict[str, Callable[..., bool]] = {
 
 # --- verdicts --------------------------------------------------------------------------------
 
-Instructions = Sequence[
-    tuple[str, dict[str, Any]]
-]  # each kind with what its checker is given
+# Each kind with what its checker is given.
+Instructions = Sequence[tuple[str, dict[str, Any]]]
 
 
 def check_instructions(instructions: Instructions, place: str) -> None:

@@ -32,9 +32,8 @@ CGROUP_FILES = (  # of a limit and of what is used of it
     ("memory.max", "memory.current"),
     ("memory.limit_in_bytes", "memory.usage_in_bytes"),
 )
-CASCADE = (
-    2  # shared pages from which reading them once for a group is worth another launch
-)
+# Shared pages from which reading them once for a group is worth another launch.
+CASCADE = 2
 
 
 class Cache:

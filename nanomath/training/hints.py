@@ -53,12 +53,8 @@ LEVELS = {  # those of the papers; the upper policy may also give no hint
     "learned": [0.0, 0.25, 0.5, 0.75],
 }
 RETRY = 28  # further tries have seeds that are this many bits away: no step has such a number
-BINS = (
-    (0.0, 0.25),
-    (0.25, 0.5),
-    (0.5, 0.75),
-    (0.75, 1.0),
-)  # of the estimate, in the log
+# Of the estimate, in the log.
+BINS = ((0.0, 0.25), (0.25, 0.5), (0.5, 0.75), (0.75, 1.0))
 
 
 @dataclass

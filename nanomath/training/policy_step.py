@@ -88,9 +88,8 @@ class PolicyStep:
         for epoch in range(self.algorithm.epochs):
             for rows in self._minibatches(len(episodes), number, epoch):
                 updates.append(self._update(rollout, rows, lr))
-                gap = gap or rollout.gap(
-                    rows
-                )  # its first pass: the weights that sampled
+                # Of the first pass, by the weights that sampled.
+                gap = gap or rollout.gap(rows)
         for name, matrix in rollout.measurements().items():
             for episode, row in zip(episodes, matrix.tolist(), strict=True):
                 episode.measured[name] = row[: len(episode.completion.tokens)]

@@ -47,8 +47,12 @@ class Teacher:
         """
         found = []
         for group in in_groups(episodes, group_size):
+            prompts: dict[str | None, list[int]] = {None: []}  # by what is shown
             for episode in group:
-                prompt = self._shown(episode, group)
+                shows = self._demonstration(episode, group)
+                if shows not in prompts:
+                    prompts[shows] = self._prompt(episode.problem, shows)
+                prompt = prompts[shows]
                 begun = episode.hint.prefix if prompt and episode.hint else []
                 shown = Example(prompt + begun, episode.completion.tokens)
                 if not prompt or len(shown) > self.model.config.max_positions:
@@ -56,14 +60,14 @@ class Teacher:
                 found.append(shown)
         return found
 
-    def _shown(self, episode: Episode, group: Sequence[Episode]) -> list[int]:
+    def _demonstration(self, episode: Episode, group: Sequence[Episode]) -> str | None:
+        """Return what the teacher is shown beside the problem, None for nothing."""
         if self.shows == "nothing":
-            return []
+            return None
         if self.shows == "solution":
-            return self.with_solution(episode.problem)
+            return render_response(episode.problem, self.template)
         others = (e for e in group if e is not episode and e.rewards["accuracy"] > 0)
-        sibling = next(others, None)
-        return self._prompt(episode.problem, sibling.solution.text) if sibling else []
+        return next((other.solution.text for other in others), None)
 
     def with_solution(self, problem: Problem) -> list[int]:
         """Return the prompt of a problem with its worked solution. ValueError if it has none."""
@@ -108,7 +112,7 @@ def _load(config: settings.GRPOConfig, trainer: Trainer) -> Transformer:
     device = section.device or trainer.device
     place = replace(config.model, path=section.path, base="", device=device)
     model, tokenizer = build_model(place, config.run.seed)
-    if tokenizer.backend.get_vocab() != trainer.tokenizer.backend.get_vocab():
+    if not tokenizer.has_tokens_of(trainer.tokenizer):
         raise ValueError(
             f"teacher.path = {section.path!r} has another tokenizer than the policy: its tokens "
             "mean something else. Write samples of it with `python -m nanomath eval ... save=FILE` "

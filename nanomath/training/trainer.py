@@ -124,12 +124,10 @@ class Trainer:
         self.optimizer = self._optimizer(self.lora or self.model)
         if config.optim.l2_start:
             self.optimizer.hold(self.starting_model(), config.optim.l2_start)
-        facts = (
-            load_checkpoint(self.checkpoint, self.optimizer) if self.checkpoint else {}
-        )
-        best = facts.get(
-            "best", {}
-        )  # {"step": ..., "score": ...}, of a run that keeps it
+        facts = {}
+        if self.checkpoint:
+            facts = load_checkpoint(self.checkpoint, self.optimizer)
+        best = facts.get("best", {})  # {"step": ..., "score": ...} where it is kept
         self.best = best if best.get("step") in steps else {}
         self.limits = {"tokens": config.run.tokens, "seconds": config.run.seconds}
         lines = self.log.read("metrics.jsonl")

@@ -1,17 +1,13 @@
-"""A small model on disk, and commands called as the shell calls them but for the process."""
+"""Commands called as the shell calls them but for the process."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 
-from nanomath import settings
 from nanomath.commands.main import run_main
-from nanomath.models import save_model
-from nanomath.training.build import build_model
 
 
 class Outcome(NamedTuple):
@@ -20,22 +16,6 @@ class Outcome(NamedTuple):
     code: int
     out: str
     err: str
-
-
-@pytest.fixture(scope="session")
-def model_directory(tmp_path_factory) -> Path:
-    """A model of random weights with the tokenizer of the world, and a context of 192 tokens."""
-    directory = tmp_path_factory.mktemp("models") / "random"
-    shape = settings.NewModel(
-        hidden_size=32,
-        layers=1,
-        heads=2,
-        kv_heads=1,
-        intermediate_size=64,
-        max_positions=192,
-    )
-    save_model(*build_model(settings.Model(device="cpu", new=shape), seed=1), directory)
-    return directory
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ import torch
 from plain_step import PlainStep, assert_same, new_step, token_logprobs, token_states
 
 import train_grpo
-from nanomath import save_model, settings
+from nanomath import settings
 from nanomath.algorithms import PRESETS, credit
 from nanomath.data.problem import Problem
 from nanomath.data.prompts import PromptTemplate
@@ -24,7 +24,7 @@ from nanomath.rollout import Completion, Episode, Sampler
 from nanomath.rollout.difficulty import Difficulty
 from nanomath.rollout.hints import Chooser, Hint, Ladder, Schedule
 from nanomath.settings import Algorithm
-from nanomath.training.build import build_model, encode_prompts
+from nanomath.training.build import encode_prompts
 from nanomath.training.hints import Hints
 from nanomath.training.runlog import read_jsonl
 from nanomath.training.teacher import Teacher
@@ -381,27 +381,15 @@ def test_states_are_those_of_the_last_token_whatever_the_budget(hints, prompts):
 # --- whole runs ------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def start(tmp_path_factory) -> Path:
-    """A model of random weights."""
-    directory = tmp_path_factory.mktemp("model")
-    shape = settings.NewModel(
-        hidden_size=32,
-        layers=1,
-        heads=2,
-        kv_heads=1,
-        intermediate_size=64,
-        max_positions=192,
-    )
-    save_model(*build_model(settings.Model(device="cpu", new=shape), seed=1), directory)
-    return directory
-
-
 @pytest.fixture
-def train(start, tmp_path):
+def train(model_directory, tmp_path):
     """train(name, *words): the directory of a run of four steps on six problems."""
     words = [
-        *(f"model.path={start}", "model.device=cpu", f"run.directory={tmp_path}"),
+        *(
+            f"model.path={model_directory}",
+            "model.device=cpu",
+            f"run.directory={tmp_path}",
+        ),
         *("train.limit=6", "heldout.limit=3", "evaluation.samples=2", "run.steps=4"),
         *("train.world.difficulty=3,3", "heldout.world.difficulty=3,3"),
         *("sampling.max_new_tokens=8", "grpo.prompts=4", "grpo.group_size=4"),

@@ -79,6 +79,7 @@ def main(argv: list[str]) -> int:
     grpo = config.grpo
     algorithm = config.algorithm
     seed = config.run.seed
+    sampling_seed = (seed + grpo.sampling_seed) % 2**32
     e = config.evaluation
 
     template = build_template(config.prompt)
@@ -110,7 +111,7 @@ def main(argv: list[str]) -> int:
                 [prompts[i] for i in chosen],
                 scorers,
                 grpo.group_size,
-                seed=(seed << 32) + number,
+                seed=(sampling_seed << 32) + number,
                 progress=progress,
                 **sampling,
             )

@@ -848,6 +848,13 @@ class GRPO:
 
     prompts: int = option(16, "problems of a rollout", minimum=1)
     group_size: int = option(8, "samples of each problem", minimum=1)
+    sampling_seed: int = option(
+        0,
+        "added to run.seed where completions are drawn: another one draws other samples of the "
+        "same problems in the same order",
+        minimum=0,
+        maximum=MAX_SEED,
+    )
     source: str = option(
         "policy",
         "where samples are from: policy, teacher, or a .jsonl file as rollouts.jsonl or what eval "

@@ -492,6 +492,8 @@ SOLVED = ("grpo.solutions=true",)
 SHOWN = ("teacher.path=policy", "teacher.shows=solution")
 STEPS = {"process_grpo": SCORED, "pure": SCORED}  # what a method needs beside its name
 STEPS |= {"sft": SOLVED, "dpo": SOLVED, "opd": SHOWN}
+BEGUN = ("train.world.difficulty=[4,4]",)  # solutions of several steps
+HINTED = (*BEGUN, "hints.chooser=schedule")
 GRPO_KEYS = [
     ("run.seed=1",),
     ("grpo.prompts=2",),
@@ -549,6 +551,19 @@ GRPO_KEYS = [
     ("algorithm.covariance=kl", "algorithm.covariance_coef=5", *TWICE),
     ("algorithm.top_entropy=0.2",),
     ("optim.l2_start=5",),
+    ("grpo.sampling_seed=1",),
+    *((*BEGUN, f"hints.chooser={chooser}") for chooser in ("off", "ladder", "learned")),
+    (*BEGUN, "hints.chooser=ladder", "hints.levels=[1]"),
+    (*BEGUN, "hints.chooser=controller"),
+    (*BEGUN, "hints.chooser=controller", "hints.gain=1.5"),
+    (*BEGUN, "hints.chooser=controller", "hints.gain=1.5", "hints.most=0.5"),
+    HINTED,
+    (*HINTED, "hints.levels=[1]"),
+    (*HINTED, "hints.levels=[1]", "hints.start=1"),
+    (*HINTED, "hints.place=user"),
+    (*HINTED, "hints.place=user", "hints.below=0.4"),
+    (*HINTED, "hints.place=user", "hints.template= So: {hint}"),
+    (*HINTED, "hints.place=user", "hints.score=bare", "algorithm.old_logprobs=sampler"),
     SOLVED,
     (*SOLVED, "algorithm.samples=right"),
     (*SOLVED, "algorithm.samples=best"),
@@ -587,6 +602,19 @@ GRPO_KEYS = [
     ("reward.weights.cosine=1", "reward.params={cosine = {max_length = 20}}"),
     ("reward.params.random={seed = 1}",),
 ]
+
+
+def test_another_sampling_seed_draws_other_samples_of_the_same_problems(train, sft_run):
+    start = (*SHORT, f"model.path={sft_run}")
+    one, other = (
+        lines(
+            train(train_grpo, f"seed-{n}", *start, f"grpo.sampling_seed={n}"),
+            "rollouts.jsonl",
+        )
+        for n in (0, 1)
+    )
+    assert [r["question"] for r in one] == [r["question"] for r in other]
+    assert [r["tokens"] for r in one] != [r["tokens"] for r in other]
 
 
 @pytest.mark.slow

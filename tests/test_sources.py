@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -333,6 +334,10 @@ REFUSED = [
     ),
     ((*TAUGHT, "teacher.path=nowhere"), "nowhere"),
     (
+        (*TAUGHT, "teacher.path=small"),
+        "tokens: sampling.max_new_tokens leaves 12 of its context of 20",
+    ),
+    (
         (*RIGHT, "train.source=unsolved.jsonl", "prompt.chat=false"),
         "problem 'unsolved-0' has no solution, which the template",
     ),
@@ -342,7 +347,7 @@ REFUSED = [
     ),
     (
         (*SHOWN, "teacher.path=policy", "sampling.max_new_tokens=240"),
-        "tokens with its solution: sampling.max_new_tokens leaves 16 of the context",
+        "tokens with its solution: sampling.max_new_tokens leaves 16 of its context of 256",
     ),
     (
         (*RIGHT, "train.source=long.jsonl"),
@@ -370,6 +375,12 @@ def test_what_cannot_be_is_refused_in_one_line(
     }
     for name, text in files.items():
         (place / name).write_text(text)
+    small = place / "small"
+    shutil.copytree(place / "policy", small, dirs_exist_ok=True)
+    config = json.loads((small / "config.json").read_text())
+    (small / "config.json").write_text(
+        json.dumps(config | {"max_position_embeddings": 20})
+    )
     if not (place / "foreign").exists():
         backend = load_tokenizer(place / "policy").backend
         backend.add_tokens(["surplus"])

@@ -17,6 +17,7 @@ from nanomath.data.files import json_line
 from nanomath.data.problem import Problem
 from nanomath.data.problem_sets import read_records
 from nanomath.models.tokenizer import Tokenizer
+from nanomath.rollout.known import spells
 from nanomath.rollout.sampler import Completion
 
 TEXTS = ("problem", "question", "text", "finish_reason")
@@ -88,11 +89,7 @@ def _tokens(record: dict[str, Any], place: str, tokenizer: Tokenizer) -> list[in
     ids = record["ids"]
     if not isinstance(ids, list) or not ids or any(type(i) is not int for i in ids):
         raise ValueError(f"{place}: ids: expected the numbers of tokens, at least one")
-    if (
-        max(ids) >= tokenizer.vocab_size
-        or min(ids) < 0
-        or not tokenizer.decode(ids).startswith(text)
-    ):
+    if not spells(tokenizer, ids, text, record["finish_reason"]):
         raise ValueError(
             f"{place}: the ids are not the text's: they are of another tokenizer"
         )

@@ -78,8 +78,8 @@ def read_samples(
     """Return the samples of a file by their question, in the order of the file.
 
     The rows are those of rollouts.jsonl or of what eval saves: `question` and `text`, and where
-    they are known `tokens`, `logprobs` and `finish_reason`. ValueError names the row that lacks
-    what is needed.
+    they are known `tokens` (`ids` in the latter), `logprobs` and `finish_reason`. ValueError
+    names the row that lacks what is needed.
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"there is no file of samples {path}")
@@ -110,9 +110,9 @@ def _sample(
             "rows with `hint`"
         )
     completion = certain(text, tokenizer, reason)
-    tokens = fields.get("tokens")
+    tokens = fields.get("ids", fields.get("tokens"))
     logprobs = fields.get("logprobs")
-    if _spells(tokenizer, tokens, text, reason):
+    if spells(tokenizer, tokens, text, reason):
         completion = replace(completion, tokens=tokens)
     else:
         logprobs = None
@@ -131,7 +131,7 @@ def _sample(
     return question, replace(completion, logprobs=known, sampling_logprobs=known)
 
 
-def _spells(tokenizer: Tokenizer, tokens: Any, text: str, reason: str) -> bool:
+def spells(tokenizer: Tokenizer, tokens: Any, text: str, reason: str) -> bool:
     """Return whether the tokens of a sample are this tokenizer's: whether they make its text."""
     known = range(tokenizer.vocab_size)
     if not isinstance(tokens, list) or not all(token in known for token in tokens):

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 from nanomath import settings
 from nanomath.data.problem import Problem
@@ -88,7 +89,7 @@ def build_teacher(
 ) -> Teacher | None:
     """Make the teacher of the policy on `problems`, None where [teacher] names none.
 
-    ValueError for one of another tokenizer, and for a problem whose solution it cannot be shown.
+    ValueError for one of another tokenizer, and for a problem for which its context is too small.
     """
     section = config.teacher
     if not section.path:
@@ -97,12 +98,18 @@ def build_teacher(
     model = ours.get(section.path) or _load(config, trainer)
     asks = section.template
     teacher = Teacher(model, trainer.tokenizer, template, section.shows, asks)
-    room = model.config.max_positions - config.sampling.max_new_tokens
-    for problem in problems if section.shows == "solution" else ():
-        if (length := len(teacher.with_solution(problem))) > room:
+    context = model.config.max_positions
+    room = context - config.sampling.max_new_tokens
+    solved = section.shows == "solution"
+    smaller = context < trainer.model.config.max_positions
+    plain = partial(encode_prompt, template=template, tokenizer=trainer.tokenizer)
+    for problem in problems if solved or smaller else ():
+        length = len(teacher.with_solution(problem) if solved else plain(problem))
+        if length > room:
             raise ValueError(
-                f"the teacher's prompt of problem {problem.id} has {length} tokens with its "
-                f"solution: sampling.max_new_tokens leaves {room} of the context"
+                f"the teacher's prompt of problem {problem.id} has {length} tokens"
+                f"{' with its solution' * solved}: sampling.max_new_tokens leaves {room} of its "
+                f"context of {context}"
             )
     return teacher
 

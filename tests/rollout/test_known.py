@@ -71,6 +71,8 @@ def test_what_the_tokenizer_spells_is_kept(read, tokenizer):
     ((question, (sample,)),) = read(row | {"logprobs": logprobs}).items()
     assert question == "q" and sample.finished
     assert (sample.tokens, sample.logprobs) == (row["tokens"], logprobs)
+    saved = row | {"tokens": len(odd) + 1, "ids": row["tokens"]}  # as eval writes it
+    assert read(saved)["q"][0].tokens == row["tokens"]
     cut = row | {"text": "Mia", "finish_reason": "stop"}
     assert read(cut)["q"][0].tokens == row["tokens"]
 

@@ -207,6 +207,12 @@ class World:
     direct: float = option(
         0.0, "share of the solutions that state the answer alone", minimum=0, maximum=1
     )
+    wordy: float = option(
+        0.0,
+        "share of the solutions that say something idle before every step",
+        minimum=0,
+        maximum=1,
+    )
     languages: list[str] = option(
         ["en"], "languages of the questions, which take turns", choices=LANGUAGES
     )
@@ -217,6 +223,10 @@ class World:
         if len(self.difficulty) != 2 or self.difficulty[0] > self.difficulty[1]:
             raise ValueError(
                 f"difficulty is {self.difficulty}: expected [least, greatest]"
+            )
+        if self.direct + self.wordy > 1:
+            raise ValueError(
+                f"direct = {self.direct} and wordy = {self.wordy} are shares: more than 1 in all"
             )
 
 

@@ -182,7 +182,7 @@ def _all_problems(section: settings.Problems) -> list[Problem]:
     limit = section.limit or WORLD_PROBLEMS
     share = -(-limit // len(world.families))
     difficulty = (world.difficulty[0], world.difficulty[1])
-    told = world.languages, world.direct
+    told = world.languages, world.direct, world.wordy
     if world.documents:
         if section.split != "train":
             raise ValueError(

@@ -7,6 +7,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -65,6 +66,25 @@ def test_oracle_accepts_every_reference_solution_even_after_a_trip_through_json(
             assert check_steps(saved, problem.solution) == [True] * len(steps)
             assert is_correct(problem, problem.solution)
             assert split_of(saved.metadata) == split
+
+
+@pytest.mark.parametrize("family", REASONING)
+def test_solutions_of_one_problem_differ_in_length_and_are_all_right(
+    family: str,
+) -> None:
+    """Half of them state the answer alone, half are wordy; and once as they are."""
+    worked = generate(family, "train", 60, languages=LANGUAGES)
+    others = generate(family, "train", 60, languages=LANGUAGES, direct=0.5, wordy=0.5)
+    lengths = []
+    for one, other in zip(worked, others, strict=True):
+        assert one == replace(other, solution=one.solution)
+        assert accepted(other, other.solution) is (other.solution.count("\n\n") > 0)
+        lengths.append(len(other.solution) - len(one.solution))
+    assert {length > 0 for length in lengths} == {True, False}
+    steps = next(o for o, n in zip(others, lengths, strict=True) if n > 0)
+    first, rest = steps.solution.split("\n\n", 1)
+    for wrong in f"{first} 7.", f"7 {first}", first[: len(first) // 2]:
+        assert not check_steps(steps, f"{wrong}\n\n{rest}")[0]
 
 
 @pytest.mark.parametrize("family", REASONING)
@@ -598,7 +618,9 @@ def test_pretraining_covers_every_family_and_never_shows_a_held_out_question() -
 
 
 def test_documents_hold_several_problems_of_one_kind_as_shots_are_told() -> None:
-    documents = pretraining_documents(600, 1, (1, 2), ["maths", "grid"], ["en"], 0.5, 3)
+    documents = pretraining_documents(
+        600, 1, (1, 2), ["maths", "grid"], ["en"], 0.5, problems=3
+    )
     several = Counter()
     for document in documents:
         problems = document.split("\n\n\n")

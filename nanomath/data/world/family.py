@@ -74,3 +74,12 @@ def unseen(metadata: Metadata) -> bool:
 
 
 CLOSING = {"en": "The answer is \\boxed{%s}.", "ja": "答えは\\boxed{%s}です。"}
+# What a wordy solution says before a step: it tells nothing, so the oracle does not hear it.
+ASIDES = {
+    "en": (
+        "Let us take the next one. ",
+        "And then what happens? ",
+        "We go on from here. ",
+    ),
+    "ja": ("では、次を見ます。", "そして、どうなりますか。", "ここから続けます。"),
+}

@@ -11,6 +11,7 @@ from random import Random
 from nanomath.data.problem import Problem
 
 from .family import (
+    ASIDES,
     CLOSING,
     LANGUAGES,
     MAX_DIFFICULTY,
@@ -47,6 +48,7 @@ def generate(
     difficulty: tuple[int, int] = (1, 4),
     languages: Sequence[str] = ("en",),
     direct: float = 0.0,
+    wordy: float = 0.0,
     shots: int = 0,
     fewer: bool = False,
 ) -> list[Problem]:
@@ -54,13 +56,13 @@ def generate(
     arguments.
 
     A share `direct` of the solutions states the answer alone, as people do who work in
-    their heads. Difficulty is uniform in the closed range (facts have none: always 1);
-    languages take turns. A longer list starts with the shorter one, and another language
-    with the same seed words the same problems, as "templates" words those of "test". With
-    `shots` the field of that name holds so many worked problems of train, to be put before
-    the question. ValueError for an unknown family, split or language, numbers of a family
-    that has none, a range outside 1..8, or a split that holds too few distinct problems,
-    unless `fewer` will do.
+    their heads, and a share `wordy` says something idle before every step. Difficulty is
+    uniform in the closed range (facts have none: always 1); languages take turns. A longer
+    list starts with the shorter one, and another language with the same seed words the same
+    problems, as "templates" words those of "test". With `shots` the field of that name holds
+    so many worked problems of train, to be put before the question. ValueError for an
+    unknown family, split or language, numbers of a family that has none, a range outside
+    1..8, or a split that holds too few distinct problems, unless `fewer` will do.
     """
     check_request(family, split, count, difficulty, languages)
     random = Random(f"{family}/{'test' if split == 'templates' else split}/{seed}")
@@ -68,7 +70,9 @@ def generate(
     repeats = 0
     while len(problems) < count:
         language = languages[len(problems) % len(languages)]
-        problem = draw_problem(random, family, split, difficulty, language, direct)
+        problem = draw_problem(
+            random, family, split, difficulty, language, direct, wordy
+        )
         repeats = repeats + 1 if problem.id in problems else 0
         if repeats == PATIENCE:
             if fewer:
@@ -122,6 +126,7 @@ def draw_problem(
     difficulty: tuple[int, int],
     language: str,
     direct: float = 0.0,
+    wordy: float = 0.0,
 ) -> Problem:
     """Draw problems until one belongs to the split, and return it."""
     maker = REGISTRY[family]
@@ -145,8 +150,12 @@ def draw_problem(
     steps, answer = maker.solve(metadata)
     digest = hashlib.sha256(json.dumps(metadata, sort_keys=True).encode()).hexdigest()
     name = f"{family}-{language}-{digest[:16]}"
-    if Random(name).random() < direct:
+    style = Random(name)
+    chance = style.random()
+    if chance < direct:
         steps = []
+    elif chance < direct + wordy:
+        steps = [style.choice(ASIDES[language]) + step for step in steps]
     return Problem(
         id=name,
         question=maker.question(metadata),
@@ -182,6 +191,7 @@ def pretraining_documents(
     families: Sequence[str] = tuple(REGISTRY),
     languages: Sequence[str] = LANGUAGES,
     direct: float = 0.0,
+    wordy: float = 0.0,
     problems: int = 1,
 ) -> list[str]:
     """Return `count` plain texts in random order: worked problems of the families' train
@@ -208,7 +218,7 @@ def pretraining_documents(
         family = random.choice(families)
         language = random.choice(languages)
         several = random.randint(1, problems) if problems > 1 else 1
-        kind = family, "train", difficulty, language, direct
+        kind = family, "train", difficulty, language, direct, wordy
         texts = [as_text(draw_problem(random, *kind)) for _ in range(several)]
         documents.append(BETWEEN.join(texts))
     random.shuffle(documents)

@@ -4,7 +4,7 @@ answer is right.
 A step is right if and only if it follows from the problem and from what the steps before it
 state. So after the first wrong step every later one is wrong too; and while all steps are
 right, the stated values are the true ones: step k only has to say the same as step k of the
-worked solution. Everything is computed from `problem.metadata`.
+worked solution, after an aside or without one. Everything is computed from `problem.metadata`.
 """
 
 from __future__ import annotations
@@ -13,8 +13,12 @@ import re
 
 from nanomath.data.problem import Problem
 
+from .family import ASIDES
 from .generator import REGISTRY
 
+ASIDE = re.compile(
+    "|".join(re.escape(text) for texts in ASIDES.values() for text in texts)
+)
 BOXED = re.compile(r"\\boxed\{([^{}]*)\}")
 
 
@@ -35,7 +39,9 @@ def check_steps(problem: Problem, text: str) -> list[bool]:
     right = True
     for index, step in enumerate(split_steps(text)):
         if index < len(worked):
-            says_the_same = family.essence(step) == family.essence(worked[index])
+            aside = ASIDE.match(step)
+            said = step[aside.end() :] if aside else step
+            says_the_same = family.essence(said) == family.essence(worked[index])
             right = right and says_the_same and not BOXED.search(step)
         else:
             right = right and index == len(worked) and closes(step, answer)

@@ -223,6 +223,27 @@ def test_trl_makes_the_same_step(tmp_path, monkeypatch):
         norms.clear()
 
 
+def test_a_step_may_begin_by_sampling(monkeypatch):
+    drawn = []
+    generate = training.Sampler.generate
+
+    def noted(*arguments, **options):
+        drawn.append(generate(*arguments, **options))
+        return drawn[-1]
+
+    monkeypatch.setattr(training.Sampler, "generate", noted)
+    sizes = "sequences=6", "groups=3", "prompt=9", "response=7"
+    found = training.measure(
+        "tiny", "grpo", "ours", small("against=trl", "sampled=true", *sizes)
+    )
+    assert found["stages"]["sampling"] > 0
+    assert {len(c.tokens) for c in drawn[0]} == {7} and len(drawn[0]) == 6
+    known = training.measure("tiny", "grpo", "ours", small(*sizes))
+    assert "sampling" not in known["stages"]
+    with pytest.raises(ValueError, match="sampled=true needs against=trl"):
+        small("sampled=true")
+
+
 def test_both_sides_compute_the_same():
     hidden, weight = (torch.randn(n, 6, requires_grad=True) for n in (9, 40))
     target = torch.randint(40, (9,))

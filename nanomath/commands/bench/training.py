@@ -6,14 +6,15 @@
     python -m nanomath bench training shapes=smollm2 steps=sft,grpo gradient_checkpointing=true
     python -m nanomath bench training shapes=smollm2 steps=sft,grpo lora=8
     python -m nanomath bench training shapes=qwen2.5-0.5b steps=logprob threads=1 save=bench.json
-    python -m nanomath bench training shapes=tiny sequences=64 groups=8 against=trl
+    python -m nanomath bench training shapes=tiny sequences=64 groups=8 against=trl sampled=true
 
 Steps: sft and grpo are forward and backward passes and the optimizer, in grpo also the
 reference model's pass; score is the states of one question's solutions; logprob is the logprobs
 of random states alone, forward and backward. Ours makes the logits in chunks and computes a
 question once for all of its solutions. The plain way makes all logits at once (sft, grpo,
 logprob) and computes the question with every solution (grpo, score). trl is its GRPOTrainer on
-the same weights, prompts, completions and rewards, without sampling and logs. The floor is the
+the same weights, prompts, completions and rewards, without logs, and without sampling unless
+`sampled`. The floor is the
 time of the products with the weights of linear layers, as this machine makes them on their own:
 
     x W^T forward,   dy W and dy^T x backward,   x [n, in], W [out, in], dy [n, out]
@@ -49,6 +50,7 @@ from nanomath.commands.bench.measure import (
     peak_memory,
     ratio,
 )
+from nanomath.commands.bench.rollout import NoText
 from nanomath.commands.bench.trl import measure_trl
 from nanomath.config import option, parse_arguments
 from nanomath.data.problem import Problem
@@ -56,7 +58,7 @@ from nanomath.models import Transformer, batches
 from nanomath.models.batches import Example
 from nanomath.models.lora import LoRA
 from nanomath.process.states import states_at
-from nanomath.rollout import Completion, Episode
+from nanomath.rollout import Completion, Episode, Sampler
 from nanomath.rollout.floor import fastest, seconds_of
 from nanomath.settings import LINEAR_LAYERS
 from nanomath.training import plan, policy_step
@@ -93,6 +95,9 @@ class TrainingBench(Bench):
     response: int = option(96, "tokens of a response", minimum=1)
     tokens: int = option(4096, "tokens of logprob", minimum=1)
     token_budget: int = option(0, "tokens computed at once, 0: all", minimum=0)
+    sampled: bool = option(
+        False, "grpo: a step begins by sampling its responses (against=trl)"
+    )
     gradient_checkpointing: bool = option(
         False, "recompute each layer in the backward pass"
     )
@@ -134,6 +139,8 @@ def choose_steps(config: TrainingBench) -> None:
         raise ValueError(
             f"against=trl compares steps=grpo alone, not {','.join(config.steps)}"
         )
+    if config.sampled and not trl:
+        raise ValueError("sampled=true needs against=trl: the plain way samples nothing")
     if config.sequences % config.groups:
         raise ValueError(
             f"groups of {config.groups} do not make {config.sequences} sequences: "
@@ -245,6 +252,7 @@ def clocked_stages(device: torch.device) -> Counter[str]:
         clock(module, "states_logprobs", stage_of_pass)
     clock(Tensor, "backward", lambda *_: "backward")
     clock(Optimizer, "step", lambda *_: "optimizer")
+    clock(Sampler, "generate", lambda *_: "sampling")
     return seconds
 
 
@@ -353,14 +361,28 @@ def grpo_step(shape: str, side: str, config: TrainingBench) -> Callable[[], obje
         config.groups,
         token_budget=config.token_budget,
     )
-    episodes = []
-    for i, example in enumerate(random_examples(shape, config, config.groups)):
-        logprobs = [-5.0] * config.response
-        completion = Completion(0, i, example.response, logprobs, logprobs, "", "eos")
-        rewards = {"accuracy": i % 2, "total": i % 2}
-        problem = Problem(str(i // config.groups), "", "")
-        episodes.append(Episode(problem, example.prompt, completion, rewards))
-    return lambda: step.step(episodes, 0, 1e-6)
+    examples = random_examples(shape, config, config.groups)
+    logprobs = [-5.0] * config.response
+    known = [
+        Completion(0, i, example.response, logprobs, logprobs, "", "eos")
+        for i, example in enumerate(examples)
+    ]
+    sampler = Sampler(model, NoText(), slots=len(examples)) if config.sampled else None
+    prompts = [example.prompt for example in examples[:: config.groups]]
+
+    def whole_step() -> Found:
+        drawn = known
+        if sampler:
+            length = config.response
+            drawn = sampler.generate(prompts, config.groups, max_new_tokens=length)
+        episodes = []
+        for i, (example, completion) in enumerate(zip(examples, drawn, strict=True)):
+            rewards = {"accuracy": i % 2, "total": i % 2}
+            problem = Problem(str(i // config.groups), "", "")
+            episodes.append(Episode(problem, example.prompt, completion, rewards))
+        return step.step(episodes, 0, 1e-6)
+
+    return whole_step
 
 
 def score_step(shape: str, side: str, config: TrainingBench) -> Callable[[], object]:

@@ -1,8 +1,9 @@
 """The same GRPO step by trl: https://huggingface.co/docs/trl/grpo_trainer (trl 1.16).
 
-Nothing is sampled: `rollout_func` hands out the completions. A step is what lies between the
-trainer's own "step begins" and "step ends": the reference's pass, rewards and advantages, all
-forward and backward passes, and the optimizer. Nothing is logged, saved, or evaluated.
+`rollout_func` hands out the completions, or with `sampled` trl draws as many tokens itself, by
+transformers' generate. A step is what lies between the trainer's own "step begins" and "step
+ends": sampling, the reference's pass, rewards and advantages, all forward and backward passes,
+and the optimizer. Nothing is logged, saved, or evaluated.
 """
 
 from __future__ import annotations
@@ -43,15 +44,20 @@ def measure_trl(model: Transformer, examples: Sequence[Example], config: Any) ->
             control.should_training_stop = not goes_on(seconds)
 
     clock = Clock()
+    vocabulary = model.config.vocab_size
     with TemporaryDirectory() as directory, silent_stderr():
         save_model(model, None, directory)
         del model
-        new_trainer(directory, examples, config, [clock]).train()
+        new_trainer(directory, examples, config, [clock], vocabulary).train()
     return {"seconds": min(seconds), "bytes": max(0, peak_memory(device) - clock.before)}
 
 
 def new_trainer(
-    directory: str, examples: Sequence[Example], config: Any, callbacks: Sequence[Any]
+    directory: str,
+    examples: Sequence[Example],
+    config: Any,
+    callbacks: Sequence[Any],
+    vocabulary: int,
 ) -> Any:
     """Return the trainer of the model in a directory, with the settings of our own step.
 
@@ -60,7 +66,13 @@ def new_trainer(
     datasets, tokenizers, transformers, trl = map(
         importlib.import_module, ("datasets", "tokenizers", "transformers", "trl")
     )
-    words = tokenizers.models.WordLevel({"<eos>": 0}, unk_token="<eos>")
+    words = tokenizers.Tokenizer(
+        tokenizers.models.WordLevel({str(i): i for i in range(vocabulary)}, "0")
+    )
+    words.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
+    asked = [
+        " ".join(map(str, example.prompt)) for example in examples[:: config.groups]
+    ]
     count = len(examples)
     room = (
         config.token_budget // max(map(len, examples)) if config.token_budget else count
@@ -72,6 +84,8 @@ def new_trainer(
         use_cpu=not config.on_gpu,
         bf16=False,
         max_steps=CALLS,
+        max_completion_length=config.response,
+        generation_kwargs={"min_new_tokens": config.response},
         per_device_train_batch_size=micro,
         gradient_accumulation_steps=count // micro,
         num_generations=config.groups,
@@ -88,7 +102,7 @@ def new_trainer(
 
     def completions(prompts: list[str], _: object) -> dict[str, list]:
         """What was sampled, in the order of the dataset: each prompt once for each sample."""
-        assert prompts == [str(i // config.groups) for i in range(count)]
+        assert prompts == [asked[i // config.groups] for i in range(count)]
         return {
             "prompt_ids": [example.prompt for example in examples],
             "completion_ids": [example.response for example in examples],
@@ -99,14 +113,12 @@ def new_trainer(
         directory,
         lambda prompts, **_: [i % 2 for i in range(len(prompts))],  # rewards
         arguments,
-        datasets.Dataset.from_dict(
-            {"prompt": [str(i) for i in range(count // config.groups)]}
-        ),
+        datasets.Dataset.from_dict({"prompt": asked}),
         processing_class=transformers.PreTrainedTokenizerFast(
-            tokenizer_object=tokenizers.Tokenizer(words), eos_token="<eos>"
+            tokenizer_object=words, eos_token="0"
         ),
         callbacks=callbacks,
-        rollout_func=completions,
+        rollout_func=None if config.sampled else completions,
     )
     trainer.remove_callback(transformers.PrinterCallback)
     return trainer

@@ -19,27 +19,12 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from .advantages import (
-    SAMPLES,
-    decoupled_advantages,
-    group_advantages,
-    on_tokens,
-    preference_advantages,
-    process_advantages,
-    token_baseline_advantages,
-    token_rewards,
-    whiten,
-)
-from .losses import (
-    kl_estimate,
-    kl_loss,
-    loss_weights,
-    policy_loss,
-    sampler_correction,
-    top_covariance,
-    top_entropy,
-)
-from .value import gae, value_loss
+from .advantages import decoupled_advantages, group_advantages, token_rewards, whiten
+from .credit import step_advantages
+from .lessons import ADVANTAGES
+from .losses import kl_estimate, kl_loss, loss_weights, policy_loss
+from .selection import sampler_correction, top_covariance, top_entropy
+from .value import token_advantages
 
 
 class Choices(Protocol):
@@ -115,13 +100,6 @@ class Rewards:
     right: Tensor | None = None
 
 
-def select_samples(a: Choices, rewards: Rewards, mask: Tensor) -> Tensor:
-    """Return the mask [B, T] without what `samples`, a key of SAMPLES, leaves out."""
-    matrices = rewards.total, rewards.right, mask.any(dim=1)
-    chosen = SAMPLES[a.samples](*(x.view(-1, rewards.group_size) for x in matrices))
-    return mask & chosen.view(-1, 1)
-
-
 def compute_advantages(
     a: Choices, rewards: Rewards, tokens: Tokens
 ) -> tuple[Tensor, Tensor | None]:
@@ -134,44 +112,11 @@ def compute_advantages(
     elif has_group_baseline(a):
         advantages = _group_advantages(a, rewards, tokens)
     else:
-        advantages, returns = _token_advantages(a, rewards, tokens)
+        of_tokens = _token_rewards(a, rewards, tokens)
+        advantages, returns = token_advantages(a, of_tokens, rewards, tokens)
     if a.whiten:
         advantages = whiten(advantages, tokens.loss_mask)
     return advantages, returns
-
-
-def _ones(a: Choices, rewards: Rewards, tokens: Tokens) -> Tensor:
-    return tokens.mask.double()
-
-
-def _of_the_teacher(a: Choices, rewards: Rewards, tokens: Tokens) -> Tensor:
-    """log pi_T - log pi before the first update: what the ratio then carries over."""
-    return torch.where(tokens.mask, tokens.teacher_logprobs - tokens.old_logprobs, 0.0)
-
-
-def _zeros(a: Choices, rewards: Rewards, tokens: Tokens) -> Tensor:
-    """The loss is the KL to the teacher, over the whole vocabulary (policy_step.py)."""
-    return torch.zeros_like(tokens.sampler_logprobs)
-
-
-def _of_pairs(a: Choices, rewards: Rewards, tokens: Tokens) -> Tensor:
-    return preferences(a, rewards, tokens)[0].view(-1, 1) * tokens.mask
-
-
-def preferences(a: Choices, rewards: Rewards, tokens: Tokens) -> tuple[Tensor, Tensor]:
-    """Return `preference_advantages` of a rollout whose loss_mask has the pairs."""
-    moved = torch.where(tokens.mask, tokens.old_logprobs - tokens.ref_logprobs, 0.0)
-    matrices = moved.sum(dim=1), rewards.right, tokens.loss_mask.any(dim=1)
-    grouped = (x.view(-1, rewards.group_size) for x in matrices)
-    return preference_advantages(*grouped, a.preference_beta)
-
-
-ADVANTAGES: dict[str, Callable[[Choices, Rewards, Tokens], Tensor]] = {
-    "one": _ones,
-    "teacher": _of_the_teacher,
-    "teacher_full": _zeros,
-    "preference": _of_pairs,
-}
 
 
 def _group_advantages(a: Choices, rewards: Rewards, tokens: Tokens) -> Tensor:
@@ -193,40 +138,17 @@ def _group_advantages(a: Choices, rewards: Rewards, tokens: Tokens) -> Tensor:
         )
         advantages = group_advantages(totals, a.baseline, a.scale)
     advantages = advantages.flatten()[:, None] * tokens.mask
-    if rewards.steps is not None:
-        advantages = advantages + _step_advantages(a, rewards, tokens)
-    return advantages
-
-
-def _step_advantages(a: Choices, rewards: Rewards, tokens: Tokens) -> Tensor:
-    """Compare the rewards of steps with the group's: with all its steps, or with what its
-    other completions earn per token.
-    """
-    matrices = (rewards.steps, rewards.step_ends, tokens.mask.sum(dim=1))
-    groups = zip(*(matrix.split(rewards.group_size) for matrix in matrices), strict=True)
-    width = tokens.mask.shape[1]
-    if a.baseline == "leave_one_out":
-        advantages = [token_baseline_advantages(*group, width) for group in groups]
-    else:
-        advantages = [
-            process_advantages(steps, ends, width) for steps, ends, _ in groups
-        ]
-    return rewards.step_weight * torch.cat(advantages)
-
-
-def _token_advantages(
-    a: Choices, rewards: Rewards, tokens: Tokens
-) -> tuple[Tensor, Tensor]:
-    """Return each token's advantage, from the value model or the rewards to go; and the
-    returns.
-    """
-    of_tokens = _token_rewards(a, rewards, tokens)
-    if rewards.steps is not None:
-        of_steps = on_tokens(rewards.steps, rewards.step_ends, of_tokens.shape[1])
-        of_tokens = of_tokens + rewards.step_weight * of_steps
-    if tokens.values is None:
-        return gae(of_tokens, torch.zeros_like(of_tokens), tokens.mask, a.gamma, 1.0)
-    return gae(of_tokens, tokens.values, tokens.mask, a.gamma, a.lam)
+    if rewards.steps is None:
+        return advantages
+    of_steps = step_advantages(
+        rewards.steps,
+        rewards.step_ends,
+        tokens.mask.sum(dim=1),
+        rewards.group_size,
+        tokens.mask.shape[1],
+        apart=a.baseline == "leave_one_out",
+    )
+    return advantages + rewards.step_weight * of_steps
 
 
 def _token_rewards(a: Choices, rewards: Rewards, tokens: Tokens) -> Tensor:
@@ -290,14 +212,6 @@ def policy_objective(a: Choices, logprobs: Tensor, tokens: Tokens) -> Tensor:
         )
         loss = loss + a.covariance_coef * (tokens.covariance_weights * moved.abs()).sum()
     return loss
-
-
-def value_objective(a: Choices, values: Tensor, tokens: Tokens) -> Tensor:
-    """Return the share of the value model's loss of some rows, from its values [B, T]."""
-    loss = value_loss(
-        values, tokens.values, tokens.returns, tokens.weights, a.value_clip
-    )
-    return a.value_coef * loss
 
 
 @torch.no_grad()

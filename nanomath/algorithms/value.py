@@ -7,8 +7,15 @@ L = sum w 1/2 max((V - return)^2, (V_old + clip(V - V_old, -c, c) - return)^2)
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
+
+from .credit import on_tokens
+
+if TYPE_CHECKING:
+    from .objective import Choices, Rewards, Tokens
 
 
 def gae(
@@ -62,3 +69,26 @@ def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> float:
     if returns.numel() < 2 or (returns == returns[0]).all():
         return 0.0
     return float(1 - (returns - values).var() / returns.var())
+
+
+def value_objective(a: Choices, values: Tensor, tokens: Tokens) -> Tensor:
+    """Return the share of the value model's loss of some rows, from its values [B, T]."""
+    loss = value_loss(
+        values, tokens.values, tokens.returns, tokens.weights, a.value_clip
+    )
+    return a.value_coef * loss
+
+
+def token_advantages(
+    a: Choices, token_rewards: Tensor, rewards: Rewards, tokens: Tokens
+) -> tuple[Tensor, Tensor]:
+    """Return each token's advantage, from the value model or the rewards to go; and the
+    returns. The rewards of steps are added to those of tokens [B, T].
+    """
+    if rewards.steps is not None:
+        of_steps = on_tokens(rewards.steps, rewards.step_ends, token_rewards.shape[1])
+        token_rewards = token_rewards + rewards.step_weight * of_steps
+    if tokens.values is None:
+        nothing = torch.zeros_like(token_rewards)
+        return gae(token_rewards, nothing, tokens.mask, a.gamma, 1.0)
+    return gae(token_rewards, tokens.values, tokens.mask, a.gamma, a.lam)

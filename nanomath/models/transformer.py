@@ -28,37 +28,10 @@ from kernels.linear import invariant_linear
 from kernels.rms_norm import add_rms_norm, add_rms_norm_reference
 from kernels.rope_write import apply_rope, rope_tables
 from kernels.swiglu import swiglu, swiglu_reference
-from nanomath.models.config import ModelConfig
+from nanomath.models.config import ModelConfig, rope_frequencies
 
 # Layer, q [B,H,T,E], k and v [B,K,T,E] -> [B,H,T,E].
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
-
-
-def rope_frequencies(config: ModelConfig) -> Tensor:
-    """Return the rotary frequencies theta^(-2i/E), float32 [E/2], scaled by
-    `config.rope_scaling`.
-
-    `linear` divides all of them by `factor` (positions are interpolated). `llama3` leaves
-    wavelengths shorter than original/high_freq_factor alone, divides those longer than
-    original/low_freq_factor, and blends between (Llama 3.1's public reference code).
-    """
-    exponent = (
-        torch.arange(0, config.head_dim, 2, dtype=torch.float32, device="cpu")
-        / config.head_dim
-    )
-    frequencies = 1.0 / config.rope_theta**exponent
-    scaling = config.rope_scaling
-    if scaling is None:
-        return frequencies
-    if scaling["rope_type"] == "linear":
-        return frequencies / scaling["factor"]
-    low = scaling["low_freq_factor"]
-    high = scaling["high_freq_factor"]
-    wavelengths = 2 * math.pi / frequencies
-    # Divided as there: one ulp is seen at position 3000.
-    turns = scaling["original_max_position_embeddings"] / wavelengths
-    blend = ((turns - low) / (high - low)).clamp(0, 1)
-    return blend * frequencies + (1 - blend) * frequencies / scaling["factor"]
 
 
 def causal_attention(window: int | None = None, exact: bool = False) -> Attend:

@@ -14,8 +14,11 @@ import copy
 import torch
 from torch import Tensor, nn
 
+from nanomath import settings
 from nanomath.models.batches import Batch, response_states
 from nanomath.models.transformer import Transformer
+from nanomath.training.sharding import shard
+from nanomath.training.trainer import Trainer
 
 
 class Critic(nn.Module):
@@ -47,3 +50,15 @@ class Critic(nn.Module):
         elif states is None:
             states = response_states(model, batch)
         return batch.matrix(self.head(states.to(self.head.weight.dtype))[:, 0])
+
+
+def build_critic(
+    config: settings.GRPOConfig, trainer: Trainer, start: Transformer
+) -> Critic | None:
+    """Make the value model of baseline "value", which begins as the starting model, or none."""
+    if config.algorithm.baseline != "value":
+        return None
+    critic = Critic(start, config.algorithm.value_trunk == "own").to(trainer.device)
+    if config.model.sharded and critic.trunk:
+        shard(critic.trunk, start.dtype)
+    return critic

@@ -12,6 +12,7 @@ README.md beside this file shows how to add to them.
 from .advantages import (
     BASELINES,
     SCALES,
+    Rewards,
     decoupled_advantages,
     group_advantages,
     token_rewards,
@@ -38,6 +39,7 @@ from .losses import (
     KL_CORRECTIONS,
     KL_ESTIMATORS,
     RATIOS,
+    Tokens,
     kl_estimate,
     kl_loss,
     loss_weights,
@@ -45,8 +47,6 @@ from .losses import (
     response_mask,
 )
 from .objective import (
-    Rewards,
-    Tokens,
     clipped_tokens,
     compute_advantages,
     compute_weights,

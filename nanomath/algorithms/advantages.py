@@ -19,11 +19,31 @@ B = N G sequences, T tokens, K reward components.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from .losses import check_name
+
+
+@dataclass
+class Rewards:
+    """The rewards of B = N G episodes in prompt-major order.
+
+    `total` is [B]; by component they are [C, B] with weights [C]. Rewards of steps are [B,
+    S] with the indices of the tokens that end the steps (-1: no step); both are None where
+    no step is rewarded. `right` is bool [B]: whose answer is right.
+    """
+
+    total: Tensor
+    components: Tensor
+    component_weights: Tensor
+    group_size: int
+    step_weight: float
+    steps: Tensor | None = None
+    step_ends: Tensor | None = None
+    right: Tensor | None = None
 
 
 def minus_group_mean(rewards: Tensor) -> Tensor:

@@ -29,7 +29,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from .losses import check_name
+from .advantages import Rewards
+from .losses import Choices, Tokens, check_name
 
 
 def summed(scores: Tensor, present: Tensor, temperature: float, eta: float) -> Tensor:
@@ -170,18 +171,17 @@ def token_baseline_advantages(
     return to_go(on_tokens(rewards - baseline[:, None] * tokens, step_ends, width))
 
 
-def step_advantages(
-    steps: Tensor, step_ends: Tensor, lengths: Tensor, size: int, width: int, apart: bool
-) -> Tensor:
-    """Return the advantages [B, T = width] of groups of `size` samples, from [B, S], [B, S] and
-    [B]: `token_baseline_advantages` where they are `apart`, else `process_advantages`.
+def step_advantages(a: Choices, rewards: Rewards, tokens: Tokens) -> Tensor:
+    """Compare the rewards of steps with the group's: with all its steps, or with what its
+    other completions earn per token. Return advantages [B, T].
     """
-    groups = zip(*(x.split(size) for x in (steps, step_ends, lengths)), strict=True)
-    return torch.cat(
-        [
-            token_baseline_advantages(*group, width)
-            if apart
-            else process_advantages(*group[:2], width)
-            for group in groups
+    matrices = (rewards.steps, rewards.step_ends, tokens.mask.sum(dim=1))
+    groups = zip(*(matrix.split(rewards.group_size) for matrix in matrices), strict=True)
+    width = tokens.mask.shape[1]
+    if a.baseline == "leave_one_out":
+        advantages = [token_baseline_advantages(*group, width) for group in groups]
+    else:
+        advantages = [
+            process_advantages(steps, ends, width) for steps, ends, _ in groups
         ]
-    )
+    return rewards.step_weight * torch.cat(advantages)

@@ -16,13 +16,12 @@ N prompts, G samples of each, B = N G sequences, T tokens.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from .objective import Choices, Rewards, Tokens
+from .advantages import Rewards
+from .losses import Choices, Tokens
 
 
 def right_samples(rewards: Tensor, right: Tensor, present: Tensor) -> Tensor:
@@ -61,18 +60,9 @@ def select_samples(a: Choices, rewards: Rewards, mask: Tensor) -> Tensor:
     return mask & chosen.view(-1, 1)
 
 
-def _ones(a: Choices, rewards: Rewards, tokens: Tokens) -> Tensor:
-    return tokens.mask.double()
-
-
 def _of_the_teacher(a: Choices, rewards: Rewards, tokens: Tokens) -> Tensor:
     """log pi_T - log pi before the first update: what the ratio then carries over."""
     return torch.where(tokens.mask, tokens.teacher_logprobs - tokens.old_logprobs, 0.0)
-
-
-def _zeros(a: Choices, rewards: Rewards, tokens: Tokens) -> Tensor:
-    """The loss is the KL to the teacher, over the whole vocabulary (training/teacher.py)."""
-    return torch.zeros_like(tokens.sampler_logprobs)
 
 
 def _of_pairs(a: Choices, rewards: Rewards, tokens: Tokens) -> Tensor:
@@ -101,8 +91,9 @@ def preference_advantages(
 
 
 ADVANTAGES: dict[str, Callable[[Choices, Rewards, Tokens], Tensor]] = {
-    "one": _ones,
+    "one": lambda a, rewards, tokens: tokens.mask.double(),
     "teacher": _of_the_teacher,
-    "teacher_full": _zeros,
+    # Its loss is the KL to the teacher, over the whole vocabulary (training/teacher.py).
+    "teacher_full": lambda a, rewards, tokens: torch.zeros_like(tokens.sampler_logprobs),
     "preference": _of_pairs,
 }

@@ -43,9 +43,13 @@ gradient, k1 and k3 in the loss give the gradient of the KL as well.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
+from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 from torch import Tensor
+
+Choices = Any  # the keys of [algorithm]; see nanomath/settings.py for what each means
 
 # exp(20) is 5e8: a token so far off carries no information. Beyond, the ratio is held and its
 # gradient is 0, because exp of more than 88 is infinite in float32, and infinity times a zero
@@ -59,15 +63,60 @@ def check_name(axis: str, name: str, known: Collection[str]) -> None:
         raise ValueError(f"unknown {axis} {name!r}: choose one of {', '.join(known)}")
 
 
+@dataclass
+class Tokens:
+    """The response tokens of B episodes: everything known of them, as matrices [B, T].
+
+    A matrix that nothing needs is None. `policy_weights` are the weights of the policy
+    gradient after corrections and selections, `covariance_weights` those of the tokens that
+    KL-Cov holds back. The behaviour policy is what the sampler drew from, after top-k and
+    the like.
+    """
+
+    mask: Tensor  # the response tokens
+    loss_mask: Tensor  # those of them that carry loss
+    sampler_logprobs: Tensor  # under the sampler's full distribution
+    behavior_logprobs: Tensor
+    # Of the policy before the first update; None: this one.
+    old_logprobs: Tensor | None = None
+    old_entropy: Tensor | None = None
+    ref_logprobs: Tensor | None = None
+    teacher_logprobs: Tensor | None = None
+    values: Tensor | None = None
+    returns: Tensor | None = None
+    advantages: Tensor | None = None
+    weights: Tensor | None = None
+    policy_weights: Tensor | None = None
+    covariance_weights: Tensor | None = None
+
+    def rows(self, rows: Tensor) -> Tokens:
+        """Return the tokens of some episodes."""
+        return Tokens(**{name: matrix[rows] for name, matrix in self._known().items()})
+
+    def like(self, logprobs: Tensor) -> Tokens:
+        """Return the tokens in the width, the dtype and on the device of logprobs [B, R].
+
+        The columns left out hold no token.
+        """
+        cut = {}
+        for name, matrix in self._known().items():
+            dtype = torch.bool if matrix.dtype == torch.bool else logprobs.dtype
+            cut[name] = matrix[:, : logprobs.shape[1]].to(logprobs.device, dtype)
+        return Tokens(**cut)
+
+    def _known(self) -> dict[str, Tensor]:
+        matrices = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: matrix for name, matrix in matrices.items() if matrix is not None}
+
+
 # ------------------------------------------------------------------------------------ weights
 
 
-def response_mask(lengths: Tensor, width: int | None = None) -> Tensor:
+def response_mask(lengths: Tensor) -> Tensor:
     """Mark the first lengths[i] tokens of row i: [B] -> bool [B, T]. A pad id plays no
     part.
     """
-    width = int(lengths.max()) if width is None else width
-    return torch.arange(width, device=lengths.device) < lengths[:, None]
+    return torch.arange(int(lengths.max()), device=lengths.device) < lengths[:, None]
 
 
 def token_weights(mask: Tensor, max_length: int) -> Tensor:

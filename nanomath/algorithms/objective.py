@@ -12,92 +12,30 @@ is a function like `policy_objective`, named by the key `algorithm.loss`.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields
 from importlib import import_module
-from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from .advantages import decoupled_advantages, group_advantages, token_rewards, whiten
+from .advantages import (
+    Rewards,
+    decoupled_advantages,
+    group_advantages,
+    token_rewards,
+    whiten,
+)
 from .credit import step_advantages
 from .lessons import ADVANTAGES
-from .losses import kl_estimate, kl_loss, loss_weights, policy_loss
+from .losses import (
+    Choices,
+    Tokens,
+    kl_estimate,
+    kl_loss,
+    loss_weights,
+    policy_loss,
+)
 from .selection import sampler_correction, top_covariance, top_entropy
 from .value import token_advantages
-
-
-class Choices(Protocol):
-    """The keys of [algorithm]; see nanomath/settings.py for what each means."""
-
-    def __getattr__(self, name: str) -> Any: ...
-
-
-@dataclass
-class Tokens:
-    """The response tokens of B episodes: everything known of them, as matrices [B, T].
-
-    A matrix that nothing needs is None. `policy_weights` are the weights of the policy
-    gradient after corrections and selections, `covariance_weights` those of the tokens that
-    KL-Cov holds back. The behaviour policy is what the sampler drew from, after top-k and
-    the like.
-    """
-
-    mask: Tensor  # the response tokens
-    loss_mask: Tensor  # those of them that carry loss
-    sampler_logprobs: Tensor  # under the sampler's full distribution
-    behavior_logprobs: Tensor
-    # Of the policy before the first update; None: this one.
-    old_logprobs: Tensor | None = None
-    old_entropy: Tensor | None = None
-    ref_logprobs: Tensor | None = None
-    teacher_logprobs: Tensor | None = None
-    values: Tensor | None = None
-    returns: Tensor | None = None
-    advantages: Tensor | None = None
-    weights: Tensor | None = None
-    policy_weights: Tensor | None = None
-    covariance_weights: Tensor | None = None
-
-    def rows(self, rows: Tensor) -> Tokens:
-        """Return the tokens of some episodes."""
-        return Tokens(**{name: matrix[rows] for name, matrix in self._known().items()})
-
-    def like(self, logprobs: Tensor) -> Tokens:
-        """Return the tokens in the width, the dtype and on the device of logprobs [B, R].
-
-        The columns left out hold no token.
-        """
-        cut = {}
-        for name, matrix in self._known().items():
-            matrix = matrix[:, : logprobs.shape[1]].to(logprobs.device)
-            cut[name] = (
-                matrix if matrix.dtype == torch.bool else matrix.to(logprobs.dtype)
-            )
-        return Tokens(**cut)
-
-    def _known(self) -> dict[str, Tensor]:
-        matrices = {field.name: getattr(self, field.name) for field in fields(self)}
-        return {name: matrix for name, matrix in matrices.items() if matrix is not None}
-
-
-@dataclass
-class Rewards:
-    """The rewards of B = N G episodes in prompt-major order.
-
-    `total` is [B]; by component they are [C, B] with weights [C]. Rewards of steps are [B,
-    S] with the indices of the tokens that end the steps (-1: no step); both are None where
-    no step is rewarded. `right` is bool [B]: whose answer is right.
-    """
-
-    total: Tensor
-    components: Tensor
-    component_weights: Tensor
-    group_size: int
-    step_weight: float
-    steps: Tensor | None = None
-    step_ends: Tensor | None = None
-    right: Tensor | None = None
 
 
 def compute_advantages(
@@ -127,9 +65,7 @@ def _group_advantages(a: Choices, rewards: Rewards, tokens: Tokens) -> Tensor:
     tokens up to the end of their step.
     """
     if a.components == "apart":
-        components = rewards.components.view(
-            len(rewards.components), -1, rewards.group_size
-        )
+        components = rewards.components.unflatten(1, (-1, rewards.group_size))
         weights = rewards.component_weights
         advantages = decoupled_advantages(components, weights, a.baseline, a.scale)
     else:
@@ -140,15 +76,7 @@ def _group_advantages(a: Choices, rewards: Rewards, tokens: Tokens) -> Tensor:
     advantages = advantages.flatten()[:, None] * tokens.mask
     if rewards.steps is None:
         return advantages
-    of_steps = step_advantages(
-        rewards.steps,
-        rewards.step_ends,
-        tokens.mask.sum(dim=1),
-        rewards.group_size,
-        tokens.mask.shape[1],
-        apart=a.baseline == "leave_one_out",
-    )
-    return advantages + rewards.step_weight * of_steps
+    return advantages + step_advantages(a, rewards, tokens)
 
 
 def _token_rewards(a: Choices, rewards: Rewards, tokens: Tokens) -> Tensor:
@@ -187,13 +115,12 @@ def compute_weights(a: Choices, tokens: Tokens, max_length: int) -> dict[str, Te
 def has_gradient(a: Choices, tokens: Tokens) -> Tensor:
     """Mark the episodes whose loss has a gradient: bool [B]."""
     matter = tokens.policy_weights * tokens.advantages != 0
-    if penalises_kl(a, "loss") or tokens.values is not None:
-        matter |= tokens.weights != 0
-    if a.advantage == "teacher_full":
+    valued = tokens.values is not None
+    if penalises_kl(a, "loss") or valued or a.advantage == "teacher_full":
         matter |= tokens.weights != 0
     if tokens.covariance_weights is not None:
         matter |= tokens.covariance_weights != 0
-    return matter.any(dim=1)
+    return matter.any(dim=1) | bool(a.loss)  # nothing is known of a loss of one's own
 
 
 def policy_objective(a: Choices, logprobs: Tensor, tokens: Tokens) -> Tensor:

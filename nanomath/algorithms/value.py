@@ -7,15 +7,12 @@ L = sum w 1/2 max((V - return)^2, (V_old + clip(V - V_old, -c, c) - return)^2)
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor
 
+from .advantages import Rewards
 from .credit import on_tokens
-
-if TYPE_CHECKING:
-    from .objective import Choices, Rewards, Tokens
+from .losses import Choices, Tokens
 
 
 def gae(
@@ -88,7 +85,7 @@ def token_advantages(
     if rewards.steps is not None:
         of_steps = on_tokens(rewards.steps, rewards.step_ends, token_rewards.shape[1])
         token_rewards = token_rewards + rewards.step_weight * of_steps
-    if tokens.values is None:
-        nothing = torch.zeros_like(token_rewards)
-        return gae(token_rewards, nothing, tokens.mask, a.gamma, 1.0)
-    return gae(token_rewards, tokens.values, tokens.mask, a.gamma, a.lam)
+    values, lam = tokens.values, a.lam
+    if values is None:
+        values, lam = torch.zeros_like(token_rewards), 1.0
+    return gae(token_rewards, values, tokens.mask, a.gamma, lam)

@@ -247,8 +247,7 @@ def layout_states(
 ) -> Tensor:
     """Return the model's states [N, D] of a layout; embedding_noise is [N, D]."""
     attend = layout.attend(model.config.sliding_window, model.exact)
-    noise = None if embedding_noise is None else embedding_noise[None]
-    return model.hidden(layout.tokens, layout.positions, attend, noise)[0]
+    return model.hidden(layout.tokens, layout.positions, attend, embedding_noise)[0]
 
 
 def response_states(
@@ -267,8 +266,7 @@ def states_logprobs(
 
     They are zero where there is no token.
     """
-    weight = model.lm_head.weight
     logprobs, entropy = linear_logprob(
-        states, weight, batch.target, temperature, exact=model.exact
+        states, model.lm_head.weight, batch.target, temperature, exact=model.exact
     )
     return batch.matrix(logprobs), batch.matrix(entropy)

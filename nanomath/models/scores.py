@@ -50,14 +50,10 @@ def states_kl(
 
 
 def response_logprobs(
-    model: Transformer,
-    batch: Batch,
-    temperature: float = 1.0,
-    embedding_noise: Tensor | None = None,
+    model: Transformer, batch: Batch, temperature: float = 1.0
 ) -> tuple[Tensor, Tensor]:
     """Compute the batch's states, and return their `states_logprobs`."""
-    states = response_states(model, batch, embedding_noise)
-    return states_logprobs(model, states, batch, temperature)
+    return states_logprobs(model, response_states(model, batch), batch, temperature)
 
 
 @torch.no_grad()
@@ -79,4 +75,4 @@ def response_scores(
         batch = make_batch([examples[i] for i in micro]).to(model.device)
         found = torch.stack(response_logprobs(model, batch, temperature))
         scores[:, micro, : found.shape[2]] = found.float().cpu()
-    return scores[0], scores[1]
+    return scores.unbind()

@@ -101,15 +101,11 @@ class Attention(nn.Module):
         self.head_dim = config.head_dim
         self.qkv_proj = Linear(config.hidden_size, sum(self.split), bias=config.qkv_bias)
         self.o_proj = Linear(self.split[0], config.hidden_size, bias=False)
-        self.q_norm = (
+        self.q_norm, self.k_norm = (
             RMSNorm(config.head_dim, config.norm_eps)
             if config.qk_norm
             else nn.Identity()
-        )
-        self.k_norm = (
-            RMSNorm(config.head_dim, config.norm_eps)
-            if config.qk_norm
-            else nn.Identity()
+            for _ in range(2)
         )
 
     def forward(
@@ -174,7 +170,6 @@ class Transformer(nn.Module):
         self.gradient_checkpointing = False
         # What config.json says beyond the family, of a model with another head.
         self.hf_keys: dict[str, Any] = {}
-        self._exact = False
         self.model = nn.Module()
         # Nothing is drawn, as nn.Embedding does: without memory that imports the compiler.
         embeddings = torch.empty(config.vocab_size, config.hidden_size)
@@ -195,11 +190,10 @@ class Transformer(nn.Module):
         """Whether the logits after a token depend, bit for bit, on that token and those
         before it alone, and not on the batch, its padding or the number of threads.
         """
-        return self._exact
+        return self.model.norm.exact
 
     @exact.setter
     def exact(self, exact: bool) -> None:
-        self._exact = exact
         for module in self.modules():
             if isinstance(module, Linear | RMSNorm | SwiGLU):
                 module.exact = exact
@@ -226,7 +220,7 @@ class Transformer(nn.Module):
         """Return the last layer's normalised states [B, T, D].
 
         positions [B, T] or [T] default to 0..T-1; attend defaults to causal attention;
-        embedding_noise [B, T, D] is added to the embeddings (NEFTune).
+        embedding_noise [B, T, D] or [T, D] is added to the embeddings (NEFTune).
         """
         if positions is None:
             positions = torch.arange(tokens.shape[1], device=tokens.device)

@@ -22,7 +22,7 @@ class Episode:
     indices of the tokens that end them; where steps are rewarded, `step_rewards` has their
     rewards, which come on top of "total". The policy step sets `advantages`, one for each
     token, and `measured`: what the models gave for each token, by name (see
-    `Rollout.measurements`). `prompt` is what the policy is scored with; `hint` is what the
+    `set_measurements`). `prompt` is what the policy is scored with; `hint` is what the
     sample was told of the worked solution, if anything.
     """
 

@@ -30,7 +30,7 @@ class Critic(nn.Module):
     def __init__(self, model: Transformer, own_trunk: bool) -> None:
         super().__init__()
         self.trunk = copy.deepcopy(model).requires_grad_(True) if own_trunk else None
-        if self.trunk is not None:  # it predicts no token
+        if self.trunk:  # it predicts no token
             del self.trunk.lm_head
         self.head = nn.Linear(
             model.config.hidden_size, 1, device=model.device, dtype=torch.float32
@@ -45,10 +45,8 @@ class Critic(nn.Module):
 
         `states` [n, D] are the policy's, where they are known already: that saves a pass.
         """
-        if self.trunk is not None:
-            states = response_states(self.trunk, batch)
-        elif states is None:
-            states = response_states(model, batch)
+        if self.trunk or states is None:
+            states = response_states(self.trunk or model, batch)
         return batch.matrix(self.head(states.to(self.head.weight.dtype))[:, 0])
 
 

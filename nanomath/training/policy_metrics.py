@@ -61,17 +61,15 @@ def rollout_metrics(tokens: Tokens, measured: Mapping[str, Tensor]) -> dict[str,
     `measured` holds matrices [B, T] by name.
     """
     mask = tokens.mask
-    entropy = measured["entropy"]
-    kl = kl_estimate(measured["logprob"], tokens.ref_logprobs, "k3")
-    kl_k1 = kl_estimate(measured["logprob"], tokens.ref_logprobs, "k1")
-    metrics = {
-        "kl": float(kl[mask].mean()),
-        "kl_k1": float(kl_k1[mask].mean()),
-        "entropy": float(entropy[mask].mean()),
-        "entropy_top": float(entropy[top_entropy(entropy, mask, TOP_ENTROPY)].mean()),
-        "clipped_low": float(measured["clipped_low"][mask].mean()),
-        "clipped_high": float(measured["clipped_high"][mask].mean()),
+    logprobs = measured["logprob"]
+    matrices = {
+        "kl": kl_estimate(logprobs, tokens.ref_logprobs, "k3"),
+        "kl_k1": kl_estimate(logprobs, tokens.ref_logprobs, "k1"),
+        **{name: measured[name] for name in ("entropy", "clipped_low", "clipped_high")},
     }
+    metrics = {name: float(matrix[mask].mean()) for name, matrix in matrices.items()}
+    top = top_entropy(measured["entropy"], mask, TOP_ENTROPY)
+    metrics["entropy_top"] = float(measured["entropy"][top].mean())
     if tokens.values is not None:
         metrics["explained_variance"] = explained_variance(
             tokens.values, tokens.returns, mask

@@ -89,7 +89,7 @@ class PolicyStep:
                 # Of the first pass, by the weights that sampled.
                 gap = gap or gap_of(tokens.rows(rows), measured["logprob"][rows])
         set_measurements(episodes, tokens, measured)
-        # An update without any gradient has none of a part of the model.
+        # A minibatch without a gradient tells nothing of the parts of the model: 0.
         names = dict.fromkeys(name for update in updates for name in update)
         means = {
             name: sum(update.get(name, 0.0) for update in updates) / len(updates)
@@ -125,8 +125,8 @@ class PolicyStep:
             tokens.loss_mask = algorithms.overlong_filter(tokens.mask, finished)
         if a.samples != "all":
             tokens.loss_mask = algorithms.select_samples(a, rewards, tokens.loss_mask)
-        reference = self._logprobs_of(self.reference)
-        tokens.ref_logprobs, _ = self._measure(rollout, "the reference model", reference)
+        reference = "the reference model"
+        tokens.ref_logprobs, _ = self._logprobs(rollout, reference, self.reference)
         tokens.old_logprobs, tokens.old_entropy = self._old_policy(rollout)
         if self.critic:
             (tokens.values,) = self._measure(rollout, "the value model", self._values, 1)
@@ -135,8 +135,8 @@ class PolicyStep:
         if a.advantage.startswith("teacher"):
             rollout.shown = self.teacher.examples(episodes, self.group_size)
             shown = replace(rollout, examples=rollout.shown)
-            teacher = self._logprobs_of(self.teacher.model)
-            tokens.teacher_logprobs, _ = self._measure(shown, "the teacher", teacher)
+            teacher = self.teacher.model
+            tokens.teacher_logprobs, _ = self._logprobs(shown, "the teacher", teacher)
         tokens.advantages, tokens.returns = algorithms.compute_advantages(
             a, rewards, tokens
         )
@@ -149,14 +149,14 @@ class PolicyStep:
         With an exact model the sampler's logprobs are the same, and need no pass over the
         rollout.
         """
-        entropy = None
         sampler_logprobs = rollout.tokens.sampler_logprobs
         logprobs = sampler_logprobs if self.model.exact else None
+        entropy = None
         if self.needs_old_pass():
-            policy = self._logprobs_of(self.model)
-            logprobs, entropy = self._measure(rollout, "the policy", policy)
-        sampled = self.algorithm.old_logprobs == "sampler"
-        return (sampler_logprobs if sampled else logprobs), entropy
+            logprobs, entropy = self._logprobs(rollout, "the policy", self.model)
+        if self.algorithm.old_logprobs == "sampler":
+            logprobs = sampler_logprobs
+        return logprobs, entropy
 
     def needs_old_pass(self) -> bool:
         """Return whether the policy is run over the rollout before its first update."""
@@ -171,14 +171,15 @@ class PolicyStep:
         wanted = a.old_logprobs == "trainer" and before_the_update
         return a.top_entropy < 1 or (wanted and not self.model.exact)
 
-    def _logprobs_of(self, model: Transformer) -> Callable[[Batch], tuple[Tensor, ...]]:
-        def logprobs(batch: Batch) -> tuple[Tensor, ...]:
-            batch = batch.to(model.device)  # the reference may be elsewhere
-            return states_logprobs(
-                model, response_states(model, batch), batch, self.temperature
-            )
+    def _logprobs(self, rollout: Rollout, who: str, model: Transformer) -> list[Tensor]:
+        """Return a model's logprobs and entropies [B, T]."""
 
-        return logprobs
+        def of_batch(batch: Batch) -> tuple[Tensor, ...]:
+            batch = batch.to(model.device)  # the reference may be elsewhere
+            states = response_states(model, batch)
+            return states_logprobs(model, states, batch, self.temperature)
+
+        return self._measure(rollout, who, of_batch)
 
     def _values(self, batch: Batch) -> tuple[Tensor, ...]:
         return (self.critic(self.model, batch),)
@@ -226,9 +227,7 @@ class PolicyStep:
         if not rollout.updated and a.old_logprobs == "trainer":
             # It is the policy: rounding must not make a small number of their ratio.
             part.tokens.old_logprobs = None
-        teaches = torch.ones(len(rows), dtype=torch.bool)
-        if not a.loss:
-            teaches = algorithms.has_gradient(a, part.tokens)
+        teaches = algorithms.has_gradient(a, part.tokens)
         total = torch.zeros((), dtype=torch.float64)
         for active in (True, False):
             of_part = (teaches == active).nonzero()[:, 0]
@@ -249,7 +248,9 @@ class PolicyStep:
         rollout.check(rollout.measured["logprob"], "the policy")
         if not total.isfinite():
             raise FloatingPointError(f"the loss is {float(total)}")
-        rollout.updated |= bool(teaches.any())
+        if not teaches.any():
+            return {"loss": float(total), "grad_norm": 0.0, "update_ratio": 0.0}
+        rollout.updated = True
         metrics = {"loss": float(total), **self.optimizer.step(lr)}
         if self.critic:
             self.critic_optimizer.step(lr * self.critic_rate)
@@ -272,7 +273,7 @@ class PolicyStep:
             values = self.critic(self.model, batch, states)
             loss = loss + algorithms.value_objective(self.algorithm, values, tokens)
         clipped = algorithms.clipped_tokens(self.algorithm, logprobs, tokens)
-        return loss, [logprobs, entropy, clipped["clipped_low"], clipped["clipped_high"]]
+        return loss, [logprobs, entropy, *clipped.values()]
 
 
 MEASURED = ("logprob", "entropy", "clipped_low", "clipped_high")
@@ -300,7 +301,7 @@ class Rollout:
 
     def matrix(self) -> Tensor:
         """Return zeros [B, T]."""
-        return torch.zeros(self.tokens.mask.shape, dtype=torch.float64)
+        return torch.zeros_like(self.tokens.sampler_logprobs)
 
     def rows(self, rows: Tensor) -> Rollout:
         """Return the part of some episodes, without measurements."""
@@ -330,9 +331,8 @@ def rollout_of(episodes: Sequence[Episode]) -> Rollout:
 
     FloatingPointError if the sampler gave a logprob that is not finite.
     """
-    mask = algorithms.response_mask(
-        torch.tensor([len(e.completion.tokens) for e in episodes])
-    )
+    lengths = torch.tensor([e.completion.length for e in episodes])
+    mask = algorithms.response_mask(lengths)
     sampler_logprobs = _padded([e.completion.logprobs for e in episodes])
     behavior_logprobs = _padded([e.completion.sampling_logprobs for e in episodes])
     rollout = Rollout(
@@ -359,7 +359,7 @@ def rewards_of(
     steps = step_ends = None
     if any(e.step_rewards for e in episodes):
         steps = _padded([e.step_rewards for e in episodes])
-        step_ends = _padded([e.step_ends for e in episodes], torch.int64, -1)
+        step_ends = _padded([e.step_ends for e in episodes], -1).long()
     return Rewards(
         total=torch.tensor([e.rewards["total"] for e in episodes], dtype=torch.float64),
         components=torch.tensor(components, dtype=torch.float64),
@@ -374,10 +374,8 @@ def rewards_of(
     )
 
 
-def _padded(
-    rows: list[list[float]], dtype: torch.dtype = torch.float64, padding: float = 0.0
-) -> Tensor:
-    tensors = [torch.tensor(row, dtype=dtype) for row in rows]
+def _padded(rows: list[list[float]], padding: float = 0.0) -> Tensor:
+    tensors = [torch.tensor(row, dtype=torch.float64) for row in rows]
     return pad_sequence(tensors, batch_first=True, padding_value=padding)
 
 

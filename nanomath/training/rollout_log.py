@@ -61,9 +61,10 @@ def successes(groups: Groups) -> dict[str, Any]:
     """What groups.jsonl keeps of a step: how many samples of each problem were right, and the
     levels of their hints, if there are any.
     """
-    levels = [group[0].hint.level if group[0].hint else 0.0 for group in groups]
+    first = [group[0] for group in groups]
+    levels = [episode.hint.level if episode.hint else 0.0 for episode in first]
     return {
-        "problems": [group[0].problem.id for group in groups],
+        "problems": [episode.problem.id for episode in first],
         "right": [sum(bool(e.rewards["accuracy"]) for e in group) for group in groups],
         "samples": len(groups[0]),
         **({"levels": levels} if any(levels) else {}),

@@ -331,7 +331,7 @@ def rollout_of(episodes: Sequence[Episode]) -> Rollout:
 
     FloatingPointError if the sampler gave a logprob that is not finite.
     """
-    lengths = torch.tensor([e.completion.length for e in episodes])
+    lengths = torch.tensor([len(e.completion.tokens) for e in episodes])
     mask = algorithms.response_mask(lengths)
     sampler_logprobs = _padded([e.completion.logprobs for e in episodes])
     behavior_logprobs = _padded([e.completion.sampling_logprobs for e in episodes])

@@ -20,9 +20,8 @@ cost no backward pass without it.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import partial
-from typing import Any
 
 from nanomath import settings
 from nanomath.analysis.evaluation import check_measurement, evaluate
@@ -31,8 +30,6 @@ from nanomath.config import parse_arguments
 from nanomath.data.order import step_indices
 from nanomath.data.problem import Problem
 from nanomath.data.prompts import PromptTemplate
-from nanomath.models import Transformer
-from nanomath.rewards import extract_answer
 from nanomath.rollout import Episode, collect_groups, episode_metrics, sample_episodes
 from nanomath.rollout.meter import meter
 from nanomath.training.build import (
@@ -41,11 +38,12 @@ from nanomath.training.build import (
     build_template,
     sampling_options,
 )
-from nanomath.training.critic import Critic
+from nanomath.training.critic import build_critic
 from nanomath.training.hints import build_hints
 from nanomath.training.loop import Metrics
 from nanomath.training.planning import plan_rollouts
 from nanomath.training.policy_step import PolicyStep
+from nanomath.training.rollout_log import records, successes
 from nanomath.training.sharding import shard
 from nanomath.training.teacher import build_source, build_teacher
 from nanomath.training.trainer import RUN_FLAGS, Trainer, use_of_policy
@@ -175,38 +173,19 @@ def main(argv: list[str]) -> int:
     return trainer.exit_code
 
 
-def records(
-    groups: list[list[Episode]], lenient: bool, reasoning_ends: list[str]
-) -> Iterator[dict[str, Any]]:
-    """What rollouts.jsonl keeps of groups: episodes, with the answer that was found in each."""
-    for number, group in enumerate(groups):
-        for episode in group:
-            text = episode.solution.text
-            found = extract_answer(text, lenient=lenient, reasoning_ends=reasoning_ends)
-            yield {"prompt": number, **episode.record(), "found": found}
-
-
-def successes(groups: list[list[Episode]]) -> dict[str, Any]:
-    """What groups.jsonl keeps of a step: how many samples of each problem were right, and the
-    levels of their hints, if there are any.
-    """
-    levels = [group[0].hint.level if group[0].hint else 0.0 for group in groups]
-    return {
-        "problems": [group[0].problem.id for group in groups],
-        "right": [sum(bool(e.rewards["accuracy"]) for e in group) for group in groups],
-        "samples": len(groups[0]),
-        **({"levels": levels} if any(levels) else {}),
-    }
-
-
 def build_policy_step(
     config: settings.GRPOConfig,
     trainer: Trainer,
     template: PromptTemplate,
     problems: Sequence[Problem],
 ) -> PolicyStep:
-    """Make the step that updates the model in training."""
-    reference, critic = build_beside(config, trainer)
+    """Make the step that updates the model in training. Its reference is the starting model,
+    frozen: loaded again, or the base of the adapters.
+    """
+    reference = trainer.starting_model(config.grpo.reference_device)
+    critic = build_critic(config, trainer, reference)
+    if config.model.sharded:
+        shard(reference, reference.dtype)
     return PolicyStep(
         trainer.model,
         reference,
@@ -224,24 +203,6 @@ def build_policy_step(
         critic_rate=config.algorithm.value_lr / config.optim.lr,
         teacher=build_teacher(config, trainer, reference, template, problems),
     )
-
-
-def build_beside(
-    config: settings.GRPOConfig, trainer: Trainer
-) -> tuple[Transformer, Critic | None]:
-    """Return the starting model, frozen (loaded again, or the base of the adapters), and for
-    baseline "value" make a value model that starts from it.
-    """
-    reference = trainer.starting_model(config.grpo.reference_device)
-    critic = None
-    if config.algorithm.baseline == "value":
-        own_trunk = config.algorithm.value_trunk == "own"
-        critic = Critic(reference, own_trunk).to(trainer.device)
-    if config.model.sharded:
-        shard(reference, reference.dtype)
-        if critic and critic.trunk:
-            shard(critic.trunk, reference.dtype)
-    return reference, critic
 
 
 if __name__ == "__main__":

@@ -6,10 +6,10 @@ Change each and see.
 
 A mutant is a file with one change. Each is put in place of the original in a forked process,
 no file on disk is changed, and tests/algorithms runs until the first failure; for objective.py
-the tests of the policy step. Printed are the mutants that no test noticed: holes in the tests,
-or changes that change nothing. All that remain are of the second kind: the number that fills
-places of weight 0, which element all are compared with, < or <= where both branches are 0, and
-guards of what is masked out further on.
+the tests of the policy step, and for what it hands a whole rollout to, both. Printed are the
+mutants that no test noticed: holes in the tests, or changes that change nothing. All that remain
+are of the second kind: the number that fills places of weight 0, which element all are compared
+with, < or <= where both branches are 0, and guards of what is masked out further on.
 """
 
 from __future__ import annotations
@@ -200,11 +200,14 @@ def survives(path: Path, tree: ast.Module) -> bool:
             key=lambda test: path.stem not in test.stem,
         )
         tests = ["--noconftest", *own_first]
+        of_the_step = [
+            ROOT / "tests/training/test_process_step.py",
+            ROOT / "tests/training/test_policy_step.py",
+        ]
         if path.name == "objective.py":
-            tests = [
-                ROOT / "tests/training/test_process_step.py",
-                ROOT / "tests/training/test_policy_step.py",
-            ]
+            tests = of_the_step
+        elif path.name in ("credit.py", "lessons.py", "value.py"):
+            tests = [*own_first, *of_the_step]
         os._exit(pytest.main(["-x", "-q", "-p", "no:cacheprovider", *map(str, tests)]))
     return os.waitpid(child, 0)[1] == 0
 

@@ -11,40 +11,42 @@ README.md beside this file shows how to add to them.
 
 from .advantages import (
     BASELINES,
-    SAMPLES,
     SCALES,
+    Rewards,
     decoupled_advantages,
     group_advantages,
-    on_tokens,
-    preference_advantages,
-    process_advantages,
-    to_go,
-    token_baseline_advantages,
     token_rewards,
     whiten,
 )
-from .credit import CREDITS, credit
+from .credit import (
+    CREDITS,
+    credit,
+    on_tokens,
+    process_advantages,
+    to_go,
+    token_baseline_advantages,
+)
+from .lessons import (
+    ADVANTAGES,
+    SAMPLES,
+    preference_advantages,
+    preferences,
+    select_samples,
+)
 from .losses import (
     AGGREGATIONS,
     CLIPS,
     KL_CORRECTIONS,
     KL_ESTIMATORS,
     RATIOS,
-    SAMPLER_CORRECTIONS,
+    Tokens,
     kl_estimate,
     kl_loss,
     loss_weights,
-    overlong_filter,
     policy_loss,
     response_mask,
-    sampler_correction,
-    top_covariance,
-    top_entropy,
 )
 from .objective import (
-    ADVANTAGES,
-    Rewards,
-    Tokens,
     clipped_tokens,
     compute_advantages,
     compute_weights,
@@ -53,14 +55,18 @@ from .objective import (
     has_group_baseline,
     penalises_kl,
     policy_objective,
-    preferences,
-    select_samples,
     updates_once,
-    value_objective,
 )
 from .presets import PRESETS, check
+from .selection import (
+    SAMPLER_CORRECTIONS,
+    overlong_filter,
+    sampler_correction,
+    top_covariance,
+    top_entropy,
+)
 from .sft import neftune_noise, sft_loss
-from .value import explained_variance, gae, value_loss
+from .value import explained_variance, gae, value_loss, value_objective
 
 __all__ = [
     "ADVANTAGES",

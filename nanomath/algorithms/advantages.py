@@ -9,33 +9,41 @@ over the G completions of one prompt, then divided by
     batch          std r + eps over all N G rewards  Lite-PPO, arXiv 2508.08221
     off            1                                 Dr. GRPO, arXiv 2503.20783
 
-or without any reward:
-
-    one            A_t = 1                           cross-entropy on what SAMPLES leaves
-    teacher        A_t = log pi_T(o_t) - log pi(o_t)      on-policy distillation, arXiv 2306.13649
-    preference     A_t = +-2 beta sigma(-beta D)     DPO, arXiv 2305.18290
-
-SAMPLES says which completions of a group have a loss at all: the right ones (rejection sampling,
-arXiv 2308.01825), the best one (off-policy RL of arXiv 2507.00432), or a pair of a right one y+ and
-a wrong one y-. DPO's loss of a pair, -log sigma(beta D) with D = log (pi / pi_ref)(y+) - log (pi /
-pi_ref)(y-), has the gradient -beta sigma(-beta D) (grad log pi(y+) - grad log pi(y-)): that of
-- sum w A log pi with the weights "sum", w = 1/2 for each completion of a pair over the pairs.
-
 The standard deviation has G - 1 in its denominator, as in the public implementations (the
 papers do not say). Without a group (PPO, REINFORCE++) advantages come token by token from
-`token_rewards` and `gae`. Rewards of steps (credit.py) have advantages of their own. N prompts,
-G samples of each, B = N G sequences, T tokens, S steps of a solution at most (the present ones
-first), K reward components.
+`token_rewards` and `gae` (value.py). Rewards of steps have advantages of their own (credit.py),
+and so has what is learnt without comparing rewards (lessons.py). N prompts, G samples of each,
+B = N G sequences, T tokens, K reward components.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from .losses import check_name
+
+
+@dataclass
+class Rewards:
+    """The rewards of B = N G episodes in prompt-major order.
+
+    `total` is [B]; by component they are [C, B] with weights [C]. Rewards of steps are [B,
+    S] with the indices of the tokens that end the steps (-1: no step); both are None where
+    no step is rewarded. `right` is bool [B]: whose answer is right.
+    """
+
+    total: Tensor
+    components: Tensor
+    component_weights: Tensor
+    group_size: int
+    step_weight: float
+    steps: Tensor | None = None
+    step_ends: Tensor | None = None
+    right: Tensor | None = None
 
 
 def minus_group_mean(rewards: Tensor) -> Tensor:
@@ -89,48 +97,6 @@ def group_advantages(
     return torch.where(flat, 0.0, advantages)
 
 
-def right_samples(rewards: Tensor, right: Tensor, present: Tensor) -> Tensor:
-    """Choose the right ones of the present completions; all are [N, G]."""
-    return right & present
-
-
-def best_sample(rewards: Tensor, right: Tensor, present: Tensor) -> Tensor:
-    """Choose the first of the highest rewards of each group."""
-    rewards = rewards.masked_fill(~present, -torch.inf)
-    return _first(present & (rewards == rewards.amax(dim=1, keepdim=True)))
-
-
-def right_and_wrong(rewards: Tensor, right: Tensor, present: Tensor) -> Tensor:
-    """Choose the first right and the first wrong completion of each group that has both."""
-    good = _first(right & present)
-    bad = _first(~right & present)
-    return (good | bad) & good.any(dim=1, keepdim=True) & bad.any(dim=1, keepdim=True)
-
-
-def _first(marked: Tensor) -> Tensor:
-    return marked & (marked.cumsum(dim=1) == 1)
-
-
-SAMPLES: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
-    "right": right_samples,
-    "best": best_sample,
-    "pair": right_and_wrong,
-}
-
-
-def preference_advantages(
-    log_ratios: Tensor, right: Tensor, chosen: Tensor, beta: float
-) -> tuple[Tensor, Tensor]:
-    """Return DPO's advantages [N, G], 0 beyond the pairs, and the margins beta D [N].
-
-    log_ratios [N, G] are log (pi / pi_ref) of whole completions, and `chosen` marks the pair of
-    each group that has one: without a pair the margin is 0.
-    """
-    signs = torch.where(right, 1.0, -1.0).to(log_ratios) * chosen
-    margins = beta * (signs * log_ratios).sum(dim=1)
-    return 2 * beta * signs * torch.sigmoid(-margins)[:, None], margins
-
-
 def decoupled_advantages(
     components: Tensor,
     weights: Tensor,
@@ -175,57 +141,3 @@ def whiten(advantages: Tensor, mask: Tensor, eps: float = 1e-8) -> Tensor:
     if values.numel() < 2 or (values == values[0]).all():
         return torch.zeros_like(advantages)
     return torch.where(mask, (advantages - values.mean()) / (values.std() + eps), 0.0)
-
-
-def on_tokens(step_rewards: Tensor, step_ends: Tensor, width: int) -> Tensor:
-    """Put each step's reward on the token that ends it: [B, S] -> [B, T], 0 elsewhere."""
-    present = step_ends >= 0
-    rewards = step_rewards.new_zeros(len(step_rewards), width)
-    return rewards.scatter_add(
-        1, step_ends.clamp(min=0), step_rewards.masked_fill(~present, 0.0)
-    )
-
-
-def to_go(rewards: Tensor) -> Tensor:
-    """Return the sum of the rewards from each token on: [B, T] -> [B, T]."""
-    return rewards.flip(1).cumsum(dim=1).flip(1)
-
-
-def process_advantages(
-    step_rewards: Tensor, step_ends: Tensor, width: int, eps: float = 1e-4
-) -> Tensor:
-    """Return the advantages [G, T] of one group by GRPO's process supervision (arXiv
-    2402.03300).
-
-    step_rewards [G, S] and step_ends [G, S] give each step's reward and the index of the
-    token that ends it; a negative index marks an absent step. All step rewards of the group
-    are pooled, r~ = (r - mean R) / (std R + eps), and A_t = sum of r~ over the steps that
-    end at or after t. It grows with the number of steps: log that number.
-    """
-    present = step_ends >= 0
-    pooled = step_rewards[present]
-    if pooled.numel() < 2 or (pooled == pooled[0]).all():
-        return step_rewards.new_zeros(len(step_rewards), width)
-    normalised = (step_rewards - pooled.mean()) / (pooled.std() + eps)
-    return to_go(on_tokens(normalised, step_ends, width))
-
-
-def token_baseline_advantages(
-    step_rewards: Tensor, step_ends: Tensor, lengths: Tensor, width: int
-) -> Tensor:
-    """Return the advantages [G, T] over what the rest of a group earns per token (arXiv
-    2504.15275).
-
-    b_i = sum_{j != i} R_j / sum_{j != i} T_j with R the sum of a solution's step rewards
-    and T its length in tokens (lengths [G]); A_t = sum over the steps that end at or after
-    t of r_k - b_i tokens_k. Against a mean per *step*, the solution with fewest steps would
-    look best. b is 0 where no other solution has a token.
-    """
-    present = step_ends >= 0
-    rewards = step_rewards.masked_fill(~present, 0.0)
-    ends = step_ends.masked_fill(~present, 0)
-    earned = rewards.sum(dim=1)
-    lengths = lengths.to(rewards.dtype)
-    baseline = (earned.sum() - earned) / (lengths.sum() - lengths).clamp(min=1)
-    tokens = ends - torch.cat((torch.full_like(ends[:, :1], -1), ends[:, :-1]), dim=1)
-    return to_go(on_tokens(rewards - baseline[:, None] * tokens, step_ends, width))

@@ -43,15 +43,18 @@ gradient, k1 and k3 in the loss give the gradient of the KL as well.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
+from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 from torch import Tensor
+
+Choices = Any  # the keys of [algorithm]; see nanomath/settings.py for what each means
 
 # exp(20) is 5e8: a token so far off carries no information. Beyond, the ratio is held and its
 # gradient is 0, because exp of more than 88 is infinite in float32, and infinity times a zero
 # gradient is NaN.
 LIMIT = 20.0
-ROUNDING = 1e-5  # of the largest value: float32's error of a logprob or an entropy
 
 
 def check_name(axis: str, name: str, known: Collection[str]) -> None:
@@ -60,15 +63,60 @@ def check_name(axis: str, name: str, known: Collection[str]) -> None:
         raise ValueError(f"unknown {axis} {name!r}: choose one of {', '.join(known)}")
 
 
+@dataclass
+class Tokens:
+    """The response tokens of B episodes: everything known of them, as matrices [B, T].
+
+    A matrix that nothing needs is None. `policy_weights` are the weights of the policy
+    gradient after corrections and selections, `covariance_weights` those of the tokens that
+    KL-Cov holds back. The behaviour policy is what the sampler drew from, after top-k and
+    the like.
+    """
+
+    mask: Tensor  # the response tokens
+    loss_mask: Tensor  # those of them that carry loss
+    sampler_logprobs: Tensor  # under the sampler's full distribution
+    behavior_logprobs: Tensor
+    # Of the policy before the first update; None: this one.
+    old_logprobs: Tensor | None = None
+    old_entropy: Tensor | None = None
+    ref_logprobs: Tensor | None = None
+    teacher_logprobs: Tensor | None = None
+    values: Tensor | None = None
+    returns: Tensor | None = None
+    advantages: Tensor | None = None
+    weights: Tensor | None = None
+    policy_weights: Tensor | None = None
+    covariance_weights: Tensor | None = None
+
+    def rows(self, rows: Tensor) -> Tokens:
+        """Return the tokens of some episodes."""
+        return Tokens(**{name: matrix[rows] for name, matrix in self._known().items()})
+
+    def like(self, logprobs: Tensor) -> Tokens:
+        """Return the tokens in the width, the dtype and on the device of logprobs [B, R].
+
+        The columns left out hold no token.
+        """
+        cut = {}
+        for name, matrix in self._known().items():
+            dtype = torch.bool if matrix.dtype == torch.bool else logprobs.dtype
+            cut[name] = matrix[:, : logprobs.shape[1]].to(logprobs.device, dtype)
+        return Tokens(**cut)
+
+    def _known(self) -> dict[str, Tensor]:
+        matrices = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: matrix for name, matrix in matrices.items() if matrix is not None}
+
+
 # ------------------------------------------------------------------------------------ weights
 
 
-def response_mask(lengths: Tensor, width: int | None = None) -> Tensor:
+def response_mask(lengths: Tensor) -> Tensor:
     """Mark the first lengths[i] tokens of row i: [B] -> bool [B, T]. A pad id plays no
     part.
     """
-    width = int(lengths.max()) if width is None else width
-    return torch.arange(width, device=lengths.device) < lengths[:, None]
+    return torch.arange(int(lengths.max()), device=lengths.device) < lengths[:, None]
 
 
 def token_weights(mask: Tensor, max_length: int) -> Tensor:
@@ -118,60 +166,6 @@ def loss_weights(mask: Tensor, how: str, max_length: int = 0) -> Tensor:
     return AGGREGATIONS[how](mask, max_length)
 
 
-# ------------------------------------------------------- which completions and tokens count
-
-
-def overlong_filter(mask: Tensor, finished: Tensor) -> Tensor:
-    """Return the mask without completions that were cut off; finished is bool [B] (DAPO,
-    section 3.4).
-
-    A completion cut off at the length limit may have been right so far: its reward says
-    nothing.
-    """
-    return mask & finished[:, None]
-
-
-def top_entropy(entropies: Tensor, mask: Tensor, share: float) -> Tensor:
-    """Mark the `share` of the masked tokens with the highest entropies ("80/20", arXiv
-    2506.01939).
-    """
-    return _top(entropies, mask, share)
-
-
-def top_covariance(
-    logprobs: Tensor, advantages: Tensor, mask: Tensor, share: float
-) -> Tensor:
-    """Mark the `share` of the masked tokens with the highest (A - mean A) (log pi - mean
-    log pi).
-
-    Their updates take most of the entropy away: Clip-Cov drops their gradient, KL-Cov holds
-    them back by |log pi - log pi_old| (arXiv 2505.22617). The authors' Clip-Cov draws its
-    tokens at random from those with a covariance between 1 and 5; we take the highest,
-    which needs no random numbers.
-    """
-    if not mask.any():
-        return mask
-    covariance = (advantages - advantages[mask].mean()) * (
-        logprobs - logprobs[mask].mean()
-    )
-    return _top(covariance, mask, share) & (covariance > 0)
-
-
-def _top(values: Tensor, mask: Tensor, share: float) -> Tensor:
-    """Mark the round(share n) highest of n masked values, at least one, and all that equal
-    the last.
-
-    The first tokens of one prompt's samples have one entropy: were some of them chosen and
-    others not, rounding, and so the way a batch is cut, would decide. Hence equal up to
-    rounding. A share of 0 selects nothing.
-    """
-    masked = values[mask]
-    if not len(masked) or share <= 0:
-        return torch.zeros_like(mask)
-    last = masked.topk(max(1, round(share * len(masked)))).values[-1]
-    return mask & (values >= last - ROUNDING * masked.abs().max())
-
-
 # -------------------------------------------------------------------------------------- ratio
 
 
@@ -203,44 +197,6 @@ RATIOS: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
     "sequence": sequence_log_ratio,
     "off": no_log_ratio,
 }
-
-
-def truncated_weights(weights: Tensor, low: float, high: float) -> Tensor:
-    """Return min(w, high): truncated importance sampling (TIS, Yao et al. 2025)."""
-    return weights.clamp(max=high)
-
-
-def masked_weights(weights: Tensor, low: float, high: float) -> Tensor:
-    """Return w where low <= w <= high, 0 elsewhere: masked importance sampling (MIS)."""
-    return torch.where((weights >= low) & (weights <= high), weights, 0.0)
-
-
-SAMPLER_CORRECTIONS: dict[str, Callable[[Tensor, float, float], Tensor]] = {
-    "truncate": truncated_weights,
-    "mask": masked_weights,
-}
-
-
-def sampler_correction(
-    old_logprobs: Tensor,
-    sampler_logprobs: Tensor,
-    mask: Tensor,
-    how: str,
-    low: float,
-    high: float,
-) -> Tensor:
-    """Return weights [B, T] that correct for a sampler whose probabilities are not the
-    trainer's.
-
-    They are pi_old(trainer) / pi(sampler), without gradient, bounded by
-    SAMPLER_CORRECTIONS[how] (off: 1), and multiply each token's policy loss.
-    `sampler_logprobs` are those of the distribution that was drawn from.
-    """
-    if how == "off":
-        return torch.ones_like(old_logprobs)
-    check_name("sampler correction", how, (*SAMPLER_CORRECTIONS, "off"))
-    weights = token_log_ratio(old_logprobs, sampler_logprobs, mask).detach().exp()
-    return SAMPLER_CORRECTIONS[how](weights, low, high)
 
 
 # ------------------------------------------------------------------------ the policy gradient

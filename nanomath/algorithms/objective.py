@@ -12,114 +12,30 @@ is a function like `policy_objective`, named by the key `algorithm.loss`.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields
 from importlib import import_module
-from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from .advantages import (
-    SAMPLES,
+    Rewards,
     decoupled_advantages,
     group_advantages,
-    on_tokens,
-    preference_advantages,
-    process_advantages,
-    token_baseline_advantages,
     token_rewards,
     whiten,
 )
+from .credit import step_advantages
+from .lessons import ADVANTAGES
 from .losses import (
+    Choices,
+    Tokens,
     kl_estimate,
     kl_loss,
     loss_weights,
     policy_loss,
-    sampler_correction,
-    top_covariance,
-    top_entropy,
 )
-from .value import gae, value_loss
-
-
-class Choices(Protocol):
-    """The keys of [algorithm]; see nanomath/settings.py for what each means."""
-
-    def __getattr__(self, name: str) -> Any: ...
-
-
-@dataclass
-class Tokens:
-    """The response tokens of B episodes: everything known of them, as matrices [B, T].
-
-    A matrix that nothing needs is None. `policy_weights` are the weights of the policy
-    gradient after corrections and selections, `covariance_weights` those of the tokens that
-    KL-Cov holds back. The behaviour policy is what the sampler drew from, after top-k and
-    the like.
-    """
-
-    mask: Tensor  # the response tokens
-    loss_mask: Tensor  # those of them that carry loss
-    sampler_logprobs: Tensor  # under the sampler's full distribution
-    behavior_logprobs: Tensor
-    # Of the policy before the first update; None: this one.
-    old_logprobs: Tensor | None = None
-    old_entropy: Tensor | None = None
-    ref_logprobs: Tensor | None = None
-    teacher_logprobs: Tensor | None = None
-    values: Tensor | None = None
-    returns: Tensor | None = None
-    advantages: Tensor | None = None
-    weights: Tensor | None = None
-    policy_weights: Tensor | None = None
-    covariance_weights: Tensor | None = None
-
-    def rows(self, rows: Tensor) -> Tokens:
-        """Return the tokens of some episodes."""
-        return Tokens(**{name: matrix[rows] for name, matrix in self._known().items()})
-
-    def like(self, logprobs: Tensor) -> Tokens:
-        """Return the tokens in the width, the dtype and on the device of logprobs [B, R].
-
-        The columns left out hold no token.
-        """
-        cut = {}
-        for name, matrix in self._known().items():
-            matrix = matrix[:, : logprobs.shape[1]].to(logprobs.device)
-            cut[name] = (
-                matrix if matrix.dtype == torch.bool else matrix.to(logprobs.dtype)
-            )
-        return Tokens(**cut)
-
-    def _known(self) -> dict[str, Tensor]:
-        matrices = {field.name: getattr(self, field.name) for field in fields(self)}
-        return {name: matrix for name, matrix in matrices.items() if matrix is not None}
-
-
-@dataclass
-class Rewards:
-    """The rewards of B = N G episodes in prompt-major order.
-
-    `total` is [B]; by component they are [C, B] with weights [C]. Rewards of steps are [B,
-    S] with the indices of the tokens that end the steps (-1: no step); both are None where
-    no step is rewarded. `right` is bool [B]: whose answer is right.
-    """
-
-    total: Tensor
-    components: Tensor
-    component_weights: Tensor
-    group_size: int
-    step_weight: float
-    steps: Tensor | None = None
-    step_ends: Tensor | None = None
-    right: Tensor | None = None
-
-
-def select_samples(a: Choices, rewards: Rewards, mask: Tensor) -> Tensor:
-    """Return the mask [B, T] without what `samples`, a key of SAMPLES, leaves out."""
-    matrices = rewards.total, rewards.right, mask.any(dim=1)
-    chosen = SAMPLES[a.samples](*(x.view(-1, rewards.group_size) for x in matrices))
-    return mask & chosen.view(-1, 1)
+from .selection import sampler_correction, top_covariance, top_entropy
+from .value import token_advantages
 
 
 def compute_advantages(
@@ -134,44 +50,11 @@ def compute_advantages(
     elif has_group_baseline(a):
         advantages = _group_advantages(a, rewards, tokens)
     else:
-        advantages, returns = _token_advantages(a, rewards, tokens)
+        of_tokens = _token_rewards(a, rewards, tokens)
+        advantages, returns = token_advantages(a, of_tokens, rewards, tokens)
     if a.whiten:
         advantages = whiten(advantages, tokens.loss_mask)
     return advantages, returns
-
-
-def _ones(a: Choices, rewards: Rewards, tokens: Tokens) -> Tensor:
-    return tokens.mask.double()
-
-
-def _of_the_teacher(a: Choices, rewards: Rewards, tokens: Tokens) -> Tensor:
-    """log pi_T - log pi before the first update: what the ratio then carries over."""
-    return torch.where(tokens.mask, tokens.teacher_logprobs - tokens.old_logprobs, 0.0)
-
-
-def _zeros(a: Choices, rewards: Rewards, tokens: Tokens) -> Tensor:
-    """The loss is the KL to the teacher, over the whole vocabulary (policy_step.py)."""
-    return torch.zeros_like(tokens.sampler_logprobs)
-
-
-def _of_pairs(a: Choices, rewards: Rewards, tokens: Tokens) -> Tensor:
-    return preferences(a, rewards, tokens)[0].view(-1, 1) * tokens.mask
-
-
-def preferences(a: Choices, rewards: Rewards, tokens: Tokens) -> tuple[Tensor, Tensor]:
-    """Return `preference_advantages` of a rollout whose loss_mask has the pairs."""
-    moved = torch.where(tokens.mask, tokens.old_logprobs - tokens.ref_logprobs, 0.0)
-    matrices = moved.sum(dim=1), rewards.right, tokens.loss_mask.any(dim=1)
-    grouped = (x.view(-1, rewards.group_size) for x in matrices)
-    return preference_advantages(*grouped, a.preference_beta)
-
-
-ADVANTAGES: dict[str, Callable[[Choices, Rewards, Tokens], Tensor]] = {
-    "one": _ones,
-    "teacher": _of_the_teacher,
-    "teacher_full": _zeros,
-    "preference": _of_pairs,
-}
 
 
 def _group_advantages(a: Choices, rewards: Rewards, tokens: Tokens) -> Tensor:
@@ -182,9 +65,7 @@ def _group_advantages(a: Choices, rewards: Rewards, tokens: Tokens) -> Tensor:
     tokens up to the end of their step.
     """
     if a.components == "apart":
-        components = rewards.components.view(
-            len(rewards.components), -1, rewards.group_size
-        )
+        components = rewards.components.unflatten(1, (-1, rewards.group_size))
         weights = rewards.component_weights
         advantages = decoupled_advantages(components, weights, a.baseline, a.scale)
     else:
@@ -193,40 +74,9 @@ def _group_advantages(a: Choices, rewards: Rewards, tokens: Tokens) -> Tensor:
         )
         advantages = group_advantages(totals, a.baseline, a.scale)
     advantages = advantages.flatten()[:, None] * tokens.mask
-    if rewards.steps is not None:
-        advantages = advantages + _step_advantages(a, rewards, tokens)
-    return advantages
-
-
-def _step_advantages(a: Choices, rewards: Rewards, tokens: Tokens) -> Tensor:
-    """Compare the rewards of steps with the group's: with all its steps, or with what its
-    other completions earn per token.
-    """
-    matrices = (rewards.steps, rewards.step_ends, tokens.mask.sum(dim=1))
-    groups = zip(*(matrix.split(rewards.group_size) for matrix in matrices), strict=True)
-    width = tokens.mask.shape[1]
-    if a.baseline == "leave_one_out":
-        advantages = [token_baseline_advantages(*group, width) for group in groups]
-    else:
-        advantages = [
-            process_advantages(steps, ends, width) for steps, ends, _ in groups
-        ]
-    return rewards.step_weight * torch.cat(advantages)
-
-
-def _token_advantages(
-    a: Choices, rewards: Rewards, tokens: Tokens
-) -> tuple[Tensor, Tensor]:
-    """Return each token's advantage, from the value model or the rewards to go; and the
-    returns.
-    """
-    of_tokens = _token_rewards(a, rewards, tokens)
-    if rewards.steps is not None:
-        of_steps = on_tokens(rewards.steps, rewards.step_ends, of_tokens.shape[1])
-        of_tokens = of_tokens + rewards.step_weight * of_steps
-    if tokens.values is None:
-        return gae(of_tokens, torch.zeros_like(of_tokens), tokens.mask, a.gamma, 1.0)
-    return gae(of_tokens, tokens.values, tokens.mask, a.gamma, a.lam)
+    if rewards.steps is None:
+        return advantages
+    return advantages + step_advantages(a, rewards, tokens)
 
 
 def _token_rewards(a: Choices, rewards: Rewards, tokens: Tokens) -> Tensor:
@@ -265,13 +115,12 @@ def compute_weights(a: Choices, tokens: Tokens, max_length: int) -> dict[str, Te
 def has_gradient(a: Choices, tokens: Tokens) -> Tensor:
     """Mark the episodes whose loss has a gradient: bool [B]."""
     matter = tokens.policy_weights * tokens.advantages != 0
-    if penalises_kl(a, "loss") or tokens.values is not None:
-        matter |= tokens.weights != 0
-    if a.advantage == "teacher_full":
+    valued = tokens.values is not None
+    if penalises_kl(a, "loss") or valued or a.advantage == "teacher_full":
         matter |= tokens.weights != 0
     if tokens.covariance_weights is not None:
         matter |= tokens.covariance_weights != 0
-    return matter.any(dim=1)
+    return matter.any(dim=1) | bool(a.loss)  # nothing is known of a loss of one's own
 
 
 def policy_objective(a: Choices, logprobs: Tensor, tokens: Tokens) -> Tensor:
@@ -290,14 +139,6 @@ def policy_objective(a: Choices, logprobs: Tensor, tokens: Tokens) -> Tensor:
         )
         loss = loss + a.covariance_coef * (tokens.covariance_weights * moved.abs()).sum()
     return loss
-
-
-def value_objective(a: Choices, values: Tensor, tokens: Tokens) -> Tensor:
-    """Return the share of the value model's loss of some rows, from its values [B, T]."""
-    loss = value_loss(
-        values, tokens.values, tokens.returns, tokens.weights, a.value_clip
-    )
-    return a.value_coef * loss
 
 
 @torch.no_grad()

@@ -14,7 +14,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from .objective import Choices, has_group_baseline, penalises_kl, updates_once
+from .losses import Choices
+from .objective import has_group_baseline, penalises_kl, updates_once
 
 TOKEN_MEAN = {"aggregation": "token", "kl_coef": 0.0}
 WITHOUT_REWARDS = {"baseline": "off", "scale": "off", "clip": "off", "kl_coef": 0.0}

@@ -10,6 +10,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .advantages import Rewards
+from .credit import on_tokens
+from .losses import Choices, Tokens
+
 
 def gae(
     rewards: Tensor, values: Tensor, mask: Tensor, gamma: float = 1.0, lam: float = 0.95
@@ -62,3 +66,26 @@ def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> float:
     if returns.numel() < 2 or (returns == returns[0]).all():
         return 0.0
     return float(1 - (returns - values).var() / returns.var())
+
+
+def value_objective(a: Choices, values: Tensor, tokens: Tokens) -> Tensor:
+    """Return the share of the value model's loss of some rows, from its values [B, T]."""
+    loss = value_loss(
+        values, tokens.values, tokens.returns, tokens.weights, a.value_clip
+    )
+    return a.value_coef * loss
+
+
+def token_advantages(
+    a: Choices, token_rewards: Tensor, rewards: Rewards, tokens: Tokens
+) -> tuple[Tensor, Tensor]:
+    """Return each token's advantage, from the value model or the rewards to go; and the
+    returns. The rewards of steps are added to those of tokens [B, T].
+    """
+    if rewards.steps is not None:
+        of_steps = on_tokens(rewards.steps, rewards.step_ends, token_rewards.shape[1])
+        token_rewards = token_rewards + rewards.step_weight * of_steps
+    values, lam = tokens.values, a.lam
+    if values is None:
+        values, lam = torch.zeros_like(token_rewards), 1.0
+    return gae(token_rewards, values, tokens.mask, a.gamma, lam)

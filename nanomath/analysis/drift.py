@@ -56,10 +56,10 @@ from nanomath.models.batches import (
     lay_out,
     make_batch,
     micro_batches,
-    response_scores,
     response_states,
 )
 from nanomath.models.hf_names import hf_slices
+from nanomath.models.scores import response_scores
 
 Array = NDArray[np.float64]
 

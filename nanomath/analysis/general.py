@@ -29,7 +29,8 @@ from nanomath.data.benchmarks import BENCHMARKS, as_letter_question
 from nanomath.data.problem import Problem
 from nanomath.data.prompts import PromptTemplate
 from nanomath.models import Tokenizer, Transformer
-from nanomath.models.batches import Example, response_scores
+from nanomath.models.batches import Example
+from nanomath.models.scores import response_scores
 from nanomath.rewards import extract_answer, is_correct
 from nanomath.rewards.extraction import after_reasoning
 from nanomath.rewards.instructions import check_instructions, loose, strict

@@ -2,7 +2,6 @@
 
     log pi(y_t | y_<t) = z_{y_t} - log sum_v exp z_v,   z = logits / temperature
     H_t = - sum_v pi(v) log pi(v)
-    KL_t = sum_v pi(v) (log pi(v) - log pi'(v))         to another model, with its gradient
 
 A model computes on one row of N tokens without padding, in which sequences stand one after the
 other. Of sequences that begin alike (the G completions of a prompt) the beginning stands there
@@ -30,13 +29,10 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
-from torch.utils.checkpoint import checkpoint
 
 from kernels.exact_attention import block_attention
 from kernels.linear_logprob import linear_logprob
 from nanomath.models.transformer import Attend, Transformer
-
-KL_LOGITS = 2**24  # logits of one model that `states_kl` has at a time: 64 MB
 
 
 @dataclass(frozen=True)
@@ -251,8 +247,7 @@ def layout_states(
 ) -> Tensor:
     """Return the model's states [N, D] of a layout; embedding_noise is [N, D]."""
     attend = layout.attend(model.config.sliding_window, model.exact)
-    noise = None if embedding_noise is None else embedding_noise[None]
-    return model.hidden(layout.tokens, layout.positions, attend, noise)[0]
+    return model.hidden(layout.tokens, layout.positions, attend, embedding_noise)[0]
 
 
 def response_states(
@@ -271,67 +266,7 @@ def states_logprobs(
 
     They are zero where there is no token.
     """
-    weight = model.lm_head.weight
     logprobs, entropy = linear_logprob(
-        states, weight, batch.target, temperature, exact=model.exact
+        states, model.lm_head.weight, batch.target, temperature, exact=model.exact
     )
     return batch.matrix(logprobs), batch.matrix(entropy)
-
-
-def states_kl(
-    model: Transformer,
-    states: Tensor,
-    other: Transformer,
-    other_states: Tensor,
-    batch: Batch,
-    temperature: float = 1.0,
-) -> Tensor:
-    """Return KL(model || other) [S, R] over the whole vocabulary at every response token, zero
-    where there is none.
-
-    The states [n, D] of both predict the batch's response tokens. Logits are made a chunk of
-    tokens at a time, and again in the backward pass.
-    """
-
-    def of_chunk(ours: Tensor, theirs: Tensor) -> Tensor:
-        logprobs = (model.logits(ours) / temperature).log_softmax(-1)
-        others = (other.logits(theirs) / temperature).log_softmax(-1)
-        return (logprobs.exp() * (logprobs - others.to(logprobs.device))).sum(-1)
-
-    rows = max(1, KL_LOGITS // model.config.vocab_size)
-    chunks = zip(states.split(rows), other_states.split(rows), strict=True)
-    parts = [checkpoint(of_chunk, *chunk, use_reentrant=False) for chunk in chunks]
-    return batch.matrix(torch.cat(parts))
-
-
-def response_logprobs(
-    model: Transformer,
-    batch: Batch,
-    temperature: float = 1.0,
-    embedding_noise: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
-    """Compute the batch's states, and return their `states_logprobs`."""
-    states = response_states(model, batch, embedding_noise)
-    return states_logprobs(model, states, batch, temperature)
-
-
-@torch.no_grad()
-def response_scores(
-    model: Transformer,
-    examples: list[Example],
-    token_budget: int,
-    temperature: float = 1.0,
-) -> tuple[Tensor, Tensor]:
-    """Return logprobs and entropies of all responses by micro-batches, float32 [S, R] on
-    the CPU.
-
-    Nothing is kept for a backward pass: the peak is one layer's activations or one chunk of
-    logits.
-    """
-    longest = max([1, *(len(example.response) for example in examples)])
-    scores = torch.zeros(2, len(examples), longest)
-    for micro in micro_batches(examples, token_budget):
-        batch = make_batch([examples[i] for i in micro]).to(model.device)
-        found = torch.stack(response_logprobs(model, batch, temperature))
-        scores[:, micro, : found.shape[2]] = found.float().cpu()
-    return scores[0], scores[1]

@@ -8,8 +8,12 @@ scaling of the rotary frequencies (Llama 3). A config.json that asks for anythin
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
+
+import torch
+from torch import Tensor
 
 from nanomath.models.stored import (
     LARGEST_COUNT,
@@ -281,3 +285,30 @@ def _sliding_window(hf: dict[str, Any], family: str, layers: int) -> int | None:
     if window is None or kinds == {"full_attention"}:
         return None
     return whole(window, "sliding_window", most=LARGEST_COUNT)
+
+
+def rope_frequencies(config: ModelConfig) -> Tensor:
+    """Return the rotary frequencies theta^(-2i/E), float32 [E/2], scaled by
+    `config.rope_scaling`.
+
+    `linear` divides all of them by `factor` (positions are interpolated). `llama3` leaves
+    wavelengths shorter than original/high_freq_factor alone, divides those longer than
+    original/low_freq_factor, and blends between (Llama 3.1's public reference code).
+    """
+    exponent = (
+        torch.arange(0, config.head_dim, 2, dtype=torch.float32, device="cpu")
+        / config.head_dim
+    )
+    frequencies = 1.0 / config.rope_theta**exponent
+    scaling = config.rope_scaling
+    if scaling is None:
+        return frequencies
+    if scaling["rope_type"] == "linear":
+        return frequencies / scaling["factor"]
+    low = scaling["low_freq_factor"]
+    high = scaling["high_freq_factor"]
+    wavelengths = 2 * math.pi / frequencies
+    # Divided as there: one ulp is seen at position 3000.
+    turns = scaling["original_max_position_embeddings"] / wavelengths
+    blend = ((turns - low) / (high - low)).clamp(0, 1)
+    return blend * frequencies + (1 - blend) * frequencies / scaling["factor"]

@@ -28,37 +28,10 @@ from kernels.linear import invariant_linear
 from kernels.rms_norm import add_rms_norm, add_rms_norm_reference
 from kernels.rope_write import apply_rope, rope_tables
 from kernels.swiglu import swiglu, swiglu_reference
-from nanomath.models.config import ModelConfig
+from nanomath.models.config import ModelConfig, rope_frequencies
 
 # Layer, q [B,H,T,E], k and v [B,K,T,E] -> [B,H,T,E].
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
-
-
-def rope_frequencies(config: ModelConfig) -> Tensor:
-    """Return the rotary frequencies theta^(-2i/E), float32 [E/2], scaled by
-    `config.rope_scaling`.
-
-    `linear` divides all of them by `factor` (positions are interpolated). `llama3` leaves
-    wavelengths shorter than original/high_freq_factor alone, divides those longer than
-    original/low_freq_factor, and blends between (Llama 3.1's public reference code).
-    """
-    exponent = (
-        torch.arange(0, config.head_dim, 2, dtype=torch.float32, device="cpu")
-        / config.head_dim
-    )
-    frequencies = 1.0 / config.rope_theta**exponent
-    scaling = config.rope_scaling
-    if scaling is None:
-        return frequencies
-    if scaling["rope_type"] == "linear":
-        return frequencies / scaling["factor"]
-    low = scaling["low_freq_factor"]
-    high = scaling["high_freq_factor"]
-    wavelengths = 2 * math.pi / frequencies
-    # Divided as there: one ulp is seen at position 3000.
-    turns = scaling["original_max_position_embeddings"] / wavelengths
-    blend = ((turns - low) / (high - low)).clamp(0, 1)
-    return blend * frequencies + (1 - blend) * frequencies / scaling["factor"]
 
 
 def causal_attention(window: int | None = None, exact: bool = False) -> Attend:
@@ -128,15 +101,11 @@ class Attention(nn.Module):
         self.head_dim = config.head_dim
         self.qkv_proj = Linear(config.hidden_size, sum(self.split), bias=config.qkv_bias)
         self.o_proj = Linear(self.split[0], config.hidden_size, bias=False)
-        self.q_norm = (
+        self.q_norm, self.k_norm = (
             RMSNorm(config.head_dim, config.norm_eps)
             if config.qk_norm
             else nn.Identity()
-        )
-        self.k_norm = (
-            RMSNorm(config.head_dim, config.norm_eps)
-            if config.qk_norm
-            else nn.Identity()
+            for _ in range(2)
         )
 
     def forward(
@@ -201,7 +170,6 @@ class Transformer(nn.Module):
         self.gradient_checkpointing = False
         # What config.json says beyond the family, of a model with another head.
         self.hf_keys: dict[str, Any] = {}
-        self._exact = False
         self.model = nn.Module()
         # Nothing is drawn, as nn.Embedding does: without memory that imports the compiler.
         embeddings = torch.empty(config.vocab_size, config.hidden_size)
@@ -222,11 +190,10 @@ class Transformer(nn.Module):
         """Whether the logits after a token depend, bit for bit, on that token and those
         before it alone, and not on the batch, its padding or the number of threads.
         """
-        return self._exact
+        return self.model.norm.exact
 
     @exact.setter
     def exact(self, exact: bool) -> None:
-        self._exact = exact
         for module in self.modules():
             if isinstance(module, Linear | RMSNorm | SwiGLU):
                 module.exact = exact
@@ -253,7 +220,7 @@ class Transformer(nn.Module):
         """Return the last layer's normalised states [B, T, D].
 
         positions [B, T] or [T] default to 0..T-1; attend defaults to causal attention;
-        embedding_noise [B, T, D] is added to the embeddings (NEFTune).
+        embedding_noise [B, T, D] or [T, D] is added to the embeddings (NEFTune).
         """
         if positions is None:
             positions = torch.arange(tokens.shape[1], device=tokens.device)

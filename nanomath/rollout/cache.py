@@ -105,7 +105,7 @@ class Cache:
             self.place[number] = self.free.pop()
             self.full[number] = (len(prompt) - 1) // self.page
         device = self.slot.device
-        integers = {"dtype": torch.int32, "device": self.slot.device}
+        integers = {"dtype": torch.int32, "device": device}
         tokens = torch.tensor(
             [token for prompt in prompts.values() for token in prompt[:-1]],
             device=device,

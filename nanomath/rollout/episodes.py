@@ -22,7 +22,7 @@ class Episode:
     indices of the tokens that end them; where steps are rewarded, `step_rewards` has their
     rewards, which come on top of "total". The policy step sets `advantages`, one for each
     token, and `measured`: what the models gave for each token, by name (see
-    `Rollout.measurements`). `prompt` is what the policy is scored with; `hint` is what the
+    `set_measurements`). `prompt` is what the policy is scored with; `hint` is what the
     sample was told of the worked solution, if anything.
     """
 
@@ -47,40 +47,6 @@ class Episode:
             tokens=self.hint.prefix + self.completion.tokens,
             text=self.hint.text + self.completion.text,
         )
-
-    def record(self) -> dict[str, Any]:
-        """Return the dictionary that is written to rollouts.jsonl.
-
-        Numbers that are the same for all tokens are written as one. The sampler's logprobs
-        have six decimals, by which two runs can be told apart.
-        """
-        steps = {
-            name: [round(x, 6) for x in getattr(self, name)]
-            for name in ("step_scores", "step_rewards")
-        }
-        hint = {"level": self.hint.level, "hint": self.hint.text} if self.hint else {}
-        return {
-            "problem": self.problem.id,
-            "question": self.problem.question,
-            "answer": self.problem.answer,
-            "sample": self.completion.sample_index,
-            "text": self.completion.text,
-            "finish_reason": self.completion.finish_reason,
-            "rewards": self.rewards,
-            "prompt_tokens": self.prompt,
-            "tokens": self.completion.tokens,
-            "advantages": _rounded(self.advantages),
-            "logprobs": [round(x, 6) for x in self.completion.logprobs],
-            **{name: _rounded(values) for name, values in self.measured.items()},
-            **({"step_ends": self.step_ends, **steps} if self.step_ends else {}),
-            **hint,
-        }
-
-
-def _rounded(values: Sequence[float]) -> list[float] | float:
-    """Round to three decimals; values that are all equal become one number."""
-    rounded = [round(value, 3) + 0.0 for value in values]  # + 0.0: no -0.0
-    return rounded[0] if len(set(rounded)) == 1 else rounded
 
 
 Groups = Sequence[Sequence[Episode]]  # the episodes of each problem of a rollout

@@ -14,8 +14,11 @@ import copy
 import torch
 from torch import Tensor, nn
 
+from nanomath import settings
 from nanomath.models.batches import Batch, response_states
 from nanomath.models.transformer import Transformer
+from nanomath.training.sharding import shard
+from nanomath.training.trainer import Trainer
 
 
 class Critic(nn.Module):
@@ -27,7 +30,7 @@ class Critic(nn.Module):
     def __init__(self, model: Transformer, own_trunk: bool) -> None:
         super().__init__()
         self.trunk = copy.deepcopy(model).requires_grad_(True) if own_trunk else None
-        if self.trunk is not None:  # it predicts no token
+        if self.trunk:  # it predicts no token
             del self.trunk.lm_head
         self.head = nn.Linear(
             model.config.hidden_size, 1, device=model.device, dtype=torch.float32
@@ -42,8 +45,18 @@ class Critic(nn.Module):
 
         `states` [n, D] are the policy's, where they are known already: that saves a pass.
         """
-        if self.trunk is not None:
-            states = response_states(self.trunk, batch)
-        elif states is None:
-            states = response_states(model, batch)
+        if self.trunk or states is None:
+            states = response_states(self.trunk or model, batch)
         return batch.matrix(self.head(states.to(self.head.weight.dtype))[:, 0])
+
+
+def build_critic(
+    config: settings.GRPOConfig, trainer: Trainer, start: Transformer
+) -> Critic | None:
+    """Make the value model of baseline "value", which begins as the starting model, or none."""
+    if config.algorithm.baseline != "value":
+        return None
+    critic = Critic(start, config.algorithm.value_trunk == "own").to(trainer.device)
+    if config.model.sharded and critic.trunk:
+        shard(critic.trunk, start.dtype)
+    return critic

@@ -21,6 +21,7 @@ PHASES = {
     "nanomath.rollout": "sampling",
     "nanomath.rewards": "rewarding",
     "nanomath.models.batches": "forward pass",
+    "nanomath.models.scores": "forward pass",
     "nanomath.training.sft_step": "forward and backward pass",
     "nanomath.training.policy_step": "forward and backward pass",
     "nanomath.training.optimizer": "weight update",

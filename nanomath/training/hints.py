@@ -25,7 +25,8 @@ from nanomath import settings
 from nanomath.data.order import generator_of
 from nanomath.data.problem import Problem
 from nanomath.data.prompts import PromptTemplate, render_prompt, render_response
-from nanomath.models.batches import Example, response_scores
+from nanomath.models.batches import Example
+from nanomath.models.scores import response_scores
 from nanomath.process.states import states_at
 from nanomath.process.steps import split_text
 from nanomath.rollout import Episode, Sampler, Scorer, sample_episodes

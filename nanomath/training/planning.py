@@ -59,10 +59,26 @@ def plan_rollouts(
     draws = [(source, Drawing.of(asked, samples, min(length, drawn)))] * (samples > 0)
     measures = sampler, Drawing.of(heldout_prompts, config.evaluation.samples, drawn)
     taught = []
-    if policy.taught:
+    if config.algorithm.advantage.startswith("teacher"):
         taught = [(policy.teacher.model, rollout(trainer.start))]
-    announce(trainer, "grpo", rollout, usual, policy.passes, [*draws, measures], taught)
+    passes = passes_of(policy)
+    announce(trainer, "grpo", rollout, usual, passes, [*draws, measures], taught)
     policy.token_budget = grpo.token_budget
+
+
+def passes_of(policy: PolicyStep) -> tuple[float, int]:
+    """Return how often a step computes each episode at most: without a gradient, and with one.
+    A pass of a teacher is as many of the policy's as it has more parameters.
+    """
+    a = policy.algorithm
+    own_trunk = bool(policy.critic and policy.critic.trunk)
+    scored = 1 + policy.needs_old_pass() + bool(policy.critic)
+    if a.advantage.startswith("teacher"):
+        models = policy.teacher.model, policy.model
+        teacher, ours = (sum(p.numel() for p in m.parameters()) for m in models)
+        asked = 1 + a.epochs * (a.advantage == "teacher_full")
+        scored += asked * teacher / ours
+    return scored, a.epochs * (1 + own_trunk)
 
 
 def plan_tuning(

@@ -4,7 +4,7 @@ docs/metrics.md.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from torch import Tensor
 from torch.nn.functional import logsigmoid
@@ -17,10 +17,42 @@ from nanomath.algorithms import (
     preferences,
     top_entropy,
 )
+from nanomath.models.batches import Example
+from nanomath.rollout.episodes import Episode
 from nanomath.settings import Algorithm
 
 # Share of the tokens whose mean entropy is logged apart (arXiv 2506.01939).
 TOP_ENTROPY = 0.2
+
+
+def set_measurements(
+    episodes: Sequence[Episode], tokens: Tokens, measured: Mapping[str, Tensor]
+) -> None:
+    """Set what rollouts.jsonl tells of each token of the episodes: their advantages, and by name
+    what was measured of them.
+
+    `gap` is log pi_old - log pi_sampler, `kl` log pi_old - log pi_ref, pi_old being the
+    policy before the first update. `entropy` is that of the policy's newest forward pass; so
+    are, where there are several updates, `ratio`, to the probability under the old policy,
+    and `clipped` (-1: below the range of the ratio, 1: above it). `measured` holds matrices
+    [B, T].
+    """
+    newest = measured["logprob"]
+    old = tokens.old_logprobs
+    before = newest if old is None else old
+    matrices = {
+        "gap": before - tokens.sampler_logprobs,
+        "kl": before - tokens.ref_logprobs,
+        "entropy": measured["entropy"],
+    }
+    if old is not None:
+        clipped = measured["clipped_high"] - measured["clipped_low"]
+        matrices |= {"ratio": (newest - old).exp(), "clipped": clipped.int()}
+    for i, episode in enumerate(episodes):
+        length = episode.completion.length
+        episode.advantages = tokens.advantages[i, :length].tolist()
+        for name, matrix in matrices.items():
+            episode.measured[name] = matrix[i, :length].tolist()
 
 
 def rollout_metrics(tokens: Tokens, measured: Mapping[str, Tensor]) -> dict[str, float]:
@@ -29,17 +61,15 @@ def rollout_metrics(tokens: Tokens, measured: Mapping[str, Tensor]) -> dict[str,
     `measured` holds matrices [B, T] by name.
     """
     mask = tokens.mask
-    entropy = measured["entropy"]
-    kl = kl_estimate(measured["logprob"], tokens.ref_logprobs, "k3")
-    kl_k1 = kl_estimate(measured["logprob"], tokens.ref_logprobs, "k1")
-    metrics = {
-        "kl": float(kl[mask].mean()),
-        "kl_k1": float(kl_k1[mask].mean()),
-        "entropy": float(entropy[mask].mean()),
-        "entropy_top": float(entropy[top_entropy(entropy, mask, TOP_ENTROPY)].mean()),
-        "clipped_low": float(measured["clipped_low"][mask].mean()),
-        "clipped_high": float(measured["clipped_high"][mask].mean()),
+    logprobs = measured["logprob"]
+    matrices = {
+        "kl": kl_estimate(logprobs, tokens.ref_logprobs, "k3"),
+        "kl_k1": kl_estimate(logprobs, tokens.ref_logprobs, "k1"),
+        **{name: measured[name] for name in ("entropy", "clipped_low", "clipped_high")},
     }
+    metrics = {name: float(matrix[mask].mean()) for name, matrix in matrices.items()}
+    top = top_entropy(measured["entropy"], mask, TOP_ENTROPY)
+    metrics["entropy_top"] = float(measured["entropy"][top].mean())
     if tokens.values is not None:
         metrics["explained_variance"] = explained_variance(
             tokens.values, tokens.returns, mask
@@ -48,12 +78,18 @@ def rollout_metrics(tokens: Tokens, measured: Mapping[str, Tensor]) -> dict[str,
 
 
 def lesson_metrics(
-    a: Algorithm, rewards: Rewards, tokens: Tokens, logprobs: Tensor
+    a: Algorithm,
+    rewards: Rewards,
+    tokens: Tokens,
+    logprobs: Tensor,
+    shown: Iterable[tuple[Example, Example]],
 ) -> dict[str, float]:
     """Return what was made of the samples where it is not their rewards alone: the share that
-    has a loss and the mean -log pi of these, DPO's pairs, the distance to the teacher.
+    has a loss and the mean -log pi of these, DPO's pairs, the distance to the teacher, and the
+    share for which it is shown more than the policy.
 
-    `logprobs` [B, T] are those of the policy's newest forward passes.
+    `logprobs` [B, T] are those of the policy's newest forward passes, `shown` the examples as the
+    teacher and as the policy sees them.
     """
     metrics = {}
     chosen = tokens.loss_mask.any(dim=1)
@@ -72,7 +108,15 @@ def lesson_metrics(
     if tokens.teacher_logprobs is not None:
         distance = tokens.old_logprobs - tokens.teacher_logprobs
         metrics["teacher_kl"] = float(distance[tokens.mask].mean())
+        more = [teachers.prompt != ours.prompt for teachers, ours in shown]
+        metrics["demonstrated"] = sum(more) / len(more)
     return metrics
+
+
+def gap_of(tokens: Tokens, logprobs: Tensor) -> dict[str, float]:
+    """Return `sampler_gap` of tokens whose logprobs [B, T] the policy gave."""
+    matrices = logprobs, tokens.sampler_logprobs, tokens.behavior_logprobs
+    return sampler_gap(*(matrix[tokens.mask] for matrix in matrices))
 
 
 def sampler_gap(trainer: Tensor, sampler: Tensor, behavior: Tensor) -> dict[str, float]:

@@ -24,7 +24,6 @@ from nanomath.models.batches import (
     Example,
     make_batch,
     response_states,
-    states_kl,
     states_logprobs,
 )
 from nanomath.models.transformer import Transformer
@@ -34,9 +33,10 @@ from nanomath.training import ranks
 from nanomath.training.critic import Critic
 from nanomath.training.optimizer import Optimizer
 from nanomath.training.policy_metrics import (
+    gap_of,
     lesson_metrics,
     rollout_metrics,
-    sampler_gap,
+    set_measurements,
 )
 from nanomath.training.teacher import Teacher
 
@@ -79,29 +79,33 @@ class PolicyStep:
         It also sets the episodes' advantages and what was measured of their tokens.
         """
         rollout = self.prepare(episodes)
-        for episode, advantages in zip(
-            episodes, rollout.tokens.advantages.tolist(), strict=True
-        ):
-            episode.advantages = advantages[: len(episode.completion.tokens)]
+        tokens = rollout.tokens
+        measured = rollout.measured
         updates: list[dict[str, float]] = []
         gap: dict[str, float] = {}
         for epoch in range(self.algorithm.epochs):
             for rows in self._minibatches(len(episodes), number, epoch):
                 updates.append(self._update(rollout, rows, lr))
                 # Of the first pass, by the weights that sampled.
-                gap = gap or rollout.gap(rows)
-        for name, matrix in rollout.measurements().items():
-            for episode, row in zip(episodes, matrix.tolist(), strict=True):
-                episode.measured[name] = row[: len(episode.completion.tokens)]
+                gap = gap or gap_of(tokens.rows(rows), measured["logprob"][rows])
+        set_measurements(episodes, tokens, measured)
+        # A minibatch without a gradient tells nothing of the parts of the model: 0.
+        names = dict.fromkeys(name for update in updates for name in update)
         means = {
-            name: sum(update[name] for update in updates) / len(updates)
-            for name in updates[0]
+            name: sum(update.get(name, 0.0) for update in updates) / len(updates)
+            for name in names
         }
         return {
             **means,
-            **rollout_metrics(rollout.tokens, rollout.measured),
+            **rollout_metrics(tokens, measured),
             **gap,
-            **rollout.lessons(self.algorithm),
+            **lesson_metrics(
+                self.algorithm,
+                rollout.rewards,
+                tokens,
+                measured["logprob"],
+                zip(rollout.shown, rollout.examples, strict=False),
+            ),
         }
 
     def prepare(self, episodes: list[Episode]) -> Rollout:
@@ -111,37 +115,32 @@ class PolicyStep:
         FloatingPointError names the model and the episode of a number that is not finite.
         """
         a = self.algorithm
-        if a.baseline == "value" and self.critic is None:
-            raise ValueError('baseline = "value" needs a value model: critic is None')
         rollout = rollout_of(episodes)
         tokens = rollout.tokens
-        rewards = rewards_of(
+        rewards = rollout.rewards = rewards_of(
             episodes, self.reward_weights, self.group_size, self.step_weight
         )
-        rollout.rewards = rewards
         if a.overlong_filter:
             finished = torch.tensor([e.completion.finished for e in episodes])
             tokens.loss_mask = algorithms.overlong_filter(tokens.mask, finished)
         if a.samples != "all":
             tokens.loss_mask = algorithms.select_samples(a, rewards, tokens.loss_mask)
-        reference = self._logprobs_of(self.reference)
-        tokens.ref_logprobs, _ = self._measure(rollout, "the reference model", reference)
+        reference = "the reference model"
+        tokens.ref_logprobs, _ = self._logprobs(rollout, reference, self.reference)
         tokens.old_logprobs, tokens.old_entropy = self._old_policy(rollout)
         if self.critic:
             (tokens.values,) = self._measure(rollout, "the value model", self._values, 1)
-        if self.taught:
-            self._ask_teacher(rollout, episodes)
+        elif a.baseline == "value":
+            raise ValueError('baseline = "value" needs a value model: critic is None')
+        if a.advantage.startswith("teacher"):
+            rollout.shown = self.teacher.examples(episodes, self.group_size)
+            shown = replace(rollout, examples=rollout.shown)
+            teacher = self.teacher.model
+            tokens.teacher_logprobs, _ = self._logprobs(shown, "the teacher", teacher)
         tokens.advantages, tokens.returns = algorithms.compute_advantages(
             a, rewards, tokens
         )
         return rollout
-
-    def _ask_teacher(self, rollout: Rollout, episodes: list[Episode]) -> None:
-        """Set what the teacher is shown, and its logprobs."""
-        rollout.shown = self.teacher.examples(episodes, self.group_size)
-        shown = replace(rollout, examples=rollout.shown)
-        teacher = self._logprobs_of(self.teacher.model)
-        rollout.tokens.teacher_logprobs, _ = self._measure(shown, "the teacher", teacher)
 
     def _old_policy(self, rollout: Rollout) -> tuple[Tensor | None, Tensor | None]:
         """Return the policy's logprobs and entropies before the first update, None where
@@ -150,16 +149,17 @@ class PolicyStep:
         With an exact model the sampler's logprobs are the same, and need no pass over the
         rollout.
         """
-        entropy = None
         sampler_logprobs = rollout.tokens.sampler_logprobs
         logprobs = sampler_logprobs if self.model.exact else None
-        if self._needs_old_pass():
-            policy = self._logprobs_of(self.model)
-            logprobs, entropy = self._measure(rollout, "the policy", policy)
-        sampled = self.algorithm.old_logprobs == "sampler"
-        return (sampler_logprobs if sampled else logprobs), entropy
+        entropy = None
+        if self.needs_old_pass():
+            logprobs, entropy = self._logprobs(rollout, "the policy", self.model)
+        if self.algorithm.old_logprobs == "sampler":
+            logprobs = sampler_logprobs
+        return logprobs, entropy
 
-    def _needs_old_pass(self) -> bool:
+    def needs_old_pass(self) -> bool:
+        """Return whether the policy is run over the rollout before its first update."""
         a = self.algorithm
         before_the_update = (
             algorithms.penalises_kl(a, "reward")
@@ -171,34 +171,15 @@ class PolicyStep:
         wanted = a.old_logprobs == "trainer" and before_the_update
         return a.top_entropy < 1 or (wanted and not self.model.exact)
 
-    @property
-    def taught(self) -> bool:
-        """Whether a teacher scores what was sampled."""
-        return self.algorithm.advantage.startswith("teacher")
+    def _logprobs(self, rollout: Rollout, who: str, model: Transformer) -> list[Tensor]:
+        """Return a model's logprobs and entropies [B, T]."""
 
-    @property
-    def passes(self) -> tuple[float, int]:
-        """How often a step computes each episode at most: without a gradient, and with one. A
-        pass of a teacher is as many of the policy's as it has more parameters.
-        """
-        a = self.algorithm
-        own_trunk = bool(self.critic and self.critic.trunk)
-        scored = 1 + self._needs_old_pass() + bool(self.critic)
-        if self.taught:
-            models = self.teacher.model, self.model
-            teacher, ours = (sum(p.numel() for p in m.parameters()) for m in models)
-            asked = 1 + a.epochs * (a.advantage == "teacher_full")
-            scored += asked * teacher / ours
-        return scored, a.epochs * (1 + own_trunk)
-
-    def _logprobs_of(self, model: Transformer) -> Callable[[Batch], tuple[Tensor, ...]]:
-        def logprobs(batch: Batch) -> tuple[Tensor, ...]:
+        def of_batch(batch: Batch) -> tuple[Tensor, ...]:
             batch = batch.to(model.device)  # the reference may be elsewhere
-            return states_logprobs(
-                model, response_states(model, batch), batch, self.temperature
-            )
+            states = response_states(model, batch)
+            return states_logprobs(model, states, batch, self.temperature)
 
-        return logprobs
+        return self._measure(rollout, who, of_batch)
 
     def _values(self, batch: Batch) -> tuple[Tensor, ...]:
         return (self.critic(self.model, batch),)
@@ -246,9 +227,7 @@ class PolicyStep:
         if not rollout.updated and a.old_logprobs == "trainer":
             # It is the policy: rounding must not make a small number of their ratio.
             part.tokens.old_logprobs = None
-        teaches = torch.ones(len(rows), dtype=torch.bool)
-        if not a.loss:
-            teaches = algorithms.has_gradient(a, part.tokens)
+        teaches = algorithms.has_gradient(a, part.tokens)
         total = torch.zeros((), dtype=torch.float64)
         for active in (True, False):
             of_part = (teaches == active).nonzero()[:, 0]
@@ -258,9 +237,8 @@ class PolicyStep:
                 ):
                     loss, found = self._loss(part, micro)
                     if active:
-                        (
-                            loss * counts
-                        ).backward()  # a batch that only keeps ranks in step: 0
+                        # Times 0: of a batch that only keeps ranks in step.
+                        (loss * counts).backward()
                     if counts:
                         total += loss.detach().double().cpu()
                         note(part.measured.values(), micro, found)
@@ -288,30 +266,14 @@ class PolicyStep:
         tokens = rollout.tokens.rows(rows).like(logprobs)
         loss = self.objective(self.algorithm, logprobs, tokens)
         if self.algorithm.advantage == "teacher_full":
-            loss = loss + self._distillation(
-                rollout, rows, states, batch, tokens.weights
-            )
+            shown = [rollout.shown[i] for i in rows.tolist()]
+            kl = self.teacher.kl(self.model, states, shown, batch, self.temperature)
+            loss = loss + (tokens.weights * kl).sum()
         if self.critic:
             values = self.critic(self.model, batch, states)
             loss = loss + algorithms.value_objective(self.algorithm, values, tokens)
         clipped = algorithms.clipped_tokens(self.algorithm, logprobs, tokens)
-        return loss, [logprobs, entropy, clipped["clipped_low"], clipped["clipped_high"]]
-
-    def _distillation(
-        self,
-        rollout: Rollout,
-        rows: Tensor,
-        states: Tensor,
-        batch: Batch,
-        weights: Tensor,
-    ) -> Tensor:
-        """Return sum w KL(pi || pi_T), the teacher having been shown what it is shown."""
-        teacher = self.teacher.model
-        shown = make_batch([rollout.shown[i] for i in rows.tolist()]).to(teacher.device)
-        with torch.no_grad():
-            theirs = response_states(teacher, shown)
-        kl = states_kl(self.model, states, teacher, theirs, batch, self.temperature)
-        return (weights * kl).sum()
+        return loss, [logprobs, entropy, *clipped.values()]
 
 
 MEASURED = ("logprob", "entropy", "clipped_low", "clipped_high")
@@ -339,7 +301,7 @@ class Rollout:
 
     def matrix(self) -> Tensor:
         """Return zeros [B, T]."""
-        return torch.zeros(self.tokens.mask.shape, dtype=torch.float64)
+        return torch.zeros_like(self.tokens.sampler_logprobs)
 
     def rows(self, rows: Tensor) -> Rollout:
         """Return the part of some episodes, without measurements."""
@@ -350,53 +312,6 @@ class Rollout:
     def batch(self, rows: Tensor, device: torch.device) -> Batch:
         """Return the batch of some episodes."""
         return make_batch([self.examples[i] for i in rows.tolist()]).to(device)
-
-    def measurements(self) -> dict[str, Tensor]:
-        """Return what rollouts.jsonl tells of each token, matrices [B, T] by name.
-
-        `gap` is log pi_old - log pi_sampler, `kl` log pi_old - log pi_ref, pi_old being the
-        policy before the first update. `entropy` is that of the policy's newest forward pass; so
-        are, where there are several updates, `ratio`, to the probability under the old policy,
-        and `clipped` (-1: below the range of the ratio, 1: above it).
-        """
-        tokens = self.tokens
-        newest = self.measured["logprob"]
-        old = tokens.old_logprobs
-        several = {}
-        if old is not None:
-            clipped = self.measured["clipped_high"] - self.measured["clipped_low"]
-            several = {"ratio": (newest - old).exp(), "clipped": clipped.int()}
-        before = newest if old is None else old
-        return {
-            "gap": before - tokens.sampler_logprobs,
-            "kl": before - tokens.ref_logprobs,
-            "entropy": self.measured["entropy"],
-            **several,
-        }
-
-    def lessons(self, a: Algorithm) -> dict[str, float]:
-        """Return `lesson_metrics`, and with a teacher the share of the episodes for which it is
-        shown more than the policy.
-        """
-        metrics = lesson_metrics(a, self.rewards, self.tokens, self.measured["logprob"])
-        if self.shown:
-            pairs = zip(self.shown, self.examples, strict=True)
-            more = [shown.prompt != example.prompt for shown, example in pairs]
-            metrics["demonstrated"] = sum(more) / len(more)
-        return metrics
-
-    def gap(self, rows: Tensor) -> dict[str, float]:
-        """Return `sampler_gap` of some episodes, by the newest logprobs that were measured
-        of them.
-        """
-        tokens = self.tokens
-        mask = tokens.mask[rows]
-        logprobs = (
-            self.measured["logprob"],
-            tokens.sampler_logprobs,
-            tokens.behavior_logprobs,
-        )
-        return sampler_gap(*(matrix[rows][mask] for matrix in logprobs))
 
     def check(self, values: Tensor, who: str) -> None:
         """Raise a FloatingPointError that names the first episode for which `who` gave a
@@ -416,9 +331,8 @@ def rollout_of(episodes: Sequence[Episode]) -> Rollout:
 
     FloatingPointError if the sampler gave a logprob that is not finite.
     """
-    mask = algorithms.response_mask(
-        torch.tensor([len(e.completion.tokens) for e in episodes])
-    )
+    lengths = torch.tensor([len(e.completion.tokens) for e in episodes])
+    mask = algorithms.response_mask(lengths)
     sampler_logprobs = _padded([e.completion.logprobs for e in episodes])
     behavior_logprobs = _padded([e.completion.sampling_logprobs for e in episodes])
     rollout = Rollout(
@@ -445,7 +359,7 @@ def rewards_of(
     steps = step_ends = None
     if any(e.step_rewards for e in episodes):
         steps = _padded([e.step_rewards for e in episodes])
-        step_ends = _padded([e.step_ends for e in episodes], torch.int64, -1)
+        step_ends = _padded([e.step_ends for e in episodes], -1).long()
     return Rewards(
         total=torch.tensor([e.rewards["total"] for e in episodes], dtype=torch.float64),
         components=torch.tensor(components, dtype=torch.float64),
@@ -460,10 +374,8 @@ def rewards_of(
     )
 
 
-def _padded(
-    rows: list[list[float]], dtype: torch.dtype = torch.float64, padding: float = 0.0
-) -> Tensor:
-    tensors = [torch.tensor(row, dtype=dtype) for row in rows]
+def _padded(rows: list[list[float]], padding: float = 0.0) -> Tensor:
+    tensors = [torch.tensor(row, dtype=torch.float64) for row in rows]
     return pad_sequence(tensors, batch_first=True, padding_value=padding)
 
 

@@ -14,11 +14,10 @@ from nanomath.models.batches import (
     Batch,
     Example,
     make_batch,
-    response_scores,
     response_states,
-    states_kl,
     states_logprobs,
 )
+from nanomath.models.scores import response_scores, states_kl
 from nanomath.models.transformer import Transformer
 from nanomath.training import ranks
 from nanomath.training.optimizer import Optimizer

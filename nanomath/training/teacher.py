@@ -13,11 +13,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
+import torch
+from torch import Tensor
+
 from nanomath import settings
 from nanomath.data.problem import Problem
 from nanomath.data.prompts import PromptTemplate, render_response
 from nanomath.models import Tokenizer, Transformer
-from nanomath.models.batches import Example
+from nanomath.models.batches import Batch, Example, make_batch, response_states
+from nanomath.models.scores import states_kl
 from nanomath.rollout import Completion, Episode, Sampler, in_groups
 from nanomath.rollout.known import Known, certain, read_samples
 from nanomath.training.build import build_model, build_sampler, encode_prompt
@@ -69,6 +73,22 @@ class Teacher:
             return render_response(episode.problem, self.template)
         others = (e for e in group if e is not episode and e.rewards["accuracy"] > 0)
         return next((other.solution.text for other in others), None)
+
+    def kl(
+        self,
+        policy: Transformer,
+        states: Tensor,
+        examples: Sequence[Example],
+        batch: Batch,
+        temperature: float,
+    ) -> Tensor:
+        """Return KL(pi || pi_T) [S, R] over the whole vocabulary, from the policy's states of a
+        batch and its examples as the teacher sees them.
+        """
+        shown = make_batch(examples).to(self.model.device)
+        with torch.no_grad():
+            theirs = response_states(self.model, shown)
+        return states_kl(policy, states, self.model, theirs, batch, temperature)
 
     def with_solution(self, problem: Problem) -> list[int]:
         """Return the prompt of a problem with its worked solution. ValueError if it has none."""

@@ -8,12 +8,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.nn.functional import pad
 
 from nanomath.algorithms import loss_weights, neftune_noise, response_mask, sft_loss
 
 
 def case(seed: int, lengths: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
-    mask = response_mask(torch.tensor(lengths), max(lengths) + 1)
+    mask = pad(response_mask(torch.tensor(lengths)), (0, 1))
     logprobs = (
         -torch.rand(
             mask.shape,

@@ -10,7 +10,8 @@ import torch
 
 from nanomath.data.world import world_tokenizer
 from nanomath.models import Tokenizer
-from nanomath.models.batches import Example, response_scores
+from nanomath.models.batches import Example
+from nanomath.models.scores import response_scores
 from nanomath.rollout import Sampler, engine
 
 pytestmark = pytest.mark.slow

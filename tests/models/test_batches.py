@@ -16,9 +16,8 @@ from nanomath.models.batches import (
     layout_states,
     make_batch,
     micro_batches,
-    response_logprobs,
-    response_scores,
 )
+from nanomath.models.scores import response_logprobs, response_scores
 from nanomath.process.states import states_at, with_common_prompts
 
 CONFIGS = {

@@ -16,6 +16,7 @@ from nanomath.process.rewards import PROBES, ProcessReward, VerifiedReward
 from nanomath.process.steps import SEPARATORS
 from nanomath.rollout import Completion, Episode, Sampler, sample_episodes
 from nanomath.settings import Process
+from nanomath.training.rollout_log import record_of
 
 
 @pytest.fixture
@@ -48,8 +49,8 @@ def test_scores_and_rewards_stand_on_the_ends_of_steps(tokenizer, episode):
     for e in episodes:
         assert e.step_ends[-1] == e.completion.length - 1
         assert (
-            e.record()["step_ends"] == e.step_ends
-            and e.record()["step_rewards"] == e.step_rewards
+            record_of(e)["step_ends"] == e.step_ends
+            and record_of(e)["step_rewards"] == e.step_rewards
         )
     assert (
         tokenizer.decode([episodes[0].completion.tokens[episodes[0].step_ends[0]]])

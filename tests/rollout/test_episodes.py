@@ -21,6 +21,7 @@ from nanomath.rollout import (
     sample_episodes,
 )
 from nanomath.rollout.groups import repeated_share
+from nanomath.training.rollout_log import record_of
 
 PROBLEMS = [Problem(f"p{i}", f"question {i}", str(i)) for i in range(3)]
 
@@ -49,7 +50,7 @@ def test_every_group_is_rewarded_with_its_problem(new_model, tokenizer):
     assert [e.completion for e in episodes] == sampler.generate(
         prompts, 2, max_new_tokens=5, seed=3, top_k=9
     )
-    record = json.loads(json.dumps(episodes[3].record()))
+    record = json.loads(json.dumps(record_of(episodes[3])))
     assert (
         record["problem"] == "p1" and record["tokens"] == episodes[3].completion.tokens
     )

@@ -12,7 +12,8 @@ import torch
 from kernels import packed
 from kernels.attention import Pages, new_pages
 from kernels.rope_write import rope_write
-from nanomath.models.batches import Example, response_scores
+from nanomath.models.batches import Example
+from nanomath.models.scores import response_scores
 from nanomath.rollout import Completion, Sampler
 from nanomath.rollout.decoder import Decoder
 

@@ -26,6 +26,7 @@ from nanomath.rollout.hints import Chooser, Hint, Ladder, Schedule
 from nanomath.settings import Algorithm
 from nanomath.training.build import encode_prompts
 from nanomath.training.hints import Hints
+from nanomath.training.rollout_log import record_of
 from nanomath.training.runlog import read_jsonl
 from nanomath.training.teacher import Teacher
 
@@ -178,7 +179,9 @@ def test_where_the_hint_stands(hints, prompts, tokenizer):
         assert texts[0] == text and hint.text == "0+1=1.\n\n"
         assert hint.bare == prompts[0]
         assert tokenizer.decode(group[0].prompt, skip_special=False) == text
-        assert {"level": 0.34, "hint": "0+1=1.\n\n"}.items() <= group[0].record().items()
+        assert {"level": 0.34, "hint": "0+1=1.\n\n"}.items() <= record_of(
+            group[0]
+        ).items()
 
 
 def test_scored_without_the_hint_its_prompt_is_the_bare_one(hints, prompts):

@@ -18,9 +18,8 @@ from nanomath.models.batches import (
     Example,
     layout_states,
     make_batch,
-    response_logprobs,
-    response_scores,
 )
+from nanomath.models.scores import response_logprobs, response_scores
 
 VOCABULARY = 1024
 EXAMPLES = [

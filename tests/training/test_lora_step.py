@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from nanomath.data.problem import Problem
-from nanomath.models.batches import response_scores
 from nanomath.models.lora import LoRA
+from nanomath.models.scores import response_scores
 from nanomath.rollout import Episode
 from nanomath.settings import LINEAR_LAYERS, Algorithm
 from nanomath.training.optimizer import Optimizer

@@ -17,7 +17,8 @@ import train_sft
 from nanomath import settings
 from nanomath.config import load
 from nanomath.models import ModelConfig, Transformer
-from nanomath.models.batches import Example, make_batch, response_logprobs
+from nanomath.models.batches import Example, make_batch
+from nanomath.models.scores import response_logprobs
 from nanomath.rollout.cache import rooms
 from nanomath.rollout.floor import Machine
 from nanomath.rollout.sampler import Sampler

@@ -402,13 +402,20 @@ def test_without_a_lesson_there_is_no_update(models, recorder, spoil, options):
 
 def test_a_minibatch_that_teaches_nothing_is_passed_over(models):
     """Twelve of one episode each, four of them in the flat group; the optimizer's metrics are
-    means over all twelve.
+    means over all twelve, also those of a part of the model, which a step that is not made lacks.
     """
-    optimizer = Descent(copy.deepcopy(models[0]))
+
+    class OfParts(Descent):
+        def step(self, lr):
+            metrics = super().step(lr)
+            return metrics | {"grad_norm/norm": metrics["grad_norm"]}
+
+    optimizer = OfParts(copy.deepcopy(models[0]))
     step = new_step(optimizer.model, models[1], optimizer, minibatches=12)
     metrics = step.step(new_episodes(models[0]), 0, 1e-3)
     assert len(optimizer.gradients) == 8
     assert metrics["grad_norm"] == pytest.approx(sum(range(1, 9)) / 12)
+    assert metrics["grad_norm/norm"] == metrics["grad_norm"]
     assert metrics["update_ratio"] == pytest.approx(10 * sum(range(1, 9)) / 12)
 
 

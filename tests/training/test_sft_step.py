@@ -7,7 +7,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from nanomath.models import batches
+from nanomath.models import scores
 from nanomath.models.batches import Example
 from nanomath.training.optimizer import Optimizer
 from nanomath.training.sft_step import SFTStep, check_finite, heldout_loss
@@ -103,7 +103,7 @@ def kl_by_hand(
 def test_the_kl_to_the_start_is_that_of_the_whole_vocabulary(
     new_model, recorder, monkeypatch, token_budget, aggregation
 ):
-    monkeypatch.setattr(batches, "KL_LOGITS", 3000)  # two tokens at a time
+    monkeypatch.setattr(scores, "KL_LOGITS", 3000)  # two tokens at a time
     model = new_model(dtype=torch.float64)
     reference = new_model(1, torch.float64).requires_grad_(False)
     kl, expected = kl_by_hand(model, reference, weight_of(aggregation), 0.7)

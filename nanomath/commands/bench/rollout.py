@@ -59,7 +59,8 @@ from nanomath.models import (
     resolve_model_dir,
     save_model,
 )
-from nanomath.models.batches import Example, response_scores
+from nanomath.models.batches import Example
+from nanomath.models.scores import response_scores
 from nanomath.rollout import Completion, Sampler
 from nanomath.rollout.floor import Machine, step_floor
 from nanomath.training.build import encode_prompts

@@ -32,6 +32,9 @@ WINDOW = 10
 # So many steps pass before an alarm that has ended may begin again: a curve at the edge of a
 # threshold crosses it often.
 QUIET = 50
+# A collapse lasts, and is no dip, once its alarm has held for so many steps in a row: then the two
+# windows that it compares with the best have no step in common.
+LASTS = 2 * WINDOW
 # collapse: accuracy is below this share of its best (a plateau wavers less, a collapse goes on
 # falling), by so many standard errors (of 400 noisy plateaus of 200 steps one has such a drop).
 DROP = 2 / 3
@@ -70,14 +73,20 @@ def new_alarms(history: History, said: Mapping[str, int]) -> dict[str, str]:
 
 def sounding(history: History) -> dict[str, str]:
     """Return the alarms that hold at the newest line."""
-    rules = {
-        "collapse": collapse,
-        "flat": flat_groups,
-        "format": no_format,
-        "kl": kl_jump,
-        "hacked": hacked,
-    }
-    return {name: text for name, rule in rules.items() if (text := rule(history))}
+    return {name: text for name, rule in RULES.items() if (text := rule(history))}
+
+
+def lasts(history: History, name: str) -> bool:
+    """Return whether an alarm has held at each of the last LASTS lines."""
+    ends = range(len(history), len(history) - LASTS, -1)
+    return len(history) >= LASTS and all(RULES[name](history[:end]) for end in ends)
+
+
+def lasting(history: History, name: str) -> int | None:
+    """Return the step at which an alarm began that lasted; None if none did."""
+    ends = range(LASTS, len(history) + 1)
+    end = next((end for end in ends if lasts(history[:end], name)), None)
+    return None if end is None else history[end - LASTS]["step"]
 
 
 def collapse(history: History) -> str:
@@ -156,8 +165,8 @@ def no_format(history: History) -> str:
 def kl_jump(history: History) -> str:
     """The KL is many times what it was a few steps ago.
 
-    Returns the alarm's text, "" if all is well. Both are medians of three steps, because a
-    single unlikely token can make the k3 estimate of one step arbitrarily large.
+    Returns the alarm's text, "" if all is well. Both are medians of three steps, for the reason
+    in `_changes`.
     """
     values = [line["kl"] for line in history if "kl" in line]
     if len(values) < JUMP_STEPS + 3:
@@ -193,10 +202,24 @@ def _since_best(history: History) -> tuple[History, History, float]:
 def _changes(
     names: Iterable[str], then: History, newest: History
 ) -> list[tuple[str, float, float]]:
-    """Return the means of both windows for each number that all of their lines have."""
+    """Return the medians of both windows for each number that all of their lines have: a single
+    unlikely token can make the k3 estimate of one step arbitrarily large.
+    """
     known = [name for name in names if all(name in line for line in (*then, *newest))]
-    return [(name, _mean(then, name), _mean(newest, name)) for name in known]
+    return [
+        (name, *(median(line[name] for line in window) for window in (then, newest)))
+        for name in known
+    ]
 
 
 def _mean(lines: History, name: str) -> float:
     return sum(line[name] for line in lines) / max(1, len(lines))
+
+
+RULES = {
+    "collapse": collapse,
+    "flat": flat_groups,
+    "format": no_format,
+    "kl": kl_jump,
+    "hacked": hacked,
+}

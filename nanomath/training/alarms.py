@@ -32,8 +32,8 @@ WINDOW = 10
 # So many steps pass before an alarm that has ended may begin again: a curve at the edge of a
 # threshold crosses it often.
 QUIET = 50
-# A collapse lasts, and is no dip, once its alarm has held for so many steps in a row: then the two
-# windows that it compares with the best have no step in common.
+# An alarm lasts, and a collapse is no dip, once it has held for so many steps in a row: its first
+# and its last window then have no step in common.
 LASTS = 2 * WINDOW
 # collapse: accuracy is below this share of its best (a plateau wavers less, a collapse goes on
 # falling), by so many standard errors (of 400 noisy plateaus of 200 steps one has such a drop).
@@ -77,16 +77,24 @@ def sounding(history: History) -> dict[str, str]:
 
 
 def lasts(history: History, name: str) -> bool:
-    """Return whether an alarm has held at each of the last LASTS lines."""
-    ends = range(len(history), len(history) - LASTS, -1)
-    return len(history) >= LASTS and all(RULES[name](history[:end]) for end in ends)
+    """Return whether an alarm has held at each of the last LASTS steps."""
+    ends = _ends_of_steps(history)[-LASTS:]
+    return len(ends) == LASTS and all(RULES[name](history[:n]) for n in reversed(ends))
 
 
 def lasting(history: History, name: str) -> int | None:
     """Return the step at which an alarm began that lasted; None if none did."""
-    ends = range(LASTS, len(history) + 1)
-    end = next((end for end in ends if lasts(history[:end], name)), None)
-    return None if end is None else history[end - LASTS]["step"]
+    row: list[int] = []
+    for end in _ends_of_steps(history):
+        row = [*row, end] if RULES[name](history[:end]) else []
+        if len(row) == LASTS:
+            return history[row[0] - 1]["step"]
+    return None
+
+
+def _ends_of_steps(history: History) -> list[int]:
+    """Return the number of lines until the end of each step: what is measured has its own line."""
+    return list({line["step"]: n for n, line in enumerate(history, 1)}.values())
 
 
 def collapse(history: History) -> str:

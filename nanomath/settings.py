@@ -82,9 +82,9 @@ class Run:
     )
     on_collapse: str = option(
         "warn",
-        "when accuracy collapses, or falls while a PRM's scores rise (see the alarms): warn, or "
-        "save and stop",
-        choices=("warn", "stop"),
+        "when accuracy collapses, or falls while a PRM's scores rise (see the alarms): warn, save "
+        "and stop, or end the run as done once the alarm has lasted for 20 steps",
+        choices=("warn", "stop", "end"),
     )
     track: list[str] = option(
         [],

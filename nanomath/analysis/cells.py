@@ -130,9 +130,8 @@ class Maker:
 
     def chain(self, arm: str, seed: int) -> Chain:
         """The cells of the measured stages and all that these start from, in order."""
-        measured = [measure.split(".")[0] for measure in self.study.measures]
         found: Chain = {}
-        left = [self.cell(stage, arm, seed) for stage in dict.fromkeys(measured)]
+        left = [self.cell(stage, arm, seed) for stage in self.study.looked_at]
         while left:
             cell = left.pop()
             found[cell.stage.name] = cell
@@ -200,6 +199,11 @@ class Maker:
         """What the study says of a run's length, threads and checkpoints."""
         if self.study.budget in KNOWN:
             config.run.steps = self._equal_steps(stage, config)
+        if config.run.on_collapse == "stop":
+            raise ValueError(
+                f"stage {stage.name!r}: run.on_collapse = stop leaves a run that is not done: a "
+                "study can have warn or end"
+            )
         config.run.threads = 1  # whatever else runs, the same sums
         config.run.keep_last = 1
         if stage.checkpoint:

@@ -1,8 +1,8 @@
-"""Pictures as PNG and SVG. Of a study: the differences to the baseline with their intervals, and
-the curves of the arms, every seed thin, their mean thick, with a t band. Of an evaluation: risk by
-coverage and accuracy by budget; of two, every problem's way. Of a drift: the tokens that moved
-most, and the layers. Lines differ by dashes and marks, bars by their filling, so that they can be
-told apart in black and white.
+"""Pictures as PNG and SVG. Of a study: the differences to the baseline with their intervals, the
+curves of the arms, every seed thin, their mean thick, with a t band, and the share of the runs in
+which its event has not come. Of an evaluation: risk by coverage and accuracy by budget; of two,
+every problem's way. Of a drift: the tokens that moved most, and the layers. Lines differ by dashes
+and marks, bars by their filling, so that they can be told apart in black and white.
 """
 
 from __future__ import annotations
@@ -14,9 +14,11 @@ from typing import Any
 import numpy as np
 
 from nanomath.analysis.budget import Arrow, Budget
+from nanomath.analysis.event import Event
 from nanomath.analysis.results import Results, is_share
 from nanomath.analysis.runs import read_run
 from nanomath.analysis.statistics import FEWEST_SEEDS, t_quantile
+from nanomath.analysis.survival import kaplan_meier
 from nanomath.data.files import check_file
 
 FORMS = ("png", "svg")
@@ -35,6 +37,9 @@ def draw(results: Results, cells: Path, out: Path) -> list[Path]:
             written += save(forest(results, measure), out / f"{name}-differences")
         if found := dict(curves(results, measure, cells)):
             written += save(lines(found, measure), out / f"{name}-curves")
+    if results.event and results.event.found:
+        name = f"{results.study.event['alarm']}-survival"
+        written += save(survival_curves(results.event), out / name)
     return written
 
 
@@ -145,8 +150,8 @@ def lines(arms: dict[str, list[tuple[list[int], list[float]]]], measure: str) ->
         )
         mean = rows.mean(axis=0)
         colour = f"C{number}"
-        for row in rows:
-            axes.plot(steps, row, color=colour, linewidth=0.5, alpha=0.5)
+        for own in seeds:  # whole, where others ended early
+            axes.plot(*own, color=colour, linewidth=0.5, alpha=0.5)
         axes.plot(
             steps,
             mean,
@@ -170,6 +175,43 @@ def lines(arms: dict[str, list[tuple[list[int], list[float]]]], measure: str) ->
     axes.set_xlabel("step")
     axes.set_ylabel(measure)
     axes.legend(frameon=False, fontsize=8)
+    return figure
+
+
+def survival_curves(event: Event) -> Any:
+    """A panel for each axis, or one of all arms: the share of the runs without the event by step.
+    Ticks are the ends of runs that never had it.
+    """
+    import matplotlib.pyplot as plt
+
+    panels = event.groups()
+    figure, several = plt.subplots(
+        len(panels),
+        figsize=(6.4, 3.2 * len(panels)),
+        squeeze=False,
+        layout="constrained",
+    )
+    for axes, (axis, groups) in zip(several[:, 0], panels.items(), strict=True):
+        for number, (label, arms) in enumerate(groups.items()):
+            runs = event.runs(*arms)
+            steps, share = kaplan_meier(runs)
+            look = {"color": f"C{number}", "linestyle": DASHES[number % len(DASHES)]}
+            axes.step(
+                [0, *steps, int(runs.steps.max())],
+                [1.0, *share, ([1.0] + share)[-1]],
+                where="post",
+                marker=MARKS[number % len(MARKS)],
+                markersize=4,
+                label=f"{label} ({int(runs.happened.sum())} of {len(runs.steps)})",
+                **look,
+            )
+            ends = runs.steps[~runs.happened]
+            axes.plot(ends, [([1.0] + share)[-1]] * len(ends), "|", color="0.15")
+        axes.set_ylim(0, 1.05)
+        axes.set_title(axis, loc="left", fontsize=9)
+        axes.set_ylabel("share of the runs without it")
+        axes.legend(frameon=False, fontsize=8)
+    several[-1, 0].set_xlabel(f"step ({event.study.event['alarm']})")
     return figure
 
 

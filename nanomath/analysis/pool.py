@@ -120,6 +120,7 @@ class Pool:
         limits = {
             name: run.config.get(f"run.{name}", 0) for name in ("tokens", "seconds")
         }
+        limits["collapse"] = run.config.get("run.on_collapse") == "end"
         lines = [line for line in run.lines if line["step"] <= last]
         return last == run.config["run.steps"] or share_used(lines, limits) >= 1
 

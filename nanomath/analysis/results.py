@@ -13,10 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from nanomath.analysis import late, statistics
+from nanomath.analysis import event, late, statistics
 from nanomath.analysis.cells import Cell, Chain, Key, in_order
 from nanomath.analysis.compare import mcnemar
 from nanomath.analysis.evaluation import Score
+from nanomath.analysis.event import Event
 from nanomath.analysis.measures import PER_PROBLEM, Scores, measured
 from nanomath.analysis.pool import Pool
 from nanomath.analysis.runs import read_run
@@ -44,6 +45,7 @@ class Results:
     costs: dict[str, dict[str, float]]
     chains: dict[Key, Chain]
     chosen: dict[str, list[str]]
+    event: Event | None = None
 
     def mean(self, measure: str, arm: str) -> float | None:
         """The mean over the seeds that ended."""
@@ -126,7 +128,8 @@ def collect(study: Study, chains: dict[Key, Chain], pool: Pool) -> Results:
         for cell in every
         if cell.late and pool.is_done(cell)
     }
-    return Results(study, scores, labels, states, costs, chains, chosen)
+    when = event.read(study, chains, pool)
+    return Results(study, scores, labels, states, costs, chains, chosen, when)
 
 
 def costs_of(
@@ -232,6 +235,8 @@ def as_json(results: Results) -> str:
             for measure, keyed in results.scores.items()
         },
     }
+    if results.event:
+        table["event"] = results.event.table
     return files.as_json(table)
 
 
@@ -250,6 +255,8 @@ def as_table(results: Results) -> str:
     for measure in study.measures:
         lines += [f"## {measure}", "", *_table(results, measure), ""]
         lines += _tasks(results, measure)
+    if results.event:
+        lines += event.as_lines(results.event)
     if chosen := _chosen(results):
         lines += ["## What was chosen", "", *chosen, ""]
     lines += ["## What it cost", "", *_costs(results), ""]

@@ -19,10 +19,11 @@
     with = {}
     without = { "grpo.algorithm.kl_coef" = 0.0 }
 
-`axes = { "grpo.optim.lr" = [1e-4, 2e-4] }` makes an arm of every combination, and `leave_one_out`
-is written like `arms`, beside a first arm "all" that changes nothing. A stage whose `run` is no
-program of the table below is any other command of nanomath, with `arguments` and the `keys` as its
-words; {here} is its own directory. nanomath/analysis/cells.py says what is run.
+`axes = { "grpo.optim.lr" = [1e-4, 2e-4] }` makes an arm of every combination; an axis of several
+keys is a table of its levels, written like `arms`. `leave_one_out` is written like `arms`, beside a
+first arm "all" that changes nothing. nanomath/analysis/event.py says what an `event` is. A stage
+whose `run` is no program of the table below is any other command of nanomath, with `arguments` and
+the `keys` as its words; {here} is its own directory. nanomath/analysis/cells.py says what is run.
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ from nanomath import settings
 from nanomath.analysis.measures import PER_PROBLEM, WHOLE
 from nanomath.analysis.runs import flat
 from nanomath.config import convert, did_you_mean
+from nanomath.training.alarms import RULES
 
 
 class Program(NamedTuple):
@@ -72,13 +74,14 @@ NEEDED = {
 KEYS = {
     **NEEDED,
     "arms": dict[str, dict],
-    "axes": dict[str, list],
+    "axes": dict,
     "leave_one_out": dict[str, dict],
     "budget": str,
     "last": int,
     "cluster": str,
     "tasks": str,
     "best": dict,
+    "event": dict,
 }
 STAGE_KEYS = {
     "run": str,
@@ -90,6 +93,8 @@ STAGE_KEYS = {
     "checkpoint": dict,
 }
 BEST_KEYS = {"key": str, "values": list, "measure": str, "seeds": list[int]}
+EVENT_KEYS = {"alarm": str, "announce": list[str], "ahead": int}
+EVENT = {"announce": [], "ahead": 20}  # where the file does not say
 NAME = re.compile(r"[\w.=+-]+")
 
 
@@ -112,7 +117,8 @@ class Stage:
 @dataclass(frozen=True)
 class Study:
     """A study as its file says it; `arms` maps each arm's name to its changes, STAGE.KEY: value;
-    `best` is a key that every arm has at its own best of some values.
+    `best` is a key that every arm has at its own best of some values; `levels` says of an arm where
+    it stands on each axis, and `event` what may happen in its runs.
     """
 
     name: str
@@ -127,6 +133,8 @@ class Study:
     cluster: str = ""
     tasks: str = ""
     best: dict[str, Any] = field(default_factory=dict)
+    event: dict[str, Any] = field(default_factory=dict)
+    levels: dict[str, dict[str, str]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if shared := set(self.seeds) & set(self.best.get("seeds", ())):
@@ -139,6 +147,12 @@ class Study:
     def stage(self) -> str:
         """The stage of the headline."""
         return self.measures[0].split(".")[0]
+
+    @property
+    def looked_at(self) -> list[str]:
+        """The stages that are measured, or watched for the event."""
+        names = [*self.measures, *filter(None, [self.event.get("alarm")])]
+        return list(dict.fromkeys(name.split(".")[0] for name in names))
 
 
 def read_study(path: str | Path) -> Study:
@@ -165,7 +179,7 @@ def study_of(name: str, table: Mapping[str, Any]) -> Study:
     if len(set(seeds)) < len(seeds):
         raise ValueError(f"seeds = {seeds}: one is there twice")
     stages = {stage: _stage(stage, part) for stage, part in table["stages"].items()}
-    arms = _arms(table)
+    arms, levels = _arms(table)
     for arm, changes in arms.items():
         if not NAME.fullmatch(arm):
             raise ValueError(
@@ -190,6 +204,8 @@ def study_of(name: str, table: Mapping[str, Any]) -> Study:
         )
     if "best" in table:
         _check_best(table, stages, arms)
+    if "event" in table:
+        _check_event(table["event"], stages)
     return Study(
         name,
         table["question"],
@@ -203,6 +219,8 @@ def study_of(name: str, table: Mapping[str, Any]) -> Study:
         table.get("cluster", ""),
         table.get("tasks", ""),
         table.get("best", {}),
+        EVENT | table["event"] if "event" in table else {},
+        levels,
     )
 
 
@@ -286,24 +304,60 @@ def _check_best(
         )
 
 
-def _arms(table: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """The arms that the file names, or the product of its axes, or a recipe and its parts."""
+def _check_event(event: Mapping[str, Any], stages: Mapping[str, Stage]) -> None:
+    _known(event, EVENT_KEYS, "key of event")
+    stage, _, alarm = event.get("alarm", "").partition(".")
+    curves = [name for name in stages if stages[name].run.startswith("train_")]
+    if stage not in curves or alarm not in RULES:
+        raise ValueError(
+            f"event: alarm = {event.get('alarm')!r}: expected STAGE.ALARM, with a training of "
+            f"{curves} and an alarm of {', '.join(RULES)}"
+        )
+    if event.get("ahead", 1) < 1:
+        raise ValueError(f"event: ahead = {event['ahead']}: expected at least 1 step")
+    for name in event.get("announce", ()):
+        if name.startswith("alarm/") and name.removeprefix("alarm/") not in RULES:
+            raise ValueError(
+                f"event: announce {name!r}: expected an alarm of {', '.join(RULES)}"
+            )
+
+
+Arms = dict[str, dict[str, Any]]
+
+
+def _arms(table: Mapping[str, Any]) -> tuple[Arms, dict[str, dict[str, str]]]:
+    """The arms that the file names, or a recipe and its parts, or the product of its axes, with the
+    level of each arm on each of these.
+    """
     given = [key for key in ("arms", "axes", "leave_one_out") if key in table]
     if len(given) != 1:
         raise ValueError(
             f"expected one of arms, axes, leave_one_out; there are {given or 'none'}"
         )
     if given == ["axes"]:
-        keys = list(table["axes"])
-        return {
-            "_".join(
-                f"{key.split('.')[-1]}={value}"
-                for key, value in zip(keys, values, strict=True)
-            ): dict(zip(keys, values, strict=True))
-            for values in itertools.product(*table["axes"].values())
-        }
+        axes = {axis: _levels(axis, values) for axis, values in table["axes"].items()}
+        arms = {}
+        levels = {}
+        for names in itertools.product(*axes.values()):
+            arm = "_".join(names)
+            parts = [axes[axis][name] for axis, name in zip(axes, names, strict=True)]
+            arms[arm] = {key: value for part in parts for key, value in part.items()}
+            levels[arm] = dict(zip(axes, names, strict=True))
+        return arms, levels
     arms = {name: flat(changes) for name, changes in table[given[0]].items()}
-    return {"all": {}, **arms} if given == ["leave_one_out"] else arms
+    return {"all": {}, **arms} if given == ["leave_one_out"] else arms, {}
+
+
+def _levels(axis: str, values: Any) -> Arms:
+    """The changes that each level of an axis makes."""
+    if isinstance(values, list):
+        return {f"{axis.split('.')[-1]}={value}": {axis: value} for value in values}
+    if isinstance(values, dict) and all(isinstance(v, dict) for v in values.values()):
+        return {level: flat(changes) for level, changes in values.items()}
+    raise ValueError(
+        f"axis {axis!r}: expected a list of values of this key, or a table of levels, each with "
+        "its keys"
+    )
 
 
 def _is_key(key: str, stages: Container[str]) -> bool:

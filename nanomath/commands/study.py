@@ -20,12 +20,13 @@ import shutil
 import sys
 import time
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from resource import RUSAGE_CHILDREN, RUSAGE_SELF, getrusage
 
 from tqdm import tqdm
 
-from nanomath.analysis import figures, statistics
+from nanomath.analysis import event, figures, statistics
 from nanomath.analysis.cells import Cell, Chain, in_order, make_cells
 from nanomath.analysis.measures import PER_PROBLEM, measured
 from nanomath.analysis.pool import Pool
@@ -42,6 +43,7 @@ def main(argv: list[str]) -> int:
     if {"-h", "--help"} & set(argv):
         print(__doc__)
         return 0
+    check_extras()
     path, words = parse(argv)
     study = narrowed(read_study(path), words)
     out = Path(words.get("out") or Path("studies") / study.name)
@@ -83,6 +85,13 @@ def main(argv: list[str]) -> int:
     print(f"{out}: {', '.join(pages)}", end="")
     print(f"; {len(left)} cells are left, the same command goes on" if left else "")
     return 1 if left or failed else 0
+
+
+def check_extras() -> None:
+    """ModuleNotFoundError, before anything runs, for what the pages will need."""
+    for name in ("scipy", "matplotlib", "plotly"):
+        if find_spec(name) is None:
+            raise ModuleNotFoundError(f"a study needs {name}: pip install {name}")
 
 
 def cpu_time() -> str:
@@ -171,6 +180,8 @@ def plan(study: Study, cells: dict[str, Cell], pool: Pool) -> str:
         stage, metric = measure.split(".", 1)
         cell = next(cell for cell in cells.values() if cell.stage.name == stage)
         lines.append(f"  {measure}: {sight(study, cell, metric)}")
+    if study.event:
+        lines.append(f"  {study.event['alarm']}: {event.reach(study)}")
     return "\n".join(lines)
 
 
@@ -211,6 +222,7 @@ def check_measures(study: Study, cell: Cell, cells: Path) -> None:
         stage, metric = measure.split(".", 1)
         if stage == cell.stage.name:
             measured(cells / cell.name, metric, study.last)
+    event.check(study, cell, cells)
 
 
 def disk(cell: Cell, directory: Path) -> float:

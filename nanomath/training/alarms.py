@@ -32,6 +32,9 @@ WINDOW = 10
 # So many steps pass before an alarm that has ended may begin again: a curve at the edge of a
 # threshold crosses it often.
 QUIET = 50
+# An alarm lasts, and a collapse is no dip, once it has held for so many steps in a row: its first
+# and its last window then have no step in common.
+LASTS = 2 * WINDOW
 # collapse: accuracy is below this share of its best (a plateau wavers less, a collapse goes on
 # falling), by so many standard errors (of 400 noisy plateaus of 200 steps one has such a drop).
 DROP = 2 / 3
@@ -70,14 +73,28 @@ def new_alarms(history: History, said: Mapping[str, int]) -> dict[str, str]:
 
 def sounding(history: History) -> dict[str, str]:
     """Return the alarms that hold at the newest line."""
-    rules = {
-        "collapse": collapse,
-        "flat": flat_groups,
-        "format": no_format,
-        "kl": kl_jump,
-        "hacked": hacked,
-    }
-    return {name: text for name, rule in rules.items() if (text := rule(history))}
+    return {name: text for name, rule in RULES.items() if (text := rule(history))}
+
+
+def lasts(history: History, name: str) -> bool:
+    """Return whether an alarm has held at each of the last LASTS steps."""
+    ends = _ends_of_steps(history)[-LASTS:]
+    return len(ends) == LASTS and all(RULES[name](history[:n]) for n in reversed(ends))
+
+
+def lasting(history: History, name: str) -> int | None:
+    """Return the step at which an alarm began that lasted; None if none did."""
+    row: list[int] = []
+    for end in _ends_of_steps(history):
+        row = [*row, end] if RULES[name](history[:end]) else []
+        if len(row) == LASTS:
+            return history[row[0] - 1]["step"]
+    return None
+
+
+def _ends_of_steps(history: History) -> list[int]:
+    """Return the number of lines until the end of each step: what is measured has its own line."""
+    return list({line["step"]: n for n, line in enumerate(history, 1)}.values())
 
 
 def collapse(history: History) -> str:
@@ -156,8 +173,8 @@ def no_format(history: History) -> str:
 def kl_jump(history: History) -> str:
     """The KL is many times what it was a few steps ago.
 
-    Returns the alarm's text, "" if all is well. Both are medians of three steps, because a
-    single unlikely token can make the k3 estimate of one step arbitrarily large.
+    Returns the alarm's text, "" if all is well. Both are medians of three steps, for the reason
+    in `_changes`.
     """
     values = [line["kl"] for line in history if "kl" in line]
     if len(values) < JUMP_STEPS + 3:
@@ -193,10 +210,24 @@ def _since_best(history: History) -> tuple[History, History, float]:
 def _changes(
     names: Iterable[str], then: History, newest: History
 ) -> list[tuple[str, float, float]]:
-    """Return the means of both windows for each number that all of their lines have."""
+    """Return the medians of both windows for each number that all of their lines have: a single
+    unlikely token can make the k3 estimate of one step arbitrarily large.
+    """
     known = [name for name in names if all(name in line for line in (*then, *newest))]
-    return [(name, _mean(then, name), _mean(newest, name)) for name in known]
+    return [
+        (name, *(median(line[name] for line in window) for window in (then, newest)))
+        for name in known
+    ]
 
 
 def _mean(lines: History, name: str) -> float:
     return sum(line[name] for line in lines) / max(1, len(lines))
+
+
+RULES = {
+    "collapse": collapse,
+    "flat": flat_groups,
+    "format": no_format,
+    "kl": kl_jump,
+    "hacked": hacked,
+}

@@ -11,18 +11,19 @@ import signal
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from tqdm import tqdm
 
 from nanomath.training import ranks
-from nanomath.training.alarms import new_alarms
+from nanomath.training.alarms import History, lasts, new_alarms
 from nanomath.training.failure import check_finite, failing
 from nanomath.training.runlog import RunLog
 
 Metrics = dict[str, float]
+ENDING = ("collapse", "hacked")  # the alarms that may end a run
 BAR = {"dynamic_ncols": True, "bar_format": "{l_bar}{bar:10}{r_bar}"}
 
 
@@ -41,8 +42,8 @@ class Loop:
     shown as. The run ends, saved, before `minutes` have passed (0: no limit) by the `clock`
     (in seconds), and with `stop_on_collapse` when the alarm of a collapse or of a hacked
     PRM sounds. It is done before its `steps` once the metrics named in `limits` add up to
-    that much (0: no limit). All ranks go through the same steps and end at the same one; `log` and
-    `save` know which of them writes.
+    that much (0: no limit), or with limits["collapse"] once such an alarm lasts. All ranks go
+    through the same steps and end at the same one; `log` and `save` know which of them writes.
     """
 
     log: RunLog
@@ -177,6 +178,8 @@ class Loop:
         """
         collapsed = self._sound_alarms(done)
         with failing(f"after step {done}"):
+            if self.finished and done < self.steps:
+                say(f"step {done}: done before step {self.steps}, as the config asks")
             return self.finished or ranks.any_rank(
                 self._stop.asked or collapsed or self._out_of_time(done)
             )
@@ -190,7 +193,7 @@ class Loop:
                 records = [{"alarm": name, "text": text} for name, text in texts.items()]
                 self.log.add("alarms", done, records)
         self._said |= dict.fromkeys(texts, done)
-        ending = {"collapse", "hacked"} & set(texts) if self.stop_on_collapse else set()
+        ending = set(ENDING) & set(texts) if self.stop_on_collapse else set()
         for name, text in texts.items():
             say(f"step {done}: {text}" + "; run.on_collapse = stop" * (name in ending))
         return bool(ending)
@@ -230,10 +233,12 @@ class Loop:
             print(f"step {done}/{self.steps}  {shown}", file=sys.stderr, flush=True)
 
 
-def share_used(
-    lines: Iterable[Mapping[str, float]], limits: Mapping[str, float]
-) -> float:
-    """How much of its limits a run with these lines of metrics has used: the largest share."""
+def share_used(lines: History, limits: Mapping[str, float]) -> float:
+    """How much of its limits a run with these lines of metrics has used: the largest share; all
+    of them once a collapse lasts, where limits["collapse"] says that this ends it.
+    """
+    if limits.get("collapse") and any(lasts(lines, name) for name in ENDING):
+        return 1.0
     shares = [
         sum(line.get(name, 0) for line in lines) / limit
         for name, limit in limits.items()

@@ -129,7 +129,11 @@ class Trainer:
             facts = load_checkpoint(self.checkpoint, self.optimizer)
         best = facts.get("best", {})  # {"step": ..., "score": ...} where it is kept
         self.best = best if best.get("step") in steps else {}
-        self.limits = {"tokens": config.run.tokens, "seconds": config.run.seconds}
+        self.limits = {
+            "tokens": config.run.tokens,
+            "seconds": config.run.seconds,
+            "collapse": config.run.on_collapse == "end",
+        }
         lines = self.log.read("metrics.jsonl")
         done = [line for line in lines if line["step"] <= self.start]
         if self.start >= config.run.steps or share_used(done, self.limits) >= 1:

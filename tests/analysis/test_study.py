@@ -27,6 +27,7 @@ from nanomath.analysis.pool import Pool
 from nanomath.analysis.results import as_json, as_table, collect, warnings
 from nanomath.analysis.runs import read_run
 from nanomath.analysis.study import RUNS, read_study, study_of
+from nanomath.commands import study as command
 from nanomath.commands.study import check_measures, check_room
 
 pytest.importorskip("scipy")
@@ -57,6 +58,8 @@ BEST = {
     "measure": "grpo.heldout/pass@1",
     "seeds": [7, 8],
 }
+
+EVENT = {"alarm": "grpo.collapse"}
 
 
 def study(**changed):
@@ -108,6 +111,21 @@ def test_axes_and_leaving_one_out():
     axes["axes"] = {"grpo.optim.lr": [1e-4, 2e-4], "grpo.algorithm.kl_coef": [0.0, 0.1]}
     axes["baseline"] = "lr=0.0001_kl_coef=0.0"
     assert len(study_of("x", axes).arms) == 4
+    places = {
+        "k3": {"grpo.algorithm.kl_in": "loss"},
+        "k1": {"grpo": {"algorithm": {"kl_in": "reward"}}},
+    }
+    axes["axes"] = {"grpo.optim.lr": [1e-4, 2e-4], "place": places}
+    axes["baseline"] = "lr=0.0001_k3"
+    made = study_of("x", axes)
+    assert made.arms["lr=0.0002_k1"] == {
+        "grpo.optim.lr": 2e-4,
+        "grpo.algorithm.kl_in": "reward",
+    }
+    assert made.levels["lr=0.0002_k1"] == {"grpo.optim.lr": "lr=0.0002", "place": "k1"}
+    for wrong in (3, {"k1": 3}):
+        with pytest.raises(ValueError, match="axis 'place': expected a list of values"):
+            study_of("x", {**axes, "axes": {"place": wrong}})
     recipe = {k: v for k, v in TABLE.items() if k != "arms"}
     recipe |= {
         "baseline": "all",
@@ -167,6 +185,22 @@ def test_equal_updates(tmp_path):
             "key of best 'values': expected a list, got 5",
         ),
         ({"best": {**BEST, "key": "grpo"}}, "key = 'grpo': expected STAGE.KEY"),
+        ({"event": {}}, "event: alarm = None: expected STAGE.ALARM, with a training of"),
+        (
+            {"event": {"alarm": "grpo.fall"}},
+            "and an alarm of collapse, flat, format, kl",
+        ),
+        ({"event": {"alarm": "eval.collapse"}}, "with a training of .'sft', 'grpo'"),
+        (
+            {"event": {**EVENT, "ahaed": 5}},
+            "unknown key of event: 'ahaed'; did you mean ahead",
+        ),
+        ({"event": {**EVENT, "ahead": 0}}, "ahead = 0: expected at least 1 step"),
+        (
+            {"event": {**EVENT, "announce": ["alarm/kll"]}},
+            "announce 'alarm/kll': expected an alarm of collapse",
+        ),
+        ({"event": {**EVENT, "announce": "kl"}}, "'announce': expected a list"),
         (
             {"budget": "luck"},
             "budget = 'luck': expected one of updates, samples, tokens",
@@ -213,6 +247,16 @@ def test_what_does_not_fit_is_said_in_one_line(changed, message):
     assert "\n" not in str(error.value)
 
 
+def test_a_stage_is_run_for_its_event_alone(tmp_path):
+    """The headline is of the first stage; the second is watched."""
+    watched = study(measures=["sft.loss"], event=EVENT)
+    assert watched.event == {**EVENT, "announce": [], "ahead": 20}
+    stages = {
+        cell.stage.name for cell in in_order(make_cells(watched, tmp_path)).values()
+    }
+    assert stages == {"sft", "grpo"}
+
+
 def test_arms_that_cannot_be_resolved(tmp_path):
     unknown = {"with": {}, "b": {"grpo.algorithm.kl_cof": 1}}
     with pytest.raises(
@@ -244,6 +288,12 @@ def test_stages_that_do_not_chain(tmp_path):
         study(stages=stages(**{"model.path": "elsewhere"})), tmp_path
     )
     assert {cell.stage.name for cell in in_order(measured_only).values()} == {"grpo"}
+    keys = {"model.path": "x", "run.on_collapse": "stop"}
+    with pytest.raises(ValueError, match="'grpo': run.on_collapse = stop leaves a run"):
+        make_cells(study(stages=stages(**keys)), tmp_path)
+    assert make_cells(
+        study(stages=stages(**{**keys, "run.on_collapse": "end"})), tmp_path
+    )
     never = {**STAGES, "grpo": {**STAGES["grpo"], "keys": {"model.path": "{sft}"}}}
     with pytest.raises(
         ValueError, match="chooses among measurements, but run.eval_every"
@@ -255,6 +305,12 @@ def test_the_command_refuses_before_anything_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(FileNotFoundError, match="study file not found"):
         main(["study", "absent.toml"])
+    with monkeypatch.context() as without:
+        without.setattr(command, "find_spec", lambda name: None)
+        with pytest.raises(
+            ModuleNotFoundError, match="a study needs scipy: pip install"
+        ):
+            main(["study", "absent.toml"])
     Path("a.toml").write_text("question = 'x'\n[")
     with pytest.raises(ValueError, match="a.toml: "):
         main(["study", "a.toml"])
@@ -661,6 +717,24 @@ def test_two_runners_share_the_cells(stand_in):
     assert other.exitcode == 0 and all(map(pool.is_done, cells.values()))
     for name in cells:
         assert (pool.directory / name / "log.txt").read_text().count("began") == 1
+
+
+def test_a_run_that_a_collapse_ended_was_about_to_end(tmp_path):
+    """Its runner was killed before it could write down that the run is done."""
+    cell = types.SimpleNamespace(name="grpo-1")
+    place = tmp_path / cell.name
+    (place / "checkpoints/step-60").mkdir(parents=True)
+    (place / "checkpoints/step-60/trainer.json").write_text("{}")
+    lines = [
+        {"step": n, "pass@1": 0.5 * (n < 30), "kl": 0.02 + 0.2 * (n >= 30)}
+        for n in range(1, 61)
+    ]
+    (place / "metrics.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines))
+    for how, done in (("end", True), ("warn", False)):
+        (place / "config.toml").write_text(
+            f'[run]\nsteps = 99\non_collapse = "{how}"\n[grpo]\n'
+        )
+        assert Pool(tmp_path, 1, print)._was_about_to_end(cell) == done
 
 
 def test_a_study_goes_on_with_what_another_runner_left(stand_in, monkeypatch):

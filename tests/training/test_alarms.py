@@ -16,6 +16,8 @@ from nanomath.training.alarms import (
     flat_groups,
     hacked,
     kl_jump,
+    lasting,
+    lasts,
     new_alarms,
     no_format,
     sounding,
@@ -62,6 +64,15 @@ def said(history: list[dict]) -> list[tuple[int, str]]:
 # --- collapse --------------------------------------------------------------------------------
 
 FALL = ramp((1, 0.15), (60, 0.30), (80, 0.05), (120, 0.05))
+
+
+def test_one_unlikely_token_hides_no_collapse():
+    """The k3 estimate of one step, in the best window, may be a million times any other."""
+    rise = ramp((1, 0.0), (60, 0.05), (80, 0.6))
+    history = lines(120, accuracy=FALL, kl=lambda n: 2534.2 if n == 58 else rise(n))
+    assert collapse(history).endswith("while kl rose from 0.047 to 0.600")
+    assert 62 < lasting(history, "collapse") < 75 and lasts(history, "collapse")
+    assert lasting(history[:60], "collapse") is None and not lasts([], "collapse")
 
 
 @pytest.mark.parametrize("samples", [16, 128, 512])

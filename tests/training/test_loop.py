@@ -12,8 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nanomath.training import ranks
+from nanomath.training.alarms import LASTS, collapse, lasting
 from nanomath.training.failure import out_of_memory
-from nanomath.training.loop import Loop, TimeBudget
+from nanomath.training.loop import Loop, TimeBudget, share_used
 from nanomath.training.runlog import RunFailed, RunLog, read_jsonl
 
 
@@ -464,6 +465,38 @@ def test_only_if_asked_a_collapse_ends_the_run(tmp_path, capsys, stop):
         line for line in capsys.readouterr().err.splitlines() if "collapse" in line
     ] == [said]
     assert run.events[-1] == (f"save {alarm['step']}" if stop else "save 60")
+
+
+@pytest.mark.parametrize("broken_at", [0, 30, 45])
+def test_a_collapse_that_lasts_ends_the_run_as_done(tmp_path, capsys, broken_at):
+    """Twenty steps after its alarm, all of them counted if it was broken off between."""
+    limits = {"tokens": 0, "collapse": True}
+    if broken_at:
+        collapsing(Run(tmp_path, broken_at, limits=limits), 25).go()
+    run = collapsing(Run(tmp_path, 90, start=broken_at, limits=limits), 25)
+    assert run.go(broken_at)
+    said = {a["alarm"]: a for a in read_jsonl(run.log.directory / "alarms.jsonl")}
+    alarm = said["collapse"]
+    end = alarm["step"] + LASTS - 1
+    assert run.events[-2:] == ["evaluate 0", f"save {end}"]
+    assert f"step {end}: done before step 90" in capsys.readouterr().err
+    lines = list(read_jsonl(run.log.directory / "metrics.jsonl"))
+    assert lasting(lines, "collapse") == alarm["step"]
+    assert share_used(lines, {"collapse": False}) == 0.0
+
+
+def test_a_dip_ends_nothing(tmp_path):
+    run = Run(tmp_path, 60, limits={"collapse": True})
+    run.step = lambda i: {
+        "pass@1": 0.5 * (not 25 <= i < 35),
+        "kl": 0.02 + 0.2 * (25 <= i < 35),
+    }
+    assert run.go() and run.events[-1] == "save 60"
+    lines = list(read_jsonl(run.log.directory / "metrics.jsonl"))
+    assert (
+        any(collapse(lines[:n]) for n in range(61))
+        and lasting(lines, "collapse") is None
+    )
 
 
 def test_so_does_a_scorer_that_is_hacked(tmp_path, capsys):

@@ -1,0 +1,312 @@
+"""When an alarm began that lasted, in every run of a study; in which arms and at which levels of
+axes it came sooner; and what announced it.
+
+    [event]
+    alarm = "grpo.collapse"          # STAGE.ALARM of nanomath/training/alarms.py
+    announce = ["entropy", "kl"]     # metrics of that stage, and alarm/NAME for other alarms
+    ahead = 20                       # steps that a warning must come before it
+
+A run without it is censored at its last step. nanomath/analysis/survival.py has the statistics.
+Thresholds of warnings are chosen on every other seed and judged on the rest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from nanomath.analysis import statistics, survival
+from nanomath.analysis.cells import Cell, Chain, Key
+from nanomath.analysis.evaluation import Score
+from nanomath.analysis.measures import missing
+from nanomath.analysis.pool import Pool
+from nanomath.analysis.runs import Run, read_run
+from nanomath.analysis.study import Study
+from nanomath.analysis.survival import Runs, Series
+from nanomath.training.alarms import WINDOW, lasting
+
+HEAD = ["runs", "had it", "share (95%)", "mean step", "p (Holm)", ""]
+
+
+@dataclass(frozen=True)
+class Event:
+    """`found[arm, seed]` has the event's step, None if it did not come, and the last step;
+    `series[measure][arm, seed]` what may have announced it.
+    """
+
+    study: Study
+    chains: Mapping[Key, Chain]
+    found: dict[Key, tuple[int | None, int]]
+    series: dict[str, dict[Key, Series]]
+
+    def runs(self, *arms: str) -> Runs:
+        """All seeds of these arms that ended."""
+        every = [ends for (arm, _), ends in self.found.items() if arm in arms]
+        return Runs.of([step for step, _ in every], [last for _, last in every])
+
+    def groups(self) -> dict[str, dict[str, list[str]]]:
+        """The arms at each level of each axis; of a study without axes, each arm, under ""."""
+        arms = [arm for arm in self.study.arms if len(self.runs(arm).steps)]
+        if not self.study.levels:
+            return {"": {arm: [arm] for arm in arms}}
+        found: dict[str, dict[str, list[str]]] = {}
+        for arm in arms:
+            for axis, level in self.study.levels[arm].items():
+                found.setdefault(axis, {}).setdefault(level, []).append(arm)
+        return found
+
+    def arm_tests(self) -> dict[str, float]:
+        """The p of each arm against the baseline."""
+        base = self.runs(self.study.baseline)
+        others = {a: self.runs(a) for a in self.study.arms if a != self.study.baseline}
+        enough = {
+            a: runs for a, runs in others.items() if len(runs.steps) and len(base.steps)
+        }
+        return {arm: survival.log_rank([(runs, base)]) for arm, runs in enough.items()}
+
+    def axis_tests(self) -> dict[tuple[str, str], float]:
+        """The p of each level of each axis against the baseline's level, all else equal: the
+        strata are the arms that are alike in the other axes.
+        """
+        found = {}
+        for axis, levels in self.groups().items():
+            usual = self.study.levels.get(self.study.baseline, {}).get(axis)
+            for level in levels:
+                if level != usual and (strata := self._strata(axis, level, usual)):
+                    found[axis, level] = survival.log_rank(strata)
+        return found
+
+    def _strata(
+        self, axis: str, level: str, usual: str | None
+    ) -> list[tuple[Runs, Runs]]:
+        known = self.study.levels
+        pairs = [
+            (self.runs(a), self.runs(b))
+            for a in self.study.arms
+            for b in self.study.arms
+            if known
+            and known[a][axis] == level
+            and known[b] == {**known[a], axis: usual}
+        ]
+        return [(a, b) for a, b in pairs if len(a.steps) and len(b.steps)]
+
+    def announced(self) -> dict[str, dict[str, Any]]:
+        """What the warnings are worth, the best first."""
+        chosen_by = self.study.seeds[::2]
+        keys = list(self.found)
+        found = survival.announcements(
+            {name: [s[key] for key in keys] for name, s in self.series.items()},
+            [self.found[key][0] for key in keys],
+            [seed in chosen_by for _, seed in keys],
+            self.study.event["ahead"],
+        )
+        gain = {
+            name: w["hits"].mean - w["false_alarms"].mean for name, w in found.items()
+        }
+        return {name: found[name] for name in sorted(found, key=lambda n: -gain[n])}
+
+    @cached_property
+    def table(self) -> dict[str, Any]:
+        """Every number with its cell, for results.json."""
+        if not self.found:
+            return {}
+        study = self.study
+        stage = study.event["alarm"].split(".")[0]
+        tau = survival.horizon([self.runs(*study.arms)])
+        named = {a: self.runs(a) for a in study.arms}
+        arms = {a: summary(runs, tau) for a, runs in named.items() if len(runs.steps)}
+        axes = {
+            axis: {level: summary(self.runs(*of), tau) for level, of in levels.items()}
+            for axis, levels in self.groups().items()
+            if axis
+        }
+        tests = self.arm_tests()
+        for arm, corrected in statistics.holm(tests).items():
+            arms[arm] |= {"p": tests[arm], "p_holm": corrected}
+        tests = self.axis_tests()
+        for (axis, level), corrected in statistics.holm(tests).items():
+            axes[axis][level] |= {"p": tests[axis, level], "p_holm": corrected}
+        return {
+            "alarm": study.event["alarm"],
+            "horizon": tau,
+            "values": {
+                f"{arm}, seed {seed}": {
+                    "cell": self.chains[arm, seed][stage].name,
+                    "step": step,
+                    "last": last,
+                }
+                for (arm, seed), (step, last) in self.found.items()
+            },
+            "arms": arms,
+            "axes": axes,
+            "announced": self.announced(),
+        }
+
+
+def read(study: Study, chains: Mapping[Key, Chain], pool: Pool) -> Event | None:
+    """What the cells that are done say of the study's event; None where it asks for none."""
+    if not study.event:
+        return None
+    stage, alarm = study.event["alarm"].split(".")
+    found: dict[Key, tuple[int | None, int]] = {}
+    series: dict[str, dict[Key, Series]] = {name: {} for name in study.event["announce"]}
+    for key, chain in chains.items():
+        if pool.is_done(chain[stage]):
+            run = read_run(pool.directory / chain[stage].name)
+            found[key] = lasting(run.lines, alarm), run.lines[-1]["step"]
+            for name, of_name in series.items():
+                of_name[key] = series_of(run, name)
+    return Event(study, chains, found, series)
+
+
+def check(study: Study, cell: Cell, cells: Path) -> None:
+    """ValueError where a cell that is done has not what may announce the event."""
+    if study.event and study.event["alarm"].split(".")[0] == cell.stage.name:
+        run = read_run(cells / cell.name)
+        for name in study.event["announce"]:
+            series_of(run, name)
+
+
+def series_of(run: Run, name: str) -> Series:
+    """The values of a metric; of alarm/NAME, 1 from the step on at which it was said."""
+    if not name.startswith("alarm/"):
+        if name not in run.series:
+            raise ValueError(
+                missing(f"metric {name!r}", run.directory, name, run.series)
+            )
+        return run.series[name]
+    said = [a["step"] for a in run.read("alarms.jsonl") if f"alarm/{a['alarm']}" == name]
+    steps = run.series["seconds"][0]
+    return steps, [float(bool(said) and step >= min(said)) for step in steps]
+
+
+# --- as numbers and as a page ------------------------------------------------------------------
+
+
+def summary(runs: Runs, tau: int) -> dict[str, Any]:
+    """How many runs had the event, the mean step until `tau`, and the survival curve."""
+    steps, share = survival.kaplan_meier(runs)
+    had = int(runs.happened.sum())
+    return {
+        "runs": len(runs.steps),
+        "had_it": had,
+        "share": survival.wilson(had, len(runs.steps)),
+        "mean": float(runs.steps.clip(max=tau).mean()),
+        "steps": steps,
+        "without": share,
+    }
+
+
+def as_lines(event: Event) -> list[str]:
+    """The same as a section of table.md."""
+    table = event.table
+    if not table:
+        return []
+    study = event.study
+    lines = [f"## When {table['alarm']} began that lasted", "", *_head("arm")]
+    lines += [
+        _row([arm], found, arm == study.baseline) for arm, found in table["arms"].items()
+    ]
+    usual = study.levels.get(study.baseline, {})
+    if table["axes"]:
+        lines += ["", "Each axis, all else equal:", "", *_head("axis", "level")]
+    for axis, levels in table["axes"].items():
+        lines += [
+            _row([axis, level], found, level == usual[axis])
+            for level, found in levels.items()
+        ]
+    lines += [
+        "",
+        f"Means are of the steps until {table['horizon']}, up to which every run without it was "
+        "watched. p: log-rank, by permutation of the runs.",
+        "",
+        reach(study),
+        "",
+    ]
+    return lines + _announced(event)
+
+
+def reach(study: Study) -> str:
+    """What a test of one arm against the baseline can say at most."""
+    n = len(study.seeds)
+    least = survival.smallest_p(n)
+    tests = max(1, len(study.arms) - 1)
+    told = "can" if least * tests < 0.05 else "cannot"
+    return (
+        f"{n} against {n} runs have a p of {least:.2g} at least, {tests} such comparisons of "
+        f"{min(1.0, least * tests):.2g} by Holm: an arm {told} be told apart from the baseline."
+    )
+
+
+def _head(*names: str) -> list[str]:
+    columns = [*names, *HEAD]
+    return ["| " + " | ".join(columns) + " |", "|---" * len(columns) + "|"]
+
+
+def _row(names: list[str], found: Mapping[str, Any], is_usual: bool) -> str:
+    told = "told apart" if found.get("p_holm", 1.0) < 0.05 else "not told apart"
+    cells = [
+        *names,
+        str(found["runs"]),
+        str(found["had_it"]),
+        _share(found["share"]),
+        f"{found['mean']:.0f}",
+        f"{found['p_holm']:.3g}" if "p_holm" in found else "",
+        "baseline" if is_usual else told if "p_holm" in found else "no comparison",
+    ]
+    return "| " + " | ".join(cells) + " |"
+
+
+def _share(score: Score) -> str:
+    return f"{100 * score.mean:.0f}% ({100 * score.low:.0f} to {100 * score.high:.0f})"
+
+
+def _announced(event: Event) -> list[str]:
+    """The warnings, or why nothing can be said of them."""
+    if not event.series:
+        return []
+    announced = event.table["announced"]
+    ahead = event.study.event["ahead"]
+    seeds = ", ".join(map(str, event.study.seeds[::2]))
+    had = sum(step is not None for step, _ in event.found.values())
+    lines = [f"## What announces it at least {ahead} steps before", ""]
+    if not announced:
+        few = f"{had} of {len(event.found)} runs had it: that says nothing about warnings, for "
+        few += f"which {survival.FEWEST} with it and {survival.FEWEST} without are needed among "
+        return [*lines, few + f"the seeds {seeds}, and as many among the others.", ""]
+    lines += [
+        f"The thresholds are those that do best with the seeds {seeds}; the other seeds judge "
+        f"them. Measures are means of the last {WINDOW} steps.",
+        "",
+        "| measure | warning | hits (95%) | false alarms (95%) | steps before, median | first in |",
+        "|---|---|---|---|---|---|",
+    ]
+    firsts = first_in(announced)
+    for name, found in announced.items():
+        lead = "–" if found["lead"] is None else f"{found['lead']:.0f}"
+        cells = [name, found["warning"], _share(found["hits"])]
+        cells += [_share(found["false_alarms"]), lead, str(firsts[name])]
+        lines.append("| " + " | ".join(cells) + " |")
+    return [
+        *lines,
+        "",
+        "First in: the runs in which no other warning came before it.",
+        "",
+    ]
+
+
+def first_in(announced: Mapping[str, Mapping[str, Any]]) -> dict[str, int]:
+    """In how many runs with the event each warning came before, or with, all others."""
+    rows = zip(*(found["leads"] for found in announced.values()), strict=True)
+    best = [
+        max((lead for lead in row if lead is not None), default=None) for row in rows
+    ]
+    return {
+        name: sum(
+            b is not None and lead == b for lead, b in zip(w["leads"], best, strict=True)
+        )
+        for name, w in announced.items()
+    }

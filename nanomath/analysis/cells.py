@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from nanomath import settings
+from nanomath.analysis.measures import terms
 from nanomath.analysis.runs import flat
 from nanomath.analysis.study import KNOWN, MEASURED, RUNS, Stage, Study
 from nanomath.config import load, to_toml, to_toml_value
@@ -130,7 +131,7 @@ class Maker:
 
     def chain(self, arm: str, seed: int) -> Chain:
         """The cells of the measured stages and all that these start from, in order."""
-        measured = [measure.split(".")[0] for measure in self.study.measures]
+        measured = [stage for m in self.study.measures for stage, _ in terms(m)]
         found: Chain = {}
         left = [self.cell(stage, arm, seed) for stage in dict.fromkeys(measured)]
         while left:

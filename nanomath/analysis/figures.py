@@ -7,6 +7,7 @@ told apart in black and white.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ def draw(results: Results, cells: Path, out: Path) -> list[Path]:
     prepare()
     written: list[Path] = []
     for measure in results.study.measures:
-        name = measure.replace("/", "-").replace(":", "-").replace("=", "-")
+        name = re.sub("[-/:= ]+", "-", measure)
         if results.differences(measure):
             written += save(forest(results, measure), out / f"{name}-differences")
         if found := dict(curves(results, measure, cells)):

@@ -22,6 +22,7 @@ WINDOW = 10  # steps an average is taken over
 FAST = 0.02  # a larger share of the weights changed by one update is no fine-tuning
 HASTY = 0.005  # five times what is usual: named where accuracy fell
 CUT = 0.05  # more completions than this cut at the limit are a problem of the limit
+MOST = 0.3  # and more than these are why groups have no right sample
 SHORTER = 0.8  # the share of their length left to completions that learned to fit
 FEW = 0.9  # effective samples below this share are another model's
 WRONG_WAY = 0.5  # of the groups, whose advantages fall where rewards rise
@@ -233,7 +234,9 @@ def flat(run: Run) -> Iterator[Finding]:
     right = fmean(run.series["all_right"][1][-WINDOW:])
     wrong = fmean(run.series["all_wrong"][1][-WINDOW:])
     if share > 0.5:
-        why = "too easy" if right > wrong else "too hard"
+        cut = fmean(run.series.get("truncated", ([], [0.0]))[1][-WINDOW:])
+        hard = f"too long ({cut:.0%} of the completions were cut)"
+        why = "too easy" if right > wrong else hard if cut > MOST else "too hard"
         yield Finding(
             "warning",
             f"In the last {min(WINDOW, len(values))} steps {share:.0%} of the groups taught "

@@ -96,18 +96,21 @@ class Results:
         pairs = {arm: self.difference(measure, arm) for arm in arms}
         return {arm: found for arm, found in pairs.items() if found}
 
-    def halving(self) -> Score | None:
-        """The dose that halves the headline, over the seeds of which all doses are there."""
+    def over_doses(self) -> list[list[float]]:
+        """The headline at each dose, for every seed of which all doses are there."""
         measure = self.study.measures[0]
         doses = self.study.doses
-        seeds = self.seeds_of(measure, *doses)
-        if not doses or len(seeds) < statistics.FEWEST_SEEDS:
-            return None
-        curves = [
+        return [
             [fmean(self.scores[measure][arm, seed].values()) for arm in doses]
-            for seed in seeds
+            for seed in (self.seeds_of(measure, *doses) if doses else ())
         ]
-        return statistics.halving_dose(list(doses.values()), np.array(curves))
+
+    def halving(self) -> Score | None:
+        """The dose that halves the headline; None of fewer than FEWEST_SEEDS."""
+        curves = self.over_doses()
+        if len(curves) < statistics.FEWEST_SEEDS:
+            return None
+        return statistics.halving_dose([*self.study.doses.values()], np.array(curves))
 
     def by_task(self, measure: str, arm: str) -> Matrix | None:
         """The arm's scores [seeds, tasks], tasks being problems with the same label `tasks`."""
@@ -263,6 +266,8 @@ def as_json(results: Results) -> str:
             for measure, keyed in results.scores.items()
         },
     }
+    if dose := results.halving():
+        table["halved at"] = dose
     return files.as_json(table)
 
 

@@ -99,6 +99,11 @@ def test_advantages_that_point_the_wrong_way(tmp_path):
         ({"gap_mean": 0.02}, "in float32 that is no rounding", "bad"),
         ({"flat_groups": 0.8, "all_right": 0.7}, "problems are too easy", "warning"),
         ({"flat_groups": 0.8, "all_wrong": 0.7}, "problems are too hard", "warning"),
+        (
+            {"flat_groups": 0.8, "all_wrong": 0.7, "truncated": 0.5},
+            "problems are too long (50% of the completions were cut)",
+            "warning",
+        ),
         ({"entropy": 0.01}, "hardly explores", "warning"),
         ({"entropy": 2.0}, "came apart", "bad"),
         ({"truncated": 0.3}, "30% of the training completions were cut", "warning"),

@@ -19,8 +19,8 @@ import numpy as np
 import pytest
 
 from nanomath.__main__ import main
+from nanomath.analysis import figures, statistics
 from nanomath.analysis import pool as pools
-from nanomath.analysis import statistics
 from nanomath.analysis.cells import Late, in_order, make_cells
 from nanomath.analysis.compare import mcnemar
 from nanomath.analysis.late import found
@@ -901,6 +901,10 @@ def test_the_dose_that_halves_the_headline(stand_in):
     )
     assert results.halving() == statistics.halving_dose([0, 4, 64], curves)
     assert f"{measure} is half of what it is at the least dose at" in as_table(results)
+    assert json.loads(as_json(results))["halved at"]["mean"] == results.halving().mean
+    assert results.over_doses() == pytest.approx(curves.tolist())
+    drawn = figures.draw(results, pool.directory, pool.directory.parent)
+    assert drawn[-2].name == "doses.png"
     assert collect(*stand_in()[:3]).halving() is None
     few = stand_in(doses=doses, seeds=[0, 1])
     assert "How much halves it" not in as_table(collect(*few[:3]))

@@ -25,6 +25,7 @@ CUT = 0.05  # more completions than this cut at the limit are a problem of the l
 MOST = 0.3  # and more than these are why groups have no right sample
 SHORTER = 0.8  # the share of their length left to completions that learned to fit
 FEW = 0.9  # effective samples below this share are another model's
+SWITCHED = 0.1  # of the completions, whose language changed
 WRONG_WAY = 0.5  # of the groups, whose advantages fall where rewards rise
 
 
@@ -327,6 +328,23 @@ def answers(run: Run) -> Iterator[Finding]:
             )
 
 
+def languages(run: Run) -> Iterator[Finding]:
+    """Another language than before."""
+    for name, what in (
+        ("en", "in English"),
+        ("ja", "in Japanese"),
+        ("mixed", "in both languages"),
+    ):
+        steps, values = run.series.get(f"heldout/language/{name}", ([], []))
+        if values and abs(values[-1] - values[0]) > SWITCHED:
+            yield Finding(
+                "warning",
+                f"The share of held-out completions {what} went from {values[0]:.0%} to "
+                f"{values[-1]:.0%}.",
+                steps[-1],
+            )
+
+
 def fitted(run: Run) -> Iterator[Finding]:
     """Fine-tuning: did the loss fall, and did the held-out loss rise again?"""
     steps, values = run.series.get("nll", ([], []))
@@ -372,6 +390,7 @@ RULES: Sequence[Callable[[Run], Iterator[Finding]]] = (
     entropy,
     lengths,
     answers,
+    languages,
     fitted,
     scored,
     stopped,

@@ -158,6 +158,18 @@ def test_completions_that_learned_to_fit_the_limit(tmp_path):
         assert not any("At first" in text for text in found)
 
 
+def test_another_language_than_before(tmp_path):
+    measured = [
+        {"step": 0, "heldout/language/ja": 0.95, "heldout/language/mixed": 0.0},
+        *lines(),
+        {"step": 30, "heldout/language/ja": 0.4, "heldout/language/mixed": 0.1},
+    ]
+    found = [text for text in said(tmp_path, metrics=measured) if "share of" in text]
+    assert found == [
+        "The share of held-out completions in Japanese went from 95% to 40%."
+    ]
+
+
 def test_answers_that_lost_their_mark(tmp_path):
     measured = [
         {"step": 0, "heldout/no_answer": 0.0},

@@ -15,12 +15,17 @@ from statistics import fmean, median
 import numpy as np
 
 from nanomath.analysis.compare import measured_at, paired
+from nanomath.analysis.evaluation import Score
 from nanomath.analysis.runs import Record, Run, numbers
 
 WINDOW = 10  # steps an average is taken over
 FAST = 0.02  # a larger share of the weights changed by one update is no fine-tuning
+HASTY = 0.005  # five times what is usual: named where accuracy fell
 CUT = 0.05  # more completions than this cut at the limit are a problem of the limit
+MOST = 0.3  # and more than these are why groups have no right sample
+SHORTER = 0.8  # the share of their length left to completions that learned to fit
 FEW = 0.9  # effective samples below this share are another model's
+SWITCHED = 0.1  # of the completions, whose language changed
 WRONG_WAY = 0.5  # of the groups, whose advantages fall where rewards rise
 
 
@@ -51,13 +56,12 @@ def learned(run: Run) -> Iterator[Finding]:
     if len(steps) < 2:
         return
     text = f"Held-out pass@1 went from {values[0]:.1%} to {values[-1]:.1%}"
-    pairs = paired(measured_at(run, steps[0]), measured_at(run, steps[-1]))
-    if pairs is None:
+    d = change(run)
+    if d is None:
         yield Finding(
             "note", f"{text}; the answers are not logged, so no interval.", steps[-1]
         )
         return
-    d = pairs.difference
     interval = f"{100 * d.mean:+.1f} points, 95% interval {100 * d.low:+.1f} to {100 * d.high:+.1f}"
     level = "good" if d.low > 0 else "bad" if d.high < 0 else "warning"
     verdict = {
@@ -77,6 +81,17 @@ def learned(run: Run) -> Iterator[Finding]:
             f"It was best after step {steps[best]} ({values[best]:.1%}).",
             steps[best],
         )
+
+
+def change(run: Run) -> Score | None:
+    """What held-out accuracy gained from the first measurement to the last, by pairs; None where
+    the answers are not logged.
+    """
+    steps, _ = run.series.get("heldout/pass@1", ([], []))
+    if len(steps) < 2:
+        return None
+    pairs = paired(measured_at(run, steps[0]), measured_at(run, steps[-1]))
+    return pairs and pairs.difference
 
 
 def stopped(run: Run) -> Iterator[Finding]:
@@ -159,6 +174,17 @@ def rate(run: Run) -> Iterator[Finding]:
             f"optim.lr = {run.config.get('optim.lr'):g} is too high.",
             steps[worst],
         )
+    elif values and not from_scratch and max(values) > HASTY:
+        gained = change(run)
+        if gained and gained.high < 0:
+            worst = int(np.argmax(values))
+            yield Finding(
+                "bad",
+                f"It got worse, and an update moved the weights by {values[worst]:.1%} of their "
+                f"size (step {steps[worst]}; 0.1% is usual): try a tenth of optim.lr = "
+                f"{run.config.get('optim.lr'):g}.",
+                steps[worst],
+            )
 
 
 def drawn_from_another(run: Run) -> Iterator[Finding]:
@@ -209,7 +235,9 @@ def flat(run: Run) -> Iterator[Finding]:
     right = fmean(run.series["all_right"][1][-WINDOW:])
     wrong = fmean(run.series["all_wrong"][1][-WINDOW:])
     if share > 0.5:
-        why = "too easy" if right > wrong else "too hard"
+        cut = fmean(run.series.get("truncated", ([], [0.0]))[1][-WINDOW:])
+        hard = f"too long ({cut:.0%} of the completions were cut)"
+        why = "too easy" if right > wrong else hard if cut > MOST else "too hard"
         yield Finding(
             "warning",
             f"In the last {min(WINDOW, len(values))} steps {share:.0%} of the groups taught "
@@ -263,6 +291,16 @@ def lengths(run: Run) -> Iterator[Finding]:
                 steps[-1],
             )
     steps, values = run.series.get("length", ([], []))
+    cut = run.series.get("truncated", ([], [0.0]))[1]
+    if values and cut[0] > CUT >= cut[-1] and values[-1] < SHORTER * values[0]:
+        yield Finding(
+            "warning",
+            f"At first {cut[0]:.0%} of the completions were cut, now {cut[-1]:.0%}, and they are "
+            f"{1 - values[-1] / values[0]:.0%} shorter: what fits sampling.max_new_tokens = "
+            f"{run.config.get('sampling.max_new_tokens')} was rewarded. Measure it with a larger "
+            "one: it may have unlearned to work problems out.",
+            steps[-1],
+        )
     if len(values) > 1:
         yield Finding(
             "note",
@@ -281,6 +319,30 @@ def answers(run: Run) -> Iterator[Finding]:
             "before blaming the model.",
             steps[-1],
         )
+        if run.config.get("reward.lenient") and values[-1] > values[0] + CUT:
+            yield Finding(
+                "bad",
+                f"Completions without a marked answer went from {values[0]:.0%} to "
+                f"{values[-1]:.0%}: reward.lenient pays for them, and held out they do not count.",
+                steps[-1],
+            )
+
+
+def languages(run: Run) -> Iterator[Finding]:
+    """Another language than before."""
+    for name, what in (
+        ("en", "in English"),
+        ("ja", "in Japanese"),
+        ("mixed", "in both languages"),
+    ):
+        steps, values = run.series.get(f"heldout/language/{name}", ([], []))
+        if values and abs(values[-1] - values[0]) > SWITCHED:
+            yield Finding(
+                "warning",
+                f"The share of held-out completions {what} went from {values[0]:.0%} to "
+                f"{values[-1]:.0%}.",
+                steps[-1],
+            )
 
 
 def fitted(run: Run) -> Iterator[Finding]:
@@ -328,6 +390,7 @@ RULES: Sequence[Callable[[Run], Iterator[Finding]]] = (
     entropy,
     lengths,
     answers,
+    languages,
     fitted,
     scored,
     stopped,

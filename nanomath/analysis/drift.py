@@ -261,7 +261,8 @@ def text_shift(
     sums = []
     for (model, tokenizer), asked in zip(models, prompts, strict=True):
         examples = [
-            Example(p, tokenizer.encode(t)) for p, t in zip(asked, texts, strict=True)
+            Example(p, tokenizer.encode_response(t))
+            for p, t in zip(asked, texts, strict=True)
         ]
         logprobs, _ = response_scores(model, examples, TOKENS, temperature)
         sums.append(logprobs.double().sum(1).numpy())

@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from nanomath.data.language import is_mixed, language_metrics, language_of_script
 from nanomath.data.problem import Problem
 from nanomath.rewards import extract_answer
 from nanomath.rewards.extraction import REASONING_ENDS
@@ -79,6 +80,11 @@ class Report:
         """What a training run logs of it."""
         completions = [c for item in self.graded for c in item.completions]
         answers = [answer for item in self.graded for answer in item.answers]
+        language = language_metrics(
+            (item.problem.question, c.text)
+            for item in self.graded
+            for c in item.completions
+        )
         return {
             **{f"heldout/{name}": score.mean for name, score in self.scores.items()},
             **{
@@ -90,6 +96,7 @@ class Report:
             "heldout/length": float(np.mean([c.length for c in completions])),
             "heldout/truncated": float(np.mean([not c.finished for c in completions])),
             "heldout/no_answer": float(np.mean([answer is None for answer in answers])),
+            **{f"heldout/{name}": share for name, share in language.items()},
         }
 
     def records(self, ids: bool = False) -> Iterable[dict[str, Any]]:
@@ -109,6 +116,8 @@ class Report:
                     "right": right,
                     "finish_reason": completion.finish_reason,
                     "tokens": completion.length,
+                    "language": language_of_script(completion.text),
+                    "mixed": is_mixed(completion.text),
                     **({"score": item.scores[number]} if item.scores else {}),
                     **({"ids": completion.tokens} if ids else {}),
                 }

@@ -7,6 +7,7 @@ and marks, bars by their filling, so that they can be told apart in black and wh
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,7 @@ def draw(results: Results, cells: Path, out: Path) -> list[Path]:
     prepare()
     written: list[Path] = []
     for measure in results.study.measures:
-        name = measure.replace("/", "-").replace(":", "-").replace("=", "-")
+        name = re.sub("[-/:= ]+", "-", measure)
         if results.differences(measure):
             written += save(forest(results, measure), out / f"{name}-differences")
         if found := dict(curves(results, measure, cells)):
@@ -40,6 +41,12 @@ def draw(results: Results, cells: Path, out: Path) -> list[Path]:
     if results.event and results.event.found:
         name = f"{results.study.event['alarm']}-survival"
         written += save(survival_curves(results.event), out / name)
+    if over := results.over_doses():
+        doses = [*results.study.doses.values()]
+        headline = results.study.measures[0]
+        figure = lines({"mean": [(doses, values) for values in over]}, headline, "dose")
+        figure.axes[0].set_xscale("symlog", linthresh=1)
+        written += save(figure, out / "doses")
     return written
 
 
@@ -138,8 +145,12 @@ def curves(
             yield arm, found
 
 
-def lines(arms: dict[str, list[tuple[list[int], list[float]]]], measure: str) -> Any:
-    """The curves of all arms."""
+def lines(
+    arms: dict[str, list[tuple[list[float], list[float]]]],
+    measure: str,
+    over: str = "step",
+) -> Any:
+    """The curves of all arms, over steps or over something else."""
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(figsize=(6.4, 3.8))
@@ -172,7 +183,7 @@ def lines(arms: dict[str, list[tuple[list[int], list[float]]]], measure: str) ->
             axes.fill_between(
                 steps, mean - half, mean + half, color=colour, alpha=0.12, linewidth=0
             )
-    axes.set_xlabel("step")
+    axes.set_xlabel(over)
     axes.set_ylabel(measure)
     axes.legend(frameon=False, fontsize=8)
     return figure

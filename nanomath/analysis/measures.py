@@ -9,6 +9,9 @@ NAME:to=0.6               the first step at which it was at least 0.6; one more 
                           if never
 a.b.0.c                   of anything else: a number in the JSON files of its directory, by the
                           keys and the places in lists that lead to it
+
+A study may measure a difference, STAGE.NAME - STAGE.NAME: of one run before and after, problem by
+problem, or of twins in two languages, cluster by cluster.
 """
 
 from __future__ import annotations
@@ -28,10 +31,46 @@ from nanomath.analysis.runs import Record, Run, read_run
 
 PER_PROBLEM = re.compile(r"(?:heldout/)?(pass|maj)@([1-9]\d*)(?:/(.+=.+))?")
 WHOLE = re.compile(r"[^:]+(:area|:to=-?\d*\.?\d+(e-?\d+)?)?")
+LESS = " - "  # stands between the two measures of a difference
 NEAREST = 3  # names that are shown for a wrong one
 # Of each problem; of a number of the whole run, under the name "".
 Scores = dict[str, float]
 Labels = dict[str, dict[str, Any]]  # of each problem
+
+
+def terms(measure: str) -> list[tuple[str, str]]:
+    """The stage and the name of a study's measure, or those of both measures of a difference."""
+    return [tuple(term.split(".", 1)) for term in measure.split(LESS)]
+
+
+def less(
+    one: tuple[Scores, Labels], other: tuple[Scores, Labels], cluster: str
+) -> tuple[Scores, Labels]:
+    """The first scores less the second: of each problem that both have, or, where they have none
+    in common, of each cluster that has problems of both, by their means.
+
+    ValueError where nothing pairs them.
+    """
+    (a, labels), (b, _) = one, other
+    if not a.keys() & b.keys():
+        a, b = by_cluster(*one, cluster), by_cluster(*other, cluster)
+        labels = {name: {cluster: name} for name in a}
+    pairs = {name: a[name] - b[name] for name in a if name in b}
+    if a and b and not pairs:
+        raise ValueError(
+            f"a difference of other problems, with no {cluster or 'cluster'} in common: expected "
+            'cluster = "twin", or another label that both have'
+        )
+    return pairs, {name: labels[name] for name in pairs if name in labels}
+
+
+def by_cluster(scores: Scores, labels: Labels, cluster: str) -> Scores:
+    """The mean score of the problems that share their value of a label."""
+    members: dict[str, list[float]] = {}
+    for problem, score in scores.items():
+        name = str(labels.get(problem, {}).get(cluster, problem))
+        members.setdefault(name, []).append(score)
+    return {name: fmean(values) for name, values in members.items()}
 
 
 def measured(place: Path, metric: str, last: int = 1) -> tuple[Scores, Labels]:

@@ -6,6 +6,7 @@ killed and went on ends with the same bytes; times are kept apart, in the table 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from statistics import fmean
@@ -18,7 +19,7 @@ from nanomath.analysis.cells import Cell, Chain, Key, in_order
 from nanomath.analysis.compare import mcnemar
 from nanomath.analysis.evaluation import Score
 from nanomath.analysis.event import Event
-from nanomath.analysis.measures import PER_PROBLEM, Scores, measured
+from nanomath.analysis.measures import LESS, PER_PROBLEM, Scores, less, measured, terms
 from nanomath.analysis.pool import Pool
 from nanomath.analysis.runs import read_run
 from nanomath.analysis.statistics import Difference, Matrix
@@ -62,17 +63,24 @@ class Results:
         }
         return {arm: found for arm, found in pairs.items() if found}
 
-    def difference(self, measure: str, a: str, b: str) -> Difference | None:
-        """A - B over the seeds that both have, on the problems that all of these share."""
+    def seeds_of(self, measure: str, *arms: str) -> list[int]:
+        """The seeds of which all of these arms have the measure."""
         scores = self.scores[measure]
-        seeds = [s for s in self.study.seeds if (a, s) in scores and (b, s) in scores]
+        return [s for s in self.study.seeds if all((arm, s) in scores for arm in arms)]
+
+    def difference(self, measure: str, a: str, b: str = "") -> Difference | None:
+        """A - B over the seeds that both have, on the problems that all of these share; without a
+        B, A itself, whose measure is a difference.
+        """
+        scores = self.scores[measure]
+        arms = [a, b] if b else [a]
+        seeds = self.seeds_of(measure, *arms)
         if not seeds:
             return None
-        of_all = [scores[arm, seed] for arm in (a, b) for seed in seeds]
+        of_all = [scores[arm, seed] for arm in arms for seed in seeds]
         problems = [p for p in of_all[0] if all(p in one for one in of_all)]
-        d = np.array(
-            [[scores[a, s][p] - scores[b, s][p] for p in problems] for s in seeds]
-        )
+        table = np.array([[one[p] for p in problems] for one in of_all])
+        d = table[: len(seeds)] - (table[len(seeds) :] if b else 0.0)
         if problems == [""]:
             return over_seeds(d[:, 0])
         by = self.study.cluster
@@ -80,9 +88,31 @@ class Results:
         one_answer = len(d) == 1 and all(
             set(one.values()) <= {0.0, 1.0} for one in of_all
         )
-        if by or not one_answer:
+        if by or LESS in measure or not one_answer:
             return found
         return replace(found, p=mcnemar(int((d > 0).sum()), int((d < 0).sum())))
+
+    def itself(self, measure: str) -> dict[str, Difference]:
+        """Of a measure that is a difference, that of each arm with its intervals."""
+        arms = self.study.arms if LESS in measure else ()
+        pairs = {arm: self.difference(measure, arm) for arm in arms}
+        return {arm: found for arm, found in pairs.items() if found}
+
+    def over_doses(self) -> list[list[float]]:
+        """The headline at each dose, for every seed of which all doses are there."""
+        measure = self.study.measures[0]
+        doses = self.study.doses
+        return [
+            [fmean(self.scores[measure][arm, seed].values()) for arm in doses]
+            for seed in (self.seeds_of(measure, *doses) if doses else ())
+        ]
+
+    def halving(self) -> Score | None:
+        """The dose that halves the headline; None of fewer than FEWEST_SEEDS."""
+        curves = self.over_doses()
+        if len(curves) < statistics.FEWEST_SEEDS:
+            return None
+        return statistics.halving_dose([*self.study.doses.values()], np.array(curves))
 
     def by_task(self, measure: str, arm: str) -> Matrix | None:
         """The arm's scores [seeds, tasks], tasks being problems with the same label `tasks`."""
@@ -113,12 +143,15 @@ def collect(study: Study, chains: dict[Key, Chain], pool: Pool) -> Results:
     labels: dict[str, dict[str, Any]] = {}
     every = in_order(chains).values()
     for measure in study.measures:
-        stage, metric = measure.split(".", 1)
         scores[measure] = {}
         for key, chain in chains.items():
-            if pool.is_done(chain[stage]):
-                place = pool.directory / chain[stage].name
-                known, found = measured(place, metric, study.last)
+            cells = [(chain[stage], metric) for stage, metric in terms(measure)]
+            if all(pool.is_done(cell) for cell, _ in cells):
+                one, *other = [
+                    measured(pool.directory / cell.name, metric, study.last)
+                    for cell, metric in cells
+                ]
+                known, found = less(one, *other, study.cluster) if other else one
                 scores[measure] |= {key: known} if known else {}
                 labels |= found
     states = {cell.name: pool.state(cell) for cell in every}
@@ -231,12 +264,15 @@ def as_json(results: Results) -> str:
                     for (arm, seed), s in keyed.items()
                 },
                 "differences": results.differences(measure),
+                **({"itself": itself} if (itself := results.itself(measure)) else {}),
             }
             for measure, keyed in results.scores.items()
         },
     }
     if results.event:
         table["event"] = results.event.table
+    if dose := results.halving():
+        table["halved at"] = dose
     return files.as_json(table)
 
 
@@ -259,6 +295,8 @@ def as_table(results: Results) -> str:
         lines += event.as_lines(results.event)
     if chosen := _chosen(results):
         lines += ["## What was chosen", "", *chosen, ""]
+    if dose := results.halving():
+        lines += ["## How much halves it", "", _halving(study, dose), ""]
     lines += ["## What it cost", "", *_costs(results), ""]
     lines += [f"- {text}" for text in warnings(results)]
     failed = {
@@ -271,6 +309,7 @@ def as_table(results: Results) -> str:
 def _table(results: Results, measure: str) -> list[str]:
     study = results.study
     found = results.differences(measure)
+    itself = results.itself(measure)
     corrected = statistics.holm({arm: d.p for arm, d in found.items()})
     share = is_share(measure)
     lines = [
@@ -280,7 +319,9 @@ def _table(results: Results, measure: str) -> list[str]:
     for arm in study.arms:
         mean = results.mean(measure, arm)
         seeds = sum(a == arm for a, _ in results.scores[measure])
-        cells = [arm, str(seeds), number(mean, share)]
+        cells = [arm, str(seeds), number(mean, share, arm in itself)]
+        if arm in itself:
+            cells[-1] += f" ({_interval(itself[arm].headline, share)})"
         if arm in found:
             d = found[arm]
             interval = _interval(d.headline, share)
@@ -331,7 +372,7 @@ def _tasks(results: Results, measure: str) -> list[str]:
 
 def is_share(measure: str) -> bool:
     """Whether a measure is compared problem by problem, as a share of right answers."""
-    return bool(PER_PROBLEM.fullmatch(measure.split(".", 1)[1]))
+    return bool(PER_PROBLEM.fullmatch(terms(measure)[0][1]))
 
 
 def _remarks(
@@ -390,6 +431,22 @@ def number(value: float | None, share: bool, signed: bool = False) -> str:
         f"{100 * value:{sign}.1f}{'' if signed else '%'}"
         if share
         else f"{value:{sign}.4g}"
+    )
+
+
+def _halving(study: Study, dose: Score) -> str:
+    """The dose that halves the headline, in words."""
+    *_, most = study.doses.values()
+    bounds = [
+        "unknown" if math.isnan(x) else f"{x:.4g}" if x <= most else f"beyond {most:g}"
+        for x in (dose.mean, dose.low, dose.high)
+    ]
+    if math.isnan(dose.mean):
+        return f"There is nothing to halve: {study.measures[0]} is not above 0 at the least dose."
+    return (
+        f"{study.measures[0]} is half of what it is at the least dose at {bounds[0]} (95% interval "
+        f"{bounds[1]} to {bounds[2]}, seeds drawn anew: too narrow if they are few), between two "
+        "doses by log(1 + dose)."
     )
 
 

@@ -83,7 +83,7 @@ def _tokens(record: dict[str, Any], place: str, tokenizer: Tokenizer) -> list[in
     text = record["text"]
     if "ids" not in record:
         ended = record["finish_reason"] == "eos"
-        return [*tokenizer.encode(text), *[tokenizer.eos_id] * ended] or [
+        return [*tokenizer.encode_response(text), *[tokenizer.eos_id] * ended] or [
             tokenizer.eos_id
         ]
     ids = record["ids"]

@@ -37,7 +37,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from nanomath import settings
-from nanomath.analysis.measures import PER_PROBLEM, WHOLE
+from nanomath.analysis.measures import LESS, PER_PROBLEM, WHOLE, terms
 from nanomath.analysis.runs import flat
 from nanomath.config import convert, did_you_mean
 from nanomath.training.alarms import RULES
@@ -82,6 +82,7 @@ KEYS = {
     "tasks": str,
     "best": dict,
     "event": dict,
+    "doses": dict[str, float],
 }
 STAGE_KEYS = {
     "run": str,
@@ -118,7 +119,8 @@ class Stage:
 class Study:
     """A study as its file says it; `arms` maps each arm's name to its changes, STAGE.KEY: value;
     `best` is a key that every arm has at its own best of some values; `levels` says of an arm where
-    it stands on each axis, and `event` what may happen in its runs.
+    it stands on each axis, and `event` what may happen in its runs; `doses` says of arms how much
+    of something each has, from the least on.
     """
 
     name: str
@@ -135,6 +137,7 @@ class Study:
     best: dict[str, Any] = field(default_factory=dict)
     event: dict[str, Any] = field(default_factory=dict)
     levels: dict[str, dict[str, str]] = field(default_factory=dict)
+    doses: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if shared := set(self.seeds) & set(self.best.get("seeds", ())):
@@ -151,8 +154,11 @@ class Study:
     @property
     def looked_at(self) -> list[str]:
         """The stages that are measured, or watched for the event."""
-        names = [*self.measures, *filter(None, [self.event.get("alarm")])]
-        return list(dict.fromkeys(name.split(".")[0] for name in names))
+        watched = filter(None, [self.event.get("alarm")])
+        found = [
+            stage for name in (*self.measures, *watched) for stage, _ in terms(name)
+        ]
+        return list(dict.fromkeys(found))
 
 
 def read_study(path: str | Path) -> Study:
@@ -195,7 +201,7 @@ def study_of(name: str, table: Mapping[str, Any]) -> Study:
             f"baseline = {table['baseline']!r}: expected one of {', '.join(arms)}"
         )
     for measure in table["measures"]:
-        _check_measure(measure, stages)
+        _check_difference(measure, stages)
     for stage in stages.values():
         _check_checkpoint(stage, stages)
     if table.get("budget", BUDGETS[0]) not in BUDGETS:
@@ -206,6 +212,8 @@ def study_of(name: str, table: Mapping[str, Any]) -> Study:
         _check_best(table, stages, arms)
     if "event" in table:
         _check_event(table["event"], stages)
+    if "doses" in table:
+        _check_doses(table["doses"], arms)
     return Study(
         name,
         table["question"],
@@ -221,6 +229,7 @@ def study_of(name: str, table: Mapping[str, Any]) -> Study:
         table.get("best", {}),
         EVENT | table["event"] if "event" in table else {},
         levels,
+        table.get("doses", {}),
     )
 
 
@@ -260,6 +269,29 @@ def _check_measure(measure: str, stages: Mapping[str, Stage]) -> None:
         )
 
 
+def _check_difference(measure: str, stages: Mapping[str, Stage]) -> None:
+    """A measure, or a difference of two of the same kind."""
+    parts = measure.split(LESS)
+    for part in parts:
+        _check_measure(part, stages)
+    kinds = {bool(PER_PROBLEM.fullmatch(metric)) for _, metric in terms(measure)}
+    if len(parts) > 2 or len(kinds) > 1:
+        raise ValueError(
+            f"measure {measure!r}: expected a difference of two, both of answers or both numbers"
+        )
+
+
+def _check_doses(doses: Mapping[str, float], arms: Container[str]) -> None:
+    for arm in doses:
+        if arm not in arms:
+            raise ValueError(f"doses: {arm!r} is no arm")
+    amounts = list(doses.values())
+    if len(amounts) < 2 or amounts[0] < 0 or amounts != sorted(set(amounts)):
+        raise ValueError(
+            f"doses = {amounts}: expected two amounts or more, from the least on, none below 0"
+        )
+
+
 def _check_checkpoint(stage: Stage, stages: Mapping[str, Stage]) -> None:
     rule = stage.checkpoint
     if not rule:
@@ -284,6 +316,10 @@ def _check_best(
         if not best.get(key):
             raise ValueError(f"best: {key} is missing")
     _check_measure(best["measure"], stages)
+    if LESS in best["measure"]:
+        raise ValueError(
+            f"best: a difference, {best['measure']!r}, is no score to choose by"
+        )
     upto = best["measure"].split(".")[0]
     known = list(stages)[: list(stages).index(upto) + 1]
     if not _is_key(best["key"], known):

@@ -173,6 +173,10 @@ def print_report(report: Report, config: settings.EvalConfig) -> None:
         f"{metrics['heldout/truncated']:.1%} cut at "
         f"{sampling.max_new_tokens} tokens; no answer found in {metrics['heldout/no_answer']:.1%}"
     )
+    print(
+        f"  {metrics['heldout/language/en']:.1%} in English, {metrics['heldout/language/ja']:.1%} "
+        f"in Japanese, {metrics['heldout/language/mixed']:.1%} in both"
+    )
     if metrics["heldout/no_answer"] == 1:
         print(
             "  no completion has a marked answer: look at them with save=FILE, or try lenient=true",
@@ -201,7 +205,7 @@ def summary(report: Report, config: settings.EvalConfig) -> dict[str, Any]:
         "samples": measure.samples,
         "scores": {**report.scores, **report.breakdown},
         **{
-            name.split("/")[1]: x
+            name.removeprefix("heldout/"): x
             for name, x in report.metrics().items()
             if "@" not in name
         },

@@ -28,7 +28,7 @@ from tqdm import tqdm
 
 from nanomath.analysis import event, figures, statistics
 from nanomath.analysis.cells import Cell, Chain, in_order, make_cells
-from nanomath.analysis.measures import PER_PROBLEM, measured
+from nanomath.analysis.measures import PER_PROBLEM, less, measured, terms
 from nanomath.analysis.pool import Pool
 from nanomath.analysis.report import report
 from nanomath.analysis.results import as_json, as_table, collect
@@ -219,9 +219,13 @@ def check_room(cells: dict[str, Cell], pool: Pool) -> None:
 def check_measures(study: Study, cell: Cell, cells: Path) -> None:
     """ValueError where a cell that is done has not what the study measures of its stage."""
     for measure in (*study.measures, *filter(None, [study.best.get("measure")])):
-        stage, metric = measure.split(".", 1)
-        if stage == cell.stage.name:
+        found = [
             measured(cells / cell.name, metric, study.last)
+            for stage, metric in terms(measure)
+            if stage == cell.stage.name
+        ]
+        if len(found) > 1:
+            less(*found, study.cluster)
     event.check(study, cell, cells)
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from fractions import Fraction
 from functools import lru_cache
 from itertools import accumulate
 
@@ -146,6 +147,17 @@ _RULES = [
         (r" +", " "),
     ]
 ]
+# A number that is written in kanji, all of it or with digits; "一次" and "三角形" are none.
+_KANJI_DIGITS = {
+    ord(kanji): str(n) for n, kanji in enumerate("〇一二三四五六七八九")
+} | {ord(","): None}
+_TENS = {"十": 10, "百": 100, "千": 1000}
+_MYRIADS = {"万": 10**4, "億": 10**8, "兆": 10**12}
+_KANJI = "".join(map(chr, _KANJI_DIGITS))[:-1] + "".join(_TENS) + "".join(_MYRIADS)
+_KANJI_NUMBER = re.compile(
+    rf"^(-?)((?:[\d.]|,\d{{3}}(?!\d)|[{_KANJI}])*[{_KANJI}]\d*)"
+    r"(?=$|[\s個本枚人円つ冊匹羽頭台回歳才年日時秒度%\\.]|ドル|ユーロ|メートル|[kcm]?[mg]$)"
+)
 # Commands escaped twice, by JSON or a careless prompt. Never a row break, since none of the
 # names begins a cell.
 _TWICE_ESCAPED = re.compile(
@@ -170,12 +182,34 @@ def clean(text: str) -> str:
     if text.count("$") == 1:  # no maths delimiter
         text = re.sub(r"(?<!\\)\$(?=\s*[\d.])", r"\\dollar ", text)
     if not text.isascii():
-        text = _ascii(text)
+        text = _KANJI_NUMBER.sub(_in_digits, _ascii(text))
     for pattern, replacement in (_LATEX + _RULES) if "\\" in text else _RULES:
         text = pattern.sub(replacement, text)
     while (bare := _without_frame(text)) != text:
         text = bare
     return text
+
+
+def _in_digits(match: re.Match[str]) -> str:
+    """A number in kanji in digits: 20000 of 2万, 120 of 百二十, 2024 of 二〇二四. What is none of
+    these is left as it is.
+    """
+    total = section = Fraction(0)
+    digits = None
+    text = match[2].translate(_KANJI_DIGITS)
+    for number, unit in re.findall(r"(\d+(?:\.\d+)?)|(\D)", text):
+        if number:
+            digits = Fraction(number)
+        elif unit in _TENS:
+            section += (1 if digits is None else digits) * _TENS[unit]
+            digits = None
+        elif unit in _MYRIADS and (section or digits):
+            total += (section + (digits or 0)) * _MYRIADS[unit]
+            section, digits = Fraction(0), None
+        else:
+            return match[0]
+    value = total + section + (digits or 0)
+    return f"{match[1]}{value}" if value.denominator == 1 else match[0]
 
 
 def _without_frame(text: str) -> str:

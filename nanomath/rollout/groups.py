@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 
+from nanomath.data.language import language_metrics
 from nanomath.rollout.episodes import Episode, Groups
 
 
@@ -58,7 +59,7 @@ def episode_metrics(groups: Groups) -> dict[str, float]:
 
     A group is flat when its rewards are all equal, so that its advantages are zero. Lengths
     are in tokens; the mean length of right, of wrong and of truncated completions is left
-    out where there are none.
+    out where there are none. nanomath/data/language.py says what language a completion is in.
     """
     episodes = [episode for group in groups for episode in group]
     right = [[bool(e.rewards["accuracy"]) for e in group] for group in groups]
@@ -86,6 +87,7 @@ def episode_metrics(groups: Groups) -> dict[str, float]:
         **{name: _mean(values) for name, values in lengths.items() if values},
         "truncated": _mean(not e.completion.finished for e in episodes),
         "repetition": _mean(repeated_share(e.completion.tokens) for e in episodes),
+        **language_metrics((e.problem.question, e.completion.text) for e in episodes),
     }
 
 

@@ -142,7 +142,7 @@ def spells(tokenizer: Tokenizer, tokens: Any, text: str, reason: str) -> bool:
 
 def certain(text: str, tokenizer: Tokenizer, finish_reason: str = "eos") -> Completion:
     """Return a text as a completion that ends with the eos, or was cut off ("length")."""
-    tokens = tokenizer.encode(text)
+    tokens = tokenizer.encode_response(text)
     if finish_reason != "length":
         tokens = [*tokens, tokenizer.eos_id]
     logprobs = [0.0] * len(tokens)

@@ -285,7 +285,7 @@ def encode_examples(
     start = tokenizer.encode("", add_special_tokens=True) or [tokenizer.eos_id]
     for problem in problems:
         response = [
-            *tokenizer.encode(render_response(problem, template)),
+            *tokenizer.encode_response(render_response(problem, template)),
             tokenizer.eos_id,
         ]
         prompt = (

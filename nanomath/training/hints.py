@@ -159,7 +159,10 @@ class Hints:
             return None
         assistant = self.section.place == "assistant"
         return Hint(
-            level, text, bare, self.trainer.tokenizer.encode(text) if assistant else []
+            level,
+            text,
+            bare,
+            self.trainer.tokenizer.encode_response(text) if assistant else [],
         )
 
     def prompt(self, problem: Problem, hint: Hint) -> list[int]:

@@ -99,6 +99,11 @@ def test_advantages_that_point_the_wrong_way(tmp_path):
         ({"gap_mean": 0.02}, "in float32 that is no rounding", "bad"),
         ({"flat_groups": 0.8, "all_right": 0.7}, "problems are too easy", "warning"),
         ({"flat_groups": 0.8, "all_wrong": 0.7}, "problems are too hard", "warning"),
+        (
+            {"flat_groups": 0.8, "all_wrong": 0.7, "truncated": 0.5},
+            "problems are too long (50% of the completions were cut)",
+            "warning",
+        ),
         ({"entropy": 0.01}, "hardly explores", "warning"),
         ({"entropy": 2.0}, "came apart", "bad"),
         ({"truncated": 0.3}, "30% of the training completions were cut", "warning"),
@@ -109,6 +114,74 @@ def test_what_the_numbers_say(tmp_path, last, words, level):
     config = {"model.dtype": "float32", "model.path": "runs/tiny-sft"}
     found = said(tmp_path, metrics=lines(**last), config=config)
     assert one(found, words) == level
+
+
+@pytest.mark.parametrize(
+    ("moved", "after", "said_so"),
+    [
+        (0.013, [False] * 40, True),
+        (0.002, [False] * 40, False),
+        (0.013, [True] * 20 + [False] * 20, False),  # it learned
+    ],
+)
+def test_a_rate_at_which_it_got_worse_is_named(tmp_path, moved, after, said_so):
+    measured = [
+        {"step": 0, "heldout/pass@1": 0.25},
+        *lines(update_ratio=moved),
+        {"step": 30, "heldout/pass@1": sum(after) / 40},
+    ]
+    found = said(
+        tmp_path,
+        metrics=measured,
+        heldout=answers(0, [True] * 10 + [False] * 30) + answers(30, after),
+        config={"model.path": "runs/tiny-sft", "optim.lr": 1.5e-3},
+    )
+    words = (
+        "moved the weights by 1.3% of their size (step 22; 0.1% is usual): try a tenth"
+    )
+    assert any(f"{words} of optim.lr = 0.0015." in text for text in found) == said_so
+
+
+def test_completions_that_learned_to_fit_the_limit(tmp_path):
+    tight = {"sampling.max_new_tokens": 36}
+    first = {**HEALTHY, "step": 0, "truncated": 0.48, "length": 33.0}
+    found = said(tmp_path / "1", metrics=[first, *lines(length=12.0)], config=tight)
+    assert (
+        one(found, "At first 48% of the completions were cut, now 0%, and") == "warning"
+    )
+    assert any("sampling.max_new_tokens = 36 was rewarded" in text for text in found)
+    for name, last in (
+        ("2", {"length": 30.0}),
+        ("3", {"length": 9.0, "truncated": 0.1}),
+    ):
+        found = said(tmp_path / name, metrics=[first, *lines(**last)], config=tight)
+        assert not any("At first" in text for text in found)
+
+
+def test_another_language_than_before(tmp_path):
+    measured = [
+        {"step": 0, "heldout/language/ja": 0.95, "heldout/language/mixed": 0.0},
+        *lines(),
+        {"step": 30, "heldout/language/ja": 0.4, "heldout/language/mixed": 0.1},
+    ]
+    found = [text for text in said(tmp_path, metrics=measured) if "share of" in text]
+    assert found == [
+        "The share of held-out completions in Japanese went from 95% to 40%."
+    ]
+
+
+def test_answers_that_lost_their_mark(tmp_path):
+    measured = [
+        {"step": 0, "heldout/no_answer": 0.0},
+        *lines(),
+        {"step": 30, "heldout/no_answer": 0.6},
+    ]
+    for lenient in (True, False):
+        found = said(
+            tmp_path / str(lenient), metrics=measured, config={"reward.lenient": lenient}
+        )
+        words = "went from 0% to 60%: reward.lenient pays for them"
+        assert any(words in text for text in found) == lenient
 
 
 def test_samples_of_a_cut_distribution(tmp_path):

@@ -188,6 +188,9 @@ def test_metrics():
         "heldout/length": 2,
         "heldout/truncated": pytest.approx(3 / 12),
         "heldout/no_answer": pytest.approx(4 / 12),
+        "heldout/language/en": pytest.approx(2 / 12),
+        "heldout/language/ja": 0,
+        "heldout/language/mixed": 0,
     }
 
 
@@ -207,7 +210,13 @@ def test_records_are_one_for_each_completion_in_order():
         "right": False,
         "finish_reason": "eos",
         "tokens": 2,
+        "language": "none",
+        "mixed": False,
     }
+    assert [r["language"] for r in records] == [
+        *("none", "en", *["none"] * 7),
+        *("en", "none", "none"),
+    ]
     assert [r["right"] for r in records] == [True] * 3 + [False] + [True] + [False] * 7
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from nanomath.analysis import statistics
-from nanomath.analysis.statistics import compare
+from nanomath.analysis.statistics import compare, halved, halving_dose
 
 pytest.importorskip("scipy")
 MU = 0.03
@@ -143,3 +143,36 @@ def test_the_middle_half_and_the_chance_of_improvement():
     assert statistics.improvement(scores + 100, scores) == 1.0
     low, high = statistics.stratified_bootstrap([scores], statistics.iqm, 500)
     assert low < statistics.iqm(scores) < high
+
+
+# --- doses -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("curve", "expected"),
+    [
+        ([0.4, 0.2, 0.1], 3.0),  # just at the second
+        ([0.4, 0.3, 0.1], np.sqrt(4 * 64) - 1),  # half of the way from 3 to 63, in logs
+        ([0.4, 0.1, 0.3], 4 ** (2 / 3) - 1),  # the first time counts
+        ([0.4, -0.4, 0.0], 4**0.25 - 1),
+        ([0.4, 0.3, 0.21], np.inf),
+        ([0.0, 0.0, -0.1], np.nan),
+        ([-0.2, 0.0, 0.1], np.nan),
+    ],
+)
+def test_the_dose_at_which_a_curve_is_half(curve, expected):
+    assert halved([0, 3, 63], curve) == pytest.approx(expected, nan_ok=True)
+
+
+def test_the_interval_of_a_dose_is_over_seeds():
+    same = np.array([[0.4, 0.3, 0.1]] * 5)
+    once = halving_dose([0, 3, 63], same)
+    assert once.low == once.mean == once.high == pytest.approx(15)
+    generator = np.random.default_rng(1)
+    noisy = same + generator.normal(0, 0.05, same.shape)
+    some = halving_dose([0, 3, 63], noisy)
+    assert some == halving_dose([0, 3, 63], noisy) and some.low < some.mean < some.high
+    rarely = np.array([[0.4, 0.3, 0.1]] + [[0.4, 0.3, 0.25]] * 4)
+    assert halving_dose([0, 3, 63], rarely).high == np.inf
+    nothing = np.array([[0.0, 0.1, 0.0]] * 3)
+    assert np.isnan([halving_dose([0, 3, 63], nothing).mean]).all()

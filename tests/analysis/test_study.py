@@ -15,20 +15,22 @@ import tomllib
 import types
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from nanomath.__main__ import main
+from nanomath.analysis import figures, statistics
 from nanomath.analysis import pool as pools
 from nanomath.analysis.cells import Late, in_order, make_cells
 from nanomath.analysis.compare import mcnemar
 from nanomath.analysis.late import found
-from nanomath.analysis.measures import measured
+from nanomath.analysis.measures import less, measured
 from nanomath.analysis.pool import Pool
 from nanomath.analysis.results import as_json, as_table, collect, warnings
 from nanomath.analysis.runs import read_run
 from nanomath.analysis.study import RUNS, read_study, study_of
 from nanomath.commands import study as command
-from nanomath.commands.study import check_measures, check_room
+from nanomath.commands.study import check_measures, check_room, sight
 
 pytest.importorskip("scipy")
 pytest.importorskip("matplotlib")
@@ -234,6 +236,25 @@ def test_equal_updates(tmp_path):
                 "stage 'grpo': checkpoint = {.*}: expected",
             )
             for rule in ({"reach": 1}, {"measure": "kl", "near": "after"})
+        ),
+        *(
+            ({"measures": [f"grpo.heldout/pass@1 - {other}"]}, message)
+            for other, message in (
+                ("grpo.kl", "expected a difference of two, both of answers or both"),
+                ("grpo.heldout/pass@2 - sft.heldout/pass@2", "a difference of two"),
+                ("kl", "measure 'kl': expected STAGE.METRIC"),
+            )
+        ),
+        ({"best": {**BEST, "measure": "grpo.kl - sft.nll"}}, "best: a difference"),
+        *(
+            ({"doses": doses}, message)
+            for doses, message in (
+                ({"with": 0, "wthout": 1}, "doses: 'wthout' is no arm"),
+                ({"with": 0}, "expected two amounts or more"),
+                ({"with": 1, "without": 0}, "from the least on"),
+                ({"with": -1, "without": 0}, "none below 0"),
+                ({"with": 0, "without": "x"}, "key 'doses': "),
+            )
         ),
         (
             {"stages": {"a": {"run": "eval", "kyes": {}}}},
@@ -861,6 +882,106 @@ def test_measures_of_answers(tmp_path):
     ):
         with pytest.raises(ValueError, match=message):
             measured(tmp_path, metric)
+
+
+def test_a_difference_of_two_stages(stand_in):
+    """Problem by problem; numbers of whole runs seed by seed."""
+    stages = {**TABLE["stages"], "after": STAGES["after"]}
+    pairs = ["after.heldout/pass@1 - grpo.heldout/pass@1", "after.loss - grpo.loss"]
+    arms = {"with": {}, "low": {"after.optim.lr": 1e-5}}
+    made, chains, pool, _ = stand_in(stages=stages, measures=pairs, arms=arms)
+    pool.run(in_order(chains))
+    results = collect(made, chains, pool)
+    for pair, metric in zip(pairs, ("heldout/pass@1", "loss"), strict=True):
+        for (arm, seed), chain in chains.items():
+            after, before = (
+                measured(pool.directory / chain[stage].name, metric)[0]
+                for stage in ("after", "grpo")
+            )
+            assert results.scores[pair][arm, seed] == {
+                name: after[name] - before[name] for name in after
+            }
+    answers = results.scores[pairs[0]]
+    own = statistics.compare(
+        np.array([list(answers["low", seed].values()) for seed in range(3)])
+    )
+    assert results.itself(pairs[0])["low"] == own
+    text = as_json(results)
+    assert json.loads(text)["measures"][pairs[0]]["itself"]["low"]["mean"] == own.mean
+    assert '"itself"' not in results_of(*stand_in()[:3])
+    half = own.both
+    said = f"({100 * half.low:+.1f} to {100 * half.high:+.1f})"
+    assert f"| low | 3 | {100 * own.mean:+.1f} {said} |" in as_table(results)
+    assert "what can be seen depends" in sight(
+        made, chains["low", 0]["after"], "heldout/pass@1 - grpo.heldout/pass@1"
+    )
+
+
+def test_twins_are_paired_by_their_cluster():
+    """Two problems of one twin count once, by their mean; what has no twin is left out."""
+    english = (
+        {"e1": 1.0, "e2": 0.5, "e3": 0.0, "e4": 1.0},
+        {"e1": {"twin": "t"}, "e2": {"twin": "t"}, "e3": {"twin": "u"}, "e4": {}},
+    )
+    japanese = (
+        {"j1": 0.25, "j2": 1.0, "j3": 0.5},
+        {"j1": {"twin": "t"}, "j2": {"twin": "u"}, "j3": {"twin": "v"}},
+    )
+    assert less(english, japanese, "twin") == (
+        {"t": 0.5, "u": -1.0},
+        {"t": {"twin": "t"}, "u": {"twin": "u"}},
+    )
+    assert less(english, english, "twin")[0] == dict.fromkeys(english[0], 0.0)
+    for cluster in ("", "family"):
+        with pytest.raises(ValueError, match='expected cluster = "twin"'):
+            less(english, japanese, cluster)
+    assert less(({}, {}), ({"": 1.0}, {}), "") == ({}, {})  # a number without a value
+
+
+def test_a_difference_of_one_stage_is_checked_with_its_first_cell(tmp_path):
+    pair = ["grpo.heldout/pass@1/family=a - grpo.heldout/pass@1/family=b"]
+    cell = make_cells(study(measures=pair), tmp_path)["with", 0]["grpo"]
+    place = tmp_path / cell.name
+    place.mkdir()
+    (place / "config.toml").write_text(cell.text)
+    empty = {"question": "", "gold": "", "text": "", "answer": "", "right": True}
+    rows = [
+        {**empty, "step": 1, "problem": one, "sample": 0, "labels": {"family": one}}
+        for one in "ab"
+    ]
+    (place / "heldout.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    with pytest.raises(ValueError, match="no cluster in common"):
+        check_measures(study(measures=pair), cell, tmp_path)
+    (place / "heldout.jsonl").write_text(
+        "".join(
+            json.dumps({**r, "labels": {**r["labels"], "twin": "t"}}) + "\n"
+            for r in rows
+        )
+    )
+    check_measures(study(measures=pair, cluster="twin"), cell, tmp_path)
+
+
+def test_the_dose_that_halves_the_headline(stand_in):
+    doses = {"with": 0, "low": 4, "high": 64}
+    made, chains, pool, _ = stand_in(doses=doses)
+    pool.run(in_order(chains))
+    results = collect(made, chains, pool)
+    measure = made.measures[0]
+    curves = np.array(
+        [
+            [np.mean(list(results.scores[measure][a, s].values())) for a in doses]
+            for s in range(3)
+        ]
+    )
+    assert results.halving() == statistics.halving_dose([0, 4, 64], curves)
+    assert f"{measure} is half of what it is at the least dose at" in as_table(results)
+    assert json.loads(as_json(results))["halved at"]["mean"] == results.halving().mean
+    assert results.over_doses() == pytest.approx(curves.tolist())
+    drawn = figures.draw(results, pool.directory, pool.directory.parent)
+    assert drawn[-2].name == "doses.png"
+    assert collect(*stand_in()[:3]).halving() is None
+    few = stand_in(doses=doses, seeds=[0, 1])
+    assert "How much halves it" not in as_table(collect(*few[:3]))
 
 
 def test_one_answer_a_problem_is_tested_exactly(stand_in):

@@ -101,6 +101,7 @@ def test_known_completions_of_a_file(call, model_directory, questions, monkeypat
         "  subject=products 0.0%",
         "  subject=sums     25.0%",
         "  5 tokens a completion; 50.0% cut at 256 tokens; no answer found in 50.0%",
+        "  0.0% in English, 0.0% in Japanese, 0.0% in both",
     ]
 
 

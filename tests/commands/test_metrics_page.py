@@ -22,6 +22,8 @@ GENERAL = {  # a name on the page that stands for many -> what they look like
     "heldout/maj@K": r"heldout/maj@\d+",
     "hints/rate/LOW-HIGH": r"hints/rate/[\d.]+-[\d.]+",
     "hints/level/LOW-HIGH": r"hints/level/[\d.]+-[\d.]+",
+    "language/own/LANGUAGE": r"language/own/\w+",
+    "heldout/language/own/LANGUAGE": r"heldout/language/own/\w+",
     "heldout/pass@1/KEY=VALUE": r"heldout/pass@1/\w+=.+",
 }
 LABELLED = [
@@ -107,7 +109,10 @@ def logged(call, model_directory, tmp_path) -> set[str]:
         ),
         "grpo": (
             train_grpo.main,
-            (*small, *data, *measured, "grpo.prompts=4", "process.prm=oracle"),
+            (
+                *(*small, *data, *measured, "grpo.prompts=4", "process.prm=oracle"),
+                *("train.world.languages=en,ja", "heldout.world.languages=en,ja"),
+            ),
         ),
         "hints": (  # who is told the whole solution is right
             train_grpo.main,

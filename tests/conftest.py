@@ -1,5 +1,5 @@
-"""What many tests share: one thread, the world's tokenizer, small random models, an optimizer
-that only looks.
+"""What many tests share: one thread, no waiting for the disk, the world's tokenizer, small random
+models, an optimizer that only looks.
 """
 
 from __future__ import annotations
@@ -63,6 +63,16 @@ def products_in_one_order() -> Iterator[None]:
                 return TensorHandle(total, d.dtype.scalar)
 
             monkeypatch.setattr(InterpreterBuilder, "create_dot", create_dot)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_waiting_for_the_disk() -> Iterator[None]:
+    """What a run puts on the disk itself two dozen times may stay in the system's memory; that
+    it is put there, and when, tests of os.fsync hold.
+    """
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(os, "fsync", lambda descriptor: None)
         yield
 
 

@@ -1,5 +1,5 @@
-"""What many tests share: one thread, no waiting for the disk, the world's tokenizer, small random
-models, an optimizer that only looks.
+"""What many tests share: two processes of one thread each, no waiting for the disk, the world's
+tokenizer, small random models, an optimizer that only looks.
 """
 
 from __future__ import annotations
@@ -31,6 +31,18 @@ SHAPES = {
     "qwen2": {"model_type": "qwen2", "qkv_bias": True},
     "qwen3": {"model_type": "qwen3", "qk_norm": True, "head_dim": 12, "num_kv_heads": 1},
 }
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_cmdline_main(config: pytest.Config) -> None:
+    """The quick part as a whole runs in two processes, every file in one of them, where
+    pytest-xdist is installed. -n says how many; -n 0 is none but this one.
+    """
+    option = config.option
+    whole = option.markexpr == "not slow" and not option.file_or_dir
+    ours = not hasattr(config, "workerinput") and not option.usepdb
+    if whole and ours and getattr(option, "numprocesses", 0) is None:
+        option.numprocesses, option.dist = 2, "loadfile"
 
 
 class Float64Transformer(Transformer):

@@ -430,9 +430,9 @@ def test_interrupted_at_random_moments_it_ends_with_the_same_bytes(stand_in):
     whole = results_of(made, chains, pool)
     made, chains, pool, _ = stand_in("parts", pace=PACE)
     rng = random.Random(0)
-    for _ in range(10):
+    for _ in range(8):
         timer = threading.Timer(
-            rng.uniform(0.05, 0.8), signal.raise_signal, [signal.SIGINT]
+            rng.uniform(0.05, 0.4), signal.raise_signal, [signal.SIGINT]
         )
         timer.start()
         try:

@@ -155,7 +155,7 @@ print(json.dumps([found, plan.step_bytes(model, optimizer, cut)]))
     "sizes",
     [
         (64, 128, 6, 512, 40, 128, 0),  # layers are nearly all
-        (90_000, 256, 1, 256, 12, 128, 700),  # logits, gradients, and the lm_head's own
+        (90_000, 256, 1, 256, 6, 128, 700),  # logits, gradients, and the lm_head's own
     ],
     ids=["layers", "vocabulary"],
 )

@@ -4,6 +4,7 @@ tokenizer, small random models, an optimizer that only looks.
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Callable, Iterator, Sequence
 from importlib.util import find_spec
@@ -23,6 +24,7 @@ from nanomath.models import ModelConfig, Tokenizer, Transformer, save_model
 from nanomath.training.build import build_model
 
 torch.set_num_threads(1)
+gc.disable()  # until all is collected, of which nothing is garbage
 
 SHAPES = {
     "llama": {},
@@ -43,6 +45,11 @@ def pytest_cmdline_main(config: pytest.Config) -> None:
     ours = not hasattr(config, "workerinput") and not option.usepdb
     if whole and ours and getattr(option, "numprocesses", 0) is None:
         option.numprocesses, option.dist = 2, "loadfile"
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()
+    gc.enable()
 
 
 class Float64Transformer(Transformer):

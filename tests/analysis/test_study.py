@@ -354,13 +354,15 @@ PACE = 0.02  # of those that are interrupted
 def stand_in(tmp_path, monkeypatch):
     """Studies of stand-ins: stand_in(**changed) -> (study, cells, pool)."""
     script = tmp_path / "train.py"
+    script.write_text(STANDIN.replace("PACE", "0"))
     for name in ("train_sft.py", "train_grpo.py"):
         program = RUNS[name]._replace(words=(str(script),))
         monkeypatch.setitem(RUNS, name, program)
     monkeypatch.setattr(pools, "PAUSE", 0.01)
 
     def make(place: str = "cells", workers: int = 2, pace: float = 0.0, **changed):
-        script.write_text(STANDIN.replace("PACE", str(pace)))
+        if pace:
+            script.write_text(STANDIN.replace("PACE", str(pace)))
         arms = {
             "with": {},
             "low": {"grpo.optim.lr": 1e-5},

@@ -37,7 +37,7 @@ import tomllib
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from difflib import SequenceMatcher
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar, get_args, get_origin, get_type_hints
 
@@ -125,12 +125,15 @@ class Key(NamedTuple):
     limits: Limits = Limits()
 
 
+_kinds = cache(get_type_hints)  # evaluates every annotation anew
+
+
 def sections(config: Any, name: str = "") -> Iterator[tuple[str, Any, dict[str, Key]]]:
     """Yield the config and every section in it, outermost first.
 
     Each comes with its dotted name (the config's is empty) and its own keys by theirs.
     """
-    kinds = get_type_hints(type(config))
+    kinds = _kinds(type(config))
     keys = {}
     inner = {}
     for each in fields(config):

@@ -1,9 +1,10 @@
-"""What many tests share: one thread, the world's tokenizer, small random models, an optimizer
-that only looks.
+"""What many tests share: two processes of one thread each, no waiting for the disk, the world's
+tokenizer, small random models, an optimizer that only looks.
 """
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Callable, Iterator, Sequence
 from importlib.util import find_spec
@@ -23,6 +24,7 @@ from nanomath.models import ModelConfig, Tokenizer, Transformer, save_model
 from nanomath.training.build import build_model
 
 torch.set_num_threads(1)
+gc.disable()  # until all is collected, of which nothing is garbage
 
 SHAPES = {
     "llama": {},
@@ -31,6 +33,23 @@ SHAPES = {
     "qwen2": {"model_type": "qwen2", "qkv_bias": True},
     "qwen3": {"model_type": "qwen3", "qk_norm": True, "head_dim": 12, "num_kv_heads": 1},
 }
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_cmdline_main(config: pytest.Config) -> None:
+    """The quick part as a whole runs in two processes, every file in one of them, where
+    pytest-xdist is installed. -n says how many; -n 0 is none but this one.
+    """
+    option = config.option
+    whole = option.markexpr == "not slow" and not option.file_or_dir
+    ours = not hasattr(config, "workerinput") and not option.usepdb
+    if whole and ours and getattr(option, "numprocesses", 0) is None:
+        option.numprocesses, option.dist = 2, "loadfile"
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()
+    gc.enable()
 
 
 class Float64Transformer(Transformer):
@@ -63,6 +82,16 @@ def products_in_one_order() -> Iterator[None]:
                 return TensorHandle(total, d.dtype.scalar)
 
             monkeypatch.setattr(InterpreterBuilder, "create_dot", create_dot)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_waiting_for_the_disk() -> Iterator[None]:
+    """What a run puts on the disk itself two dozen times may stay in the system's memory; that
+    it is put there, and when, tests of os.fsync hold.
+    """
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(os, "fsync", lambda descriptor: None)
         yield
 
 

@@ -699,8 +699,16 @@ def test_rewards_are_made_as_the_config_says(sft_run, tmp_path, monkeypatch):
 # --- stopping and resuming -------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("script", [train_sft, train_grpo], ids=["sft", "grpo"])
+@pytest.mark.parametrize(
+    ("script", "dtype"),
+    [
+        (train_sft, "float32"),
+        (train_grpo, "bfloat16"),
+        pytest.param(train_sft, "bfloat16", marks=pytest.mark.slow),
+        pytest.param(train_grpo, "float32", marks=pytest.mark.slow),
+    ],
+    ids=["sft-float32", "grpo-bfloat16", "sft-bfloat16", "grpo-float32"],
+)
 def test_a_resumed_run_is_the_unbroken_one(train, sft_run, script, dtype):
     words = [
         f"model.dtype={dtype}",

@@ -229,16 +229,15 @@ def test_resuming_sft_near_its_start(train):
     assert state(parts) == state(whole) and steps(parts) == steps(whole)
 
 
-@pytest.mark.parametrize("budget", [1, 120])
-def test_no_gradient_depends_on_the_cut(train, budget):
-    for name in ("self-distillation", "distillation, whole", "DPO"):
-        words = (*CELLS[name], "run.steps=1")
-        runs = [
-            steps(train(f"{name} {b}", *words, f"grpo.token_budget={b}"))[0]
-            for b in (0, budget)
-        ]
-        assert runs[1]["grad_norm"] == pytest.approx(runs[0]["grad_norm"], rel=1e-5)
-        assert runs[1]["loss"] == pytest.approx(runs[0]["loss"], rel=1e-4, abs=1e-6)
+@pytest.mark.parametrize("name", ["self-distillation", "distillation, whole", "DPO"])
+def test_no_gradient_depends_on_the_cut(train, name):
+    words = (*CELLS[name], "run.steps=1")
+    whole, *cut = (
+        steps(train(f"{b}", *words, f"grpo.token_budget={b}"))[0] for b in (0, 1, 120)
+    )
+    for found in cut:
+        assert found["grad_norm"] == pytest.approx(whole["grad_norm"], rel=1e-5)
+        assert found["loss"] == pytest.approx(whole["loss"], rel=1e-4, abs=1e-6)
 
 
 def test_the_words_of_the_page_are_accepted():

@@ -30,6 +30,7 @@ from nanomath.rollout.sampler import Completion, Progress, Sampler
 
 SUBSETS = 500  # of k samples, taken to estimate maj@k where there are more
 RESAMPLES = 2000
+AT_ONCE = 100  # resamples, which bounds the memory that many problems take
 
 
 def interval(low: float, high: float, form: str) -> str:
@@ -296,13 +297,10 @@ def mean_score(
     share = None if weights is None else np.asarray(weights, dtype=np.float64)
     generator = np.random.default_rng(seed)
     means = []
-    for _ in range(RESAMPLES):
-        drawn = generator.integers(len(values), size=len(values))
-        means.append(
-            values[drawn].mean()
-            if share is None
-            else np.average(values[drawn], weights=share[drawn])
-        )
+    for _ in range(RESAMPLES // AT_ONCE):
+        drawn = generator.integers(len(values), size=(AT_ONCE, len(values)))
+        weights_drawn = None if share is None else share[drawn]
+        means.extend(np.average(values[drawn], axis=1, weights=weights_drawn))
     low, high = np.percentile(means, [2.5, 97.5])
     return Score(float(np.average(values, weights=share)), float(low), float(high))
 

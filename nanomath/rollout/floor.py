@@ -13,7 +13,7 @@ stages is the floor, as no machine overlaps them in one stream of work.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -85,11 +85,12 @@ def measure_machine(
     dtype: torch.dtype,
     seconds: float = 0.3,
     copied: int = 0,
+    products: Sequence[tuple[int, int]] = (),
 ) -> Machine:
     """Measure for `seconds` each how fast this machine copies memory, and how fast it
     multiplies matrices of a decoding step's shapes in `dtype`.
 
-    copied: bytes, 0 for COPIED.
+    copied: bytes, 0 for COPIED. products: (rows, width) of each, none for PRODUCTS.
 
     On a CPU the product is the sampler's own, with as many threads as torch uses.
     """
@@ -99,7 +100,7 @@ def measure_machine(
     copying = fastest(lambda: target.copy_(source), device, seconds)
     linear = packed_linear if device.type == "cpu" else F.linear
     rates = []
-    for rows, width in PRODUCTS[device.type]:
+    for rows, width in products or PRODUCTS[device.type]:
         x, weight = (
             torch.randn(n, width, device=device, dtype=dtype) for n in (rows, width)
         )

@@ -64,7 +64,10 @@ LEAST = 256  # tokens of a micro-batch that is not worth halving
 # the tiny model with 512 rows on one thread.
 DECODING = 0.55
 MOVED = 17  # numbers read and written for each weight in the optimizer's step
-TRIAL_SECONDS = 0.05  # at least, for each of eight measurements
+TRIAL_SECONDS = {"cpu": 0.005, "cuda": 0.05}  # at least, for each measurement
+# (rows, width), none for all of floor.py's: on a CPU these take long, and this one alone is within
+# 5% of their fastest (float32 and bfloat16, one core of an AMD EPYC).
+TRIAL_PRODUCTS = {"cpu": ((128, 1024),), "cuda": ()}
 COPIED = 32 << 20  # bytes at most: a trial must not be the run's peak
 TRIAL_FLOPS = {"cpu": 3e10, "cuda": 4e12}  # of what is tried
 
@@ -210,9 +213,11 @@ def sampling_bytes(sampler: Sampler, drawing: Drawing) -> float:
 
 
 def machine_of(model: Transformer, dtype: torch.dtype) -> Machine:
-    """Measure the machine in a fifth of a second and little memory."""
+    """Measure the machine in a fifth of a second at most and little memory."""
     copied = min(COPIED, sum(p.nbytes for p in model.parameters()))
-    return measure_machine(model.device, dtype, TRIAL_SECONDS, copied)
+    kind = model.device.type
+    trial = TRIAL_SECONDS[kind], copied, TRIAL_PRODUCTS[kind]
+    return measure_machine(model.device, dtype, *trial)
 
 
 def step_seconds(
@@ -306,7 +311,7 @@ def seconds_each(
         torch.autograd.grad(run().sum(), inputs, allow_unused=True)
 
     return tuple(
-        fastest(call, device, TRIAL_SECONDS) / tokens
+        fastest(call, device, TRIAL_SECONDS[device.type]) / tokens
         for call in (torch.no_grad()(run), learn)
     )
 

@@ -25,16 +25,21 @@ def simulated(rng, seeds, clusters, size, of_seeds, of_problems, of_clusters, re
     return d, names, (MU + a.mean(), MU + b.mean(), MU)
 
 
+SHAPES = [
+    (5, 100, 1, 0.0, 0.3, 0.0, 0.3),
+    (5, 50, 4, 0.02, 0.2, 0.2, 0.3),
+    (3, 200, 1, 0.03, 0.3, 0.0, 0.3),
+]
+MORE_SHAPES = [
+    (5, 100, 1, 0.02, 0.3, 0.0, 0.3),
+    (10, 100, 2, 0.01, 0.3, 0.1, 0.3),
+    (5, 30, 2, 0.1, 0.3, 0.1, 0.3),
+]
+
+
 @pytest.mark.parametrize(
     "shape",
-    [
-        (5, 100, 1, 0.02, 0.3, 0.0, 0.3),
-        (5, 100, 1, 0.0, 0.3, 0.0, 0.3),
-        (5, 50, 4, 0.02, 0.2, 0.2, 0.3),
-        (3, 200, 1, 0.03, 0.3, 0.0, 0.3),
-        (10, 100, 2, 0.01, 0.3, 0.1, 0.3),
-        (5, 30, 2, 0.1, 0.3, 0.1, 0.3),
-    ],
+    [*SHAPES, *(pytest.param(shape, marks=pytest.mark.slow) for shape in MORE_SHAPES)],
     ids=str,
 )
 def test_of_a_hundred_intervals_ninety_five_hold_the_truth(shape):

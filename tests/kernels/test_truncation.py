@@ -196,7 +196,13 @@ def test_the_ends_of_the_unit_interval(kernel_device, form, edge):
 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize(
-    "options", [(3, 1.0, 0.0), (0, 0.8, 0.0), (0, 1.0, 0.1), (3, 0.8, 0.1)]
+    "options",
+    [
+        pytest.param((3, 1.0, 0.0), marks=pytest.mark.slow),
+        pytest.param((0, 0.8, 0.0), marks=pytest.mark.slow),
+        pytest.param((0, 1.0, 0.1), marks=pytest.mark.slow),
+        (3, 0.8, 0.1),
+    ],
 )
 def test_logits_that_are_no_numbers(kernel_device, form, options):
     logits, u = problem(2, 3, 300, torch.float32, kernel_device)

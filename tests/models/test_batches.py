@@ -42,7 +42,7 @@ FIXED = [
     Example([3, 5, 7], [11, 14, 15]),
 ]
 property_test = settings(
-    max_examples=40,
+    max_examples=20,
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )

@@ -40,8 +40,10 @@ def test_it_starts_with_the_first_question_and_stays(worker: Worker):
 
 
 def test_a_hanging_question_is_answered_false_and_the_next_one_works(worker: Worker):
+    usual, worker.seconds = worker.seconds, 0.3
     assert worker.ask(HANGS) is False
     assert worker.process is None
+    worker.seconds = usual
     assert worker.ask(QUESTION) is True
     assert worker.starts == 2
 

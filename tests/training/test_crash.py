@@ -255,8 +255,16 @@ def test_killed_twenty_times(nursery, unbroken, tmp_path, by):
     assert_same(run, whole)
 
 
-@pytest.mark.parametrize("script", ["train_sft", "train_grpo"])
-@pytest.mark.parametrize("best", ["true", "false"])
+def of_each(*pairs: tuple[str, Any]) -> list[Any]:
+    """Pairs of a script and a value; that a script has the other value takes long."""
+    scripts = {"train_sft": "train_grpo", "train_grpo": "train_sft"}
+    others = [(scripts[script], value) for script, value in pairs]
+    return [*pairs, *(pytest.param(*other, marks=pytest.mark.slow) for other in others)]
+
+
+@pytest.mark.parametrize(
+    ("script", "best"), of_each(("train_sft", "true"), ("train_grpo", "false"))
+)
 def test_three_and_three_steps_are_six(nursery, tmp_path, script, best):
     words = [f"run.keep_best={best}", "run.keep_last=1", "run.eval_every=1"]
     places = [f"run.directory={tmp_path}/{name}" for name in ("whole", "parts")]
@@ -266,8 +274,9 @@ def test_three_and_three_steps_are_six(nursery, tmp_path, script, best):
     assert_same(tmp_path / "parts" / "run", tmp_path / "whole" / "run")
 
 
-@pytest.mark.parametrize("threads", [1, 2])
-@pytest.mark.parametrize("script", ["train_sft", "train_grpo"])
+@pytest.mark.parametrize(
+    ("script", "threads"), of_each(("train_sft", 1), ("train_grpo", 2))
+)
 def test_the_same_command_gives_the_same_bits(nursery, tmp_path, script, threads):
     for name in "ab":
         nursery.well(

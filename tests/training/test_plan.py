@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -156,7 +157,7 @@ print(json.dumps([found, plan.step_bytes(model, optimizer, cut)]))
     "sizes",
     [
         (64, 128, 6, 512, 40, 128, 0),  # layers are nearly all
-        (90_000, 256, 1, 256, 12, 128, 700),  # logits, gradients, and the lm_head's own
+        (90_000, 256, 1, 256, 6, 128, 700),  # logits, gradients, and the lm_head's own
     ],
     ids=["layers", "vocabulary"],
 )
@@ -263,6 +264,16 @@ def test_a_trial_leaves_model_and_gradients_as_they_were():
     assert found > 0
     assert all(p.grad is None for p in model.parameters())
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_small_models_trial_is_short():
+    """A run of a few steps starts at once."""
+    model = Transformer(SHAPE).init_weights(0)
+    optimizer = Optimizer(model, 0.0, (0.9, 0.95), 1e-8, 1.0)
+    began = time.process_time()
+    machine = plan.machine_of(model, torch.float32)
+    plan.step_seconds(model, optimizer, GROUPS, 0, (1, 1), machine)
+    assert time.process_time() - began < 0.25
 
 
 def test_seconds_of_sampling_grow_with_rounds(tiny_sampler):

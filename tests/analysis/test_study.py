@@ -28,7 +28,7 @@ from nanomath.analysis.measures import less, measured
 from nanomath.analysis.pool import Pool
 from nanomath.analysis.results import as_json, as_table, collect, warnings
 from nanomath.analysis.runs import read_run
-from nanomath.analysis.study import RUNS, read_study, study_of
+from nanomath.analysis.study import RUNS, study_of
 from nanomath.commands import study as command
 from nanomath.commands.study import check_measures, check_room, sight
 

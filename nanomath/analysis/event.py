@@ -28,7 +28,8 @@ from nanomath.analysis.study import Study
 from nanomath.analysis.survival import Runs, Series
 from nanomath.training.alarms import WINDOW, lasting
 
-HEAD = ["runs", "had it", "share (95%)", "mean step", "p (Holm)", ""]
+COLUMNS = ("axis", "level", "runs", "had it", "share (95%)", "mean step", "p (Holm)", "")
+WARNINGS = ("measure", "warning", "hits (95%)", "false alarms (95%)", "lead", "first in")
 
 
 @dataclass(frozen=True)
@@ -47,51 +48,33 @@ class Event:
         every = [ends for (arm, _), ends in self.found.items() if arm in arms]
         return Runs.of([step for step, _ in every], [last for _, last in every])
 
-    def groups(self) -> dict[str, dict[str, list[str]]]:
-        """The arms at each level of each axis; of a study without axes, each arm, under ""."""
-        arms = [arm for arm in self.study.arms if len(self.runs(arm).steps)]
-        if not self.study.levels:
-            return {"": {arm: [arm] for arm in arms}}
-        found: dict[str, dict[str, list[str]]] = {}
-        for arm in arms:
-            for axis, level in self.study.levels[arm].items():
-                found.setdefault(axis, {}).setdefault(level, []).append(arm)
-        return found
-
-    def arm_tests(self) -> dict[str, float]:
-        """The p of each arm against the baseline."""
-        base = self.runs(self.study.baseline)
-        others = {a: self.runs(a) for a in self.study.arms if a != self.study.baseline}
-        enough = {
-            a: runs for a, runs in others.items() if len(runs.steps) and len(base.steps)
-        }
-        return {arm: survival.log_rank([(runs, base)]) for arm, runs in enough.items()}
-
-    def axis_tests(self) -> dict[tuple[str, str], float]:
-        """The p of each level of each axis against the baseline's level, all else equal: the
-        strata are the arms that are alike in the other axes.
+    def group(
+        self, axis: str, places: Mapping[str, Mapping[str, str]]
+    ) -> dict[str, Any]:
+        """What became of the runs at each level of an axis, and the test of each against the
+        baseline's level all else equal: strata are arms that are alike in the other axes.
         """
-        found = {}
-        for axis, levels in self.groups().items():
-            usual = self.study.levels.get(self.study.baseline, {}).get(axis)
-            for level in levels:
-                if level != usual and (strata := self._strata(axis, level, usual)):
-                    found[axis, level] = survival.log_rank(strata)
+        usual = places[self.study.baseline][axis]
+        tau = survival.horizon(self.runs(*self.study.arms))
+        found: dict[str, Any] = {}
+        p = {}
+        for level in dict.fromkeys(place[axis] for place in places.values()):
+            arms = [arm for arm, place in places.items() if place[axis] == level]
+            if not len((runs := self.runs(*arms)).steps):
+                continue
+            found[level] = summary(runs, tau)
+            strata = [
+                (self.runs(arm), self.runs(other))
+                for arm in arms
+                for other, place in places.items()
+                if place == {**places[arm], axis: usual}
+            ]
+            strata = [(a, b) for a, b in strata if len(a.steps) and len(b.steps)]
+            if level != usual and strata:
+                p[level] = survival.log_rank(strata)
+        for level, corrected in statistics.holm(p).items():
+            found[level] |= {"p": p[level], "p_holm": corrected}
         return found
-
-    def _strata(
-        self, axis: str, level: str, usual: str | None
-    ) -> list[tuple[Runs, Runs]]:
-        known = self.study.levels
-        pairs = [
-            (self.runs(a), self.runs(b))
-            for a in self.study.arms
-            for b in self.study.arms
-            if known
-            and known[a][axis] == level
-            and known[b] == {**known[a], axis: usual}
-        ]
-        return [(a, b) for a, b in pairs if len(a.steps) and len(b.steps)]
 
     def announced(self) -> dict[str, dict[str, Any]]:
         """What the warnings are worth, the best first."""
@@ -110,28 +93,16 @@ class Event:
 
     @cached_property
     def table(self) -> dict[str, Any]:
-        """Every number with its cell, for results.json."""
+        """Every number with its cell, for results.json: "axes" has the arms as the axis "arm"."""
         if not self.found:
             return {}
-        study = self.study
-        stage = study.event["alarm"].split(".")[0]
-        tau = survival.horizon([self.runs(*study.arms)])
-        named = {a: self.runs(a) for a in study.arms}
-        arms = {a: summary(runs, tau) for a, runs in named.items() if len(runs.steps)}
-        axes = {
-            axis: {level: summary(self.runs(*of), tau) for level, of in levels.items()}
-            for axis, levels in self.groups().items()
-            if axis
-        }
-        tests = self.arm_tests()
-        for arm, corrected in statistics.holm(tests).items():
-            arms[arm] |= {"p": tests[arm], "p_holm": corrected}
-        tests = self.axis_tests()
-        for (axis, level), corrected in statistics.holm(tests).items():
-            axes[axis][level] |= {"p": tests[axis, level], "p_holm": corrected}
+        arms = self.study.arms
+        stage = self.study.event["alarm"].split(".")[0]
+        every = [{arm: {"arm": arm} for arm in arms}]
+        if self.study.levels:
+            every.append({arm: self.study.levels[arm] for arm in arms})
         return {
-            "alarm": study.event["alarm"],
-            "horizon": tau,
+            "alarm": self.study.event["alarm"],
             "values": {
                 f"{arm}, seed {seed}": {
                     "cell": self.chains[arm, seed][stage].name,
@@ -140,8 +111,11 @@ class Event:
                 }
                 for (arm, seed), (step, last) in self.found.items()
             },
-            "arms": arms,
-            "axes": axes,
+            "axes": {
+                axis: self.group(axis, places)
+                for places in every
+                for axis in places[self.study.baseline]
+            },
             "announced": self.announced(),
         }
 
@@ -205,28 +179,30 @@ def as_lines(event: Event) -> list[str]:
     table = event.table
     if not table:
         return []
-    study = event.study
-    lines = [f"## When {table['alarm']} began that lasted", "", *_head("arm")]
-    lines += [
-        _row([arm], found, arm == study.baseline) for arm, found in table["arms"].items()
-    ]
-    usual = study.levels.get(study.baseline, {})
-    if table["axes"]:
-        lines += ["", "Each axis, all else equal:", "", *_head("axis", "level")]
+    usual = {
+        "arm": event.study.baseline,
+        **event.study.levels.get(event.study.baseline, {}),
+    }
+    lines = [f"## When {table['alarm']} began that lasted", "", *_head(*COLUMNS)]
     for axis, levels in table["axes"].items():
-        lines += [
-            _row([axis, level], found, level == usual[axis])
-            for level, found in levels.items()
-        ]
-    lines += [
+        for level, found in levels.items():
+            told = "told apart" if found.get("p_holm", 1.0) < 0.05 else "not told apart"
+            told = told if "p_holm" in found else "no comparison"
+            cells = [axis, level, str(found["runs"]), str(found["had_it"])]
+            cells += [_share(found["share"]), f"{found['mean']:.0f}"]
+            cells += [f"{found['p_holm']:.3g}" if "p_holm" in found else ""]
+            cells += ["baseline" if level == usual[axis] else told]
+            lines.append("| " + " | ".join(cells) + " |")
+    return [
+        *lines,
         "",
-        f"Means are of the steps until {table['horizon']}, up to which every run without it was "
-        "watched. p: log-rank, by permutation of the runs.",
+        "p: log-rank, by permutation of the runs, corrected within the axis; of an axis all else "
+        "equal. Mean: of a run without it, the last step that all of these were watched to.",
         "",
-        reach(study),
+        reach(event.study),
         "",
+        *_announced(event),
     ]
-    return lines + _announced(event)
 
 
 def reach(study: Study) -> str:
@@ -242,22 +218,7 @@ def reach(study: Study) -> str:
 
 
 def _head(*names: str) -> list[str]:
-    columns = [*names, *HEAD]
-    return ["| " + " | ".join(columns) + " |", "|---" * len(columns) + "|"]
-
-
-def _row(names: list[str], found: Mapping[str, Any], is_usual: bool) -> str:
-    told = "told apart" if found.get("p_holm", 1.0) < 0.05 else "not told apart"
-    cells = [
-        *names,
-        str(found["runs"]),
-        str(found["had_it"]),
-        _share(found["share"]),
-        f"{found['mean']:.0f}",
-        f"{found['p_holm']:.3g}" if "p_holm" in found else "",
-        "baseline" if is_usual else told if "p_holm" in found else "no comparison",
-    ]
-    return "| " + " | ".join(cells) + " |"
+    return ["| " + " | ".join(names) + " |", "|---" * len(names) + "|"]
 
 
 def _share(score: Score) -> str:
@@ -281,8 +242,7 @@ def _announced(event: Event) -> list[str]:
         f"The thresholds are those that do best with the seeds {seeds}; the other seeds judge "
         f"them. Measures are means of the last {WINDOW} steps.",
         "",
-        "| measure | warning | hits (95%) | false alarms (95%) | steps before, median | first in |",
-        "|---|---|---|---|---|---|",
+        *_head(*WARNINGS),
     ]
     firsts = first_in(announced)
     for name, found in announced.items():
@@ -293,7 +253,7 @@ def _announced(event: Event) -> list[str]:
     return [
         *lines,
         "",
-        "First in: the runs in which no other warning came before it.",
+        "Lead: steps before, the median of the hits. First in: runs without a sooner warning.",
         "",
     ]
 

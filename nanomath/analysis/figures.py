@@ -19,7 +19,6 @@ from nanomath.analysis.event import Event
 from nanomath.analysis.results import Results, is_share
 from nanomath.analysis.runs import read_run
 from nanomath.analysis.statistics import FEWEST_SEEDS, t_quantile
-from nanomath.analysis.survival import kaplan_meier
 from nanomath.data.files import check_file
 
 FORMS = ("png", "svg")
@@ -190,39 +189,35 @@ def lines(
 
 
 def survival_curves(event: Event) -> Any:
-    """A panel for each axis, or one of all arms: the share of the runs without the event by step.
-    Ticks are the ends of runs that never had it.
-    """
+    """A panel for each axis, or one of all arms: the share of the runs without the event."""
     import matplotlib.pyplot as plt
 
-    panels = event.groups()
+    panels = dict(event.table["axes"])
+    if len(panels) > 1:
+        del panels["arm"]
+    end = max(last for _, last in event.found.values())
     figure, several = plt.subplots(
         len(panels),
         figsize=(6.4, 3.2 * len(panels)),
         squeeze=False,
         layout="constrained",
     )
-    for axes, (axis, groups) in zip(several[:, 0], panels.items(), strict=True):
-        for number, (label, arms) in enumerate(groups.items()):
-            runs = event.runs(*arms)
-            steps, share = kaplan_meier(runs)
-            look = {"color": f"C{number}", "linestyle": DASHES[number % len(DASHES)]}
+    for axes, (axis, levels) in zip(several[:, 0], panels.items(), strict=True):
+        for number, (level, found) in enumerate(levels.items()):
             axes.step(
-                [0, *steps, int(runs.steps.max())],
-                [1.0, *share, ([1.0] + share)[-1]],
+                [0, *found["steps"], end],
+                [*(shares := [1.0, *found["without"]]), shares[-1]],
+                DASHES[number % len(DASHES)],
                 where="post",
                 marker=MARKS[number % len(MARKS)],
                 markersize=4,
-                label=f"{label} ({int(runs.happened.sum())} of {len(runs.steps)})",
-                **look,
+                label=f"{level} ({found['had_it']} of {found['runs']})",
             )
-            ends = runs.steps[~runs.happened]
-            axes.plot(ends, [([1.0] + share)[-1]] * len(ends), "|", color="0.15")
         axes.set_ylim(0, 1.05)
         axes.set_title(axis, loc="left", fontsize=9)
         axes.set_ylabel("share of the runs without it")
         axes.legend(frameon=False, fontsize=8)
-    several[-1, 0].set_xlabel(f"step ({event.study.event['alarm']})")
+    several[-1, 0].set_xlabel(f"step ({event.table['alarm']})")
     return figure
 
 

@@ -66,10 +66,10 @@ def kaplan_meier(runs: Runs) -> tuple[list[int], list[float]]:
     ].tolist()
 
 
-def horizon(runs: Sequence[Runs]) -> int:
+def horizon(runs: Runs) -> int:
     """The last step up to which all runs were watched that had no event."""
-    ends = [int(steps) for r in runs for steps in r.steps[~r.happened]]
-    return min(ends) if ends else max(int(r.steps.max()) for r in runs)
+    ends = runs.steps[~runs.happened]
+    return int(ends.min() if len(ends) else runs.steps.max())
 
 
 def log_rank_scores(runs: Runs) -> Vector:

@@ -110,10 +110,8 @@ def test_one_stratum_drawn_is_about_one_stratum_counted(monkeypatch):
 
 
 def test_the_mean_is_of_steps_that_every_run_was_watched():
-    assert (
-        survival.horizon([Runs.of([20, None], [0, 300]), Runs.of([None], [400])]) == 300
-    )
-    assert survival.horizon([Runs.of([20, 70], [0, 0])]) == 70
+    assert survival.horizon(Runs.of([20, None, None], [0, 300, 400])) == 300
+    assert survival.horizon(Runs.of([20, 70], [0, 0])) == 70
 
 
 def test_wilson_by_hand():

@@ -452,7 +452,7 @@ QUESTION = "Tom has 8 pens."
         (np.array([5, 6], dtype=np.uint16), [[5, 6]]),
         ([np.array([5, 6]), [np.int64(7)]], [[5, 6], [7]]),
         ([np.int32(5), torch.tensor(6)], [[5, 6]]),
-        (iter([[5, 6], [7]]), [[5, 6], [7]]),
+        pytest.param(iter([[5, 6], [7]]), [[5, 6], [7]], id="an iterator"),
         (QUESTION, [QUESTION]),
         ([QUESTION, [5]], [QUESTION, [5]]),
     ],

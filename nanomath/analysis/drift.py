@@ -60,6 +60,7 @@ from nanomath.models.batches import (
 )
 from nanomath.models.hf_names import hf_slices
 from nanomath.models.scores import response_scores
+from nanomath.rollout.known import encode_response
 
 Array = NDArray[np.float64]
 
@@ -261,7 +262,7 @@ def text_shift(
     sums = []
     for (model, tokenizer), asked in zip(models, prompts, strict=True):
         examples = [
-            Example(p, tokenizer.encode_response(t))
+            Example(p, encode_response(tokenizer, t))
             for p, t in zip(asked, texts, strict=True)
         ]
         logprobs, _ = response_scores(model, examples, TOKENS, temperature)

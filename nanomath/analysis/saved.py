@@ -17,7 +17,7 @@ from nanomath.data.files import json_line
 from nanomath.data.problem import Problem
 from nanomath.data.problem_sets import read_records
 from nanomath.models.tokenizer import Tokenizer
-from nanomath.rollout.known import spells
+from nanomath.rollout.known import encode_response, spells
 from nanomath.rollout.sampler import Completion
 
 TEXTS = ("problem", "question", "text", "finish_reason")
@@ -83,7 +83,7 @@ def _tokens(record: dict[str, Any], place: str, tokenizer: Tokenizer) -> list[in
     text = record["text"]
     if "ids" not in record:
         ended = record["finish_reason"] == "eos"
-        return [*tokenizer.encode_response(text), *[tokenizer.eos_id] * ended] or [
+        return [*encode_response(tokenizer, text), *[tokenizer.eos_id] * ended] or [
             tokenizer.eos_id
         ]
     ids = record["ids"]

@@ -11,7 +11,6 @@ transformers neither.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import cached_property
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -86,25 +85,6 @@ class Tokenizer:
         beginning-of-sequence token of Llama, nothing for Qwen).
         """
         return self.backend.encode(text, add_special_tokens=add_special_tokens).ids
-
-    def encode_response(self, text: str) -> list[int]:
-        """Return the token ids of a text that goes on after a prompt.
-
-        Tokenizers of SentencePiece's kind put a space before a text, which within a text is not
-        there: these are the tokens that the text has on a line of its own, if they spell it.
-        """
-        alone = self.encode(text)
-        if not self._adds_space:
-            return alone
-        after = self._on_a_line(text)
-        return after if self.decode(after) == self.decode(alone) else alone
-
-    @cached_property
-    def _adds_space(self) -> bool:
-        return self._on_a_line("a") != self.encode("a")
-
-    def _on_a_line(self, text: str) -> list[int]:
-        return self.encode(f"\n{text}")[len(self.encode("\n")) :]
 
     def decode(self, ids: Sequence[int], skip_special: bool = True) -> str:
         """Return the text of `ids`, by default without special tokens.

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -142,8 +143,30 @@ def spells(tokenizer: Tokenizer, tokens: Any, text: str, reason: str) -> bool:
 
 def certain(text: str, tokenizer: Tokenizer, finish_reason: str = "eos") -> Completion:
     """Return a text as a completion that ends with the eos, or was cut off ("length")."""
-    tokens = tokenizer.encode_response(text)
+    tokens = encode_response(tokenizer, text)
     if finish_reason != "length":
         tokens = [*tokens, tokenizer.eos_id]
     logprobs = [0.0] * len(tokens)
     return Completion(0, 0, tokens, logprobs, logprobs, text, finish_reason)
+
+
+def encode_response(tokenizer: Tokenizer, text: str) -> list[int]:
+    """Return the token ids of a text that goes on after a prompt.
+
+    Tokenizers of SentencePiece's kind put a space before a text, which within a text is not
+    there: these are the tokens that the text has on a line of its own, if they spell it.
+    """
+    alone = tokenizer.encode(text)
+    if not _adds_space(tokenizer):
+        return alone
+    after = _on_a_line(tokenizer, text)
+    return after if tokenizer.decode(after) == tokenizer.decode(alone) else alone
+
+
+@lru_cache(maxsize=4)
+def _adds_space(tokenizer: Tokenizer) -> bool:
+    return _on_a_line(tokenizer, "a") != tokenizer.encode("a")
+
+
+def _on_a_line(tokenizer: Tokenizer, text: str) -> list[int]:
+    return tokenizer.encode(f"\n{text}")[len(tokenizer.encode("\n")) :]

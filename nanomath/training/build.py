@@ -44,6 +44,7 @@ from nanomath.process.prm import (
 from nanomath.process.rewards import ProcessReward, VerifiedReward
 from nanomath.rewards import RewardSet
 from nanomath.rollout import Sampler, Scorer
+from nanomath.rollout.known import encode_response
 from nanomath.training import ranks
 from nanomath.training.arithmetic import settle
 from nanomath.training.loop import say
@@ -285,7 +286,7 @@ def encode_examples(
     start = tokenizer.encode("", add_special_tokens=True) or [tokenizer.eos_id]
     for problem in problems:
         response = [
-            *tokenizer.encode_response(render_response(problem, template)),
+            *encode_response(tokenizer, render_response(problem, template)),
             tokenizer.eos_id,
         ]
         prompt = (

@@ -43,6 +43,7 @@ from nanomath.rollout.hints import (
     beginning,
     upper_reward,
 )
+from nanomath.rollout.known import encode_response
 from nanomath.rollout.sampler import Progress
 from nanomath.training import ranks
 from nanomath.training.sharding import whole
@@ -162,7 +163,7 @@ class Hints:
             level,
             text,
             bare,
-            self.trainer.tokenizer.encode_response(text) if assistant else [],
+            encode_response(self.trainer.tokenizer, text) if assistant else [],
         )
 
     def prompt(self, problem: Problem, hint: Hint) -> list[int]:

@@ -981,7 +981,7 @@ def test_the_dose_that_halves_the_headline(stand_in):
     assert results.halving() == statistics.halving_dose([0, 4, 64], curves)
     assert f"{measure} is half of what it is at the least dose at" in as_table(results)
     assert json.loads(as_json(results))["halved at"]["mean"] == results.halving().mean
-    assert results.over_doses() == pytest.approx(curves.tolist())
+    assert np.array(results.over_doses()) == pytest.approx(curves)
     drawn = figures.draw(results, pool.directory, pool.directory.parent)
     assert drawn[-2].name == "doses.png"
     assert collect(*stand_in()[:3]).halving() is None

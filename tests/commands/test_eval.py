@@ -12,7 +12,7 @@ import pytest
 
 from nanomath.__main__ import main
 from nanomath.analysis.cells import in_order, make_cells
-from nanomath.analysis.measures import measured
+from nanomath.analysis.measures import measured, terms
 from nanomath.analysis.study import study_of
 from nanomath.commands import eval as command
 from nanomath.process.rewards import AGGREGATES
@@ -284,9 +284,8 @@ def test_what_studies_measure_of_answers_is_found(call, model_directory, tmp_pat
     for name, text in [*shipped, *(("page", one) for one in shown)]:
         study = study_of(name, tomllib.loads(text))
         for stage in study.stages.values():
-            names = [
-                m.split(".", 1)[1] for m in study.measures if m.startswith(stage.name)
-            ]
+            every = (term for measure in study.measures for term in terms(measure))
+            names = list(dict.fromkeys(name for of, name in every if of == stage.name))
             if stage.run != "eval" or not names:
                 continue
             keys = {**stage.keys, "problems.limit": 14, "problems.world.shots": 0}

@@ -19,7 +19,7 @@ from nanomath.data.prompts import PromptTemplate
 from nanomath.models import Tokenizer, load_model, load_tokenizer
 from nanomath.process.steps import steps_of, texts_of
 from nanomath.rollout import Sampler
-from nanomath.rollout.known import certain
+from nanomath.rollout.known import certain, encode_response
 from nanomath.rollout.stops import text_before_stop
 from nanomath.training.build import encode_examples, encode_prompt
 
@@ -192,7 +192,7 @@ def test_a_solution_has_the_tokens_that_it_has_after_its_prompt(solution, tokeni
 def test_half_a_character_is_not_text_yet(tokenizer):
     """A character of four bytes: until the last of them nothing is cut, and no step ends."""
     text = "🍎です。\n\n答えは8"
-    ids = tokenizer.encode_response(text)
+    ids = encode_response(tokenizer, text)
     pieces = [tokenizer.backend.id_to_token(i) for i in ids]
     assert pieces[:4] == ["<0xF0>", "<0x9F>", "<0x8D>", "<0x8E>"]
     for count in (1, 2, 3):

@@ -88,6 +88,7 @@ def test_metrics_are_means():
             "length/truncated": 9.0,
             "truncated": 0.25,
             "repetition": (0 + 0 + 2 / 3 + 5 / 6) / 4,  # of its n-grams of four tokens
+            **{f"language/{name}": 0.0 for name in ("en", "ja", "mixed")},
         }
     )
     assert (

@@ -28,6 +28,7 @@ GRPO = {
         "advantage": "reward",
         "samples": "all",
         "preference_beta": 0.1,
+        "loss": "",
     },
     **{
         "ratio": "token",

@@ -101,7 +101,7 @@ def test_advantages_that_point_the_wrong_way(tmp_path):
         ({"flat_groups": 0.8, "all_wrong": 0.7}, "problems are too hard", "warning"),
         (
             {"flat_groups": 0.8, "all_wrong": 0.7, "truncated": 0.5},
-            "problems are too long (50% of the completions were cut)",
+            "problems are too long (45% of the completions were cut)",
             "warning",
         ),
         ({"entropy": 0.01}, "hardly explores", "warning"),

@@ -490,7 +490,7 @@ def test_what_cannot_be_measured(
         (lambda r: r.update(problem="z"), (), "completions of other problems: 'a'"),
         (lambda r: r.update(question="?"), (), "asks something else"),
         (
-            lambda r: r.update(ids=r["ids"] * 40, text=""),
+            lambda r: r.update(ids=r["ids"] * 40, text="", finish_reason="stop"),
             ("confidence.measures=mean_logprob",),
             "context holds 192",
         ),

@@ -133,24 +133,24 @@ def wilson(hits: int, of: int) -> Score:
 
 
 @dataclass(frozen=True)
-class Warning:
-    """A rule: the smoothed measure (less its first value, if `change`) is above `threshold`, or
+class Threshold:
+    """A rule: the smoothed measure (less its first value, if `change`) is above `value`, or
     below it if `sign` is -1.
     """
 
     sign: int
     change: bool
-    threshold: float
+    value: float
 
     def first(self, series: Series) -> int | None:
         """The step at which it is first so."""
         steps, values = seen(series, self.sign, self.change)
-        above = np.flatnonzero(values > self.sign * self.threshold)
+        above = np.flatnonzero(values > self.sign * self.value)
         return int(steps[above[0]]) if len(above) else None
 
     def __str__(self) -> str:
         side = "above" if self.sign > 0 else "below"
-        value = f"{self.threshold:{'+' if self.change else ''}.3g}"
+        value = f"{self.value:{'+' if self.change else ''}.3g}"
         return f"{side} {'start ' if self.change else ''}{value}"
 
 
@@ -167,12 +167,12 @@ def seen(series: Series, sign: int, change: bool) -> tuple[NDArray[np.int64], Ve
 
 def choose(
     series: Sequence[Series], events: Sequence[int | None], ahead: int
-) -> Warning:
+) -> Threshold:
     """The warning with the most hits less false alarms, as shares, in these runs; of equal ones
     the first of: above, below; the value, its change.
     """
     happened = np.array([event is not None for event in events])
-    best = (-1.0, Warning(1, False, np.inf))
+    best = (-1.0, Threshold(1, False, np.inf))
     for sign, change in ((1, False), (-1, False), (1, True), (-1, True)):
         looks = [seen(one, sign, change) for one in series]
         peaks = np.array(
@@ -182,7 +182,7 @@ def choose(
             warned = peaks > threshold
             gain = warned[happened].mean() - warned[~happened].mean()
             if gain > best[0] + 1e-9:
-                best = (gain, Warning(sign, change, sign * float(threshold)))
+                best = (gain, Threshold(sign, change, sign * float(threshold)))
     return best[1]
 
 

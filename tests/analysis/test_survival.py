@@ -11,7 +11,7 @@ import pytest
 
 pytest.importorskip("scipy")
 from nanomath.analysis import survival
-from nanomath.analysis.survival import Runs, Warning, announcements, log_rank, wilson
+from nanomath.analysis.survival import Runs, Threshold, announcements, log_rank, wilson
 
 # Weeks of remission of 42 patients (Freireich et al., Blood 21, 1963): 6-MP, events and censored;
 # placebo, all of them events.
@@ -159,10 +159,10 @@ def test_what_comes_too_late_or_means_nothing_is_no_hit():
     found = announcements(measures, EVENTS, HALF, 20)
     for worth in found.values():
         assert worth["hits"].mean - worth["false_alarms"].mean < 0.7
-    assert Warning(1, False, 0.5).first(measures["late"][0]) > 130
-    assert Warning(1, False, 5.0).first(measures["late"][0]) is None
+    assert Threshold(1, False, 0.5).first(measures["late"][0]) > 130
+    assert Threshold(1, False, 5.0).first(measures["late"][0]) is None
     assert (
-        Warning(1, False, 0.0).first((STEPS[:5], [1.0] * 5)) is None
+        Threshold(1, False, 0.0).first((STEPS[:5], [1.0] * 5)) is None
     )  # no window is full
 
 

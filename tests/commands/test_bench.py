@@ -73,6 +73,7 @@ def patched(monkeypatch):
         *((training.policy_step, "response_states"), (torch.Tensor, "backward")),
         *((training.policy_step, "states_logprobs"), (training.Optimizer, "step")),
         *((training.sft, "response_states"), (training.sft, "states_logprobs")),
+        (training.Sampler, "generate"),
     ):
         monkeypatch.setattr(owner, name, getattr(owner, name))
 
@@ -201,7 +202,7 @@ def test_prompts_are_those_of_groups():
     assert len(set(prompts)) == 2 and prompts == [prompts[0]] * 3 + [prompts[3]] * 3
 
 
-def test_trl_makes_the_same_step(tmp_path, monkeypatch):
+def test_trl_makes_the_same_step(patched, monkeypatch):
     """The gradient has the same norm, at once and in micro-batches."""
     pytest.importorskip("trl")
     from accelerate import Accelerator
@@ -223,7 +224,7 @@ def test_trl_makes_the_same_step(tmp_path, monkeypatch):
         norms.clear()
 
 
-def test_a_step_may_begin_by_sampling(monkeypatch):
+def test_a_step_may_begin_by_sampling(patched, monkeypatch):
     drawn = []
     generate = training.Sampler.generate
 

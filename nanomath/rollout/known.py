@@ -135,7 +135,9 @@ def _sample(
 def spells(tokenizer: Tokenizer, tokens: Any, text: str, reason: str) -> bool:
     """Return whether the tokens of a sample are this tokenizer's: whether they make its text."""
     known = range(tokenizer.vocab_size)
-    if not isinstance(tokens, list) or not all(token in known for token in tokens):
+    if not isinstance(tokens, list) or not all(
+        type(token) is int and token in known for token in tokens
+    ):
         return False
     decoded = tokenizer.decode(tokens)
     return decoded.startswith(text) if reason == "stop" else decoded == text

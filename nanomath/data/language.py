@@ -20,7 +20,7 @@ from statistics import fmean
 
 LANGUAGES = ("en", "ja")
 MIXED = 0.1
-COMMAND = re.compile(r"\\[A-Za-z]+")
+COMMAND = re.compile(r"\\(?:begin|end)\{\w+\*?\}|\\[A-Za-z]+")
 LATIN = re.compile("[A-Za-zÀ-ÖØ-öø-ɏＡ-Ｚａ-ｚ]{2,}")
 # 々〆〇, hiragana, katakana without the middle dot, kanji of all blocks, narrow katakana.
 JAPANESE = re.compile(

@@ -88,7 +88,9 @@ _SAYS_MORE = re.compile(
     r"\d|\b(?:not|no|never|neither|nor|except|without|half|twice|double|minus|wrong|false|doubt"
     r"|unless)\b|n't\b"
 )
-_NUMBER = re.compile(r"-?(?:\d+(?:,\d{3})+|\d+)(?:\.\d+)?(?:/\d+)?")
+_NUMBER = re.compile(
+    r"-?(?:\d+(?:,\d{3})+|\d+)(?:\.\d+)?(?:/\d+)?(?:[十百千万億兆][\d,十百千万億兆]*)?"
+)
 
 
 class Box(NamedTuple):

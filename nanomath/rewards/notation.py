@@ -147,17 +147,20 @@ _RULES = [
         (r" +", " "),
     ]
 ]
-# A number that is written in kanji, all of it or with digits; "一次" and "三角形" are none.
-_KANJI_DIGITS = {
-    ord(kanji): str(n) for n, kanji in enumerate("〇一二三四五六七八九")
-} | {ord(","): None}
-_TENS = {"十": 10, "百": 100, "千": 1000}
-_MYRIADS = {"万": 10**4, "億": 10**8, "兆": 10**12}
-_KANJI = "".join(map(chr, _KANJI_DIGITS))[:-1] + "".join(_TENS) + "".join(_MYRIADS)
-_KANJI_NUMBER = re.compile(
-    rf"^(-?)((?:[\d.]|,\d{{3}}(?!\d)|[{_KANJI}])*[{_KANJI}]\d*)"
-    r"(?=$|[\s個本枚人円つ冊匹羽頭台回歳才年日時秒度%\\.]|ドル|ユーロ|メートル|[kcm]?[mg]$)"
+# A number that is written in kanji, all of it or with digits, and nothing but what it counts:
+# "一次", "三角形", "二三百" (two or three hundred) and "三個と五個" are none.
+_KANJI_UNITS = dict(
+    zip("兆億万千百十", (10**12, 10**8, 10**4, 1000, 100, 10), strict=True)
 )
+_DIGIT = "〇一二三四五六七八九"
+_KANJI_DIGITS = str.maketrans(_DIGIT, "0123456789", ",")
+_KANJI = _DIGIT + "".join(_KANJI_UNITS)
+_KANJI_NUMBER = re.compile(
+    rf"^(-?)([\d.,{_KANJI}]*[{_KANJI}][\d,]*)"
+    r"(?=$|[\s個本枚人円回つ冊匹羽頭台回歳才年日時秒度%\\.]|通り|ドル|ユーロ|メートル|[kcm]?[mg]$)"
+    rf"(?=[^{_KANJI}]*$)"
+)
+_COUNT = re.compile(rf"[{_DIGIT}]〇*|(?:\d{{1,3}}(?:,\d{{3}})+|\d+)(?:\.\d+)?")
 # Commands escaped twice, by JSON or a careless prompt. Never a row break, since none of the
 # names begins a cell.
 _TWICE_ESCAPED = re.compile(
@@ -194,22 +197,26 @@ def _in_digits(match: re.Match[str]) -> str:
     """A number in kanji in digits: 20000 of 2万, 120 of 百二十, 2024 of 二〇二四. What is none of
     these is left as it is.
     """
-    total = section = Fraction(0)
-    digits = None
-    text = match[2].translate(_KANJI_DIGITS)
-    for number, unit in re.findall(r"(\d+(?:\.\d+)?)|(\D)", text):
-        if number:
-            digits = Fraction(number)
-        elif unit in _TENS:
-            section += (1 if digits is None else digits) * _TENS[unit]
-            digits = None
-        elif unit in _MYRIADS and (section or digits):
-            total += (section + (digits or 0)) * _MYRIADS[unit]
-            section, digits = Fraction(0), None
-        else:
-            return match[0]
-    value = total + section + (digits or 0)
-    return f"{match[1]}{value}" if value.denominator == 1 else match[0]
+    text = match[2]
+    value = _digits(text) if set(text) <= set(_DIGIT) else _kanji_value(text)
+    return match[0] if value is None or value.denominator > 1 else f"{match[1]}{value}"
+
+
+def _kanji_value(text: str) -> Fraction | None:
+    """What counts the greatest unit, times that unit, and a rest that is less than it."""
+    for unit, size in _KANJI_UNITS.items():
+        if unit in text:
+            head, tail = text.split(unit, 1)
+            count = _kanji_value(head or "一" * (size < 10**4))
+            rest = _kanji_value(tail or "〇")
+            most = 10**4 if size >= 10**4 else 10
+            unclear = None in (count, rest) or count >= most or rest >= size
+            return None if unclear or ("." in head and tail) else count * size + rest
+    return _digits(text) if _COUNT.fullmatch(text) else None
+
+
+def _digits(text: str) -> Fraction:
+    return Fraction(text.translate(_KANJI_DIGITS))
 
 
 def _without_frame(text: str) -> str:

@@ -135,7 +135,9 @@ def _sample(
 def spells(tokenizer: Tokenizer, tokens: Any, text: str, reason: str) -> bool:
     """Return whether the tokens of a sample are this tokenizer's: whether they make its text."""
     known = range(tokenizer.vocab_size)
-    if not isinstance(tokens, list) or not all(token in known for token in tokens):
+    if not isinstance(tokens, list) or not all(
+        type(token) is int and token in known for token in tokens
+    ):
         return False
     decoded = tokenizer.decode(tokens)
     return decoded.startswith(text) if reason == "stop" else decoded == text
@@ -154,19 +156,21 @@ def encode_response(tokenizer: Tokenizer, text: str) -> list[int]:
     """Return the token ids of a text that goes on after a prompt.
 
     Tokenizers of SentencePiece's kind put a space before a text, which within a text is not
-    there: these are the tokens that the text has on a line of its own, if they spell it.
+    there: these are the tokens that the text has on a line of its own, if they spell it, or
+    after a stop, as a text does that begins with a line end.
     """
     alone = tokenizer.encode(text)
-    if not _adds_space(tokenizer):
-        return alone
-    after = _on_a_line(tokenizer, text)
-    return after if tokenizer.decode(after) == tokenizer.decode(alone) else alone
+    for before in ("\n", ".") if _adds_space(tokenizer) else ():
+        after = _after(before, tokenizer, text)
+        if tokenizer.decode(after) == tokenizer.decode(alone):
+            return after
+    return alone
 
 
 @lru_cache(maxsize=4)
 def _adds_space(tokenizer: Tokenizer) -> bool:
-    return _on_a_line(tokenizer, "a") != tokenizer.encode("a")
+    return _after("\n", tokenizer, "a") != tokenizer.encode("a")
 
 
-def _on_a_line(tokenizer: Tokenizer, text: str) -> list[int]:
-    return tokenizer.encode(f"\n{text}")[len(tokenizer.encode("\n")) :]
+def _after(before: str, tokenizer: Tokenizer, text: str) -> list[int]:
+    return tokenizer.encode(before + text)[len(tokenizer.encode(before)) :]

@@ -29,6 +29,7 @@ EN = "Getting: 42+6=48.\n\nThe answer is \\boxed{48}."
         (JA, (0, 9), "ja", False),
         ("りんごは３個です", (0, 7), "ja", False),
         ("xは3です。sinではなく\\sinの値", (3, 9), "ja", True),
+        (r"解く：\begin{align*} x \end{align*}", (0, 2), "ja", False),
         ("リンゴ ﾘﾝｺﾞ ラーメン 々", (0, 11), "ja", False),
         ("𠮷", (0, 1), "ja", False),
         ("Ｈｅｌｌｏ, naïve", (10, 0), "en", False),

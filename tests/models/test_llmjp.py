@@ -11,7 +11,15 @@ from pathlib import Path
 import pytest
 import tokenizers
 import torch
-from tokenizers import Regex, decoders, models, normalizers, processors, trainers
+from tokenizers import (
+    Regex,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    processors,
+    trainers,
+)
 
 from nanomath.__main__ import main
 from nanomath.data.problem import Problem
@@ -187,6 +195,27 @@ def test_a_solution_has_the_tokens_that_it_has_after_its_prompt(solution, tokeni
     if not solution[0].isspace():
         assert example.prompt + response == tokenizer.encode(whole)
         assert len(response) < len(tokenizer.encode(solution)) or solution[0] in "T\t"
+
+
+@pytest.mark.parametrize("scheme", ["llm-jp", "first", "always", "in the normalizer"])
+@pytest.mark.parametrize("text", ["", "答えは8です。", "\n答えは8です。", "\n"])
+def test_no_space_is_made_up_after_a_prompt(scheme, text, tokenizer):
+    """Also by SentencePiece's other kind, as Llama 2 has it, and where a text begins a line."""
+    if scheme != "llm-jp":
+        backend = tokenizers.Tokenizer(models.BPE())
+        if scheme == "in the normalizer":
+            steps = normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")
+            backend.normalizer = normalizers.Sequence(list(steps))
+        else:
+            backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=scheme)
+        backend.decoder = decoders.Metaspace()
+        trainer = trainers.BpeTrainer(special_tokens=["</s>"], show_progress=False)
+        backend.train_from_iterator([*CORPUS, "答え\n答え"], trainer)
+        tokenizer = Tokenizer(backend, eos_token="</s>")
+    prompt = "りんごが 3 個"
+    ids = encode_response(tokenizer, text)
+    assert tokenizer.encode(prompt) + ids == tokenizer.encode(prompt + text)
+    assert tokenizer.decode(ids) == text
 
 
 def test_half_a_character_is_not_text_yet(tokenizer):

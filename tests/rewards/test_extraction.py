@@ -132,6 +132,7 @@ def test_reasoning_does_not_count():
 def test_lenient_takes_the_last_number_only_as_a_last_resort():
     assert extract_answer("it may be 5 or -1,234.5 then", lenient=True) == "-1,234.5"
     assert extract_answer("about 2/3", lenient=True) == "2/3"
+    assert extract_answer("合計は1万2,000円です。", lenient=True) == "1万2,000"
     assert extract_answer(r"\boxed{5} and 6", lenient=True) == "5"
     assert extract_answer(r"\boxed{12", lenient=True) is None
     assert extract_answer(r"\framebox{12", lenient=True) is None

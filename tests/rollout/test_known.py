@@ -78,7 +78,7 @@ def test_what_the_tokenizer_spells_is_kept(read, tokenizer):
 
 
 @pytest.mark.parametrize(
-    "tokens", [9, [1, 2, 3], [10**6], [-1], ["a"], [], None, [0.5]], ids=str
+    "tokens", [9, [1, 2, 3], [1.0], [10**6], [-1], ["a"], [], None, [0.5]], ids=str
 )
 def test_what_it_does_not_spell_is_encoded_again(read, tokenizer, tokens):
     row = {"question": "q", "text": "So 4.", "tokens": tokens, "logprobs": [-0.5] * 3}

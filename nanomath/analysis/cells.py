@@ -87,7 +87,18 @@ def make_cells(study: Study, directory: Path) -> dict[Key, Chain]:
                 f"the arms {owner!r} and {arm!r} resolve to the same config"
             )
     check_choice(study, in_order(found))
+    check_watched(study, found)
     return found
+
+
+def check_watched(study: Study, chains: Mapping[Key, Chain]) -> None:
+    """ValueError where one run would be asked twice for the event, and count as two."""
+    stage = study.event.get("alarm", "").split(".")[0]
+    if stage and len({chain[stage].name for chain in chains.values()}) < len(chains):
+        raise ValueError(
+            f"event: arms or seeds share runs of the stage {stage!r}, which would count more than "
+            "once: expected a run of its own for each"
+        )
 
 
 def check_choice(study: Study, cells: Mapping[str, Cell]) -> None:

@@ -2,7 +2,8 @@
 curves of the arms, every seed thin, their mean thick, with a t band, and the share of the runs in
 which its event has not come. Of an evaluation: risk by coverage and accuracy by budget; of two,
 every problem's way. Of a drift: the tokens that moved most, and the layers. Lines differ by dashes
-and marks, bars by their filling, so that they can be told apart in black and white.
+and marks, bars by their filling, so that they can be told apart in black and white. More lines than
+there are marks have no bands, and their names stand beside them.
 """
 
 from __future__ import annotations
@@ -173,7 +174,7 @@ def lines(
             linewidth=2,
             label=f"{arm} (n = {len(rows)})",
         )
-        if len(rows) >= FEWEST_SEEDS:
+        if len(rows) >= FEWEST_SEEDS and len(arms) <= len(MARKS):
             half = (
                 t_quantile(0.975, len(rows) - 1)
                 * rows.std(axis=0, ddof=1)
@@ -184,8 +185,16 @@ def lines(
             )
     axes.set_xlabel(over)
     axes.set_ylabel(measure)
-    axes.legend(frameon=False, fontsize=8)
+    legend(axes)
     return figure
+
+
+def legend(axes: Any) -> None:
+    """Name the lines: where they are many, beside the picture, in columns."""
+    count = len(axes.get_legend_handles_labels()[0])
+    where = {"loc": "upper left", "bbox_to_anchor": (1, 1), "ncols": -(-count // 14)}
+    many = count > len(MARKS)
+    axes.legend(frameon=False, fontsize=8, **(where if many else {}))
 
 
 def survival_curves(event: Event) -> Any:
@@ -200,7 +209,7 @@ def survival_curves(event: Event) -> Any:
         len(panels),
         figsize=(6.4, 3.2 * len(panels)),
         squeeze=False,
-        layout="constrained",
+        gridspec_kw={"hspace": 0.3},
     )
     for axes, (axis, levels) in zip(several[:, 0], panels.items(), strict=True):
         for number, (level, found) in enumerate(levels.items()):
@@ -216,7 +225,7 @@ def survival_curves(event: Event) -> Any:
         axes.set_ylim(0, 1.05)
         axes.set_title(axis, loc="left", fontsize=9)
         axes.set_ylabel("share of the runs without it")
-        axes.legend(frameon=False, fontsize=8)
+        legend(axes)
     several[-1, 0].set_xlabel(f"step ({event.table['alarm']})")
     return figure
 

@@ -70,7 +70,7 @@ class Results:
 
     def difference(self, measure: str, a: str, b: str = "") -> Difference | None:
         """A - B over the seeds that both have, on the problems that all of these share; without a
-        B, A itself, whose measure is a difference.
+        B, A itself, whose measure is a difference. None where that is not two clusters at least.
         """
         scores = self.scores[measure]
         arms = [a, b] if b else [a]
@@ -84,7 +84,10 @@ class Results:
         if problems == [""]:
             return over_seeds(d[:, 0])
         by = self.study.cluster
-        found = statistics.compare(d, [self.labels[p].get(by, p) for p in problems])
+        clusters = [str(self.labels[p].get(by, p)) for p in problems]
+        if len(set(clusters)) < 2:
+            return None
+        found = statistics.compare(d, clusters)
         one_answer = len(d) == 1 and all(
             set(one.values()) <= {0.0, 1.0} for one in of_all
         )
@@ -380,8 +383,11 @@ def _remarks(
 ) -> list[str]:
     """What the intervals are of, what could have been seen, and the bands."""
     if not found:
-        few = f", which a number of whole runs is with {statistics.FEWEST_SEEDS} seeds"
-        return [f"There is nothing to compare yet{'' if share else few}."]
+        seeds = f"{statistics.FEWEST_SEEDS} seeds"
+        need = "two problems, or clusters, that all runs have" if share else seeds
+        return [
+            f"There is nothing to compare: that takes the baseline, another arm and {need}."
+        ]
     if not all(d.both for d in found.values()):
         return [
             f"With fewer than {statistics.FEWEST_SEEDS} seeds an arm says nothing about the "

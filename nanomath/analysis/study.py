@@ -29,6 +29,7 @@ the `keys` as its words; {here} is its own directory. nanomath/analysis/cells.py
 from __future__ import annotations
 
 import itertools
+import math
 import re
 import tomllib
 from collections.abc import Container, Mapping
@@ -96,7 +97,9 @@ STAGE_KEYS = {
 BEST_KEYS = {"key": str, "values": list, "measure": str, "seeds": list[int]}
 EVENT_KEYS = {"alarm": str, "announce": list[str], "ahead": int}
 EVENT = {"announce": [], "ahead": 20}  # where the file does not say
-NAME = re.compile(r"[\w.=+-]+")
+NAME = re.compile(
+    r"[^\W_][\w.=+-]*"
+)  # matplotlib's legends leave out what begins with _
 
 
 @dataclass(frozen=True)
@@ -140,6 +143,8 @@ class Study:
     doses: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        if min(self.seeds) < 0:
+            raise ValueError(f"seeds = {[*self.seeds]}: expected none below 0")
         if shared := set(self.seeds) & set(self.best.get("seeds", ())):
             raise ValueError(
                 f"best: seed {min(shared)} is one of the study's: what chooses must not be what "
@@ -180,17 +185,14 @@ def study_of(name: str, table: Mapping[str, Any]) -> Study:
         if not table.get(key):
             raise ValueError(f"{key} is missing")
     seeds = table["seeds"]
-    if min(seeds) < 0 or table.get("last", 1) < 1:
-        raise ValueError("expected seeds of at least 0, and last of at least 1")
+    if table.get("last", 1) < 1:
+        raise ValueError("expected last of at least 1")
     if len(set(seeds)) < len(seeds):
         raise ValueError(f"seeds = {seeds}: one is there twice")
     stages = {stage: _stage(stage, part) for stage, part in table["stages"].items()}
     arms, levels = _arms(table)
     for arm, changes in arms.items():
-        if not NAME.fullmatch(arm):
-            raise ValueError(
-                f"arm {arm!r}: expected letters, digits and .=+-_ in its name"
-            )
+        _check_name("arm", arm)
         for key in changes:
             if not _is_key(key, stages):
                 raise ValueError(
@@ -241,11 +243,18 @@ def _stage(name: str, part: Mapping[str, Any]) -> Stage:
             f"stage {name!r}: run = {run!r}: expected one of {', '.join(RUNS)}, or another command "
             "of python -m nanomath and its arguments = [...]"
         )
-    if not NAME.fullmatch(name) or "." in name:
-        raise ValueError(
-            f"stage {name!r}: expected letters, digits and =+-_ in its name"
-        )
+    _check_name("stage", name)
+    if "." in name:
+        raise ValueError(f"stage {name!r}: a dot ends the name of a stage")
     return Stage(name, **{"config": "", **part})
+
+
+def _check_name(what: str, name: str) -> None:
+    if not NAME.fullmatch(name):
+        raise ValueError(
+            f"{what} {name!r}: expected letters, digits and .=+-_ in its name, and first a letter "
+            "or digit"
+        )
 
 
 def _check_measure(measure: str, stages: Mapping[str, Stage]) -> None:
@@ -286,7 +295,8 @@ def _check_doses(doses: Mapping[str, float], arms: Container[str]) -> None:
         if arm not in arms:
             raise ValueError(f"doses: {arm!r} is no arm")
     amounts = list(doses.values())
-    if len(amounts) < 2 or amounts[0] < 0 or amounts != sorted(set(amounts)):
+    rising = all(a < b < math.inf for a, b in itertools.pairwise(amounts))
+    if len(amounts) < 2 or amounts[0] < 0 or not rising:
         raise ValueError(
             f"doses = {amounts}: expected two amounts or more, from the least on, none below 0"
         )
@@ -376,6 +386,8 @@ def _arms(table: Mapping[str, Any]) -> tuple[Arms, dict[str, dict[str, str]]]:
         levels = {}
         for names in itertools.product(*axes.values()):
             arm = "_".join(names)
+            if arm in arms:
+                raise ValueError(f"axes: two arms would have the name {arm!r}")
             parts = [axes[axis][name] for axis, name in zip(axes, names, strict=True)]
             arms[arm] = {key: value for part in parts for key, value in part.items()}
             levels[arm] = dict(zip(axes, names, strict=True))
@@ -386,9 +398,19 @@ def _arms(table: Mapping[str, Any]) -> tuple[Arms, dict[str, dict[str, str]]]:
 
 def _levels(axis: str, values: Any) -> Arms:
     """The changes that each level of an axis makes."""
+    _check_name("axis", axis)
+    if axis == "arm":
+        raise ValueError(
+            "axis 'arm': that is what the arms are called; expected another name"
+        )
     if isinstance(values, list):
-        return {f"{axis.split('.')[-1]}={value}": {axis: value} for value in values}
+        levels = {f"{axis.split('.')[-1]}={value}": {axis: value} for value in values}
+        if len(levels) < len(values):
+            raise ValueError(f"axis {axis!r}: {values}: one is there twice")
+        return levels
     if isinstance(values, dict) and all(isinstance(v, dict) for v in values.values()):
+        for level in values:
+            _check_name("level", level)
         return {level: flat(changes) for level, changes in values.items()}
     raise ValueError(
         f"axis {axis!r}: expected a list of values of this key, or a table of levels, each with "

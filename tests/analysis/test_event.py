@@ -163,6 +163,27 @@ def test_the_picture_has_a_panel_for_each_axis(tmp_path):
     assert {f"grpo.collapse-survival.{form}" for form in ("png", "svg")} <= written
 
 
+def test_many_arms_leave_room_for_their_curves(tmp_path):
+    arms = {f"arm-{n}": {"grpo.optim.lr": 1e-4 * (n + 1)} for n in range(12)}
+    table = {name: value for name, value in TABLE.items() if name != "axes"}
+    study = study_of("when", {**table, "arms": arms, "baseline": "arm-0"})
+    chains = make_cells(study, tmp_path)
+    for (_, seed), chain in chains.items():
+        write_run(tmp_path / chain["grpo"].name, 40 + seed)
+    results = collect(study, chains, Pool(tmp_path, 1, print))
+    curves = dict(figures.curves(results, "grpo.kl", tmp_path))
+    for figure in (
+        figures.survival_curves(results.event),
+        figures.lines(curves, "grpo.kl"),
+    ):
+        figure.canvas.draw()
+        (axes,) = figure.axes
+        assert not axes.collections  # no bands
+        frame = axes.get_window_extent()
+        assert frame.height > figure.bbox.height / 2
+        assert axes.get_legend().get_window_extent().x0 >= frame.x1
+
+
 def test_nothing_is_done_yet(tmp_path):
     study = study_of("when", TABLE)
     results = collect(study, make_cells(study, tmp_path), Pool(tmp_path, 1, print))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import multiprocessing
 import random
 import re
@@ -13,6 +14,7 @@ import threading
 import time
 import tomllib
 import types
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -173,7 +175,7 @@ def test_equal_updates(tmp_path):
         ({"measures": "grpo.loss"}, "key 'measures': expected a list, got 'grpo.loss'"),
         ({"measures": [1]}, "key 'measures': expected a string, got 1"),
         ({"seeds": 5}, "key 'seeds': expected a list, got 5"),
-        ({"seeds": [-1]}, "seeds of at least 0"),
+        ({"seeds": [-1]}, "seeds = .-1.: expected none below 0"),
         ({"last": 0}, "last of at least 1"),
         ({"stages": {"a": 1}}, "key 'stages': expected a table, got 1"),
         ({"arms": []}, "key 'arms': expected a table"),
@@ -209,6 +211,7 @@ def test_equal_updates(tmp_path):
         ),
         ({"arms": {"with": {}, "b": {"kl_coef": 1}}}, "kl_coef: expected STAGE.KEY"),
         ({"arms": {"with": {}, "a b": {"grpo.run.steps": 1}}}, "letters, digits"),
+        ({"arms": {"with": {}, "_b": {"grpo.run.steps": 1}}}, "first a letter or digit"),
         ({"axes": {"grpo.run.steps": [1]}}, "expected one of arms, axes, leave_one_out"),
         ({"stages": {"a": {"run": "rm"}}}, "run = 'rm': expected one of train_sft.py"),
         (
@@ -254,6 +257,8 @@ def test_equal_updates(tmp_path):
                 ({"with": 1, "without": 0}, "from the least on"),
                 ({"with": -1, "without": 0}, "none below 0"),
                 ({"with": 0, "without": "x"}, "key 'doses': "),
+                ({"with": 0, "without": math.inf}, "from the least on"),
+                ({"with": 0, "without": math.nan}, "from the least on"),
             )
         ),
         (
@@ -266,6 +271,41 @@ def test_what_does_not_fit_is_said_in_one_line(changed, message):
     with pytest.raises(ValueError, match=message) as error:
         study(**changed)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("axes", "message"),
+    [
+        (
+            {"grpo.run.steps": [1, 1]},
+            "axis 'grpo.run.steps': .1, 1.: one is there twice",
+        ),
+        ({"grpo.run.name": ["1", 1]}, "one is there twice"),
+        ({"grpo.run.name": ["<b>"]}, "arm 'name=<b>': expected letters"),
+        ({"$x$": {"a": {}, "b": {"grpo.run.steps": 1}}}, "axis '.x.': expected letters"),
+        ({"arm": {"a": {}, "b": {"grpo.run.steps": 1}}}, "axis 'arm': that is what"),
+        ({"x": {"_a": {}, "b": {"grpo.run.steps": 1}}}, "level '_a': expected letters"),
+        (
+            {
+                "x": {"p": {}, "p_q": {"grpo.run.steps": 1}},
+                "y": {"q_r": {}, "r": {"grpo.optim.lr": 1.0}},
+            },
+            "two arms would have the name 'p_q_r'",
+        ),
+    ],
+)
+def test_axes_whose_names_do_not_serve(axes, message):
+    table = {k: v for k, v in TABLE.items() if k != "arms"}
+    with pytest.raises(ValueError, match=message):
+        study_of("x", {**table, "axes": axes})
+
+
+def test_no_run_is_watched_twice_for_an_event(tmp_path):
+    """Runs that arms or seeds share are one run each: a test would take them for several."""
+    arms = {"with": {}, "longer": {"grpo.run.steps": 9}}
+    with pytest.raises(ValueError, match="event: arms or seeds share runs of .* 'sft'"):
+        make_cells(study(arms=arms, event={"alarm": "sft.flat"}), tmp_path)
+    assert make_cells(study(arms=arms, event=EVENT), tmp_path)
 
 
 def test_a_stage_is_run_for_its_event_alone(tmp_path):
@@ -987,6 +1027,25 @@ def test_the_dose_that_halves_the_headline(stand_in):
     assert collect(*stand_in()[:3]).halving() is None
     few = stand_in(doses=doses, seeds=[0, 1])
     assert "How much halves it" not in as_table(collect(*few[:3]))
+
+
+def test_what_cannot_be_compared_leaves_the_rest(stand_in):
+    """One cluster, or no problem in common, gives no interval; all else is written."""
+    made, chains, pool, _ = stand_in(measures=["grpo.heldout/pass@1", "grpo.loss"])
+    pool.run(in_order(chains))
+    found = collect(replace(made, cluster="all"), chains, pool)
+    for labels in found.labels.values():
+        labels["all"] = "one"
+    other = collect(made, chains, pool)
+    scores = other.scores["grpo.heldout/pass@1"]
+    for (arm, seed), old in list(scores.items()):
+        if arm != "with":
+            scores[arm, seed] = {f"other {name}": score for name, score in old.items()}
+    for results in (found, other):
+        assert results.differences("grpo.heldout/pass@1") == {}
+        assert set(results.differences("grpo.loss")) == {"low", "high"}
+        page = as_table(results)
+        assert "and two problems, or clusters, that all runs have." in page
 
 
 def test_one_answer_a_problem_is_tested_exactly(stand_in):

@@ -52,10 +52,14 @@ def code_tokens(path: Path) -> dict[int, int]:
         for line in range(node.lineno, node.end_lineno + 1)
     }
     counts: dict[int, int] = {}
+    inside = 0  # f-strings: from Python 3.12 on each has tokens inside, before it is one
     for token in tokenize.generate_tokens(io.StringIO(source).readline):
         line = token.start[0]
-        if token.type not in NO_CODE and line not in prose:
-            counts[line] = counts.get(line, 0) + 1
+        name = tokenize.tok_name[token.type]
+        inside -= name == "FSTRING_END"
+        if token.type not in NO_CODE and line not in prose and not inside:
+            counts[line] = counts.get(line, 0) + (name != "FSTRING_END")
+        inside += name == "FSTRING_START"
     return counts
 
 

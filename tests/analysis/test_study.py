@@ -549,7 +549,7 @@ def test_interrupted_at_random_moments_it_ends_with_the_same_bytes(stand_in):
     whole = results_of(made, chains, pool)
     made, chains, pool, _ = stand_in("parts", pace=PACE)
     rng = random.Random(0)
-    for _ in range(8):
+    for _ in range(10):
         timer = threading.Timer(
             rng.uniform(0.05, 0.4), signal.raise_signal, [signal.SIGINT]
         )

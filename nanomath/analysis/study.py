@@ -97,9 +97,8 @@ STAGE_KEYS = {
 BEST_KEYS = {"key": str, "values": list, "measure": str, "seeds": list[int]}
 EVENT_KEYS = {"alarm": str, "announce": list[str], "ahead": int}
 EVENT = {"announce": [], "ahead": 20}  # where the file does not say
-NAME = re.compile(
-    r"[^\W_][\w.=+-]*"
-)  # matplotlib's legends leave out what begins with _
+# Not first a _: matplotlib's legends leave out what begins so.
+NAME = re.compile(r"[^\W_][\w.=+-]*")
 
 
 @dataclass(frozen=True)

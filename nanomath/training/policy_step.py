@@ -104,7 +104,7 @@ class PolicyStep:
                 rollout.rewards,
                 tokens,
                 measured["logprob"],
-                zip(rollout.shown, rollout.examples, strict=False),
+                zip(rollout.shown, rollout.examples, strict=bool(rollout.shown)),
             ),
         }
 

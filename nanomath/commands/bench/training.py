@@ -29,7 +29,7 @@ before its first step (nanomath/training/plan.py).
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -362,27 +362,36 @@ def grpo_step(shape: str, side: str, config: TrainingBench) -> Callable[[], obje
         token_budget=config.token_budget,
     )
     examples = random_examples(shape, config, config.groups)
+
+    def episodes_of(completions: Iterable[Completion]) -> list[Episode]:
+        return [
+            Episode(
+                Problem(str(i // config.groups), "", ""),
+                example.prompt,
+                completion,
+                {"accuracy": i % 2, "total": i % 2},
+            )
+            for i, (example, completion) in enumerate(
+                zip(examples, completions, strict=True)
+            )
+        ]
+
+    if config.sampled:
+        sampler = Sampler(model, NoText(), slots=len(examples))
+        prompts = [example.prompt for example in examples[:: config.groups]]
+        length = config.response
+
+        def whole_step() -> Found:
+            drawn = sampler.generate(prompts, config.groups, max_new_tokens=length)
+            return step.step(episodes_of(drawn), 0, 1e-6)
+
+        return whole_step
     logprobs = [-5.0] * config.response
-    known = [
+    known = episodes_of(
         Completion(0, i, example.response, logprobs, logprobs, "", "eos")
         for i, example in enumerate(examples)
-    ]
-    sampler = Sampler(model, NoText(), slots=len(examples)) if config.sampled else None
-    prompts = [example.prompt for example in examples[:: config.groups]]
-
-    def whole_step() -> Found:
-        drawn = known
-        if sampler:
-            length = config.response
-            drawn = sampler.generate(prompts, config.groups, max_new_tokens=length)
-        episodes = []
-        for i, (example, completion) in enumerate(zip(examples, drawn, strict=True)):
-            rewards = {"accuracy": i % 2, "total": i % 2}
-            problem = Problem(str(i // config.groups), "", "")
-            episodes.append(Episode(problem, example.prompt, completion, rewards))
-        return step.step(episodes, 0, 1e-6)
-
-    return whole_step
+    )
+    return lambda: step.step(known, 0, 1e-6)
 
 
 def score_step(shape: str, side: str, config: TrainingBench) -> Callable[[], object]:

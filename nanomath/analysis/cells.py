@@ -216,7 +216,8 @@ class Maker:
                 "study can have warn or end"
             )
         config.run.threads = 1  # whatever else runs, the same sums
-        config.run.keep_last = 1
+        if "run.keep_last" not in stage.keys:
+            config.run.keep_last = 1
         if stage.checkpoint:
             if not config.run.eval_every:
                 raise ValueError(

@@ -24,6 +24,9 @@ keys is a table of its levels, written like `arms`. `leave_one_out` is written l
 first arm "all" that changes nothing. nanomath/analysis/event.py says what an `event` is. A stage
 whose `run` is no program of the table below is any other command of nanomath, with `arguments` and
 the `keys` as its words; {here} is its own directory. nanomath/analysis/cells.py says what is run.
+
+`like = "FILE.toml"` names a study beside this one, from which everything is taken that is not said
+here: of the stages single keys, all else whole.
 """
 
 from __future__ import annotations
@@ -94,6 +97,7 @@ STAGE_KEYS = {
     "arguments": list[str],
     "checkpoint": dict,
 }
+FORMS = ("arms", "axes", "leave_one_out")
 BEST_KEYS = {"key": str, "values": list, "measure": str, "seeds": list[int]}
 EVENT_KEYS = {"alarm": str, "announce": list[str], "ahead": int}
 EVENT = {"announce": [], "ahead": 20}  # where the file does not say
@@ -171,10 +175,35 @@ def read_study(path: str | Path) -> Study:
     if not path.is_file():
         raise FileNotFoundError(f"study file not found: {path}")
     try:
-        table = tomllib.loads(path.read_text("utf-8"))
-        return study_of(path.stem, table)
+        return study_of(path.stem, _whole(path))
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
+
+
+def _whole(path: Path) -> dict[str, Any]:
+    """The table of a study, with what it takes from the one that it is `like`."""
+    table = tomllib.loads(path.read_text("utf-8"))
+    if "like" not in table:
+        return table
+    name = table.pop("like")
+    if not isinstance(name, str) or not (path.parent / name).is_file():
+        raise ValueError(f"like = {name!r}: expected a study file in {path.parent}")
+    other = tomllib.loads((path.parent / name).read_text("utf-8"))
+    if "like" in other:
+        raise ValueError(
+            f"like = {name!r}: expected a whole study, and that is like another"
+        )
+    if any(form in table for form in FORMS):
+        other = {key: value for key, value in other.items() if key not in FORMS}
+    stages = dict(other.get("stages", {}))
+    for stage, part in table.get("stages", {}).items():
+        base = stages.get(stage, {})
+        stages[stage] = {
+            **base,
+            **part,
+            "keys": {**base.get("keys", {}), **part.get("keys", {})},
+        }
+    return {**other, **table, "stages": stages}
 
 
 def study_of(name: str, table: Mapping[str, Any]) -> Study:
@@ -374,10 +403,10 @@ def _arms(table: Mapping[str, Any]) -> tuple[Arms, dict[str, dict[str, str]]]:
     """The arms that the file names, or a recipe and its parts, or the product of its axes, with the
     level of each arm on each of these.
     """
-    given = [key for key in ("arms", "axes", "leave_one_out") if key in table]
+    given = [key for key in FORMS if key in table]
     if len(given) != 1:
         raise ValueError(
-            f"expected one of arms, axes, leave_one_out; there are {given or 'none'}"
+            f"expected one of {', '.join(FORMS)}; there are {given or 'none'}"
         )
     if given == ["axes"]:
         axes = {axis: _levels(axis, values) for axis, values in table["axes"].items()}

@@ -30,7 +30,7 @@ from nanomath.analysis.measures import less, measured
 from nanomath.analysis.pool import Pool
 from nanomath.analysis.results import as_json, as_table, collect, warnings
 from nanomath.analysis.runs import read_run
-from nanomath.analysis.study import RUNS, study_of
+from nanomath.analysis.study import RUNS, read_study, study_of
 from nanomath.commands import study as command
 from nanomath.commands.study import check_measures, check_room, sight
 
@@ -71,6 +71,69 @@ def study(**changed):
 
 
 # --- the file --------------------------------------------------------------------------------
+
+
+WHOLE = """
+question = "Does it?"
+baseline = "with"
+seeds = [0, 1]
+measures = ["grpo.heldout/pass@1"]
+event = { alarm = "grpo.collapse" }
+[stages.sft]
+run = "train_sft.py"
+seeded = false
+[stages.grpo]
+run = "train_grpo.py"
+keys = { "model.path" = "{sft}", "optim.lr" = 1e-5 }
+[axes]
+"grpo.algorithm.kl_coef" = [0.0, 0.04]
+"""
+ALIKE = """
+like = "one.toml"
+baseline = "low"
+[stages.grpo.keys]
+"optim.lr" = 2e-5
+[stages.more]
+run = "train_sft.py"
+[arms]
+low = { "grpo.optim.eps" = 1e-6 }
+"""
+
+
+def test_a_study_like_another_says_only_what_differs(tmp_path):
+    for name, text in ("one", WHOLE), ("other", ALIKE):
+        (tmp_path / f"{name}.toml").write_text(text, encoding="utf-8")
+    other = read_study(tmp_path / "other.toml")
+    assert (other.name, other.question, other.seeds) == ("other", "Does it?", (0, 1))
+    assert other.event["alarm"] == "grpo.collapse" and list(other.arms) == ["low"]
+    assert list(other.stages) == ["sft", "grpo", "more"]
+    assert not other.stages["sft"].seeded and other.stages["grpo"].run == "train_grpo.py"
+    assert other.stages["grpo"].keys == {"model.path": "{sft}", "optim.lr": 2e-5}
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('like = "two.toml"', "like = 'two.toml': expected a study file in"),
+        ("like = 1", "like = 1: expected a study file in"),
+        (
+            'like = "other.toml"',
+            "'other.toml': expected a whole study, and that is like",
+        ),
+        ('like = "one.toml"\nseed = 1', "unknown key: 'seed'"),
+        (
+            'like = "one.toml"\n[stages.grpo]\nkey = 1',
+            "unknown key of the stage 'grpo': 'key'",
+        ),
+    ],
+)
+def test_what_a_study_can_be_like(text, said, tmp_path):
+    texts = {"one": WHOLE, "other": ALIKE, "this": text}
+    for name, written in texts.items():
+        (tmp_path / f"{name}.toml").write_text(written, encoding="utf-8")
+    with pytest.raises(ValueError, match="this.toml: ") as error:
+        read_study(tmp_path / "this.toml")
+    assert said in str(error.value) and "\n" not in str(error.value)
 
 
 def test_what_arms_share_is_run_once(tmp_path):

@@ -13,7 +13,7 @@ import pytest
 from nanomath.__main__ import main
 from nanomath.analysis.cells import in_order, make_cells
 from nanomath.analysis.measures import measured, terms
-from nanomath.analysis.study import study_of
+from nanomath.analysis.study import read_study, study_of
 from nanomath.commands import eval as command
 from nanomath.process.rewards import AGGREGATES
 from nanomath.rewards import extract_answer
@@ -276,13 +276,12 @@ def test_confidences_of_the_world(call, model_directory, tmp_path):
 
 def test_what_studies_measure_of_answers_is_found(call, model_directory, tmp_path):
     """Of every stage `eval` of the studies: by the config of its cell, on other problems."""
-    shipped = [(path.stem, path.read_text("utf-8")) for path in STUDIES]
     shown = re.findall(
         r"```toml\n(question = .*?)```", PAGE.read_text("utf-8"), re.DOTALL
     )
+    on_page = [study_of("page", tomllib.loads(text)) for text in shown]
     found = 0
-    for name, text in [*shipped, *(("page", one) for one in shown)]:
-        study = study_of(name, tomllib.loads(text))
+    for study in [*map(read_study, STUDIES), *on_page]:
         for stage in study.stages.values():
             every = (term for measure in study.measures for term in terms(measure))
             names = list(dict.fromkeys(name for of, name in every if of == stage.name))
@@ -304,8 +303,8 @@ def test_what_studies_measure_of_answers_is_found(call, model_directory, tmp_pat
                 arms={study.baseline: {}},
                 seeds=(0,),
             )
-            (cell,) = in_order(make_cells(one, tmp_path / name)).values()
-            place = tmp_path / name / cell.name
+            (cell,) = in_order(make_cells(one, tmp_path / study.name)).values()
+            place = tmp_path / study.name / cell.name
             place.mkdir(parents=True)
             (place / "study.toml").write_text(cell.text, "utf-8")
             words = (model_directory, "world", place / "study.toml")

@@ -480,7 +480,7 @@ def test_check_runs_the_kernels_tests(call, monkeypatch, tmp_path):
     package = str(tmp_path / "nanomath" / "__init__.py")
     monkeypatch.setattr(kernels.nanomath, "__file__", package)
     outcome = call(main, "bench", "kernels", "--check")
-    said = f"error: --check needs the tests of a clone: {tmp_path} has none\n"
+    said = f"error: --check runs a clone's tests: none in {tmp_path}\n"
     assert outcome.code == 2 and outcome.err == said
 
 
@@ -531,7 +531,7 @@ def test_all_without_transformers_measures_the_rest(monkeypatch, tmp_path):
     words = ["rollout", "smolm2", "against=transformers"]
     part = everything.run_part(words, config, tmp_path / "part.json")
     assert part["outcome"] == "failed" and "against" not in part["command"]
-    assert part["output"].startswith("error: unknown model 'smolm2'")
+    assert part["output"].startswith("error: model=smolm2: no directory")
 
 
 COMMANDS = {*everything.CPU.values(), *everything.GPU.values()}
@@ -560,22 +560,25 @@ def test_every_part_is_a_command_that_its_target_understands(command, monkeypatc
         (["trainning"], f"unknown target 'trainning': expected one of {TARGETS}"),
         (["training", "shapes=smollm"], "shapes"),
         (["training", "repeats=0"], "repeats"),
-        (["training", "groups=3"], "sequences=8: no multiple of groups=3"),
+        (["training", "groups=3"], "8 sequences: no groups of 3"),
         (["training", "speed=1"], "speed"),
         (["training", "save=missing/b.json"], "no directory to write missing/b.json to"),
         (["training", "device=tpu9"], "tpu9"),
         (
             ["rollout", "smolm2"],
-            "expected a directory, a hub id, or one of tiny, smollm2",
+            "model=smolm2: no directory, hub id, or one of tiny",
         ),
-        (["rollout", "tiny", "prompt=500", "response=13"], "the context of tiny is 512"),
+        (
+            ["rollout", "tiny", "prompt=500", "response=13"],
+            "prompt + response is 513: a context is 512",
+        ),
         (["rollout", "tiny", "groups=3"], "rows=[64]: no multiples of groups=3"),
         (["rollout", "tiny", "save=missing/b.json"], "no directory to write missing"),
         (["rollout", "tiny", "against=vllm"], "transformers"),
         (["rollout", "missing.toml"], "config file not found: missing.toml"),
         (["kernels", "kernels=softmax"], "kernels"),
         (["kernels", "shapes=llama"], "shapes"),
-        (["kernels", "rows=40"], "grouped_attention needs multiples of 16"),
+        (["kernels", "rows=40"], "groups need multiples of 16"),
         (["kernels", "--chek"], "did you mean --check?"),
         (["kernels", "save=missing/b.json"], "no directory to write missing/b.json to"),
         (["all", "parts=rest"], "parts"),

@@ -3,10 +3,7 @@
     python -m nanomath bench TARGET [key=value ...]
     python -m nanomath bench rollout qwen2.5-0.5b rows=64,256 prompt=960 against=transformers
     python -m nanomath bench kernels --check
-    python -m nanomath bench training shapes=smollm2 gradient_checkpointing=true
     python -m nanomath bench all out=runs/bench
-
-Targets:
 
   rollout     the sampler against the machine's floor, the trainer's logprobs and transformers
   kernels     every kernel against its floor and its PyTorch reference; --check: their tests

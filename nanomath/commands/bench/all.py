@@ -1,11 +1,9 @@
 """Every parity test of the kernels and every benchmark, one command after the other.
 
-    python -m nanomath bench all [CONFIG.toml] [key=value ...]
-
     python -m nanomath bench all out=bench parts=rollout-tiny,training
 
-Writes `bench.json` and `bench.md` into a directory, again after every part: nothing that was
-measured is lost when this is stopped. A part that fails is recorded, and the others go on.
+Writes `bench.json` and `bench.md` again after every part: nothing that was measured is lost. A
+part that fails is recorded, and the others go on.
 """
 
 from __future__ import annotations
@@ -39,8 +37,7 @@ GPU = {
     "rollout-135m": "rollout smollm2 rows=64,256 prompt=448 response=128",
     "rollout-0.5b": "rollout qwen2.5-0.5b rows=64,256 prompt=960 response=128",
     "rollout-1.5b": "rollout qwen2.5-1.5b rows=64,256 prompt=960 response=128",
-    "groups": "rollout qwen2.5-1.5b rows=256,512,1024 groups=16 prompt=512 response=128 "
-    "repeats=1 against=transformers",
+    "groups": "rollout qwen2.5-1.5b rows=256,1024 groups=16 prompt=512 against=transformers",
     "exact": "rollout qwen2.5-0.5b rows=64 prompt=960 response=128 exact=true repeats=1",
     "training": "training shapes=smollm2 repeats=1",
 }
@@ -82,8 +79,8 @@ def run_part(words: list[str], config: AllBench, save: Path) -> dict:
     save.unlink(missing_ok=True)
     began = time.monotonic()
     command = ["-m", "nanomath", "bench", *words]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    ran = subprocess.run([sys.executable, *command], **pipes)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    ran = subprocess.run([sys.executable, *command], text=True, **pipes)
     return {
         "command": " ".join(["python", *command]),
         "outcome": "failed" if ran.returncode else "done",
@@ -97,8 +94,7 @@ def page(parts: dict) -> str:
     """Return the Markdown page: the table of parts, and what each one printed."""
     lines = ["| part | outcome | seconds | command |", "|---|---|---|---|"]
     for name, part in parts.items():
-        cells = name, part["outcome"], str(part["seconds"]), part["command"]
-        lines.append(f"| {' | '.join(cells)} |")
-    for name, part in parts.items():
-        lines += ["", f"## {name}", "", "```", part["output"].rstrip(), "```"]
+        told = f"{part['outcome']} | {part['seconds']} | `{part['command']}`"
+        lines.append(f"| {name} | {told} |")
+    lines += [f"\n## {name}\n\n```\n{p['output']}```" for name, p in parts.items()]
     return "\n".join(["# Benchmarks", "", *lines, ""])

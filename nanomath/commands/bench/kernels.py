@@ -1,19 +1,15 @@
 """Every kernel against its floor and its PyTorch reference.
 
-    python -m nanomath bench kernels [--check] [CONFIG.toml] [key=value ...]
-
-    python -m nanomath bench kernels
+    python -m nanomath bench kernels [CONFIG.toml] [key=value ...] | --check
     python -m nanomath bench kernels kernels=paged_attention rows=64,256 context=4096
     python -m nanomath bench kernels kernels=linear_logprob shapes=smollm2 tokens=4096
-    python -m nanomath bench kernels --check
 
 The floor is the time in which this machine, as measured just after, can read and write what the
 kernel must, or make its matrix products. Times are medians: of a second of calls on a CPU, where
 the C++ kernels run (truncated_sample has none, and is PyTorch twice); on a GPU of
 triton.testing.do_bench's, each with an empty last cache and the kernel in a CUDA graph, unless
 it has a backward pass. MB: the peak of the first call; ratio: PyTorch's time / the kernel's.
---check runs tests/kernels and tests/gpu instead, by Triton's interpreter and on a pretended GPU
-where there is none. Its exit code is pytest's.
+--check runs tests/kernels and tests/gpu instead, where there is no GPU on a pretended one.
 """
 
 from __future__ import annotations
@@ -44,12 +40,8 @@ from nanomath.models import ModelConfig
 from nanomath.rollout.floor import measure_machine
 from nanomath.training.sittings import peak_memory
 
-CHECKS = ("tests/kernels", "tests/gpu")  # what --check runs
 GROUP = 16  # samples of a prompt, where a kernel can share it
-TRUNCATION = (1.0, 50, 0.95, 0.0)  # temperature, top-k, top-p, min-p
 MEASURED = 1.0  # seconds of calls on a CPU
-
-# --- the calls, on torch's default device ----------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -120,19 +112,14 @@ def attention_case(s: Setting, group: int = 1) -> Case:
         most = attention.rows_per_tile(s.num_heads, s.num_kv_heads)
         parts = [part for rows in slot.view(-1, group) for part in rows.split(most)]
         tiles = pad_sequence(parts, True, -1)
-        kernel = partial(
-            kernel, tiles=tiles, shared=torch.full_like(tiles[:, 0], shared)
-        )
+        known = torch.full_like(tiles[:, 0], shared)
+        kernel = partial(kernel, tiles=tiles, shared=known)
     common = shared * pages.keys.shape[2]  # tokens that are read once for a group
     read = s.rows * s.context - (s.rows - s.rows // group) * common
     a_token = 2 * s.num_kv_heads * s.head_dim * q.itemsize
-    return Case(
-        kernel,
-        attention.paged_attention_reference,
-        (q, pages, slot, torch.full_like(slot, s.context)),
-        flops=4 * s.context * q.numel(),
-        moved=2 * q.nbytes + read * a_token,
-    )
+    arguments = q, pages, slot, torch.full_like(slot, s.context)
+    work = 4 * s.context * q.numel(), 2 * q.nbytes + read * a_token
+    return Case(kernel, attention.paged_attention_reference, arguments, *work)
 
 
 def linear_case(s: Setting) -> Case:
@@ -152,22 +139,20 @@ def sample_case(s: Setting) -> Case:
 
 
 def truncation_case(s: Setting) -> Case:
-    arguments = s.random(s.rows, s.vocab_size), torch.rand(s.rows, 2), *TRUNCATION
+    arguments = s.random(s.rows, s.vocab_size), torch.rand(s.rows, 2)
     forms = cut.truncated_sample, cut.truncated_sample_reference
-    return Case(*forms, arguments)
+    return Case(*forms, (*arguments, 1.0, 50, 0.95, 0.0))  # top-k 50, top-p 0.95
 
 
 def logprob_case(s: Setting) -> Case:
     """Forward and backward, which need four products; the reference makes all logits at once."""
     hidden = s.random(s.rows, s.hidden_size)
     weight = s.random(s.vocab_size, s.hidden_size).mul_(0.02)
-    learnt = hidden.requires_grad_(), weight.requires_grad_()
-    return Case(
-        partial(gradients, linear_logprob.linear_logprob),
-        partial(gradients, linear_logprob.linear_logprob_reference),
-        (*learnt, torch.randint(s.vocab_size, (s.rows,))),
-        flops=8 * s.rows * weight.numel(),
-    )
+    target = torch.randint(s.vocab_size, (s.rows,))
+    arguments = hidden.requires_grad_(), weight.requires_grad_(), target
+    forms = linear_logprob.linear_logprob, linear_logprob.linear_logprob_reference
+    flops = 8 * s.rows * weight.numel()
+    return Case(*(partial(gradients, form) for form in forms), arguments, flops)
 
 
 def gradients(function: Callable, *arguments: Tensor) -> tuple:
@@ -186,8 +171,6 @@ CASES = {
     "truncated_sample": truncation_case,
     "linear_logprob": logprob_case,
 }
-
-# --- the command -----------------------------------------------------------------------------
 
 
 @dataclass
@@ -209,15 +192,12 @@ def main(argv: list[str]) -> int:
     if chosen:
         root = Path(nanomath.__file__).parents[1]
         if not (root / "tests").is_dir():
-            raise FileNotFoundError(
-                f"--check needs the tests of a clone: {root} has none"
-            )
-        command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *CHECKS]
+            raise FileNotFoundError(f"--check runs a clone's tests: none in {root}")
+        options = ["-p", "no:cacheprovider", "tests/kernels", "tests/gpu"]
+        command = [sys.executable, "-m", "pytest", *options]
         return subprocess.run(command, cwd=root).returncode
     if "grouped_attention" in config.kernels and any(n % GROUP for n in config.rows):
-        raise ValueError(
-            f"rows={config.rows}: grouped_attention needs multiples of {GROUP}"
-        )
+        raise ValueError(f"rows={config.rows}: groups need multiples of {GROUP}")
     config.prepare()
     cases = [
         {"kernel": kernel, "shape": shape, "rows": rows}
@@ -231,7 +211,7 @@ def main(argv: list[str]) -> int:
 def measure_call(
     config: KernelBench, kernel: str, shape: str, rows: int, ours: bool = True
 ) -> dict:
-    """Return the numbers of a call of a kernel and its floor, or of its reference."""
+    """Return the numbers of a call of a kernel with its floor, or of its reference."""
     torch.set_default_device(config.device)
     size = {"rows": rows, "context": config.context, "dtype": config.torch_dtype}
     case = CASES[kernel](Setting(**vars(measure.SHAPES[shape]), **size))

@@ -6,7 +6,7 @@ import math
 import os
 import shlex
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
@@ -56,9 +56,7 @@ class Bench:
         return getattr(torch, self.dtype)
 
     def prepare(self) -> None:
-        """Replace "auto" by what this machine has. ValueError for a device that it has not,
-        OSError when `save` could not be written.
-        """
+        """Replace "auto". An error for a device that is not there, and for a bad `save`."""
         self.device = str(choose_device(self.device))
         if self.dtype == "auto":
             self.dtype = "bfloat16" if self.on_gpu else "float32"
@@ -73,10 +71,7 @@ def need(package: str) -> None:
 
 
 def in_new_process(config: Any, function: Callable, case: dict) -> dict:
-    """Return what `function(config, **case)` returns, in a process of its own.
-
-    A process that fails or runs out of memory is a result as well: {"failed": why}.
-    """
+    """Return what a side returns, in a process of its own; {"failed": why} if it cannot."""
     begin = (torch.set_num_threads, (config.threads,)) if config.threads else ()
     with ProcessPoolExecutor(1, get_context("spawn"), *begin) as pool:
         try:
@@ -110,20 +105,17 @@ def facts(config: Bench) -> dict:
     }
 
 
-def report(
-    argv: Sequence[str], config: Any, cases: Sequence[dict], sides: dict[str, Callable]
-) -> int:
+def report(argv: list, config: Any, cases: list[dict], sides: dict) -> int:
     """Measure, print and save case by case; return the exit code, 1 if a side has failed.
 
-    A side is a function of the config and a case, which returns "ms" and more. It is called
+    A side is a function(config, **case) that returns "ms" and more. It is called
     `config.repeats` times, each time in a new process, the sides by turns; the fastest call
     counts. The first side is ours, `ratio` is of "ms" to ours.
     """
     command = shlex.join(["python", "-m", "nanomath", "bench", *argv])
     about = {"command": command, **facts(config), "config": asdict(config)}
     print(*(f"{name}: {shown(fact)}" for name, fact in about.items()), sep="\n")
-    rows = []
-    failed = False
+    rows, failed = [], False
     for case in cases:
         best = {}
         for side, function in config.repeats * list(sides.items()):

@@ -1,19 +1,16 @@
 """The sampler against the machine's floor, the trainer's logprobs and transformers.
 
     python -m nanomath bench rollout [MODEL] [CONFIG.toml] [key=value ...]
-
-    python -m nanomath bench rollout                                        SmolLM2-135M's shape
     python -m nanomath bench rollout qwen2.5-1.5b rows=64,256 prompt=960 response=128 save=r.json
     python -m nanomath bench rollout runs/tiny-grpo groups=8 against=transformers
 
 MODEL is a directory, a hub id, or a shape with random weights. Prompts are random tokens, and no
-eos ends a response, so that every row does the same work on both sides. For each number of rows:
-milliseconds of the whole and tokens a second, prefill included; those of a decoding step, and
-its floor, the time in which this machine can read what a step reads and multiply what it
-multiplies (nanomath/rollout/floor.py), at the GB/s and GFLOP/s measured just after; MB at the
-peak beyond the weights; and how far the logprobs are from the trainer's. transformers draws as
-much by `generate`, all rows in one batch; ratio: its time / ours. Of `repeats` processes, by
-turns, the fastest counts.
+eos ends a response, so that every row does the same work on both sides. ms and tokens/s are with
+the prefill, ms/step is of decoding. The floor is the time in which this machine, at the GB/s and
+GFLOP/s measured just after, can read what a step reads and multiply what it multiplies
+(nanomath/rollout/floor.py). MB: the peak beyond the weights; gap: to the trainer's logprobs.
+transformers draws as much, all rows in one batch; ratio: its time / ours. Of `repeats`
+processes, by turns, the fastest counts.
 """
 
 from __future__ import annotations
@@ -41,9 +38,8 @@ from nanomath.training.sittings import peak_memory
 
 SHAPES = ", ".join(measure.SHAPES)
 SCORED_TOKENS = 4096  # tokens that the trainer's logprobs are computed for at once
-NO_TEXT = SimpleNamespace(
-    eos_ids=(), decode=lambda ids: ""
-)  # a tokenizer without an eos
+# In place of a tokenizer: no token ends a completion, and none has a text.
+NO_TEXT = SimpleNamespace(eos_ids=(), decode=lambda ids: "")
 WARM_UP = 12  # tokens on a CPU: the first steps try out numbers of threads
 
 
@@ -63,7 +59,7 @@ class RolloutBench(measure.Bench):
 
 def main(argv: list[str]) -> int:
     """Measure every number of rows; 1 if one of them failed."""
-    models = [word for word in positional(argv) if not word.endswith(".toml")][:1]
+    models = {word for word in positional(argv) if not word.endswith(".toml")}
     words = [f"model={word}" if word in models else word for word in argv]
     config, _ = parse_arguments(RolloutBench, words, __doc__)
     sides = {"ours": measure_sampler}
@@ -81,8 +77,7 @@ def model_shape(model: str) -> ModelConfig:
     if model in measure.SHAPES:
         return measure.SHAPES[model]
     if not Path(model).exists() and "/" not in model:
-        expected = f"expected a directory, a hub id, or one of {SHAPES}"
-        raise ValueError(f"unknown model {model!r}: {expected}")
+        raise ValueError(f"model={model}: no directory, hub id, or one of {SHAPES}")
     return ModelConfig.from_hf(read_json(resolve_model_dir(model) / "config.json"))
 
 
@@ -90,10 +85,10 @@ def check_sizes(config: RolloutBench, shape: ModelConfig) -> None:
     """ValueError when the numbers do not go together."""
     if any(rows % config.groups for rows in config.rows):
         raise ValueError(f"rows={config.rows}: no multiples of groups={config.groups}")
-    if config.prompt + config.response > shape.max_positions:
+    size = config.prompt + config.response
+    if size > shape.max_positions:
         raise ValueError(
-            f"prompt={config.prompt} and response={config.response} do not fit: "
-            f"the context of {config.model} is {shape.max_positions} tokens"
+            f"prompt + response is {size}: a context is {shape.max_positions}"
         )
 
 
@@ -116,27 +111,25 @@ def measure_sampler(config: RolloutBench, rows: int) -> dict:
     few = config.response if config.on_gpu else WARM_UP
     sampler.generate(prompts, config.groups, few)
     looks = []
-
-    def progress(*look: float) -> None:
-        looks.append((time.perf_counter(), *look))
-
+    asked = prompts, config.groups, config.response
     began = time.perf_counter()
-    drawn = sampler.generate(prompts, config.groups, config.response, progress=progress)
+    drawn = sampler.generate(
+        *asked, progress=lambda *now: looks.append((time.perf_counter(), *now))
+    )
     seconds = time.perf_counter() - began
     peak = peak_memory(config.place) - before
     sampler.release()
     machine = measure_machine(config.place, config.torch_dtype)
     step, live, context = step_time(looks)
     sizes = live, config.prompt + context, config.torch_dtype, machine
-    floors = step_floor(model.config, *sizes, config.prompt, config.groups)
-    floor = sum(floors.values())
+    stages = step_floor(model.config, *sizes, config.prompt, config.groups).values()
     model.exact = config.exact
     return {
         "ms": 1e3 * seconds,
         "tokens/s": sum(completion.length for completion in drawn) / seconds,
         "ms/step": 1e3 * step,
-        "floor, ms": 1e3 * floor,
-        "of floor": floor / step,
+        "floor, ms": 1e3 * sum(stages),
+        "of floor": sum(stages) / step,
         "MB": peak / 1e6,
         **gap(model, prompts, drawn),
         "GB/s": machine.copy_bytes_per_s / 1e9,

@@ -1,26 +1,22 @@
 """Time and memory of training steps: against their floor, the plain way and trl.
 
     python -m nanomath bench training [CONFIG.toml] [key=value ...]
-
-    python -m nanomath bench training                                   tiny and smollm2, minutes
     python -m nanomath bench training shapes=smollm2 steps=sft,grpo gradient_checkpointing=true
     python -m nanomath bench training shapes=smollm2 steps=sft,grpo lora=8
     python -m nanomath bench training shapes=tiny sequences=64 groups=8 against=trl sampled=true
 
 A step is forward and backward passes and the optimizer, in grpo also the reference model's pass.
-Ours makes the logits in chunks and computes a question once for all of its solutions; the plain
-way makes all logits at once and computes the question with every solution. trl is its
-GRPOTrainer (trl 1.16) on the same weights, prompts, completions and rewards. Nobody logs, nor
-samples unless `sampled`. The floor is the time of the products with the weights of linear
-layers, as this machine makes them on their own:
+Ours makes the logits in chunks and computes a question once for all of its solutions; plain
+makes all logits at once and computes the question with every solution; trl (1.16) is its
+GRPOTrainer on the same weights, prompts, completions and rewards, without logs. The floor is the
+time of the products with the weights of linear layers, as this machine makes them alone:
 
     x W^T forward,   dy W and dy^T x backward,   x [n, in], W [out, in], dy [n, out]
 
 n are the tokens that differ, a prompt counting once for its group, and those of responses at the
 lm_head; what is computed again is not in it, nor attention, nor with adapters these and dy^T x.
-Expected is what a run would have said before its first step (nanomath/training/plan.py). ratio
-is to our time; MB are the peak beyond weights and optimizer state. Of `repeats` processes, by
-turns, the fastest counts.
+Expected: what a run would have said. ratio: to our time; MB: the peak beyond weights and
+optimizer state. Of `repeats` processes, by turns, the fastest counts.
 """
 
 from __future__ import annotations
@@ -83,13 +79,11 @@ def main(argv: list[str]) -> int:
         measure.need("trl")
     config.prepare()
     settle(config)
-    cases = [
-        {"shape": shape, "step": step}
-        for shape, step in product(config.shapes, config.steps)
-    ]
+    steps = product(config.shapes, config.steps)
+    cases = [{"shape": shape, "step": step} for shape, step in steps]
     theirs = measure_trl if config.against == "trl" else measure_plain
-    sides = {"ours": measure_step, config.against: theirs}
-    sides |= {"floor": floor, "expected": expected}
+    sides = {"ours": measure_step, config.against: theirs, "floor": floor}
+    sides["expected"] = expected
     return measure.report(["training", *argv], config, cases, sides)
 
 
@@ -101,9 +95,7 @@ def settle(config: TrainingBench) -> None:
     if trl and "sft" in config.steps:
         raise ValueError("against=trl compares steps=grpo alone")
     if config.sequences % config.groups:
-        raise ValueError(
-            f"sequences={config.sequences}: no multiple of groups={config.groups}"
-        )
+        raise ValueError(f"{config.sequences} sequences: no groups of {config.groups}")
 
 
 def measure_plain(config: TrainingBench, shape: str, step: str) -> dict:
@@ -126,8 +118,8 @@ def measure_step(config: TrainingBench, shape: str, step: str) -> dict:
         run()
         ms = 1e3 * (measure.now(device) - began)
         calls.append({"ms": ms, "stages, ms": {**stages, "rest": ms - stages.total()}})
-    size = (peak_memory(device) - before) / 1e6
-    return {**min(calls, key=lambda call: call["ms"]), "MB": size}
+    best = min(calls, key=lambda call: call["ms"])
+    return {**best, "MB": (peak_memory(device) - before) / 1e6}
 
 
 def clocked_stages(device: torch.device) -> Counter:
@@ -147,10 +139,9 @@ def clocked_stages(device: torch.device) -> Counter:
 
         setattr(owner, name, clocked)
 
-    for module, name in product(
-        (policy_step, sft_step), ("response_states", "states_logprobs")
-    ):
-        clock(module, name, "forward")
+    for module in policy_step, sft_step:
+        clock(module, "response_states", "forward")
+        clock(module, "states_logprobs", "forward")
     clock(Tensor, "backward", "backward")
     clock(Optimizer, "step", "optimizer")
     clock(Sampler, "generate", "sampling")
@@ -220,27 +211,23 @@ def floor(config: TrainingBench, shape: str, step: str) -> dict:
     with torch.device("meta"):
         model = Transformer(measure.SHAPES[shape])
     examples = random_examples(config, shape, step)
-    needed = Counter(
-        (
-            len(b.target) if layer is model.lm_head else b.layout.tokens.numel(),
-            layer.weight.shape,
-        )
-        for b in plan.batches_of(model, examples, config.token_budget)
-        for layer in model.modules()
-        if isinstance(layer, nn.Linear)
-    )
+    needed = Counter()
+    for b in plan.batches_of(model, examples, config.token_budget):
+        for layer in filter(lambda m: isinstance(m, nn.Linear), model.modules()):
+            tokens = b.target if layer is model.lm_head else b.layout.tokens
+            needed[tokens.numel(), *layer.weight.shape] += 1
     random = partial(torch.randn, device=config.place, dtype=config.torch_dtype)
     seconds = 0.0
-    for (rows, (out, width)), times in needed.items():
+    for (rows, out, width), times in needed.items():
         x, weight, dy = random(rows, width), random(out, width), random(rows, out)
-        passes = (
+        ways = [
             (FORWARD[step], x, weight.T),
             (1, dy, weight),
             (not config.lora, dy.T, x),
-        )
-        for count, a, b in passes:
-            product_of = partial(torch.matmul, a, b)
-            seconds += times * count * fastest(product_of, config.place, PRODUCT_SECONDS)
+        ]
+        for count, *factors in ways:
+            run = partial(torch.matmul, *factors)
+            seconds += times * count * fastest(run, config.place, PRODUCT_SECONDS)
     return {"ms": 1e3 * seconds}
 
 
@@ -256,10 +243,7 @@ def expected(config: TrainingBench, shape: str, step: str) -> dict:
 
 
 def measure_trl(config: TrainingBench, shape: str, step: str) -> dict:
-    """Return the time of the fastest step, and the peak beyond weights and moments.
-
-    A step is what lies between the trainer's own "step begins" and "step ends".
-    """
+    """Return the time of the fastest step, by the trainer's own word, and the peak."""
     import transformers  # nanomath runs without it
 
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # what libraries write, even from C++
@@ -280,39 +264,32 @@ def measure_trl(config: TrainingBench, shape: str, step: str) -> dict:
         moments = 2 * sum(weight.nbytes for weight in trainer.model.parameters())
         before = peak_memory(device, restart=True) + moments
         trainer.train()
-    size = max(0, peak_memory(device) - before)
-    return {"ms": min(ms), "MB": size / 1e6}
+    return {"ms": min(ms), "MB": (peak_memory(device) - before) / 1e6}
 
 
 def new_trainer(config: TrainingBench, shape: str, directory: str) -> Any:
-    """Return the trainer of the model in a directory, with the settings of our own step.
-
-    A micro-batch holds as many sequences as fit into the token budget and divide their number.
-    Prompts are texts of numbers; `rollout_func` hands out the completions, or with `sampled`
-    trl draws as many tokens itself, by transformers' generate.
-    """
+    """Return the trainer of the model in a directory, with the settings of our own step."""
     import datasets
     import tokenizers
     import transformers
     import trl
 
     numbers = {str(i): i for i in range(measure.SHAPES[shape].vocab_size)}
+    # Prompts are texts of numbers; completions are handed out, or with `sampled` drawn.
     words = tokenizers.Tokenizer(tokenizers.models.WordLevel(numbers, "0"))
     words.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
     examples = random_examples(config, shape, "grpo")
     asked = [" ".join(map(str, e.prompt)) for e in examples[:: config.groups]]
     count = len(examples)
-    length = len(examples[0])
-    room = max(1, config.token_budget // length) if config.token_budget else count
-    micro = max(n for n in range(1, min(room, count) + 1) if count % n == 0)
-
-    def completions(*_) -> dict:
-        return {
-            "prompt_ids": [example.prompt for example in examples],
-            "completion_ids": [example.response for example in examples],
-            "logprobs": [[-5.0] * config.response] * count,
-        }
-
+    budget = max(config.token_budget or count * len(examples[0]), len(examples[0]))
+    fitting = range(1, min(budget // len(examples[0]), count) + 1)
+    micro = max(n for n in fitting if count % n == 0)
+    known = {
+        "prompt_ids": [example.prompt for example in examples],
+        "completion_ids": [example.response for example in examples],
+        "logprobs": [[-5.0] * config.response] * count,
+    }
+    text = transformers.PreTrainedTokenizerFast(tokenizer_object=words, eos_token="0")
     options = {
         "model_init_kwargs": {"dtype": config.dtype},
         "generation_kwargs": {"min_new_tokens": config.response},
@@ -322,21 +299,15 @@ def new_trainer(config: TrainingBench, shape: str, directory: str) -> Any:
         "gradient_checkpointing": config.gradient_checkpointing,
         "num_generations": config.groups,
         "max_steps": CALLS,
-    }
-    quiet = {"logging_strategy": "no", "save_strategy": "no"}
-    ours = {
-        "loss_type": "grpo",
-        "beta": 0.04,
-        "bf16": False,
         "use_cpu": not config.on_gpu,
     }
+    options |= {"logging_strategy": "no", "save_strategy": "no"}
+    options |= {"loss_type": "grpo", "beta": 0.04, "bf16": False}
     return trl.GRPOTrainer(
         directory,
         lambda prompts, **_: [i % config.groups % 2 for i in range(len(prompts))],
-        trl.GRPOConfig(directory, **options, **quiet, **ours),
+        trl.GRPOConfig(directory, **options),
         datasets.Dataset.from_dict({"prompt": asked}),
-        processing_class=transformers.PreTrainedTokenizerFast(
-            tokenizer_object=words, eos_token="0"
-        ),
-        rollout_func=None if config.sampled else completions,
+        processing_class=text,
+        rollout_func=None if config.sampled else lambda *_: known,
     )

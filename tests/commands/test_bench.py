@@ -475,7 +475,7 @@ def test_check_runs_the_kernels_tests(call, monkeypatch, tmp_path):
     assert call(main, "bench", "kernels", "--check").code == 1
     ((command, root),) = ran
     tests = "tests/kernels", "tests/gpu"
-    assert command == ["-m", "pytest", "-p", "no:cacheprovider", *tests]
+    assert command == ["-mpytest", "-p", "no:cacheprovider", *tests]
     assert all((root / name).is_dir() for name in tests)
     package = str(tmp_path / "nanomath" / "__init__.py")
     monkeypatch.setattr(kernels.nanomath, "__file__", package)

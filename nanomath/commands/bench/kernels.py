@@ -2,7 +2,6 @@
 
     python -m nanomath bench kernels [CONFIG.toml] [key=value ...] | --check
     python -m nanomath bench kernels kernels=paged_attention rows=64,256 context=4096
-    python -m nanomath bench kernels kernels=linear_logprob shapes=smollm2 tokens=4096
 
 The floor is the time in which this machine, as measured just after, can read and write what the
 kernel must, or make its matrix products. Times are medians: of a second of calls on a CPU, where
@@ -193,9 +192,8 @@ def main(argv: list[str]) -> int:
         root = Path(nanomath.__file__).parents[1]
         if not (root / "tests").is_dir():
             raise FileNotFoundError(f"--check runs a clone's tests: none in {root}")
-        options = ["-p", "no:cacheprovider", "tests/kernels", "tests/gpu"]
-        command = [sys.executable, "-m", "pytest", *options]
-        return subprocess.run(command, cwd=root).returncode
+        tests = "-p", "no:cacheprovider", "tests/kernels", "tests/gpu"
+        return subprocess.run([sys.executable, "-mpytest", *tests], cwd=root).returncode
     if "grouped_attention" in config.kernels and any(n % GROUP for n in config.rows):
         raise ValueError(f"rows={config.rows}: groups need multiples of {GROUP}")
     config.prepare()

@@ -108,9 +108,8 @@ def facts(config: Bench) -> dict:
 def report(argv: list, config: Any, cases: list[dict], sides: dict) -> int:
     """Measure, print and save case by case; return the exit code, 1 if a side has failed.
 
-    A side is a function(config, **case) that returns "ms" and more. It is called
-    `config.repeats` times, each time in a new process, the sides by turns; the fastest call
-    counts. The first side is ours, `ratio` is of "ms" to ours.
+    A side is a function(config, **case) that returns "ms" and more, the first is ours, `ratio`
+    is to it. Each is called `repeats` times in new processes, by turns; the fastest call counts.
     """
     command = shlex.join(["python", "-m", "nanomath", "bench", *argv])
     about = {"command": command, **facts(config), "config": asdict(config)}

@@ -5,12 +5,11 @@
     python -m nanomath bench rollout runs/tiny-grpo groups=8 against=transformers
 
 MODEL is a directory, a hub id, or a shape with random weights. Prompts are random tokens, and no
-eos ends a response, so that every row does the same work on both sides. ms and tokens/s are with
-the prefill, ms/step is of decoding. The floor is the time in which this machine, at the GB/s and
-GFLOP/s measured just after, can read what a step reads and multiply what it multiplies
-(nanomath/rollout/floor.py). MB: the peak beyond the weights; gap: to the trainer's logprobs.
-transformers draws as much, all rows in one batch; ratio: its time / ours. Of `repeats`
-processes, by turns, the fastest counts.
+eos ends a response: every row does the same work on both sides. ms and tokens/s are with the
+prefill, ms/step is of decoding. The floor is the time in which this machine, at the GB/s and
+GFLOP/s measured just after, can read and multiply what a step does (nanomath/rollout/floor.py).
+MB: the peak beyond the weights; gap: to the trainer's logprobs. transformers draws as much, all
+rows in one batch; ratio: its time / ours. Of `repeats` processes, by turns, the fastest counts.
 """
 
 from __future__ import annotations
@@ -103,7 +102,7 @@ def build(config: RolloutBench, rows: int) -> tuple[Transformer, list]:
 
 
 def measure_sampler(config: RolloutBench, rows: int) -> dict:
-    """Return the columns of a row: time, memory, a step and its floor, and the gap."""
+    """Return time, memory, a step and its floor, and the gap."""
     model, prompts = build(config, rows)
     before = peak_memory(config.place, restart=True)
     sampler = Sampler(model, NO_TEXT, rows, config.exact)

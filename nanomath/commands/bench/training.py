@@ -1,7 +1,6 @@
 """Time and memory of training steps: against their floor, the plain way and trl.
 
     python -m nanomath bench training [CONFIG.toml] [key=value ...]
-    python -m nanomath bench training shapes=smollm2 steps=sft,grpo gradient_checkpointing=true
     python -m nanomath bench training shapes=smollm2 steps=sft,grpo lora=8
     python -m nanomath bench training shapes=tiny sequences=64 groups=8 against=trl sampled=true
 

@@ -520,7 +520,7 @@ def test_all_records_each_part_and_goes_on_after_a_failure(call, monkeypatch, tm
     assert results["commit"] == "c0ffee" and results["versions"]["torch"]
     assert commands[0] == ["nanomath", "bench", "kernels", "--check"]
     assert {"device=cpu", "dtype=float32", "threads=0"} < set(commands[1])
-    assert "| kernels | failed | 0 | python -m nanomath bench kernels tokens=64" in page
+    assert "| kernels | failed | 0 | `python -m nanomath bench kernels tokens=64" in page
     assert "said 2" in page and "said 3" not in page
 
 

@@ -263,7 +263,7 @@ def measure_trl(config: TrainingBench, shape: str, step: str) -> dict:
         moments = 2 * sum(weight.nbytes for weight in trainer.model.parameters())
         before = peak_memory(device, restart=True) + moments
         trainer.train()
-    return {"ms": min(ms), "MB": (peak_memory(device) - before) / 1e6}
+    return {"ms": min(ms), "MB": max(0, peak_memory(device) - before) / 1e6}
 
 
 def new_trainer(config: TrainingBench, shape: str, directory: str) -> Any:

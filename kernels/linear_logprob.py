@@ -87,6 +87,20 @@ def linear_logprob(
     )
 
 
+def linear_logprob_reference(
+    hidden: Tensor,
+    weight: Tensor,
+    target: Tensor,
+    temperature: float = 1.0,
+    exact: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """Compute `linear_logprob` in PyTorch, up to rounding, from all logits [n, V] at once."""
+    logs = ((hidden @ weight.T).float() / temperature).log_softmax(-1)
+    with torch.no_grad():
+        entropy = -(logs.exp() * logs).sum(-1)
+    return logs.gather(-1, target[:, None])[:, 0], entropy
+
+
 class _LinearLogprob(torch.autograd.Function):
     @staticmethod
     def forward(

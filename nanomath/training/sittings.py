@@ -9,10 +9,12 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
 import resource
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -81,10 +83,10 @@ def commit() -> str:
     return found.stdout.strip()
 
 
-def versions() -> dict[str, str]:
-    """Return Python's version and those of the packages a run is made with."""
+def versions(packages: Sequence[str] = PACKAGES) -> dict[str, str]:
+    """Return Python's version and those of the packages, by default what a run is made with."""
     found = {"python": platform.python_version()}
-    for name in PACKAGES:
+    for name in packages:
         try:
             found[name] = version(name)
         except PackageNotFoundError:
@@ -116,10 +118,21 @@ def processor() -> str:
     return names[0] if names else platform.machine()
 
 
-def peak_memory(device: torch.device) -> int:
-    """Return the most bytes used so far: of the GPU, or of this process."""
+def peak_memory(device: torch.device, restart: bool = False) -> int:
+    """Return the most bytes used at a time: of the GPU, or resident in this process.
+
+    With `restart` the peak is counted from now on, where the system allows it.
+    """
     if device.type == "cuda":
+        if restart:
+            torch.cuda.reset_peak_memory_stats(device)
         return torch.cuda.max_memory_allocated(device)
+    status = Path("/proc/self/status")
+    if restart and status.is_file():
+        Path("/proc/self/clear_refs").write_text("5")
+    text = status.read_text("utf-8") if status.is_file() else ""
+    if found := re.search(r"VmHWM:\s*(\d+)", text):
+        return 1024 * int(found[1])
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 

@@ -127,12 +127,12 @@ def test_checkpointing_keeps_the_states_between_layers():
 
 PEAK = """
 import json, sys, torch
-from nanomath.commands.bench.measure import peak_memory
 from nanomath.models import ModelConfig, Transformer
 from nanomath.models.batches import Example
 from nanomath.training import plan
 from nanomath.training.optimizer import Optimizer
 from nanomath.training.sft_step import SFTStep
+from nanomath.training.sittings import peak_memory
 
 torch.set_num_threads(1)
 vocabulary, width, layers, inner, count, length, budget = map(int, sys.argv[1:])

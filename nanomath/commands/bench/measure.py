@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import math
 import os
-import platform
-import resource
 import shlex
-import sys
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
@@ -19,13 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
-import nanomath
 from nanomath.config import option
 from nanomath.data.files import as_json, check_file
-from nanomath.models import ModelConfig
-from nanomath.rollout.floor import Machine, measure_machine
+from nanomath.models import ModelConfig, Transformer
+from nanomath.training import sittings
 from nanomath.training.build import choose_device
 from nanomath.training.runlog import write_atomically
 
@@ -36,13 +31,7 @@ SHAPES = {  # of configs/tiny, SmolLM2-135M and Qwen2.5; the values of the weigh
     "qwen2.5-0.5b": ModelConfig(151936, 896, 24, 14, 2, 64, 4864, 32768, **QWEN),
     "qwen2.5-1.5b": ModelConfig(151936, 1536, 28, 12, 2, 128, 8960, 32768, **QWEN),
 }
-CALLS = 5  # in a process, the fastest counts: the first may be slow
-ENOUGH = 2.0  # seconds after which there are no more calls than two
 DTYPES = ("auto", "float32", "bfloat16", "float16")
-Found = dict[
-    str, Any
-]  # what a measured process returns; {"failed": why} where it could not
-Call = tuple[Callable[..., Found], ...]  # a function of a module, then its arguments
 
 
 @dataclass
@@ -58,101 +47,21 @@ class Bench:
     def on_gpu(self) -> bool:
         return self.device.startswith("cuda")
 
-    def choose_machine(self) -> None:
-        """Replace "auto" by what this machine has. ValueError for a device that it has not."""
+    @property
+    def place(self) -> torch.device:
+        return torch.device(self.device)
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        return getattr(torch, self.dtype)
+
+    def prepare(self) -> None:
+        """Replace "auto". An error for a device that is not there, and for a bad `save`."""
         self.device = str(choose_device(self.device))
         if self.dtype == "auto":
             self.dtype = "bfloat16" if self.on_gpu else "float32"
-
-
-# --- processes -------------------------------------------------------------------------------
-
-
-def in_new_process(
-    threads: int, function: Callable[..., Found], *arguments: Any
-) -> Found:
-    """Return what `function` returns, in a process of its own with so many CPU threads.
-
-    A process that fails or runs out of memory is a result as well: {"failed": why}.
-    """
-    with ProcessPoolExecutor(1, get_context("spawn"), _use_threads, (threads,)) as pool:
-        try:
-            return pool.submit(function, *arguments).result()
-        except (BrokenProcessPool, torch.OutOfMemoryError, MemoryError):
-            return {
-                "failed": "no memory"
-            }  # the operating system ended it, or CUDA refused
-        except Exception as error:  # noqa: BLE001 - whatever it raised: the others go on
-            return {"failed": in_one_line(error)}
-
-
-def _use_threads(threads: int) -> None:
-    if threads:
-        torch.set_num_threads(threads)
-
-
-def in_one_line(error: Exception) -> str:
-    """Return the kind of an error and the first line of what it says."""
-    return f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
-
-
-def by_turns(
-    threads: int, repeats: int, sides: dict[str, Call]
-) -> dict[str, list[Found]]:
-    """Call every side so many times, each in a new process, the sides by turns."""
-    found: dict[str, list[Found]] = {side: [] for side in sides}
-    for _ in tqdm(range(repeats), unit="turn", disable=None, leave=False):
-        for side, call in sides.items():
-            found[side].append(in_new_process(threads, *call))
-    return found
-
-
-def best(runs: Sequence[Found]) -> Found:
-    """Return the fastest run, by its tokens_per_s or its seconds; a failed one if all are."""
-    return max(
-        runs, key=lambda run: run.get("tokens_per_s", 1 / run.get("seconds", math.inf))
-    )
-
-
-def goes_on(seconds: Sequence[float]) -> bool:
-    """Return whether a process makes another call after calls that took so long."""
-    return len(seconds) < 2 or (len(seconds) < CALLS and sum(seconds) < ENOUGH)
-
-
-def this_machine(config: Bench) -> Machine:
-    """Measure how fast the device copies, and multiplies in the config's dtype."""
-    found = in_new_process(config.threads, _machine, config.device, config.dtype)
-    if "failed" in found:
-        raise RuntimeError(f"the machine could not be measured: {found['failed']}")
-    return Machine(**found)
-
-
-def _machine(device: str, dtype: str) -> Found:
-    return asdict(measure_machine(device, getattr(torch, dtype)))
-
-
-def peak_memory(device: torch.device, restart: bool = False) -> int:
-    """Return the most bytes in use at a time, on the GPU or resident in this process.
-
-    With `restart` the peak is counted from now on, where the system allows it.
-    """
-    if device.type == "cuda":
-        if restart:
-            torch.cuda.reset_peak_memory_stats(device)
-        return torch.cuda.max_memory_allocated(device)
-    status = Path("/proc/self/status")
-    if not status.is_file():  # no Linux: the peak since the process began
-        unit = 1 if sys.platform == "darwin" else 1024
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-    if restart:
-        Path("/proc/self/clear_refs").write_text("5")
-    lines = status.read_text(encoding="utf-8").splitlines()
-    return 1024 * next(
-        int(line.split()[1]) for line in lines if line.startswith("VmHWM")
-    )
-
-
-# --- the report ------------------------------------------------------------------------------
+        if self.save:
+            check_file("save", self.save)
 
 
 def need(package: str) -> None:
@@ -161,85 +70,73 @@ def need(package: str) -> None:
         raise ImportError(f"against={package} needs it: pip install {package}")
 
 
-def version(package: str) -> str:
-    """Return the version of an installed package, "-" where it is missing."""
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return "-"
+def in_new_process(config: Any, function: Callable, case: dict) -> dict:
+    """Return what a side returns, in a process of its own; {"failed": why} if it cannot."""
+    begin = (torch.set_num_threads, (config.threads,)) if config.threads else ()
+    with ProcessPoolExecutor(1, get_context("spawn"), *begin) as pool:
+        try:
+            return pool.submit(function, config, **case).result()
+        except (BrokenProcessPool, torch.OutOfMemoryError, MemoryError):
+            return {"failed": "no memory"}  # the system ended it, or CUDA refused
+        except Exception as error:  # noqa: BLE001 - whatever it raised: the others go on
+            return {"failed": f"{type(error).__name__}: {error}".partition("\n")[0]}
 
 
-def machine_facts(config: Bench) -> dict[str, Any]:
+def now(device: torch.device) -> float:
+    """Return the time in seconds at which all work given to the device is done."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+def new_model(config: Bench, shape: str) -> Transformer:
+    """Return a model of random weights."""
+    model = Transformer(SHAPES[shape]).init_weights(0)
+    return model.to(config.device, config.torch_dtype)
+
+
+def facts(config: Bench) -> dict:
     """Return what the numbers are measured on and with."""
-    processor = platform.machine()
-    if Path("/proc/cpuinfo").is_file():
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                processor = line.partition(": ")[2]
-    if config.on_gpu:
-        processor = torch.cuda.get_device_name(config.device)
     return {
-        "processor": processor,
-        "threads": config.threads or torch.get_num_threads(),
-        "load by other work": round(os.getloadavg()[0], 1),  # in the minute before
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "triton": version("triton"),
-        "transformers": version("transformers"),
-        "nanomath": nanomath.__version__,
+        "machine": sittings.machine(config.place),
+        "load by other work": os.getloadavg()[0],  # in the minute before
+        "versions": sittings.versions((*sittings.PACKAGES, "transformers", "trl")),
+        "commit": sittings.commit(),
     }
 
 
-class Report:
-    """A table that is printed row by row, and saved as JSON after each row."""
+def report(argv: list, config: Any, cases: list[dict], sides: dict) -> int:
+    """Measure, print and save case by case; return the exit code, 1 if a side has failed.
 
-    def __init__(self, target: str, argv: Sequence[str], config: Bench) -> None:
-        """Begin the report. OSError when `config.save` could not be written."""
+    A side is a function(config, **case) that returns "ms" and more, the first is ours, `ratio`
+    is to it. Each is called `repeats` times in new processes, by turns; the fastest call counts.
+    """
+    command = shlex.join(["python", "-m", "nanomath", "bench", *argv])
+    about = {"command": command, **facts(config), "config": asdict(config)}
+    print(*(f"{name}: {shown(fact)}" for name, fact in about.items()), sep="\n")
+    rows, failed = [], False
+    for case in cases:
+        best = {}
+        for side, function in config.repeats * list(sides.items()):
+            runs = in_new_process(config, function, case), best.get(side, {})
+            best[side] = min(runs, key=lambda run: run.get("ms", math.inf))
+        ours, *others = best.values()
+        for run in others:
+            run["ratio"] = run.get("ms", math.nan) / ours.get("ms", math.nan)
+        print(shown(case))
+        for side, run in best.items():
+            print(f"  {side:13} {shown(run)}", flush=True)
+            failed |= "failed" in run
+        rows.append(case | best)
         if config.save:
-            check_file("save", config.save)
-        self.path = config.save
-        self.failed = False
-        self.content = {
-            "command": shlex.join(["python", "-m", "nanomath", "bench", target, *argv]),
-            **machine_facts(config),
-            "config": asdict(config),
-            "rows": [],
-        }
-
-    def head(self, *notes: str, columns: Sequence[str]) -> None:
-        """Print the machine, the notes and the names of the columns."""
-        facts = self.content
-        dtype = facts["config"]["dtype"]
-        print(
-            f"{facts['processor']}, {facts['threads']} threads, torch {facts['torch']}, {dtype}"
-        )
-        print(*notes, sep="\n")
-        self.widths = [max(10, len(name) + 2) for name in columns]
-        self._print(columns)
-
-    def add(self, row: dict[str, Any], cells: Sequence[str], *notes: str) -> None:
-        """Print a row as `cells`, with the notes below it, and save it."""
-        self._print(cells)
-        for note in notes:
-            print(f"    {note}", flush=True)
-        self.content["rows"].append(row)
-        self.failed |= "failed" in row
-        if self.path:
-            write_atomically(Path(self.path), as_json(self.content))
-
-    def _print(self, cells: Sequence[str]) -> None:
-        # A row that failed has fewer cells.
-        padded = (
-            cell.rjust(width) for cell, width in zip(cells, self.widths, strict=False)
-        )
-        print("".join(padded), flush=True)
+            write_atomically(Path(config.save), as_json({**about, "rows": rows}))
+    return int(failed)
 
 
-def number(value: float | None, digits: int = 0, scale: float = 1.0) -> str:
-    """Return `value * scale` as a cell, "-" where nothing was measured."""
-    return "-" if value is None else f"{value * scale:.{digits}f}"
-
-
-def ratio(value: float | None, other: float | None) -> str:
-    """Return how many times `other` the value is as a cell, "-" where one is missing."""
-    return "-" if value is None or not other else f"{value / other:.2f}"
+def shown(value: Any) -> str:
+    """Return a value as it is printed: a number with four digits."""
+    if isinstance(value, dict):
+        return "  ".join(f"{name} {shown(inner)}" for name, inner in value.items())
+    if isinstance(value, float):
+        return f"{value:.4g}" if value < 1e4 else f"{value:.0f}"
+    return str(value)

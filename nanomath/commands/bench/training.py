@@ -1,109 +1,73 @@
-"""Time and memory of training steps and of scoring: against their floor, the plain way and trl.
+"""Time and memory of training steps: against their floor, the plain way and trl.
 
     python -m nanomath bench training [CONFIG.toml] [key=value ...]
-
-    python -m nanomath bench training                                   tiny and smollm2, minutes
-    python -m nanomath bench training shapes=smollm2 steps=sft,grpo gradient_checkpointing=true
     python -m nanomath bench training shapes=smollm2 steps=sft,grpo lora=8
-    python -m nanomath bench training shapes=qwen2.5-0.5b steps=logprob threads=1 save=bench.json
     python -m nanomath bench training shapes=tiny sequences=64 groups=8 against=trl sampled=true
 
-Steps: sft and grpo are forward and backward passes and the optimizer, in grpo also the
-reference model's pass; score is the states of one question's solutions; logprob is the logprobs
-of random states alone, forward and backward. Ours makes the logits in chunks and computes a
-question once for all of its solutions. The plain way makes all logits at once (sft, grpo,
-logprob) and computes the question with every solution (grpo, score). trl is its GRPOTrainer on
-the same weights, prompts, completions and rewards, without logs, and without sampling unless
-`sampled`. The floor is the
-time of the products with the weights of linear layers, as this machine makes them on their own:
+A step is forward and backward passes and the optimizer, in grpo also the reference model's pass.
+Ours makes the logits in chunks and computes a question once for all of its solutions; plain
+makes all logits at once and computes the question with every solution; trl (1.16) is its
+GRPOTrainer on the same weights, prompts, completions and rewards, without logs. The floor is the
+time of the products with the weights of linear layers, as this machine makes them alone:
 
     x W^T forward,   dy W and dy^T x backward,   x [n, in], W [out, in], dy [n, out]
 
-n are the tokens that differ, a prompt counting once for its group, and those of responses at
-the lm_head; what is computed again is not in it, nor are attention and all else that is no such
-product. Every number is of the fastest of `repeats` processes, which take turns; memory is the
-peak beyond weights and optimizer state. Of sft and grpo it is also told what a run would have said
-before its first step (nanomath/training/plan.py).
+n are the tokens that differ, a prompt counting once for its group, and those of responses at the
+lm_head; what is computed again is not in it, nor attention, nor with adapters these and dy^T x.
+Expected: what a run would have said. ratio: to our time; MB: the peak beyond weights and
+optimizer state. Of `repeats` processes, by turns, the fastest counts.
 """
 
 from __future__ import annotations
 
+import os
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from itertools import product
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from nanomath.commands.bench.measure import (
-    SHAPES,
-    Bench,
-    Found,
-    Report,
-    best,
-    by_turns,
-    goes_on,
-    need,
-    number,
-    peak_memory,
-    ratio,
-)
-from nanomath.commands.bench.rollout import NoText
-from nanomath.commands.bench.trl import measure_trl
+import nanomath
+from kernels.linear_logprob import linear_logprob_reference
+from nanomath.commands.bench import measure
+from nanomath.commands.bench.rollout import NO_TEXT
 from nanomath.config import option, parse_arguments
 from nanomath.data.problem import Problem
 from nanomath.models import Transformer, batches
 from nanomath.models.batches import Example
 from nanomath.models.lora import LoRA
-from nanomath.process.states import states_at
 from nanomath.rollout import Completion, Episode, Sampler
-from nanomath.rollout.floor import fastest, seconds_of
+from nanomath.rollout.floor import fastest
 from nanomath.settings import LINEAR_LAYERS
-from nanomath.training import plan, policy_step
-from nanomath.training import sft_step as sft
+from nanomath.training import plan, policy_step, sft_step
 from nanomath.training.optimizer import Optimizer
-from nanomath.training.policy_step import PolicyStep
-from nanomath.training.sft_step import SFTStep
+from nanomath.training.sittings import peak_memory
 
-PASSES = {  # that a step makes over its tokens
-    "sft": ("forward", "backward"),
-    "grpo": ("forward", "forward", "backward"),
-    "score": ("forward",),
-    "logprob": ("forward", "backward"),
-}
+CALLS = 3  # in a process, the fastest counts: the first may be slow
+FORWARD = {"sft": 1, "grpo": 2}  # passes of a step, beside the backward pass
 PRODUCT_SECONDS = 0.1  # of which a product's fastest call counts for the floor
 
 
 @dataclass
-class TrainingBench(Bench):
+class TrainingBench(measure.Bench):
     """Which steps of which models to measure, and their sizes."""
 
-    steps: list[str] = option(
-        [], "what to measure; empty: all, against trl grpo", choices=tuple(PASSES)
-    )
-    shapes: list[str] = option(["tiny", "smollm2"], "models", choices=tuple(SHAPES))
-    against: str = option(
-        "plain", "what ours is compared with", choices=("plain", "trl")
-    )
+    steps: list[str] = option([], "empty: all, against trl grpo", choices=tuple(FORWARD))
+    shapes: list[str] = option(["tiny", "smollm2"], "models", choices=measure.SHAPES)
+    against: str = option("plain", "what to compare with", choices=("plain", "trl"))
     sequences: int = option(8, "sequences in a step", minimum=2)
-    groups: int = option(
-        0, "samples of each prompt in grpo, 0: all sequences are of one", minimum=0
-    )
+    groups: int = option(0, "samples of a prompt in grpo, 0: all sequences", minimum=0)
     prompt: int = option(32, "tokens of a prompt", minimum=1)
     response: int = option(96, "tokens of a response", minimum=1)
-    tokens: int = option(4096, "tokens of logprob", minimum=1)
     token_budget: int = option(0, "tokens computed at once, 0: all", minimum=0)
-    sampled: bool = option(
-        False, "grpo: a step begins by sampling its responses (against=trl)"
-    )
-    gradient_checkpointing: bool = option(
-        False, "recompute each layer in the backward pass"
-    )
-    lora: int = option(
-        0, "sft, grpo: rank of adapters that are trained, 0: the weights are", minimum=0
-    )
+    sampled: bool = option(False, "grpo: a step begins by sampling its responses")
+    gradient_checkpointing: bool = option(False, "recompute layers in the backward pass")
+    lora: int = option(0, "rank of adapters to train, 0: the weights", minimum=0)
     repeats: int = option(2, "processes for each number; the best counts", minimum=1)
 
 
@@ -111,348 +75,238 @@ def main(argv: list[str]) -> int:
     """Measure every step of every shape; 1 if one of them failed."""
     config, _ = parse_arguments(TrainingBench, argv, __doc__)
     if config.against == "trl":
-        need("trl")
-    config.choose_machine()
-    choose_steps(config)
-    report = Report("training", argv, config)
-    sides = ("ours", config.against)
-    columns = [f"{side}, {unit}" for unit in ("ms", "MB") for side in sides]
-    report.head(
-        f"best of {config.repeats}; ratio: ours / {config.against}, below 1 is better; "
-        "of floor: floor / ours",
-        columns=["shape    ", "step", *columns[:2], "ratio", *columns[2:], "ratio"]
-        + ["floor, ms", "of floor"],
-    )
-    for shape in config.shapes:
-        for step in config.steps:
-            row = {"shape": shape, "step": step, **compare(shape, step, config)}
-            report.add(row, *table_row(row, *sides))
-    return int(report.failed)
+        measure.need("trl")
+    config.prepare()
+    settle(config)
+    steps = product(config.shapes, config.steps)
+    cases = [{"shape": shape, "step": step} for shape, step in steps]
+    theirs = measure_trl if config.against == "trl" else measure_plain
+    sides = {"ours": measure_step, config.against: theirs, "floor": floor}
+    sides["expected"] = expected
+    return measure.report(["training", *argv], config, cases, sides)
 
 
-def choose_steps(config: TrainingBench) -> None:
+def settle(config: TrainingBench) -> None:
     """Put in what is left to be chosen. ValueError for what does not go together."""
     trl = config.against == "trl"
-    config.steps = config.steps or (["grpo"] if trl else list(PASSES))
+    config.steps = config.steps or list(FORWARD)[trl:]
     config.groups = config.groups or config.sequences
-    if trl and config.steps != ["grpo"]:
-        raise ValueError(
-            f"against=trl compares steps=grpo alone, not {','.join(config.steps)}"
-        )
-    if config.sampled and not trl:
-        raise ValueError("sampled=true needs against=trl: the plain way samples nothing")
+    if trl and "sft" in config.steps:
+        raise ValueError("against=trl compares steps=grpo alone")
     if config.sequences % config.groups:
-        raise ValueError(
-            f"groups of {config.groups} do not make {config.sequences} sequences: "
-            "sequences must be a multiple of groups"
-        )
+        raise ValueError(f"{config.sequences} sequences: no groups of {config.groups}")
 
 
-def compare(shape: str, step: str, config: TrainingBench) -> Found:
-    """Return seconds and bytes of each side, and the seconds of each stage of ours.
-
-    "failed" says which side failed and why.
-    """
-    sides = ["ours", config.against, "floor"]
-    if step in ("sft", "grpo"):
-        sides.append("expected")
-    calls = {side: (measure, shape, step, side, config) for side in sides}
-    found = by_turns(config.threads, config.repeats, calls)
-    numbers = {side: best(runs) for side, runs in found.items()}
-    row: Found = {
-        name: {side: run.get(name) for side, run in numbers.items()}
-        for name in ("seconds", "bytes")
-    }
-    row["stages"] = numbers["ours"].get("stages", {})
-    if failed := [
-        f"{s}: {run['failed']}" for s, run in numbers.items() if "failed" in run
-    ]:
-        row["failed"] = "; ".join(failed)
-    return row
+def measure_plain(config: TrainingBench, shape: str, step: str) -> dict:
+    """Measure a step with all logits at once, and every prompt with each of its responses."""
+    batches.linear_logprob = linear_logprob_reference
+    policy_step.make_batch = partial(batches.make_batch, share=False)
+    return measure_step(config, shape, step)
 
 
-def table_row(row: Found, ours: str, theirs: str) -> tuple[Any, ...]:
-    """Return the cells of a row; its stages and what failed as notes."""
-    cells = [row["shape"], row["step"]]
-    for name, scale, digits in ("seconds", 1e3, 1), ("bytes", 1e-6, 0):
-        pair = [row[name][side] for side in (ours, theirs)]
-        cells += [*(number(value, digits, scale) for value in pair), ratio(*pair)]
-    seconds = row["seconds"]
-    cells += [number(seconds["floor"], 1, 1e3), ratio(seconds["floor"], seconds[ours])]
-    notes = []
-    if len(row["stages"]) > 1:
-        stages = (
-            f"{stage} {1e3 * spent:.1f} ({spent / seconds[ours]:.0%})"
-            for stage, spent in row["stages"].items()
-        )
-        notes.append(f"stages, ms: {', '.join(stages)}")
-    if "expected" in seconds:
-        found = [
-            (row[name]["expected"], row[name][ours]) for name in ("seconds", "bytes")
-        ]
-        (ms, of_time), (mb, of_memory) = (
-            (number(pair[0], digits, scale), ratio(*pair))
-            for pair, digits, scale in zip(found, (1, 0), (1e3, 1e-6), strict=True)
-        )
-        notes.append(f"expected: {ms} ms ({of_time} of ours), {mb} MB ({of_memory})")
-    return cells, *notes, *([row["failed"]] if "failed" in row else [])
-
-
-# --- in the measured process -----------------------------------------------------------------
-
-
-def measure(shape: str, step: str, side: str, config: TrainingBench) -> Found:
-    """Return seconds of the fastest call and of its stages, and bytes at the peak beyond what
-    there was before.
-    """
-    if side == "expected":
-        return expected(shape, step, config)
-    if side == "floor":
-        return {"seconds": floor_of(products(shape, step, config), config)}
-    if side == "trl":
-        examples = random_examples(shape, config, config.groups)
-        return measure_trl(new_model(shape, config), examples, config)
-    if side == "plain":
-        batches.linear_logprob = materialised_logprob
-        policy_step.make_batch = partial(batches.make_batch, share=False)
-    device = torch.device(config.device)
-    run = STEPS[step](shape, side, config)
+def measure_step(config: TrainingBench, shape: str, step: str) -> dict:
+    """Return the numbers of the fastest of some calls: its time and its stages', and the peak."""
+    device = config.place
+    run = new_step(config, shape, step)
     stages = clocked_stages(device)
     before = peak_memory(device, restart=True)
-    calls: list[tuple[float, Found]] = []
-    while goes_on([seconds for seconds, _ in calls]):
+    calls = []
+    for _ in range(CALLS):
         stages.clear()
-        seconds = seconds_of(run, device)
-        rest = seconds - sum(stages.values())
-        calls.append((seconds, {**stages, "rest": rest}))
-    seconds, stages = min(calls, key=lambda call: call[0])
-    most = max(0, peak_memory(device) - before)
-    return {"seconds": seconds, "bytes": most, "stages": stages}
+        began = measure.now(device)
+        run()
+        ms = 1e3 * (measure.now(device) - began)
+        calls.append({"ms": ms, "stages, ms": {**stages, "rest": ms - stages.total()}})
+    best = min(calls, key=lambda call: call["ms"])
+    return {**best, "MB": (peak_memory(device) - before) / 1e6}
 
 
-def clocked_stages(device: torch.device) -> Counter[str]:
-    """Return the seconds of the stages of all steps from now on, which are added up as they go."""
-    seconds: Counter[str] = Counter()
+def clocked_stages(device: torch.device) -> Counter:
+    """Return the milliseconds of the stages of all steps from now on, which add up as they go."""
+    ms = Counter()
 
-    def clock(owner: Any, name: str, stage: Callable[..., str]) -> None:
+    def clock(owner: Any, name: str, stage: str) -> None:
         function = getattr(owner, name)
 
-        def clocked(*arguments: Any, **options: Any) -> Any:
-            results: list[Any] = []
-            spent = seconds_of(
-                lambda: results.append(function(*arguments, **options)), device
-            )
-            seconds[stage(*arguments)] += spent
-            return results[0]
+        def clocked(*arguments, **options):
+            began = measure.now(device)
+            result = function(*arguments, **options)
+            scored = stage == "forward" and not torch.is_grad_enabled()
+            spent = 1e3 * (measure.now(device) - began)
+            ms["reference pass" if scored else stage] += spent
+            return result
 
         setattr(owner, name, clocked)
 
-    for module in (policy_step, sft):
-        clock(module, "response_states", stage_of_pass)
-        clock(module, "states_logprobs", stage_of_pass)
-    clock(Tensor, "backward", lambda *_: "backward")
-    clock(Optimizer, "step", lambda *_: "optimizer")
-    clock(Sampler, "generate", lambda *_: "sampling")
-    return seconds
+    for module in policy_step, sft_step:
+        clock(module, "response_states", "forward")
+        clock(module, "states_logprobs", "forward")
+    clock(Tensor, "backward", "backward")
+    clock(Optimizer, "step", "optimizer")
+    clock(Sampler, "generate", "sampling")
+    return ms
 
 
-def stage_of_pass(model: Transformer, *_: object) -> str:
-    """Return which pass over its tokens a model makes now."""
-    if torch.is_grad_enabled():
-        return "forward"
-    return "old logprobs" if model.lm_head.weight.requires_grad else "reference pass"
+def new_step(config: TrainingBench, shape: str, step: str) -> Callable:
+    """Return what makes one step, in grpo on groups of episodes, half of them right."""
+    model, optimizer = in_training(config, shape)
+    examples = random_examples(config, shape, step)
+    budget = {"token_budget": config.token_budget}
+    if step == "sft":
+        sft = sft_step.SFTStep(model, optimizer, **budget)
+        return lambda: sft.step(examples, 0, 1e-6)
+    reference = measure.new_model(config, shape).requires_grad_(False)
+    groups = config.groups
+    grpo = policy_step.PolicyStep(model, reference, optimizer, groups, **budget)
 
-
-# --- the floor -------------------------------------------------------------------------------
-
-
-def products(
-    shape: str, step: str, config: TrainingBench
-) -> Counter[tuple[str, int, int, int]]:
-    """Return how often a step needs (pass, rows, out, in): what a linear layer's pass multiplies.
-
-    A forward pass is one product, a backward pass two, of 2 rows out in FLOPs each.
-    """
-    with torch.device("meta"):
-        model = Transformer(SHAPES[shape])
-    examples = random_examples(shape, config, group_of(step, config))
-    sizes = [(0, config.tokens)]  # of all tokens, and at the lm_head, by micro-batch
-    if step != "logprob":
-        cut = batches.micro_batches(examples, config.token_budget)
-        made = [batches.make_batch([examples[i] for i in rows]) for rows in cut]
-        sizes = [
-            (b.layout.tokens.numel(), len(b.target) * (step != "score")) for b in made
-        ]
-    return Counter(
-        (way, rows[module is model.lm_head], *module.weight.shape)
-        for way in PASSES[step]
-        for rows in sizes
-        for module in model.modules()
-        if isinstance(module, nn.Linear)
-    )
-
-
-def floor_of(needed: Counter[tuple[str, int, int, int]], config: TrainingBench) -> float:
-    """Return the seconds of so many products, each as fast as the device has made it."""
-    device = torch.device(config.device)
-    options = {"device": device, "dtype": getattr(torch, config.dtype)}
-    total = 0.0
-    for (way, rows, out, width), times in needed.items():
-        x, weight, dy = (
-            torch.randn(size, **options)
-            for size in ((rows, width), (out, width), (rows, out))
-        )
-        forward = partial(torch.matmul, x, weight.T)
-        backward = (partial(torch.matmul, dy, weight), partial(torch.matmul, dy.T, x))
-        for product in (forward,) if way == "forward" else backward:
-            total += times * fastest(product, device, PRODUCT_SECONDS)
-    return total
-
-
-def expected(shape: str, step: str, config: TrainingBench) -> Found:
-    """Return the seconds and bytes that a run says it expects of such a step."""
-    model, optimizer = in_training(new_model(shape, config), config)
-    examples = random_examples(shape, config, group_of(step, config))
-    passes = (PASSES[step].count("forward") - 1, 1)
-    machine = plan.machine_of(model, model.dtype)
-    told = model, optimizer, examples, config.token_budget, passes, machine
-    cut = plan.batches_of(model, examples, config.token_budget)
-    return {
-        "seconds": plan.step_seconds(*told),
-        "bytes": plan.step_bytes(model, optimizer, cut),
-    }
-
-
-# --- the steps -------------------------------------------------------------------------------
-
-
-def materialised_logprob(
-    hidden: Tensor,
-    weight: Tensor,
-    target: Tensor,
-    temperature: float = 1.0,
-    exact: bool = False,
-) -> tuple[Tensor, Tensor]:
-    """Return the numbers of `linear_logprob`, up to rounding, from all logits [n, V] at once."""
-    logits = (hidden @ weight.T).float()
-    logs = (logits if temperature == 1 else logits / temperature).log_softmax(-1)
-    with torch.no_grad():
-        entropy = -(logs.exp() * logs).sum(-1)
-    return logs.gather(-1, target[:, None])[:, 0], entropy
-
-
-def sft_step(shape: str, side: str, config: TrainingBench) -> Callable[[], object]:
-    """Return one step of fine-tuning."""
-    model, optimizer = in_training(new_model(shape, config), config)
-    step = SFTStep(model, optimizer, token_budget=config.token_budget)
-    examples = random_examples(shape, config, group_of("sft", config))
-    return lambda: step.step(examples, 0, 1e-6)
-
-
-def grpo_step(shape: str, side: str, config: TrainingBench) -> Callable[[], object]:
-    """Return one policy step on groups of episodes, half of them right."""
-    start = new_model(shape, config)
-    reference = start if config.lora else new_model(shape, config).requires_grad_(False)
-    model, optimizer = in_training(start, config)
-    step = PolicyStep(
-        model,
-        reference,
-        optimizer,
-        config.groups,
-        token_budget=config.token_budget,
-    )
-    examples = random_examples(shape, config, config.groups)
-
-    def episodes_of(completions: Iterable[Completion]) -> list[Episode]:
-        return [
+    def step_on(completions: list[Completion]) -> dict:
+        episodes = [
             Episode(
-                Problem(str(i // config.groups), "", ""),
+                Problem(str(completion.prompt_index), "", ""),
                 example.prompt,
                 completion,
-                {"accuracy": i % 2, "total": i % 2},
+                dict.fromkeys(("accuracy", "total"), completion.sample_index % 2),
             )
-            for i, (example, completion) in enumerate(
-                zip(examples, completions, strict=True)
-            )
+            for example, completion in zip(examples, completions, strict=True)
         ]
+        return grpo.step(episodes, 0, 1e-6)
 
     if config.sampled:
-        sampler = Sampler(model, NoText(), slots=len(examples))
-        prompts = [example.prompt for example in examples[:: config.groups]]
-        length = config.response
-
-        def whole_step() -> Found:
-            drawn = sampler.generate(prompts, config.groups, max_new_tokens=length)
-            return step.step(episodes_of(drawn), 0, 1e-6)
-
-        return whole_step
+        sampler = Sampler(model, NO_TEXT, slots=len(examples))
+        prompts = [example.prompt for example in examples[::groups]]
+        return lambda: step_on(sampler.generate(prompts, groups, config.response))
     logprobs = [-5.0] * config.response
-    known = episodes_of(
-        Completion(0, i, example.response, logprobs, logprobs, "", "eos")
-        for i, example in enumerate(examples)
-    )
-    return lambda: step.step(known, 0, 1e-6)
+    known = [
+        Completion(i // groups, i % groups, e.response, logprobs, logprobs, "", "eos")
+        for i, e in enumerate(examples)
+    ]
+    return lambda: step_on(known)
 
 
-def score_step(shape: str, side: str, config: TrainingBench) -> Callable[[], object]:
-    """Return the last states of one question's solutions; ours computes the question once."""
-    model = new_model(shape, config)
-    examples = random_examples(shape, config, group_of("score", config))
-    if side == "plain":
-        examples = [
-            Example([], example.prompt + example.response) for example in examples
-        ]
-    places = [[config.prompt + config.response - 1]] * len(examples)
-    return lambda: list(states_at(model, examples, places, config.token_budget))
-
-
-def logprob_step(shape: str, side: str, config: TrainingBench) -> Callable[[], object]:
-    """Return the logprobs of random states with the shape's vocabulary, forward and backward."""
-    options = {"device": config.device, "dtype": getattr(torch, config.dtype)}
-    vocabulary = SHAPES[shape].vocab_size
-    width = SHAPES[shape].hidden_size
-    hidden = torch.randn(config.tokens, width, **options).requires_grad_()
-    weight = torch.empty(vocabulary, width, **options).normal_(std=0.02).requires_grad_()
-    target = torch.randint(vocabulary, (config.tokens,), device=config.device)
-    return lambda: batches.linear_logprob(hidden, weight, target)[0].mean().backward()
-
-
-STEPS = {
-    "sft": sft_step,
-    "grpo": grpo_step,
-    "score": score_step,
-    "logprob": logprob_step,
-}
-
-
-def new_model(shape: str, config: TrainingBench) -> Transformer:
-    """Return a model of random weights."""
-    model = Transformer(SHAPES[shape]).init_weights(0)
-    model.to(config.device, getattr(torch, config.dtype))
+def in_training(config: TrainingBench, shape: str) -> tuple:
+    """Return a model, or it with adapters, and AdamW of what is trained."""
+    model = measure.new_model(config, shape)
     model.gradient_checkpointing = config.gradient_checkpointing
-    return model
-
-
-def in_training(
-    model: Transformer, config: TrainingBench
-) -> tuple[Transformer, Optimizer]:
-    """Return the model, or it with adapters, and AdamW of what is trained."""
     lora = LoRA(model, config.lora, 32.0, LINEAR_LAYERS) if config.lora else None
     optimizer = Optimizer(lora or model, 0.0, (0.9, 0.95), 1e-8, 1.0)
     return (lora.applied_to(model) if lora else model), optimizer
 
 
-def group_of(step: str, config: TrainingBench) -> int:
-    """Return how many sequences of a step have one prompt."""
-    return {"grpo": config.groups, "score": config.sequences}.get(step, 1)
-
-
-def random_examples(shape: str, config: TrainingBench, group: int) -> list[Example]:
-    """Return random responses for one step, and random prompts for each group of them."""
-    generator = torch.Generator().manual_seed(0)
-    size = (config.sequences, config.prompt + config.response)
-    rows = torch.randint(SHAPES[shape].vocab_size, size, generator=generator).tolist()
+def random_examples(config: TrainingBench, shape: str, step: str) -> list[Example]:
+    """Return random responses, and random prompts, in grpo one for each group."""
+    group = config.groups if step == "grpo" else 1
+    size = config.sequences, config.prompt + config.response
+    seeded = torch.Generator().manual_seed(0)
+    vocabulary = measure.SHAPES[shape].vocab_size
+    rows = torch.randint(vocabulary, size, generator=seeded).tolist()
     return [
         Example(rows[i - i % group][: config.prompt], row[config.prompt :])
         for i, row in enumerate(rows)
     ]
+
+
+def floor(config: TrainingBench, shape: str, step: str) -> dict:
+    """Return the time of a step's products, each as fast as the device has made it."""
+    with torch.device("meta"):
+        model = Transformer(measure.SHAPES[shape])
+    examples = random_examples(config, shape, step)
+    needed = Counter()
+    for b in plan.batches_of(model, examples, config.token_budget):
+        for layer in filter(lambda m: isinstance(m, nn.Linear), model.modules()):
+            tokens = b.target if layer is model.lm_head else b.layout.tokens
+            needed[tokens.numel(), *layer.weight.shape] += 1
+    random = partial(torch.randn, device=config.place, dtype=config.torch_dtype)
+    seconds = 0.0
+    for (rows, out, width), times in needed.items():
+        x, weight, dy = random(rows, width), random(out, width), random(rows, out)
+        ways = [
+            (FORWARD[step], x, weight.T),
+            (1, dy, weight),
+            (not config.lora, dy.T, x),
+        ]
+        for count, *factors in ways:
+            run = partial(torch.matmul, *factors)
+            seconds += times * count * fastest(run, config.place, PRODUCT_SECONDS)
+    return {"ms": 1e3 * seconds}
+
+
+def expected(config: TrainingBench, shape: str, step: str) -> dict:
+    """Return the time and memory that a run says it expects of such a step."""
+    model, optimizer = in_training(config, shape)
+    examples = random_examples(config, shape, step)
+    machine = plan.machine_of(model, model.dtype)
+    cut = plan.batches_of(model, examples, config.token_budget)
+    told = model, optimizer, examples, config.token_budget, (FORWARD[step] - 1, 1)
+    ms = 1e3 * plan.step_seconds(*told, machine)
+    return {"ms": ms, "MB": plan.step_bytes(model, optimizer, cut) / 1e6}
+
+
+def measure_trl(config: TrainingBench, shape: str, step: str) -> dict:
+    """Return the time of the fastest step, by the trainer's own word, and the peak."""
+    import transformers  # nanomath runs without it
+
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # what libraries write, even from C++
+    device = config.place
+    ms = []
+
+    class Clock(transformers.TrainerCallback):
+        def on_step_begin(self, *_, **__) -> None:
+            self.began = measure.now(device)
+
+        def on_step_end(self, *_, **__) -> None:
+            ms.append(1e3 * (measure.now(device) - self.began))
+
+    with TemporaryDirectory() as directory:
+        nanomath.save_model(measure.new_model(config, shape), None, directory)
+        trainer = new_trainer(config, shape, directory)
+        trainer.add_callback(Clock())
+        moments = 2 * sum(weight.nbytes for weight in trainer.model.parameters())
+        before = peak_memory(device, restart=True) + moments
+        trainer.train()
+    return {"ms": min(ms), "MB": max(0, peak_memory(device) - before) / 1e6}
+
+
+def new_trainer(config: TrainingBench, shape: str, directory: str) -> Any:
+    """Return the trainer of the model in a directory, with the settings of our own step."""
+    import datasets
+    import tokenizers
+    import transformers
+    import trl
+
+    numbers = {str(i): i for i in range(measure.SHAPES[shape].vocab_size)}
+    # Prompts are texts of numbers; completions are handed out, or with `sampled` drawn.
+    words = tokenizers.Tokenizer(tokenizers.models.WordLevel(numbers, "0"))
+    words.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
+    examples = random_examples(config, shape, "grpo")
+    asked = [" ".join(map(str, e.prompt)) for e in examples[:: config.groups]]
+    count = len(examples)
+    budget = max(config.token_budget or count * len(examples[0]), len(examples[0]))
+    fitting = range(1, min(budget // len(examples[0]), count) + 1)
+    micro = max(n for n in fitting if count % n == 0)
+    known = {
+        "prompt_ids": [example.prompt for example in examples],
+        "completion_ids": [example.response for example in examples],
+        "logprobs": [[-5.0] * config.response] * count,
+    }
+    text = transformers.PreTrainedTokenizerFast(tokenizer_object=words, eos_token="0")
+    options = {
+        "model_init_kwargs": {"dtype": config.dtype},
+        "generation_kwargs": {"min_new_tokens": config.response},
+        "max_completion_length": config.response,
+        "per_device_train_batch_size": micro,
+        "gradient_accumulation_steps": count // micro,
+        "gradient_checkpointing": config.gradient_checkpointing,
+        "num_generations": config.groups,
+        "max_steps": CALLS,
+        "use_cpu": not config.on_gpu,
+    }
+    options |= {"logging_strategy": "no", "save_strategy": "no"}
+    options |= {"loss_type": "grpo", "beta": 0.04, "bf16": False}
+    return trl.GRPOTrainer(
+        directory,
+        lambda prompts, **_: [i % config.groups % 2 for i in range(len(prompts))],
+        trl.GRPOConfig(directory, **options),
+        datasets.Dataset.from_dict({"prompt": asked}),
+        processing_class=text,
+        rollout_func=None if config.sampled else lambda *_: known,
+    )

@@ -41,15 +41,23 @@ def small(*words: str) -> training.TrainingBench:
 # --- what every target shares ----------------------------------------------------------------
 
 
+@pytest.mark.parametrize(
+    ("failing", "why", "code"),
+    [
+        ("theirs", "no memory", 0),
+        ("theirs", "OSError: lost", 1),
+        ("ours", "no memory", 1),
+    ],
+)
 def test_sides_take_turns_the_fastest_counts_and_failing_is_a_result(
-    monkeypatch, tmp_path, capsys
+    failing, why, code, monkeypatch, tmp_path, capsys
 ):
     calls = []
 
     def pretend(config, function, case):
         calls.append((case["step"], function.__name__))
-        if calls[-1] == ("sft", "theirs"):
-            return {"failed": "no memory"}
+        if calls[-1] == ("sft", failing):
+            return {"failed": why}
         return {"ms": {1: 8.0, 3: 4.0}.get(len(calls), 10.0), "stages": {"rest": 0.125}}
 
     def ours(): ...
@@ -59,15 +67,14 @@ def test_sides_take_turns_the_fastest_counts_and_failing_is_a_result(
     config = small("repeats=2", f"save={tmp_path / 'bench.json'}")
     cases = [{"step": "grpo"}, {"step": "sft"}]
     sides = {"ours": ours, "theirs": theirs}
-    assert measure.report(["training", "repeats=2"], config, cases, sides) == 1
+    assert measure.report(["training", "repeats=2"], config, cases, sides) == code
     turns = [(step, side) for step in ("grpo", "sft") for side in 2 * ("ours", "theirs")]
     assert calls == turns
     saved = json.loads((tmp_path / "bench.json").read_text(encoding="utf-8"))
     first, second = saved["rows"]
     assert first["ours"] == {"ms": 4, "stages": {"rest": 0.125}}
     assert first["theirs"]["ratio"] == 2.5
-    assert second["ours"]["ms"] == 10
-    assert second["theirs"] == {"failed": "no memory", "ratio": None}
+    assert second[failing] == {"failed": why}
     assert saved["command"] == "python -m nanomath bench training repeats=2"
     assert saved["versions"]["torch"] == torch.__version__
     assert saved["config"]["repeats"] == 2
@@ -77,7 +84,7 @@ def test_sides_take_turns_the_fastest_counts_and_failing_is_a_result(
         "  ours          ms 4  stages rest 0.125",
         "  theirs        ms 10  stages rest 0.125  ratio 2.5",
     ]
-    assert said[-1] == "  theirs        failed no memory  ratio nan"
+    assert said[-1 if failing == "theirs" else -2] == f"  {failing:13} failed {why}"
 
 
 def raise_an_error(config: object) -> None:

@@ -31,6 +31,7 @@ SHAPES = {  # of configs/tiny, SmolLM2-135M and Qwen2.5; the values of the weigh
     "qwen2.5-0.5b": ModelConfig(151936, 896, 24, 14, 2, 64, 4864, 32768, **QWEN),
     "qwen2.5-1.5b": ModelConfig(151936, 1536, 28, 12, 2, 128, 8960, 32768, **QWEN),
 }
+NO_MEMORY = "no memory"
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
@@ -77,7 +78,7 @@ def in_new_process(config: Any, function: Callable, case: dict) -> dict:
         try:
             return pool.submit(function, config, **case).result()
         except (BrokenProcessPool, torch.OutOfMemoryError, MemoryError):
-            return {"failed": "no memory"}  # the system ended it, or CUDA refused
+            return {"failed": NO_MEMORY}  # the system ended it, or CUDA refused
         except Exception as error:  # noqa: BLE001 - whatever it raised: the others go on
             return {"failed": f"{type(error).__name__}: {error}".partition("\n")[0]}
 
@@ -110,6 +111,7 @@ def report(argv: list, config: Any, cases: list[dict], sides: dict) -> int:
 
     A side is a function(config, **case) that returns "ms" and more, the first is ours, `ratio`
     is to it. Each is called `repeats` times in new processes, by turns; the fastest call counts.
+    What we are compared with may lack the memory: that is a result.
     """
     command = shlex.join(["python", "-m", "nanomath", "bench", *argv])
     about = {"command": command, **facts(config), "config": asdict(config)}
@@ -122,11 +124,13 @@ def report(argv: list, config: Any, cases: list[dict], sides: dict) -> int:
             best[side] = min(runs, key=lambda run: run.get("ms", math.inf))
         ours, *others = best.values()
         for run in others:
-            run["ratio"] = run.get("ms", math.nan) / ours.get("ms", math.nan)
+            if "ms" in run and "ms" in ours:
+                run["ratio"] = run["ms"] / ours["ms"]
         print(shown(case))
         for side, run in best.items():
             print(f"  {side:13} {shown(run)}", flush=True)
-            failed |= "failed" in run
+            lacking = run is not ours and run.get("failed") == NO_MEMORY
+            failed |= "failed" in run and not lacking
         rows.append(case | best)
         if config.save:
             write_atomically(Path(config.save), as_json({**about, "rows": rows}))

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from importlib import import_module
 from math import nan
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -159,8 +160,7 @@ def gap(model: Transformer, prompts: list[list[int]], drawn: list[Completion]) -
 
 def measure_transformers(config: RolloutBench, rows: int) -> dict:
     """Return milliseconds and tokens a second of transformers' `generate`."""
-    import transformers  # nanomath runs without it
-
+    transformers = import_module("transformers")  # nanomath runs without it
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     ours, prompts = build(config, rows)

@@ -25,6 +25,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from importlib import import_module
 from itertools import product
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -243,8 +244,7 @@ def expected(config: TrainingBench, shape: str, step: str) -> dict:
 
 def measure_trl(config: TrainingBench, shape: str, step: str) -> dict:
     """Return the time of the fastest step, by the trainer's own word, and the peak."""
-    import transformers  # nanomath runs without it
-
+    transformers = import_module("transformers")  # nanomath runs without it
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # what libraries write, even from C++
     device = config.place
     ms = []
@@ -268,11 +268,9 @@ def measure_trl(config: TrainingBench, shape: str, step: str) -> dict:
 
 def new_trainer(config: TrainingBench, shape: str, directory: str) -> Any:
     """Return the trainer of the model in a directory, with the settings of our own step."""
-    import datasets
-    import tokenizers
-    import transformers
-    import trl
-
+    datasets, tokenizers, transformers, trl = map(
+        import_module, ("datasets", "tokenizers", "transformers", "trl")
+    )
     numbers = {str(i): i for i in range(measure.SHAPES[shape].vocab_size)}
     # Prompts are texts of numbers; completions are handed out, or with `sampled` drawn.
     words = tokenizers.Tokenizer(tokenizers.models.WordLevel(numbers, "0"))

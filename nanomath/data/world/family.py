@@ -73,6 +73,12 @@ def unseen(metadata: Metadata) -> bool:
     return metadata.get("held_out") == "templates"
 
 
+def rows(table: str) -> list[list[str]]:
+    """Return the cells of a table: a row on each line, a bar between two cells."""
+    lines = table.strip().splitlines()
+    return [[cell.strip() for cell in line.split("|")] for line in lines]
+
+
 CLOSING = {"en": "The answer is \\boxed{%s}.", "ja": "答えは\\boxed{%s}です。"}
 # What a wordy solution says before a step: it tells nothing, so the oracle does not hear it.
 ASIDES = {

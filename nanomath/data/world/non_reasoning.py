@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from random import Random
 
-from .family import MAX_DIFFICULTY, Family, Metadata, unseen
+from .family import MAX_DIFFICULTY, Family, Metadata, rows, unseen
 
 VOCABULARY = (
     "red blue green gold cat dog bird fish sun moon star rain "
@@ -126,18 +126,18 @@ ATTRIBUTES = {  # English: (Japanese, English values, Japanese values)
     ),
 }
 COUNTRIES = 40
-FACT_QUESTIONS = [
-    ("What is the {a} of {c}?", "{c}の{a}は何ですか。"),
-    ("Name the {a} of {c}.", "{c}の{a}を答えてください。"),
-    ("Which {a} belongs to {c}?", "{c}といえばどの{a}ですか。"),
-    ("Tell me the {a} of {c}.", "{c}の{a}を教えてください。"),
-]
-UNSEEN_FACT_QUESTIONS = [
-    ("What {a} belongs to {c}?", "{c}といえば{a}は何ですか。"),
-    ("Name the {a} that belongs to {c}.", "{c}といえばどの{a}か答えてください。"),
-    ("Which is the {a} of {c}?", "どの{a}が{c}の{a}ですか。"),
-    ("Tell me which {a} belongs to {c}.", "{c}の{a}は何か教えてください。"),
-]
+FACT_QUESTIONS = rows("""
+What is the {a} of {c}? | {c}の{a}は何ですか。
+Name the {a} of {c}. | {c}の{a}を答えてください。
+Which {a} belongs to {c}? | {c}といえばどの{a}ですか。
+Tell me the {a} of {c}. | {c}の{a}を教えてください。
+""")
+UNSEEN_FACT_QUESTIONS = rows("""
+What {a} belongs to {c}? | {c}といえば{a}は何ですか。
+Name the {a} that belongs to {c}. | {c}といえばどの{a}か答えてください。
+Which is the {a} of {c}? | どの{a}が{c}の{a}ですか。
+Tell me which {a} belongs to {c}. | {c}の{a}は何か教えてください。
+""")
 
 
 def invent_countries() -> list[tuple[str, str, dict[str, int]]]:

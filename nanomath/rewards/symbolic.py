@@ -46,18 +46,7 @@ TINY = sympy.Float("1e-350")
 FUNCTIONS = {
     **{
         name: getattr(sympy, name)
-        for name in (
-            "sin",
-            "cos",
-            "tan",
-            "cot",
-            "sec",
-            "csc",
-            "sinh",
-            "cosh",
-            "tanh",
-            "exp",
-        )
+        for name in re.findall(r"\w+", "sin cos tan cot sec csc sinh cosh tanh exp")
     },
     **{f"arc{name}": getattr(sympy, f"a{name}") for name in ("sin", "cos", "tan")},
     "ln": sympy.log,

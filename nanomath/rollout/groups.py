@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 
-from nanomath.data.language import language_metrics
+from nanomath.data.language import language_metrics, repeated_share
 from nanomath.rollout.episodes import Episode, Groups
 
 
@@ -89,15 +89,6 @@ def episode_metrics(groups: Groups) -> dict[str, float]:
         "repetition": _mean(repeated_share(e.completion.tokens) for e in episodes),
         **language_metrics((e.problem.question, e.completion.text) for e in episodes),
     }
-
-
-def repeated_share(tokens: Sequence[int], n: int = 4) -> float:
-    """Return the share of the n-grams of tokens that occurred earlier in the list.
-
-    It is near 1 when a completion goes in circles.
-    """
-    ngrams = [tuple(tokens[i : i + n]) for i in range(len(tokens) - n + 1)]
-    return 1 - len(set(ngrams)) / len(ngrams) if ngrams else 0.0
 
 
 def _mean(values: Iterable[float]) -> float:

@@ -68,6 +68,11 @@ def split_of(metadata: Metadata) -> str:
     return metadata.get("held_out", by_content)
 
 
+def in_japanese(metadata: Metadata) -> bool:
+    """Return whether the problem is told in Japanese, not in English."""
+    return metadata["language"] == "ja"
+
+
 def unseen(metadata: Metadata) -> bool:
     """Return whether the problem is told in a wording that training never shows."""
     return metadata.get("held_out") == "templates"

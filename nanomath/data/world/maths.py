@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from random import Random
 from typing import NamedTuple
 
-from .family import Family, Metadata, rows, unseen
+from .family import Family, Metadata, in_japanese, rows, unseen
 
 LARGEST = 50
 LARGEST_START = 30
@@ -175,7 +175,7 @@ def question(metadata: Metadata) -> str:
     name, kana, pronoun = NAMES[metadata["name"]]
     thing, mono, counter = OBJECTS[metadata["object"]]
     events = worded_events(metadata)
-    if metadata["language"] == "ja":
+    if in_japanese(metadata):
         told = [f"{wording.ja.format(n=n, c=counter)}。" for _, n, wording in events]
         has = f"{kana}は{mono}を{start}{counter}持っています。"
         return f"{has}{''.join(told)}今{mono}は何{counter}ですか。"
@@ -190,7 +190,7 @@ def solve(metadata: Metadata) -> tuple[list[str], str]:
     for operator, operand, wording in worded_events(metadata):
         result = apply(value, operator, operand)
         equation = f"{value}{operator}{operand}={result}"
-        if metadata["language"] == "ja":
+        if in_japanese(metadata):
             steps.append(f"{wording.ja_step}{equation}。")
         else:
             steps.append(f"{wording.en_step}: {equation}.")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from random import Random
 
-from .family import MAX_DIFFICULTY, Family, Metadata, rows, unseen
+from .family import MAX_DIFFICULTY, Family, Metadata, in_japanese, rows, unseen
 
 VOCABULARY = (
     "red blue green gold cat dog bird fish sun moon star rain "
@@ -73,7 +73,7 @@ def draw_many_times(random: Random, difficulty: int) -> Metadata:
 
 def ask_instruction(metadata: Metadata) -> str:
     wordings = INSTRUCTIONS[metadata["task"]]
-    wording = wordings[2 * unseen(metadata) + (metadata["language"] == "ja")]
+    wording = wordings[2 * unseen(metadata) + (in_japanese(metadata))]
     return wording.format(w=" ".join(metadata["words"]), n=metadata["times"])
 
 
@@ -172,7 +172,7 @@ def recall(metadata: Metadata) -> tuple[str, str, str]:
     name, kana, values = FACTS[metadata["country"]]
     attribute = metadata["attribute"]
     japanese_attribute, english_values, japanese_values = ATTRIBUTES[attribute]
-    if metadata["language"] == "ja":
+    if in_japanese(metadata):
         return kana, japanese_attribute, japanese_values.split()[values[attribute]]
     return name, attribute, english_values.split()[values[attribute]]
 
@@ -180,7 +180,7 @@ def recall(metadata: Metadata) -> tuple[str, str, str]:
 def ask_fact(metadata: Metadata) -> str:
     country, attribute, _ = recall(metadata)
     questions = UNSEEN_FACT_QUESTIONS if unseen(metadata) else FACT_QUESTIONS
-    wording = questions[metadata["wording"]][metadata["language"] == "ja"]
+    wording = questions[metadata["wording"]][in_japanese(metadata)]
     return wording.format(a=attribute, c=country)
 
 
@@ -224,7 +224,7 @@ def draw_copied_numbers(random: Random, difficulty: int) -> Metadata:
 
 
 def ask_copy(metadata: Metadata) -> str:
-    if metadata["language"] == "ja":
+    if in_japanese(metadata):
         asked = (
             "そのまま次を写してください:"
             if unseen(metadata)

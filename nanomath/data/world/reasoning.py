@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from random import Random
 
-from .family import Family, Metadata, unseen
+from .family import Family, Metadata, in_japanese, unseen
 
 # --- sorting: {"items": [31, 7, 18], "rule": "largest"}; each step selects the next item ---
 
@@ -51,12 +51,12 @@ def ask_sorting(metadata: Metadata) -> str:
     items = ", ".join(map(str, metadata["items"]))
     _, english, japanese = SORTING_RULES[metadata["rule"]]
     if unseen(metadata):
-        if metadata["language"] == "ja":
+        if in_japanese(metadata):
             return f"{japanese}に{items}を並べてください。"
         return f"{english[0].upper()}{english[1:]}, sort {items}."
     return (
         f"{items}を{japanese}に並べてください。"
-        if metadata["language"] == "ja"
+        if in_japanese(metadata)
         else f"Sort {items} {english}."
     )
 
@@ -64,7 +64,7 @@ def ask_sorting(metadata: Metadata) -> str:
 def sort_items(metadata: Metadata) -> tuple[list[str], str]:
     key, _, _ = SORTING_RULES[metadata["rule"]]
     items = [str(item) for item in sorted(metadata["items"], key=key)]
-    step = "次は{}。" if metadata["language"] == "ja" else "Next: {}."
+    step = "次は{}。" if in_japanese(metadata) else "Next: {}."
     return [step.format(item) for item in items], ", ".join(items)
 
 
@@ -125,12 +125,12 @@ def ask_grid(metadata: Metadata) -> str:
     start = pair(metadata["position"])
     moves = metadata["moves"]
     if unseen(metadata):
-        if metadata["language"] == "ja":
+        if in_japanese(metadata):
             told = "、".join(f"{MOVES[direction][2]}に{n}" for direction, n in moves)
             return f"{start}のロボットは{told}進みます。今どこにいますか。"
         told = ", ".join(f"{direction} {n}" for direction, n in moves)
         return f"A robot at {start} moves {told}. Where is it now?"
-    if metadata["language"] == "ja":
+    if in_japanese(metadata):
         told = [
             f"{MOVES[direction][2]}に{distance}進みます。"
             for direction, distance in moves
@@ -149,7 +149,7 @@ def follow_moves(metadata: Metadata) -> tuple[list[str], str]:
     steps = []
     for direction, distance in metadata["moves"]:
         position = moved(position, direction, distance)
-        if metadata["language"] == "ja":
+        if in_japanese(metadata):
             steps.append(f"{MOVES[direction][2]}へ{pair(position)}。")
         else:
             steps.append(f"{direction.capitalize()}: {pair(position)}.")
@@ -203,7 +203,7 @@ def ask_boolean(metadata: Metadata) -> str:
     letters = metadata["letters"]
     told = says(metadata, letters, metadata["given"])
     told += [defines(metadata, index) for index in range(len(metadata["clauses"]))]
-    japanese = metadata["language"] == "ja"
+    japanese = in_japanese(metadata)
     told = ("" if japanese else " ").join(told)
     asked = (
         f"{letters[-1]}は真ですか、偽ですか。"
@@ -217,7 +217,7 @@ def ask_boolean(metadata: Metadata) -> str:
 def says(metadata: Metadata, letters: str, values: list[bool]) -> list[str]:
     """Return `B is true.` for each letter and its value, as far as there are values."""
     truth = TRUTH[metadata["language"]]
-    sentence = "{}は{}。" if metadata["language"] == "ja" else "{} is {}."
+    sentence = "{}は{}。" if in_japanese(metadata) else "{} is {}."
     return [
         sentence.format(letter, truth[value])
         for letter, value in zip(letters, values, strict=False)
@@ -229,7 +229,7 @@ def defines(metadata: Metadata, index: int) -> str:
     letters = metadata["letters"]
     connective, *operands = metadata["clauses"][index]
     names = [letters[operand] for operand in operands]
-    japanese = metadata["language"] == "ja"
+    japanese = in_japanese(metadata)
     if connective == "not":
         meaning = f"{names[0]}の否定" if japanese else f"not {names[0]}"
     else:

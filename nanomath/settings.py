@@ -870,17 +870,23 @@ class Confidence:
             raise ValueError(f"ask lacks {', '.join(lacking)}")
 
 
-def check_lora(lora: LoRA, model: Model, sampling: Sampling, optim: Optim) -> None:
+def check_lora(config: SFTConfig | GRPOConfig) -> None:
     """ValueError where adapters do not go with the model, its sampler or its optimizer."""
+    rank = config.lora.rank
+    model = config.model
     reasons = {
         "model.path is empty: adapters are trained on a model that is there": not model.path,
         "model.sharded: adapters are only trained on whole weights": model.sharded,
-        "sampling.exact: the sampler runs merged weights, which round otherwise": sampling.exact,
-        "optim.l2_start: optim.weight_decay pulls adapters to 0, the start": optim.l2_start,
+        "sampling.exact: the sampler runs merged weights, which round otherwise": (
+            config.sampling.exact
+        ),
+        "optim.l2_start: optim.weight_decay pulls adapters to 0, the start": (
+            config.optim.l2_start
+        ),
     }
     for reason, holds in reasons.items():
-        if lora.rank and holds:
-            raise ValueError(f"lora.rank = {lora.rank}, but {reason}")
+        if rank and holds:
+            raise ValueError(f"lora.rank = {rank}, but {reason}")
 
 
 def check_source(config: GRPOConfig) -> None:
@@ -961,7 +967,7 @@ class SFTConfig:
     evaluation: Evaluation = section(Evaluation)
 
     def __post_init__(self) -> None:
-        check_lora(self.lora, self.model, self.sampling, self.optim)
+        check_lora(self)
 
 
 @dataclass
@@ -986,7 +992,7 @@ class GRPOConfig:
     evaluation: Evaluation = section(Evaluation)
 
     def __post_init__(self) -> None:
-        check_lora(self.lora, self.model, self.sampling, self.optim)
+        check_lora(self)
         if self.grpo.group_size < 2 and algorithms.has_group_baseline(self.algorithm):
             raise ValueError(
                 f"grpo.group_size = {self.grpo.group_size}, but algorithm.baseline = "

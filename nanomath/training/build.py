@@ -85,19 +85,14 @@ def settle_dtypes(config: Any, path: str = "") -> None:
     section = config.model
     device = choose_device(section.device)
     shape = shape_of(section, path or section.path)
-    section.dtype, said = settle(
-        section.dtype, "model.dtype", shape, device, TRAINED_ROWS
-    )
-    remarks = [said]
+    parts = {"model": (section, TRAINED_ROWS)}
     sampling = getattr(config, "sampling", None)
     if sampling and sampling.dtype:
-        rows = min(sampling.slots, TRAINED_ROWS)
-        sampling.dtype, said = settle(
-            sampling.dtype, "sampling.dtype", shape, device, rows
-        )
-        remarks.append(said)
-    for remark in filter(None, remarks):
-        say(remark)
+        parts["sampling"] = sampling, min(sampling.slots, TRAINED_ROWS)
+    for name, (part, rows) in parts.items():
+        part.dtype, said = settle(part.dtype, f"{name}.dtype", shape, device, rows)
+        if said:
+            say(said)
 
 
 def shape_of(section: settings.Model, path: str) -> ModelConfig:

@@ -262,9 +262,9 @@ class TimeBudget:
 
     minutes: float
     clock: Callable[[], float]
-    longest: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
 
     def __post_init__(self) -> None:
+        self.longest: dict[str, float] = defaultdict(float)
         self.began = self.clock()
 
     @contextmanager

@@ -78,6 +78,13 @@ def unseen(metadata: Metadata) -> bool:
     return metadata.get("held_out") == "templates"
 
 
+def worded(metadata: Metadata, *wordings: str) -> str:
+    """Return the wording of a problem: of English and Japanese, then of the two that training
+    never shows.
+    """
+    return wordings[2 * unseen(metadata) + in_japanese(metadata)]
+
+
 def rows(table: str) -> list[list[str]]:
     """Return the cells of a table: a row on each line, a bar between two cells."""
     lines = table.strip().splitlines()

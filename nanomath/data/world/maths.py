@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from functools import partial
 from random import Random
 from typing import NamedTuple
 
@@ -127,15 +128,6 @@ def sensible_events(
     return [(operator, choices) for operator, choices in operands.items() if choices]
 
 
-def draw(random: Random, difficulty: int) -> Metadata:
-    starts = range(2, LARGEST_START + 1)
-    return draw_within(random, difficulty, starts, LARGEST, range(1, LARGEST_TERM + 1))
-
-
-def draw_beyond(random: Random, difficulty: int) -> Metadata:
-    return draw_within(random, difficulty, BEYOND, BEYOND[-1], range(10, 20))
-
-
 def draw_within(
     random: Random, difficulty: int, starts: range, largest: int, terms: range
 ) -> Metadata:
@@ -223,4 +215,17 @@ def operators(metadata: Metadata) -> str:
     return "".join(operator for operator, _ in metadata["events"])
 
 
-MATHS = Family("maths", draw, question, solve, operators, essence, draw_beyond)
+MATHS = Family(
+    "maths",
+    partial(
+        draw_within,
+        starts=range(2, LARGEST_START + 1),
+        largest=LARGEST,
+        terms=range(1, LARGEST_TERM + 1),
+    ),
+    question,
+    solve,
+    operators,
+    essence,
+    partial(draw_within, starts=BEYOND, largest=BEYOND[-1], terms=range(10, 20)),
+)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from random import Random
 
-from .family import MAX_DIFFICULTY, Family, Metadata, in_japanese, rows, unseen
+from .family import MAX_DIFFICULTY, Family, Metadata, in_japanese, rows, unseen, worded
 
 VOCABULARY = (
     "red blue green gold cat dog bird fish sun moon star rain "
@@ -72,8 +72,7 @@ def draw_many_times(random: Random, difficulty: int) -> Metadata:
 
 
 def ask_instruction(metadata: Metadata) -> str:
-    wordings = INSTRUCTIONS[metadata["task"]]
-    wording = wordings[2 * unseen(metadata) + (in_japanese(metadata))]
+    wording = worded(metadata, *INSTRUCTIONS[metadata["task"]])
     return wording.format(w=" ".join(metadata["words"]), n=metadata["times"])
 
 
@@ -224,14 +223,13 @@ def draw_copied_numbers(random: Random, difficulty: int) -> Metadata:
 
 
 def ask_copy(metadata: Metadata) -> str:
-    if in_japanese(metadata):
-        asked = (
-            "そのまま次を写してください:"
-            if unseen(metadata)
-            else "次をそのまま写してください:"
-        )
-    else:
-        asked = "Exactly copy this:" if unseen(metadata) else "Copy this exactly:"
+    asked = worded(
+        metadata,
+        "Copy this exactly:",
+        "次をそのまま写してください:",
+        "Exactly copy this:",
+        "そのまま次を写してください:",
+    )
     return " ".join([asked, *metadata["items"]])
 
 

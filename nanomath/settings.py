@@ -899,12 +899,12 @@ def check_source(config: GRPOConfig) -> None:
     others = [f"grpo.source = {grpo.source!r}"] * (grpo.source != "policy")
     others += ["grpo.solutions = true"] * grpo.solutions
     bare = ['hints.score = "bare"'] * (hinted and config.hints.score == "bare")
-    foreign = bool(others + bare)
-    whose = " and ".join(others + bare)
+    foreign = others + bare
+    whose = " and ".join(foreign)
     pairs = a.samples == "pair"
     reasons = {
         f"hints.chooser = {config.hints.chooser!r}, but of {whose} the samples are not the "
-        "policy's": hinted and bool(others),
+        "policy's": hinted and others,
         "grpo.source is empty: policy, teacher, or a .jsonl file of samples": not grpo.source,
         f"algorithm.advantage = {a.advantage!r}, but teacher.path is empty": (
             taught and not teacher.path
@@ -937,7 +937,7 @@ def check_source(config: GRPOConfig) -> None:
         '"trainer"': taught and a.old_logprobs == "sampler" and foreign,
         'hints.score = "bare" trains pi(y|q) / pi(y|q,h), whose lower part only the sampler '
         'knows: set algorithm.old_logprobs = "sampler", or algorithm.ratio = "off"': (
-            bool(bare) and a.ratio != "off" and a.old_logprobs != "sampler"
+            bare and a.ratio != "off" and a.old_logprobs != "sampler"
         ),
         f'grpo.group_size = {grpo.group_size}, but algorithm.samples = "pair" takes two: take at '
         "least 2": (grpo.group_size < 2 and pairs),

@@ -80,9 +80,9 @@ class MathShepherd(Format):
 
     name = "math_shepherd"
     architecture = "ForCausalLM"
-    marker = "ки"
-    right = "+"
-    wrong = "-"
+    marker: str = "ки"
+    right: str = "+"
+    wrong: str = "-"
 
     def check(self, tokenizer: Tokenizer) -> None:
         if len(set(self._signs(tokenizer))) == 1:
@@ -127,7 +127,7 @@ class Qwen(Format):
 
     name = "qwen"
     architecture = "ForProcessRewardModel"
-    marker = "<extra_0>"
+    marker: str = "<extra_0>"
 
     def check(self, tokenizer: Tokenizer) -> None:
         if tokenizer.backend.token_to_id(self.marker) is None:

@@ -8,6 +8,7 @@ that end in `Config` are read by the commands. They share the sections below.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 from nanomath import algorithms
 from nanomath.config import option, section
@@ -32,6 +33,20 @@ LINEAR_LAYERS = (
     *("gate_proj", "up_proj", "down_proj"),
 )
 
+# Keys by the numbers that they may have: from 1 on, from 0 on, above 0, from 0 to 1.
+count = partial(option, minimum=1)
+amount = partial(option, minimum=0)
+positive = partial(option, above=0)
+share = partial(option, minimum=0, maximum=1)
+random_seed = partial(option, 0, minimum=0, maximum=MAX_SEED)
+tokens_at_once = partial(
+    amount,
+    16384,
+    "tokens computed at once, a shared prompt counted once; it changes no gradient; 0: all; "
+    "auto: what is fast and fits into free memory as the run begins, and is then kept",
+    word="auto",
+)
+
 
 @dataclass
 class Run:
@@ -39,46 +54,36 @@ class Run:
 
     name: str = option("run", "the run is written to DIRECTORY/NAME")
     directory: str = option("runs", "the directory that runs are written to")
-    seed: int = option(
-        0,
-        "everything random in the run depends on this seed",
-        minimum=0,
-        maximum=MAX_SEED,
+    seed: int = random_seed("everything random in the run depends on this seed")
+    steps: int = count(
+        100, "how many optimizer steps (SFT, PRM) or rollouts (GRPO) the run has"
     )
-    steps: int = option(
-        100,
-        "how many optimizer steps (SFT, PRM) or rollouts (GRPO) the run has",
-        minimum=1,
-    )
-    eval_every: int = option(
+    eval_every: int = amount(
         0,
         "held-out problems are measured every so many steps; 0: only before and after the run",
-        minimum=0,
     )
-    save_every: int = option(
-        0, "a checkpoint is saved every so many steps; 0: only at the end", minimum=0
+    save_every: int = amount(
+        0, "a checkpoint is saved every so many steps; 0: only at the end"
     )
-    keep_last: int = option(
-        2, "how many of the newest checkpoints are kept; 0: all of them", minimum=0
+    keep_last: int = amount(
+        2, "how many of the newest checkpoints are kept; 0: all of them"
     )
     keep_best: bool = option(
         False,
         "also keep the checkpoint with the best held-out score, as checkpoints/best",
     )
-    minutes: float = option(
-        0.0, "save and stop before so many minutes have passed; 0: no limit", minimum=0
+    minutes: float = amount(
+        0.0, "save and stop before so many minutes have passed; 0: no limit"
     )
-    tokens: int = option(
+    tokens: int = amount(
         0,
         "the run is done once it has sampled (GRPO) or trained on (SFT) so many tokens, of answers "
         "alone, or after run.steps; the learning rate follows the share used; 0: no limit",
-        minimum=0,
     )
-    seconds: float = option(
+    seconds: float = amount(
         0.0,
         "the same for the seconds of its steps, without measuring and saving; such a run is never "
         "the same twice; 0: no limit",
-        minimum=0,
     )
     on_collapse: str = option(
         "warn",
@@ -91,9 +96,7 @@ class Run:
         "where metrics go beside metrics.jsonl, for those who have dashboards",
         choices=("tensorboard",),
     )
-    threads: int = option(
-        0, "how many CPU threads torch uses; 0: torch decides", minimum=0
-    )
+    threads: int = amount(0, "how many CPU threads torch uses; 0: torch decides")
     deterministic: str = option(
         "auto",
         "use only algorithms that give the same bits every time; auto: on a CPU",
@@ -109,11 +112,11 @@ class Run:
 class NewModel:
     """The shape of a new model with fresh weights, made where model.path is empty."""
 
-    hidden_size: int = option(128, "width of the hidden states", minimum=1)
-    layers: int = option(4, "number of layers", minimum=1)
-    heads: int = option(4, "number of query heads; they divide hidden_size", minimum=1)
-    kv_heads: int = option(2, "number of key/value heads; they divide heads", minimum=1)
-    intermediate_size: int = option(352, "width of the feed-forward network", minimum=1)
+    hidden_size: int = count(128, "width of the hidden states")
+    layers: int = count(4, "number of layers")
+    heads: int = count(4, "number of query heads; they divide hidden_size")
+    kv_heads: int = count(2, "number of key/value heads; they divide heads")
+    intermediate_size: int = count(352, "width of the feed-forward network")
     max_positions: int = option(512, "context length in tokens", minimum=2)
 
     def __post_init__(self) -> None:
@@ -161,15 +164,12 @@ class Model:
 class LoRA:
     """Adapters that are trained in place of the weights (nanomath/models/lora.py)."""
 
-    rank: int = option(
+    rank: int = amount(
         0,
         "rank of the adapters; the weights stay as they are, and checkpoints hold the adapters "
         "alone; 0: no adapters, the weights are trained",
-        minimum=0,
     )
-    alpha: float = option(
-        32.0, "what an adapter gives is multiplied by alpha / rank", above=0
-    )
+    alpha: float = positive(32.0, "what an adapter gives is multiplied by alpha / rank")
     targets: list[str] = option(
         list(LINEAR_LAYERS),
         "linear layers of every block that have an adapter",
@@ -190,28 +190,21 @@ class World:
         "families of problems, in equal parts as far as each has so many",
         choices=FAMILIES,
     )
-    difficulty: list[int] = option(
-        [1, 4], "least and greatest number of steps of a solution", minimum=1, maximum=8
+    difficulty: list[int] = count(
+        [1, 4], "least and greatest number of steps of a solution", maximum=8
     )
-    documents: int = option(
+    documents: int = amount(
         0,
         "for pre-training: texts without a prompt in place of problems, each of at most so many "
         "problems of one kind, or a statement of facts; 0: problems",
-        minimum=0,
     )
-    shots: int = option(
+    shots: int = amount(
         0,
         "the field {shots} for prompt.template: so many worked problems of the same kind; 0: none",
-        minimum=0,
     )
-    direct: float = option(
-        0.0, "share of the solutions that state the answer alone", minimum=0, maximum=1
-    )
-    wordy: float = option(
-        0.0,
-        "share of the solutions that say something idle before every step",
-        minimum=0,
-        maximum=1,
+    direct: float = share(0.0, "share of the solutions that state the answer alone")
+    wordy: float = share(
+        0.0, "share of the solutions that say something idle before every step"
     )
     languages: list[str] = option(
         ["en"], "languages of the questions, which take turns", choices=LANGUAGES
@@ -259,7 +252,7 @@ class File:
         True,
         "the first row of a .tsv or .csv file names its columns; false: they are called 0, 1, ...",
     )
-    skip: int = option(0, "how many rows at the beginning are left out", minimum=0)
+    skip: int = amount(0, "how many rows at the beginning are left out")
 
 
 @dataclass
@@ -275,23 +268,18 @@ class Problems:
         "split of the world (train, validation, test; templates: unseen wordings; numbers: beyond "
         "those of train) or of a hub dataset",
     )
-    limit: int = option(
-        0,
-        "at most so many problems are used; 0: all of them (of the world 20000)",
-        minimum=0,
+    limit: int = amount(
+        0, "at most so many problems are used; 0: all of them (of the world 20000)"
     )
-    max_tokens: int = option(
+    max_tokens: int = amount(
         0,
         "problems whose prompt (in SFT: prompt and solution) has more tokens are left out; "
         "0: none is, and one that does not fit the context is an error",
-        minimum=0,
     )
-    pass_rate: list[float] = option(
+    pass_rate: list[float] = share(
         [0.0, 1.0],
         "with pass_rates: of these problems only those are used whose measured share of right "
         "answers is in this range, ends included",
-        minimum=0,
-        maximum=1,
     )
     pass_rates: str = option(
         "",
@@ -340,43 +328,33 @@ class Prompt:
 class Optim:
     """AdamW and its learning-rate schedule."""
 
-    lr: float = option(1e-5, "peak learning rate", above=0)
+    lr: float = positive(1e-5, "peak learning rate")
     schedule: str = option(
         "cosine",
         "how the learning rate moves after the warm-up",
         choices=("constant", "linear", "cosine"),
     )
-    warmup: int = option(
-        0, "steps over which the learning rate rises to its peak", minimum=0
+    warmup: int = amount(0, "steps over which the learning rate rises to its peak")
+    final: float = share(
+        0.0, "learning rate at the end of the run, as a share of the peak"
     )
-    final: float = option(
-        0.0,
-        "learning rate at the end of the run, as a share of the peak",
-        minimum=0,
-        maximum=1,
+    weight_decay: float = amount(
+        0.0, "AdamW's decay of the matrices; vectors never decay"
     )
-    weight_decay: float = option(
-        0.0, "AdamW's decay of the matrices; vectors never decay", minimum=0
+    beta1: float = amount(0.9, "decay of the running mean of gradients", below=1)
+    beta2: float = amount(
+        0.95, "decay of the running mean of squared gradients", below=1
     )
-    beta1: float = option(
-        0.9, "decay of the running mean of gradients", minimum=0, below=1
+    eps: float = positive(
+        1e-8, "added to the root of the mean squared gradient before dividing by it"
     )
-    beta2: float = option(
-        0.95, "decay of the running mean of squared gradients", minimum=0, below=1
+    max_norm: float = positive(
+        1.0, "gradients with a larger norm are scaled down to this one"
     )
-    eps: float = option(
-        1e-8,
-        "added to the root of the mean squared gradient before dividing by it",
-        above=0,
-    )
-    max_norm: float = option(
-        1.0, "gradients with a larger norm are scaled down to this one", above=0
-    )
-    l2_start: float = option(
+    l2_start: float = amount(
         0.0,
         "lambda of a penalty lambda * ||weights - those before the run||^2 (L2-SP, arXiv "
         "1802.01483), whose gradient is added before clipping; it keeps the weights once more",
-        minimum=0,
     )
     state_dtype: str = option(
         "float32",
@@ -394,14 +372,8 @@ class Optim:
 class SFT:
     """The supervised step."""
 
-    batch_size: int = option(32, "how many problems a step learns from", minimum=1)
-    token_budget: int = option(
-        16384,
-        "tokens computed at once, a shared prompt counted once; it changes no gradient; 0: all; "
-        "auto: what is fast and fits into free memory as the run begins, and is then kept",
-        minimum=0,
-        word="auto",
-    )
+    batch_size: int = count(32, "how many problems a step learns from")
+    token_budget: int = tokens_at_once()
     aggregation: str = option(
         "token",
         "the loss is the mean over all tokens, or the mean over solutions of their means",
@@ -410,16 +382,14 @@ class SFT:
     dft: bool = option(
         False, "weigh each token by its own probability (DFT, arXiv 2508.05629)"
     )
-    neftune_alpha: float = option(
+    neftune_alpha: float = amount(
         0.0,
         "size of the noise added to embeddings (NEFTune, arXiv 2310.05914), usually 5; 0: none",
-        minimum=0,
     )
-    kl_coef: float = option(
+    kl_coef: float = amount(
         0.0,
         "weight of KL(model || the starting model) over the whole vocabulary at the solutions' "
         "tokens; 0: none",
-        minimum=0,
     )
 
 
@@ -427,29 +397,21 @@ class SFT:
 class Sampling:
     """How completions are drawn."""
 
-    temperature: float = option(
-        1.0,
-        "logits are divided by this; 0: always the likeliest token (greedy)",
-        minimum=0,
+    temperature: float = amount(
+        1.0, "logits are divided by this; 0: always the likeliest token (greedy)"
     )
-    top_k: int = option(
-        0, "draw only from the k likeliest tokens; 0: from all", minimum=0
-    )
-    top_p: float = option(
+    top_k: int = amount(0, "draw only from the k likeliest tokens; 0: from all")
+    top_p: float = positive(
         1.0,
         "draw only from the likeliest tokens that together have this probability",
-        above=0,
         maximum=1,
     )
-    min_p: float = option(
-        0.0,
-        "drop tokens whose probability is below this share of the likeliest token's",
-        minimum=0,
-        maximum=1,
+    min_p: float = share(
+        0.0, "drop tokens whose probability is below this share of the likeliest token's"
     )
-    max_new_tokens: int = option(256, "longest completion in tokens", minimum=1)
+    max_new_tokens: int = count(256, "longest completion in tokens")
     stop: list[str] = option([], "strings that end a completion")
-    slots: int = option(64, "how many sequences are decoded side by side", minimum=1)
+    slots: int = count(64, "how many sequences are decoded side by side")
     exact: bool = option(
         False,
         "logprobs are bit for bit those of the training pass, and completions do not depend on "
@@ -491,21 +453,16 @@ class Process:
         "what scores the steps: directory or hub id of a process reward model, or the controls "
         '"oracle" (of the world), "random", "length"; empty: nothing',
     )
-    weight: float = option(
+    weight: float = amount(
         1.0,
         "rewards of steps are multiplied by this before they are added to those of [reward]",
-        minimum=0,
     )
     steps: str = option(
         "blank_line", "what ends a step of a solution", choices=SEPARATORS
     )
-    least_tokens: int = option(
-        1, "a step of fewer tokens is merged into the next one", minimum=1
-    )
-    most_steps: int = option(
-        0,
-        "all steps beyond so many are merged into the last of them; 0: no limit",
-        minimum=0,
+    least_tokens: int = count(1, "a step of fewer tokens is merged into the next one")
+    most_steps: int = amount(
+        0, "all steps beyond so many are merged into the last of them; 0: no limit"
     )
     drop_repeats: bool = option(
         False, "a step that repeats an earlier one is merged into the step before it"
@@ -525,13 +482,11 @@ class Hints:
         "estimated pass rate (learned)",
         choices=("off", "ladder", "schedule", "controller", "learned"),
     )
-    levels: list[float] = option(
+    levels: list[float] = share(
         [],
         "levels of the ladder (all 0: the same further samples without hints), of the schedule's "
         "equal parts, or to choose from; empty: 0.25, 0.5, 0.75, or 0.5, 0.25, 0, or 0, 0.25, "
         "0.5, 0.75",
-        minimum=0,
-        maximum=1,
     )
     place: str = option(
         "assistant",
@@ -550,32 +505,25 @@ class Hints:
         "place user)",
         choices=("hinted", "bare"),
     )
-    below: float = option(
-        1.0,
-        "only problems with an estimated pass rate below this are given hints",
-        minimum=0,
-        maximum=1,
+    below: float = share(
+        1.0, "only problems with an estimated pass rate below this are given hints"
     )
-    start: int = option(0, "steps before the first hint", minimum=0)
-    gain: float = option(
-        0.5, "controller: the level moves by this times 1/2 - pass rate", above=0
+    start: int = amount(0, "steps before the first hint")
+    gain: float = positive(
+        0.5, "controller: the level moves by this times 1/2 - pass rate"
     )
-    most: float = option(0.75, "controller: the highest level", minimum=0, maximum=1)
-    upper_rate: float = option(0.5, "learned: step size of the upper policy", above=0)
-    transfer: float = option(
-        1.0,
-        "learned: the reward 4 r (1 - r) is multiplied by exp(-transfer * reliance)",
-        minimum=0,
+    most: float = share(0.75, "controller: the highest level")
+    upper_rate: float = positive(0.5, "learned: step size of the upper policy")
+    transfer: float = amount(
+        1.0, "learned: the reward 4 r (1 - r) is multiplied by exp(-transfer * reliance)"
     )
-    strength: float = option(
+    strength: float = positive(
         2.0,
         "samples that the prediction from the prompt is worth beside those of the problem",
-        above=0,
     )
-    discount: float = option(
+    discount: float = positive(
         0.95,
         "what is remembered of pass rates is multiplied by this in each step",
-        above=0,
         maximum=1,
     )
 
@@ -604,17 +552,13 @@ class Judge:
     path: str = option(
         "", "HF directory, run directory or hub id of the judge; empty: none"
     )
-    weight: float = option(
-        0.3,
-        "a right answer earns weight * (the judge's score - 1/2) more",
-        minimum=0,
-        maximum=1,
+    weight: float = share(
+        0.3, "a right answer earns weight * (the judge's score - 1/2) more"
     )
-    opponents: int = option(
+    opponents: int = amount(
         4,
         "with how many other samples of its problem each sample is compared, in both orders; "
         "0: each sample is marked by itself",
-        minimum=0,
     )
     template: str = option(
         "",
@@ -672,8 +616,8 @@ class Algorithm:
         "right and the first wrong one (pair)",
         choices=lambda: ("all", *algorithms.SAMPLES),
     )
-    preference_beta: float = option(
-        0.1, "advantage preference: DPO's beta, on log pi / pi_ref", above=0
+    preference_beta: float = positive(
+        0.1, "advantage preference: DPO's beta, on log pi / pi_ref"
     )
     baseline: str = option(
         "group",
@@ -687,15 +631,12 @@ class Algorithm:
         "(nanomath/algorithms/credit.py); off: steps are not rewarded",
         choices=lambda: (*algorithms.CREDITS, "off"),
     )
-    credit_temperature: float = option(
+    credit_temperature: float = positive(
         0.1,
         "credit min: temperature of the softmax over steps that weighs the lowest score most",
-        above=0,
     )
-    credit_eta: float = option(
-        0.5,
-        "credit clip and clip_delta: a step's reward is min(score - eta, 0)",
-        minimum=0,
+    credit_eta: float = amount(
+        0.5, "credit clip and clip_delta: a step's reward is min(score - eta, 0)"
     )
     components: str = option(
         "sum",
@@ -729,10 +670,8 @@ class Algorithm:
         "advantages (dual), CISPO's clipped weight, or nothing (off)",
         choices=algorithms.CLIPS,
     )
-    clip_low: float = option(
-        0.2, "the ratio is clipped below 1 - clip_low", minimum=0, maximum=1
-    )
-    clip_high: float = option(0.2, "the ratio is clipped above 1 + clip_high", minimum=0)
+    clip_low: float = share(0.2, "the ratio is clipped below 1 - clip_low")
+    clip_high: float = amount(0.2, "the ratio is clipped above 1 + clip_high")
     dual_clip: float = option(
         3.0,
         "clip dual: largest ratio that counts where the advantage is negative",
@@ -744,10 +683,9 @@ class Algorithm:
         "constant (Dr. GRPO), or summed in each sequence",
         choices=algorithms.AGGREGATIONS,
     )
-    kl_coef: float = option(
+    kl_coef: float = amount(
         0.04,
         "weight of the KL to the starting model; 0: the KL is logged but not penalised",
-        minimum=0,
     )
     kl_estimator: str = option(
         "k3",
@@ -776,13 +714,12 @@ class Algorithm:
         "off at a largest value (truncate), or 0 outside a range (mask)",
         choices=lambda: (*algorithms.SAMPLER_CORRECTIONS, "off"),
     )
-    correction_low: float = option(
-        0.5, "sampler_correction mask: the range begins at this weight", minimum=0
+    correction_low: float = amount(
+        0.5, "sampler_correction mask: the range begins at this weight"
     )
-    correction_high: float = option(
+    correction_high: float = positive(
         2.0,
         "sampler_correction: the largest weight (truncate), or the end of the range (mask)",
-        above=0,
     )
     overlong_filter: bool = option(
         False, "completions that were cut off at the length limit have no loss"
@@ -793,10 +730,9 @@ class Algorithm:
         "or on those with unequal rewards (uneven)",
         choices=("all", "mixed", "uneven"),
     )
-    refills: int = option(
+    refills: int = amount(
         0,
         "dynamic sampling: how often further problems are sampled in place of dropped groups",
-        minimum=0,
     )
     covariance: str = option(
         "off",
@@ -804,29 +740,22 @@ class Algorithm:
         "a penalty (KL-Cov)",
         choices=("off", "clip", "kl"),
     )
-    covariance_share: float = option(
+    covariance_share: float = positive(
         2e-4,
         "covariance: the share of tokens that have no gradient, or a penalty",
-        above=0,
         maximum=1,
     )
-    covariance_coef: float = option(
-        1.0, "covariance kl: weight of the penalty |log pi - log pi_old|", minimum=0
+    covariance_coef: float = amount(
+        1.0, "covariance kl: weight of the penalty |log pi - log pi_old|"
     )
-    top_entropy: float = option(
+    top_entropy: float = positive(
         1.0,
         "only this share of the tokens, those of highest entropy, has a policy gradient",
-        above=0,
         maximum=1,
     )
-    gamma: float = option(
-        1.0, "baseline off and value: discount of later rewards", minimum=0, maximum=1
-    )
-    lam: float = option(
-        0.95,
-        "baseline value: lambda of generalised advantage estimation",
-        minimum=0,
-        maximum=1,
+    gamma: float = share(1.0, "baseline off and value: discount of later rewards")
+    lam: float = share(
+        0.95, "baseline value: lambda of generalised advantage estimation"
     )
     value_trunk: str = option(
         "own",
@@ -834,19 +763,15 @@ class Algorithm:
         "hidden states (shared)",
         choices=("own", "shared"),
     )
-    value_coef: float = option(0.5, "weight of the value model's loss", minimum=0)
-    value_clip: float = option(
-        0.2,
-        "how far a value may move in one rollout before its loss is clipped",
-        above=0,
+    value_coef: float = amount(0.5, "weight of the value model's loss")
+    value_clip: float = positive(
+        0.2, "how far a value may move in one rollout before its loss is clipped"
     )
-    value_lr: float = option(
-        1e-4,
-        "peak learning rate of the value model; the schedule is the policy's",
-        above=0,
+    value_lr: float = positive(
+        1e-4, "peak learning rate of the value model; the schedule is the policy's"
     )
-    epochs: int = option(1, "passes over each rollout", minimum=1)
-    minibatches: int = option(1, "optimizer steps in each pass", minimum=1)
+    epochs: int = count(1, "passes over each rollout")
+    minibatches: int = count(1, "optimizer steps in each pass")
 
     def __post_init__(self) -> None:
         algorithms.check(self)
@@ -856,14 +781,11 @@ class Algorithm:
 class GRPO:
     """Sizes of the policy step."""
 
-    prompts: int = option(16, "problems of a rollout", minimum=1)
-    group_size: int = option(8, "samples of each problem", minimum=1)
-    sampling_seed: int = option(
-        0,
+    prompts: int = count(16, "problems of a rollout")
+    group_size: int = count(8, "samples of each problem")
+    sampling_seed: int = random_seed(
         "added to run.seed where completions are drawn: another one draws other samples of the "
-        "same problems in the same order",
-        minimum=0,
-        maximum=MAX_SEED,
+        "same problems in the same order"
     )
     source: str = option(
         "policy",
@@ -879,15 +801,9 @@ class GRPO:
         "where the frozen reference model computes; empty: beside the model, and with "
         "lora.rank it is the model without its adapters",
     )
-    token_budget: int = option(
-        16384,
-        "tokens computed at once, a shared prompt counted once; it changes no gradient; 0: all; "
-        "auto: what is fast and fits into free memory as the run begins, and is then kept",
-        minimum=0,
-        word="auto",
-    )
-    logged_groups: int = option(
-        2, "how many groups of each rollout are written to rollouts.jsonl", minimum=0
+    token_budget: int = tokens_at_once()
+    logged_groups: int = amount(
+        2, "how many groups of each rollout are written to rollouts.jsonl"
     )
 
 
@@ -895,20 +811,16 @@ class GRPO:
 class Evaluation:
     """How held-out problems are measured."""
 
-    samples: int = option(4, "completions of each problem", minimum=1)
-    k: list[int] = option(
-        [1],
-        "pass@k and maj@k are reported for these k, which are at most `samples`",
-        minimum=1,
+    samples: int = count(4, "completions of each problem")
+    k: list[int] = count(
+        [1], "pass@k and maj@k are reported for these k, which are at most `samples`"
     )
     by: list[str] = option(
         [],
         "pass@1 is also reported for each value of this metadata key of the problems, such as "
         "difficulty, or for each combination of the values of several; empty: of none",
     )
-    seed: int = option(
-        0, "seed of the samples and of the bootstrap", minimum=0, maximum=MAX_SEED
-    )
+    seed: int = random_seed("seed of the samples and of the bootstrap")
 
 
 @dataclass
@@ -921,26 +833,22 @@ class Confidence:
         "a person sees; empty: it is not measured",
         choices=CONFIDENCES,
     )
-    top: int = option(
-        20, "deepconf: a token's confidence is of so many likeliest tokens", minimum=1
-    )
-    window: int = option(
+    top: int = count(20, "deepconf: a token's confidence is of so many likeliest tokens")
+    window: int = count(
         16,
         "deepconf: tokens of a window, and of the tail; the authors take 2048 for long reasoning",
-        minimum=1,
     )
     ask: str = option(
         "Problem: {question}\n\nProposed answer: {answer}\n\nIs the proposed answer right?\n"
         "A: it is right\nB: it is wrong\n\nAnswer with A or B, and nothing else.",
         "p_true: what the model is asked, with {question} and {answer}; A says that it is right",
     )
-    target: float = option(
-        0.95, "accuracy that answers without a person should have", above=0, maximum=1
+    target: float = positive(
+        0.95, "accuracy that answers without a person should have", maximum=1
     )
-    validation: float = option(
+    validation: float = positive(
         0.5,
         "share of the problems on which thresholds are chosen; the others are the test",
-        above=0,
         below=1,
     )
     cluster: str = option(
@@ -962,17 +870,23 @@ class Confidence:
             raise ValueError(f"ask lacks {', '.join(lacking)}")
 
 
-def check_lora(lora: LoRA, model: Model, sampling: Sampling, optim: Optim) -> None:
+def check_lora(config: SFTConfig | GRPOConfig) -> None:
     """ValueError where adapters do not go with the model, its sampler or its optimizer."""
+    rank = config.lora.rank
+    model = config.model
     reasons = {
         "model.path is empty: adapters are trained on a model that is there": not model.path,
         "model.sharded: adapters are only trained on whole weights": model.sharded,
-        "sampling.exact: the sampler runs merged weights, which round otherwise": sampling.exact,
-        "optim.l2_start: optim.weight_decay pulls adapters to 0, the start": optim.l2_start,
+        "sampling.exact: the sampler runs merged weights, which round otherwise": (
+            config.sampling.exact
+        ),
+        "optim.l2_start: optim.weight_decay pulls adapters to 0, the start": (
+            config.optim.l2_start
+        ),
     }
     for reason, holds in reasons.items():
-        if lora.rank and holds:
-            raise ValueError(f"lora.rank = {lora.rank}, but {reason}")
+        if rank and holds:
+            raise ValueError(f"lora.rank = {rank}, but {reason}")
 
 
 def check_source(config: GRPOConfig) -> None:
@@ -985,12 +899,12 @@ def check_source(config: GRPOConfig) -> None:
     others = [f"grpo.source = {grpo.source!r}"] * (grpo.source != "policy")
     others += ["grpo.solutions = true"] * grpo.solutions
     bare = ['hints.score = "bare"'] * (hinted and config.hints.score == "bare")
-    foreign = bool(others + bare)
-    whose = " and ".join(others + bare)
+    foreign = others + bare
+    whose = " and ".join(foreign)
     pairs = a.samples == "pair"
     reasons = {
         f"hints.chooser = {config.hints.chooser!r}, but of {whose} the samples are not the "
-        "policy's": hinted and bool(others),
+        "policy's": hinted and others,
         "grpo.source is empty: policy, teacher, or a .jsonl file of samples": not grpo.source,
         f"algorithm.advantage = {a.advantage!r}, but teacher.path is empty": (
             taught and not teacher.path
@@ -1023,7 +937,7 @@ def check_source(config: GRPOConfig) -> None:
         '"trainer"': taught and a.old_logprobs == "sampler" and foreign,
         'hints.score = "bare" trains pi(y|q) / pi(y|q,h), whose lower part only the sampler '
         'knows: set algorithm.old_logprobs = "sampler", or algorithm.ratio = "off"': (
-            bool(bare) and a.ratio != "off" and a.old_logprobs != "sampler"
+            bare and a.ratio != "off" and a.old_logprobs != "sampler"
         ),
         f'grpo.group_size = {grpo.group_size}, but algorithm.samples = "pair" takes two: take at '
         "least 2": (grpo.group_size < 2 and pairs),
@@ -1053,7 +967,7 @@ class SFTConfig:
     evaluation: Evaluation = section(Evaluation)
 
     def __post_init__(self) -> None:
-        check_lora(self.lora, self.model, self.sampling, self.optim)
+        check_lora(self)
 
 
 @dataclass
@@ -1078,7 +992,7 @@ class GRPOConfig:
     evaluation: Evaluation = section(Evaluation)
 
     def __post_init__(self) -> None:
-        check_lora(self.lora, self.model, self.sampling, self.optim)
+        check_lora(self)
         if self.grpo.group_size < 2 and algorithms.has_group_baseline(self.algorithm):
             raise ValueError(
                 f"grpo.group_size = {self.grpo.group_size}, but algorithm.baseline = "
@@ -1124,8 +1038,8 @@ class EvalConfig:
         False, "where no answer is marked, take the last number of the text for it"
     )
     confidence: Confidence = section(Confidence)
-    budgets: list[int] = option(
-        [], "accuracy is also reported when cut at so many tokens", minimum=1
+    budgets: list[int] = count(
+        [], "accuracy is also reported when cut at so many tokens"
     )
     save: str = option(
         "", "every completion is written to this JSONL file; empty: to none"
@@ -1177,26 +1091,24 @@ class GeneralConfig:
         "benchmarks to run; empty: all but gsm8k, of whose problems mgsm_en is a part",
         choices=BENCHMARKS,
     )
-    limit: int = option(
-        0, "at most so many problems of each benchmark are used; 0: all", minimum=0
-    )
+    limit: int = amount(0, "at most so many problems of each benchmark are used; 0: all")
     choices: str = option(
         "loglikelihood",
         "a choice is the likeliest continuation, or a letter that the model writes",
         choices=("loglikelihood", "generation"),
     )
-    max_new_tokens: int = option(
-        0, "longest answer in tokens; 0: what each benchmark has", minimum=0
+    max_new_tokens: int = amount(
+        0, "longest answer in tokens; 0: what each benchmark has"
     )
     lenient: bool = option(
         True,
         "svamp, mgsm, gsm8k: where no answer is marked, take the last number of the text for it",
     )
-    slots: int = option(64, "how many sequences are decoded side by side", minimum=1)
-    token_budget: int = option(
-        16384, "tokens computed at once, a shared prompt counted once; 0: all", minimum=0
+    slots: int = count(64, "how many sequences are decoded side by side")
+    token_budget: int = amount(
+        16384, "tokens computed at once, a shared prompt counted once; 0: all"
     )
-    seed: int = option(0, "seed of the bootstrap", minimum=0, maximum=MAX_SEED)
+    seed: int = random_seed("seed of the bootstrap")
     save: str = option(
         "general.json",
         "scores and the record of every problem are written to this JSON file, after each "
@@ -1225,7 +1137,7 @@ class TransferConfig:
         "models compared, or the constants of the paper's audit (arXiv 2507.00432)",
         choices=("pooled", "paper"),
     )
-    seed: int = option(0, "seed of the bootstrap", minimum=0, maximum=MAX_SEED)
+    seed: int = random_seed("seed of the bootstrap")
     save: str = option("transfer.json", "everything is written to this JSON file")
     picture: str = option(
         "", "a picture is written to this path with .png and .svg; empty: none"
@@ -1239,7 +1151,7 @@ class SampleConfig:
     model: Model = section(Model)
     prompt: Prompt = section(Prompt)
     sampling: Sampling = section(Sampling, temperature=0.0)
-    seed: int = option(0, "seed of the sample", minimum=0, maximum=MAX_SEED)
+    seed: int = random_seed("seed of the sample")
 
 
 @dataclass
@@ -1270,10 +1182,8 @@ class Drift:
         "groups are the problems with the same value of this metadata key, such as group, family "
         "or difficulty, or of several; empty: all problems are one group",
     )
-    most: int = option(40, "so many of the tokens that moved most are listed", minimum=1)
-    seed: int = option(
-        0, "seed of the responses and of the bootstrap", minimum=0, maximum=MAX_SEED
-    )
+    most: int = count(40, "so many of the tokens that moved most are listed")
+    seed: int = random_seed("seed of the responses and of the bootstrap")
 
 
 @dataclass
@@ -1306,12 +1216,8 @@ class Labelling:
         "",
         "labelled solutions are appended to this JSONL file; problems that it has are left out",
     )
-    samples: int = option(
-        4, "solutions drawn of each problem; of equal ones one is kept", minimum=1
-    )
-    rollouts: int = option(
-        8, "monte_carlo: continuations drawn of every step", minimum=1
-    )
+    samples: int = count(4, "solutions drawn of each problem; of equal ones one is kept")
+    rollouts: int = count(8, "monte_carlo: continuations drawn of every step")
     hard: bool = option(
         False,
         "monte_carlo: a label is 1 where any continuation is right, else 0, instead of the share",
@@ -1319,7 +1225,7 @@ class Labelling:
     steps: str = option(
         "blank_line", "what ends a step of a solution", choices=SEPARATORS
     )
-    seed: int = option(0, "seed of the samples", minimum=0, maximum=MAX_SEED)
+    seed: int = random_seed("seed of the samples")
 
 
 @dataclass
@@ -1348,22 +1254,14 @@ class PRM:
         "file of labelled solutions to learn from (trl, Math-Shepherd, PRM800K, ProcessBench)",
     )
     heldout: str = option("", "file of labelled solutions to measure on")
-    limit: int = option(
-        0, "at most so many held-out solutions are used; 0: all", minimum=0
-    )
+    limit: int = amount(0, "at most so many held-out solutions are used; 0: all")
     neutral: str = option(
         "right", "what PRM800K's neutral rating counts as", choices=NEUTRAL
     )
-    batch_size: int = option(32, "how many solutions a step learns from", minimum=1)
-    token_budget: int = option(
-        16384,
-        "tokens computed at once, a shared prompt counted once; it changes no gradient; 0: all; "
-        "auto: what is fast and fits into free memory as the run begins, and is then kept",
-        minimum=0,
-        word="auto",
-    )
-    head_steps: int = option(
-        0, "steps at the beginning in which only the new head learns", minimum=0
+    batch_size: int = count(32, "how many solutions a step learns from")
+    token_budget: int = tokens_at_once()
+    head_steps: int = amount(
+        0, "steps at the beginning in which only the new head learns"
     )
     balance: bool = option(
         True, "right and wrong steps weigh the same in all, whatever their number"
@@ -1400,10 +1298,8 @@ class PRMEvalConfig:
     neutral: str = option(
         "right", "what PRM800K's neutral rating counts as", choices=NEUTRAL
     )
-    limit: int = option(0, "at most so many solutions are used; 0: all", minimum=0)
-    threshold: float = option(
-        0.5, "a step with a score below this is called wrong", minimum=0, maximum=1
-    )
+    limit: int = amount(0, "at most so many solutions are used; 0: all")
+    threshold: float = share(0.5, "a step with a score below this is called wrong")
     save: str = option(
         "", "the scores of every solution are written to this JSONL file; empty: to none"
     )

@@ -195,11 +195,6 @@ def bbh(task: str, source: str, split: str, limit: int) -> list[Problem]:
     ]
 
 
-def maths(source: str, split: str, limit: int, header: bool = True) -> list[Problem]:
-    """Return problems that are asked as the config's [prompt] says."""
-    return load_problems(source, split=split, limit=limit, header=header)
-
-
 # --- the table -------------------------------------------------------------------------------
 
 
@@ -223,8 +218,26 @@ class Benchmark:
     own_prompt: bool = True
 
 
+def maths_benchmark(hub: str, files: tuple[str, ...], header: bool = True) -> Benchmark:
+    """Return a benchmark whose problems are asked as the config's [prompt] says."""
+
+    def load(source: str, split: str, limit: int) -> list[Problem]:
+        return load_problems(source, split=split, limit=limit, header=header)
+
+    return Benchmark(
+        "maths",
+        hub,
+        "test",
+        files,
+        load,
+        "accuracy",
+        "the answer found by the verifier",
+        512,
+        own_prompt=False,
+    )
+
+
 LIKELIEST = "the likeliest choice after the prompt of {}, no examples"
-MARKED = "the answer found by the verifier"
 
 BENCHMARKS: dict[str, Benchmark] = {
     "arc_challenge": Benchmark(
@@ -280,42 +293,14 @@ BENCHMARKS: dict[str, Benchmark] = {
         "25 instructions checked by rules (arXiv 2311.07911); no examples",
         1280,
     ),
-    "svamp": Benchmark(
-        "maths",
-        "ChilleD/SVAMP",
-        "test",
-        ("svamp/test.jsonl", "SVAMP.json"),
-        maths,
-        "accuracy",
-        MARKED,
-        512,
-        own_prompt=False,
-    ),
+    "svamp": maths_benchmark("ChilleD/SVAMP", ("svamp/test.jsonl", "SVAMP.json")),
     **{
-        f"mgsm_{language}": Benchmark(
-            "maths",
-            f"juletxara/mgsm:{language}",
-            "test",
-            (f"mgsm_{language}.tsv",),
-            partial(maths, header=False),
-            "accuracy",
-            MARKED,
-            512,
-            own_prompt=False,
+        f"mgsm_{language}": maths_benchmark(
+            f"juletxara/mgsm:{language}", (f"mgsm_{language}.tsv",), header=False
         )
         for language in ("en", "ja")
     },
-    "gsm8k": Benchmark(
-        "maths",
-        "openai/gsm8k:main",
-        "test",
-        ("gsm8k/test.jsonl",),
-        maths,
-        "accuracy",
-        MARKED,
-        512,
-        own_prompt=False,
-    ),
+    "gsm8k": maths_benchmark("openai/gsm8k:main", ("gsm8k/test.jsonl",)),
 }
 
 

@@ -15,7 +15,7 @@ takes a short text full of numbers for any of them.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Hashable, Iterable, Sequence
 from statistics import fmean
 
 LANGUAGES = ("en", "ja")
@@ -45,6 +45,15 @@ def is_mixed(text: str) -> bool:
     """Return whether a text has both scripts, the rarer in a share MIXED of the letters."""
     counts = letters_of(text)
     return min(counts) > 0 and min(counts) >= MIXED * sum(counts)
+
+
+def repeated_share(parts: Sequence[Hashable], n: int = 4) -> float:
+    """Return the share of the n-grams of tokens, or of words, that occurred earlier in the list.
+
+    It is near 1 when a completion goes in circles.
+    """
+    ngrams = [tuple(parts[i : i + n]) for i in range(len(parts) - n + 1)]
+    return 1 - len(set(ngrams)) / len(ngrams) if ngrams else 0.0
 
 
 def language_metrics(answers: Iterable[tuple[str, str]]) -> dict[str, float]:

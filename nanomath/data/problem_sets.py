@@ -29,22 +29,15 @@ from nanomath.data.problem import Problem
 
 Record = tuple[str, Any]  # where it stands, for errors, and what stands there
 
-USUAL_NAMES = {  # the fields that play a role, in the order in which they are looked for
-    "question": (
-        ("question",),
-        ("problem",),
-        ("prompt",),
-        ("Body", "Question"),
-        ("Question",),
-        ("input",),
-        ("0",),
-    ),
-    "answer": (
-        *(("answer_number",), ("answer",), ("Answer",)),
-        *(("target",), ("1",)),
-    ),
-    "solution": (("solution",),),
-    "id": (("id",), ("ID",), ("unique_id",)),
+# The fields that play a role, in the order in which they are looked for; + joins several.
+USUAL_NAMES = {
+    role: [tuple(names.split("+")) for names in usual.split()]
+    for role, usual in {
+        "question": "question problem prompt Body+Question Question input 0",
+        "answer": "answer_number answer Answer target 1",
+        "solution": "solution",
+        "id": "id ID unique_id",
+    }.items()
 }
 REQUIRED = ("question", "answer")
 ABSENT = object()
@@ -296,7 +289,7 @@ def _names(
     goes before question alone.
     """
     given = tuple(filter(None, given))
-    expected = (given,) if given else USUAL_NAMES[role]
+    expected = [given] if given else USUAL_NAMES[role]
     for names in expected if given else (*expected, *_in_any_case(record, expected)):
         if all(_value(record, name) is not ABSENT for name in names):
             return names

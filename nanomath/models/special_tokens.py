@@ -151,12 +151,13 @@ def _make_special(backend: tokenizers.Tokenizer, tokens: list[str]) -> None:
     was not trained on.
     """
     added = {token.content for token in backend.get_added_tokens_decoder().values()}
-    plain = [
-        token
-        for token in tokens
-        if token not in added and backend.token_to_id(token) is not None
-    ]
-    backend.add_tokens([AddedToken(token, special=True) for token in plain])
+    backend.add_tokens(
+        [
+            AddedToken(token, special=True)
+            for token in tokens
+            if token not in added and backend.token_to_id(token) is not None
+        ]
+    )
 
 
 def _stated_tokens(stored: Any) -> list[tuple[int, AddedToken]]:

@@ -31,6 +31,7 @@ from nanomath.process.states import states_at, with_common_prompts
 from nanomath.rollout.episodes import Groups
 
 MARKS = ("1", "2", "3", "4", "5")
+SIDES = ("A", "B")
 POINTWISE = (
     "Here is a problem and a solution.\n\nProblem: {question}\n\nSolution: {first}\n\n"
     "How clear and well explained is the solution? Answer with a mark from 1 (worst) to 5 "
@@ -61,7 +62,7 @@ class Judge:
     masses: list[float] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        for answers in (MARKS, ("A", "B")):
+        for answers in (MARKS, SIDES):
             tokens = [token for answer in answers for token in self._tokens(answer)]
             if len(tokens) != len(set(tokens)):
                 raise ValueError(
@@ -112,7 +113,7 @@ class Judge:
         is on a possible answer.
         """
         prompt = fill(self.pairwise, question, answer, answer)
-        self.probabilities([prompt], ("A", "B"), [question])
+        self.probabilities([prompt], SIDES, [question])
         if (mass := self.masses.pop()) < LEAST_MASS:
             raise ValueError(
                 f"the judge gives A and B {mass:.2%} of the probability: it does not answer "
@@ -139,7 +140,7 @@ class Judge:
         ]
         prompts = [fill(self.pairwise, *order) for order in orders]
         questions = [question for question, _, _ in orders]
-        chances = self.probabilities(prompts, ("A", "B"), questions)
+        chances = self.probabilities(prompts, SIDES, questions)
         first = chances[0::2, 0].tolist()
         second = chances[1::2, 1].tolist()
         return list(zip(first, second, strict=True))

@@ -23,6 +23,7 @@ from functools import partial
 from typing import Any
 
 from nanomath.config import did_you_mean
+from nanomath.data.language import repeated_share
 from nanomath.data.problem import Problem
 from nanomath.rewards.equality import answers_equal
 from nanomath.rewards.extraction import (
@@ -177,15 +178,9 @@ def repetition(
     (as in open-r1).
     """
     return [
-        -max_penalty * _repeated_share(completion.text, int(ngram))
+        -max_penalty * repeated_share(_WORD.findall(completion.text.lower()), int(ngram))
         for completion in completions
     ]
-
-
-def _repeated_share(text: str, n: int) -> float:
-    words = _WORD.findall(text.lower())
-    ngrams = [tuple(words[i : i + n]) for i in range(len(words) - n + 1)]
-    return 1 - len(set(ngrams)) / len(ngrams) if ngrams else 0.0
 
 
 def random_reward(

@@ -46,18 +46,7 @@ TINY = sympy.Float("1e-350")
 FUNCTIONS = {
     **{
         name: getattr(sympy, name)
-        for name in (
-            "sin",
-            "cos",
-            "tan",
-            "cot",
-            "sec",
-            "csc",
-            "sinh",
-            "cosh",
-            "tanh",
-            "exp",
-        )
+        for name in re.findall(r"\w+", "sin cos tan cot sec csc sinh cosh tanh exp")
     },
     **{f"arc{name}": getattr(sympy, f"a{name}") for name in ("sin", "cos", "tan")},
     "ln": sympy.log,
@@ -291,14 +280,11 @@ def sample(*expressions: sympy.Basic) -> Iterator[list[sympy.Expr]]:
     """Give the values of the expressions at random points of several scales (one is enough for
     constants), to DIGITS digits; where terms cancel, the computation has up to MOST_DIGITS.
     """
-    symbols = sorted(
-        set().union(*(expression.free_symbols for expression in expressions)), key=str
-    )
+    together = sympy.Tuple(*expressions)
+    symbols = sorted(together.free_symbols, key=str)
     rng = random.Random(0)
-    powers = set().union(*(expression.atoms(sympy.Pow) for expression in expressions))
-    bends = any(expression.has(*BENDS) for expression in expressions) or any(
-        not power.exp.is_integer for power in powers
-    )
+    powers = together.atoms(sympy.Pow)
+    bends = together.has(*BENDS) or any(not power.exp.is_integer for power in powers)
     for scale in (SCALES if bends else SCALES[::2]) if symbols else (1,):
         point = {
             symbol: sympy.Rational(scale * rng.randrange(-30_000, 30_000), 10_007)

@@ -98,5 +98,4 @@ class Worker:
 WORKER = Worker()
 atexit.register(WORKER.close)
 # A forked child shares the pipes and perhaps a held lock: it needs its own worker.
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=WORKER.__init__)
+os.register_at_fork(after_in_child=WORKER.__init__)

@@ -18,7 +18,7 @@ keys and values, and attends.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -36,8 +36,7 @@ from nanomath.models.transformer import Transformer
 AttendPages = Callable[[int, Tensor, Rope, Norms, float], Tensor]
 
 
-@dataclass(frozen=True)
-class LayerWeights:
+class LayerWeights(NamedTuple):
     """The tensors of one layer."""
 
     input_norm: Tensor
@@ -98,14 +97,8 @@ class Decoder:
                 "gate_up": mlp.gate_up_proj.weight,
                 "down": mlp.down_proj.weight,
             }
-            self.layers.append(
-                LayerWeights(
-                    **{
-                        name: self._in_dtype(f"{i}.{name}", w)
-                        for name, w in named.items()
-                    }
-                )
-            )
+            kept = {name: self._in_dtype(f"{i}.{name}", w) for name, w in named.items()}
+            self.layers.append(LayerWeights(**kept))
         self.norm = self._in_dtype("norm", modules.norm.weight)
         self.lm_head = self._in_dtype("lm_head", self.model.lm_head.weight)
         tied = self.model.lm_head.weight is modules.embed_tokens.weight
@@ -121,43 +114,32 @@ class Decoder:
         for it.
         """
         matrices = [
-            w
-            for layer in self.layers
-            for w in vars(layer).values()
-            if w is not None and w.dim() == 2
+            w for layer in self.layers for w in layer if w is not None and w.dim() == 2
         ]
         if self.on_gpu or not all(
             is_small(w, self.dtype) for w in (*matrices, self.lm_head)
         ):
             return None
         layers = [
-            [
-                w if w is None or w.dim() == 1 else packed(w, self.dtype)
-                for w in vars(layer).values()
-            ]
+            [w if w is None or w.dim() == 1 else packed(w, self.dtype) for w in layer]
             for layer in self.layers
         ]
         config = self.model.config
-        shape = (
+        return SmallModel(
+            self.embedding.detach().to(self.dtype),
+            layers,
+            self.norm,
+            packed(self.lm_head, self.dtype),
             config.vocab_size,
             config.intermediate_size,
             config.num_heads,
             self.eps,
             config.sliding_window,
         )
-        return SmallModel(
-            self.embedding.detach().to(self.dtype),
-            layers,
-            self.norm,
-            packed(self.lm_head, self.dtype),
-            *shape,
-        )
 
     def addresses(self) -> tuple[int, ...]:
         """Return the addresses of all weights, which CUDA graphs read from."""
-        tensors = [
-            w for layer in self.layers for w in vars(layer).values() if w is not None
-        ]
+        tensors = [w for layer in self.layers for w in layer if w is not None]
         return tuple(
             w.data_ptr() for w in (*tensors, self.norm, self.lm_head, self.embedding)
         )

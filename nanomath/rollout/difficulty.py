@@ -117,17 +117,18 @@ def posterior(
         nll = (samples * softplus(z) - right * z).sum()
         return nll + (w - mean) @ precision @ (w - mean) / 2
 
+    def curvature(w: Tensor) -> Tensor:
+        q = (x @ w).sigmoid()
+        return precision + (x.T * (samples * q * (1 - q))) @ x
+
     w = mean
     for _ in range(NEWTON):
-        q = (x @ w).sigmoid()
-        curvature = precision + (x.T * (samples * q * (1 - q))) @ x
-        gradient = precision @ (w - mean) + x.T @ (samples * q - right)
-        step = torch.linalg.solve(curvature, gradient)
+        gradient = precision @ (w - mean) + x.T @ (samples * (x @ w).sigmoid() - right)
+        step = torch.linalg.solve(curvature(w), gradient)
         here = objective(w)
         while objective(w - step) > here and step.abs().max() > 1e-9:
             step = step / 2
         w = w - step
         if step.abs().max() < 1e-9:
             break
-    q = (x @ w).sigmoid()
-    return w, precision + (x.T * (samples * q * (1 - q))) @ x
+    return w, curvature(w)

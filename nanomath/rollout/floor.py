@@ -15,6 +15,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -104,12 +105,8 @@ def measure_machine(
         x, weight = (
             torch.randn(n, width, device=device, dtype=dtype) for n in (rows, width)
         )
-        rates.append(
-            2
-            * rows
-            * width**2
-            / fastest(lambda x=x, weight=weight: linear(x, weight), device, seconds)
-        )
+        took = fastest(partial(linear, x, weight), device, seconds)
+        rates.append(2 * rows * width**2 / took)
     return Machine(2 * source.nbytes / copying, max(rates))
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 
-from nanomath.data.language import language_metrics
+from nanomath.data.language import language_metrics, repeated_share
 from nanomath.rollout.episodes import Episode, Groups
 
 
@@ -63,41 +63,32 @@ def episode_metrics(groups: Groups) -> dict[str, float]:
     """
     episodes = [episode for group in groups for episode in group]
     right = [[bool(e.rewards["accuracy"]) for e in group] for group in groups]
-    lengths = {
-        "length": [e.completion.length for e in episodes],
-        "length/right": [e.completion.length for e in episodes if e.rewards["accuracy"]],
-        "length/wrong": [
-            e.completion.length for e in episodes if not e.rewards["accuracy"]
-        ],
-        "length/truncated": [
-            e.completion.length for e in episodes if not e.completion.finished
-        ],
+    kinds = {
+        "length": episodes,
+        "length/right": [e for e in episodes if e.rewards["accuracy"]],
+        "length/wrong": [e for e in episodes if not e.rewards["accuracy"]],
+        "length/truncated": [e for e in episodes if not e.completion.finished],
     }
-    components = [name for name in episodes[0].rewards if name != "total"]
     return {
         "reward": _mean(e.rewards["total"] for e in episodes),
         "pass@1": _mean(ok for group in right for ok in group),
         **{
             f"reward/{name}": _mean(e.rewards[name] for e in episodes)
-            for name in components
+            for name in episodes[0].rewards
+            if name != "total"
         },
         "flat_groups": _mean(not is_uneven(group) for group in groups),
         "all_right": _mean(all(group) for group in right),
         "all_wrong": _mean(not any(group) for group in right),
-        **{name: _mean(values) for name, values in lengths.items() if values},
+        **{
+            name: _mean(e.completion.length for e in some)
+            for name, some in kinds.items()
+            if some
+        },
         "truncated": _mean(not e.completion.finished for e in episodes),
         "repetition": _mean(repeated_share(e.completion.tokens) for e in episodes),
         **language_metrics((e.problem.question, e.completion.text) for e in episodes),
     }
-
-
-def repeated_share(tokens: Sequence[int], n: int = 4) -> float:
-    """Return the share of the n-grams of tokens that occurred earlier in the list.
-
-    It is near 1 when a completion goes in circles.
-    """
-    ngrams = [tuple(tokens[i : i + n]) for i in range(len(tokens) - n + 1)]
-    return 1 - len(set(ngrams)) / len(ngrams) if ngrams else 0.0
 
 
 def _mean(values: Iterable[float]) -> float:

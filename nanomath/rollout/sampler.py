@@ -288,7 +288,7 @@ class _Run:
     def _tensor(self, values: Sequence) -> Tensor:
         return torch.tensor(values, dtype=torch.int64, device=self.device)
 
-    # The loop: refill -> step -> retire.
+    # The loop: refill -> step -> keep the results -> refill; then gaps are closed.
 
     def steps(self) -> Iterator[tuple[int, int, int, float]]:
         """Run until all samples are done; after each look at the done flags, yield the
@@ -317,18 +317,13 @@ class _Run:
                 finished = finished + int(done.sum())
                 drawn = drawn + int(count @ done)
                 if done.any():
-                    self.retire(done.nonzero()[:, 0].to(self.device))
+                    free = done.nonzero()[:, 0].to(self.device)
+                    self.keep_results(free)
+                    started = self.refill(free)
+                    self.close_gaps(free[started:])
                 yield finished, so_far, self.live, length
         finally:
             forget_packed()
-
-    def retire(self, free: Tensor) -> None:
-        """Free the slots of finished samples, and start the next samples there; if there
-        are none, close the gaps.
-        """
-        self.keep_results(free)
-        started = self.refill(free)
-        self.close_gaps(free[started:])
 
     def keep_results(self, rows: Tensor) -> None:
         """Make the completions of finished slots, and forget prompts of which no sample is

@@ -85,19 +85,14 @@ def settle_dtypes(config: Any, path: str = "") -> None:
     section = config.model
     device = choose_device(section.device)
     shape = shape_of(section, path or section.path)
-    section.dtype, said = settle(
-        section.dtype, "model.dtype", shape, device, TRAINED_ROWS
-    )
-    remarks = [said]
+    parts = {"model": (section, TRAINED_ROWS)}
     sampling = getattr(config, "sampling", None)
     if sampling and sampling.dtype:
-        rows = min(sampling.slots, TRAINED_ROWS)
-        sampling.dtype, said = settle(
-            sampling.dtype, "sampling.dtype", shape, device, rows
-        )
-        remarks.append(said)
-    for remark in filter(None, remarks):
-        say(remark)
+        parts["sampling"] = sampling, min(sampling.slots, TRAINED_ROWS)
+    for name, (part, rows) in parts.items():
+        part.dtype, said = settle(part.dtype, f"{name}.dtype", shape, device, rows)
+        if said:
+            say(said)
 
 
 def shape_of(section: settings.Model, path: str) -> ModelConfig:
@@ -182,7 +177,7 @@ def _all_problems(section: settings.Problems) -> list[Problem]:
     world = section.world
     limit = section.limit or WORLD_PROBLEMS
     share = -(-limit // len(world.families))
-    difficulty = (world.difficulty[0], world.difficulty[1])
+    difficulty = tuple(world.difficulty)
     told = world.languages, world.direct, world.wordy
     if world.documents:
         if section.split != "train":
@@ -256,8 +251,7 @@ def fitting_prompts(
     pairs = [
         (problem, encode_prompt(problem, template, tokenizer)) for problem in problems
     ]
-    if max_tokens:
-        pairs = _short_enough(pairs, [len(prompt) for _, prompt in pairs], max_tokens)
+    pairs = _short_enough(pairs, [len(prompt) for _, prompt in pairs], max_tokens)
     for problem, prompt in pairs:
         if len(prompt) >= longest:
             raise ValueError(
@@ -294,8 +288,7 @@ def encode_examples(
         )
         examples.append(Example(prompt, response))
     pairs = list(zip(problems, examples, strict=True))
-    if max_tokens:
-        pairs = _short_enough(pairs, list(map(len, examples)), max_tokens)
+    pairs = _short_enough(pairs, list(map(len, examples)), max_tokens)
     for problem, example in pairs:
         if len(example) > longest:
             raise ValueError(
@@ -321,10 +314,12 @@ def encode_prompt(
 def _short_enough(
     items: Sequence[T], lengths: Sequence[int], max_tokens: int
 ) -> list[T]:
-    """Return the items of at most `max_tokens` tokens, and say how many are left out.
+    """Return the items of at most `max_tokens` tokens (0: all), and say how many are left out.
 
     ValueError where none is left.
     """
+    if not max_tokens:
+        return list(items)
     kept = [
         item for item, length in zip(items, lengths, strict=True) if length <= max_tokens
     ]

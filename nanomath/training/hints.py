@@ -24,7 +24,7 @@ from torch import Tensor
 from nanomath import settings
 from nanomath.data.order import generator_of
 from nanomath.data.problem import Problem
-from nanomath.data.prompts import PromptTemplate, render_prompt, render_response
+from nanomath.data.prompts import PromptTemplate, render_response
 from nanomath.models.batches import Example
 from nanomath.models.scores import response_scores
 from nanomath.process.states import states_at
@@ -46,6 +46,7 @@ from nanomath.rollout.hints import (
 from nanomath.rollout.known import encode_response
 from nanomath.rollout.sampler import Progress
 from nanomath.training import ranks
+from nanomath.training.build import encode_prompt
 from nanomath.training.sharding import whole
 from nanomath.training.trainer import Trainer
 
@@ -172,9 +173,7 @@ class Hints:
             return hint.bare + hint.prefix
         told = self.section.template.replace("{hint}", hint.text.rstrip())
         asked = replace(problem, question=problem.question + told)
-        tokenizer = self.trainer.tokenizer
-        text = render_prompt(asked, self.template, tokenizer.apply_chat_template)
-        return tokenizer.encode(text, add_special_tokens=not self.template.chat)
+        return encode_prompt(asked, self.template, self.trainer.tokenizer)
 
     def episodes(
         self,
@@ -209,7 +208,9 @@ class Hints:
                     int(places[i]),
                     states[i],
                     float(estimates[i]),
-                    *(predicted[:, row], float(levels[row]), bool(chosen[i])),
+                    predicted[:, row],
+                    float(levels[row]),
+                    bool(chosen[i]),
                     groups[row],
                 )
                 for row, i in enumerate(which)

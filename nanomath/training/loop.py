@@ -137,7 +137,7 @@ class Loop:
         measured = self._measure(done) if self._measures(done) else {}
         keep = self._keeps(done, measured)
         last = self._ends(done)  # asked once: a signal from here on is for the next step
-        if last or keep or self._saves(done):
+        if last or keep or _due(self.save_every, done):
             self._save(done)
         self._display(done)
         return last
@@ -164,9 +164,6 @@ class Loop:
         return self.evaluate is not None and (
             _due(self.eval_every, done) or self.finished
         )
-
-    def _saves(self, done: int) -> bool:
-        return _due(self.save_every, done)
 
     def _keeps(self, done: int, measured: Metrics) -> bool:
         return bool(measured) and self.keep is not None and self.keep(done, measured)
@@ -205,7 +202,7 @@ class Loop:
         ahead = [
             "step",
             "save",
-            *["save"] * self._saves(done),
+            *["save"] * _due(self.save_every, done),
             *["measurement"] * self._measures(done + 1),
         ]
         if self._budget.allows(ahead):
@@ -265,9 +262,9 @@ class TimeBudget:
 
     minutes: float
     clock: Callable[[], float]
-    longest: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
 
     def __post_init__(self) -> None:
+        self.longest: dict[str, float] = defaultdict(float)
         self.began = self.clock()
 
     @contextmanager

@@ -106,6 +106,7 @@ class Weight:
         return computes_in(self.parameter).itemsize < self.master.dtype.itemsize
 
 
+@dataclass
 class Optimizer:
     """AdamW over a model's trainable parameters. Matrices decay, vectors (norms, biases) do
     not.
@@ -116,30 +117,22 @@ class Optimizer:
     ranks each makes the same update, or that of its slices of the weights.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        weight_decay: float,
-        betas: tuple[float, float],
-        eps: float,
-        max_norm: float,
-        state_dtype: torch.dtype = torch.float32,
-        device: str = "",
-        keep_weights: bool = False,
-    ) -> None:
-        self.model = model
-        self.weight_decay = weight_decay
-        self.betas = betas
-        self.eps = eps
-        self.max_norm = max_norm
-        self.state_dtype = state_dtype
-        self.keep_weights = keep_weights
+    model: nn.Module
+    weight_decay: float
+    betas: tuple[float, float]
+    eps: float
+    max_norm: float
+    state_dtype: torch.dtype = torch.float32
+    device: str = ""
+    keep_weights: bool = False
+
+    def __post_init__(self) -> None:
         self.penalty = 0.0
         self.start: dict[str, Tensor] = {}
-        trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self.weights = {
-            name: self._weight(p, torch.device(device or p.device))
-            for name, p in trainable.items()
+            name: self._weight(p, torch.device(self.device or p.device))
+            for name, p in self.model.named_parameters()
+            if p.requires_grad
         }
 
     def _weight(self, parameter: nn.Parameter, device: torch.device) -> Weight:

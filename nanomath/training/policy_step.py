@@ -129,7 +129,9 @@ class PolicyStep:
         tokens.ref_logprobs, _ = self._logprobs(rollout, reference, self.reference)
         tokens.old_logprobs, tokens.old_entropy = self._old_policy(rollout)
         if self.critic:
-            (tokens.values,) = self._measure(rollout, "the value model", self._values, 1)
+            (tokens.values,) = self._measure(
+                rollout, "the value model", lambda b: (self.critic(self.model, b),), 1
+            )
         elif a.baseline == "value":
             raise ValueError('baseline = "value" needs a value model: critic is None')
         if a.advantage.startswith("teacher"):
@@ -180,9 +182,6 @@ class PolicyStep:
             return states_logprobs(model, states, batch, self.temperature)
 
         return self._measure(rollout, who, of_batch)
-
-    def _values(self, batch: Batch) -> tuple[Tensor, ...]:
-        return (self.critic(self.model, batch),)
 
     @torch.no_grad()
     def _measure(

@@ -89,11 +89,7 @@ def lost(error: BaseException) -> str:
 
 def any_rank(flag: bool) -> bool:
     """Return, on all ranks, whether the flag is true on one of them."""
-    if count() == 1:
-        return flag
-    flags = torch.tensor([flag], dtype=torch.int32)
-    dist.all_reduce(flags, dist.ReduceOp.MAX)
-    return bool(flags)
+    return any(gather([flag]))
 
 
 def barrier() -> None:

@@ -93,10 +93,7 @@ class RunLog:
                 for record in read_jsonl(path)
                 if record.get("step", -1) <= (step or -1)  # other commands write no step
             ]
-            write_atomically(
-                path,
-                "".join(map(json_line, kept)),
-            )
+            write_atomically(path, "".join(map(json_line, kept)))
 
     @property
     def checkpoints(self) -> Path:

@@ -116,8 +116,9 @@ def build_teacher(
         return None
     ours = {"policy": trainer.model, "start": reference}
     model = ours.get(section.path) or _load(config, trainer)
-    asks = section.template
-    teacher = Teacher(model, trainer.tokenizer, template, section.shows, asks)
+    teacher = Teacher(
+        model, trainer.tokenizer, template, section.shows, section.template
+    )
     context = model.config.max_positions
     room = context - config.sampling.max_new_tokens
     solved = section.shows == "solution"

@@ -68,9 +68,27 @@ def split_of(metadata: Metadata) -> str:
     return metadata.get("held_out", by_content)
 
 
+def in_japanese(metadata: Metadata) -> bool:
+    """Return whether the problem is told in Japanese, not in English."""
+    return metadata["language"] == "ja"
+
+
 def unseen(metadata: Metadata) -> bool:
     """Return whether the problem is told in a wording that training never shows."""
     return metadata.get("held_out") == "templates"
+
+
+def worded(metadata: Metadata, *wordings: str) -> str:
+    """Return the wording of a problem: of English and Japanese, then of the two that training
+    never shows.
+    """
+    return wordings[2 * unseen(metadata) + in_japanese(metadata)]
+
+
+def rows(table: str) -> list[list[str]]:
+    """Return the cells of a table: a row on each line, a bar between two cells."""
+    lines = table.strip().splitlines()
+    return [[cell.strip() for cell in line.split("|")] for line in lines]
 
 
 CLOSING = {"en": "The answer is \\boxed{%s}.", "ja": "答えは\\boxed{%s}です。"}

@@ -13,10 +13,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from functools import partial
 from random import Random
 from typing import NamedTuple
 
-from .family import Family, Metadata, unseen
+from .family import Family, Metadata, in_japanese, rows, unseen
 
 LARGEST = 50
 LARGEST_START = 30
@@ -35,148 +36,70 @@ class Wording(NamedTuple):
     ja_step: str
 
 
-NAMES = [  # English, Japanese, pronoun
-    ("Mia", "ミア", "She"),
-    ("Tom", "トム", "He"),
-    ("Anna", "アンナ", "She"),
-    ("Ken", "ケン", "He"),
-    ("Yuki", "ユキ", "She"),
-    ("Leo", "レオ", "He"),
-    ("Emma", "エマ", "She"),
-    ("Sora", "ソラ", "He"),
-]
-OBJECTS = [  # English, Japanese, the Japanese counter
-    ("apples", "りんご", "個"),
-    ("pens", "ペン", "本"),
-    ("books", "本", "冊"),
-    ("coins", "コイン", "枚"),
-    ("cards", "カード", "枚"),
-    ("shells", "貝がら", "個"),
-    ("eggs", "卵", "個"),
-    ("stickers", "シール", "枚"),
-]
+# English, Japanese, pronoun.
+NAMES = rows("""
+Mia | ミア | She
+Tom | トム | He
+Anna | アンナ | She
+Ken | ケン | He
+Yuki | ユキ | She
+Leo | レオ | He
+Emma | エマ | She
+Sora | ソラ | He
+""")
+# English, Japanese, the Japanese counter.
+OBJECTS = rows("""
+apples | りんご | 個
+pens | ペン | 本
+books | 本 | 冊
+coins | コイン | 枚
+cards | カード | 枚
+shells | 貝がら | 個
+eggs | 卵 | 個
+stickers | シール | 枚
+""")
 # Three wordings of each operation, then three in the same words that only the split "templates"
 # has; doubling and halving have words of their own.
-WORDINGS = {
-    "+": [
-        Wording("buys {n} more", "Buying", "{n}{c}買います", "買うと"),
-        Wording("finds {n} more", "Finding", "{n}{c}見つけます", "見つけると"),
-        Wording(
-            "gets {n} from a friend", "Getting", "友達から{n}{c}もらいます", "もらうと"
-        ),
-        Wording("buys {n} from a friend", "Buying", "友達から{n}{c}買います", "買うと"),
-        Wording(
-            "soon finds {n} more", "Finding", "やがて{n}{c}見つけます", "見つけると"
-        ),
-        Wording("gets {n} more", "Getting", "{n}{c}もらいます", "もらうと"),
-    ],
-    "-": [
-        Wording("sells {n}", "Selling", "{n}{c}売ります", "売ると"),
-        Wording("loses {n}", "Losing", "{n}{c}なくします", "なくすと"),
-        Wording("gives {n} to a friend", "Giving", "友達に{n}{c}あげます", "あげると"),
-        Wording("sells {n} to a friend", "Selling", "友達に{n}{c}売ります", "売ると"),
-        Wording("soon loses {n}", "Losing", "やがて{n}{c}なくします", "なくすと"),
-        Wording("gives {n} away", "Giving", "{n}{c}あげます", "あげると"),
-    ],
-    "*": [
-        Wording(
-            "now has {n} times as many", "Growing", "数が{n}倍になります", "増えると"
-        ),
-        Wording(
-            "soon has {n} times as many", "Growing", "やがて{n}倍になります", "増えると"
-        ),
-        Wording(
-            "ends up with {n} times as many", "Growing", "{n}倍に増やします", "増やすと"
-        ),
-        Wording(
-            "has {n} times as many now", "Growing", "今数が{n}倍になります", "増えると"
-        ),
-        Wording(
-            "soon ends up with {n} times as many",
-            "Growing",
-            "数がやがて{n}倍になります",
-            "増えると",
-        ),
-        Wording(
-            "now ends up with {n} times as many",
-            "Growing",
-            "数を{n}倍に増やします",
-            "増やすと",
-        ),
-    ],
-    "/": [
-        Wording(
-            "makes {n} equal parts and keeps one",
-            "Sharing",
-            "{n}等分して、一つだけ残します",
-            "分けると",
-        ),
-        Wording(
-            "keeps only one of {n} equal parts",
-            "Sharing",
-            "{n}等分した一つだけを取ります",
-            "分けると",
-        ),
-        Wording(
-            "shares equally among {n}, keeping one share",
-            "Sharing",
-            "{n}等分し、一人分を取ります",
-            "分けると",
-        ),
-        Wording(
-            "makes {n} equal parts, keeping one",
-            "Sharing",
-            "{n}等分して、一つだけを取ります",
-            "分けると",
-        ),
-        Wording(
-            "keeps only one share of {n} equal parts",
-            "Sharing",
-            "{n}等分した一人分を取ります",
-            "分けると",
-        ),
-        Wording(
-            "shares equally among {n} and keeps one",
-            "Sharing",
-            "{n}等分し、一つだけ残します",
-            "分けると",
-        ),
-    ],
-    "*2": [
-        Wording("now has twice as many", "Doubling", "数が倍になります", "倍にすると"),
-        Wording(
-            "soon has twice as many", "Doubling", "やがて倍になります", "倍にすると"
-        ),
-        Wording(
-            "ends up with twice as many", "Doubling", "倍に増やします", "倍にすると"
-        ),
-        Wording("has twice as many now", "Doubling", "今数が倍になります", "倍にすると"),
-        Wording(
-            "soon ends up with twice as many",
-            "Doubling",
-            "数がやがて倍になります",
-            "倍にすると",
-        ),
-        Wording(
-            "now ends up with twice as many",
-            "Doubling",
-            "数を倍に増やします",
-            "倍にすると",
-        ),
-    ],
-    "/2": [
-        Wording("gives away half", "Halving", "半分をあげます", "半分にすると"),
-        Wording("sells half", "Halving", "半分を売ります", "半分にすると"),
-        Wording("loses half", "Halving", "半分をなくします", "半分にすると"),
-        Wording(
-            "gives half to a friend", "Halving", "友達に半分をあげます", "半分にすると"
-        ),
-        Wording(
-            "sells half to a friend", "Halving", "友達に半分を売ります", "半分にすると"
-        ),
-        Wording("soon loses half", "Halving", "やがて半分をなくします", "半分にすると"),
-    ],
-}
+WORDINGS: dict[str, list[Wording]] = {}
+for event, *cells in rows("""
++ | buys {n} more | Buying | {n}{c}買います | 買うと
++ | finds {n} more | Finding | {n}{c}見つけます | 見つけると
++ | gets {n} from a friend | Getting | 友達から{n}{c}もらいます | もらうと
++ | buys {n} from a friend | Buying | 友達から{n}{c}買います | 買うと
++ | soon finds {n} more | Finding | やがて{n}{c}見つけます | 見つけると
++ | gets {n} more | Getting | {n}{c}もらいます | もらうと
+- | sells {n} | Selling | {n}{c}売ります | 売ると
+- | loses {n} | Losing | {n}{c}なくします | なくすと
+- | gives {n} to a friend | Giving | 友達に{n}{c}あげます | あげると
+- | sells {n} to a friend | Selling | 友達に{n}{c}売ります | 売ると
+- | soon loses {n} | Losing | やがて{n}{c}なくします | なくすと
+- | gives {n} away | Giving | {n}{c}あげます | あげると
+* | now has {n} times as many | Growing | 数が{n}倍になります | 増えると
+* | soon has {n} times as many | Growing | やがて{n}倍になります | 増えると
+* | ends up with {n} times as many | Growing | {n}倍に増やします | 増やすと
+* | has {n} times as many now | Growing | 今数が{n}倍になります | 増えると
+* | soon ends up with {n} times as many | Growing | 数がやがて{n}倍になります | 増えると
+* | now ends up with {n} times as many | Growing | 数を{n}倍に増やします | 増やすと
+/ | makes {n} equal parts and keeps one | Sharing | {n}等分して、一つだけ残します | 分けると
+/ | keeps only one of {n} equal parts | Sharing | {n}等分した一つだけを取ります | 分けると
+/ | shares equally among {n}, keeping one share | Sharing | {n}等分し、一人分を取ります | 分けると
+/ | makes {n} equal parts, keeping one | Sharing | {n}等分して、一つだけを取ります | 分けると
+/ | keeps only one share of {n} equal parts | Sharing | {n}等分した一人分を取ります | 分けると
+/ | shares equally among {n} and keeps one | Sharing | {n}等分し、一つだけ残します | 分けると
+*2 | now has twice as many | Doubling | 数が倍になります | 倍にすると
+*2 | soon has twice as many | Doubling | やがて倍になります | 倍にすると
+*2 | ends up with twice as many | Doubling | 倍に増やします | 倍にすると
+*2 | has twice as many now | Doubling | 今数が倍になります | 倍にすると
+*2 | soon ends up with twice as many | Doubling | 数がやがて倍になります | 倍にすると
+*2 | now ends up with twice as many | Doubling | 数を倍に増やします | 倍にすると
+/2 | gives away half | Halving | 半分をあげます | 半分にすると
+/2 | sells half | Halving | 半分を売ります | 半分にすると
+/2 | loses half | Halving | 半分をなくします | 半分にすると
+/2 | gives half to a friend | Halving | 友達に半分をあげます | 半分にすると
+/2 | sells half to a friend | Halving | 友達に半分を売ります | 半分にすると
+/2 | soon loses half | Halving | やがて半分をなくします | 半分にすると
+"""):
+    WORDINGS.setdefault(event, []).append(Wording(*cells))
 WORDINGS_PER_EVENT = 3
 
 
@@ -203,15 +126,6 @@ def sensible_events(
         "/": [n for n in range(2, 6) if value % n == 0],
     }
     return [(operator, choices) for operator, choices in operands.items() if choices]
-
-
-def draw(random: Random, difficulty: int) -> Metadata:
-    starts = range(2, LARGEST_START + 1)
-    return draw_within(random, difficulty, starts, LARGEST, range(1, LARGEST_TERM + 1))
-
-
-def draw_beyond(random: Random, difficulty: int) -> Metadata:
-    return draw_within(random, difficulty, BEYOND, BEYOND[-1], range(10, 20))
 
 
 def draw_within(
@@ -253,7 +167,7 @@ def question(metadata: Metadata) -> str:
     name, kana, pronoun = NAMES[metadata["name"]]
     thing, mono, counter = OBJECTS[metadata["object"]]
     events = worded_events(metadata)
-    if metadata["language"] == "ja":
+    if in_japanese(metadata):
         told = [f"{wording.ja.format(n=n, c=counter)}。" for _, n, wording in events]
         has = f"{kana}は{mono}を{start}{counter}持っています。"
         return f"{has}{''.join(told)}今{mono}は何{counter}ですか。"
@@ -268,7 +182,7 @@ def solve(metadata: Metadata) -> tuple[list[str], str]:
     for operator, operand, wording in worded_events(metadata):
         result = apply(value, operator, operand)
         equation = f"{value}{operator}{operand}={result}"
-        if metadata["language"] == "ja":
+        if in_japanese(metadata):
             steps.append(f"{wording.ja_step}{equation}。")
         else:
             steps.append(f"{wording.en_step}: {equation}.")
@@ -301,4 +215,17 @@ def operators(metadata: Metadata) -> str:
     return "".join(operator for operator, _ in metadata["events"])
 
 
-MATHS = Family("maths", draw, question, solve, operators, essence, draw_beyond)
+MATHS = Family(
+    "maths",
+    partial(
+        draw_within,
+        starts=range(2, LARGEST_START + 1),
+        largest=LARGEST,
+        terms=range(1, LARGEST_TERM + 1),
+    ),
+    question,
+    solve,
+    operators,
+    essence,
+    partial(draw_within, starts=BEYOND, largest=BEYOND[-1], terms=range(10, 20)),
+)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from random import Random
 
-from .family import MAX_DIFFICULTY, Family, Metadata, unseen
+from .family import MAX_DIFFICULTY, Family, Metadata, in_japanese, rows, unseen, worded
 
 VOCABULARY = (
     "red blue green gold cat dog bird fish sun moon star rain "
@@ -72,8 +72,7 @@ def draw_many_times(random: Random, difficulty: int) -> Metadata:
 
 
 def ask_instruction(metadata: Metadata) -> str:
-    wordings = INSTRUCTIONS[metadata["task"]]
-    wording = wordings[2 * unseen(metadata) + (metadata["language"] == "ja")]
+    wording = worded(metadata, *INSTRUCTIONS[metadata["task"]])
     return wording.format(w=" ".join(metadata["words"]), n=metadata["times"])
 
 
@@ -126,18 +125,18 @@ ATTRIBUTES = {  # English: (Japanese, English values, Japanese values)
     ),
 }
 COUNTRIES = 40
-FACT_QUESTIONS = [
-    ("What is the {a} of {c}?", "{c}の{a}は何ですか。"),
-    ("Name the {a} of {c}.", "{c}の{a}を答えてください。"),
-    ("Which {a} belongs to {c}?", "{c}といえばどの{a}ですか。"),
-    ("Tell me the {a} of {c}.", "{c}の{a}を教えてください。"),
-]
-UNSEEN_FACT_QUESTIONS = [
-    ("What {a} belongs to {c}?", "{c}といえば{a}は何ですか。"),
-    ("Name the {a} that belongs to {c}.", "{c}といえばどの{a}か答えてください。"),
-    ("Which is the {a} of {c}?", "どの{a}が{c}の{a}ですか。"),
-    ("Tell me which {a} belongs to {c}.", "{c}の{a}は何か教えてください。"),
-]
+FACT_QUESTIONS = rows("""
+What is the {a} of {c}? | {c}の{a}は何ですか。
+Name the {a} of {c}. | {c}の{a}を答えてください。
+Which {a} belongs to {c}? | {c}といえばどの{a}ですか。
+Tell me the {a} of {c}. | {c}の{a}を教えてください。
+""")
+UNSEEN_FACT_QUESTIONS = rows("""
+What {a} belongs to {c}? | {c}といえば{a}は何ですか。
+Name the {a} that belongs to {c}. | {c}といえばどの{a}か答えてください。
+Which is the {a} of {c}? | どの{a}が{c}の{a}ですか。
+Tell me which {a} belongs to {c}. | {c}の{a}は何か教えてください。
+""")
 
 
 def invent_countries() -> list[tuple[str, str, dict[str, int]]]:
@@ -172,7 +171,7 @@ def recall(metadata: Metadata) -> tuple[str, str, str]:
     name, kana, values = FACTS[metadata["country"]]
     attribute = metadata["attribute"]
     japanese_attribute, english_values, japanese_values = ATTRIBUTES[attribute]
-    if metadata["language"] == "ja":
+    if in_japanese(metadata):
         return kana, japanese_attribute, japanese_values.split()[values[attribute]]
     return name, attribute, english_values.split()[values[attribute]]
 
@@ -180,7 +179,7 @@ def recall(metadata: Metadata) -> tuple[str, str, str]:
 def ask_fact(metadata: Metadata) -> str:
     country, attribute, _ = recall(metadata)
     questions = UNSEEN_FACT_QUESTIONS if unseen(metadata) else FACT_QUESTIONS
-    wording = questions[metadata["wording"]][metadata["language"] == "ja"]
+    wording = questions[metadata["wording"]][in_japanese(metadata)]
     return wording.format(a=attribute, c=country)
 
 
@@ -224,14 +223,13 @@ def draw_copied_numbers(random: Random, difficulty: int) -> Metadata:
 
 
 def ask_copy(metadata: Metadata) -> str:
-    if metadata["language"] == "ja":
-        asked = (
-            "そのまま次を写してください:"
-            if unseen(metadata)
-            else "次をそのまま写してください:"
-        )
-    else:
-        asked = "Exactly copy this:" if unseen(metadata) else "Copy this exactly:"
+    asked = worded(
+        metadata,
+        "Copy this exactly:",
+        "次をそのまま写してください:",
+        "Exactly copy this:",
+        "そのまま次を写してください:",
+    )
     return " ".join([asked, *metadata["items"]])
 
 

@@ -9,9 +9,10 @@ are checked to the letter: their words are values.
 from __future__ import annotations
 
 import re
+from functools import partial
 from random import Random
 
-from .family import Family, Metadata, unseen
+from .family import Family, Metadata, in_japanese, unseen, worded
 
 # --- sorting: {"items": [31, 7, 18], "rule": "largest"}; each step selects the next item ---
 
@@ -31,17 +32,10 @@ SORTING_RULES = {  # rule -> (key, English, Japanese)
 }
 
 
-def draw_sorting(random: Random, difficulty: int) -> Metadata:
-    """Draw two-digit items with distinct last digits, so that no rule leaves a tie."""
-    return draw_items(random, difficulty, 1, 9)
-
-
-def draw_long_items(random: Random, difficulty: int) -> Metadata:
-    """Draw as `draw_sorting` does, with three digits."""
-    return draw_items(random, difficulty, 10, 99)
-
-
 def draw_items(random: Random, difficulty: int, low: int, high: int) -> Metadata:
+    """Draw items whose last digits differ, so that no rule leaves a tie; what stands before the
+    last digit is from low to high.
+    """
     last_digits = random.sample(range(10), difficulty + 1)
     items = [10 * random.randint(low, high) + digit for digit in last_digits]
     return {"items": items, "rule": random.choice(list(SORTING_RULES))}
@@ -50,21 +44,19 @@ def draw_items(random: Random, difficulty: int, low: int, high: int) -> Metadata
 def ask_sorting(metadata: Metadata) -> str:
     items = ", ".join(map(str, metadata["items"]))
     _, english, japanese = SORTING_RULES[metadata["rule"]]
-    if unseen(metadata):
-        if metadata["language"] == "ja":
-            return f"{japanese}に{items}を並べてください。"
-        return f"{english[0].upper()}{english[1:]}, sort {items}."
-    return (
-        f"{items}を{japanese}に並べてください。"
-        if metadata["language"] == "ja"
-        else f"Sort {items} {english}."
+    return worded(
+        metadata,
+        f"Sort {items} {english}.",
+        f"{items}を{japanese}に並べてください。",
+        f"{english[0].upper()}{english[1:]}, sort {items}.",
+        f"{japanese}に{items}を並べてください。",
     )
 
 
 def sort_items(metadata: Metadata) -> tuple[list[str], str]:
     key, _, _ = SORTING_RULES[metadata["rule"]]
     items = [str(item) for item in sorted(metadata["items"], key=key)]
-    step = "次は{}。" if metadata["language"] == "ja" else "Next: {}."
+    step = "次は{}。" if in_japanese(metadata) else "Next: {}."
     return [step.format(item) for item in items], ", ".join(items)
 
 
@@ -74,12 +66,12 @@ def numbers_and_operators(step: str) -> list[str]:
 
 SORTING = Family(
     "other_reasoning",
-    draw_sorting,
+    partial(draw_items, low=1, high=9),
     ask_sorting,
     sort_items,
     lambda metadata: metadata["rule"],
     numbers_and_operators,
-    draw_long_items,
+    partial(draw_items, low=10, high=99),  # three digits, where training has two
 )
 
 # --- grid: {"position": [3, 5], "moves": [["up", 2], ["left", 1]]}; each step states the
@@ -124,20 +116,17 @@ def draw_far_grid(random: Random, difficulty: int) -> Metadata:
 def ask_grid(metadata: Metadata) -> str:
     start = pair(metadata["position"])
     moves = metadata["moves"]
-    if unseen(metadata):
-        if metadata["language"] == "ja":
-            told = "、".join(f"{MOVES[direction][2]}に{n}" for direction, n in moves)
-            return f"{start}のロボットは{told}進みます。今どこにいますか。"
-        told = ", ".join(f"{direction} {n}" for direction, n in moves)
-        return f"A robot at {start} moves {told}. Where is it now?"
-    if metadata["language"] == "ja":
-        told = [
-            f"{MOVES[direction][2]}に{distance}進みます。"
-            for direction, distance in moves
-        ]
-        return f"ロボットは{start}にいます。{''.join(told)}今どこにいますか。"
-    told = [f"It moves {direction} {distance}. " for direction, distance in moves]
-    return f"A robot is at {start}. {''.join(told)}Where is it now?"
+    english = [f"{direction} {n}" for direction, n in moves]
+    japanese = [f"{MOVES[direction][2]}に{n}" for direction, n in moves]
+    told = "".join(f"It moves {move}. " for move in english)
+    told_in_japanese = "".join(f"{move}進みます。" for move in japanese)
+    return worded(
+        metadata,
+        f"A robot is at {start}. {told}Where is it now?",
+        f"ロボットは{start}にいます。{told_in_japanese}今どこにいますか。",
+        f"A robot at {start} moves {', '.join(english)}. Where is it now?",
+        f"{start}のロボットは{'、'.join(japanese)}進みます。今どこにいますか。",
+    )
 
 
 def pair(position: list[int]) -> str:
@@ -149,7 +138,7 @@ def follow_moves(metadata: Metadata) -> tuple[list[str], str]:
     steps = []
     for direction, distance in metadata["moves"]:
         position = moved(position, direction, distance)
-        if metadata["language"] == "ja":
+        if in_japanese(metadata):
             steps.append(f"{MOVES[direction][2]}へ{pair(position)}。")
         else:
             steps.append(f"{direction.capitalize()}: {pair(position)}.")
@@ -203,7 +192,7 @@ def ask_boolean(metadata: Metadata) -> str:
     letters = metadata["letters"]
     told = says(metadata, letters, metadata["given"])
     told += [defines(metadata, index) for index in range(len(metadata["clauses"]))]
-    japanese = metadata["language"] == "ja"
+    japanese = in_japanese(metadata)
     told = ("" if japanese else " ").join(told)
     asked = (
         f"{letters[-1]}は真ですか、偽ですか。"
@@ -217,7 +206,7 @@ def ask_boolean(metadata: Metadata) -> str:
 def says(metadata: Metadata, letters: str, values: list[bool]) -> list[str]:
     """Return `B is true.` for each letter and its value, as far as there are values."""
     truth = TRUTH[metadata["language"]]
-    sentence = "{}は{}。" if metadata["language"] == "ja" else "{} is {}."
+    sentence = "{}は{}。" if in_japanese(metadata) else "{} is {}."
     return [
         sentence.format(letter, truth[value])
         for letter, value in zip(letters, values, strict=False)
@@ -229,7 +218,7 @@ def defines(metadata: Metadata, index: int) -> str:
     letters = metadata["letters"]
     connective, *operands = metadata["clauses"][index]
     names = [letters[operand] for operand in operands]
-    japanese = metadata["language"] == "ja"
+    japanese = in_japanese(metadata)
     if connective == "not":
         meaning = f"{names[0]}の否定" if japanese else f"not {names[0]}"
     else:

@@ -93,8 +93,11 @@ def main(argv: list[str]) -> int:
             sampler,
             heldout,
             heldout_prompts,
+            e.samples,
+            e.k,
+            e.by,
+            e.seed,
             reasoning_ends=ends,
-            **vars(e),
             **sampling,
         )
         trainer.log.add("heldout", done, report.records())

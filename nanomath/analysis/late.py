@@ -81,7 +81,7 @@ def checkpoint(late: Late, directory: Path) -> tuple[int, str]:
     saved = checkpoint_steps(run.directory / "checkpoints")
     scores = {
         step: value
-        for step, value in zip(*run.series.get(metric, ([], [])), strict=True)
+        for step, value in zip(*run.curve(metric), strict=True)
         if step in saved
     }
     if not scores:

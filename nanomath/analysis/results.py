@@ -211,7 +211,7 @@ def costs_of_cell(cell: Cell, pool: Pool) -> dict[str, float]:
     if not (place / "config.toml").exists():
         return found
     run = read_run(place)
-    steps = len(run.series.get("loss", ([], []))[0])
+    steps = len(run.curve("loss")[0])
     passes = run.config.get("algorithm.epochs", 1) * run.config.get(
         "algorithm.minibatches", 1
     )

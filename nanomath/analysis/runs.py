@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import tomllib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -50,10 +50,7 @@ class Run:
     @cached_property
     def rollouts(self) -> list[Record]:
         """The episodes of rollouts.jsonl, each with the numbers of its prompt and sample."""
-        return [
-            _placed(record, place)
-            for record, place in _places(self.read("rollouts.jsonl"))
-        ]
+        return list(_placed(self.read("rollouts.jsonl")))
 
     @cached_property
     def heldout(self) -> list[Record]:
@@ -80,6 +77,10 @@ class Run:
                     steps.append(line["step"])
                     values.append(value)
         return found
+
+    def curve(self, name: str) -> tuple[list[int], list[float]]:
+        """The steps and values of a metric, none where it was not logged."""
+        return self.series.get(name, ([], []))
 
     def read(self, name: str) -> list[Record]:
         """The records of one of its JSONL files; none where there is no such file."""
@@ -195,7 +196,7 @@ def piece(backend: Any, token: int) -> str:
     return " " + text if name and name.startswith("\u2581") and text[:1] != " " else text
 
 
-def _places(records: list[Record]) -> Iterable[tuple[Record, tuple[int, int]]]:
+def _placed(records: list[Record]) -> Iterator[Record]:
     """Each episode with the numbers of its prompt and sample; older logs have them by order."""
     step = problem = None
     prompt = sample = -1
@@ -208,8 +209,4 @@ def _places(records: list[Record]) -> Iterable[tuple[Record, tuple[int, int]]]:
         sample += 1
         step = record["step"]
         problem = record.get("problem")
-        yield record, (prompt, sample)
-
-
-def _placed(record: Record, place: tuple[int, int]) -> Record:
-    return {"prompt": place[0], "sample": place[1], **record}
+        yield {"prompt": prompt, "sample": sample, **record}

@@ -98,7 +98,7 @@ def table(run: Run) -> list[str]:
 
 def remaining(run: Run, steps: int) -> str:
     """Say how long the steps that are left will take at the pace of the last ones."""
-    pace = run.series.get("seconds", ([], []))[1][-WIDTH:]
+    pace = run.curve("seconds")[1][-WIDTH:]
     if not pace or steps <= 0:
         return ""
     minutes = steps * sum(pace) / len(pace) / 60

@@ -160,26 +160,19 @@ def evaluate(
             replace(item, scores=row)
             for item, row in zip(graded, in_groups(given, samples), strict=True)
         ]
-    scores = {
-        "pass@1": mean_score([pass_at_k(samples, sum(g.right), 1) for g in graded], seed)
-    }
-    for size in sorted(set(k)):
-        scores[f"pass@{size}"] = mean_score(
-            [pass_at_k(samples, sum(g.right), size) for g in graded], seed
-        )
+    values = {}
+    for size in sorted({1, *k}):
+        values[f"pass@{size}"] = [pass_at_k(samples, sum(g.right), size) for g in graded]
         if size > 1:
-            scores[f"maj@{size}"] = mean_score(
-                [maj_at_k(g.answers, g.right, size, seed) for g in graded], seed
-            )
+            values[f"maj@{size}"] = [
+                maj_at_k(g.answers, g.right, size, seed) for g in graded
+            ]
         if size > 1 and score_all is not None:
-            best = [best_at_k(g.scores, g.right, size) for g in graded]
-            weighted = [
+            values[f"best@{size}"] = [best_at_k(g.scores, g.right, size) for g in graded]
+            values[f"wmaj@{size}"] = [
                 maj_at_k(g.answers, g.right, size, seed, g.scores) for g in graded
             ]
-            scores |= {
-                f"best@{size}": mean_score(best, seed),
-                f"wmaj@{size}": mean_score(weighted, seed),
-            }
+    scores = {name: mean_score(column, seed) for name, column in values.items()}
     return Report(graded, scores, _breakdown(graded, by, seed) if by else {})
 
 

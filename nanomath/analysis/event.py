@@ -18,6 +18,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from nanomath.analysis import statistics, survival
 from nanomath.analysis.cells import Cell, Chain, Key
 from nanomath.analysis.evaluation import Score
@@ -260,13 +262,8 @@ def _announced(event: Event) -> list[str]:
 
 def first_in(announced: Mapping[str, Mapping[str, Any]]) -> dict[str, int]:
     """In how many runs with the event each warning came before, or with, all others."""
-    rows = zip(*(found["leads"] for found in announced.values()), strict=True)
-    best = [
-        max((lead for lead in row if lead is not None), default=None) for row in rows
-    ]
-    return {
-        name: sum(
-            b is not None and lead == b for lead, b in zip(w["leads"], best, strict=True)
-        )
-        for name, w in announced.items()
-    }
+    leads = np.array([found["leads"] for found in announced.values()], np.float64)
+    soonest = leads == np.fmax.reduce(
+        leads
+    )  # NaN, which no lead is: there was no warning
+    return dict(zip(announced, soonest.sum(axis=1).tolist(), strict=True))

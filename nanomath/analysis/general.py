@@ -39,11 +39,10 @@ from nanomath.rollout.meter import meter
 from nanomath.training.build import encode_prompts
 
 AT_ONCE = 64  # questions whose choices are scored before the progress is shown again
-NUMBERS = (
-    *("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"),
-    *("ten", "eleven", "twelve", "thirteen", "fourteen", "fifteen", "sixteen"),
-    *("seventeen", "eighteen", "nineteen", "twenty"),
-)
+NUMBERS = """
+    zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen
+    sixteen seventeen eighteen nineteen twenty
+"""
 Scores = dict[str, float]
 Record = dict[str, Any]
 
@@ -114,8 +113,9 @@ def truth(text: str) -> str:
 
 def number_word(text: str) -> str:
     """Return the first number up to twenty that is written as a word, in digits."""
-    found = first(rf"\b(?:{'|'.join(NUMBERS)})\b", text.lower())
-    return str(NUMBERS.index(found)) if found else ""
+    words = NUMBERS.split()
+    found = first(rf"\b(?:{'|'.join(words)})\b", text.lower())
+    return str(words.index(found)) if found else ""
 
 
 def sorted_words(text: str, asked: str) -> str:
@@ -165,10 +165,8 @@ def instruction_scores(problem: Problem, text: str) -> Scores:
     """Score a response to a prompt with instructions: all of them followed, and the share."""
     instructions = problem.metadata["instructions"]
     scores = {}
-    for name, verdicts in (
-        ("strict", strict(instructions, text)),
-        ("loose", loose(instructions, text)),
-    ):
+    for name, follows in {"strict": strict, "loose": loose}.items():
+        verdicts = follows(instructions, text)
         scores[f"prompt_{name}"] = float(all(verdicts))
         scores[f"instruction_{name}"] = sum(verdicts) / len(verdicts)
     return scores

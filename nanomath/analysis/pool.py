@@ -26,7 +26,7 @@ from typing import Any
 
 from nanomath.analysis.cells import Cell
 from nanomath.analysis.late import settle
-from nanomath.analysis.runs import flat, read_run
+from nanomath.analysis.runs import Run, flat, read_run
 from nanomath.analysis.study import NANOMATH, RUNS
 from nanomath.training.checkpoint import checkpoint_steps
 from nanomath.training.loop import share_used
@@ -68,7 +68,6 @@ class Pool:
             if self.state(cell).get("state") == "failed":  # at an earlier time
                 self._state_file(cell).unlink(missing_ok=True)
         running: list[Running] = []
-        self.total = len(cells)
         with interrupts() as asked:
             try:
                 while not (self._late() or asked):
@@ -228,11 +227,7 @@ class Pool:
 
     def spent(self, cell: Cell, sittings: int | None = -1) -> float:
         """Seconds of the sittings of a cell, by default of all but the last."""
-        path = self.directory / cell.name / "run.json"
-        try:
-            those = json.loads(path.read_text("utf-8"))[:sittings]
-        except (OSError, ValueError):
-            return 0.0
+        those = Run(self.directory / cell.name, "", {}).sittings[:sittings]
         return 60 * sum(sitting.get("minutes", 0.0) for sitting in those)
 
     def _report(
@@ -246,7 +241,7 @@ class Pool:
             else f"failed: {state.get('reason')}"
         )
         left = self.minutes_left(cells, running)
-        text = f"[{ended}/{self.total}] {cell.name}: {how}; {len(running)} running"
+        text = f"[{ended}/{len(cells)}] {cell.name}: {how}; {len(running)} running"
         self.say(text + (f", about {left:.0f} minutes left" if left else ""))
 
     def minutes_left(

@@ -296,18 +296,9 @@ def thousandths(values: Sequence[float]) -> list[int | None]:
 
 
 def _shown(record: Record, number_of: dict[int, int]) -> dict[str, Any]:
-    names = (
-        "step",
-        "prompt",
-        "sample",
-        "problem",
-        "question",
-        "answer",
-        "text",
-        "finish_reason",
-    )
+    names = "step prompt sample problem question answer text finish_reason"
     return {
-        **{name: record.get(name) for name in names},
+        **{name: record.get(name) for name in names.split()},
         "found": record.get("found", ""),
         "rewards": record["rewards"],
         "length": len(record["tokens"]),

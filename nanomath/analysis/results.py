@@ -7,7 +7,8 @@ killed and went on ends with the same bytes; times are kept apart, in the table 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import Any
@@ -176,30 +177,22 @@ def costs_of(
     """
     found: dict[str, dict[str, list[float]]] = {arm: {} for arm in study.arms}
     for seed in study.seeds:
-        of_arm = {arm: set(_names(chains[arm, seed])) for arm in study.arms}
+        of_arm = {
+            arm: {cell.name for cell in chains[arm, seed].values()} for arm in study.arms
+        }
         shared = set.intersection(*of_arm.values()) if len(of_arm) > 1 else set()
         for arm in study.arms:
             cells = [c for c in chains[arm, seed].values() if c.name not in shared]
             if all(map(pool.is_done, cells)):
-                for what, amount in total(costs_of_cell(c, pool) for c in cells).items():
+                total: Counter[str] = Counter()
+                for cell in cells:
+                    total.update(costs_of_cell(cell, pool))
+                for what, amount in total.items():
                     found[arm].setdefault(what, []).append(amount)
     return {
         arm: {what: fmean(amounts) for what, amounts in costs.items()}
         for arm, costs in found.items()
     }
-
-
-def _names(chain: Chain) -> list[str]:
-    return [cell.name for cell in chain.values()]
-
-
-def total(costs: Iterable[Mapping[str, float]]) -> dict[str, float]:
-    """The sums of what several cells took."""
-    found: dict[str, float] = {}
-    for one in costs:
-        for what, amount in one.items():
-            found[what] = found.get(what, 0.0) + amount
-    return found
 
 
 def costs_of_cell(cell: Cell, pool: Pool) -> dict[str, float]:
@@ -361,16 +354,16 @@ def _tasks(results: Results, measure: str) -> list[str]:
         scores = results.by_task(measure, arm)
         if scores is None:
             continue
-        low, high = statistics.stratified_bootstrap([scores], statistics.iqm)
-        cells = [arm, f"{statistics.iqm(scores):.3f} ({low:.3f} to {high:.3f})", ""]
+        cells = [arm, _bootstrapped(".3f", statistics.iqm, scores), ""]
         if arm != study.baseline:
-            low, high = statistics.stratified_bootstrap(
-                [scores, base], statistics.improvement
-            )
-            chance = statistics.improvement(scores, base)
-            cells[2] = f"{chance:.2f} ({low:.2f} to {high:.2f})"
+            cells[2] = _bootstrapped(".2f", statistics.improvement, scores, base)
         lines.append("| " + " | ".join(cells) + " |")
     return [*lines, ""]
+
+
+def _bootstrapped(form: str, statistic: Callable[..., float], *scores: Matrix) -> str:
+    low, high = statistics.stratified_bootstrap(scores, statistic)
+    return f"{statistic(*scores):{form}} ({low:{form}} to {high:{form}})"
 
 
 def is_share(measure: str) -> bool:

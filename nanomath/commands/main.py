@@ -1,4 +1,4 @@
-"""What every entry point shares: how it ends when something goes wrong.
+"""What entry points share: words that are no config, and how it ends when something goes wrong.
 
 A mistake of the user ends in one line and exit code 2, a failed run in exit code 1.
 """
@@ -8,10 +8,24 @@ from __future__ import annotations
 import atexit
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 from nanomath.training.runlog import RunFailed
+
+
+def parse_words(
+    argv: Sequence[str], option: str, usage: str
+) -> tuple[list[str], str | None]:
+    """Return the words of a command line but OPTION=VALUE, and its last value (None: it is not
+    there). `--help` prints `usage` and exits with 0.
+    """
+    if {"-h", "--help"} & set(argv):
+        print(usage)
+        raise SystemExit(0)
+    names = [word for word in argv if not word.startswith(f"{option}=")]
+    values = [word.split("=", 1)[1] for word in argv if word not in names]
+    return names, values[-1] if values else None
 
 
 def run_main(

@@ -36,7 +36,7 @@ from nanomath.rewards.extraction import after_reasoning
 from nanomath.rewards.instructions import check_instructions, loose, strict
 from nanomath.rollout import Sampler
 from nanomath.rollout.meter import meter
-from nanomath.training.build import encode_prompts
+from nanomath.training.build import build_template, encode_prompts
 
 AT_ONCE = 64  # questions whose choices are scored before the progress is shown again
 NUMBERS = """
@@ -250,12 +250,9 @@ def prepare(
     benchmark = BENCHMARKS[name]
     if not benchmark.new_tokens:
         problems = [as_letter_question(problem) for problem in problems]
-    prompt = config.prompt
-    own = PromptTemplate(system=prompt.system, chat=prompt.chat)
-    theirs = PromptTemplate(
-        prompt.template, prompt.response, prompt.system, prompt.few_shot, prompt.chat
-    )
-    template = own if benchmark.own_prompt else theirs
+    template = build_template(config.prompt)
+    if benchmark.own_prompt:
+        template = PromptTemplate(system=template.system, chat=template.chat)
     for problem in problems:
         check_instructions(
             problem.metadata.get("instructions", []), f"{name}: {problem.id}"

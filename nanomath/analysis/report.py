@@ -21,7 +21,7 @@ import json
 import math
 import re
 import secrets
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from importlib.util import find_spec
 from operator import itemgetter
@@ -32,13 +32,7 @@ from typing import Any
 import jinja2
 import numpy as np
 
-from nanomath.analysis.compare import (
-    Paired,
-    last_measured,
-    measured_at,
-    paired,
-    right_share,
-)
+from nanomath.analysis.compare import last_measured, measured_at, paired, right_share
 from nanomath.analysis.diagnosis import Finding, diagnose
 from nanomath.analysis.evaluation import mean_score
 from nanomath.analysis.runs import (
@@ -208,15 +202,9 @@ def layers(run: Run) -> dict[str, Any]:
 def layer_map(parts: Mapping[str, tuple[list[int], list[float]]]) -> dict[str, Any]:
     """The matrix of one kind, at the steps of the first part's curve."""
     steps, _ = thinned(*next(iter(parts.values())))
-    values = [_at(pair, steps) for pair in parts.values()]
+    known = [dict(zip(*pair, strict=True)) for pair in parts.values()]
+    values = [[row.get(step) for step in steps] for row in known]
     return {"parts": list(parts), "steps": steps, "values": values}
-
-
-def _at(
-    pair: tuple[list[int], list[float]], steps: Iterable[float]
-) -> list[float | None]:
-    known = dict(zip(*pair, strict=True))
-    return [known.get(step) for step in steps]
 
 
 def group_counts(run: Run) -> dict[str, Any]:
@@ -326,7 +314,9 @@ def picks(rollouts: Sequence[Record]) -> list[dict[str, Any]]:
         "first cut at the limit": lambda r: (
             -r["step"] if r["finish_reason"] != "eos" else None
         ),
-        "largest ratio": lambda r: max(map(_away, numbers(r, "ratio")), default=None),
+        "largest ratio": lambda r: max(
+            (abs(math.log(max(x, 1e-9))) for x in numbers(r, "ratio")), default=None
+        ),
     }
     found = []
     for name, rule in rules.items():
@@ -339,10 +329,6 @@ def picks(rollouts: Sequence[Record]) -> list[dict[str, Any]]:
                 {"rule": name, **{n: record[n] for n in ("step", "prompt", "sample")}}
             )
     return found
-
-
-def _away(ratio: float) -> float:
-    return abs(math.log(max(ratio, 1e-9)))
 
 
 # --- held-out problems -----------------------------------------------------------------------
@@ -422,12 +408,13 @@ def pairs_of(arms: Mapping[str, Sequence[Run]]) -> list[dict[str, Any]]:
         pairs += [(a, b) for a in seeds for b in runs]
         if pairs:
             a, b = pairs[0]
-            result: Paired | None = paired(last_measured(a), last_measured(b))
-            names = (
-                called(a, first, len(seeds)),
-                called(b, arm, len(runs) + (arm == first)),
+            found.append(
+                {
+                    "a": called(a, first, len(seeds)),
+                    "b": called(b, arm, len(runs) + (arm == first)),
+                    "paired": paired(last_measured(a), last_measured(b)),
+                }
             )
-            found.append({"a": names[0], "b": names[1], "paired": result})
     return found
 
 

@@ -335,7 +335,7 @@ def _table(results: Results, measure: str) -> list[str]:
                 "",
                 "baseline" if arm == study.baseline else "no comparison",
             ]
-        lines.append("| " + " | ".join(cells) + " |")
+        lines.append(f"| {' | '.join(cells)} |")
     return [*lines, "", *_remarks(results, measure, found, share)]
 
 
@@ -357,7 +357,7 @@ def _tasks(results: Results, measure: str) -> list[str]:
         cells = [arm, _bootstrapped(".3f", statistics.iqm, scores), ""]
         if arm != study.baseline:
             cells[2] = _bootstrapped(".2f", statistics.improvement, scores, base)
-        lines.append("| " + " | ".join(cells) + " |")
+        lines.append(f"| {' | '.join(cells)} |")
     return [*lines, ""]
 
 
@@ -465,7 +465,7 @@ def _costs(results: Results) -> list[str]:
     names = list(
         dict.fromkeys(what for costs in results.costs.values() for what in costs)
     )
-    lines = ["| arm | " + " | ".join(names) + " |", "|---" * (1 + len(names)) + "|"]
+    lines = [f"| arm | {' | '.join(names)} |", "|---" * (1 + len(names)) + "|"]
     for arm, costs in results.costs.items():
         cells = [arm]
         for name in names:
@@ -473,5 +473,5 @@ def _costs(results: Results) -> list[str]:
             compared = arm != results.study.baseline and base.get(name)
             said = f" (x {spent / base[name]:.2f})" if compared else ""
             cells.append(f"{spent:,.0f}{said}")
-        lines.append("| " + " | ".join(cells) + " |")
+        lines.append(f"| {' | '.join(cells)} |")
     return lines

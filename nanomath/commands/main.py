@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
+from nanomath.config import positional
 from nanomath.training.runlog import RunFailed
 
 
@@ -26,6 +27,18 @@ def parse_words(
     names = [word for word in argv if not word.startswith(f"{option}=")]
     values = [word.split("=", 1)[1] for word in argv if word not in names]
     return names, values[-1] if values else None
+
+
+def operands(argv: Sequence[str], needed: str) -> tuple[list[str], list[str]]:
+    """Return the first two words that are neither flags nor `key=value`, and all other words.
+    ValueError(needed) where there are no two, unless `--help` is asked for.
+    """
+    two = positional(argv)[:2]
+    if len(two) < 2 or "" in two:
+        if not {"-h", "--help"} & set(argv):
+            raise ValueError(needed)
+        two = ["", ""]
+    return two, [word for word in argv if word not in two]
 
 
 def run_main(

@@ -116,29 +116,29 @@ def mean_point(right: Sequence[int], tokens: Sequence[int]) -> Point:
     return float(np.mean(right)), float(np.mean(tokens))
 
 
-def changes(found: Sequence[Arrow], seed: int = 0) -> Iterator[str]:
+def changes(found: Sequence[Arrow]) -> Iterator[str]:
     """The changes in words, of all problems and of each band."""
     yield f"{len(found)} problems in both, A -> B (95% intervals of these two on new problems)"
-    yield f"  all          {change(found, 'before', seed)}"
+    yield f"  all          {change(found, 'before')}"
     for number, (least, most) in enumerate(BANDS):
         own = [arrow for arrow in found if arrow.band == number]
         if own:
             name = f"{100 * least:.0f} to {100 * most:.0f}%"
-            yield f"  {name:12} {change(own, 'held', seed)}"
+            yield f"  {name:12} {change(own, 'held')}"
     if any(arrow.band is not None for arrow in found):
         yield "  bands: by half of A's samples; what A did is taken from the other half"
     else:
         yield "  one sample of each problem in A: no bands, chance alone would move them"
 
 
-def change(found: Sequence[Arrow], start: str, seed: int) -> str:
+def change(found: Sequence[Arrow], start: str) -> str:
     """Accuracy and tokens at the start ("before" or "held") and after, and their difference."""
     labels = numbered(arrow.cluster for arrow in found)
     before, after = (
         np.array([getattr(x, when) for x in found]) for when in (start, "after")
     )
     moved = after - before
-    accuracy, tokens = cluster_bootstrap(lambda d: moved[d].mean(axis=0), labels, seed)
+    accuracy, tokens = cluster_bootstrap(lambda d: moved[d].mean(axis=0), labels)
     old, new = before.mean(axis=0), after.mean(axis=0)
     return (
         f"{len(found):5} problems  accuracy {100 * old[0]:.1f}% -> {100 * new[0]:.1f}% "

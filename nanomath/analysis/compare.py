@@ -169,9 +169,9 @@ def first_token(a: Run, b: Run, one: Record, other: Record) -> str:
     if at == len(tokens):
         return f"token {at}: one of the two ends there; {before}"
     names = [
-        f"{run_name} drew {_text(run, tokens[at][side])} with probability "
+        f"{name} drew {_text(run, record['tokens'][at])} with probability "
         f"{math.exp(record['logprobs'][at]):.4f}"
-        for side, (run_name, run, record) in enumerate((("A", a, one), ("B", b, other)))
+        for name, run, record in (("A", a, one), ("B", b, other))
     ]
     why = "a draw near a boundary" if gap < ROUNDING else "other weights"
     return f"token {at}: {', '.join(names)}; {before}: {why}"

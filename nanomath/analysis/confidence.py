@@ -303,7 +303,7 @@ def measure_all(
         found = []
         for name, c in confidences.items():
             kept = c[test[drawn]] >= limits[name]
-            found += [kept.mean(), mean(right[test[drawn]][kept].astype(float))]
+            found += [kept.mean(), mean(right[test[drawn]][kept])]
         return found
 
     numbers = iter(cluster_bootstrap(of_all, labels, seed))

@@ -128,7 +128,11 @@ def invented(run: Run) -> Iterator[Finding]:
     """Of a hacked process reward: the wrong episode whose steps were paid most."""
     if not any(alarm["alarm"] == "hacked" for alarm in run.read("alarms.jsonl")):
         return
-    wrong = [r for r in run.rollouts if r.get("step_rewards") and not _right(r)]
+    wrong = [
+        r
+        for r in run.rollouts
+        if r.get("step_rewards") and not r["rewards"].get("accuracy")
+    ]
     if wrong:
         most = max(wrong, key=lambda r: sum(r["step_rewards"]))
         paid = sum(most["step_rewards"])
@@ -395,10 +399,6 @@ def _groups(rollouts: Sequence[Record]) -> list[list[Record]]:
     for record in rollouts:
         found.setdefault((record["step"], record["prompt"]), []).append(record)
     return list(found.values())
-
-
-def _right(record: Record) -> bool:
-    return bool(record["rewards"].get("accuracy"))
 
 
 def _place(record: Record) -> tuple[int, int, int]:

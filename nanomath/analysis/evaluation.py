@@ -19,6 +19,7 @@ from math import comb
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from nanomath.data.language import is_mixed, language_metrics, language_of_script
 from nanomath.data.problem import Problem
@@ -294,8 +295,13 @@ def mean_score(
         drawn = generator.integers(len(values), size=(AT_ONCE, len(values)))
         weights_drawn = None if share is None else share[drawn]
         means.extend(np.average(values[drawn], axis=1, weights=weights_drawn))
-    low, high = np.percentile(means, [2.5, 97.5])
-    return Score(float(np.average(values, weights=share)), float(low), float(high))
+    return with_percentiles(np.average(values, weights=share), means)
+
+
+def with_percentiles(value: float, draws: ArrayLike) -> Score:
+    """A number with the 95% interval of what a bootstrap drew."""
+    low, high = np.percentile(draws, [2.5, 97.5])
+    return Score(float(value), float(low), float(high))
 
 
 def _breakdown(

@@ -70,7 +70,9 @@ class Pool:
         running: list[Running] = []
         with interrupts() as asked:
             try:
-                while not (self._late() or asked):
+                while not (
+                    asked or (self.deadline and time.monotonic() > self.deadline)
+                ):
                     left = self._left(cells, running)
                     if not left and not running:
                         break
@@ -122,9 +124,6 @@ class Pool:
         limits["collapse"] = run.config.get("run.on_collapse") == "end"
         lines = [line for line in run.lines if line["step"] <= last]
         return last == run.config["run.steps"] or share_used(lines, limits) >= 1
-
-    def _late(self) -> bool:
-        return bool(self.deadline) and time.monotonic() > self.deadline
 
     def _ready(self, left: list[Cell]) -> list[Cell]:
         """The cells whose others are done."""

@@ -213,13 +213,11 @@ def group_counts(run: Run) -> dict[str, Any]:
     if not lines:
         return {}
     size = max(line["samples"] for line in lines)
-    step = max(1, len(lines) // POINTS)
-    counts = [
-        np.bincount(line["right"], minlength=size + 1).tolist() for line in lines[::step]
-    ]
+    lines = lines[:: max(1, len(lines) // POINTS)]
+    counts = [np.bincount(line["right"], minlength=size + 1) for line in lines]
     return {
         "samples": size,
-        "steps": [line["step"] for line in lines[::step]],
+        "steps": [line["step"] for line in lines],
         "counts": np.transpose(counts).tolist(),
     }
 
@@ -252,10 +250,10 @@ def episodes(run: Run, records: Sequence[Record]) -> dict[str, Any]:
     numbers of tokens in columns.
     """
     ids = {i for record in records for i in record["tokens"]}
-    known = run.pieces(ids)
-    pieces = list(dict.fromkeys(known.values())) if known else []
+    known = run.pieces(ids) or {}
+    pieces = list(dict.fromkeys(known.values()))
     place = {text: number for number, text in enumerate(pieces)}
-    number_of = {i: place[text] for i, text in known.items()} if known else {}
+    number_of = {i: place[text] for i, text in known.items()}
     columns: dict[str, list[float]] = {name: [] for name in COLUMNS}
     for record in records:
         for name, values in token_columns(record).items():

@@ -362,8 +362,8 @@ def _tasks(results: Results, measure: str) -> list[str]:
 
 
 def _bootstrapped(form: str, statistic: Callable[..., float], *scores: Matrix) -> str:
-    low, high = statistics.stratified_bootstrap(scores, statistic)
-    return f"{statistic(*scores):{form}} ({low:{form}} to {high:{form}})"
+    found = statistics.stratified_bootstrap(scores, statistic)
+    return f"{found.mean:{form}} ({found.low:{form}} to {found.high:{form}})"
 
 
 def is_share(measure: str) -> bool:

@@ -27,7 +27,7 @@ from zlib import crc32
 import numpy as np
 from numpy.typing import NDArray
 
-from nanomath.analysis.evaluation import RESAMPLES, interval
+from nanomath.analysis.evaluation import RESAMPLES, interval, with_percentiles
 from nanomath.data.benchmarks import BENCHMARKS, GROUPS
 from nanomath.data.files import read_json
 from nanomath.data.world import FAMILIES
@@ -274,8 +274,7 @@ def estimate(rows: Matrix) -> dict[str, float] | None:
     """
     if not np.isfinite(rows[0]):
         return None
-    low, high = np.percentile(rows[np.isfinite(rows)], [2.5, 97.5])
-    return {"mean": float(rows[0]), "low": float(low), "high": float(high)}
+    return vars(with_percentiles(rows[0], rows[np.isfinite(rows)]))
 
 
 def undefined(gain: Matrix, change: Mapping[str, float]) -> str:

@@ -224,9 +224,8 @@ def moved_tokens(
     total: Counter[int] = Counter()
     for tokens, shift in zip(responses, shifts, strict=True):
         count.update(tokens)
-        for token, ranks in zip(
-            tokens, np.abs(shift[3] - shift[4]).tolist(), strict=True
-        ):
+        moved = np.abs(shift[3] - shift[4]).tolist()
+        for token, ranks in zip(tokens, moved, strict=True):
             total[token] += ranks
     of_kind: Counter[str] = Counter()
     rows = []
@@ -369,10 +368,8 @@ def latent_shift(base: Array, tuned: Array, seed: int = 0) -> dict[str, Any]:
             f"distance: the widths are {widths}, and the base's plane is in its own"
         )
         return {**found, "refused": refused}
-    fitted = [plane(b) for b in base]
-    steps = zip(base, tuned, fitted, strict=True)
-    moves = np.stack([(t - b) @ components.T for b, t, (components, _) in steps])
-    spread = np.array([spread for _, spread in fitted])
+    planes, spread = map(np.array, zip(*map(plane, base), strict=True))
+    moves = (tuned - base) @ planes.transpose(0, 2, 1)  # [L + 1, K, 2]
     distance = np.linalg.norm(moves.mean(1), axis=1)
     for row, raw, scale in zip(layers, distance.tolist(), spread.tolist(), strict=True):
         row |= {"distance": raw, "relative_distance": raw / scale, "spread": scale}

@@ -13,6 +13,7 @@ import contextlib
 import ctypes
 import fcntl
 import json
+import math
 import os
 import signal
 import subprocess
@@ -52,14 +53,14 @@ class Pool:
     """`run(cells)` runs what is not done, `workers` at a time, in `directory`.
 
     say(text) tells how it goes on, check(cell) looks at a cell that is done. It ends, with all
-    cells saved, when none is left, at the time `deadline` of time.monotonic (0: never), with
+    cells saved, when none is left, at the time `deadline` of time.monotonic, with
     KeyboardInterrupt when it is asked to, or with what `check` or the disk raises.
     """
 
     directory: Path
     workers: int
     say: Callable[[str], None]
-    deadline: float = 0.0
+    deadline: float = math.inf
     check: Callable[[Cell], None] = lambda cell: None
     known: dict[str, dict[str, Any]] = field(default_factory=dict)  # cells that are done
 
@@ -70,9 +71,7 @@ class Pool:
         running: list[Running] = []
         with interrupts() as asked:
             try:
-                while not (
-                    asked or (self.deadline and time.monotonic() > self.deadline)
-                ):
+                while not asked and time.monotonic() < self.deadline:
                     left = self._left(cells, running)
                     if not left and not running:
                         break

@@ -15,6 +15,7 @@ nanomath/analysis/study.py says what stands in the file.
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 import sys
@@ -51,13 +52,12 @@ def main(argv: list[str]) -> int:
     chains = make_cells(study, cells)
     every = in_order(chains)
     workers = max(1, int(number("workers", words, os.cpu_count() or 1)))
-    minutes = number("minutes", words, 0)
-    deadline = time.monotonic() + 60 * minutes if minutes else 0.0
+    minutes = number("minutes", words, math.inf)
     pool = Pool(
         cells,
         workers,
         lambda text: tqdm.write(text, file=sys.stderr),
-        deadline,
+        time.monotonic() + 60 * minutes,
         lambda cell: check_measures(study, cell, cells),
     )
     if "--plan" in argv:

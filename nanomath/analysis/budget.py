@@ -57,15 +57,11 @@ def by_budget(
         rows.append([(right * left).mean(), *(right[:, None] * within).mean(axis=0)])
     labels = numbered(problem["cluster"] for problem in problems.values())
     matrix = np.array(rows)
-    found = cluster_bootstrap(lambda drawn: matrix[drawn].mean(axis=0), labels, seed)
-    asked = found[1 : 1 + len(budgets)]
-    return Budget(
-        limit,
-        found[0],
-        {str(n): score for n, score in zip(budgets, asked, strict=True)},
-        points,
-        found[1 + len(budgets) :],
+    area, *found = cluster_bootstrap(
+        lambda drawn: matrix[drawn].mean(axis=0), labels, seed
     )
+    at = {str(n): score for n, score in zip(budgets, found, strict=False)}
+    return Budget(limit, area, at, points, found[len(budgets) :])
 
 
 def thinned(count: int) -> list[int]:

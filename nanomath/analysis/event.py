@@ -94,10 +94,8 @@ class Event:
             [seed in chosen_by for _, seed in keys],
             self.study.event["ahead"],
         )
-        gain = {
-            name: w["hits"].mean - w["false_alarms"].mean for name, w in found.items()
-        }
-        return {name: found[name] for name in sorted(found, key=lambda n: -gain[n])}
+        loss = {n: w["false_alarms"].mean - w["hits"].mean for n, w in found.items()}
+        return {name: found[name] for name in sorted(found, key=loss.__getitem__)}
 
     @cached_property
     def table(self) -> dict[str, Any]:

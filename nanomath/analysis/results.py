@@ -10,6 +10,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from itertools import combinations
 from statistics import fmean
 from typing import Any
 
@@ -406,14 +407,12 @@ def bands_of(results: Results, measure: str) -> list[list[str]]:
     """The arms in bands, by all pairs, corrected together."""
     means = {arm: results.mean(measure, arm) for arm in results.study.arms}
     known = {arm: mean for arm, mean in means.items() if mean is not None}
-    names = list(known)
     pairs = {
-        f"{a}\0{b}": d.p
-        for i, a in enumerate(names)
-        for b in names[i + 1 :]
+        (a, b): d.p
+        for a, b in combinations(known, 2)
         if (d := results.difference(measure, a, b))
     }
-    apart = {tuple(k.split("\0")): p < 0.05 for k, p in statistics.holm(pairs).items()}
+    apart = {pair: p < 0.05 for pair, p in statistics.holm(pairs).items()}
     return statistics.bands(known, apart)
 
 

@@ -162,16 +162,16 @@ def arms(runs: Sequence[Run]) -> dict[str, list[Run]]:
         for key, values in config_differences(runs).items()
         if key not in IDENTITY
     ]
-    found: dict[str, list[Run]] = {}
+    found: dict[tuple[str, ...], list[Run]] = {}
     for number, run in enumerate(runs):
-        words = [f"{key.split('.')[-1]}={values[number]}" for key, values in named]
-        found.setdefault("\0".join(words), []).append(run)
+        words = (f"{key.split('.')[-1]}={values[number]}" for key, values in named)
+        found.setdefault(tuple(words), []).append(run)
     alone = {
         key: seeds[0].name if len(seeds) == 1 else "" for key, seeds in found.items()
     }
     distinct = len(set(alone.values())) == len(alone)
     return {
-        (alone[key] if distinct and alone[key] else ", ".join(key.split("\0")))
+        (alone[key] if distinct and alone[key] else ", ".join(key))
         or seeds[0].name: seeds
         for key, seeds in found.items()
     }

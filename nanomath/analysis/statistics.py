@@ -20,6 +20,7 @@ import math
 import warnings
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -30,6 +31,7 @@ LEVEL = 0.95
 POWER = 0.8
 FEWEST_SEEDS = 3  # with two, the interval over seeds is nine standard deviations wide
 Matrix = NDArray[np.float64]
+Name = TypeVar("Name", bound=Hashable)
 
 
 @dataclass(frozen=True)
@@ -118,11 +120,11 @@ def p_value(mean: float, variance: float, freedom: float) -> float:
     return float(2 * t.sf(abs(mean) / math.sqrt(variance), freedom))
 
 
-def holm(p: Mapping[str, float]) -> dict[str, float]:
+def holm(p: Mapping[Name, float]) -> dict[Name, float]:
     """The p of each of several tests, corrected so that the chance of any false alarm among all is
     that of one.
     """
-    corrected: dict[str, float] = {}
+    corrected: dict[Name, float] = {}
     largest = 0.0
     for rank, name in enumerate(sorted(p, key=p.__getitem__)):
         largest = max(largest, min(1.0, (len(p) - rank) * p[name]))

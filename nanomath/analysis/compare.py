@@ -100,24 +100,19 @@ def differences(a: Run, b: Run) -> Iterator[str]:
     for key, (one, other) in config_differences([a, b]).items():
         if key not in ("run.name", "run.directory"):
             yield f"config: {key} is {one!r} in A, {other!r} in B"
-    metrics = zip_longest(_untimed(a.lines), _untimed(b.lines))
-    for one, other in _first_unequal(metrics):
+    for one, other in _first_unequal(_untimed(a.lines), _untimed(b.lines)):
         yield f"metrics: {_ended(one, other) or _metrics_differ(one, other)}"
-    for one, other in _first_unequal(zip(a.heldout, b.heldout, strict=False)):
-        yield (
-            f"held-out: step {one['step']}, problem {one['problem']}, sample {one['sample']} is "
-            f"the first that differs, in {', '.join(_unequal(one, other))}"
-        )
-    for one, other in _first_unequal(zip_longest(a.rollouts, b.rollouts)):
+    for one, other in _first_unequal(a.heldout, b.heldout):
+        yield f"held-out: {_ended(one, other) or _answers_differ(one, other)}"
+    for one, other in _first_unequal(a.rollouts, b.rollouts):
         yield f"rollouts: {_ended(one, other) or _episodes_differ(a, b, one, other)}"
 
 
-Pair = tuple[Record | None, Record | None]
-
-
-def _first_unequal(pairs: Iterable[Pair]) -> Iterator[Pair]:
+def _first_unequal(
+    a: Iterable[Record], b: Iterable[Record]
+) -> Iterator[tuple[Record | None, Record | None]]:
     """The first two records that differ, if any do; None for one where a run has ended."""
-    return islice((pair for pair in pairs if pair[0] != pair[1]), 1)
+    return islice((pair for pair in zip_longest(a, b) if pair[0] != pair[1]), 1)
 
 
 def _metrics_differ(one: Record, other: Record) -> str:
@@ -144,6 +139,14 @@ def _unequal(one: Record, other: Record) -> list[str]:
 def _untimed(lines: Sequence[Record]) -> Iterator[Record]:
     for line in lines:
         yield {name: value for name, value in line.items() if name not in TIMES}
+
+
+def _answers_differ(one: Record, other: Record) -> str:
+    """What differs between two answers to a held-out problem."""
+    return (
+        f"step {one['step']}, problem {one['problem']}, sample {one['sample']} is the first that "
+        f"differs, in {', '.join(_unequal(one, other))}"
+    )
 
 
 def _episodes_differ(a: Run, b: Run, one: Record, other: Record) -> str:

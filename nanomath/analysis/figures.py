@@ -18,7 +18,7 @@ import numpy as np
 from nanomath.analysis.budget import Arrow, Budget
 from nanomath.analysis.event import Event
 from nanomath.analysis.results import Results, is_share
-from nanomath.analysis.runs import read_run
+from nanomath.analysis.runs import Curve, read_run
 from nanomath.analysis.statistics import FEWEST_SEEDS, t_quantile
 from nanomath.data.files import check_file
 
@@ -142,7 +142,7 @@ def forest(results: Results, measure: str) -> Any:
 
 def curves(
     results: Results, measure: str, cells: Path
-) -> Iterator[tuple[str, list[tuple[list[int], list[float]]]]]:
+) -> Iterator[tuple[str, list[Curve]]]:
     """The arms that have a curve of the measure, with that of each seed."""
     stage, metric = measure.split(".", 1)
     name = metric.split(":")[0]
@@ -153,9 +153,7 @@ def curves(
             if a == arm
         ]
         runs = [read_run(place) for place in places if (place / "config.toml").exists()]
-        found = [
-            run.series[name] for run in runs if len(run.series.get(name, ([],))[0]) > 1
-        ]
+        found = [curve for run in runs if len((curve := run.curve(name))[0]) > 1]
         if found:
             yield arm, found
 

@@ -36,6 +36,7 @@ from nanomath.analysis.compare import last_measured, measured_at, paired, right_
 from nanomath.analysis.diagnosis import Finding, diagnose
 from nanomath.analysis.evaluation import mean_score
 from nanomath.analysis.runs import (
+    Curve,
     Record,
     Run,
     arms,
@@ -192,14 +193,14 @@ def thinned(steps: Sequence[int], values: Sequence[float]) -> list[list[float]]:
 
 def layers(run: Run) -> dict[str, Any]:
     """Matrices [part, step] of what the updates were in each part of the model."""
-    found: dict[str, dict[str, tuple[list[int], list[float]]]] = {}
+    found: dict[str, dict[str, Curve]] = {}
     for name, pair in run.series.items():
         if match := LAYERS.fullmatch(name):
             found.setdefault(match[1], {})[match[2]] = pair
     return {kind: layer_map(parts) for kind, parts in found.items()}
 
 
-def layer_map(parts: Mapping[str, tuple[list[int], list[float]]]) -> dict[str, Any]:
+def layer_map(parts: Mapping[str, Curve]) -> dict[str, Any]:
     """The matrix of one kind, at the steps of the first part's curve."""
     steps, _ = thinned(*next(iter(parts.values())))
     known = [dict(zip(*pair, strict=True)) for pair in parts.values()]

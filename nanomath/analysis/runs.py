@@ -26,6 +26,7 @@ KINDS = {
     "prm": settings.PRMConfig,
 }
 Record = dict[str, Any]
+Curve = tuple[list[int], list[float]]  # the steps and values of a metric
 
 
 @dataclass(frozen=True)
@@ -67,9 +68,9 @@ class Run:
             return []
 
     @cached_property
-    def series(self) -> dict[str, tuple[list[int], list[float]]]:
+    def series(self) -> dict[str, Curve]:
         """The steps and values of every metric."""
-        found: dict[str, tuple[list[int], list[float]]] = {}
+        found: dict[str, Curve] = {}
         for line in self.lines:
             for name, value in line.items():
                 if name != "step" and isinstance(value, (int, float)):
@@ -78,7 +79,7 @@ class Run:
                     values.append(value)
         return found
 
-    def curve(self, name: str) -> tuple[list[int], list[float]]:
+    def curve(self, name: str) -> Curve:
         """The steps and values of a metric, none where it was not logged."""
         return self.series.get(name, ([], []))
 

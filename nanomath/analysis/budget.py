@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -101,7 +102,7 @@ def arrow(a: Mapping[str, Any], b: Mapping[str, Any]) -> Arrow:
     before, after = (mean_point(one["right"], one["tokens"]) for one in (a, b))
     if len(a["right"]) < 2:
         return Arrow(before, after, None, before, a["cluster"])
-    share = np.mean(a["right"][::2])
+    share = fmean(a["right"][::2])
     band = next(i for i, (_, most) in enumerate(BANDS) if share <= most)
     held = mean_point(a["right"][1::2], a["tokens"][1::2])
     return Arrow(before, after, band, held, a["cluster"])
@@ -109,7 +110,7 @@ def arrow(a: Mapping[str, Any], b: Mapping[str, Any]) -> Arrow:
 
 def mean_point(right: Sequence[int], tokens: Sequence[int]) -> Point:
     """Accuracy and tokens of some samples."""
-    return float(np.mean(right)), float(np.mean(tokens))
+    return fmean(right), fmean(tokens)
 
 
 def changes(found: Sequence[Arrow]) -> Iterator[str]:

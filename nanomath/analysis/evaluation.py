@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import combinations, islice
 from math import comb
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -95,9 +96,9 @@ class Report:
             },
             "heldout/pass@1_low": self.scores["pass@1"].low,
             "heldout/pass@1_high": self.scores["pass@1"].high,
-            "heldout/length": float(np.mean([c.length for c in completions])),
-            "heldout/truncated": float(np.mean([not c.finished for c in completions])),
-            "heldout/no_answer": float(np.mean([answer is None for answer in answers])),
+            "heldout/length": fmean(c.length for c in completions),
+            "heldout/truncated": fmean(not c.finished for c in completions),
+            "heldout/no_answer": fmean(answer is None for answer in answers),
             **{f"heldout/{name}": share for name, share in language.items()},
         }
 
@@ -310,7 +311,7 @@ def _breakdown(
     """pass@1 of the problems that share their values of the metadata `keys`."""
     groups = in_kinds([item.problem for item in graded], keys)
     return {
-        name: mean_score([float(np.mean(graded[i].right)) for i in rows], seed)
+        name: mean_score([fmean(graded[i].right) for i in rows], seed)
         for name, rows in groups.items()
     }
 

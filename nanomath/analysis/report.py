@@ -437,13 +437,11 @@ def metric_docs() -> list[dict[str, Any]]:
             section = line[3:].split(" (")[0]
         cells = [cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]]
         for name in re.findall(r"`([^`]+)`", cells[0]) if len(cells) == 4 else ():
-            pattern = re.escape(name)
-            for word, general in GENERAL.items():
-                pattern = re.sub(
-                    rf"(?<![A-Z]){re.escape(re.escape(word))}(?![A-Z])",
-                    lambda _, g=general: g,
-                    pattern,
-                )
+            pattern = re.sub(
+                rf"(?<![A-Z])({'|'.join(GENERAL)})(?![A-Z])",
+                lambda word: GENERAL[word[0]],
+                re.escape(name),
+            )
             what, expected = (
                 cells[i].replace("\\|", "|").replace("`", "") for i in (1, 3)
             )

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -57,15 +58,11 @@ def by_budget(
         rows.append([(right * left).mean(), *(right[:, None] * within).mean(axis=0)])
     labels = numbered(problem["cluster"] for problem in problems.values())
     matrix = np.array(rows)
-    found = cluster_bootstrap(lambda drawn: matrix[drawn].mean(axis=0), labels, seed)
-    asked = found[1 : 1 + len(budgets)]
-    return Budget(
-        limit,
-        found[0],
-        {str(n): score for n, score in zip(budgets, asked, strict=True)},
-        points,
-        found[1 + len(budgets) :],
+    area, *found = cluster_bootstrap(
+        lambda drawn: matrix[drawn].mean(axis=0), labels, seed
     )
+    at = {str(n): score for n, score in zip(budgets, found, strict=False)}
+    return Budget(limit, area, at, points, found[len(budgets) :])
 
 
 def thinned(count: int) -> list[int]:
@@ -105,7 +102,7 @@ def arrow(a: Mapping[str, Any], b: Mapping[str, Any]) -> Arrow:
     before, after = (mean_point(one["right"], one["tokens"]) for one in (a, b))
     if len(a["right"]) < 2:
         return Arrow(before, after, None, before, a["cluster"])
-    share = np.mean(a["right"][::2])
+    share = fmean(a["right"][::2])
     band = next(i for i, (_, most) in enumerate(BANDS) if share <= most)
     held = mean_point(a["right"][1::2], a["tokens"][1::2])
     return Arrow(before, after, band, held, a["cluster"])
@@ -113,32 +110,32 @@ def arrow(a: Mapping[str, Any], b: Mapping[str, Any]) -> Arrow:
 
 def mean_point(right: Sequence[int], tokens: Sequence[int]) -> Point:
     """Accuracy and tokens of some samples."""
-    return float(np.mean(right)), float(np.mean(tokens))
+    return fmean(right), fmean(tokens)
 
 
-def changes(found: Sequence[Arrow], seed: int = 0) -> Iterator[str]:
+def changes(found: Sequence[Arrow]) -> Iterator[str]:
     """The changes in words, of all problems and of each band."""
     yield f"{len(found)} problems in both, A -> B (95% intervals of these two on new problems)"
-    yield f"  all          {change(found, 'before', seed)}"
+    yield f"  all          {change(found, 'before')}"
     for number, (least, most) in enumerate(BANDS):
         own = [arrow for arrow in found if arrow.band == number]
         if own:
             name = f"{100 * least:.0f} to {100 * most:.0f}%"
-            yield f"  {name:12} {change(own, 'held', seed)}"
+            yield f"  {name:12} {change(own, 'held')}"
     if any(arrow.band is not None for arrow in found):
         yield "  bands: by half of A's samples; what A did is taken from the other half"
     else:
         yield "  one sample of each problem in A: no bands, chance alone would move them"
 
 
-def change(found: Sequence[Arrow], start: str, seed: int) -> str:
+def change(found: Sequence[Arrow], start: str) -> str:
     """Accuracy and tokens at the start ("before" or "held") and after, and their difference."""
     labels = numbered(arrow.cluster for arrow in found)
     before, after = (
         np.array([getattr(x, when) for x in found]) for when in (start, "after")
     )
     moved = after - before
-    accuracy, tokens = cluster_bootstrap(lambda d: moved[d].mean(axis=0), labels, seed)
+    accuracy, tokens = cluster_bootstrap(lambda d: moved[d].mean(axis=0), labels)
     old, new = before.mean(axis=0), after.mean(axis=0)
     return (
         f"{len(found):5} problems  accuracy {100 * old[0]:.1f}% -> {100 * new[0]:.1f}% "

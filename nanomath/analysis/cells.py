@@ -150,15 +150,15 @@ class Maker:
         return {name: found[name] for name in self.study.stages if name in found}
 
     def cell(self, stage: str, arm: str, seed: int, tried: tuple[Any, ...] = ()) -> Cell:
-        """The cell of a stage, an arm and a seed; `tried`: with (STAGE.KEY, value) as well."""
+        """The cell of a stage, an arm and a seed; `tried`: with ((STAGE.KEY, value),) as well."""
         key = (stage, arm, seed, str(tried))
         if key not in self.made:
             self.made[key] = self._make(self.study.stages[stage], arm, seed, tried)
         return self.made[key]
 
     def _make(self, stage: Stage, arm: str, seed: int, tried: tuple[Any, ...]) -> Cell:
-        values = {**stage.keys, **of_stage(self.study.arms[arm], stage)}
-        values |= of_stage(dict([tried] if tried else []), stage)
+        changes = {**self.study.arms[arm], **dict(tried)}
+        values = {**stage.keys, **of_stage(changes, stage)}
         text = f"{values} {stage.arguments}"
         earlier = itertools.takewhile(lambda name: name != stage.name, self.study.stages)
         named = [name for name in earlier if f"{{{name}}}" in text]
@@ -260,7 +260,7 @@ class Maker:
             return
         judge = best["measure"].split(".")[0]
         runs = itertools.product(best["values"], best["seeds"])
-        cells = [self.cell(judge, arm, s, (best["key"], value)) for value, s in runs]
+        cells = [self.cell(judge, arm, s, ((best["key"], value),)) for value, s in runs]
         yield Late("best", best["key"].split(".", 1)[1], tuple(cells), best)
 
 

@@ -10,9 +10,10 @@ X ~ Binomial(b + c, 1/2).
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import zip_longest
+from itertools import islice, zip_longest
 from math import comb
 from statistics import fmean
 from typing import Any
@@ -61,9 +62,7 @@ def paired(a: dict[str, list[Record]], b: dict[str, list[Record]]) -> Paired | N
     if not shared:
         return None
     firsts = [(a[problem][0], b[problem][0]) for problem in shared]
-    counts = {(x, y): 0 for x in (True, False) for y in (True, False)}
-    for one, other in firsts:
-        counts[bool(one["right"]), bool(other["right"])] += 1
+    counts = Counter((bool(x["right"]), bool(y["right"])) for x, y in firsts)
     differences = [
         right_share(b[problem]) - right_share(a[problem]) for problem in shared
     ]
@@ -101,28 +100,33 @@ def differences(a: Run, b: Run) -> Iterator[str]:
     for key, (one, other) in config_differences([a, b]).items():
         if key not in ("run.name", "run.directory"):
             yield f"config: {key} is {one!r} in A, {other!r} in B"
-    yield from _first_metric(a, b)
-    yield from _first_answer(a, b)
-    yield from _first_episode(a, b)
+    for one, other in _first_unequal(_untimed(a.lines), _untimed(b.lines)):
+        yield f"metrics: {_ended(one, other) or _metrics_differ(one, other)}"
+    for one, other in _first_unequal(a.heldout, b.heldout):
+        yield f"held-out: {_ended(one, other) or _answers_differ(one, other)}"
+    for one, other in _first_unequal(a.rollouts, b.rollouts):
+        yield f"rollouts: {_ended(one, other) or _episodes_differ(a, b, one, other)}"
 
 
-def _first_metric(a: Run, b: Run) -> Iterator[str]:
-    """The first line of metrics.jsonl that differs, times left out."""
-    for one, other in zip_longest(_untimed(a.lines), _untimed(b.lines)):
-        if one == other:
-            continue
-        if one is None or other is None:
-            yield f"metrics: {_ended(one, other)}"
-            return
-        names = _unequal(one, other)
-        shown = [f"{n} {one.get(n)!r} in A, {other.get(n)!r} in B" for n in names[:3]]
-        more = f", and {len(names) - 3} more" if len(names) > 3 else ""
-        yield f"metrics: step {one['step']} is the first that differs: {'; '.join(shown)}{more}"
-        return
+def _first_unequal(
+    a: Iterable[Record], b: Iterable[Record]
+) -> Iterator[tuple[Record | None, Record | None]]:
+    """The first two records that differ, if any do; None for one where a run has ended."""
+    return islice((pair for pair in zip_longest(a, b) if pair[0] != pair[1]), 1)
+
+
+def _metrics_differ(one: Record, other: Record) -> str:
+    """What differs between two lines of metrics.jsonl."""
+    names = _unequal(one, other)
+    shown = [f"{n} {one.get(n)!r} in A, {other.get(n)!r} in B" for n in names[:3]]
+    more = f", and {len(names) - 3} more" if len(names) > 3 else ""
+    return f"step {one['step']} is the first that differs: {'; '.join(shown)}{more}"
 
 
 def _ended(one: Record | None, other: Record | None) -> str:
-    """Which of two runs has no more records where the other goes on."""
+    """Which of two runs has no more records where the other goes on, "" where both have one."""
+    if one and other:
+        return ""
     shorter, longer = ("A", other) if one is None else ("B", one)
     return f"{shorter} ends before step {longer['step']}"
 
@@ -137,48 +141,40 @@ def _untimed(lines: Sequence[Record]) -> Iterator[Record]:
         yield {name: value for name, value in line.items() if name not in TIMES}
 
 
-def _first_answer(a: Run, b: Run) -> Iterator[str]:
-    """The first answer to a held-out problem that differs."""
-    for one, other in zip(a.heldout, b.heldout, strict=False):
-        if one != other:
-            names = _unequal(one, other)
-            yield (
-                f"held-out: step {one['step']}, problem {one['problem']}, sample "
-                f"{one['sample']} is the first that differs, in {', '.join(names)}"
-            )
-            return
+def _answers_differ(one: Record, other: Record) -> str:
+    """What differs between two answers to a held-out problem."""
+    return (
+        f"step {one['step']}, problem {one['problem']}, sample {one['sample']} is the first that "
+        f"differs, in {', '.join(_unequal(one, other))}"
+    )
 
 
-def _first_episode(a: Run, b: Run) -> Iterator[str]:
-    """The first episode that differs, its first token that does, and why."""
-    for one, other in zip_longest(a.rollouts, b.rollouts):
-        if one == other:
-            continue
-        if one is None or other is None:
-            yield f"rollouts: {_ended(one, other)}"
-            return
-        where = f"rollouts: step {one['step']}, prompt {one['prompt']}, sample {one['sample']}"
-        if one.get("prompt_tokens") != other.get("prompt_tokens"):
-            yield f"{where} is the first that differs: other problems or another prompt"
-            return
-        yield f"{where} is the first that differs: {first_token(a, b, one, other)}"
-        return
+def _episodes_differ(a: Run, b: Run, one: Record, other: Record) -> str:
+    """Where two episodes differ, and why."""
+    why = "other problems or another prompt"
+    if one.get("prompt_tokens") == other.get("prompt_tokens"):
+        why = first_token(a, b, one, other)
+    return (
+        f"step {one['step']}, prompt {one['prompt']}, sample {one['sample']} is the first that "
+        f"differs: {why}"
+    )
 
 
 def first_token(a: Run, b: Run, one: Record, other: Record) -> str:
     """Where two samples of one prompt part, and whether by rounding, by a draw or by weights."""
     tokens = list(zip(one["tokens"], other["tokens"], strict=False))
     at = next((i for i, (x, y) in enumerate(tokens) if x != y), len(tokens))
-    gap = max(_gaps(one["logprobs"][:at], other["logprobs"][:at]), default=0.0)
+    logprobs = zip(one["logprobs"][:at], other["logprobs"][:at], strict=True)
+    gap = max((abs(x - y) for x, y in logprobs), default=0.0)
     before = f"logprobs of the {at} tokens before differ by at most {gap:.1e}"
     if at == len(tokens) and len(one["tokens"]) == len(other["tokens"]):
         return _same_tokens(one, other, gap)
     if at == len(tokens):
         return f"token {at}: one of the two ends there; {before}"
     names = [
-        f"{run_name} drew {_text(run, tokens[at][side])} with probability "
+        f"{name} drew {_text(run, record['tokens'][at])} with probability "
         f"{math.exp(record['logprobs'][at]):.4f}"
-        for side, (run_name, run, record) in enumerate((("A", a, one), ("B", b, other)))
+        for name, run, record in (("A", a, one), ("B", b, other))
     ]
     why = "a draw near a boundary" if gap < ROUNDING else "other weights"
     return f"token {at}: {', '.join(names)}; {before}: {why}"
@@ -199,10 +195,6 @@ def _same_tokens(one: Record, other: Record, gap: float) -> str:
         f"the tokens are the same, logprobs differ from token {at} on "
         f"({one['logprobs'][at]} in A, {other['logprobs'][at]} in B; at most {gap:.1e}): {why}"
     )
-
-
-def _gaps(one: Sequence[float], other: Sequence[float]) -> list[float]:
-    return [abs(x - y) for x, y in zip(one, other, strict=True)]
 
 
 def _text(run: Run, token: int) -> str:

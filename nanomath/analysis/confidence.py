@@ -82,9 +82,12 @@ def token_measures(
         lengths = batch.lengths.tolist()
         for i, own in zip(rows, columns.double().cpu().split(lengths), strict=True):
             logprobs, certainty, confidence = own.T.numpy()
-            means = {"mean_logprob": logprobs, "self_certainty": certainty}
-            found_here = {name: float(x.mean()) for name, x in means.items()}
-            for name, value in {**found_here, **deepconf(confidence, window)}.items():
+            of_response = {
+                "mean_logprob": float(logprobs.mean()),
+                "self_certainty": float(certainty.mean()),
+                **deepconf(confidence, window),
+            }
+            for name, value in of_response.items():
                 found[name][i] = value
     return found
 
@@ -300,7 +303,7 @@ def measure_all(
         found = []
         for name, c in confidences.items():
             kept = c[test[drawn]] >= limits[name]
-            found += [kept.mean(), mean(right[test[drawn]][kept].astype(float))]
+            found += [kept.mean(), mean(right[test[drawn]][kept])]
         return found
 
     numbers = iter(cluster_bootstrap(of_all, labels, seed))

@@ -52,7 +52,7 @@ def diagnose(run: Run) -> list[Finding]:
 
 def learned(run: Run) -> Iterator[Finding]:
     """Held-out accuracy before and after: by pairs where both measurements are logged."""
-    steps, values = run.series.get("heldout/pass@1", ([], []))
+    steps, values = run.curve("heldout/pass@1")
     if len(steps) < 2:
         return
     text = f"Held-out pass@1 went from {values[0]:.1%} to {values[-1]:.1%}"
@@ -63,15 +63,14 @@ def learned(run: Run) -> Iterator[Finding]:
         )
         return
     interval = f"{100 * d.mean:+.1f} points, 95% interval {100 * d.low:+.1f} to {100 * d.high:+.1f}"
-    level = "good" if d.low > 0 else "bad" if d.high < 0 else "warning"
-    verdict = {
-        "good": "it learned",
-        "bad": "it got worse",
-        "warning": "no change can be seen",
-    }
+    level, verdict = "warning", "no change can be seen"
+    if d.low > 0:
+        level, verdict = "good", "it learned"
+    elif d.high < 0:
+        level, verdict = "bad", "it got worse"
     yield Finding(
         level,
-        f"{text} ({interval}, these weights on other problems): {verdict[level]}.",
+        f"{text} ({interval}, these weights on other problems): {verdict}.",
         steps[-1],
     )
     best = int(np.argmax(values))
@@ -87,7 +86,7 @@ def change(run: Run) -> Score | None:
     """What held-out accuracy gained from the first measurement to the last, by pairs; None where
     the answers are not logged.
     """
-    steps, _ = run.series.get("heldout/pass@1", ([], []))
+    steps, _ = run.curve("heldout/pass@1")
     if len(steps) < 2:
         return None
     pairs = paired(measured_at(run, steps[0]), measured_at(run, steps[-1]))
@@ -96,7 +95,7 @@ def change(run: Run) -> Score | None:
 
 def stopped(run: Run) -> Iterator[Finding]:
     """The step from which the smoothed training accuracy no longer rose."""
-    steps, values = run.series.get("pass@1", ([], []))
+    steps, values = run.curve("pass@1")
     if len(values) < 2 * WINDOW:
         return
     smooth = np.convolve(values, np.ones(WINDOW) / WINDOW, mode="valid")
@@ -129,7 +128,11 @@ def invented(run: Run) -> Iterator[Finding]:
     """Of a hacked process reward: the wrong episode whose steps were paid most."""
     if not any(alarm["alarm"] == "hacked" for alarm in run.read("alarms.jsonl")):
         return
-    wrong = [r for r in run.rollouts if r.get("step_rewards") and not _right(r)]
+    wrong = [
+        r
+        for r in run.rollouts
+        if r.get("step_rewards") and not r["rewards"].get("accuracy")
+    ]
     if wrong:
         most = max(wrong, key=lambda r: sum(r["step_rewards"]))
         paid = sum(most["step_rewards"])
@@ -163,27 +166,27 @@ def advantages_point(run: Run) -> Iterator[Finding]:
 
 def rate(run: Run) -> Iterator[Finding]:
     """Updates far larger than fine-tuning makes."""
-    steps, values = run.series.get("update_ratio", ([], []))
+    steps, values = run.curve("update_ratio")
     from_scratch = not run.config.get("model.path")  # where weights have to move far
-    if values and max(values) > (10 * FAST if from_scratch else FAST):
-        worst = int(np.argmax(values))
+    most = max(values, default=0.0)
+    moved = f"moved the weights by {most:.1%} of their size"
+    if most > (10 * FAST if from_scratch else FAST):
+        step = steps[values.index(most)]
         yield Finding(
             "bad",
-            f"One update moved the weights by {values[worst]:.1%} of their size (step "
-            f"{steps[worst]}; median {median(values):.2%}; 0.1% is usual): "
+            f"One update {moved} (step {step}; median {median(values):.2%}; 0.1% is usual): "
             f"optim.lr = {run.config.get('optim.lr'):g} is too high.",
-            steps[worst],
+            step,
         )
-    elif values and not from_scratch and max(values) > HASTY:
+    elif most > HASTY and not from_scratch:
         gained = change(run)
         if gained and gained.high < 0:
-            worst = int(np.argmax(values))
+            step = steps[values.index(most)]
             yield Finding(
                 "bad",
-                f"It got worse, and an update moved the weights by {values[worst]:.1%} of their "
-                f"size (step {steps[worst]}; 0.1% is usual): try a tenth of optim.lr = "
-                f"{run.config.get('optim.lr'):g}.",
-                steps[worst],
+                f"It got worse, and an update {moved} (step {step}; 0.1% is usual): try a tenth "
+                f"of optim.lr = {run.config.get('optim.lr'):g}.",
+                step,
             )
 
 
@@ -206,7 +209,7 @@ def drawn_from_another(run: Run) -> Iterator[Finding]:
             "full distribution, without algorithm.sampler_correction: the gradient is biased.",
             1,
         )
-    steps, values = run.series.get("effective_samples", ([], []))
+    steps, values = run.curve("effective_samples")
     if values and min(values) < FEW:
         worst = int(np.argmin(values))
         yield Finding(
@@ -215,20 +218,20 @@ def drawn_from_another(run: Run) -> Iterator[Finding]:
             "sampler and trainer do not agree.",
             steps[worst],
         )
-    gaps = run.series.get("gap_mean", ([], []))
-    if config.get("model.dtype") == "float32" and gaps[1] and max(gaps[1]) > 1e-3:
-        worst = int(np.argmax(gaps[1]))
+    steps, values = run.curve("gap_mean")
+    if config.get("model.dtype") == "float32" and max(values, default=0.0) > 1e-3:
+        worst = int(np.argmax(values))
         yield Finding(
             "bad",
-            f"Sampler and trainer differ by {gaps[1][worst]:.2g} nats a token at step "
-            f"{gaps[0][worst]}; in float32 that is no rounding.",
-            gaps[0][worst],
+            f"Sampler and trainer differ by {values[worst]:.2g} nats a token at step "
+            f"{steps[worst]}; in float32 that is no rounding.",
+            steps[worst],
         )
 
 
 def flat(run: Run) -> Iterator[Finding]:
     """How many groups taught nothing at the end, and why."""
-    steps, values = run.series.get("flat_groups", ([], []))
+    steps, values = run.curve("flat_groups")
     if not values:
         return
     share = fmean(values[-WINDOW:])
@@ -248,7 +251,7 @@ def flat(run: Run) -> Iterator[Finding]:
 
 def entropy(run: Run) -> Iterator[Finding]:
     """Exploration that ended, or a distribution that came apart."""
-    steps, values = run.series.get("entropy", ([], []))
+    steps, values = run.curve("entropy")
     if run.kind != "grpo" or len(values) < 2:
         return
     before = values[0]
@@ -264,14 +267,11 @@ def entropy(run: Run) -> Iterator[Finding]:
 
 def distance(run: Run) -> Iterator[Finding]:
     """The KL to the starting model at the end."""
-    steps, values = run.series.get("kl", ([], []))
+    steps, values = run.curve("kl")
     if values:
-        coefficient = run.config.get("algorithm.kl_coef", 0)
-        held = (
-            f"held by algorithm.kl_coef = {coefficient:g}"
-            if coefficient
-            else "not penalised"
-        )
+        held = "not penalised"
+        if coefficient := run.config.get("algorithm.kl_coef", 0):
+            held = f"held by algorithm.kl_coef = {coefficient:g}"
         yield Finding(
             "bad" if values[-1] > 5 else "note",
             f"The KL to the starting model ended at {values[-1]:.3f} nats a token ({held}).",
@@ -282,7 +282,7 @@ def distance(run: Run) -> Iterator[Finding]:
 def lengths(run: Run) -> Iterator[Finding]:
     """Completions cut at the limit, and how their length moved."""
     for name, what in (("truncated", "training"), ("heldout/truncated", "held-out")):
-        steps, values = run.series.get(name, ([], []))
+        steps, values = run.curve(name)
         if values and values[-1] > CUT:
             yield Finding(
                 "warning",
@@ -290,7 +290,7 @@ def lengths(run: Run) -> Iterator[Finding]:
                 f"{steps[-1]}: what is cut has no answer.",
                 steps[-1],
             )
-    steps, values = run.series.get("length", ([], []))
+    steps, values = run.curve("length")
     cut = run.series.get("truncated", ([], [0.0]))[1]
     if values and cut[0] > CUT >= cut[-1] and values[-1] < SHORTER * values[0]:
         yield Finding(
@@ -311,7 +311,7 @@ def lengths(run: Run) -> Iterator[Finding]:
 
 def answers(run: Run) -> Iterator[Finding]:
     """Completions without an answer."""
-    steps, values = run.series.get("heldout/no_answer", ([], []))
+    steps, values = run.curve("heldout/no_answer")
     if values and values[-1] > CUT:
         yield Finding(
             "warning",
@@ -330,12 +330,9 @@ def answers(run: Run) -> Iterator[Finding]:
 
 def languages(run: Run) -> Iterator[Finding]:
     """Another language than before."""
-    for name, what in (
-        ("en", "in English"),
-        ("ja", "in Japanese"),
-        ("mixed", "in both languages"),
-    ):
-        steps, values = run.series.get(f"heldout/language/{name}", ([], []))
+    named = {"en": "in English", "ja": "in Japanese", "mixed": "in both languages"}
+    for name, what in named.items():
+        steps, values = run.curve(f"heldout/language/{name}")
         if values and abs(values[-1] - values[0]) > SWITCHED:
             yield Finding(
                 "warning",
@@ -347,14 +344,14 @@ def languages(run: Run) -> Iterator[Finding]:
 
 def fitted(run: Run) -> Iterator[Finding]:
     """Fine-tuning: did the loss fall, and did the held-out loss rise again?"""
-    steps, values = run.series.get("nll", ([], []))
+    steps, values = run.curve("nll")
     if len(values) > 1:
         yield Finding(
             "note",
             f"The loss went from {values[0]:.2f} to {values[-1]:.2f} nats a token.",
             steps[-1],
         )
-    steps, values = run.series.get("heldout/loss", ([], []))
+    steps, values = run.curve("heldout/loss")
     if values and values[-1] > 1.02 * min(values):
         best = int(np.argmin(values))
         yield Finding(
@@ -367,12 +364,11 @@ def fitted(run: Run) -> Iterator[Finding]:
 
 def scored(run: Run) -> Iterator[Finding]:
     """A process reward model: does it tell right steps from wrong ones?"""
-    steps, values = run.series.get("heldout/auc", ([], []))
+    steps, values = run.curve("heldout/auc")
     if values:
-        level = "good" if values[-1] > 0.7 else "warning"
         f1 = run.series["heldout/f1"][1][-1]
         yield Finding(
-            level,
+            "good" if values[-1] > 0.7 else "warning",
             f"On held-out steps its AUC went from {values[0]:.2f} to {values[-1]:.2f} (0.5 is "
             f"chance), and it finds the first wrong step with an F1 of {f1:.2f}.",
             steps[-1],
@@ -403,10 +399,6 @@ def _groups(rollouts: Sequence[Record]) -> list[list[Record]]:
     for record in rollouts:
         found.setdefault((record["step"], record["prompt"]), []).append(record)
     return list(found.values())
-
-
-def _right(record: Record) -> bool:
-    return bool(record["rewards"].get("accuracy"))
 
 
 def _place(record: Record) -> tuple[int, int, int]:

@@ -48,7 +48,13 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from nanomath.analysis.evaluation import RESAMPLES, interval, mean_score
+from nanomath.analysis.evaluation import (
+    RESAMPLES,
+    Score,
+    interval,
+    mean_score,
+    with_percentiles,
+)
 from nanomath.analysis.runs import piece
 from nanomath.models import Tokenizer, Transformer
 from nanomath.models.batches import (
@@ -110,10 +116,18 @@ def estimate(values: Sequence[float], seed: int = 0) -> dict[str, float]:
     if not np.isfinite(values).all():
         raise ValueError("what the models say of the responses is not finite")
     score = mean_score(values, seed)
-    error = (
-        float(np.std(values, ddof=1)) / len(values) ** 0.5 if len(values) > 1 else 0.0
-    )
-    return {"mean": score.mean, "stderr": error, "low": score.low, "high": score.high}
+    error = np.std(values, ddof=1) / len(values) ** 0.5 if len(values) > 1 else 0.0
+    return as_estimate(score, error)
+
+
+def as_estimate(score: Score, error: float) -> dict[str, float]:
+    """What drift.json holds of a mean."""
+    return {
+        "mean": score.mean,
+        "stderr": float(error),
+        "low": score.low,
+        "high": score.high,
+    }
 
 
 # --- tokens ----------------------------------------------------------------------------------
@@ -210,9 +224,8 @@ def moved_tokens(
     total: Counter[int] = Counter()
     for tokens, shift in zip(responses, shifts, strict=True):
         count.update(tokens)
-        for token, ranks in zip(
-            tokens, np.abs(shift[3] - shift[4]).tolist(), strict=True
-        ):
+        moved = np.abs(shift[3] - shift[4]).tolist()
+        for token, ranks in zip(tokens, moved, strict=True):
             total[token] += ranks
     of_kind: Counter[str] = Counter()
     rows = []
@@ -355,10 +368,8 @@ def latent_shift(base: Array, tuned: Array, seed: int = 0) -> dict[str, Any]:
             f"distance: the widths are {widths}, and the base's plane is in its own"
         )
         return {**found, "refused": refused}
-    fitted = [plane(b) for b in base]
-    steps = zip(base, tuned, fitted, strict=True)
-    moves = np.stack([(t - b) @ components.T for b, t, (components, _) in steps])
-    spread = np.array([spread for _, spread in fitted])
+    planes, spread = map(np.array, zip(*map(plane, base), strict=True))
+    moves = (tuned - base) @ planes.transpose(0, 2, 1)  # [L + 1, K, 2]
     distance = np.linalg.norm(moves.mean(1), axis=1)
     for row, raw, scale in zip(layers, distance.tolist(), spread.tolist(), strict=True):
         row |= {"distance": raw, "relative_distance": raw / scale, "spread": scale}
@@ -369,14 +380,8 @@ def latent_shift(base: Array, tuned: Array, seed: int = 0) -> dict[str, Any]:
     drawn = np.linalg.norm(draws / count @ moves, axis=2)  # [L + 1, RESAMPLES]
     for name, scale in ("distance", np.ones_like(spread)), ("relative_distance", spread):
         means = (drawn / scale[:, None]).mean(0)
-        low, high = np.percentile(means, [2.5, 97.5]).tolist()
-        mean = float((distance / scale).mean())
-        found[name] = {
-            "mean": mean,
-            "stderr": float(means.std()),
-            "low": low,
-            "high": high,
-        }
+        score = with_percentiles((distance / scale).mean(), means)
+        found[name] = as_estimate(score, means.std())
     return found
 
 

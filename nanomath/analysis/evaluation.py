@@ -16,9 +16,11 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import combinations, islice
 from math import comb
+from statistics import fmean
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from nanomath.data.language import is_mixed, language_metrics, language_of_script
 from nanomath.data.problem import Problem
@@ -94,9 +96,9 @@ class Report:
             },
             "heldout/pass@1_low": self.scores["pass@1"].low,
             "heldout/pass@1_high": self.scores["pass@1"].high,
-            "heldout/length": float(np.mean([c.length for c in completions])),
-            "heldout/truncated": float(np.mean([not c.finished for c in completions])),
-            "heldout/no_answer": float(np.mean([answer is None for answer in answers])),
+            "heldout/length": fmean(c.length for c in completions),
+            "heldout/truncated": fmean(not c.finished for c in completions),
+            "heldout/no_answer": fmean(answer is None for answer in answers),
             **{f"heldout/{name}": share for name, share in language.items()},
         }
 
@@ -160,26 +162,19 @@ def evaluate(
             replace(item, scores=row)
             for item, row in zip(graded, in_groups(given, samples), strict=True)
         ]
-    scores = {
-        "pass@1": mean_score([pass_at_k(samples, sum(g.right), 1) for g in graded], seed)
-    }
-    for size in sorted(set(k)):
-        scores[f"pass@{size}"] = mean_score(
-            [pass_at_k(samples, sum(g.right), size) for g in graded], seed
-        )
+    values = {}
+    for size in sorted({1, *k}):
+        values[f"pass@{size}"] = [pass_at_k(samples, sum(g.right), size) for g in graded]
         if size > 1:
-            scores[f"maj@{size}"] = mean_score(
-                [maj_at_k(g.answers, g.right, size, seed) for g in graded], seed
-            )
+            values[f"maj@{size}"] = [
+                maj_at_k(g.answers, g.right, size, seed) for g in graded
+            ]
         if size > 1 and score_all is not None:
-            best = [best_at_k(g.scores, g.right, size) for g in graded]
-            weighted = [
+            values[f"best@{size}"] = [best_at_k(g.scores, g.right, size) for g in graded]
+            values[f"wmaj@{size}"] = [
                 maj_at_k(g.answers, g.right, size, seed, g.scores) for g in graded
             ]
-            scores |= {
-                f"best@{size}": mean_score(best, seed),
-                f"wmaj@{size}": mean_score(weighted, seed),
-            }
+    scores = {name: mean_score(column, seed) for name, column in values.items()}
     return Report(graded, scores, _breakdown(graded, by, seed) if by else {})
 
 
@@ -301,8 +296,13 @@ def mean_score(
         drawn = generator.integers(len(values), size=(AT_ONCE, len(values)))
         weights_drawn = None if share is None else share[drawn]
         means.extend(np.average(values[drawn], axis=1, weights=weights_drawn))
-    low, high = np.percentile(means, [2.5, 97.5])
-    return Score(float(np.average(values, weights=share)), float(low), float(high))
+    return with_percentiles(np.average(values, weights=share), means)
+
+
+def with_percentiles(value: float, draws: ArrayLike) -> Score:
+    """A number with the 95% interval of what a bootstrap drew."""
+    low, high = np.percentile(draws, [2.5, 97.5])
+    return Score(float(value), float(low), float(high))
 
 
 def _breakdown(
@@ -311,7 +311,7 @@ def _breakdown(
     """pass@1 of the problems that share their values of the metadata `keys`."""
     groups = in_kinds([item.problem for item in graded], keys)
     return {
-        name: mean_score([float(np.mean(graded[i].right)) for i in rows], seed)
+        name: mean_score([fmean(graded[i].right) for i in rows], seed)
         for name, rows in groups.items()
     }
 

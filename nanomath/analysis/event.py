@@ -18,6 +18,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from nanomath.analysis import statistics, survival
 from nanomath.analysis.cells import Cell, Chain, Key
 from nanomath.analysis.evaluation import Score
@@ -28,8 +30,14 @@ from nanomath.analysis.study import Study
 from nanomath.analysis.survival import Runs, Series
 from nanomath.training.alarms import WINDOW, lasting
 
-COLUMNS = ("axis", "level", "runs", "had it", "share (95%)", "mean step", "p (Holm)", "")
-WARNINGS = ("measure", "warning", "hits (95%)", "false alarms (95%)", "lead", "first in")
+COLUMNS = [
+    "| axis | level | runs | had it | share (95%) | mean step | p (Holm) |  |",
+    "|---|---|---|---|---|---|---|---|",
+]
+WARNINGS = [
+    "| measure | warning | hits (95%) | false alarms (95%) | lead | first in |",
+    "|---|---|---|---|---|---|",
+]
 
 
 @dataclass(frozen=True)
@@ -86,10 +94,8 @@ class Event:
             [seed in chosen_by for _, seed in keys],
             self.study.event["ahead"],
         )
-        gain = {
-            name: w["hits"].mean - w["false_alarms"].mean for name, w in found.items()
-        }
-        return {name: found[name] for name in sorted(found, key=lambda n: -gain[n])}
+        loss = {n: w["false_alarms"].mean - w["hits"].mean for n, w in found.items()}
+        return {name: found[name] for name in sorted(found, key=loss.__getitem__)}
 
     @cached_property
     def table(self) -> dict[str, Any]:
@@ -183,16 +189,18 @@ def as_lines(event: Event) -> list[str]:
         "arm": event.study.baseline,
         **event.study.levels.get(event.study.baseline, {}),
     }
-    lines = [f"## When {table['alarm']} began that lasted", "", *_head(*COLUMNS)]
+    lines = [f"## When {table['alarm']} began that lasted", "", *COLUMNS]
     for axis, levels in table["axes"].items():
         for level, found in levels.items():
-            told = "told apart" if found.get("p_holm", 1.0) < 0.05 else "not told apart"
-            told = told if "p_holm" in found else "no comparison"
-            cells = [axis, level, str(found["runs"]), str(found["had_it"])]
-            cells += [_share(found["share"]), f"{found['mean']:.0f}"]
-            cells += [f"{found['p_holm']:.3g}" if "p_holm" in found else ""]
-            cells += ["baseline" if level == usual[axis] else told]
-            lines.append("| " + " | ".join(cells) + " |")
+            p = ""
+            told = "baseline" if level == usual[axis] else "no comparison"
+            if "p_holm" in found:
+                p = f"{found['p_holm']:.3g}"
+                told = "told apart" if found["p_holm"] < 0.05 else "not told apart"
+            lines.append(
+                f"| {axis} | {level} | {found['runs']} | {found['had_it']} | "
+                f"{_share(found['share'])} | {found['mean']:.0f} | {p} | {told} |"
+            )
     return [
         *lines,
         "",
@@ -217,10 +225,6 @@ def reach(study: Study) -> str:
     )
 
 
-def _head(*names: str) -> list[str]:
-    return ["| " + " | ".join(names) + " |", "|---" * len(names) + "|"]
-
-
 def _share(score: Score) -> str:
     return f"{100 * score.mean:.0f}% ({100 * score.low:.0f} to {100 * score.high:.0f})"
 
@@ -242,14 +246,15 @@ def _announced(event: Event) -> list[str]:
         f"The thresholds are those that do best with the seeds {seeds}; the other seeds judge "
         f"them. Measures are means of the last {WINDOW} steps.",
         "",
-        *_head(*WARNINGS),
+        *WARNINGS,
     ]
     firsts = first_in(announced)
     for name, found in announced.items():
         lead = "–" if found["lead"] is None else f"{found['lead']:.0f}"
-        cells = [name, found["warning"], _share(found["hits"])]
-        cells += [_share(found["false_alarms"]), lead, str(firsts[name])]
-        lines.append("| " + " | ".join(cells) + " |")
+        lines.append(
+            f"| {name} | {found['warning']} | {_share(found['hits'])} | "
+            f"{_share(found['false_alarms'])} | {lead} | {firsts[name]} |"
+        )
     return [
         *lines,
         "",
@@ -260,13 +265,8 @@ def _announced(event: Event) -> list[str]:
 
 def first_in(announced: Mapping[str, Mapping[str, Any]]) -> dict[str, int]:
     """In how many runs with the event each warning came before, or with, all others."""
-    rows = zip(*(found["leads"] for found in announced.values()), strict=True)
-    best = [
-        max((lead for lead in row if lead is not None), default=None) for row in rows
-    ]
-    return {
-        name: sum(
-            b is not None and lead == b for lead, b in zip(w["leads"], best, strict=True)
-        )
-        for name, w in announced.items()
-    }
+    leads = np.array([found["leads"] for found in announced.values()], np.float64)
+    soonest = leads == np.fmax.reduce(
+        leads
+    )  # NaN, which no lead is: there was no warning
+    return dict(zip(announced, soonest.sum(axis=1).tolist(), strict=True))

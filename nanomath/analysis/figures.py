@@ -18,7 +18,7 @@ import numpy as np
 from nanomath.analysis.budget import Arrow, Budget
 from nanomath.analysis.event import Event
 from nanomath.analysis.results import Results, is_share
-from nanomath.analysis.runs import read_run
+from nanomath.analysis.runs import Curve, read_run
 from nanomath.analysis.statistics import FEWEST_SEEDS, t_quantile
 from nanomath.data.files import check_file
 
@@ -82,6 +82,23 @@ def check_picture(key: str, path: str) -> None:
     prepare()
 
 
+def panels(height: float, count: int = 1, **options: Any) -> tuple[Any, list[Any]]:
+    """A figure of that height in inches, and its panels, one below the other."""
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(count, figsize=(6.4, height), squeeze=False, **options)
+    return figure, list(axes[:, 0])
+
+
+def look(number: int) -> dict[str, Any]:
+    """How the line of that number is drawn."""
+    return {
+        "linestyle": DASHES[number % len(DASHES)],
+        "marker": MARKS[number % len(MARKS)],
+        "markersize": 4,
+    }
+
+
 def save(figure: Any, path: Path) -> list[Path]:
     """Write a figure in both forms."""
     import matplotlib.pyplot as plt
@@ -98,12 +115,10 @@ def forest(results: Results, measure: str) -> Any:
     """The differences to the baseline, the headline interval thick, that of these runs on new
     problems thin above it, that of new seeds thin below it; shares in points of percent.
     """
-    import matplotlib.pyplot as plt
-
     found = results.differences(measure)
     share = is_share(measure)
     scale = 100 if share else 1
-    figure, axes = plt.subplots(figsize=(6.4, 0.9 + 0.42 * len(found)))
+    figure, (axes,) = panels(0.9 + 0.42 * len(found))
     for row, d in enumerate(found.values()):
         for score, width, above in (
             (d.problems, 1, 0.2),
@@ -127,7 +142,7 @@ def forest(results: Results, measure: str) -> Any:
 
 def curves(
     results: Results, measure: str, cells: Path
-) -> Iterator[tuple[str, list[tuple[list[int], list[float]]]]]:
+) -> Iterator[tuple[str, list[Curve]]]:
     """The arms that have a curve of the measure, with that of each seed."""
     stage, metric = measure.split(".", 1)
     name = metric.split(":")[0]
@@ -138,9 +153,7 @@ def curves(
             if a == arm
         ]
         runs = [read_run(place) for place in places if (place / "config.toml").exists()]
-        found = [
-            run.series[name] for run in runs if len(run.series.get(name, ([],))[0]) > 1
-        ]
+        found = [curve for run in runs if len((curve := run.curve(name))[0]) > 1]
         if found:
             yield arm, found
 
@@ -151,9 +164,7 @@ def lines(
     over: str = "step",
 ) -> Any:
     """The curves of all arms, over steps or over something else."""
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(figsize=(6.4, 3.8))
+    figure, (axes,) = panels(3.8)
     for number, (arm, seeds) in enumerate(arms.items()):
         steps = sorted(set.intersection(*(set(s) for s, _ in seeds)))
         rows = np.array(
@@ -166,20 +177,15 @@ def lines(
         axes.plot(
             steps,
             mean,
-            DASHES[number % len(DASHES)],
-            marker=MARKS[number % len(MARKS)],
+            **look(number),
             markevery=max(1, len(steps) // 8),
-            markersize=4,
             color=colour,
             linewidth=2,
             label=f"{arm} (n = {len(rows)})",
         )
         if len(rows) >= FEWEST_SEEDS and len(arms) <= len(MARKS):
-            half = (
-                t_quantile(0.975, len(rows) - 1)
-                * rows.std(axis=0, ddof=1)
-                / np.sqrt(len(rows))
-            )
+            spread = rows.std(axis=0, ddof=1)
+            half = t_quantile(0.975, len(rows) - 1) * spread / np.sqrt(len(rows))
             axes.fill_between(
                 steps, mean - half, mean + half, color=colour, alpha=0.12, linewidth=0
             )
@@ -199,49 +205,34 @@ def legend(axes: Any) -> None:
 
 def survival_curves(event: Event) -> Any:
     """A panel for each axis, or one of all arms: the share of the runs without the event."""
-    import matplotlib.pyplot as plt
-
-    panels = dict(event.table["axes"])
-    if len(panels) > 1:
-        del panels["arm"]
+    shown = dict(event.table["axes"])
+    if len(shown) > 1:
+        del shown["arm"]
     end = max(last for _, last in event.found.values())
-    figure, several = plt.subplots(
-        len(panels),
-        figsize=(6.4, 3.2 * len(panels)),
-        squeeze=False,
-        gridspec_kw={"hspace": 0.3},
-    )
-    for axes, (axis, levels) in zip(several[:, 0], panels.items(), strict=True):
+    figure, several = panels(3.2 * len(shown), len(shown), gridspec_kw={"hspace": 0.3})
+    for axes, (axis, levels) in zip(several, shown.items(), strict=True):
         for number, (level, found) in enumerate(levels.items()):
             axes.step(
                 [0, *found["steps"], end],
                 [*(shares := [1.0, *found["without"]]), shares[-1]],
-                DASHES[number % len(DASHES)],
+                **look(number),
                 where="post",
-                marker=MARKS[number % len(MARKS)],
-                markersize=4,
                 label=f"{level} ({found['had_it']} of {found['runs']})",
             )
         axes.set_ylim(0, 1.05)
         axes.set_title(axis, loc="left", fontsize=9)
         axes.set_ylabel("share of the runs without it")
         legend(axes)
-    several[-1, 0].set_xlabel(f"step ({event.table['alarm']})")
+    axes.set_xlabel(f"step ({event.table['alarm']})")
     return figure
 
 
 def risk_coverage(curves: Mapping[str, Sequence[float]]) -> Any:
     """The risk at coverages 1/n ... 1 of every confidence."""
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(figsize=(6.4, 3.8))
+    figure, (axes,) = panels(3.8)
     for number, (name, risk) in enumerate(curves.items()):
         coverage = np.arange(1, len(risk) + 1) / len(risk)
-        style = DASHES[number % len(DASHES)]
-        mark = MARKS[number % len(MARKS)]
-        axes.plot(
-            coverage, risk, style, marker=mark, markevery=0.12, markersize=4, label=name
-        )
+        axes.plot(coverage, risk, **look(number), markevery=0.12, label=name)
     axes.set_xlabel(
         "coverage: share of the problems that are answered, the surest first"
     )
@@ -253,9 +244,7 @@ def risk_coverage(curves: Mapping[str, Sequence[float]]) -> Any:
 
 def accuracy_by_budget(budget: Budget) -> Any:
     """The accuracy at every budget with its band."""
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(figsize=(6.4, 3.8))
+    figure, (axes,) = panels(3.8)
     mean, low, high = (
         [getattr(s, x) for s in budget.curve] for x in ("mean", "low", "high")
     )
@@ -269,19 +258,17 @@ def accuracy_by_budget(budget: Budget) -> Any:
 
 def problem_arrows(arrows: Sequence[Arrow]) -> Any:
     """Every problem's way in accuracy and tokens, and the mean's, thick."""
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(figsize=(6.4, 4.4))
+    figure, (axes,) = panels(4.4)
     before, after = (
         np.array([getattr(a, x) for a in arrows]) for x in ("before", "after")
     )
     every = {"angles": "xy", "scale_units": "xy", "scale": 1}
-    for old, new, look in (
+    for old, new, style in (
         (before, after, {"color": "0.4", "alpha": 0.4, "width": 0.002}),
         (before.mean(0)[None], after.mean(0)[None], {"color": "C3", "width": 0.008}),
     ):
         moved = new - old
-        axes.quiver(old[:, 1], old[:, 0], moved[:, 1], moved[:, 0], **every, **look)
+        axes.quiver(old[:, 1], old[:, 0], moved[:, 1], moved[:, 0], **every, **style)
     axes.plot(*np.concatenate((before, after)).T[::-1], " ")  # the axes see both ends
     axes.set_xlabel("tokens of a completion")
     axes.set_ylabel("share of the samples that are right")
@@ -306,25 +293,22 @@ def draw_drift(found: Mapping[str, Any], out: Path) -> list[Path]:
     written: list[Path] = []
     if found.get("moved", {}).get("tokens"):
         written += save(token_bars(found["moved"]["tokens"]), out / "drift-tokens")
-    if panels := dict(drift_panels(found)):
-        written += save(layer_bars(panels), out / "drift-layers")
+    if layers := dict(drift_panels(found)):
+        written += save(layer_bars(layers), out / "drift-layers")
     return written
 
 
 def token_bars(tokens: Sequence[Mapping[str, Any]]) -> Any:
     """The tokens that moved most: how often each was drawn times its mean shift of rank."""
-    import matplotlib.pyplot as plt
+    import matplotlib
 
-    figure, axes = plt.subplots(figsize=(6.4, 0.9 + 0.17 * len(tokens)))
+    figure, (axes,) = panels(0.9 + 0.17 * len(tokens))
     for kind, filling in FILLINGS.items():
-        rows = [
-            (n, token["score"])
-            for n, token in enumerate(tokens)
-            if token["kind"] == kind
-        ]
+        rows = [n for n, token in enumerate(tokens) if token["kind"] == kind]
         if rows:
-            axes.barh(*zip(*rows, strict=True), label=kind, **filling)
-    shown = repr if len(plt.rcParams["font.family"]) > 1 else ascii
+            scores = [tokens[n]["score"] for n in rows]
+            axes.barh(rows, scores, label=kind, **filling)
+    shown = repr if len(matplotlib.rcParams["font.family"]) > 1 else ascii
     names = [f"{shown(token['text'])} x {token['count']}" for token in tokens]
     names = [name.replace("$", r"\$") for name in names]  # no mathematics
     axes.set_yticks(range(len(tokens)), names, fontsize=7)
@@ -350,22 +334,14 @@ def drift_panels(
         yield "change of the weights", (list(weights), changes)
 
 
-def layer_bars(panels: Mapping[str, tuple[list[str], list[float]]]) -> Any:
+def layer_bars(measures: Mapping[str, tuple[list[str], list[float]]]) -> Any:
     """One panel of bars for each measure, from the embedding up."""
-    import matplotlib.pyplot as plt
-
-    figure, several = plt.subplots(
-        len(panels),
-        figsize=(6.4, 1.9 * len(panels)),
-        squeeze=False,
-        layout="constrained",
-    )
-    for axes, (title, (names, values)) in zip(
-        several[:, 0], panels.items(), strict=True
-    ):
+    count = len(measures)
+    figure, several = panels(1.9 * count, count, layout="constrained")
+    for axes, (title, (names, values)) in zip(several, measures.items(), strict=True):
         axes.bar(range(len(names)), values, color="0.45")
         shown = range(0, len(names), -(-len(names) // 20))
         axes.set_xticks(shown, [names[i].replace("embedding", "emb") for i in shown])
         axes.set_title(title, loc="left", fontsize=9)
-    several[-1, 0].set_xlabel("layer")
+    axes.set_xlabel("layer")
     return figure

@@ -36,14 +36,13 @@ from nanomath.rewards.extraction import after_reasoning
 from nanomath.rewards.instructions import check_instructions, loose, strict
 from nanomath.rollout import Sampler
 from nanomath.rollout.meter import meter
-from nanomath.training.build import encode_prompts
+from nanomath.training.build import build_template, encode_prompts
 
 AT_ONCE = 64  # questions whose choices are scored before the progress is shown again
-NUMBERS = (
-    *("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"),
-    *("ten", "eleven", "twelve", "thirteen", "fourteen", "fifteen", "sixteen"),
-    *("seventeen", "eighteen", "nineteen", "twenty"),
-)
+NUMBERS = """
+    zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen
+    sixteen seventeen eighteen nineteen twenty
+"""
 Scores = dict[str, float]
 Record = dict[str, Any]
 
@@ -114,8 +113,9 @@ def truth(text: str) -> str:
 
 def number_word(text: str) -> str:
     """Return the first number up to twenty that is written as a word, in digits."""
-    found = first(rf"\b(?:{'|'.join(NUMBERS)})\b", text.lower())
-    return str(NUMBERS.index(found)) if found else ""
+    words = NUMBERS.split()
+    found = first(rf"\b(?:{'|'.join(words)})\b", text.lower())
+    return str(words.index(found)) if found else ""
 
 
 def sorted_words(text: str, asked: str) -> str:
@@ -165,10 +165,8 @@ def instruction_scores(problem: Problem, text: str) -> Scores:
     """Score a response to a prompt with instructions: all of them followed, and the share."""
     instructions = problem.metadata["instructions"]
     scores = {}
-    for name, verdicts in (
-        ("strict", strict(instructions, text)),
-        ("loose", loose(instructions, text)),
-    ):
+    for name, follows in {"strict": strict, "loose": loose}.items():
+        verdicts = follows(instructions, text)
         scores[f"prompt_{name}"] = float(all(verdicts))
         scores[f"instruction_{name}"] = sum(verdicts) / len(verdicts)
     return scores
@@ -252,12 +250,9 @@ def prepare(
     benchmark = BENCHMARKS[name]
     if not benchmark.new_tokens:
         problems = [as_letter_question(problem) for problem in problems]
-    prompt = config.prompt
-    own = PromptTemplate(system=prompt.system, chat=prompt.chat)
-    theirs = PromptTemplate(
-        prompt.template, prompt.response, prompt.system, prompt.few_shot, prompt.chat
-    )
-    template = own if benchmark.own_prompt else theirs
+    template = build_template(config.prompt)
+    if benchmark.own_prompt:
+        template = PromptTemplate(system=template.system, chat=template.chat)
     for problem in problems:
         check_instructions(
             problem.metadata.get("instructions", []), f"{name}: {problem.id}"

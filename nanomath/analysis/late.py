@@ -11,7 +11,6 @@ would be chosen, and reported as found.
 
 from __future__ import annotations
 
-from itertools import islice
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -19,6 +18,7 @@ from typing import Any
 from nanomath.analysis.cells import Cell, Late, words_of
 from nanomath.analysis.measures import measured, whole_run
 from nanomath.analysis.runs import read_run
+from nanomath.rollout.episodes import in_groups
 from nanomath.training.checkpoint import checkpoint_steps
 
 
@@ -59,14 +59,11 @@ def budget(late: Late, directory: Path) -> tuple[float, str]:
 def best(late: Late, directory: Path) -> tuple[Any, str]:
     """Of equal values the first."""
     metric = late.options["measure"].split(".", 1)[1]
-    cells = iter(late.cells)
     values = late.options["values"]
-    means = [
-        fmean(
-            fmean(measured(directory / cell.name, metric)[0].values()) for cell in runs
-        )
-        for runs in (list(islice(cells, len(late.options["seeds"]))) for _ in values)
+    scores = [
+        fmean(measured(directory / cell.name, metric)[0].values()) for cell in late.cells
     ]
+    means = [fmean(seeds) for seeds in in_groups(scores, len(late.options["seeds"]))]
     at = means.index(max(means))
     tried = ", ".join(f"{v}: {mean:.4g}" for v, mean in zip(values, means, strict=True))
     edge = at in (0, len(values) - 1)
@@ -81,7 +78,7 @@ def checkpoint(late: Late, directory: Path) -> tuple[int, str]:
     saved = checkpoint_steps(run.directory / "checkpoints")
     scores = {
         step: value
-        for step, value in zip(*run.series.get(metric, ([], [])), strict=True)
+        for step, value in zip(*run.curve(metric), strict=True)
         if step in saved
     }
     if not scores:

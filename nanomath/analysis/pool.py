@@ -13,6 +13,7 @@ import contextlib
 import ctypes
 import fcntl
 import json
+import math
 import os
 import signal
 import subprocess
@@ -26,7 +27,7 @@ from typing import Any
 
 from nanomath.analysis.cells import Cell
 from nanomath.analysis.late import settle
-from nanomath.analysis.runs import flat, read_run
+from nanomath.analysis.runs import Run, flat, read_run
 from nanomath.analysis.study import NANOMATH, RUNS
 from nanomath.training.checkpoint import checkpoint_steps
 from nanomath.training.loop import share_used
@@ -52,14 +53,14 @@ class Pool:
     """`run(cells)` runs what is not done, `workers` at a time, in `directory`.
 
     say(text) tells how it goes on, check(cell) looks at a cell that is done. It ends, with all
-    cells saved, when none is left, at the time `deadline` of time.monotonic (0: never), with
+    cells saved, when none is left, at the time `deadline` of time.monotonic, with
     KeyboardInterrupt when it is asked to, or with what `check` or the disk raises.
     """
 
     directory: Path
     workers: int
     say: Callable[[str], None]
-    deadline: float = 0.0
+    deadline: float = math.inf
     check: Callable[[Cell], None] = lambda cell: None
     known: dict[str, dict[str, Any]] = field(default_factory=dict)  # cells that are done
 
@@ -68,10 +69,9 @@ class Pool:
             if self.state(cell).get("state") == "failed":  # at an earlier time
                 self._state_file(cell).unlink(missing_ok=True)
         running: list[Running] = []
-        self.total = len(cells)
         with interrupts() as asked:
             try:
-                while not (self._late() or asked):
+                while not asked and time.monotonic() < self.deadline:
                     left = self._left(cells, running)
                     if not left and not running:
                         break
@@ -123,9 +123,6 @@ class Pool:
         limits["collapse"] = run.config.get("run.on_collapse") == "end"
         lines = [line for line in run.lines if line["step"] <= last]
         return last == run.config["run.steps"] or share_used(lines, limits) >= 1
-
-    def _late(self) -> bool:
-        return bool(self.deadline) and time.monotonic() > self.deadline
 
     def _ready(self, left: list[Cell]) -> list[Cell]:
         """The cells whose others are done."""
@@ -228,11 +225,7 @@ class Pool:
 
     def spent(self, cell: Cell, sittings: int | None = -1) -> float:
         """Seconds of the sittings of a cell, by default of all but the last."""
-        path = self.directory / cell.name / "run.json"
-        try:
-            those = json.loads(path.read_text("utf-8"))[:sittings]
-        except (OSError, ValueError):
-            return 0.0
+        those = Run(self.directory / cell.name, "", {}).sittings[:sittings]
         return 60 * sum(sitting.get("minutes", 0.0) for sitting in those)
 
     def _report(
@@ -246,7 +239,7 @@ class Pool:
             else f"failed: {state.get('reason')}"
         )
         left = self.minutes_left(cells, running)
-        text = f"[{ended}/{self.total}] {cell.name}: {how}; {len(running)} running"
+        text = f"[{ended}/{len(cells)}] {cell.name}: {how}; {len(running)} running"
         self.say(text + (f", about {left:.0f} minutes left" if left else ""))
 
     def minutes_left(

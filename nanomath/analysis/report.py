@@ -21,7 +21,7 @@ import json
 import math
 import re
 import secrets
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from importlib.util import find_spec
 from operator import itemgetter
@@ -32,16 +32,11 @@ from typing import Any
 import jinja2
 import numpy as np
 
-from nanomath.analysis.compare import (
-    Paired,
-    last_measured,
-    measured_at,
-    paired,
-    right_share,
-)
+from nanomath.analysis.compare import last_measured, measured_at, paired, right_share
 from nanomath.analysis.diagnosis import Finding, diagnose
 from nanomath.analysis.evaluation import mean_score
 from nanomath.analysis.runs import (
+    Curve,
     Record,
     Run,
     arms,
@@ -198,25 +193,19 @@ def thinned(steps: Sequence[int], values: Sequence[float]) -> list[list[float]]:
 
 def layers(run: Run) -> dict[str, Any]:
     """Matrices [part, step] of what the updates were in each part of the model."""
-    found: dict[str, dict[str, tuple[list[int], list[float]]]] = {}
+    found: dict[str, dict[str, Curve]] = {}
     for name, pair in run.series.items():
         if match := LAYERS.fullmatch(name):
             found.setdefault(match[1], {})[match[2]] = pair
     return {kind: layer_map(parts) for kind, parts in found.items()}
 
 
-def layer_map(parts: Mapping[str, tuple[list[int], list[float]]]) -> dict[str, Any]:
+def layer_map(parts: Mapping[str, Curve]) -> dict[str, Any]:
     """The matrix of one kind, at the steps of the first part's curve."""
     steps, _ = thinned(*next(iter(parts.values())))
-    values = [_at(pair, steps) for pair in parts.values()]
+    known = [dict(zip(*pair, strict=True)) for pair in parts.values()]
+    values = [[row.get(step) for step in steps] for row in known]
     return {"parts": list(parts), "steps": steps, "values": values}
-
-
-def _at(
-    pair: tuple[list[int], list[float]], steps: Iterable[float]
-) -> list[float | None]:
-    known = dict(zip(*pair, strict=True))
-    return [known.get(step) for step in steps]
 
 
 def group_counts(run: Run) -> dict[str, Any]:
@@ -225,13 +214,11 @@ def group_counts(run: Run) -> dict[str, Any]:
     if not lines:
         return {}
     size = max(line["samples"] for line in lines)
-    step = max(1, len(lines) // POINTS)
-    counts = [
-        np.bincount(line["right"], minlength=size + 1).tolist() for line in lines[::step]
-    ]
+    lines = lines[:: max(1, len(lines) // POINTS)]
+    counts = [np.bincount(line["right"], minlength=size + 1) for line in lines]
     return {
         "samples": size,
-        "steps": [line["step"] for line in lines[::step]],
+        "steps": [line["step"] for line in lines],
         "counts": np.transpose(counts).tolist(),
     }
 
@@ -264,10 +251,10 @@ def episodes(run: Run, records: Sequence[Record]) -> dict[str, Any]:
     numbers of tokens in columns.
     """
     ids = {i for record in records for i in record["tokens"]}
-    known = run.pieces(ids)
-    pieces = list(dict.fromkeys(known.values())) if known else []
+    known = run.pieces(ids) or {}
+    pieces = list(dict.fromkeys(known.values()))
     place = {text: number for number, text in enumerate(pieces)}
-    number_of = {i: place[text] for i, text in known.items()} if known else {}
+    number_of = {i: place[text] for i, text in known.items()}
     columns: dict[str, list[float]] = {name: [] for name in COLUMNS}
     for record in records:
         for name, values in token_columns(record).items():
@@ -296,18 +283,9 @@ def thousandths(values: Sequence[float]) -> list[int | None]:
 
 
 def _shown(record: Record, number_of: dict[int, int]) -> dict[str, Any]:
-    names = (
-        "step",
-        "prompt",
-        "sample",
-        "problem",
-        "question",
-        "answer",
-        "text",
-        "finish_reason",
-    )
+    names = "step prompt sample problem question answer text finish_reason"
     return {
-        **{name: record.get(name) for name in names},
+        **{name: record.get(name) for name in names.split()},
         "found": record.get("found", ""),
         "rewards": record["rewards"],
         "length": len(record["tokens"]),
@@ -335,7 +313,9 @@ def picks(rollouts: Sequence[Record]) -> list[dict[str, Any]]:
         "first cut at the limit": lambda r: (
             -r["step"] if r["finish_reason"] != "eos" else None
         ),
-        "largest ratio": lambda r: max(map(_away, numbers(r, "ratio")), default=None),
+        "largest ratio": lambda r: max(
+            (abs(math.log(max(x, 1e-9))) for x in numbers(r, "ratio")), default=None
+        ),
     }
     found = []
     for name, rule in rules.items():
@@ -348,10 +328,6 @@ def picks(rollouts: Sequence[Record]) -> list[dict[str, Any]]:
                 {"rule": name, **{n: record[n] for n in ("step", "prompt", "sample")}}
             )
     return found
-
-
-def _away(ratio: float) -> float:
-    return abs(math.log(max(ratio, 1e-9)))
 
 
 # --- held-out problems -----------------------------------------------------------------------
@@ -431,12 +407,13 @@ def pairs_of(arms: Mapping[str, Sequence[Run]]) -> list[dict[str, Any]]:
         pairs += [(a, b) for a in seeds for b in runs]
         if pairs:
             a, b = pairs[0]
-            result: Paired | None = paired(last_measured(a), last_measured(b))
-            names = (
-                called(a, first, len(seeds)),
-                called(b, arm, len(runs) + (arm == first)),
+            found.append(
+                {
+                    "a": called(a, first, len(seeds)),
+                    "b": called(b, arm, len(runs) + (arm == first)),
+                    "paired": paired(last_measured(a), last_measured(b)),
+                }
             )
-            found.append({"a": names[0], "b": names[1], "paired": result})
     return found
 
 
@@ -460,13 +437,11 @@ def metric_docs() -> list[dict[str, Any]]:
             section = line[3:].split(" (")[0]
         cells = [cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]]
         for name in re.findall(r"`([^`]+)`", cells[0]) if len(cells) == 4 else ():
-            pattern = re.escape(name)
-            for word, general in GENERAL.items():
-                pattern = re.sub(
-                    rf"(?<![A-Z]){re.escape(re.escape(word))}(?![A-Z])",
-                    lambda _, g=general: g,
-                    pattern,
-                )
+            pattern = re.sub(
+                rf"(?<![A-Z])({'|'.join(GENERAL)})(?![A-Z])",
+                lambda word: GENERAL[word[0]],
+                re.escape(name),
+            )
             what, expected = (
                 cells[i].replace("\\|", "|").replace("`", "") for i in (1, 3)
             )

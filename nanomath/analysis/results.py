@@ -7,8 +7,10 @@ killed and went on ends with the same bytes; times are kept apart, in the table 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from itertools import combinations
 from statistics import fmean
 from typing import Any
 
@@ -176,30 +178,22 @@ def costs_of(
     """
     found: dict[str, dict[str, list[float]]] = {arm: {} for arm in study.arms}
     for seed in study.seeds:
-        of_arm = {arm: set(_names(chains[arm, seed])) for arm in study.arms}
+        of_arm = {
+            arm: {cell.name for cell in chains[arm, seed].values()} for arm in study.arms
+        }
         shared = set.intersection(*of_arm.values()) if len(of_arm) > 1 else set()
         for arm in study.arms:
             cells = [c for c in chains[arm, seed].values() if c.name not in shared]
             if all(map(pool.is_done, cells)):
-                for what, amount in total(costs_of_cell(c, pool) for c in cells).items():
+                total: Counter[str] = Counter()
+                for cell in cells:
+                    total.update(costs_of_cell(cell, pool))
+                for what, amount in total.items():
                     found[arm].setdefault(what, []).append(amount)
     return {
         arm: {what: fmean(amounts) for what, amounts in costs.items()}
         for arm, costs in found.items()
     }
-
-
-def _names(chain: Chain) -> list[str]:
-    return [cell.name for cell in chain.values()]
-
-
-def total(costs: Iterable[Mapping[str, float]]) -> dict[str, float]:
-    """The sums of what several cells took."""
-    found: dict[str, float] = {}
-    for one in costs:
-        for what, amount in one.items():
-            found[what] = found.get(what, 0.0) + amount
-    return found
 
 
 def costs_of_cell(cell: Cell, pool: Pool) -> dict[str, float]:
@@ -211,7 +205,7 @@ def costs_of_cell(cell: Cell, pool: Pool) -> dict[str, float]:
     if not (place / "config.toml").exists():
         return found
     run = read_run(place)
-    steps = len(run.series.get("loss", ([], []))[0])
+    steps = len(run.curve("loss")[0])
     passes = run.config.get("algorithm.epochs", 1) * run.config.get(
         "algorithm.minibatches", 1
     )
@@ -342,7 +336,7 @@ def _table(results: Results, measure: str) -> list[str]:
                 "",
                 "baseline" if arm == study.baseline else "no comparison",
             ]
-        lines.append("| " + " | ".join(cells) + " |")
+        lines.append(f"| {' | '.join(cells)} |")
     return [*lines, "", *_remarks(results, measure, found, share)]
 
 
@@ -361,16 +355,16 @@ def _tasks(results: Results, measure: str) -> list[str]:
         scores = results.by_task(measure, arm)
         if scores is None:
             continue
-        low, high = statistics.stratified_bootstrap([scores], statistics.iqm)
-        cells = [arm, f"{statistics.iqm(scores):.3f} ({low:.3f} to {high:.3f})", ""]
+        cells = [arm, _bootstrapped(".3f", statistics.iqm, scores), ""]
         if arm != study.baseline:
-            low, high = statistics.stratified_bootstrap(
-                [scores, base], statistics.improvement
-            )
-            chance = statistics.improvement(scores, base)
-            cells[2] = f"{chance:.2f} ({low:.2f} to {high:.2f})"
-        lines.append("| " + " | ".join(cells) + " |")
+            cells[2] = _bootstrapped(".2f", statistics.improvement, scores, base)
+        lines.append(f"| {' | '.join(cells)} |")
     return [*lines, ""]
+
+
+def _bootstrapped(form: str, statistic: Callable[..., float], *scores: Matrix) -> str:
+    found = statistics.stratified_bootstrap(scores, statistic)
+    return f"{found.mean:{form}} ({found.low:{form}} to {found.high:{form}})"
 
 
 def is_share(measure: str) -> bool:
@@ -413,14 +407,12 @@ def bands_of(results: Results, measure: str) -> list[list[str]]:
     """The arms in bands, by all pairs, corrected together."""
     means = {arm: results.mean(measure, arm) for arm in results.study.arms}
     known = {arm: mean for arm, mean in means.items() if mean is not None}
-    names = list(known)
     pairs = {
-        f"{a}\0{b}": d.p
-        for i, a in enumerate(names)
-        for b in names[i + 1 :]
+        (a, b): d.p
+        for a, b in combinations(known, 2)
         if (d := results.difference(measure, a, b))
     }
-    apart = {tuple(k.split("\0")): p < 0.05 for k, p in statistics.holm(pairs).items()}
+    apart = {pair: p < 0.05 for pair, p in statistics.holm(pairs).items()}
     return statistics.bands(known, apart)
 
 
@@ -472,7 +464,7 @@ def _costs(results: Results) -> list[str]:
     names = list(
         dict.fromkeys(what for costs in results.costs.values() for what in costs)
     )
-    lines = ["| arm | " + " | ".join(names) + " |", "|---" * (1 + len(names)) + "|"]
+    lines = [f"| arm | {' | '.join(names)} |", "|---" * (1 + len(names)) + "|"]
     for arm, costs in results.costs.items():
         cells = [arm]
         for name in names:
@@ -480,5 +472,5 @@ def _costs(results: Results) -> list[str]:
             compared = arm != results.study.baseline and base.get(name)
             said = f" (x {spent / base[name]:.2f})" if compared else ""
             cells.append(f"{spent:,.0f}{said}")
-        lines.append("| " + " | ".join(cells) + " |")
+        lines.append(f"| {' | '.join(cells)} |")
     return lines

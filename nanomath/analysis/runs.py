@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import tomllib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -26,6 +26,7 @@ KINDS = {
     "prm": settings.PRMConfig,
 }
 Record = dict[str, Any]
+Curve = tuple[list[int], list[float]]  # the steps and values of a metric
 
 
 @dataclass(frozen=True)
@@ -50,10 +51,7 @@ class Run:
     @cached_property
     def rollouts(self) -> list[Record]:
         """The episodes of rollouts.jsonl, each with the numbers of its prompt and sample."""
-        return [
-            _placed(record, place)
-            for record, place in _places(self.read("rollouts.jsonl"))
-        ]
+        return list(_placed(self.read("rollouts.jsonl")))
 
     @cached_property
     def heldout(self) -> list[Record]:
@@ -70,9 +68,9 @@ class Run:
             return []
 
     @cached_property
-    def series(self) -> dict[str, tuple[list[int], list[float]]]:
+    def series(self) -> dict[str, Curve]:
         """The steps and values of every metric."""
-        found: dict[str, tuple[list[int], list[float]]] = {}
+        found: dict[str, Curve] = {}
         for line in self.lines:
             for name, value in line.items():
                 if name != "step" and isinstance(value, (int, float)):
@@ -80,6 +78,10 @@ class Run:
                     steps.append(line["step"])
                     values.append(value)
         return found
+
+    def curve(self, name: str) -> Curve:
+        """The steps and values of a metric, none where it was not logged."""
+        return self.series.get(name, ([], []))
 
     def read(self, name: str) -> list[Record]:
         """The records of one of its JSONL files; none where there is no such file."""
@@ -161,16 +163,16 @@ def arms(runs: Sequence[Run]) -> dict[str, list[Run]]:
         for key, values in config_differences(runs).items()
         if key not in IDENTITY
     ]
-    found: dict[str, list[Run]] = {}
+    found: dict[tuple[str, ...], list[Run]] = {}
     for number, run in enumerate(runs):
-        words = [f"{key.split('.')[-1]}={values[number]}" for key, values in named]
-        found.setdefault("\0".join(words), []).append(run)
+        words = (f"{key.split('.')[-1]}={values[number]}" for key, values in named)
+        found.setdefault(tuple(words), []).append(run)
     alone = {
         key: seeds[0].name if len(seeds) == 1 else "" for key, seeds in found.items()
     }
     distinct = len(set(alone.values())) == len(alone)
     return {
-        (alone[key] if distinct and alone[key] else ", ".join(key.split("\0")))
+        (alone[key] if distinct and alone[key] else ", ".join(key))
         or seeds[0].name: seeds
         for key, seeds in found.items()
     }
@@ -195,7 +197,7 @@ def piece(backend: Any, token: int) -> str:
     return " " + text if name and name.startswith("\u2581") and text[:1] != " " else text
 
 
-def _places(records: list[Record]) -> Iterable[tuple[Record, tuple[int, int]]]:
+def _placed(records: list[Record]) -> Iterator[Record]:
     """Each episode with the numbers of its prompt and sample; older logs have them by order."""
     step = problem = None
     prompt = sample = -1
@@ -208,8 +210,4 @@ def _places(records: list[Record]) -> Iterable[tuple[Record, tuple[int, int]]]:
         sample += 1
         step = record["step"]
         problem = record.get("problem")
-        yield record, (prompt, sample)
-
-
-def _placed(record: Record, place: tuple[int, int]) -> Record:
-    return {"prompt": place[0], "sample": place[1], **record}
+        yield {"prompt": prompt, "sample": sample, **record}

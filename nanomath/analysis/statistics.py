@@ -20,16 +20,18 @@ import math
 import warnings
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from nanomath.analysis.evaluation import RESAMPLES, Score
+from nanomath.analysis.evaluation import RESAMPLES, Score, with_percentiles
 
 LEVEL = 0.95
 POWER = 0.8
 FEWEST_SEEDS = 3  # with two, the interval over seeds is nine standard deviations wide
 Matrix = NDArray[np.float64]
+Name = TypeVar("Name", bound=Hashable)
 
 
 @dataclass(frozen=True)
@@ -118,11 +120,11 @@ def p_value(mean: float, variance: float, freedom: float) -> float:
     return float(2 * t.sf(abs(mean) / math.sqrt(variance), freedom))
 
 
-def holm(p: Mapping[str, float]) -> dict[str, float]:
+def holm(p: Mapping[Name, float]) -> dict[Name, float]:
     """The p of each of several tests, corrected so that the chance of any false alarm among all is
     that of one.
     """
-    corrected: dict[str, float] = {}
+    corrected: dict[Name, float] = {}
     largest = 0.0
     for rank, name in enumerate(sorted(p, key=p.__getitem__)):
         largest = max(largest, min(1.0, (len(p) - rank) * p[name]))
@@ -136,31 +138,20 @@ def detectable(
     seeds: int,
     spread: float = 0.0,
     correlation: float = 0.5,
-    power: float = POWER,
 ) -> float:
-    """The smallest true difference that a study would find in `power` of the cases.
+    """The smallest true difference that a study would find in POWER of the cases.
 
     Before anything is run: pass rates uniform in [0, 1] (variance 1/12 between problems, 1/6 / K of
     a mean of K samples), of the two arms with this correlation over problems; `spread` is the
     standard deviation of the paired difference over seeds that problems do not explain.
     """
+    from scipy.stats import norm, t
+
     between = 2 * (1 - correlation) / 12
     within = 2 / 6 / samples / seeds
     variance = (between + within) / problems + spread**2 / seeds
-    return detectable_from(
-        variance, seeds - 1 if spread and seeds > 1 else math.inf, power
-    )
-
-
-def detectable_from(variance: float, freedom: float, power: float = POWER) -> float:
-    """The same from the variance of the mean difference that was measured."""
-    from scipy.stats import norm, t
-
-    quantile = t.ppf if math.isfinite(freedom) else lambda share, _: norm.ppf(share)
-    return float(
-        (quantile((1 + LEVEL) / 2, freedom) + quantile(power, freedom))
-        * math.sqrt(variance)
-    )
+    law = t(seeds - 1) if spread and seeds > 1 else norm
+    return float((law.ppf((1 + LEVEL) / 2) + law.ppf(POWER)) * math.sqrt(variance))
 
 
 def bands(
@@ -197,12 +188,14 @@ def improvement(a: Matrix, b: Matrix) -> float:
 
 
 def stratified_bootstrap(
-    scores: Sequence[Matrix], statistic, resamples: int = 2000, seed: int = 0
-) -> tuple[float, float]:
-    """The 95% percentile interval of statistic(*scores), the seeds of each task and each of
-    `scores` drawn anew.
+    scores: Sequence[Matrix],
+    statistic: Callable[..., float],
+    resamples: int = RESAMPLES,
+) -> Score:
+    """The number statistic(*scores) with a 95% percentile interval, the seeds of each task and
+    each of `scores` drawn anew.
     """
-    generator = np.random.default_rng(seed)
+    generator = np.random.default_rng(0)
     found = []
     for _ in range(resamples):
         drawn = [
@@ -210,8 +203,7 @@ def stratified_bootstrap(
             for m in scores
         ]
         found.append(statistic(*drawn))
-    low, high = np.percentile(found, [2.5, 97.5])
-    return float(low), float(high)
+    return with_percentiles(statistic(*scores), found)
 
 
 def halved(doses: Sequence[float], curve: Sequence[float]) -> float:
@@ -228,11 +220,11 @@ def halved(doses: Sequence[float], curve: Sequence[float]) -> float:
     return math.inf if goal > 0 else math.nan
 
 
-def halving_dose(doses: Sequence[float], curves: Matrix, seed: int = 0) -> Score:
+def halving_dose(doses: Sequence[float], curves: Matrix) -> Score:
     """`halved` of the mean of curves [S seeds, doses], with a 95% percentile interval over draws
     of the seeds. Of few seeds it is too narrow; a bound that is not known is inf or NaN.
     """
-    generator = np.random.default_rng(seed)
+    generator = np.random.default_rng(0)
     drawn = generator.integers(len(curves), size=(RESAMPLES, len(curves)))
     found = [halved(doses, curves[rows].mean(axis=0)) for rows in drawn]
     low, high = np.percentile(found, [2.5, 97.5], method="inverted_cdf")

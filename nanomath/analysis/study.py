@@ -244,23 +244,11 @@ def study_of(name: str, table: Mapping[str, Any]) -> Study:
         _check_event(table["event"], stages)
     if "doses" in table:
         _check_doses(table["doses"], arms)
-    return Study(
-        name,
-        table["question"],
-        table["baseline"],
-        tuple(seeds),
-        tuple(table["measures"]),
-        stages,
-        arms,
-        table.get("budget", ""),
-        table.get("last", 1),
-        table.get("cluster", ""),
-        table.get("tasks", ""),
-        table.get("best", {}),
-        EVENT | table["event"] if "event" in table else {},
-        levels,
-        table.get("doses", {}),
-    )
+    said = {key: value for key, value in table.items() if key not in FORMS}
+    if "event" in table:
+        said["event"] = EVENT | table["event"]
+    said |= {"seeds": tuple(seeds), "measures": tuple(table["measures"])}
+    return Study(name, **{**said, "stages": stages, "arms": arms, "levels": levels})
 
 
 def _stage(name: str, part: Mapping[str, Any]) -> Stage:

@@ -22,7 +22,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import combinations
+from itertools import combinations, compress
 from math import comb
 
 import numpy as np
@@ -61,9 +61,8 @@ def kaplan_meier(runs: Runs) -> tuple[list[int], list[float]]:
     censored = stats.CensoredData.right_censored(runs.steps, ~runs.happened)
     curve = stats.ecdf(censored).sf
     falls = np.isin(curve.quantiles, runs.steps[runs.happened])
-    return curve.quantiles[falls].astype(int).tolist(), curve.probabilities[
-        falls
-    ].tolist()
+    steps = curve.quantiles[falls].astype(int)
+    return steps.tolist(), curve.probabilities[falls].tolist()
 
 
 def horizon(runs: Runs) -> int:
@@ -109,11 +108,8 @@ def some_ways(parts: Sequence[tuple[Vector, int]]) -> Vector:
     )
 
 
-def together(*several: Runs) -> Runs:
-    return Runs(
-        np.concatenate([runs.steps for runs in several]),
-        np.concatenate([runs.happened for runs in several]),
-    )
+def together(a: Runs, b: Runs) -> Runs:
+    return Runs(np.append(a.steps, b.steps), np.append(a.happened, b.happened))
 
 
 def smallest_p(n: int) -> float:
@@ -213,35 +209,31 @@ def announcements(
     alarm one without event that is warned of. Nothing where either half has fewer than FEWEST runs
     with the event, or without it.
     """
-    halves = [
-        [e for e, c in zip(events, choosing, strict=True) if c is half]
-        for half in (True, False)
-    ]
-    if any(
-        min(half.count(None), len(half) - half.count(None)) < FEWEST for half in halves
-    ):
-        return {}
-    return {
-        name: judged(series, events, choosing, ahead)
-        for name, series in measures.items()
-    }
+    judging = [not chooses for chooses in choosing]
+    ends, others = (list(compress(events, half)) for half in (choosing, judging))
+    for half in ends, others:
+        if min(half.count(None), len(half) - half.count(None)) < FEWEST:
+            return {}
+    found = {}
+    for name, series in measures.items():
+        warning = choose(list(compress(series, choosing)), ends, ahead)
+        found[name] = judged(warning, list(compress(series, judging)), others, ahead)
+    return found
 
 
 def judged(
+    warning: Threshold,
     series: Sequence[Series],
     events: Sequence[int | None],
-    choosing: Sequence[bool],
     ahead: int,
 ) -> dict:
-    """The chosen warning of one measure, its hits, false alarms and leads in the other runs."""
-    runs = list(zip(series, events, choosing, strict=True))
-    chosen = choose([s for s, _, c in runs if c], [e for _, e, c in runs if c], ahead)
-    others = [(chosen.first(s), e) for s, e, c in runs if not c]
-    leads = [None if at is None else e - at for at, e in others if e is not None]
+    """A warning with its hits, false alarms and leads in some runs."""
+    runs = list(zip(map(warning.first, series), events, strict=True))
+    leads = [None if at is None else e - at for at, e in runs if e is not None]
     hits = [lead for lead in leads if lead is not None and lead >= ahead]
-    false = [at is not None for at, e in others if e is None]
+    false = [at is not None for at, e in runs if e is None]
     return {
-        "warning": str(chosen),
+        "warning": str(warning),
         "hits": wilson(len(hits), len(leads)),
         "false_alarms": wilson(sum(false), len(false)),
         "lead": float(np.median(hits)) if hits else None,

@@ -27,7 +27,7 @@ from zlib import crc32
 import numpy as np
 from numpy.typing import NDArray
 
-from nanomath.analysis.evaluation import RESAMPLES, interval
+from nanomath.analysis.evaluation import RESAMPLES, interval, with_percentiles
 from nanomath.data.benchmarks import BENCHMARKS, GROUPS
 from nanomath.data.files import read_json
 from nanomath.data.world import FAMILIES
@@ -150,18 +150,13 @@ def grouped(tasks: Mapping[str, Task], given: Mapping[str, str]) -> dict[str, li
     group_of = {name: given.get(name, task.group) for name, task in tasks.items()}
     groups = {g: [name for name in tasks if group_of[name] == g] for g in GROUPS}
     if empty := [group for group, names in groups.items() if not names]:
-        known = [
-            n for n, b in {**FAMILIES, **_benchmark_groups()}.items() if b == empty[0]
-        ]
+        of_benchmarks = {name: benchmark.group for name, benchmark in BENCHMARKS.items()}
+        known = [n for n, g in {**FAMILIES, **of_benchmarks}.items() if g == empty[0]]
         raise ValueError(
             f"the group {empty[0]} is empty: evaluate on one of {', '.join(known)}, or put a task "
             f"into it by groups.TASK={empty[0]}"
         )
     return groups
-
-
-def _benchmark_groups() -> dict[str, str]:
-    return {name: benchmark.group for name, benchmark in BENCHMARKS.items()}
 
 
 # --- the index -------------------------------------------------------------------------------
@@ -210,7 +205,7 @@ def compare_transfer(
             "the base's and at least one more"
         )
     check_comparable(files)
-    (first, _), *_ = files.items()
+    first, *others = files
     groups = grouped(files[first], given)
     # Seeds by name, so that tasks of as many problems are not drawn alike.
     drawn = {
@@ -234,7 +229,7 @@ def compare_transfer(
     in_maths = gains(base[MATHS], tuned[MATHS], 1.0)
     change = {g: (tuned[g] - base[g][:, None]).mean(axis=-1) for g in groups}
     models = {}
-    for m, name in enumerate(list(files)[1:]):
+    for m, name in enumerate(others):
         why = undefined(in_maths[:, m], estimate(change[MATHS][:, m]))
         models[name] = {
             "tasks": {
@@ -279,8 +274,7 @@ def estimate(rows: Matrix) -> dict[str, float] | None:
     """
     if not np.isfinite(rows[0]):
         return None
-    low, high = np.percentile(rows[np.isfinite(rows)], [2.5, 97.5])
-    return {"mean": float(rows[0]), "low": float(low), "high": float(high)}
+    return vars(with_percentiles(rows[0], rows[np.isfinite(rows)]))
 
 
 def undefined(gain: Matrix, change: Mapping[str, float]) -> str:

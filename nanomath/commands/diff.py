@@ -23,23 +23,20 @@ from nanomath.analysis import figures
 from nanomath.analysis.budget import arrows, changes
 from nanomath.analysis.compare import differences
 from nanomath.analysis.runs import read_run
+from nanomath.commands.main import parse_words
 from nanomath.data.problem_sets import read_measured
 
 
 def main(argv: list[str]) -> int:
-    if {"-h", "--help"} & set(argv):
-        print(__doc__)
-        return 0
-    outs = [word.removeprefix("out=") for word in argv if word.startswith("out=")]
-    names = [word for word in argv if not word.startswith("out=")]
-    measured = [name.endswith(".json") for name in names]
-    if len(names) != 2 or measured[0] != measured[1] or (outs and not measured[0]):
+    names, out = parse_words(argv, "out", __doc__)
+    measured = {name.endswith(".json") for name in names}
+    if len(names) != 2 or len(measured) > 1 or (out is not None and False in measured):
         raise ValueError(
             "diff needs two run directories, or two eval.json: python -m nanomath diff A B, "
             "python -m nanomath diff A.json B.json [out=NAME]"
         )
-    if measured[0]:
-        return diff_measured(*names, outs[-1] if outs else "")
+    if True in measured:
+        return diff_measured(*names, out)
     a, b = (read_run(name) for name in names)
     found = list(differences(a, b))
     print(
@@ -49,7 +46,7 @@ def main(argv: list[str]) -> int:
     return 1 if found else 0
 
 
-def diff_measured(a: str, b: str, out: str) -> int:
+def diff_measured(a: str, b: str, out: str | None) -> int:
     """Compare two eval.json problem by problem."""
     if out:
         figures.check_picture("out", out)

@@ -34,7 +34,8 @@ from nanomath.analysis.saved import (
 )
 from nanomath.analysis.selective import check_confidence, measure_confidence
 from nanomath.commands import general
-from nanomath.config import parse_arguments, positional
+from nanomath.commands.main import operands
+from nanomath.config import parse_arguments
 from nanomath.data.files import as_json, check_directory, check_file
 from nanomath.data.problem import Problem
 from nanomath.models import Tokenizer
@@ -55,22 +56,15 @@ from nanomath.training.runlog import write_atomically
 
 
 def main(argv: list[str]) -> int:
-    words = positional(argv)
-    if not {"-h", "--help"} & set(argv) and (len(words) < 2 or "" in words[:2]):
-        raise ValueError(
-            "eval needs a model and a problem set: python -m nanomath eval MODEL DATA "
-            "[key=value ...]"
-        )
-    for word in words[:2]:
-        argv.remove(word)
-    if words[1:2] == ["general"]:
-        return general.main(argv, words[0])
-    given = (
-        [f"model.path={words[0]}", f"problems.source={words[1]}"]
-        if len(words) >= 2
-        else []
+    (path, source), words = operands(
+        argv,
+        "eval needs a model and a problem set: python -m nanomath eval MODEL DATA "
+        "[key=value ...]",
     )
-    config, _ = parse_arguments(settings.EvalConfig, [*given, *argv], __doc__)
+    if source == "general":
+        return general.main(words, path)
+    given = [f"model.path={path}", f"problems.source={source}"]
+    config, _ = parse_arguments(settings.EvalConfig, [*given, *words], __doc__)
     measure = config.evaluation
     if config.sampling.temperature == 0 and measure.samples > 1:
         measure.samples = 1  # greedy samples are all alike

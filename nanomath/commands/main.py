@@ -1,4 +1,4 @@
-"""What every entry point shares: how it ends when something goes wrong.
+"""What entry points share: words that are no config, and how it ends when something goes wrong.
 
 A mistake of the user ends in one line and exit code 2, a failed run in exit code 1.
 """
@@ -8,10 +8,37 @@ from __future__ import annotations
 import atexit
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NoReturn
 
+from nanomath.config import positional
 from nanomath.training.runlog import RunFailed
+
+
+def parse_words(
+    argv: Sequence[str], option: str, usage: str
+) -> tuple[list[str], str | None]:
+    """Return the words of a command line but OPTION=VALUE, and its last value (None: it is not
+    there). `--help` prints `usage` and exits with 0.
+    """
+    if {"-h", "--help"} & set(argv):
+        print(usage)
+        raise SystemExit(0)
+    names = [word for word in argv if not word.startswith(f"{option}=")]
+    values = [word.split("=", 1)[1] for word in argv if word not in names]
+    return names, values[-1] if values else None
+
+
+def operands(argv: Sequence[str], needed: str) -> tuple[list[str], list[str]]:
+    """Return the first two words that are neither flags nor `key=value`, and all other words.
+    ValueError(needed) where there are no two, unless `--help` is asked for.
+    """
+    two = positional(argv)[:2]
+    if len(two) < 2 or "" in two:
+        if not {"-h", "--help"} & set(argv):
+            raise ValueError(needed)
+        two = ["", ""]
+    return two, [word for word in argv if word not in two]
 
 
 def run_main(

@@ -16,20 +16,20 @@ from __future__ import annotations
 from pathlib import Path
 
 from nanomath import settings
+from nanomath.commands.main import operands
 from nanomath.config import parse_arguments
 from nanomath.models import save_model
 from nanomath.training.build import build_model
 
 
 def main(argv: list[str]) -> int:
-    help_asked = {"-h", "--help"} & set(argv)
-    if not help_asked and (len(argv) < 2 or any("=" in word for word in argv[:2])):
-        raise ValueError(
-            "merge needs a model and a new directory: python -m nanomath merge MODEL DIRECTORY"
-        )
-    words = argv if help_asked else [f"model.path={argv[0]}", *argv[2:]]
+    (path, directory), words = operands(
+        argv,
+        "merge needs a model and a new directory: python -m nanomath merge MODEL DIRECTORY",
+    )
+    words = [f"model.path={path}", *words]
     config, _ = parse_arguments(settings.MergeConfig, words, __doc__)
-    target = Path(argv[1])
+    target = Path(directory)
     if target.exists():
         raise FileExistsError(f"{target} exists: name a new directory")
     save_model(*build_model(config.model, seed=0), target)

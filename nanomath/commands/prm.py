@@ -27,7 +27,8 @@ import torch
 from tqdm import tqdm
 
 from nanomath import settings
-from nanomath.config import parse_arguments, positional
+from nanomath.commands.main import operands
+from nanomath.config import parse_arguments
 from nanomath.data.files import check_file, json_line
 from nanomath.data.order import step_indices
 from nanomath.data.problem import Problem
@@ -295,19 +296,16 @@ def check_lengths(prm: PRM, solutions: Sequence[Labelled]) -> None:
 
 
 def evaluate(argv: list[str]) -> int:
-    words = positional(argv)[:2]
-    if len(words) < 2:
-        if not {"-h", "--help"} & set(argv):
-            raise ValueError(
-                "prm eval needs a PRM and a file: python -m nanomath prm eval PRM DATA "
-                "[key=value ...]"
-            )
-        words = ["", ""]
-    rest = [f"model.path={words[0]}", *(word for word in argv if word not in words)]
-    config, _ = parse_arguments(settings.PRMEvalConfig, rest, __doc__)
+    (path, data), words = operands(
+        argv,
+        "prm eval needs a PRM and a file: python -m nanomath prm eval PRM DATA "
+        "[key=value ...]",
+    )
+    given = f"model.path={path}"
+    config, _ = parse_arguments(settings.PRMEvalConfig, [given, *words], __doc__)
     if config.save:
         check_file("save", config.save)
-    solutions = load_labelled(words[1], config.neutral, config.limit)
+    solutions = load_labelled(data, config.neutral, config.limit)
     scorer = build_scorer(config.model.path, config.model)
     if isinstance(scorer, PRM):
         check_lengths(scorer, solutions)
@@ -319,7 +317,7 @@ def evaluate(argv: list[str]) -> int:
                     question=s.question, steps=s.steps, labels=s.labels, scores=row
                 )
                 file.write(json_line(line))
-    print(f"{words[0]} on {words[1]}: {len(solutions)} solutions")
+    print(f"{path} on {data}: {len(solutions)} solutions")
     names = "auc", "accuracy", "calibration_error", "f1", "f1_wrong", "f1_right"
     print(" " * 18 + "".join(f"{name:>18}" for name in names))
     rows = {

@@ -15,22 +15,19 @@ from pathlib import Path
 
 from nanomath.analysis.report import report
 from nanomath.analysis.runs import read_run
+from nanomath.commands.main import parse_words
 from nanomath.data.files import check_file
 from nanomath.training.runlog import write_atomically
 
 
 def main(argv: list[str]) -> int:
-    if {"-h", "--help"} & set(argv):
-        print(__doc__)
-        return 0
-    outs = [word.removeprefix("out=") for word in argv if word.startswith("out=")]
-    names = [word for word in argv if not word.startswith("out=")]
+    names, given = parse_words(argv, "out", __doc__)
     if not names:
         raise ValueError(
             "report needs a run directory: python -m nanomath report RUN [out=FILE]"
         )
     runs = [read_run(name) for name in names]
-    out = Path(outs[-1]) if outs else runs[0].directory / "report.html"
+    out = runs[0].directory / "report.html" if given is None else Path(given)
     check_file("out", out)
     write_atomically(out, report(runs))
     print(f"{out}: {out.stat().st_size / 1e6:.1f} MB, open it in a browser")

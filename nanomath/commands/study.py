@@ -15,10 +15,12 @@ nanomath/analysis/study.py says what stands in the file.
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 import sys
 import time
+from collections import Counter
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -51,13 +53,12 @@ def main(argv: list[str]) -> int:
     chains = make_cells(study, cells)
     every = in_order(chains)
     workers = max(1, int(number("workers", words, os.cpu_count() or 1)))
-    minutes = number("minutes", words, 0)
-    deadline = time.monotonic() + 60 * minutes if minutes else 0.0
+    minutes = number("minutes", words, math.inf)
     pool = Pool(
         cells,
         workers,
         lambda text: tqdm.write(text, file=sys.stderr),
-        deadline,
+        time.monotonic() + 60 * minutes,
         lambda cell: check_measures(study, cell, cells),
     )
     if "--plan" in argv:
@@ -155,10 +156,7 @@ def narrowed(study: Study, words: dict[str, str]) -> Study:
 def plan(study: Study, cells: dict[str, Cell], pool: Pool) -> str:
     """What would be run, how long that takes, and how small a difference it could see."""
     missing = [cell for cell in cells.values() if not pool.is_done(cell)]
-    counts = {
-        stage: sum(cell.stage.name == stage for cell in cells.values())
-        for stage in study.stages
-    }
+    counts = Counter(cell.stage.name for cell in cells.values())
     minutes = pool.minutes_left(cells)
     how_long = (
         f"about {minutes:.0f} minutes"
@@ -171,8 +169,9 @@ def plan(study: Study, cells: dict[str, Cell], pool: Pool) -> str:
         f"  {len(study.arms)} arms x {len(study.seeds)} seeds: {len(cells)} cells, "
         f"{len(missing)} of them to run, {pool.workers} at a time",
         *(
-            f"  {stage}: {count} cells{'' if count else ', for it leads to no measure'}"
-            for stage, count in counts.items()
+            f"  {stage}: {counts[stage]} cells"
+            f"{'' if counts[stage] else ', for it leads to no measure'}"
+            for stage in study.stages
         ),
         f"  {how_long}; disk: about {size:.0f} MB",
     ]

@@ -16,34 +16,25 @@ import time
 from collections.abc import Sequence
 
 from nanomath.analysis.runs import Run, read_run
+from nanomath.commands.main import parse_words
 
 BLOCKS = "▁▂▃▄▅▆▇█"
 WIDTH = 40  # steps in a small curve
-FIRST = (
-    *("heldout/pass@1", "heldout/loss", "heldout/f1", "reward", "pass@1", "loss", "nll"),
-    *("kl", "entropy", "flat_groups", "length", "truncated", "repetition", "prm/return"),
-    *(
-        "grad_norm",
-        "update_ratio",
-        "gap_mean",
-        "effective_samples",
-        "tokens_per_second",
-        "seconds",
-    ),
-)
+FIRST = """
+    heldout/pass@1 heldout/loss heldout/f1 reward pass@1 loss nll kl entropy flat_groups length
+    truncated repetition prm/return grad_norm update_ratio gap_mean effective_samples
+    tokens_per_second seconds
+"""
 HOME = "\x1b[H"  # the cursor to the upper left corner
 REST = "\x1b[J"  # clear what is below the cursor
 LINE = "\x1b[K"  # clear the rest of the line
 
 
 def main(argv: list[str]) -> int:
-    if {"-h", "--help"} & set(argv):
-        print(__doc__)
-        return 0
-    names = [word for word in argv if not word.startswith("every=")]
+    names, text = parse_words(argv, "every", __doc__)
     if len(names) != 1:
         raise ValueError("watch needs one run directory: python -m nanomath watch RUN")
-    every = seconds([word for word in argv if word.startswith("every=")])
+    every = seconds("2" if text is None else text)
     read_run(names[0])
     if not sys.stdout.isatty():
         print("\n".join(table(read_run(names[0]))))
@@ -62,9 +53,8 @@ def main(argv: list[str]) -> int:
         return 0
 
 
-def seconds(words: Sequence[str]) -> float:
+def seconds(text: str) -> float:
     """Return the value of every=SECONDS. ValueError if it is no positive number."""
-    text = words[-1].removeprefix("every=") if words else "2"
     try:
         value = float(text)
     except ValueError:
@@ -84,7 +74,7 @@ def table(run: Run) -> list[str]:
         f"{run.directory}: step {done} of {steps}{remaining(run, steps - done)}",
         "",
     ]
-    for name in FIRST:
+    for name in FIRST.split():
         if name in run.series:
             values = run.series[name][1][-WIDTH:]
             low, high = min(values), max(values)
@@ -98,7 +88,7 @@ def table(run: Run) -> list[str]:
 
 def remaining(run: Run, steps: int) -> str:
     """Say how long the steps that are left will take at the pace of the last ones."""
-    pace = run.series.get("seconds", ([], []))[1][-WIDTH:]
+    pace = run.curve("seconds")[1][-WIDTH:]
     if not pace or steps <= 0:
         return ""
     minutes = steps * sum(pace) / len(pace) / 60

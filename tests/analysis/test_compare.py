@@ -100,6 +100,14 @@ def test_a_held_out_answer(tmp_path):
     )
 
 
+def test_a_held_out_answer_that_one_run_lacks(tmp_path):
+    every = [*answers(0, [True, False]), *answers(2, [True, True])]
+    a = read_run(write_run(tmp_path / "a", heldout=every))
+    b = read_run(write_run(tmp_path / "b", heldout=every[:2]))
+    assert list(differences(a, b)) == ["held-out: B ends before step 2"]
+    assert list(differences(b, a)) == ["held-out: A ends before step 2"]
+
+
 def rollouts_with(record: dict, **changed) -> list[dict]:
     rows = [episode(step, 0, k) for step in (1, 2) for k in (0, 1)]
     return [{**row, **changed} if row == record else row for row in rows]

@@ -146,8 +146,8 @@ def test_the_middle_half_and_the_chance_of_improvement():
     assert statistics.iqm(scores) == np.arange(5, 15).mean()
     assert statistics.improvement(scores, scores) == 0.5
     assert statistics.improvement(scores + 100, scores) == 1.0
-    low, high = statistics.stratified_bootstrap([scores], statistics.iqm, 500)
-    assert low < statistics.iqm(scores) < high
+    found = statistics.stratified_bootstrap([scores], statistics.iqm, 500)
+    assert found.low < found.mean == statistics.iqm(scores) < found.high
 
 
 # --- doses -----------------------------------------------------------------------------------

@@ -16,7 +16,9 @@ import matplotlib.pyplot as plt
 
 
 def draw(run: Path, picture: Path) -> None:
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").open(encoding="utf-8")]
+    lines = [
+        json.loads(line) for line in (run / "metrics.jsonl").open(encoding="utf-8")
+    ]
     steps = [line for line in lines if "reward" in line]
     measured = [line for line in lines if "heldout/pass@1" in line]
     at = [line["step"] for line in measured]
@@ -27,7 +29,9 @@ def draw(run: Path, picture: Path) -> None:
 
     plt.rcParams.update({"svg.hashsalt": "nanomath", "font.size": 9})
     figure, (left, right) = plt.subplots(1, 2, figsize=(8, 2.6), layout="constrained")
-    left.plot(numbers, [line["pass@1"] for line in steps], color="0.6", label="rollouts")
+    left.plot(
+        numbers, [line["pass@1"] for line in steps], color="0.6", label="rollouts"
+    )
     left.errorbar(
         at,
         accuracy,

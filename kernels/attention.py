@@ -117,7 +117,9 @@ def paged_attention(
         keys=keys,
         values=values,
     )
-    q, table, slot, length = (tensor.contiguous() for tensor in (q, table, slot, length))
+    q, table, slot, length = (
+        tensor.contiguous() for tensor in (q, table, slot, length)
+    )
     out = torch.empty_like(q)
     if form == "cpu":
         tensors = q, keys.mT, values, table, slot, length, out
@@ -155,7 +157,11 @@ def paged_attention_reference(q, pages, slot, length, window=None) -> Tensor:
             for cache in pages[:2]
         )  # [M, K, T, E]
         o = F.scaled_dot_product_attention(
-            q[rows, :, None].to(wide), keys, values, seen[:, None, None], enable_gqa=True
+            q[rows, :, None].to(wide),
+            keys,
+            values,
+            seen[:, None, None],
+            enable_gqa=True,
         )
         out[rows] = o[:, :, 0].to(q.dtype)
     return out
@@ -307,7 +313,10 @@ def _split_kernel(
         shrink = tl.math.exp2(top - safe_top)
         total = total * shrink + tl.sum(weights, 1)
         o = tl.dot(
-            weights.to(values.dtype), values, o * shrink[:, None], input_precision="ieee"
+            weights.to(values.dtype),
+            values,
+            o * shrink[:, None],
+            input_precision="ieee",
         )
         top = new_top
     total = tl.where(

@@ -200,7 +200,11 @@ def _room(chunk: int, weight: Tensor) -> Tensor:
 
 
 def _logits(
-    hidden: Tensor, weight: Tensor, temperature: float, room: Tensor, exact: bool = False
+    hidden: Tensor,
+    weight: Tensor,
+    temperature: float,
+    room: Tensor,
+    exact: bool = False,
 ) -> Tensor:
     """z [c, V] of states [c, D], in the first rows of `room`, rounded exactly as the model's
     own logits are.
@@ -252,7 +256,13 @@ def _chunks_triton(ctx: FunctionCtx, gradient: Tensor) -> Chunks:
         h = hidden[rows]
         dz = room[: len(rows)]
         _logit_gradients(
-            h, weight, target[rows], logsumexp[rows], gradient[rows], ctx.temperature, dz
+            h,
+            weight,
+            target[rows],
+            logsumexp[rows],
+            gradient[rows],
+            ctx.temperature,
+            dz,
         )
         yield rows, h, dz
 

@@ -181,7 +181,9 @@ def block_sums(weights: Tensor) -> Tensor:
     n, vocabulary = weights.shape
     whole = vocabulary // BLOCK * BLOCK
     sums = (
-        weights[:, :whole].unflatten(1, (-1, BLOCK)).sum(-1) if whole else weights[:, :0]
+        weights[:, :whole].unflatten(1, (-1, BLOCK)).sum(-1)
+        if whole
+        else weights[:, :0]
     )
     if whole == vocabulary:
         return sums

@@ -82,7 +82,9 @@ def packed_rows(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor
 
 def in_panels(weight: Tensor, dtype: torch.dtype) -> bool:
     """Whether products in this dtype with this matrix are made by kernels/cpu.cpp."""
-    fits = (weight.numel() <= SMALL or X86) and weight.shape[1] * dtype.itemsize % 4 == 0
+    fits = (weight.numel() <= SMALL or X86) and weight.shape[
+        1
+    ] * dtype.itemsize % 4 == 0
     return fits and "linear" in (compiled.library() or {}).get(dtype, {})
 
 

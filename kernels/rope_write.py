@@ -84,7 +84,9 @@ def rope_write(
         compiled.call("rope_write", qkv.dtype, *tensors, eps, *sizes)
         return q
     if not (keys.is_contiguous() and values.is_contiguous()):
-        raise ValueError("keys and values must be contiguous: they are written in place")
+        raise ValueError(
+            "keys and values must be contiguous: they are written in place"
+        )
     if rows:
         grid = (rows, triton.cdiv(heads + 2 * kv_heads, BLOCK))
         _rope_write_kernel[grid](

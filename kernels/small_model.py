@@ -128,5 +128,9 @@ class SmallModel:
             self.window or 0,
         )
         return torch.tensor(
-            [*(tensor.data_ptr() for tensor in tensors), pages.values[0].numel(), *shape]
+            [
+                *(tensor.data_ptr() for tensor in tensors),
+                pages.values[0].numel(),
+                *shape,
+            ]
         )

@@ -63,7 +63,12 @@ def truncated_sample(
 
 
 def truncated_sample_reference(
-    logits: Tensor, u: Tensor, temperature: float, top_k: int, top_p: float, min_p: float
+    logits: Tensor,
+    u: Tensor,
+    temperature: float,
+    top_k: int,
+    top_p: float,
+    min_p: float,
 ) -> Sampled:
     """Compute `truncated_sample` in PyTorch, in float32 or better."""
     options = {
@@ -125,7 +130,12 @@ def _top_p_pivot(
 
 
 def truncated_sample_triton(
-    logits: Tensor, u: Tensor, temperature: float, top_k: int, top_p: float, min_p: float
+    logits: Tensor,
+    u: Tensor,
+    temperature: float,
+    top_k: int,
+    top_p: float,
+    min_p: float,
 ) -> Sampled:
     """`truncated_sample` in one launch."""
     logits = logits.contiguous()

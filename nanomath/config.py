@@ -180,7 +180,9 @@ def _split(word: str) -> tuple[str, str, _Text]:
     name, equals, text = word.partition("=")
     if not equals or not name:
         raise ValueError(f"command line: {word!r:.100}: expected key=value")
-    if re.search("[\ud800-\udfff]", word):  # what Python makes of bytes that are no text
+    if re.search(
+        "[\ud800-\udfff]", word
+    ):  # what Python makes of bytes that are no text
         raise ValueError(f"command line: {word!r:.100}: not UTF-8 text")
     return "command line", name.strip(), _Text(text)
 
@@ -248,7 +250,9 @@ def _assign(
     key = known[table]
     if is_entry:
         before = values.get(table, key.value)
-        value = _with_entry(before, name.removeprefix(f"{table}."), value, key, key.kind)
+        value = _with_entry(
+            before, name.removeprefix(f"{table}."), value, key, key.kind
+        )
     else:
         value = _checked(value, key, key.kind)
     values[table] = value
@@ -417,7 +421,9 @@ def to_toml_value(value: Any) -> str:
         return f"[{', '.join(map(to_toml_value, value))}]"
     if isinstance(value, float):
         return repr(value)
-    if isinstance(value, bool | int | str):  # JSON is TOML, but for the delete character
+    if isinstance(
+        value, bool | int | str
+    ):  # JSON is TOML, but for the delete character
         return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
     raise TypeError(f"a config holds no {type(value).__name__}: {value!r}")
 
@@ -466,7 +472,10 @@ def positional(argv: Sequence[str]) -> list[str]:
 
 
 def parse_arguments(
-    cls: type[T], argv: Sequence[str], usage: str, flags: Mapping[str, str] | None = None
+    cls: type[T],
+    argv: Sequence[str],
+    usage: str,
+    flags: Mapping[str, str] | None = None,
 ) -> tuple[T, set[str]]:
     """Return the config and the set of flags that a command line asks for.
 

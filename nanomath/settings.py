@@ -407,7 +407,8 @@ class Sampling:
         maximum=1,
     )
     min_p: float = share(
-        0.0, "drop tokens whose probability is below this share of the likeliest token's"
+        0.0,
+        "drop tokens whose probability is below this share of the likeliest token's",
     )
     max_new_tokens: int = count(256, "longest completion in tokens")
     stop: list[str] = option([], "strings that end a completion")
@@ -515,7 +516,8 @@ class Hints:
     most: float = share(0.75, "controller: the highest level")
     upper_rate: float = positive(0.5, "learned: step size of the upper policy")
     transfer: float = amount(
-        1.0, "learned: the reward 4 r (1 - r) is multiplied by exp(-transfer * reliance)"
+        1.0,
+        "learned: the reward 4 r (1 - r) is multiplied by exp(-transfer * reliance)",
     )
     strength: float = positive(
         2.0,
@@ -833,7 +835,9 @@ class Confidence:
         "a person sees; empty: it is not measured",
         choices=CONFIDENCES,
     )
-    top: int = count(20, "deepconf: a token's confidence is of so many likeliest tokens")
+    top: int = count(
+        20, "deepconf: a token's confidence is of so many likeliest tokens"
+    )
     window: int = count(
         16,
         "deepconf: tokens of a window, and of the tail; the authors take 2048 for long reasoning",
@@ -1091,7 +1095,9 @@ class GeneralConfig:
         "benchmarks to run; empty: all but gsm8k, of whose problems mgsm_en is a part",
         choices=BENCHMARKS,
     )
-    limit: int = amount(0, "at most so many problems of each benchmark are used; 0: all")
+    limit: int = amount(
+        0, "at most so many problems of each benchmark are used; 0: all"
+    )
     choices: str = option(
         "loglikelihood",
         "a choice is the likeliest continuation, or a letter that the model writes",
@@ -1216,7 +1222,9 @@ class Labelling:
         "",
         "labelled solutions are appended to this JSONL file; problems that it has are left out",
     )
-    samples: int = count(4, "solutions drawn of each problem; of equal ones one is kept")
+    samples: int = count(
+        4, "solutions drawn of each problem; of equal ones one is kept"
+    )
     rollouts: int = count(8, "monte_carlo: continuations drawn of every step")
     hard: bool = option(
         False,
@@ -1301,5 +1309,6 @@ class PRMEvalConfig:
     limit: int = amount(0, "at most so many solutions are used; 0: all")
     threshold: float = share(0.5, "a step with a score below this is called wrong")
     save: str = option(
-        "", "the scores of every solution are written to this JSONL file; empty: to none"
+        "",
+        "the scores of every solution are written to this JSONL file; empty: to none",
     )

@@ -53,7 +53,12 @@ IFEVAL = [
     },
 ]
 WORDS = [
-    {"ID": "s-1", "Body": "Ann has 3 nuts", "Question": "How many nuts?", "Answer": 3.0},
+    {
+        "ID": "s-1",
+        "Body": "Ann has 3 nuts",
+        "Question": "How many nuts?",
+        "Answer": 3.0,
+    },
     {
         "ID": "s-2",
         "Body": "Bo eats 2 of 5 nuts.",

@@ -31,7 +31,12 @@ SHAPES = {
     "without groups": {"num_kv_heads": 4, "tie_embeddings": False},
     "mistral": {"model_type": "mistral", "sliding_window": 5},
     "qwen2": {"model_type": "qwen2", "qkv_bias": True},
-    "qwen3": {"model_type": "qwen3", "qk_norm": True, "head_dim": 12, "num_kv_heads": 1},
+    "qwen3": {
+        "model_type": "qwen3",
+        "qk_norm": True,
+        "head_dim": 12,
+        "num_kv_heads": 1,
+    },
 }
 
 
@@ -67,7 +72,10 @@ def products_in_one_order() -> Iterator[None]:
     rows of a tile differently on some processors.
     """
     with pytest.MonkeyPatch.context() as monkeypatch:
-        if os.environ.get("TRITON_INTERPRET") == "1" and find_spec("triton") is not None:
+        if (
+            os.environ.get("TRITON_INTERPRET") == "1"
+            and find_spec("triton") is not None
+        ):
             from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
 
             def create_dot(_, a, b, d, *_options):
@@ -169,7 +177,9 @@ def new_model(tokenizer) -> Callable[..., Transformer]:
         with torch.no_grad():
             for parameter in model.parameters():
                 noise = torch.randn(parameter.shape, generator=generator)
-                parameter.copy_(noise * 0.3 if parameter.dim() == 2 else 1 + noise * 0.2)
+                parameter.copy_(
+                    noise * 0.3 if parameter.dim() == 2 else 1 + noise * 0.2
+                )
         return model.to(dtype)
 
     return make

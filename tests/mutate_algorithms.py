@@ -34,7 +34,12 @@ import torch  # noqa: F401  (imported once, here, and not by every fork)
 ROOT = Path(__file__).parents[1]
 SECONDS = 60
 OPERATORS = {
-    **{ast.Add: [ast.Sub], ast.Sub: [ast.Add], ast.Mult: [ast.Div], ast.Div: [ast.Mult]},
+    **{
+        ast.Add: [ast.Sub],
+        ast.Sub: [ast.Add],
+        ast.Mult: [ast.Div],
+        ast.Div: [ast.Mult],
+    },
     **{
         ast.BitAnd: [ast.BitOr],
         ast.BitOr: [ast.BitAnd],
@@ -233,7 +238,8 @@ def main(paths: list[Path]) -> None:
                     flush=True,
                 )
         print(
-            f"{path.name}: {count} mutants, {unnoticed - before} not noticed", flush=True
+            f"{path.name}: {count} mutants, {unnoticed - before} not noticed",
+            flush=True,
         )
 
 

@@ -46,7 +46,9 @@ def example(monkeypatch) -> dict:
 
 
 def test_the_gate_is_the_papers(example):
-    ratio = torch.tensor([[0.2, 1.0, 1.7, 5.0]], dtype=torch.float64, requires_grad=True)
+    ratio = torch.tensor(
+        [[0.2, 1.0, 1.7, 5.0]], dtype=torch.float64, requires_grad=True
+    )
     for advantage, tau in ((2.0, 1.0), (-2.0, 1.05)):
         gain = example["sapo_gain"](
             ratio, None, torch.full_like(ratio, advantage), 0.2, 0.2, 3.0

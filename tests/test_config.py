@@ -270,7 +270,8 @@ def test_a_resolved_config_needs_the_row_no_more(
 def test_a_row_is_checked_together_with_what_is_set(tmp_path: Path) -> None:
     assert method_of(None, "method.method=odd").rate == 7.0
     with pytest.raises(
-        ValueError, match=r"^command line: \[method\] a square needs a rate of 5, not 2$"
+        ValueError,
+        match=r"^command line: \[method\] a square needs a rate of 5, not 2$",
     ):
         method_of(None, "method.method=odd", "method.rate=2")
     with pytest.raises(
@@ -317,7 +318,9 @@ def test_a_method_with_overrides_comes_back(tmp_path: Path) -> None:
         "algorithm.aggregation=sequence",
     ]
     config = load(
-        GRPOConfig, write(tmp_path, '[algorithm]\nmethod = "dapo"\nrefills = 9\n'), words
+        GRPOConfig,
+        write(tmp_path, '[algorithm]\nmethod = "dapo"\nrefills = 9\n'),
+        words,
     )
     a = config.algorithm
     assert (a.method, a.clip_high, a.refills, a.aggregation, a.minibatches) == (

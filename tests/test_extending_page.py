@@ -60,7 +60,12 @@ def typed(words: list[str], directory: Path, path: list[Path]) -> str:
     environment["OMP_NUM_THREADS"] = "1"
     line = [sys.executable, *words]
     done = subprocess.run(
-        line, cwd=directory, env=environment, capture_output=True, text=True, timeout=300
+        line,
+        cwd=directory,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout

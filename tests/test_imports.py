@@ -61,7 +61,12 @@ ALLOWED = {
             "nanomath.config",
             "nanomath.settings",
         ),
-        *("nanomath.models", "nanomath.rollout", "nanomath.rewards", "nanomath.process"),
+        *(
+            "nanomath.models",
+            "nanomath.rollout",
+            "nanomath.rewards",
+            "nanomath.process",
+        ),
         "nanomath.training",  # which writes the run directories that are read here
     },
 }
@@ -96,7 +101,10 @@ def imported(module: str, package: bool, path: Path) -> set[str]:
         elif isinstance(node, ast.ImportFrom):
             above = module.split(".")[: len(module.split(".")) - node.level + package]
             base = ".".join(
-                [*(above if node.level else []), *([node.module] if node.module else [])]
+                [
+                    *(above if node.level else []),
+                    *([node.module] if node.module else []),
+                ]
             )
             found |= (
                 {f"{base}.{alias.name}" for alias in node.names}
@@ -135,7 +143,9 @@ def test_importing_costs_nothing():
 
 
 def test_every_promised_name_is_there():
-    done = run("import nanomath; [getattr(nanomath, name) for name in nanomath.__all__]")
+    done = run(
+        "import nanomath; [getattr(nanomath, name) for name in nanomath.__all__]"
+    )
     assert done.returncode == 0, done.stderr
 
 

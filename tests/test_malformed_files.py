@@ -153,7 +153,9 @@ def result(read: Callable[[], T], name: str) -> T | None:
     except ValueError as error:
         assert type(error) is ValueError
         message = str(error)
-        assert name in message and len(message.splitlines()) == 1 and len(message) < 1000
+        assert (
+            name in message and len(message.splitlines()) == 1 and len(message) < 1000
+        )
         message.encode()  # it can be printed
         return None
 

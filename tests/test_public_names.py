@@ -106,7 +106,12 @@ def test_signatures():
     assert (
         generate.items()
         >= {
-            **{"prompts": "required", "n": 1, "max_new_tokens": 256, "temperature": 1.0},
+            **{
+                "prompts": "required",
+                "n": 1,
+                "max_new_tokens": 256,
+                "temperature": 1.0,
+            },
             **{"top_k": 0, "top_p": 1.0, "min_p": 0.0, "stop": (), "seed": 0},
         }.items()
     )
@@ -169,7 +174,9 @@ def test_the_example_of_the_documentation(new_model, tokenizer, tmp_path):
     text = tokenizer.apply_chat_template(
         [{"role": "user", "content": "1+1="}], add_generation_prompt=True
     )
-    assert isinstance(text, str) and tokenizer.decode(tokenizer.encode("1+1=")) == "1+1="
+    assert (
+        isinstance(text, str) and tokenizer.decode(tokenizer.encode("1+1=")) == "1+1="
+    )
     tokens = torch.tensor([tokenizer.encode("1+1="), tokenizer.encode("2+2=")])
     logits = model(tokens)
     assert (

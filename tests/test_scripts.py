@@ -80,7 +80,9 @@ def weights(run: Path, step: int) -> dict[str, bytes]:
     byte.
     """
     place = run / "checkpoints" / f"step-{step}"
-    return {path.name: path.read_bytes() for path in sorted(place.glob("*.safetensors"))}
+    return {
+        path.name: path.read_bytes() for path in sorted(place.glob("*.safetensors"))
+    }
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +106,9 @@ def train(tmp_path) -> Callable[..., Path]:
     def train(script, name: str, *words: str) -> Path:
         base = SFT if script is train_sft else GRPO
         assert (
-            script.main([*base, f"run.directory={tmp_path}", f"run.name={name}", *words])
+            script.main(
+                [*base, f"run.directory={tmp_path}", f"run.name={name}", *words]
+            )
             == 0
         )
         return tmp_path / name
@@ -118,7 +122,12 @@ def train(tmp_path) -> Callable[..., Path]:
 def test_sft_logs_every_step(sft_run):
     metrics = lines(sft_run)
     assert [line["step"] for line in metrics] == [0, 1, 2, 2, 3, 4, 4, 5, 6, 6]
-    assert [line["step"] for line in metrics if "heldout/pass@1" in line] == [0, 2, 4, 6]
+    assert [line["step"] for line in metrics if "heldout/pass@1" in line] == [
+        0,
+        2,
+        4,
+        6,
+    ]
     assert all(math.isfinite(value) for line in metrics for value in line.values())
     steps = [line for line in metrics if "loss" in line]
     assert {"loss", "nll", "entropy", "grad_norm", "tokens", "lr"} <= steps[0].keys()
@@ -418,7 +427,9 @@ def test_without_a_signal_and_without_a_penalty_nothing_moves(train, sft_run):
 def test_every_step_has_new_problems_and_new_samples(train, sft_run):
     still = ("optim.lr=1e-12", "heldout.limit=1", "run.steps=4")
     losses = [
-        line["loss"] for line in lines(train(train_sft, "sft", *still)) if "loss" in line
+        line["loss"]
+        for line in lines(train(train_sft, "sft", *still))
+        if "loss" in line
     ]
     assert len(set(losses)) == 4  # eight epochs' worth of problems are left
     epochs = [
@@ -658,7 +669,9 @@ def test_what_changes_nothing(train, sft_run):
     )  # a seed of which no group is flat
     plain = weights(train(train_grpo, "plain", *start), 2)
     for number, words in enumerate(HARMLESS):
-        assert weights(train(train_grpo, str(number), *start, *words), 2) == plain, words
+        assert weights(train(train_grpo, str(number), *start, *words), 2) == plain, (
+            words
+        )
 
 
 @pytest.mark.parametrize("script", [train_sft, train_grpo], ids=["sft", "grpo"])
@@ -689,7 +702,8 @@ def test_rewards_are_made_as_the_config_says(sft_run, tmp_path, monkeypatch):
         "reward.lenient=true",
     )
     with pytest.raises(
-        ValueError, match=r"^\{'cosine': 2.0\} \{'cosine': \{'max_length': 9.0\}\} True$"
+        ValueError,
+        match=r"^\{'cosine': 2.0\} \{'cosine': \{'max_length': 9.0\}\} True$",
     ):
         train_grpo.main(
             [*GRPO, f"run.directory={tmp_path}", f"model.path={sft_run}", *words]
@@ -749,7 +763,10 @@ def test_a_resumed_run_of_adapters_is_the_unbroken_one(train, sft_run, script, d
     train(script, "parts", "run.steps=2", *words)
     parts = train(script, "parts", "run.steps=4", "--resume", *words)
     assert weights(parts, 4) == weights(whole, 4) and lines(parts) == lines(whole)
-    assert set(weights(parts, 4)) == {"adapter_model.safetensors", "trainer.safetensors"}
+    assert set(weights(parts, 4)) == {
+        "adapter_model.safetensors",
+        "trainer.safetensors",
+    }
     assert (
         weights(parts, 2)["adapter_model.safetensors"]
         != weights(parts, 4)["adapter_model.safetensors"]
@@ -893,7 +910,11 @@ def test_every_method_trains_and_resumes(train, sft_run, method):
         "evaluation.samples=1",
     ]
     words += STEPS.get(method, ())
-    words += ["sampling.max_new_tokens=6", "sampling.stop=[e]", f"run.eval_every={half}"]
+    words += [
+        "sampling.max_new_tokens=6",
+        "sampling.stop=[e]",
+        f"run.eval_every={half}",
+    ]
     whole = train(train_grpo, "whole", f"run.steps={steps}", *words)
     train(train_grpo, "parts", f"run.steps={half}", *words)
     parts = train(train_grpo, "parts", f"run.steps={steps}", "--resume", *words)
@@ -947,7 +968,9 @@ def test_refills_bring_other_problems_and_no_sample_twice(train, sft_run):
     assert len({problem for groups in drawn.values() for problem, _ in groups}) == 18
 
 
-def test_resuming_forgets_what_was_logged_after_the_checkpoint(train, sft_run, tmp_path):
+def test_resuming_forgets_what_was_logged_after_the_checkpoint(
+    train, sft_run, tmp_path
+):
     """As after a crash: lines of steps that were not saved, and the last one cut short."""
     shutil.copytree(sft_run, tmp_path / "run")
     for step in 4, 6:

@@ -303,7 +303,10 @@ REFUSED = [
         (*BARE, "algorithm.method=reinforce_pp", "algorithm.old_logprobs=sampler"),
         'needs samples of the policy, but of hints.score = "bare" they are not',
     ),
-    (("grpo.source=told.jsonl",), "told.jsonl:1: the sample was told a hint, which the"),
+    (
+        ("grpo.source=told.jsonl",),
+        "told.jsonl:1: the sample was told a hint, which the",
+    ),
     (
         ("grpo.group_size=1", "algorithm.method=dpo"),
         'algorithm.samples = "pair" takes two: take at least 2',
@@ -326,7 +329,10 @@ REFUSED = [
         ("grpo.source=samples.jsonl", "algorithm.old_logprobs=sampler"),
         "samples.jsonl:1: no logprobs of this tokenizer's tokens",
     ),
-    (("grpo.source=wrong.jsonl",), "wrong.jsonl:2: a sample needs the texts `question`"),
+    (
+        ("grpo.source=wrong.jsonl",),
+        "wrong.jsonl:2: a sample needs the texts `question`",
+    ),
     (
         (*TAUGHT, "teacher.path=foreign"),
         "teacher.path = 'foreign' has another tokenizer than the policy",
@@ -370,7 +376,8 @@ def test_what_cannot_be_is_refused_in_one_line(
         "unsolved.jsonl": json.dumps(asked) + "\n",
         "long.jsonl": json.dumps(solved) + "\n",
         "list.txt": "1\n",
-        "told.jsonl": json.dumps(json.loads(good) | {"hint": "so", "level": 0.5}) + "\n",
+        "told.jsonl": json.dumps(json.loads(good) | {"hint": "so", "level": 0.5})
+        + "\n",
     }
     for name, text in files.items():
         (place / name).write_text(text)
@@ -390,7 +397,9 @@ def test_what_cannot_be_is_refused_in_one_line(
         model.config = type(model.config)(
             **{**vars(model.config), "vocab_size": len(rows)}
         )
-        model.model.embed_tokens.weight = model.lm_head.weight = torch.nn.Parameter(rows)
+        model.model.embed_tokens.weight = model.lm_head.weight = torch.nn.Parameter(
+            rows
+        )
         save_model(model, tokenizer, place / "foreign")
     with pytest.raises(SystemExit) as exited:
         run_main(
@@ -399,6 +408,8 @@ def test_what_cannot_be_is_refused_in_one_line(
         )
     error = capsys.readouterr().err
     assert (
-        exited.value.code == 2 and error.count("\n") == 1 and error.startswith("error: ")
+        exited.value.code == 2
+        and error.count("\n") == 1
+        and error.startswith("error: ")
     )
     assert said in error and not list(tmp_path.iterdir())

@@ -53,7 +53,9 @@ def last(scores: Tensor, present: Tensor, temperature: float, eta: float) -> Ten
 
 def product(scores: Tensor, present: Tensor, temperature: float, eta: float) -> Tensor:
     """Put the product of the scores on the last step."""
-    return scores.masked_fill(~present, 1.0).prod(dim=1, keepdim=True) * is_last(present)
+    return scores.masked_fill(~present, 1.0).prod(dim=1, keepdim=True) * is_last(
+        present
+    )
 
 
 def clipped(scores: Tensor, present: Tensor, temperature: float, eta: float) -> Tensor:
@@ -113,7 +115,9 @@ def credit(
     """
     check_name("credit", form, CREDITS)
     present = step_ends >= 0
-    rewards = CREDITS[form](scores.masked_fill(~present, 0.0), present, temperature, eta)
+    rewards = CREDITS[form](
+        scores.masked_fill(~present, 0.0), present, temperature, eta
+    )
     return rewards.masked_fill(~present, 0.0)
 
 
@@ -176,7 +180,9 @@ def step_advantages(a: Choices, rewards: Rewards, tokens: Tokens) -> Tensor:
     other completions earn per token. Return advantages [B, T].
     """
     matrices = (rewards.steps, rewards.step_ends, tokens.mask.sum(dim=1))
-    groups = zip(*(matrix.split(rewards.group_size) for matrix in matrices), strict=True)
+    groups = zip(
+        *(matrix.split(rewards.group_size) for matrix in matrices), strict=True
+    )
     width = tokens.mask.shape[1]
     if a.baseline == "leave_one_out":
         advantages = [token_baseline_advantages(*group, width) for group in groups]

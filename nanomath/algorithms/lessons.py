@@ -94,6 +94,8 @@ ADVANTAGES: dict[str, Callable[[Choices, Rewards, Tokens], Tensor]] = {
     "one": lambda a, rewards, tokens: tokens.mask.double(),
     "teacher": _of_the_teacher,
     # Its loss is the KL to the teacher, over the whole vocabulary (training/teacher.py).
-    "teacher_full": lambda a, rewards, tokens: torch.zeros_like(tokens.sampler_logprobs),
+    "teacher_full": lambda a, rewards, tokens: torch.zeros_like(
+        tokens.sampler_logprobs
+    ),
     "preference": _of_pairs,
 }

@@ -211,7 +211,9 @@ def ppo_gain(
     dual: float,
 ) -> Tensor:
     """Return the smaller gain: moving the ratio out of [1 - low, 1 + high] gains nothing."""
-    return torch.minimum(ratio * advantages, ratio.clamp(1 - low, 1 + high) * advantages)
+    return torch.minimum(
+        ratio * advantages, ratio.clamp(1 - low, 1 + high) * advantages
+    )
 
 
 def dual_gain(

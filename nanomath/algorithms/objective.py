@@ -137,7 +137,9 @@ def policy_objective(a: Choices, logprobs: Tensor, tokens: Tokens) -> Tensor:
         moved = torch.where(tokens.mask, logprobs, 0.0) - torch.where(
             tokens.mask, old, 0.0
         )
-        loss = loss + a.covariance_coef * (tokens.covariance_weights * moved.abs()).sum()
+        loss = (
+            loss + a.covariance_coef * (tokens.covariance_weights * moved.abs()).sum()
+        )
     return loss
 
 

@@ -149,7 +149,9 @@ class Maker:
             left += cell.parents
         return {name: found[name] for name in self.study.stages if name in found}
 
-    def cell(self, stage: str, arm: str, seed: int, tried: tuple[Any, ...] = ()) -> Cell:
+    def cell(
+        self, stage: str, arm: str, seed: int, tried: tuple[Any, ...] = ()
+    ) -> Cell:
         """The cell of a stage, an arm and a seed; `tried`: with ((STAGE.KEY, value),) as well."""
         key = (stage, arm, seed, str(tried))
         if key not in self.made:
@@ -160,12 +162,17 @@ class Maker:
         changes = {**self.study.arms[arm], **dict(tried)}
         values = {**stage.keys, **of_stage(changes, stage)}
         text = f"{values} {stage.arguments}"
-        earlier = itertools.takewhile(lambda name: name != stage.name, self.study.stages)
+        earlier = itertools.takewhile(
+            lambda name: name != stage.name, self.study.stages
+        )
         named = [name for name in earlier if f"{{{name}}}" in text]
         parents = tuple(self.cell(name, arm, seed, tried) for name in named)
         places = {cell.stage.name: str(self.directory / cell.name) for cell in parents}
         values = {key: filled(stage, key, v, places) for key, v in values.items()}
-        late = [*self._checkpoints(parents, seed, tried), *self._best(stage, arm, tried)]
+        late = [
+            *self._checkpoints(parents, seed, tried),
+            *self._best(stage, arm, tried),
+        ]
         if stage.run not in RUNS:
             words = [
                 filled(stage, "arguments", word, places) for word in stage.arguments
@@ -316,7 +323,8 @@ def kept(config: Any, place: Path) -> str:
         config.label.save = str(place / "labelled.jsonl")
     else:
         config = replace(
-            config, run=replace(config.run, directory=str(place.parent), name=place.name)
+            config,
+            run=replace(config.run, directory=str(place.parent), name=place.name),
         )
     return text_of(config)
 

@@ -172,7 +172,9 @@ def p_true(
     ]
     prompts = [filled(ask, question, answer) for question, answer in asked]
     judge.masses.clear()
-    found = judge.probabilities(prompts, ("A", "B"), [question for question, _ in asked])
+    found = judge.probabilities(
+        prompts, ("A", "B"), [question for question, _ in asked]
+    )
     chances = iter(found[:, 0].tolist())
     values = [-np.inf if p.answer is None else next(chances) for p in proposals]
     return values, float(np.mean(judge.masses)) if asked else 1.0
@@ -375,7 +377,9 @@ def filtered_vote(item: Graded, weight: Array, share: float) -> float:
         return 0.0
     least = np.percentile(weight[voters], 100 * (1 - share))
     kept = [i for i in voters if weight[i] >= least]
-    answers, right = ([column[i] for i in kept] for column in (item.answers, item.right))
+    answers, right = (
+        [column[i] for i in kept] for column in (item.answers, item.right)
+    )
     return maj_at_k(answers, right, len(kept), weights=weight[kept].tolist())
 
 

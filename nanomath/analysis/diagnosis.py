@@ -149,7 +149,9 @@ def advantages_point(run: Run) -> Iterator[Finding]:
     """Whether better rewarded samples have the larger advantages."""
     signs = []
     for group in _groups(run.rollouts):
-        rewards = [r["rewards"]["total"] + sum(r.get("step_rewards", [])) for r in group]
+        rewards = [
+            r["rewards"]["total"] + sum(r.get("step_rewards", [])) for r in group
+        ]
         advantages = [fmean(numbers(r, "advantages") or [0.0]) for r in group]
         if np.std(rewards) > 0 and np.std(advantages) > 0:
             signs.append((float(np.corrcoef(rewards, advantages)[0, 1]), group[0]))

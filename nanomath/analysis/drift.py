@@ -378,7 +378,10 @@ def latent_shift(base: Array, tuned: Array, seed: int = 0) -> dict[str, Any]:
         count, [1 / count] * count, RESAMPLES
     )
     drawn = np.linalg.norm(draws / count @ moves, axis=2)  # [L + 1, RESAMPLES]
-    for name, scale in ("distance", np.ones_like(spread)), ("relative_distance", spread):
+    for name, scale in (
+        ("distance", np.ones_like(spread)),
+        ("relative_distance", spread),
+    ):
         means = (drawn / scale[:, None]).mean(0)
         score = with_percentiles((distance / scale).mean(), means)
         found[name] = as_estimate(score, means.std())
@@ -464,7 +467,8 @@ def summary(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     """Return the measures of several matrices taken as one vector, their mean effective rank."""
     size = sum(row["weights"] for row in rows)
     norm, moved = (
-        sum(row[name] ** 2 for row in rows) ** 0.5 for name in ("norm", "norm_of_change")
+        sum(row[name] ** 2 for row in rows) ** 0.5
+        for name in ("norm", "norm_of_change")
     )
     ranks = [row["effective_rank"] for row in rows if row["effective_rank"]]
     return {

@@ -164,13 +164,17 @@ def evaluate(
         ]
     values = {}
     for size in sorted({1, *k}):
-        values[f"pass@{size}"] = [pass_at_k(samples, sum(g.right), size) for g in graded]
+        values[f"pass@{size}"] = [
+            pass_at_k(samples, sum(g.right), size) for g in graded
+        ]
         if size > 1:
             values[f"maj@{size}"] = [
                 maj_at_k(g.answers, g.right, size, seed) for g in graded
             ]
         if size > 1 and score_all is not None:
-            values[f"best@{size}"] = [best_at_k(g.scores, g.right, size) for g in graded]
+            values[f"best@{size}"] = [
+                best_at_k(g.scores, g.right, size) for g in graded
+            ]
             values[f"wmaj@{size}"] = [
                 maj_at_k(g.answers, g.right, size, seed, g.scores) for g in graded
             ]

@@ -132,7 +132,9 @@ def read(study: Study, chains: Mapping[Key, Chain], pool: Pool) -> Event | None:
         return None
     stage, alarm = study.event["alarm"].split(".")
     found: dict[Key, tuple[int | None, int]] = {}
-    series: dict[str, dict[Key, Series]] = {name: {} for name in study.event["announce"]}
+    series: dict[str, dict[Key, Series]] = {
+        name: {} for name in study.event["announce"]
+    }
     for key, chain in chains.items():
         if pool.is_done(chain[stage]):
             run = read_run(pool.directory / chain[stage].name)
@@ -158,7 +160,9 @@ def series_of(run: Run, name: str) -> Series:
                 missing(f"metric {name!r}", run.directory, name, run.series)
             )
         return run.series[name]
-    said = [a["step"] for a in run.read("alarms.jsonl") if f"alarm/{a['alarm']}" == name]
+    said = [
+        a["step"] for a in run.read("alarms.jsonl") if f"alarm/{a['alarm']}" == name
+    ]
     steps = run.series["seconds"][0]
     return steps, [float(bool(said) and step >= min(said)) for step in steps]
 

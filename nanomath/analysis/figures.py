@@ -25,7 +25,13 @@ from nanomath.data.files import check_file
 FORMS = ("png", "svg")
 DASHES = ("-", "--", "-.", ":")
 MARKS = "osD^vPX*"
-JAPANESE = ("Noto Sans CJK JP", "IPAexGothic", "IPAGothic", "Hiragino Sans", "Yu Gothic")
+JAPANESE = (
+    "Noto Sans CJK JP",
+    "IPAexGothic",
+    "IPAGothic",
+    "Hiragino Sans",
+    "Yu Gothic",
+)
 
 
 def draw(results: Results, cells: Path, out: Path) -> list[Path]:

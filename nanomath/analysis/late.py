@@ -61,7 +61,8 @@ def best(late: Late, directory: Path) -> tuple[Any, str]:
     metric = late.options["measure"].split(".", 1)[1]
     values = late.options["values"]
     scores = [
-        fmean(measured(directory / cell.name, metric)[0].values()) for cell in late.cells
+        fmean(measured(directory / cell.name, metric)[0].values())
+        for cell in late.cells
     ]
     means = [fmean(seeds) for seeds in in_groups(scores, len(late.options["seeds"]))]
     at = means.index(max(means))
@@ -95,4 +96,7 @@ def checkpoint(late: Late, directory: Path) -> tuple[int, str]:
             f"{metric} of {run.directory} never reached {goal:g}: its best was "
             f"{scores[top]:.4g}, after step {top}"
         )
-    return step, f"step {step} of {run.name}, {metric} {scores[step]:.4g} for {goal:.4g}"
+    return (
+        step,
+        f"step {step} of {run.name}, {metric} {scores[step]:.4g} for {goal:.4g}",
+    )

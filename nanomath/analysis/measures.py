@@ -100,7 +100,9 @@ def per_problem(run: Run, metric: str, last: int) -> tuple[Scores, Labels]:
     kept = {
         problem: rows
         for problem, rows in every.items()
-        if all(str(labels[problem].get(name)) == value for name, value in wanted.items())
+        if all(
+            str(labels[problem].get(name)) == value for name, value in wanted.items()
+        )
     }
     if not kept:
         known = dict.fromkeys(name for found in labels.values() for name in found)

@@ -62,7 +62,9 @@ class Pool:
     say: Callable[[str], None]
     deadline: float = math.inf
     check: Callable[[Cell], None] = lambda cell: None
-    known: dict[str, dict[str, Any]] = field(default_factory=dict)  # cells that are done
+    known: dict[str, dict[str, Any]] = field(
+        default_factory=dict
+    )  # cells that are done
 
     def run(self, cells: Mapping[str, Cell]) -> None:
         for cell in cells.values():

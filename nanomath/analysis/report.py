@@ -56,7 +56,9 @@ KINDS = 8  # a label with more values does not sort problems into kinds
 LAYERS = re.compile(r"(update_ratio|grad_norm)/(.+)")
 
 
-def report(runs: Sequence[Run], named: Mapping[str, Sequence[Run]] | None = None) -> str:
+def report(
+    runs: Sequence[Run], named: Mapping[str, Sequence[Run]] | None = None
+) -> str:
     """The page about the runs, or about those of `named` arms. ValueError without plotly."""
     named = named or arms(runs)
     budget = TOKENS // sum(map(len, named.values()))
@@ -320,7 +322,9 @@ def picks(rollouts: Sequence[Record]) -> list[dict[str, Any]]:
     found = []
     for name, rule in rules.items():
         values = [
-            (value, -i) for i, r in enumerate(rollouts) if (value := rule(r)) is not None
+            (value, -i)
+            for i, r in enumerate(rollouts)
+            if (value := rule(r)) is not None
         ]
         if values:
             record = rollouts[-max(values)[1]]

@@ -179,7 +179,8 @@ def costs_of(
     found: dict[str, dict[str, list[float]]] = {arm: {} for arm in study.arms}
     for seed in study.seeds:
         of_arm = {
-            arm: {cell.name for cell in chains[arm, seed].values()} for arm in study.arms
+            arm: {cell.name for cell in chains[arm, seed].values()}
+            for arm in study.arms
         }
         shared = set.intersection(*of_arm.values()) if len(of_arm) > 1 else set()
         for arm in study.arms:
@@ -389,7 +390,10 @@ def _remarks(
         ]
     lines = ["Intervals are of the method on new seeds, by numbers of whole runs."]
     if share:
-        lines = ["Intervals are of the method on new seeds and new problems. Apart:", ""]
+        lines = [
+            "Intervals are of the method on new seeds and new problems. Apart:",
+            "",
+        ]
     for arm, d in found.items() if share else ():
         problems, seeds = (_interval(s, share) for s in (d.problems, d.seeds))
         lines.append(

@@ -194,7 +194,9 @@ def piece(backend: Any, token: int) -> str:
     """
     name = backend.id_to_token(token)
     text = backend.decode([token], skip_special_tokens=False)
-    return " " + text if name and name.startswith("\u2581") and text[:1] != " " else text
+    return (
+        " " + text if name and name.startswith("\u2581") and text[:1] != " " else text
+    )
 
 
 def _placed(records: list[Record]) -> Iterator[Record]:

@@ -33,7 +33,9 @@ class Saved:
     samples: int
     known: bool
 
-    def generate(self, prompts: Sequence[list[int]], **options: Any) -> list[Completion]:
+    def generate(
+        self, prompts: Sequence[list[int]], **options: Any
+    ) -> list[Completion]:
         return self.completions
 
 

@@ -59,7 +59,9 @@ def compare(d: Matrix, clusters: Sequence[Hashable] | None = None) -> Difference
     labels = numbered(range(n) if clusters is None else clusters)
     count = int(labels.max()) + 1
     if count < 2:
-        raise ValueError("all problems are one cluster: no interval can be made of them")
+        raise ValueError(
+            "all problems are one cluster: no interval can be made of them"
+        )
     of_problems = clustered_variance(d.mean(axis=0), labels)
     problems = t_score(mean, of_problems, count - 1)
     if seeds < FEWEST_SEEDS:
@@ -71,7 +73,9 @@ def compare(d: Matrix, clusters: Sequence[Hashable] | None = None) -> Difference
     shared = (
         sum(clustered_variance(row, labels) for row in residual) / seeds / (seeds - 1)
     )
-    total = max(of_seeds + of_problems - shared, of_seeds, of_problems * (1 - 1 / seeds))
+    total = max(
+        of_seeds + of_problems - shared, of_seeds, of_problems * (1 - 1 / seeds)
+    )
     freedom = (
         total**2 / (of_seeds**2 / (seeds - 1) + of_problems**2 / (count - 1))
         if total

@@ -354,7 +354,9 @@ def _check_best(
             f"{best['measure']} can depend on"
         )
     if taken := [arm for arm, changes in arms.items() if best["key"] in changes]:
-        raise ValueError(f"best chooses {best['key']}, but the arm {taken[0]!r} sets it")
+        raise ValueError(
+            f"best chooses {best['key']}, but the arm {taken[0]!r} sets it"
+        )
     if best["measure"] == table["measures"][0]:
         raise ValueError(
             f"best chooses by the headline {best['measure']!r}: choose by other problems"

@@ -138,7 +138,9 @@ def check_comparable(files: Mapping[str, Mapping[str, Task]]) -> None:
                 )
 
 
-def grouped(tasks: Mapping[str, Task], given: Mapping[str, str]) -> dict[str, list[str]]:
+def grouped(
+    tasks: Mapping[str, Task], given: Mapping[str, str]
+) -> dict[str, list[str]]:
     """Return the tasks of each group, `given` ones in place of their own ("none": in none).
 
     ValueError for a group without a task, and for a task that is not there.
@@ -150,7 +152,9 @@ def grouped(tasks: Mapping[str, Task], given: Mapping[str, str]) -> dict[str, li
     group_of = {name: given.get(name, task.group) for name, task in tasks.items()}
     groups = {g: [name for name in tasks if group_of[name] == g] for g in GROUPS}
     if empty := [group for group, names in groups.items() if not names]:
-        of_benchmarks = {name: benchmark.group for name, benchmark in BENCHMARKS.items()}
+        of_benchmarks = {
+            name: benchmark.group for name, benchmark in BENCHMARKS.items()
+        }
         known = [n for n, g in {**FAMILIES, **of_benchmarks}.items() if g == empty[0]]
         raise ValueError(
             f"the group {empty[0]} is empty: evaluate on one of {', '.join(known)}, or put a task "

@@ -127,7 +127,9 @@ def grouped(
     """
     check_measurement(problems, 1, by=section.by)
     most = max(section.responses, section.texts)
-    groups = {name: rows[:most] for name, rows in in_kinds(problems, section.by).items()}
+    groups = {
+        name: rows[:most] for name, rows in in_kinds(problems, section.by).items()
+    }
     for name, rows in groups.items():
         if len(rows) < measure.FEWEST_TEXTS:
             raise ValueError(
@@ -249,7 +251,9 @@ def compare_tokens(
         examples = [Example(p, a) for p, a in zip(prompts, answers, strict=True)]
         shifts = measure.token_shift(base[0], model, examples, temperature)
         found["moved"] = measure.moved_tokens(tokenizer, answers, shifts, section.most)
-        scored = {problem.id: shift for problem, shift in zip(kept, shifts, strict=True)}
+        scored = {
+            problem.id: shift for problem, shift in zip(kept, shifts, strict=True)
+        }
         measured = measure.token_measures
     else:
         found["refused"].append(

@@ -103,7 +103,9 @@ def main(argv: list[str]) -> int:
     if config.save:
         write_atomically(Path(config.save), as_lines(report.records(ids=True)))
     if config.solutions:
-        write_atomically(Path(config.solutions), as_lines(shortest_right(report.graded)))
+        write_atomically(
+            Path(config.solutions), as_lines(shortest_right(report.graded))
+        )
     print_report(report, config)
     numbers = summary(report, config) if config.out or config.budgets else {}
     if config.confidence.measures:
@@ -144,7 +146,9 @@ def score_completions(
     one = AGGREGATES[config.aggregate]
     return lambda pairs: [
         one(s)
-        for _, s in watcher.score([(problem.question, c.tokens) for problem, c in pairs])
+        for _, s in watcher.score(
+            [(problem.question, c.tokens) for problem, c in pairs]
+        )
     ]
 
 

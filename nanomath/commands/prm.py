@@ -192,7 +192,9 @@ def label_some(
     ]
 
 
-def print_agreement(compared: Sequence[tuple[list[bool], float]], rollouts: int) -> None:
+def print_agreement(
+    compared: Sequence[tuple[list[bool], float]], rollouts: int
+) -> None:
     """Print how often Monte-Carlo labels say what the oracle says, as their number grows.
 
     compared: the verdicts on the continuations of a step, and the truth; of all steps but the
@@ -333,7 +335,9 @@ def evaluate(argv: list[str]) -> int:
     return 0
 
 
-def score_shared(scorer: StepScorer, solutions: Sequence[Labelled]) -> list[list[float]]:
+def score_shared(
+    scorer: StepScorer, solutions: Sequence[Labelled]
+) -> list[list[float]]:
     """Return the scores of all steps; every rank scores its share."""
     mine = scorer([(s.question, s.steps) for s in ranks.share(solutions)])
     return ranks.gather(mine)

@@ -79,10 +79,14 @@ def main(argv: list[str]) -> int:
     print(cpu_time(), file=sys.stderr)
     left = [name for name, cell in every.items() if not pool.state(cell)]
     failed = [
-        name for name, cell in every.items() if pool.state(cell).get("state") == "failed"
+        name
+        for name, cell in every.items()
+        if pool.state(cell).get("state") == "failed"
     ]
     print((out / "table.md").read_text("utf-8"))
-    pages = [n for n in ("results.json", "table.md", "study.html") if (out / n).exists()]
+    pages = [
+        n for n in ("results.json", "table.md", "study.html") if (out / n).exists()
+    ]
     print(f"{out}: {', '.join(pages)}", end="")
     print(f"; {len(left)} cells are left, the same command goes on" if left else "")
     return 1 if left or failed else 0
@@ -112,7 +116,9 @@ def parse(argv: list[str]) -> tuple[str, dict[str, str]]:
         )
     for name in words:
         if name not in WORDS:
-            raise ValueError(f"unknown word {name}=; expected one of {', '.join(WORDS)}")
+            raise ValueError(
+                f"unknown word {name}=; expected one of {', '.join(WORDS)}"
+            )
     return files[0], words
 
 
@@ -144,7 +150,9 @@ def narrowed(study: Study, words: dict[str, str]) -> Study:
         study = replace(study, arms=kept)
     if "seeds" in words:
         try:
-            seeds = tuple(dict.fromkeys(int(seed) for seed in words["seeds"].split(",")))
+            seeds = tuple(
+                dict.fromkeys(int(seed) for seed in words["seeds"].split(","))
+            )
         except ValueError:
             raise ValueError(
                 f"seeds={words['seeds']}: expected numbers such as 0,1,2"

@@ -126,7 +126,9 @@ def truthfulqa(name: str, row: Any) -> Problem:
     told = {"asked": row["question"], "options": options, "right": options.index(true)}
     told["choices"] = choices
     for key, labels in ("mc1", mc1), ("mc2", mc2):
-        told[key] = [[choices.index(text), int(label)] for text, label in labels.items()]
+        told[key] = [
+            [choices.index(text), int(label)] for text, label in labels.items()
+        ]
     prompt = f"{TRUTHFULQA_PRESET}Q: {row['question']}\nA:"
     return Problem(name, prompt, true, metadata=told)
 
@@ -148,7 +150,8 @@ def ifeval(name: str, row: Any) -> Problem:
 def lettered(texts: Sequence[str]) -> str:
     """Return the texts on lines that begin with A., B., ..."""
     return "\n".join(
-        f"{letter}. {text}" for letter, text in zip(ascii_uppercase, texts, strict=False)
+        f"{letter}. {text}"
+        for letter, text in zip(ascii_uppercase, texts, strict=False)
     )
 
 

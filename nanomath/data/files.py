@@ -51,7 +51,9 @@ def read_json(file: Path) -> dict[str, Any]:
     )  # some editors of Windows write this mark
     content = parse_json(text, file)
     if not isinstance(content, dict):
-        raise ValueError(f"{file} must hold a JSON object, not {type(content).__name__}")
+        raise ValueError(
+            f"{file} must hold a JSON object, not {type(content).__name__}"
+        )
     return content
 
 

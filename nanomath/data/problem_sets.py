@@ -414,7 +414,10 @@ class _Number(float):
 def _jsonl(text: str, path: Path) -> Iterator[Record]:
     for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
-            yield f"{path}:{number}", parse_json(line, path, number, parse_float=_Number)
+            yield (
+                f"{path}:{number}",
+                parse_json(line, path, number, parse_float=_Number),
+            )
 
 
 def _json(text: str, path: Path) -> Iterator[Record]:

@@ -104,7 +104,9 @@ class Layout:
 
 def _rows(x: Tensor, places: Tensor) -> Tensor:
     """Gather the tokens at places [S, R] of [N, heads, E] as [S, heads, R, E]."""
-    return x.index_select(0, places.flatten()).unflatten(0, places.shape).transpose(1, 2)
+    return (
+        x.index_select(0, places.flatten()).unflatten(0, places.shape).transpose(1, 2)
+    )
 
 
 def _moved(of: Block | Batch, device: torch.device | str) -> dict[str, Any]:

@@ -39,7 +39,9 @@ def render(
     names = {"tools": None, "documents": None, **names}
     try:
         return _compile(template).render(
-            messages=list(messages), add_generation_prompt=add_generation_prompt, **names
+            messages=list(messages),
+            add_generation_prompt=add_generation_prompt,
+            **names,
         )
     except Exception as error:  # a template is foreign code: any error is its refusal
         raise ValueError(
@@ -76,11 +78,15 @@ def chat_template(
         file.stem: file
         for file in sorted((directory / "additional_chat_templates").glob("*.jinja"))
     }
-    templates = {name: read_text(file) for name, file in files.items() if file.is_file()}
+    templates = {
+        name: read_text(file) for name, file in files.items() if file.is_file()
+    }
     if not templates:
         with naming(directory / "tokenizer_config.json"):
             templates = _stored_templates(config.get("chat_template"))
-    return templates["default"] if templates.keys() == {"default"} else templates or None
+    return (
+        templates["default"] if templates.keys() == {"default"} else templates or None
+    )
 
 
 def _stored_templates(stored: Any) -> dict[str, str]:
@@ -123,7 +129,9 @@ def _compile(chat_template: str) -> jinja2.Template:
     authors.
     """
     environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationBlock, loopcontrols]
+        trim_blocks=True,
+        lstrip_blocks=True,
+        extensions=[_GenerationBlock, loopcontrols],
     )
     environment.filters["tojson"] = _tojson
     environment.globals["raise_exception"] = _raise_exception

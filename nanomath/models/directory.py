@@ -74,7 +74,9 @@ def base_of(
             "another place)"
         ) from None
     if found.resolve() == directory.resolve():
-        raise ValueError(f"{file}: the adapter is named as its own base: set model.base")
+        raise ValueError(
+            f"{file}: the adapter is named as its own base: set model.base"
+        )
     return found
 
 

@@ -83,7 +83,9 @@ def load_model(
     config = read_config(directory)
     headers = _read_headers(directory)
     perhaps_tied = (
-        config.tie_embeddings and head is None and {EMBEDDING, LM_HEAD} <= headers.keys()
+        config.tie_embeddings
+        and head is None
+        and {EMBEDDING, LM_HEAD} <= headers.keys()
     )
     with torch.device("meta"):
         model = Transformer(

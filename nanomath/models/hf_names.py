@@ -15,7 +15,11 @@ def hf_slices(model: Transformer) -> Iterator[tuple[str, str, int, int]]:
     keys = c.num_kv_heads * c.head_dim
     width = c.intermediate_size
     fused = {
-        "qkv_proj": {"q_proj": c.num_heads * c.head_dim, "k_proj": keys, "v_proj": keys},
+        "qkv_proj": {
+            "q_proj": c.num_heads * c.head_dim,
+            "k_proj": keys,
+            "v_proj": keys,
+        },
         "gate_up_proj": {"gate_proj": width, "up_proj": width},
     }
     for name, parameter in model.named_parameters():

@@ -99,7 +99,9 @@ class Attention(nn.Module):
             config.num_kv_heads * config.head_dim
         ] * 2
         self.head_dim = config.head_dim
-        self.qkv_proj = Linear(config.hidden_size, sum(self.split), bias=config.qkv_bias)
+        self.qkv_proj = Linear(
+            config.hidden_size, sum(self.split), bias=config.qkv_bias
+        )
         self.o_proj = Linear(self.split[0], config.hidden_size, bias=False)
         self.q_norm, self.k_norm = (
             RMSNorm(config.head_dim, config.norm_eps)
@@ -132,7 +134,9 @@ class SwiGLU(nn.Module):
         self.gate_up_proj = Linear(
             config.hidden_size, 2 * config.intermediate_size, bias=False
         )
-        self.down_proj = Linear(config.intermediate_size, config.hidden_size, bias=False)
+        self.down_proj = Linear(
+            config.intermediate_size, config.hidden_size, bias=False
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         gate_up = self.gate_up_proj(x)

@@ -59,7 +59,9 @@ class Format:
         """Return what stands in place of the lm_head; None where the lm_head itself is used."""
         raise NotImplementedError
 
-    def logits(self, model: Transformer, tokenizer: Tokenizer, states: Tensor) -> Tensor:
+    def logits(
+        self, model: Transformer, tokenizer: Tokenizer, states: Tensor
+    ) -> Tensor:
         """Return [n, 2] of "wrong" and "right", float32, from the states [n, D] at the places."""
         return model.score(states).float()
 
@@ -110,7 +112,9 @@ class MathShepherd(Format):
     def head(self, config: ModelConfig) -> None:
         return None
 
-    def logits(self, model: Transformer, tokenizer: Tokenizer, states: Tensor) -> Tensor:
+    def logits(
+        self, model: Transformer, tokenizer: Tokenizer, states: Tensor
+    ) -> Tensor:
         weight = model.lm_head.weight[self._signs(tokenizer)]
         return nn.functional.linear(states, weight).float()
 

@@ -208,7 +208,9 @@ class JudgeReward:
             if consistency is not None:
                 self.consistency.append(consistency)
         else:
-            scores = self.judge.mark([(q, text) for q, texts in asked for text in texts])
+            scores = self.judge.mark(
+                [(q, text) for q, texts in asked for text in texts]
+            )
         for episode, score in zip(chain.from_iterable(groups), scores, strict=True):
             episode.rewards["judge"] = score
             if episode.rewards["accuracy"]:

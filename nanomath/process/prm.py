@@ -116,7 +116,9 @@ class PRM:
         )
         return tokens[:context], [place for place in places if place < context]
 
-    def logits(self, examples: Sequence[Example], places: Sequence[list[int]]) -> Tensor:
+    def logits(
+        self, examples: Sequence[Example], places: Sequence[list[int]]
+    ) -> Tensor:
         """Return [n, 2] of the n steps of some solutions in order, with gradient."""
         layout, where = lay_out(examples)
         at = torch.cat([w[own] for w, own in zip(where, places, strict=True)])
@@ -244,7 +246,9 @@ def random_scores(solutions: Sequence[Solution], seed: int = 0) -> list[list[flo
     return found
 
 
-def length_scores(solutions: Sequence[Solution], longest: int = 80) -> list[list[float]]:
+def length_scores(
+    solutions: Sequence[Solution], longest: int = 80
+) -> list[list[float]]:
     """Score a step by its share of `longest` characters, whatever it says: a control."""
     return [
         [min(1.0, len(step.strip()) / longest) for step in steps]

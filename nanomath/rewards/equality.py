@@ -145,7 +145,8 @@ def _numbers(gold: Quantity, prediction: Quantity) -> bool:
         return abs(gold.value - prediction.value) <= tolerance
     share, whole = (prediction, gold) if gold.percent else (gold, prediction)
     return any(
-        abs(share.value * scale - whole.value) <= tolerance * scale for scale in (1, 100)
+        abs(share.value * scale - whole.value) <= tolerance * scale
+        for scale in (1, 100)
     )
 
 
@@ -282,7 +283,9 @@ def _congruences(gold: Congruence, prediction: Congruence) -> bool:
     )
 
 
-def _ask(gold: str, prediction: str, relation: str = "", tolerance: float = 0.0) -> bool:
+def _ask(
+    gold: str, prediction: str, relation: str = "", tolerance: float = 0.0
+) -> bool:
     """Put the question to the worker; its fields are the arguments of `symbolic.answer`."""
     if time.monotonic() > _deadline.get(math.inf):
         return False

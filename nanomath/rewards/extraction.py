@@ -197,9 +197,7 @@ def extract_answer(
     """
     text = after_reasoning(text, reasoning_ends).translate(HALF_WIDTH)
     boxes, cut = find_boxes(text)
-    if (
-        cut
-    ):  # an early box may have lost its brace: what counts is whether the last is closed
+    if cut:  # an early box may have lost its brace: what counts is whether the last is closed
         text = text[_last_match(_BOX_START, text).start() :]
         boxes, cut = find_boxes(text)
     if cut:

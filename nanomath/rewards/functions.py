@@ -178,7 +178,8 @@ def repetition(
     (as in open-r1).
     """
     return [
-        -max_penalty * repeated_share(_WORD.findall(completion.text.lower()), int(ngram))
+        -max_penalty
+        * repeated_share(_WORD.findall(completion.text.lower()), int(ngram))
         for completion in completions
     ]
 
@@ -289,5 +290,9 @@ def _bind(name: str, params: Mapping[str, Any]) -> RewardFunction:
 
 def _check_known(name: str, known: Collection[str], what: str) -> None:
     if name not in known:
-        names = f"{did_you_mean(name, known)} known: {', '.join(known)}" if known else ""
-        raise ValueError(f"unknown {what}: {name!r}; {names.strip() or 'it takes none'}")
+        names = (
+            f"{did_you_mean(name, known)} known: {', '.join(known)}" if known else ""
+        )
+        raise ValueError(
+            f"unknown {what}: {name!r}; {names.strip() or 'it takes none'}"
+        )

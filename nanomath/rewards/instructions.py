@@ -180,7 +180,9 @@ def title(text: str) -> bool:
 def two_responses(text: str) -> bool:
     """Parted by ******, and different."""
     parts = split_sections(text.split("******"))
-    return parts is not None and len(parts) == 2 and parts[0].strip() != parts[1].strip()
+    return (
+        parts is not None and len(parts) == 2 and parts[0].strip() != parts[1].strip()
+    )
 
 
 def repeat_prompt(text: str, prompt_to_repeat: str) -> bool:

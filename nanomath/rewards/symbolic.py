@@ -176,7 +176,9 @@ class Parser:
             if postfix == "!" and self.peek() == "!":
                 raise ValueError("a double factorial")
             base = (
-                sympy.factorial(small(base)) if postfix == "!" else base * sympy.pi / 180
+                sympy.factorial(small(base))
+                if postfix == "!"
+                else base * sympy.pi / 180
             )
         return raise_to(base, self.signed()) if self.accept("^") else base
 
@@ -340,7 +342,10 @@ def math_verify_equal(gold: str, prediction: str) -> bool:
     from math_verify import verify
 
     return verify(
-        read_whole(gold), read_whole(prediction), float_rounding=12, timeout_seconds=None
+        read_whole(gold),
+        read_whole(prediction),
+        float_rounding=12,
+        timeout_seconds=None,
     )
 
 
@@ -395,7 +400,9 @@ def other(token: str) -> str:
     if token.isdigit():
         return str((int(token) + 1) % 10)
     return (
-        ("q" if token.islower() else "Q") if len(token) == 1 and token.isalpha() else " "
+        ("q" if token.islower() else "Q")
+        if len(token) == 1 and token.isalpha()
+        else " "
     )
 
 

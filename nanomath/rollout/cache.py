@@ -23,7 +23,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from kernels.attention import Pages, new_pages, page_size, paged_attention, rows_per_tile
+from kernels.attention import (
+    Pages,
+    new_pages,
+    page_size,
+    paged_attention,
+    rows_per_tile,
+)
 from kernels.rope_write import Norms, Rope, rope_write
 from nanomath.rollout.decoder import Decoder
 
@@ -272,7 +278,9 @@ def rooms(root: Path, membership: Path) -> list[int]:
     for place, (limit, used) in product(places, CGROUP_FILES):
         with suppress(OSError, ValueError):  # ValueError: the limit is "max"
             most = int((place / limit).read_text())
-            stat = dict(map(str.split, (place / "memory.stat").read_text().splitlines()))
+            stat = dict(
+                map(str.split, (place / "memory.stat").read_text().splitlines())
+            )
             taken = int((place / used).read_text()) - int(stat.get("inactive_file", 0))
             found.append(max(0, most - taken))
     return found

@@ -95,7 +95,10 @@ class Difficulty:
             kept.index_add_(0, (BINS * p).long().clamp(max=BINS - 1), rows)
             gap = (kept[:, 1] - kept[:, 2]).abs().sum() / kept[:, 0].sum()
             brier = ((p - rates).square() + rates * (1 - rates)).mean()
-            found |= {f"hints/brier{name}": float(brier), f"hints/ece{name}": float(gap)}
+            found |= {
+                f"hints/brier{name}": float(brier),
+                f"hints/ece{name}": float(gap),
+            }
         return found
 
 

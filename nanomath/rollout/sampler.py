@@ -162,7 +162,11 @@ class Sampler:
             return self._engine
         self.release()
         self._engine = Engine(
-            self.decoder, self.tokenizer.eos_ids, self.threads, sizes, self.share_prompts
+            self.decoder,
+            self.tokenizer.eos_ids,
+            self.threads,
+            sizes,
+            self.share_prompts,
         )
         return self._engine
 
@@ -333,7 +337,9 @@ class _Run:
         state = (s.sample, s.count, s.tokens, s.logprobs, s.sampling_logprobs)
         finished = (x[rows].tolist() for x in state)
         for sample, count, *columns in zip(*finished, strict=True):
-            self.results[sample] = self.completion(sample, *(x[:count] for x in columns))
+            self.results[sample] = self.completion(
+                sample, *(x[:count] for x in columns)
+            )
             prompt = sample // self.n
             self.left[prompt] -= 1
             if not self.left[prompt]:
@@ -427,7 +433,13 @@ class _Run:
             text = self.tokenizer.decode(tokens[:-1] if ended else tokens)
         prompt, number = divmod(sample, self.n)
         return Completion(
-            prompt, number, tokens, list(logprobs), list(sampling_logprobs), text, reason
+            prompt,
+            number,
+            tokens,
+            list(logprobs),
+            list(sampling_logprobs),
+            text,
+            reason,
         )
 
     def completions(self) -> list[Completion]:

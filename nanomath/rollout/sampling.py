@@ -184,7 +184,10 @@ def _ids(
     if isinstance(prompt, str):
         try:
             ids = tokenizer.encode(prompt)
-        except (TypeError, ValueError):  # what the library says of half a surrogate pair
+        except (
+            TypeError,
+            ValueError,
+        ):  # what the library says of half a surrogate pair
             raise ValueError(
                 f"prompt {index} is {_shown(prompt)}: it is no valid Unicode text"
             ) from None

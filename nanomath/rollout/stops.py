@@ -31,7 +31,9 @@ def text_before_stop(
     return shown[: min(ends)] if ends else None
 
 
-def shown_before(tokenizer: Tokenizer, tokens: list[int], written: str, end: int) -> int:
+def shown_before(
+    tokenizer: Tokenizer, tokens: list[int], written: str, end: int
+) -> int:
     """Return how many characters of the shown text come from written[:end], where
     `written` is the text with special tokens.
     """

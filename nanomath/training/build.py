@@ -53,7 +53,9 @@ from nanomath.training.shared_sampler import SharedScorer
 T = TypeVar("T")
 TRAINED_ROWS = 512  # tokens of the trial of a dtype: more take longer, and say the same
 LEAVE_OUT = "; max_tokens of a problem set leaves out what is longer"
-WORLD_PROBLEMS = 20000  # the world has no end; this many are drawn where no limit is set
+WORLD_PROBLEMS = (
+    20000  # the world has no end; this many are drawn where no limit is set
+)
 
 
 def build_model(
@@ -187,7 +189,9 @@ def _all_problems(section: settings.Problems) -> list[Problem]:
         texts = pretraining_documents(
             limit, 0, difficulty, world.families, *told, world.documents
         )
-        return [Problem(f"document-{n}", "", text, text) for n, text in enumerate(texts)]
+        return [
+            Problem(f"document-{n}", "", text, text) for n, text in enumerate(texts)
+        ]
     drawn = [
         generate(family, section.split, share, 0, difficulty, *told, world.shots, True)
         for family in world.families
@@ -321,7 +325,9 @@ def _short_enough(
     if not max_tokens:
         return list(items)
     kept = [
-        item for item, length in zip(items, lengths, strict=True) if length <= max_tokens
+        item
+        for item, length in zip(items, lengths, strict=True)
+        if length <= max_tokens
     ]
     if items and not kept:
         raise ValueError(
@@ -360,7 +366,9 @@ def build_sampler(
     """
     model.exact = section.exact
     dtype = getattr(torch, section.dtype) if section.dtype else None
-    return kind(model, tokenizer, section.slots, section.exact, dtype, keep=section.keep)
+    return kind(
+        model, tokenizer, section.slots, section.exact, dtype, keep=section.keep
+    )
 
 
 def build_scorers(
@@ -422,7 +430,12 @@ def build_watcher(
     """Make a scorer that scores steps for the log, and rewards none."""
     known = partial(oracle_scores, problems) if section.prm == "oracle" else None
     scorer = known or build_scorer(section.prm, model, seed)
-    split = section.steps, section.least_tokens, section.most_steps, section.drop_repeats
+    split = (
+        section.steps,
+        section.least_tokens,
+        section.most_steps,
+        section.drop_repeats,
+    )
     return ProcessReward(scorer, tokenizer, None, *split)
 
 

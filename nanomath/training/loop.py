@@ -136,7 +136,9 @@ class Loop:
         """
         measured = self._measure(done) if self._measures(done) else {}
         keep = self._keeps(done, measured)
-        last = self._ends(done)  # asked once: a signal from here on is for the next step
+        last = self._ends(
+            done
+        )  # asked once: a signal from here on is for the next step
         if last or keep or _due(self.save_every, done):
             self._save(done)
         self._display(done)
@@ -186,8 +188,14 @@ class Loop:
         the run.
         """
         with failing(f"step {done}"):
-            if texts := new_alarms(self._history, self._said) if ranks.is_main() else {}:
-                records = [{"alarm": name, "text": text} for name, text in texts.items()]
+            if (
+                texts := new_alarms(self._history, self._said)
+                if ranks.is_main()
+                else {}
+            ):
+                records = [
+                    {"alarm": name, "text": text} for name, text in texts.items()
+                ]
                 self.log.add("alarms", done, records)
         self._said |= dict.fromkeys(texts, done)
         ending = set(ENDING) & set(texts) if self.stop_on_collapse else set()
@@ -226,7 +234,9 @@ class Loop:
         if not bar.disable:
             bar.set_postfix_str(shown, refresh=False)
             bar.update()
-        elif ranks.is_main() and (done % max(1, self.steps // 10) == 0 or self.finished):
+        elif ranks.is_main() and (
+            done % max(1, self.steps // 10) == 0 or self.finished
+        ):
             print(f"step {done}/{self.steps}  {shown}", file=sys.stderr, flush=True)
 
 
@@ -315,7 +325,8 @@ def asked_to_stop() -> Iterator[Stop]:
             )
 
     before = {
-        number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)
+        number: signal.signal(number, note)
+        for number in (signal.SIGINT, signal.SIGTERM)
     }
     try:
         yield stop

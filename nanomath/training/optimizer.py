@@ -165,7 +165,8 @@ class Optimizer:
     def _moved(self) -> dict[str, Tensor]:
         """Return weights - start of all weights, where there is a penalty on it."""
         return {
-            name: self.weights[name].master - start for name, start in self.start.items()
+            name: self.weights[name].master - start
+            for name, start in self.start.items()
         }
 
     @torch.no_grad()
@@ -183,7 +184,9 @@ class Optimizer:
             gradients[name].add_(distances[name], alpha=2 * self.penalty)
         norms = self._norms(gradients)
         if not math.isfinite(norm := math.hypot(*norms.values())):
-            bad = next(name for name, value in norms.items() if not math.isfinite(value))
+            bad = next(
+                name for name, value in norms.items() if not math.isfinite(value)
+            )
             raise FloatingPointError(
                 f"the gradient norm is {norm}; first bad gradient: {bad}"
             )
@@ -208,7 +211,9 @@ class Optimizer:
         change = math.hypot(*moves.values()) / (math.hypot(*lengths.values()) or 1.0)
         distance = {}
         if self.start:
-            distance["start_distance"] = math.hypot(*self._norms(self._moved()).values())
+            distance["start_distance"] = math.hypot(
+                *self._norms(self._moved()).values()
+            )
         return {
             "grad_norm": norm,
             "update_ratio": change,
@@ -267,7 +272,9 @@ class Optimizer:
             values = squares.sqrt()
         return dict(zip(norms, values.tolist(), strict=True))
 
-    def _update(self, weight: Weight, gradient: Tensor, lr: float, index: int) -> Tensor:
+    def _update(
+        self, weight: Weight, gradient: Tensor, lr: float, index: int
+    ) -> Tensor:
         """Make AdamW's update of one parameter, and return the norm of the change."""
         master = weight.master
         before = master.clone()
@@ -344,7 +351,10 @@ class Optimizer:
                 for key, part in parts.items()
             }
             if ranks.is_main():
-                tensors |= {f"step.{name}": torch.tensor(float(weight.updates)), **whole}
+                tensors |= {
+                    f"step.{name}": torch.tensor(float(weight.updates)),
+                    **whole,
+                }
         return tensors
 
     @torch.no_grad()
@@ -412,7 +422,10 @@ def collect_gradients(parameter: nn.Parameter, master: Tensor) -> None:
 
     if hasattr(parameter, "collector"):
         parameter.collector[0].remove()
-    parameter.collector = (parameter.register_post_accumulate_grad_hook(collect), master)
+    parameter.collector = (
+        parameter.register_post_accumulate_grad_hook(collect),
+        master,
+    )
 
 
 def round_by_chance(values: Tensor, noise: Tensor) -> Tensor:

@@ -102,7 +102,10 @@ def batches_of(
 
 
 def settle_budget(
-    model: Transformer, optimizer: Optimizer, examples: Sequence[Example], besides: float
+    model: Transformer,
+    optimizer: Optimizer,
+    examples: Sequence[Example],
+    besides: float,
 ) -> int:
     """The micro-batch that "auto" stands for in steps of these examples, for all ranks alike.
 

@@ -56,7 +56,9 @@ class RunLog:
     the same run only one `writes`; for the others all methods but `read` do nothing.
     """
 
-    def __init__(self, directory: str | Path, resume: bool, writes: bool = True) -> None:
+    def __init__(
+        self, directory: str | Path, resume: bool, writes: bool = True
+    ) -> None:
         """Check the directory; nothing is written yet.
 
         FileExistsError if it holds another run and `resume` is not asked for.
@@ -91,7 +93,8 @@ class RunLog:
             kept = [
                 record
                 for record in read_jsonl(path)
-                if record.get("step", -1) <= (step or -1)  # other commands write no step
+                if record.get("step", -1)
+                <= (step or -1)  # other commands write no step
             ]
             write_atomically(path, "".join(map(json_line, kept)))
 

@@ -120,7 +120,11 @@ def assemble(slice_: Tensor, like: Tensor) -> Tensor:
     # another.
     slice_ = slice_.to(like.device)
     cut = DTensor.from_local(
-        slice_, like.device_mesh, like.placements, shape=like.shape, stride=like.stride()
+        slice_,
+        like.device_mesh,
+        like.placements,
+        shape=like.shape,
+        stride=like.stride(),
     )
     return cut.full_tensor()
 

@@ -97,7 +97,9 @@ class Teacher:
     def _prompt(self, problem: Problem, demonstration: str) -> list[int]:
         fields = {**problem.metadata, "demonstration": demonstration}
         template = replace(self.template, template=self.asks, few_shot=())
-        return encode_prompt(replace(problem, metadata=fields), template, self.tokenizer)
+        return encode_prompt(
+            replace(problem, metadata=fields), template, self.tokenizer
+        )
 
 
 def build_teacher(

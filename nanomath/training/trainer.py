@@ -145,7 +145,9 @@ class Trainer:
         """Train adapters of the model in its place: new ones, or those of the checkpoint."""
         base = str(Path(self.config.model.path).resolve())
         seed = self.config.run.seed
-        lora = LoRA(self.model, section.rank, section.alpha, section.targets, seed, base)
+        lora = LoRA(
+            self.model, section.rank, section.alpha, section.targets, seed, base
+        )
         if self.checkpoint:
             lora.load(self.checkpoint)
         self.model = lora.applied_to(self.base)

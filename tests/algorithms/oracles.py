@@ -45,7 +45,12 @@ GRPO = {
         "correction_low": 0.5,
         "correction_high": 2.0,
     },
-    **{"overlong_filter": False, "keep_groups": "all", "refills": 0, "top_entropy": 1.0},
+    **{
+        "overlong_filter": False,
+        "keep_groups": "all",
+        "refills": 0,
+        "top_entropy": 1.0,
+    },
     **{"covariance": "off", "covariance_share": 2e-4, "covariance_coef": 1.0},
     **{"gamma": 1.0, "lam": 0.95, "value_coef": 0.5, "epochs": 1, "minibatches": 1},
 }

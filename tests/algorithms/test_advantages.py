@@ -51,7 +51,9 @@ def loop(
 def test_group_advantages_are_their_definition(baseline, scale, seed, prompts, group):
     rewards = randoms(seed, (prompts, group))[0]
     found = group_advantages(rewards, baseline, scale, EPS)
-    expected = torch.tensor(loop(rewards.tolist(), baseline, scale), dtype=torch.float64)
+    expected = torch.tensor(
+        loop(rewards.tolist(), baseline, scale), dtype=torch.float64
+    )
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-10)
 
 
@@ -215,7 +217,9 @@ def test_process_advantages_are_their_definition(seed, group, steps, width):
     expected = torch.zeros(group, width, dtype=torch.float64)
     for i, j in present if len(present) > 1 else []:
         for t in range(int(ends[i, j]) + 1):
-            expected[i, t] += (float(rewards[i, j]) - mean(pooled)) / (std(pooled) + EPS)
+            expected[i, t] += (float(rewards[i, j]) - mean(pooled)) / (
+                std(pooled) + EPS
+            )
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-10)
     assert found.dtype == rewards.dtype
 

@@ -30,7 +30,8 @@ def test_weights_are_their_definition(lengths, how):
     assert weights.dtype == torch.float64
     for i, n in enumerate(lengths):
         expected = [
-            weight_of(how, lengths, i, 9) if t < n else 0.0 for t in range(mask.shape[1])
+            weight_of(how, lengths, i, 9) if t < n else 0.0
+            for t in range(mask.shape[1])
         ]
         assert weights[i].tolist() == pytest.approx(expected, rel=1e-14, abs=0)
 

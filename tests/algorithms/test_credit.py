@@ -46,7 +46,9 @@ def plain(form: str, p: list[float]) -> list[float]:
     return [0.0] * (n - 1) + [p[-1] if form == "last" else math.prod(p)] if n else []
 
 
-def matrices(rows: list[list[float]], gap: int = 2) -> tuple[torch.Tensor, torch.Tensor]:
+def matrices(
+    rows: list[list[float]], gap: int = 2
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Scores [B, S] with junk where there is no step, and step ends; each step has `gap`
     tokens.
     """
@@ -55,7 +57,8 @@ def matrices(rows: list[list[float]], gap: int = 2) -> tuple[torch.Tensor, torch
         [row + [math.nan] * (width - len(row)) for row in rows], dtype=torch.float64
     )
     ends = [
-        [gap * (k + 1) - 1 if k < len(row) else -1 for k in range(width)] for row in rows
+        [gap * (k + 1) - 1 if k < len(row) else -1 for k in range(width)]
+        for row in rows
     ]
     return scores, torch.tensor(ends)
 
@@ -143,7 +146,9 @@ def test_on_tokens_and_to_go():
 def test_the_baseline_is_what_others_earn_a_token(rows, gap):
     rewards, ends = matrices(rows, gap)
     lengths = [max(1, gap * len(row)) for row in rows]
-    found = token_baseline_advantages(rewards, ends, torch.tensor(lengths), max(lengths))
+    found = token_baseline_advantages(
+        rewards, ends, torch.tensor(lengths), max(lengths)
+    )
     for i, row in enumerate(rows):
         others = [j for j in range(len(rows)) if j != i]
         each = sum(sum(rows[j]) for j in others) / sum(lengths[j] for j in others)

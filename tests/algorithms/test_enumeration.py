@@ -105,7 +105,9 @@ def expected_kl_gradient(
         torch.zeros(V, dtype=torch.float64), policy.mask, kl, kl_coef=1.0
     )
     return policy.gradient(
-        policy_loss(policy.new, policy.old, rewards, p_old, ratio="token", clip="off")[0]
+        policy_loss(policy.new, policy.old, rewards, p_old, ratio="token", clip="off")[
+            0
+        ]
     )
 
 
@@ -152,7 +154,8 @@ def test_what_each_kl_descends_and_whether_check_lets_it(estimator, place, corre
 def test_a_weight_of_one_changes_nothing_on_policy(estimator):
     policy = OneToken(0, on_policy=True)
     plain, weighted = (
-        expected_kl_gradient(policy, estimator, "loss", how) for how in ("off", "weight")
+        expected_kl_gradient(policy, estimator, "loss", how)
+        for how in ("off", "weight")
     )
     torch.testing.assert_close(weighted, plain, rtol=0, atol=1e-15)
 
@@ -162,7 +165,8 @@ def test_without_correction_old_tokens_lead_elsewhere(estimator):
     policy = OneToken(0)
     found = expected_kl_gradient(policy, estimator, "loss", "off")
     assert all(
-        (found - gradient).abs().max() > 0.01 for gradient in policy.gradients().values()
+        (found - gradient).abs().max() > 0.01
+        for gradient in policy.gradients().values()
     )
 
 
@@ -294,7 +298,9 @@ def test_as_a_loss_a_token_answers_for_its_own_kl_alone(estimator):
     own = policy.gradient(kl[0] + (first.detach() * kl[1:]).sum())
     influence = policy.gradient((first * kl[1:].detach()).sum())
     torch.testing.assert_close(found, own, rtol=0, atol=1e-12)
-    torch.testing.assert_close(own + influence, policy.kl_gradient(), rtol=0, atol=1e-12)
+    torch.testing.assert_close(
+        own + influence, policy.kl_gradient(), rtol=0, atol=1e-12
+    )
     assert influence.abs().max() > 0.01
 
 

@@ -89,7 +89,9 @@ def test_value_and_gradient(combination, advantage):
 def test_what_counts_as_clipped(ratio, low_high):
     low, high = low_high
     b = new_batch(seed=3, lengths=[6, 0, 2, 5])
-    _, stats = policy_loss(b.new, b.old, b.advantages, b.weights, low, high, ratio=ratio)
+    _, stats = policy_loss(
+        b.new, b.old, b.advantages, b.weights, low, high, ratio=ratio
+    )
     assert stats.keys() == {"clipped_low", "clipped_high"}
     expected = {name: torch.zeros_like(b.mask) for name in stats}
     for i, t in each_token([6, 0, 2, 5]):
@@ -149,9 +151,9 @@ def test_gspo_is_the_gradient_of_its_own_objective(how_clip):
         if n:
             s = ((x[i, :n] - b.old[i, :n]).sum() / n).exp()
             clipped = s.clamp(1 - low, 1 + high) if how_clip == "ppo" else s
-            objective = objective + min(s * a[i], clipped * a[i], key=Tensor.item) / len(
-                LENGTHS
-            )
+            objective = objective + min(
+                s * a[i], clipped * a[i], key=Tensor.item
+            ) / len(LENGTHS)
     objective.backward()
     new = b.new.clone().requires_grad_()
     weights = loss_weights(b.mask, "sequence")
@@ -214,7 +216,12 @@ def test_a_huge_ratio_leaves_a_finite_gradient_that_points_the_right_way(
     new = torch.tensor([[log_ratio - 1000, -1.0]], requires_grad=True)
     old = torch.tensor([[-1000.0, -1.0]])
     loss, _ = policy_loss(
-        new, old, torch.tensor([advantage]), torch.ones(1, 2), ratio=ratio, clip=how_clip
+        new,
+        old,
+        torch.tensor([advantage]),
+        torch.ones(1, 2),
+        ratio=ratio,
+        clip=how_clip,
     )
     loss.backward()
     assert loss.isfinite() and new.grad.isfinite().all()
@@ -240,7 +247,9 @@ def test_the_unclipped_ratio_is_held_beyond_exp_20(log_ratio, expected):
 def test_the_ratio_of_a_sequence_is_held_at_exp_20_and_keeps_its_gradient(
     log_ratio, held
 ):
-    new = torch.tensor([[log_ratio, log_ratio]], dtype=torch.float64, requires_grad=True)
+    new = torch.tensor(
+        [[log_ratio, log_ratio]], dtype=torch.float64, requires_grad=True
+    )
     half = torch.full((1, 2), 0.5, dtype=torch.float64)
     loss, _ = policy_loss(
         new, 0 * half, torch.ones(1), half, ratio="sequence", clip="off"

@@ -253,7 +253,9 @@ class Paper:
         rho = self.rho(i, t, x, kind)
         return min(rho * a, clip(rho, 1 - low, 1 + high) * a)
 
-    def grouped(self, i: int, rewards: list[float] | None = None) -> tuple[float, float]:
+    def grouped(
+        self, i: int, rewards: list[float] | None = None
+    ) -> tuple[float, float]:
         """r_i - mean and std of its group."""
         rewards = rewards or self.r
         group = rewards[i - i % 2 : i - i % 2 + 2]
@@ -328,7 +330,9 @@ def gspo(p: Paper, i: int, t: int, x: float) -> float:
 
 
 def cispo(p: Paper, i: int, t: int, x: float) -> float:
-    return -min(p.rho(i, t, float(p.b.new[i, t])), 5) * p.grpo_advantage(i) * x / p.total
+    return (
+        -min(p.rho(i, t, float(p.b.new[i, t])), 5) * p.grpo_advantage(i) * x / p.total
+    )
 
 
 def rloo(p: Paper, i: int, t: int, x: float) -> float:

@@ -66,7 +66,9 @@ def test_a_weight_has_no_gradient(how):
 def test_a_sampler_that_is_far_off(gap):
     mask = torch.ones(1, 1, dtype=torch.bool)
     truncated, masked = (
-        sampler_correction(torch.tensor([[gap]]), torch.zeros(1, 1), mask, how, 0.5, 2.0)
+        sampler_correction(
+            torch.tensor([[gap]]), torch.zeros(1, 1), mask, how, 0.5, 2.0
+        )
         for how in ("truncate", "mask")
     )
     assert truncated.item() == pytest.approx(2.0 if gap > 0 else 0.0, abs=1e-8)

@@ -126,7 +126,9 @@ def test_a_token_surer_and_better_than_others_has_a_high_covariance():
 )
 def test_overlong_filter_drops_whole_completions(finished):
     lengths = [2, 4, 0]
-    found = overlong_filter(response_mask(torch.tensor(lengths)), torch.tensor(finished))
+    found = overlong_filter(
+        response_mask(torch.tensor(lengths)), torch.tensor(finished)
+    )
     assert found.tolist() == [
         [t < n and whole for t in range(4)]
         for n, whole in zip(lengths, finished, strict=True)

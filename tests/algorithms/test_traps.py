@@ -267,7 +267,9 @@ def each(change: Callable[[Tensor], Tensor], b: SimpleNamespace) -> SimpleNamesp
     return SimpleNamespace(**{name: change(value) for name, value in vars(b).items()})
 
 
-def of_tokens(change: Callable[[Tensor], Tensor], b: SimpleNamespace) -> SimpleNamespace:
+def of_tokens(
+    change: Callable[[Tensor], Tensor], b: SimpleNamespace
+) -> SimpleNamespace:
     """Changes the matrices [B, T] of numbers, but neither the mask nor the weights."""
     kept = {"mask": b.mask, "weights": b.weights}
     changed = {
@@ -286,7 +288,9 @@ def value_and_gradient(call: Call, b: SimpleNamespace) -> tuple[Tensor, Tensor]:
 
 
 def test_every_public_function_is_in_the_tables():
-    public = {name for name in algorithms.__all__ if callable(getattr(algorithms, name))}
+    public = {
+        name for name in algorithms.__all__ if callable(getattr(algorithms, name))
+    }
     assert (
         public
         == {name.split()[0] for name in EVERYTHING} - {"clipped_low", "clipped_high"}

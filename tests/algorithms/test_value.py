@@ -134,7 +134,9 @@ def test_explained_variance_at_its_landmarks():
     )
     assert (
         explained_variance(
-            b.rewards[:, :2], b.rewards[:, :2], response_mask(torch.tensor([2, 0, 0, 0]))
+            b.rewards[:, :2],
+            b.rewards[:, :2],
+            response_mask(torch.tensor([2, 0, 0, 0])),
         )
         == 1.0
     )

@@ -41,7 +41,9 @@ def test_the_curve_is_a_direct_count(monkeypatch, rows):
     found = by_budget(problems_of(rows), 12, [3, 12])
 
     def counted(n):
-        return np.mean([np.mean([ok and size <= n for ok, size in row]) for row in rows])
+        return np.mean(
+            [np.mean([ok and size <= n for ok, size in row]) for row in rows]
+        )
 
     for n, score in zip(found.tokens, found.curve, strict=True):
         assert score.mean == pytest.approx(counted(n))
@@ -84,7 +86,9 @@ def test_arrows():
     ]
     assert found[1].held == (0.0, 9.0)  # the sample that did not choose the band
     text = "\n".join(changes(found))
-    assert "accuracy 25.0% -> 50.0% (+25.0" in text and "tokens 7.0 -> 8.5 (+1.5" in text
+    assert (
+        "accuracy 25.0% -> 50.0% (+25.0" in text and "tokens 7.0 -> 8.5 (+1.5" in text
+    )
     assert (
         "0 to 10%         1 problems  accuracy 0.0% -> 100.0% (+100.0)  tokens" in text
     )

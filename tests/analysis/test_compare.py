@@ -76,7 +76,9 @@ def test_config_and_metrics_are_named_first(tmp_path):
     changed = [dict(line) for line in METRICS]
     changed[3]["kl"] += 2**-50
     found = two(tmp_path, config={"algorithm.kl_coef": 0.5}, metrics=changed)
-    assert found[0].startswith("config: algorithm.kl_coef is") and "0.5 in B" in found[0]
+    assert (
+        found[0].startswith("config: algorithm.kl_coef is") and "0.5 in B" in found[0]
+    )
     assert found[1].startswith(
         "metrics: step 3 is the first that differs: kl 0.375 in A"
     )

@@ -146,7 +146,8 @@ def test_classes_of_answers_do_not_depend_on_the_gold_answer():
         found = propose(graded(answers, gold))
         assert (found.samples, found.share) == ([0, 1, 3], 0.6)
     assert (
-        propose(graded(answers, "1/2")).right and not propose(graded(answers, "3")).right
+        propose(graded(answers, "1/2")).right
+        and not propose(graded(answers, "3")).right
     )
 
 
@@ -262,7 +263,9 @@ def test_the_threshold_does_not_see_the_test(monkeypatch):
             kept = confidence[part] >= limits["majority"]
             rows += right[part][kept].tolist()
         flipped = np.where(chosen, right, ~right)  # the test's labels change nothing
-        again = measure_all({"majority": confidence}, flipped, range(40), 0.7, 0.5, seed)
+        again = measure_all(
+            {"majority": confidence}, flipped, range(40), 0.7, 0.5, seed
+        )
         assert again[1] == limits
         mine = scores["majority"]["test_coverage"].mean
         assert mine == np.mean(confidence[~chosen] >= limits["majority"])
@@ -357,7 +360,9 @@ def test_logprobs_vote_with_probabilities():
 
 
 def test_a_person_sees_the_test_answers_below_the_threshold():
-    items = [graded(a, name=str(i)) for i, a in enumerate([["7"], ["8"], [None], ["7"]])]
+    items = [
+        graded(a, name=str(i)) for i, a in enumerate([["7"], ["8"], [None], ["7"]])
+    ]
     proposals = [propose(item) for item in items]
     confidences = {"prm": np.array([0.9, 0.2, -INF, 0.1])}
     chosen = np.array([False, False, False, True])

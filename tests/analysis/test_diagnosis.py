@@ -81,14 +81,18 @@ def test_learning_is_claimed_by_pairs(tmp_path, after, level, words):
 
 def test_without_answers_no_interval(tmp_path):
     measured = [{"step": n, "heldout/pass@1": n / 30} for n in (0, 30)]
-    assert one(said(tmp_path, metrics=[*measured, *lines()]), "so no interval") == "note"
+    assert (
+        one(said(tmp_path, metrics=[*measured, *lines()]), "so no interval") == "note"
+    )
 
 
 def test_advantages_that_point_the_wrong_way(tmp_path):
     rows = [episode(step, 0, k) for step in (1, 2, 3) for k in range(4)]
     turned = [{**row, "advantages": [-x for x in row["advantages"]]} for row in rows]
     found = said(tmp_path, rollouts=turned)
-    assert one(found, "Advantages point the wrong way: in 3 of 3 logged groups") == "bad"
+    assert (
+        one(found, "Advantages point the wrong way: in 3 of 3 logged groups") == "bad"
+    )
 
 
 @pytest.mark.parametrize(
@@ -178,7 +182,9 @@ def test_answers_that_lost_their_mark(tmp_path):
     ]
     for lenient in (True, False):
         found = said(
-            tmp_path / str(lenient), metrics=measured, config={"reward.lenient": lenient}
+            tmp_path / str(lenient),
+            metrics=measured,
+            config={"reward.lenient": lenient},
         )
         words = "went from 0% to 60%: reward.lenient pays for them"
         assert any(words in text for text in found) == lenient

@@ -74,9 +74,9 @@ def test_maj_at_k_is_the_mean_over_all_subsets(answers, data):
     ],
 )
 def test_majority_of_all_samples(answers, expected):
-    assert maj_at_k(answers, [a == "7" for a in answers], len(answers)) == pytest.approx(
-        expected
-    )
+    assert maj_at_k(
+        answers, [a == "7" for a in answers], len(answers)
+    ) == pytest.approx(expected)
 
 
 def test_right_answers_are_one_answer_however_they_are_written():

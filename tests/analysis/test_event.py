@@ -92,7 +92,9 @@ def test_every_number_has_its_cell(tmp_path):
     assert low["p"] == 1.0 and low["mean"] == LAST
     assert high["p"] == pytest.approx(2 / 252)
     assert high["p_holm"] == pytest.approx(3 * 2 / 252)
-    mean = [one["step"] for key, one in found["values"].items() if "high_beta=0," in key]
+    mean = [
+        one["step"] for key, one in found["values"].items() if "high_beta=0," in key
+    ]
     assert high["mean"] == pytest.approx(sum(mean) / 5)
 
 
@@ -130,7 +132,8 @@ def test_what_announces_it(tmp_path):
     assert list(found) == ["entropy", "alarm/kl"]
     assert found["entropy"]["warning"].startswith("below 0.")
     assert (
-        found["entropy"]["hits"].mean == 1 and found["entropy"]["false_alarms"].mean == 0
+        found["entropy"]["hits"].mean == 1
+        and found["entropy"]["false_alarms"].mean == 0
     )
     assert 25 < found["entropy"]["lead"] < 40
     assert found["alarm/kl"]["hits"].mean == 0  # two steps after the fall
@@ -158,7 +161,8 @@ def test_the_picture_has_a_panel_for_each_axis(tmp_path):
     assert low.get_ydata()[-1] == 1 and high.get_ydata()[-1] == 0
     (tmp_path / "out").mkdir()
     written = {
-        path.name for path in figures.draw(results, tmp_path / "cells", tmp_path / "out")
+        path.name
+        for path in figures.draw(results, tmp_path / "cells", tmp_path / "out")
     }
     assert {f"grpo.collapse-survival.{form}" for form in ("png", "svg")} <= written
 
@@ -196,9 +200,9 @@ def test_cells_that_are_missing_are_left_out(tmp_path):
     for (arm, seed), chain in results.chains.items():
         if arm == "low_beta=0" or (arm == "high_beta=0" and seed > 1):
             (tmp_path / chain["grpo"].name / "cell.json").unlink()
-    again = collect(results.study, results.chains, Pool(tmp_path, 1, print)).event.table[
-        "axes"
-    ]
+    again = collect(
+        results.study, results.chains, Pool(tmp_path, 1, print)
+    ).event.table["axes"]
     arms = again["arm"]
     assert "low_beta=0" not in arms and arms["high_beta=0"]["runs"] == 2
     assert arms["high_beta=0"]["p"] == pytest.approx(1 / 21)

@@ -24,7 +24,8 @@ def question(text: str, choices: list[str], right: int = 0) -> Problem:
 
 QUESTIONS = [
     question(
-        "Question: Which is a tree?\nAnswer:", ["an oak", "a", "größer", "the sea of 12"]
+        "Question: Which is a tree?\nAnswer:",
+        ["an oak", "a", "größer", "the sea of 12"],
     ),
     question("Question: 1 + 2?\nAnswer:", ["3", "12 apples"], 1),
 ]
@@ -158,7 +159,12 @@ def test_instructions_of_a_prompt_are_one_draw():
     ]
     records = [
         {"problem": "1", "prompt_strict": 0.0, "instruction_strict": 0.0, "text": "x"},
-        {"problem": "3", "prompt_strict": 0.0, "instruction_strict": 1 / 3, "text": "x"},
+        {
+            "problem": "3",
+            "prompt_strict": 0.0,
+            "instruction_strict": 1 / 3,
+            "text": "x",
+        },
     ]
     scores = general.summary(config, "ifeval", "here", problems, records)["scores"]
     assert scores["instruction_strict"]["mean"] == pytest.approx(0.25)

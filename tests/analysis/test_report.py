@@ -121,7 +121,9 @@ def test_kinds_of_problems(tmp_path):
         5, [True, True, True, False]
     )
     rows = page.breakdown(read_run(write_run(tmp_path / "a", heldout=measured)))
-    assert [(r["label"], r["problems"], r["before"], r["after"].mean) for r in rows] == [
+    assert [
+        (r["label"], r["problems"], r["before"], r["after"].mean) for r in rows
+    ] == [
         ("difficulty = 1", 2, 0.5, 1.0),
         ("difficulty = 2", 2, 0.0, 0.5),
     ]

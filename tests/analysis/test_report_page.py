@@ -52,7 +52,12 @@ class Browser:
 
     def size(self, width: int, dark: bool = False) -> None:
         command = self.driver.execute_cdp_cmd
-        shape = {"width": width, "height": 1000, "deviceScaleFactor": 1, "mobile": False}
+        shape = {
+            "width": width,
+            "height": 1000,
+            "deviceScaleFactor": 1,
+            "mobile": False,
+        }
         command("Emulation.setDeviceMetricsOverride", shape)
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         command("Emulation.setEmulatedMedia", {"features": [scheme]})
@@ -370,14 +375,18 @@ def test_what_a_person_should_see(browser, write):
     rows.append({**rows[0], "answer": None, "confidence": {"majority": None}})
     rows.append({"confidence": "not a table"})
     rows.append({"confidence": {"majority": "high"}, "measure": "majority"})
-    rows.append({**rows[0], "confidence": {"majority": "high"}, "measure": ["majority"]})
+    rows.append(
+        {**rows[0], "confidence": {"majority": "high"}, "measure": ["majority"]}
+    )
     clean = json.loads(json.dumps(rows).replace("\\ud83d", "?").replace("\\ude00", "?"))
     browser.open(write(metrics=[{"step": 1, "kl": 0.1}], handoff=clean))
     assert browser.run("return window.hacked === undefined")
     assert browser.requests() == [] and browser.complaints() == []
     assert browser.count("#handoff .flip") == 10
     assert browser.count("#handoff img") == browser.count("#handoff a") == 0
-    assert "10 answers of which the model is not sure enough" in browser.text("#handoff")
+    assert "10 answers of which the model is not sure enough" in browser.text(
+        "#handoff"
+    )
     assert "no answer" in browser.text("#handoff .flip:nth-of-type(1)")
     assert "majority 0.25" in browser.text("#handoff .flip:nth-of-type(2)")
     browser.open(write(metrics=[{"step": 1, "kl": 0.1}]))

@@ -86,5 +86,9 @@ def test_seeds_of_one_method_are_one_arm(tmp_path):
         "0.0-0",
         "0.1-0",
     ]
-    assert set(config_differences(runs)) == {"algorithm.kl_coef", "run.name", "run.seed"}
+    assert set(config_differences(runs)) == {
+        "algorithm.kl_coef",
+        "run.name",
+        "run.seed",
+    }
     assert list(map(len, arms([runs[0], runs[0]]).values())) == [2]

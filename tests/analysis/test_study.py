@@ -107,7 +107,9 @@ def test_a_study_like_another_says_only_what_differs(tmp_path):
     assert (other.name, other.question, other.seeds) == ("other", "Does it?", (0, 1))
     assert other.event["alarm"] == "grpo.collapse" and list(other.arms) == ["low"]
     assert list(other.stages) == ["sft", "grpo", "more"]
-    assert not other.stages["sft"].seeded and other.stages["grpo"].run == "train_grpo.py"
+    assert (
+        not other.stages["sft"].seeded and other.stages["grpo"].run == "train_grpo.py"
+    )
     assert other.stages["grpo"].keys == {"model.path": "{sft}", "optim.lr": 2e-5}
 
 
@@ -252,7 +254,10 @@ def test_equal_updates(tmp_path):
             "key of best 'values': expected a list, got 5",
         ),
         ({"best": {**BEST, "key": "grpo"}}, "key = 'grpo': expected STAGE.KEY"),
-        ({"event": {}}, "event: alarm = None: expected STAGE.ALARM, with a training of"),
+        (
+            {"event": {}},
+            "event: alarm = None: expected STAGE.ALARM, with a training of",
+        ),
         (
             {"event": {"alarm": "grpo.fall"}},
             "and an alarm of collapse, flat, format, kl",
@@ -274,8 +279,14 @@ def test_equal_updates(tmp_path):
         ),
         ({"arms": {"with": {}, "b": {"kl_coef": 1}}}, "kl_coef: expected STAGE.KEY"),
         ({"arms": {"with": {}, "a b": {"grpo.run.steps": 1}}}, "letters, digits"),
-        ({"arms": {"with": {}, "_b": {"grpo.run.steps": 1}}}, "first a letter or digit"),
-        ({"axes": {"grpo.run.steps": [1]}}, "expected one of arms, axes, leave_one_out"),
+        (
+            {"arms": {"with": {}, "_b": {"grpo.run.steps": 1}}},
+            "first a letter or digit",
+        ),
+        (
+            {"axes": {"grpo.run.steps": [1]}},
+            "expected one of arms, axes, leave_one_out",
+        ),
         ({"stages": {"a": {"run": "rm"}}}, "run = 'rm': expected one of train_sft.py"),
         (
             {"stages": {"a": {"run": "eval", "arguments": ["x"]}}},
@@ -345,7 +356,10 @@ def test_what_does_not_fit_is_said_in_one_line(changed, message):
         ),
         ({"grpo.run.name": ["1", 1]}, "one is there twice"),
         ({"grpo.run.name": ["<b>"]}, "arm 'name=<b>': expected letters"),
-        ({"$x$": {"a": {}, "b": {"grpo.run.steps": 1}}}, "axis '.x.': expected letters"),
+        (
+            {"$x$": {"a": {}, "b": {"grpo.run.steps": 1}}},
+            "axis '.x.': expected letters",
+        ),
         ({"arm": {"a": {}, "b": {"grpo.run.steps": 1}}}, "axis 'arm': that is what"),
         ({"x": {"_a": {}, "b": {"grpo.run.steps": 1}}}, "level '_a': expected letters"),
         (
@@ -397,7 +411,10 @@ def test_stages_that_do_not_chain(tmp_path):
         return {**TABLE["stages"], "grpo": {"run": "train_grpo.py", "keys": keys}}
 
     for keys, message in (
-        ({"model.path": "{stf}"}, "stage 'grpo': model.path: {stf} is no earlier stage"),
+        (
+            {"model.path": "{stf}"},
+            "stage 'grpo': model.path: {stf} is no earlier stage",
+        ),
         ({"model.path": "{grpo}"}, "{grpo} is no earlier stage"),
         ({}, "stage 'grpo': model.path is empty: name an earlier stage"),
     ):
@@ -723,7 +740,9 @@ def test_later_stages_start_where_a_score_was_reached(stand_in):
     )
     pool.run(in_order(chains))
     started = {
-        arm: read_run(pool.directory / chains[arm, 0]["after"].name).config["model.path"]
+        arm: read_run(pool.directory / chains[arm, 0]["after"].name).config[
+            "model.path"
+        ]
         for arm in ("with", "fast")
     }
     assert started["with"].endswith("/checkpoints/step-3")
@@ -943,7 +962,12 @@ def test_few_seeds_are_said_to_be_few(stand_in, wanted, there):
 
 
 def test_numbers_of_whole_runs(stand_in):
-    measures = ["grpo.loss", "grpo.loss:area", "grpo.loss:to=0.9", "grpo.heldout/pass@1"]
+    measures = [
+        "grpo.loss",
+        "grpo.loss:area",
+        "grpo.loss:to=0.9",
+        "grpo.heldout/pass@1",
+    ]
     made, chains, pool, _ = stand_in(measures=measures, cluster="family")
     pool.run(in_order(chains))
     results = collect(made, chains, pool)
@@ -985,7 +1009,10 @@ def test_measures_of_answers(tmp_path):
     assert scores("maj@3") == {"a": 1, "b": 0, "c": 0}
     assert scores("pass@1/family=False,n=1") == {"b": 1 / 3, "c": 0}
     for metric, message in (
-        ("pass@1/family=maybe", "no problem of .* is such a one; labels are: family, n"),
+        (
+            "pass@1/family=maybe",
+            "no problem of .* is such a one; labels are: family, n",
+        ),
         ("pass@4", "has 3 samples of a problem"),
     ):
         with pytest.raises(ValueError, match=message):

@@ -121,7 +121,9 @@ def test_wilson_by_hand():
         (0, z**2 / (10 + z**2)), abs=1e-5
     )
     spread = z * np.sqrt(10 / 4 + z**2 / 4) / (10 + z**2)
-    assert (half.low, half.high) == pytest.approx((0.5 - spread, 0.5 + spread), abs=1e-5)
+    assert (half.low, half.high) == pytest.approx(
+        (0.5 - spread, 0.5 + spread), abs=1e-5
+    )
 
 
 # --- warnings --------------------------------------------------------------------------------

@@ -38,7 +38,11 @@ TUNED = {
         [48.7, 23.5, 69.3, 35.0],
         [5.3, 66.1, 41.4, 3.3],
     ],
-    "RL": [[55.7, 38.0, 87.8, 33.8], [57.7, 40.6, 65.4, 40.2], [28.2, 74.0, 70.0, 40.7]],
+    "RL": [
+        [55.7, 38.0, 87.8, 33.8],
+        [57.7, 40.6, 65.4, 40.2],
+        [28.2, 74.0, 70.0, 40.7],
+    ],
 }
 base = {group: np.array(row) for group, row in zip(GROUPS, BASE, strict=True)}
 tuned = {
@@ -68,7 +72,9 @@ def test_gains_are_the_formula():
         missing = [100 - b for b in base["maths"]]
         total = 0.0
         for b, t, m in zip(base["maths"], scores, missing, strict=True):
-            total += m / sum(missing) * math.copysign(math.sqrt(abs(t - b) / 4.0), t - b)
+            total += (
+                m / sum(missing) * math.copysign(math.sqrt(abs(t - b) / 4.0), t - b)
+            )
         expected.append(total)
     assert gains(base["maths"], tuned["maths"], 4.0) == pytest.approx(expected)
 
@@ -84,7 +90,11 @@ def test_sigma_is_pooled_over_models_and_tasks():
 
 
 def evaluation(
-    maths: float, other: float, non: float, n: int = 400, protocol: str = "asked plainly"
+    maths: float,
+    other: float,
+    non: float,
+    n: int = 400,
+    protocol: str = "asked plainly",
 ) -> dict[str, Task]:
     """Tasks in which so large a share of the problems is right, the first ones."""
     return {
@@ -161,16 +171,21 @@ def test_one_change_has_no_spread():
     files = {"base": evaluation(0.2, 0.5, 0.5), "a": evaluation(0.6, 0.6, 0.4)}
     report = compare_transfer(files, {}, "pooled")
     found = report["models"]["a"]["index"]
-    assert found["pooled"]["other_reasoning"] is None and found["one"]["other_reasoning"]
+    assert (
+        found["pooled"]["other_reasoning"] is None and found["one"]["other_reasoning"]
+    )
     assert "nothing varies" in table(report)
 
 
 def test_a_task_can_be_moved_or_left_out():
     files = {
-        "base": evaluation(0.2, 0.5, 0.5) | {"more": evaluation(0.2, 0.5, 0.5)["facts"]},
+        "base": evaluation(0.2, 0.5, 0.5)
+        | {"more": evaluation(0.2, 0.5, 0.5)["facts"]},
         "a": evaluation(0.6, 0.6, 0.4) | {"more": evaluation(0.2, 0.5, 0.9)["facts"]},
     }
-    moved = compare_transfer(files, {"more": "other_reasoning"})["models"]["a"]["groups"]
+    moved = compare_transfer(files, {"more": "other_reasoning"})["models"]["a"][
+        "groups"
+    ]
     assert moved["other_reasoning"]["mean"] == pytest.approx(25)
     out = compare_transfer(files, {"more": "none"})
     assert out["groups"]["non_reasoning"] == ["facts"]

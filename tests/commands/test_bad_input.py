@@ -179,7 +179,10 @@ COMMANDS = [
         ["eval", "models/good", "unanswered.jsonl"],
         "unanswered.jsonl:2: the answer is empty",
     ),
-    (["eval", "models/good", "unlabelled.jsonl"], "unlabelled.jsonl:2: no answer field"),
+    (
+        ["eval", "models/good", "unlabelled.jsonl"],
+        "unlabelled.jsonl:2: no answer field",
+    ),
     (["eval", "models/good", "empty.jsonl"], "empty.jsonl: no problems"),
     (
         ["eval", "models/good", "good.jsonl", "problems.file.skip=1"],
@@ -299,7 +302,10 @@ COMMANDS = [
     (["sample", "models/good"], "sample needs a model and a question"),
     (["sample", "models/good", " "], "the question is empty"),
     (["sample", "", "How many?"], "sample needs a model and a question"),
-    (["sample", "models/good", "one two three " * 200], "the model's context holds 192"),
+    (
+        ["sample", "models/good", "one two three " * 200],
+        "the model's context holds 192",
+    ),
     (["sample", "models/good", "How many?", "--greedy"], "unknown flag '--greedy'"),
     (
         ["eval", "models/baseless", "world"],
@@ -580,7 +586,11 @@ SCRIPTS = [
     ),
     (
         train_grpo,
-        ["model.path=models/good", "hints.chooser=ladder", "train.source=lengthy.jsonl"],
+        [
+            "model.path=models/good",
+            "hints.chooser=ladder",
+            "train.source=lengthy.jsonl",
+        ],
         "with a hint of level 0.75 has a prompt of 3",
     ),
     (
@@ -639,7 +649,10 @@ CONTRADICTIONS = [
         ["sampler_correction=mask", "old_logprobs=sampler"],
         "sampler_correction would count them twice",
     ),
-    (["sampler_correction=truncate", "correction_high=0.5"], "must have 1 between them"),
+    (
+        ["sampler_correction=truncate", "correction_high=0.5"],
+        "must have 1 between them",
+    ),
     (
         ["kl_estimator=k1"],
         'kl_estimator = "k1" in the loss has an expected gradient of zero',

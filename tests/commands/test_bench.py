@@ -68,7 +68,9 @@ def test_sides_take_turns_the_fastest_counts_and_failing_is_a_result(
     cases = [{"step": "grpo"}, {"step": "sft"}]
     sides = {"ours": ours, "theirs": theirs}
     assert measure.report(["training", "repeats=2"], config, cases, sides) == code
-    turns = [(step, side) for step in ("grpo", "sft") for side in 2 * ("ours", "theirs")]
+    turns = [
+        (step, side) for step in ("grpo", "sft") for side in 2 * ("ours", "theirs")
+    ]
     assert calls == turns
     saved = json.loads((tmp_path / "bench.json").read_text(encoding="utf-8"))
     first, second = saved["rows"]
@@ -119,7 +121,9 @@ def test_the_tiny_shape_is_that_of_the_configs(tokenizer):
 def test_real_processes_measure_that_a_plain_step_needs_more_memory(call, tmp_path):
     save = tmp_path / "bench.json"
     words = "shapes=smollm2", "steps=sft", "sequences=8", "response=96", "prompt=32"
-    outcome = call(main, "bench", "training", *SMALL, "groups=0", *words, f"save={save}")
+    outcome = call(
+        main, "bench", "training", *SMALL, "groups=0", *words, f"save={save}"
+    )
     assert outcome.code == 0, outcome.err
     (row,) = json.loads(save.read_text(encoding="utf-8"))["rows"]
     assert list(row)[2:] == ["ours", "plain", "floor", "expected"]
@@ -336,7 +340,9 @@ def test_numbers_are_those_of_the_clock_and_of_the_floor_by_hand(monkeypatch):
     monkeypatch.setattr(rollout.time, "perf_counter", lambda: clock.now)
     monkeypatch.setattr(rollout, "measure_machine", lambda *_: Machine(1e9, 1e12))
     found = rollout.measure_sampler(sampling(), 4)
-    assert found["ms"] == pytest.approx(5500) and found["ms/step"] == pytest.approx(1000)
+    assert found["ms"] == pytest.approx(5500) and found["ms/step"] == pytest.approx(
+        1000
+    )
     assert found["tokens/s"] == pytest.approx(20 / 5.5)
     layer = 128 * (128 + 64 + 64 + 128) + 3 * 128 * 352
     weights = 3 * layer + 1024 * 128
@@ -523,11 +529,15 @@ def test_all_records_each_part_and_goes_on_after_a_failure(call, monkeypatch, tm
         "check": "done",
         "kernels": "failed",
     }
-    assert parts["kernels"]["report"] == {"rows": [2]} and parts["check"]["report"] == {}
+    assert (
+        parts["kernels"]["report"] == {"rows": [2]} and parts["check"]["report"] == {}
+    )
     assert results["commit"] == "c0ffee" and results["versions"]["torch"]
     assert commands[0] == ["nanomath", "bench", "kernels", "--check"]
     assert {"device=cpu", "dtype=float32", "threads=0"} < set(commands[1])
-    assert "| kernels | failed | 0 | `python -m nanomath bench kernels tokens=64" in page
+    assert (
+        "| kernels | failed | 0 | `python -m nanomath bench kernels tokens=64" in page
+    )
     assert "said 2" in page and "said 3" not in page
 
 
@@ -569,7 +579,10 @@ def test_every_part_is_a_command_that_its_target_understands(command, monkeypatc
         (["training", "repeats=0"], "repeats"),
         (["training", "groups=3"], "8 sequences: no groups of 3"),
         (["training", "speed=1"], "speed"),
-        (["training", "save=missing/b.json"], "no directory to write missing/b.json to"),
+        (
+            ["training", "save=missing/b.json"],
+            "no directory to write missing/b.json to",
+        ),
         (["training", "device=tpu9"], "tpu9"),
         (
             ["rollout", "smolm2"],

@@ -72,7 +72,12 @@ def test_a_table_numbers_and_pictures(call, base, tuned, tmp_path):
         assert numbers["forward_kl"]["low"] <= numbers["forward_kl"]["mean"]
     assert found["groups"]["difficulty=1"]["responses"] == 3
     known = {*found["groups"]["all"], *found["weights"]["all"]}
-    assert found["meaning"].keys() >= known - {"layers", "texts", "responses", "weights"}
+    assert found["meaning"].keys() >= known - {
+        "layers",
+        "texts",
+        "responses",
+        "weights",
+    }
     pictures = sorted(path.name for path in (tmp_path / "drift").iterdir())
     forms = [
         f"drift-{name}.{form}"
@@ -107,7 +112,9 @@ def test_adapters_are_merged(call, base, tmp_path):
     assert changed.keys() == {"q_proj", "down_proj"}
     # alpha / r B A = 2 x 2 x 1/16 everywhere, of rank one, up to the rounding of W + B A.
     row = changed["down_proj"]
-    assert row["norm_of_change"] == pytest.approx(0.25 * row["weights"] ** 0.5, rel=1e-5)
+    assert row["norm_of_change"] == pytest.approx(
+        0.25 * row["weights"] ** 0.5, rel=1e-5
+    )
     assert row["effective_rank"] == pytest.approx(1, abs=1e-3)
 
 
@@ -219,7 +226,9 @@ def test_what_is_refused(call, base, tmp_path, words, message):
     before = sorted(tmp_path.rglob("*"))
     outcome = call(main, "drift", *words)
     if "long" in str(words):  # what could be measured is kept, and the rest named
-        assert outcome.code == 0 and "not measured: tokens: the prompt of" in outcome.out
+        assert (
+            outcome.code == 0 and "not measured: tokens: the prompt of" in outcome.out
+        )
         assert (
             message in outcome.out
             and "cka" in measured(tmp_path / "drift")["groups"]["all"]

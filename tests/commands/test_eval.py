@@ -158,7 +158,8 @@ def test_greedy_samples_are_drawn_once_and_repeat(
         for name in "12"
     )
     assert (
-        first.out == again.out and "3 problems x 1 samples at temperature 0" in first.out
+        first.out == again.out
+        and "3 problems x 1 samples at temperature 0" in first.out
     )
     assert (tmp_path / "1.jsonl").read_text() == (tmp_path / "2.jsonl").read_text()
 
@@ -167,7 +168,8 @@ def test_the_seed_decides(call, model_directory, questions, tmp_path):
     words = ("eval", model_directory, questions, "sampling.max_new_tokens=8")
     for name, seed in ("a", 1), ("b", 1), ("c", 2):
         assert (
-            call(main, *words, f"save={name}.jsonl", f"evaluation.seed={seed}").code == 0
+            call(main, *words, f"save={name}.jsonl", f"evaluation.seed={seed}").code
+            == 0
         )
     a, b, c = ((tmp_path / f"{name}.jsonl").read_text() for name in "abc")
     assert a == b != c
@@ -190,7 +192,9 @@ def test_a_config_file_and_keys_may_stand_anywhere(
 
 
 def test_no_answer_at_all_brings_a_hint(call, model_directory, questions):
-    outcome = call(main, "eval", model_directory, questions, "sampling.max_new_tokens=1")
+    outcome = call(
+        main, "eval", model_directory, questions, "sampling.max_new_tokens=1"
+    )
     assert outcome.code == 0 and "lenient=true" in outcome.err
 
 
@@ -255,7 +259,8 @@ def test_confidences_of_the_world(call, model_directory, tmp_path):
     pictures = {path.name for path in (tmp_path / "first").glob("*.png")}
     assert pictures == {"budget.png", "risk-coverage.png"}
     rows = [
-        json.loads(line) for line in (tmp_path / "person.jsonl").read_text().splitlines()
+        json.loads(line)
+        for line in (tmp_path / "person.jsonl").read_text().splitlines()
     ]
     assert all(set(row["confidence"]) == set(ALL.split(",")) for row in rows)
     assert f"a person should see {len(rows)} of the " in outcome.out
@@ -466,7 +471,9 @@ def test_what_cannot_be_measured(
     (tmp_path / "odd.json").write_text('{"problems": {"a": {"right": 3}}}', "utf-8")
     measured_file(tmp_path / "many.json", {"a": ([7], [1])})
     own = {r["id"]: {"question": r["question"], "cluster": "c"} for r in QUESTIONS}
-    own = {name: {**row, "right": [1, 0], "tokens": [1, 1]} for name, row in own.items()}
+    own = {
+        name: {**row, "right": [1, 0], "tokens": [1, 1]} for name, row in own.items()
+    }
     (tmp_path / "own.json").write_text(json.dumps({"problems": own}), "utf-8")
     short = "sampling.max_new_tokens=8"
     outcome = call(main, "eval", model_directory, questions, short, *words)
@@ -500,7 +507,9 @@ def test_a_saved_file_that_does_not_fit(
 ):
     quick = ("sampling.max_new_tokens=8", "evaluation.samples=2", "save=a.jsonl")
     assert call(main, "eval", model_directory, questions, *quick).code == 0
-    rows = [json.loads(line) for line in Path("a.jsonl").read_text("utf-8").splitlines()]
+    rows = [
+        json.loads(line) for line in Path("a.jsonl").read_text("utf-8").splitlines()
+    ]
     for row in rows[:2]:
         change(row)
     Path("a.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows), "utf-8")

@@ -39,7 +39,9 @@ def test_all_benchmarks_and_the_index(call, model_directory, data, tmp_path):
     arc = a["tasks"]["arc_challenge"]
     assert arc["source"] == "data/arc_challenge/test.json" and arc["problems"] == 3
     assert set(arc["scores"]) == {"acc", "acc_norm", "acc_bytes"}
-    assert [len(r["logprobs"]) for r in arc["records"]] == [len(q[1]) for q in QUESTIONS]
+    assert [len(r["logprobs"]) for r in arc["records"]] == [
+        len(q[1]) for q in QUESTIONS
+    ]
     assert set(a["tasks"]["ifeval"]["records"][0]) == {
         *("problem", "prompt_strict", "prompt_loose", "instruction_strict"),
         *("instruction_loose", "text", "tokens", "finish_reason"),
@@ -67,7 +69,8 @@ def test_choices_by_generation(call, model_directory, data, tmp_path):
     tasks = json.loads((tmp_path / "general.json").read_text("utf-8"))["tasks"]
     assert [task["metric"] for task in tasks.values()] == ["acc", "acc"]
     assert all(
-        task["problems"] == 2 and "letter" in task["protocol"] for task in tasks.values()
+        task["problems"] == 2 and "letter" in task["protocol"]
+        for task in tasks.values()
     )
 
 
@@ -139,7 +142,10 @@ def test_ifeval_needs_langdetect_before_anything_is_computed(
         (["x.json", "x.json"], "x.json is there twice"),
         (["x.json", "y.json"], "the group maths is empty"),
         (["x.json", "y.json", "sigma=2"], "sigma: expected one of pooled, paper"),
-        (["x.json", "y.json", "groups.x=art"], "groups.x: expected one of maths, other"),
+        (
+            ["x.json", "y.json", "groups.x=art"],
+            "groups.x: expected one of maths, other",
+        ),
         (["x.json", "y.json", "save=no/t.json"], "save: there is no directory"),
         (["x.json", "y.json", "save=full"], "save: full is no file, and would be"),
         (["x.json", "y.json", "picture=no/t"], "picture: there is no directory"),

@@ -150,7 +150,9 @@ def test_the_page_names_what_is_logged(logged):
         for line in PAGE.read_text(encoding="utf-8").splitlines()
         if line.startswith("| `")
     ]
-    named = {name for row in rows for name in re.findall("`([^`]+)`", row.split("|")[1])}
+    named = {
+        name for row in rows for name in re.findall("`([^`]+)`", row.split("|")[1])
+    }
     places = {
         place for row in rows for place in re.findall("`([^`]+)`", row.split("|")[3])
     }
@@ -164,5 +166,9 @@ def test_the_page_names_what_is_logged(logged):
         )
 
     assert {name_of(key) for key in logged} - named == set()
-    rare = {"prm/auc", "length/right", "heldout/f1"}  # a model this small is never right
+    rare = {
+        "prm/auc",
+        "length/right",
+        "heldout/f1",
+    }  # a model this small is never right
     assert named - {name_of(key) for key in logged} <= rare

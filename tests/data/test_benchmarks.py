@@ -35,7 +35,9 @@ def load(tmp_path, name: str, rows: list, limit: int = 0):
     return load_benchmark(name, "", {name: str(file)}, limit)[1]
 
 
-@pytest.mark.parametrize("layout", [as_on_the_hub, as_by_its_makers, as_by_llm_adapters])
+@pytest.mark.parametrize(
+    "layout", [as_on_the_hub, as_by_its_makers, as_by_llm_adapters]
+)
 def test_arc(tmp_path, layout):
     problems = load(
         tmp_path, "arc_challenge", [layout(*question) for question in QUESTIONS]
@@ -157,7 +159,11 @@ def test_mgsm_of_the_hub_has_its_answer_in_a_field_of_its_own(tmp_path):
             "'Z' is not in",
         ),
         ("commonsenseqa", [1], "there is: list"),
-        ("truthfulqa", {**TRUTHS[0], "mc2_targets": {"x": 1}}, "true and false choices"),
+        (
+            "truthfulqa",
+            {**TRUTHS[0], "mc2_targets": {"x": 1}},
+            "true and false choices",
+        ),
         (
             "ifeval",
             {"key": 1, "prompt": "x", "instruction_id_list": [], "kwargs": []},

@@ -182,7 +182,10 @@ def test_texts_survive_jsonl_and_csv(
             {"question": " q ", "answer": " 1 ", "n": None},
             Problem("set-0", "q", "1", None, {"n": None}),
         ),
-        ({"question": "q", "answer": -3, "solution": None}, Problem("set-0", "q", "-3")),
+        (
+            {"question": "q", "answer": -3, "solution": None},
+            Problem("set-0", "q", "-3"),
+        ),
         (
             {"question": "q", "answer": "1", "solution": "", "id": ""},
             Problem("set-0", "q", "1"),
@@ -660,7 +663,11 @@ def test_errors_name_the_file_and_the_line(
             "[" + "1" * 5000 + "]",
             "set.json: Exceeds the limit (4300 digits)",
         ),
-        ("set.jsonl", "\n" + "1" * 5000, "set.jsonl:2: Exceeds the limit (4300 digits)"),
+        (
+            "set.jsonl",
+            "\n" + "1" * 5000,
+            "set.jsonl:2: Exceeds the limit (4300 digits)",
+        ),
         (
             "set.tsv",
             "question,answer\na,b\n",

@@ -7,14 +7,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nanomath.data.problem import Problem
-from nanomath.data.prompts import Message, PromptTemplate, render_prompt, render_response
+from nanomath.data.prompts import (
+    Message,
+    PromptTemplate,
+    render_prompt,
+    render_response,
+)
 
 PROBLEM = Problem("p1", "What is 9 * 2?", "18", "9 * 2 = 18", {"level": 3, "a.b": "x"})
 EXAMPLE = {"question": "1 + 1?", "solution": "It is 2.", "answer": "2", "level": "1"}
 
 
 def lay_out(messages: list[Message], add_generation_prompt: bool) -> str:
-    text = "".join(f"<{message['role']}>{message['content']}</>" for message in messages)
+    text = "".join(
+        f"<{message['role']}>{message['content']}</>" for message in messages
+    )
     return text + "<assistant>" * add_generation_prompt
 
 
@@ -98,7 +105,9 @@ def test_a_chat_is_laid_out_by_the_tokenizer() -> None:
 
 
 def test_plain_text_joins_the_parts_with_blank_lines() -> None:
-    template = PromptTemplate("Question: {question}\nAnswer:", " {solution}", chat=False)
+    template = PromptTemplate(
+        "Question: {question}\nAnswer:", " {solution}", chat=False
+    )
     assert render_prompt(PROBLEM, template) == "Question: What is 9 * 2?\nAnswer:"
     template = PromptTemplate(
         template.template, template.response, "Maths.", (EXAMPLE, EXAMPLE), chat=False

@@ -57,7 +57,12 @@ def test_oracle_accepts_every_reference_solution_even_after_a_trip_through_json(
 ) -> None:
     for level in range(1, 9):
         for problem in generate(
-            family, split, 20, seed=level, difficulty=(level, level), languages=LANGUAGES
+            family,
+            split,
+            20,
+            seed=level,
+            difficulty=(level, level),
+            languages=LANGUAGES,
         ):
             saved = Problem(
                 problem.id, "", "", None, json.loads(json.dumps(problem.metadata))
@@ -94,7 +99,8 @@ def test_difficulty_is_the_number_of_steps(family: str) -> None:
     )  # the closing step, and sorting n + 1 items takes n comparisons
     for problem in generate(family, "train", 200, difficulty=(2, 7)):
         assert (
-            len(problem.solution.split("\n\n")) == problem.metadata["difficulty"] + extra
+            len(problem.solution.split("\n\n"))
+            == problem.metadata["difficulty"] + extra
         )
     assert {
         problem.metadata["difficulty"]
@@ -104,17 +110,22 @@ def test_difficulty_is_the_number_of_steps(family: str) -> None:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_same_arguments_same_problems_and_another_seed_others(family: str) -> None:
-    assert generate(family, "train", 50, seed=3) == generate(family, "train", 50, seed=3)
+    assert generate(family, "train", 50, seed=3) == generate(
+        family, "train", 50, seed=3
+    )
     assert generate(family, "train", 50, seed=3)[:20] == generate(
         family, "train", 20, seed=3
     )
-    assert generate(family, "train", 50, seed=3) != generate(family, "train", 50, seed=4)
+    assert generate(family, "train", 50, seed=3) != generate(
+        family, "train", 50, seed=4
+    )
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_both_languages_word_the_same_problems(family: str) -> None:
     for english, japanese in zip(
-        *(generate(family, "train", 100, languages=(x,)) for x in LANGUAGES), strict=True
+        *(generate(family, "train", 100, languages=(x,)) for x in LANGUAGES),
+        strict=True,
     ):
         assert english.metadata | {"language": "ja"} == japanese.metadata
         assert english.question != japanese.question and english.id != japanese.id
@@ -140,7 +151,15 @@ def test_problems_are_distinct_and_languages_take_turns(family: str) -> None:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_splits_are_disjoint_across_seeds_and_languages(family: str) -> None:
-    surface = {"language", "wording", "name", "object", "difficulty", "template", "twin"}
+    surface = {
+        "language",
+        "wording",
+        "name",
+        "object",
+        "difficulty",
+        "template",
+        "twin",
+    }
     owners: dict[str, set[str]] = {}
     for split in SPLITS:
         for seed, language in ((0, "en"), (1, "en"), (0, "ja"), (2, "ja")):

@@ -53,7 +53,15 @@ def test_the_blank_line_never_merges() -> None:
 
 
 def test_common_words_are_one_token_with_their_space() -> None:
-    assert pieces("Mia has 12 apples.") == ["Mia", " has", " ", "1", "2", " apples", "."]
+    assert pieces("Mia has 12 apples.") == [
+        "Mia",
+        " has",
+        " ",
+        "1",
+        "2",
+        " apples",
+        ".",
+    ]
     assert pieces("Buying: 12+7=19.") == [
         "Buying",
         ":",

@@ -308,7 +308,9 @@ def _check_captures(
         )
 
 
-def _written(function: torch._ops.OpOverload, args: tuple, kwargs: dict) -> list[Tensor]:
+def _written(
+    function: torch._ops.OpOverload, args: tuple, kwargs: dict
+) -> list[Tensor]:
     """The tensors that an operation writes."""
     named = zip(function._schema.arguments, args, strict=False)
     named = [

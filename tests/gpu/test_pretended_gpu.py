@@ -19,7 +19,9 @@ pytestmark = pytest.mark.slow
 
 def test_tensors_say_where_they_are(gpu):
     there, here = torch.ones(2, device="cuda"), torch.ones(2)
-    assert there.is_cuda and not there.is_cpu and there.device == torch.device("cuda", 0)
+    assert (
+        there.is_cuda and not there.is_cpu and there.device == torch.device("cuda", 0)
+    )
     assert here.is_cpu and not here.is_cuda
     for moved in (
         here.to("cuda"),
@@ -131,7 +133,8 @@ def test_a_graph_cannot_wait_for_the_host(gpu):
 
 
 @pytest.mark.skipif(
-    torch.cuda.is_available(), reason="what fresh memory holds on a real GPU is anything"
+    torch.cuda.is_available(),
+    reason="what fresh memory holds on a real GPU is anything",
 )
 def test_fresh_memory_holds_nothing_of_use(gpu):
     x = torch.empty(3, device="cuda")

@@ -103,7 +103,9 @@ def rope(heads: int, kv_heads: int, dim: int, norm: bool, dtype: torch.dtype) ->
 def norm(dim: int, dtype: torch.dtype, delta: bool) -> Case:
     x, weight = meta(256, dim, dtype=dtype), meta(dim, dtype=dtype)
     name = f"norm {dim} {str(dtype)[6:]}{' with delta' if delta else ''}"
-    return Case(name, lambda: add_rms_norm_triton(x, x if delta else None, weight, 1e-6))
+    return Case(
+        name, lambda: add_rms_norm_triton(x, x if delta else None, weight, 1e-6)
+    )
 
 
 def linear(rows: int, features: int, dim: int, dtype: torch.dtype, bias: bool) -> Case:
@@ -111,7 +113,9 @@ def linear(rows: int, features: int, dim: int, dtype: torch.dtype, bias: bool) -
     name = f"linear {dim} -> {features} {str(dtype)[6:]}"
 
     def launch() -> None:
-        invariant_linear_triton(x, weight, meta(features, dtype=dtype) if bias else None)
+        invariant_linear_triton(
+            x, weight, meta(features, dtype=dtype) if bias else None
+        )
 
     return Case(name, launch, {} if dtype == F32 else {"_linear_kernel": WIDE})
 

@@ -155,7 +155,9 @@ def resources(cubin: bytes) -> dict[str, int]:
         file.write(cubin)
         file.flush()
         command = [knobs.nvidia.cuobjdump.path, "-res-usage", file.name]
-        text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        text = subprocess.run(
+            command, capture_output=True, text=True, check=True
+        ).stdout
     return {
         name: int(number)
         for name, number in re.findall(r"(REG|STACK|LOCAL|SHARED):(\d+)", text)

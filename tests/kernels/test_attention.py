@@ -308,7 +308,9 @@ def test_a_row_has_the_same_bits_in_every_launch(
         page_table=places,
     )
     assert torch.equal(paged_attention_triton(*moved.arguments()), together)
-    monkeypatch.setattr(attention, "WORKSPACE", 2 * 4 * 6 * 3 * 65)  # two rows at a time
+    monkeypatch.setattr(
+        attention, "WORKSPACE", 2 * 4 * 6 * 3 * 65
+    )  # two rows at a time
     assert torch.equal(paged_attention_triton(*p.arguments()), together)
 
 

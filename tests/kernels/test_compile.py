@@ -49,7 +49,9 @@ def compiled() -> dict[str, list[Compiled]]:
             timeout=600,
         )
         assert done.returncode == 0, done.stderr[-4000:]
-        found[name] = [Compiled(**json.loads(line)) for line in done.stdout.splitlines()]
+        found[name] = [
+            Compiled(**json.loads(line)) for line in done.stdout.splitlines()
+        ]
     return found
 
 

@@ -112,7 +112,11 @@ def test_the_forms_for_other_processors(level, tmp_path):
         "XDG_CACHE_HOME": str(tmp_path),
     }
     done = subprocess.run(
-        [*command, *chosen], env=environment, capture_output=True, text=True, check=False
+        [*command, *chosen],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0 and len(list((tmp_path / "nanomath").iterdir())) == 1, (
         done.stdout[-3000:]

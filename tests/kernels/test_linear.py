@@ -104,7 +104,9 @@ def test_a_row_has_the_same_bits_in_every_batch_interpreted(kernel_device):
 
 @pytest.mark.parametrize("with_bias", [False, True])
 def test_gradients(with_bias):
-    x, weight, bias = (t.requires_grad_() for t in inputs(5, 7, 6, torch.float64, "cpu"))
+    x, weight, bias = (
+        t.requires_grad_() for t in inputs(5, 7, 6, torch.float64, "cpu")
+    )
     x = x.detach().reshape(5, 1, 7).requires_grad_()
     arguments = (x, weight, bias) if with_bias else (x, weight)
     assert torch.autograd.gradcheck(invariant_linear, arguments)

@@ -49,7 +49,9 @@ def problem(
     return hidden, weight, target, upstream * (torch.arange(n) % 3 > 0)
 
 
-def gradients(logprobs: Tensor, upstream: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:
+def gradients(
+    logprobs: Tensor, upstream: Tensor, *inputs: Tensor
+) -> tuple[Tensor, ...]:
     return torch.autograd.grad((logprobs * upstream).sum(), inputs)
 
 
@@ -136,7 +138,10 @@ def test_lower_precisions(dtype):
         )
         assert found[2].dtype == found[3].dtype == dtype
         errors.append(
-            [float((f - e).norm() / e.norm()) for f, e in zip(found, exact, strict=True)]
+            [
+                float((f - e).norm() / e.norm())
+                for f, e in zip(found, exact, strict=True)
+            ]
         )
     assert all(mine < 1.5 * plain for mine, plain in zip(*errors, strict=True)), errors
 
@@ -225,7 +230,9 @@ def test_the_default_chunk_keeps_to_its_size():
 
 
 @pytest.mark.parametrize(
-    ("chunk", "numbers"), [(8, 64), (0, 64 * 500 + 64)], ids=["chunks", "a single chunk"]
+    ("chunk", "numbers"),
+    [(8, 64), (0, 64 * 500 + 64)],
+    ids=["chunks", "a single chunk"],
 )
 def test_it_keeps_one_number_a_token(chunk, numbers):
     hidden, weight, target, _ = problem(9, 64, 4, 500)
@@ -320,7 +327,8 @@ def test_the_triton_form(
     ]
     exact = linear_logprob(*exact_inputs, target, 0.7)
     inputs = [
-        tensor.detach().to(kernel_device).requires_grad_() for tensor in (hidden, weight)
+        tensor.detach().to(kernel_device).requires_grad_()
+        for tensor in (hidden, weight)
     ]
     found = linear_logprob_triton(*inputs, target.to(kernel_device), 0.7, chunk)
     for mine, plain in zip(found, exact, strict=True):
@@ -340,7 +348,9 @@ def test_the_triton_form(
 @pytest.mark.parametrize("wanted", [0, 1])
 def test_the_triton_form_with_one_of_the_two_frozen(kernel_device, wanted):
     *inputs, target, upstream = problem(14, 9, 5, 17, torch.float32)
-    (expected,) = gradients(linear_logprob(*inputs, target)[0], upstream, inputs[wanted])
+    (expected,) = gradients(
+        linear_logprob(*inputs, target)[0], upstream, inputs[wanted]
+    )
     inputs = [tensor.detach().to(kernel_device) for tensor in inputs]
     inputs[wanted].requires_grad_()
     found, entropy = linear_logprob_triton(*inputs, target.to(kernel_device), chunk=4)
@@ -363,7 +373,8 @@ def test_the_triton_form_spends_nothing_on_tokens_without_gradient(
     )
     hidden, weight, target, _ = problem(15, 20, 4, 50, torch.float32)
     inputs = [
-        tensor.detach().to(kernel_device).requires_grad_() for tensor in (hidden, weight)
+        tensor.detach().to(kernel_device).requires_grad_()
+        for tensor in (hidden, weight)
     ]
     for wanted in ([], [3, 7, 19]):
         upstream = torch.zeros(20, device=kernel_device)

@@ -41,7 +41,9 @@ def problem(
     """hidden, weight and u."""
     generator = torch.Generator().manual_seed(seed)
     hidden = torch.randn(n, dim, generator=generator).to(dtype)
-    weight = (3 * torch.randn(vocabulary, dim, generator=generator) / dim**0.5).to(dtype)
+    weight = (3 * torch.randn(vocabulary, dim, generator=generator) / dim**0.5).to(
+        dtype
+    )
     return (
         hidden.to(device),
         weight.to(device),
@@ -67,7 +69,9 @@ def check_sample(
 ) -> None:
     token, logprob, entropy = (tensor.cpu() for tensor in found)
     logprobs, expected_entropy, _ = softmax64(hidden, weight, temperature)
-    assert token.dtype == torch.int64 and logprob.dtype == entropy.dtype == torch.float32
+    assert (
+        token.dtype == torch.int64 and logprob.dtype == entropy.dtype == torch.float32
+    )
     if temperature == 0:
         assert torch.equal(token, logprobs.argmax(-1))
     else:
@@ -171,7 +175,8 @@ def test_the_cpu_form_gives_sampler_and_trainer_the_same_bits(dtype):
                 statistics(z.float(), token, temperature or 1.0)[0], logprob
             )
             alone = [
-                sample_logits(z[i : i + 1], u[i : i + 1], temperature) for i in range(50)
+                sample_logits(z[i : i + 1], u[i : i + 1], temperature)
+                for i in range(50)
             ]
             assert torch.equal(torch.cat([t for t, _, _ in alone]), token)
             assert torch.equal(torch.cat([p for _, p, _ in alone]), logprob)
@@ -197,7 +202,11 @@ def test_triton(kernel_device):
     def check(dtype, seed, n, dim, vocabulary, temperature):
         hidden, weight, u = problem(seed, n, dim, vocabulary, dtype, kernel_device)
         check_sample(
-            sample_triton(hidden, weight, u, temperature), hidden, weight, u, temperature
+            sample_triton(hidden, weight, u, temperature),
+            hidden,
+            weight,
+            u,
+            temperature,
         )
 
     check()
@@ -205,7 +214,9 @@ def test_triton(kernel_device):
 
 @needs_triton
 @pytest.mark.parametrize("cut", TILES, ids=["wide", "narrow", "float32"])
-@pytest.mark.parametrize("temperature", [0.7, pytest.param(0.0, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "temperature", [0.7, pytest.param(0.0, marks=pytest.mark.slow)]
+)
 def test_every_tile_with_odd_sizes(kernel_device, cut, temperature, monkeypatch):
     """More rows than a tile has, a block that is not full, and a tile that lacks its last
     block.

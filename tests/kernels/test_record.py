@@ -28,7 +28,9 @@ def new_case(rows: int, width: int, ends: int, seed: int):
         return torch.randint(low, high, shape, generator=random)
 
     limit, done = integers(1, width + 1, rows), integers(0, 2, rows).bool()
-    count = torch.where(done, limit, (torch.rand(rows, generator=random) * limit).long())
+    count = torch.where(
+        done, limit, (torch.rand(rows, generator=random) * limit).long()
+    )
     state = {
         "token": integers(0, 9, rows),
         "position": integers(-1, 50, rows).int(),

@@ -86,7 +86,9 @@ def problem(
             .to(device)
         )
 
-    angles = torch.rand(POSITIONS, dim // 2, generator=random, dtype=torch.float64) * 6.3
+    angles = (
+        torch.rand(POSITIONS, dim // 2, generator=random, dtype=torch.float64) * 6.3
+    )
     cos, sin = (
         torch.cat((part, part), -1).to(dtype).to(device)
         for part in (angles.cos(), angles.sin())
@@ -176,7 +178,9 @@ shapes = {
 @needs_triton
 def test_any_rows(kernel_device, rows, heads, kv_heads, dim, norm, dtype, seed):
     assert_right(
-        problem(rows, heads * kv_heads, kv_heads, dim, norm, dtype, kernel_device, seed),
+        problem(
+            rows, heads * kv_heads, kv_heads, dim, norm, dtype, kernel_device, seed
+        ),
         rope_write_triton,
     )
 
@@ -196,7 +200,9 @@ def for_cpu(p: Problem) -> Problem:
 @settings(max_examples=150, deadline=None)
 @given(**shapes, dtype=st.sampled_from([torch.float32, torch.bfloat16]))
 def test_the_cpu_form(rows, heads, kv_heads, dim, norm, dtype, seed):
-    p = for_cpu(problem(rows, heads * kv_heads, kv_heads, dim, norm, dtype, "cpu", seed))
+    p = for_cpu(
+        problem(rows, heads * kv_heads, kv_heads, dim, norm, dtype, "cpu", seed)
+    )
     assert_right(p, rope_write_cpu)
     assert_right(p, rope_write)
     if not norm:  # the model's own bits
@@ -244,7 +250,9 @@ def test_a_row_has_the_same_bits_in_every_launch(kernel_device):
     for m in range(4):
         part = slice(m, m + 1)
         alone = {name: getattr(p, name)[part] for name in ("qkv", "position", "slot")}
-        assert torch.equal(replace(p, **alone).run(rope_write_triton)[0][0], together[m])
+        assert torch.equal(
+            replace(p, **alone).run(rope_write_triton)[0][0], together[m]
+        )
 
 
 @needs_triton

@@ -118,7 +118,8 @@ def test_extremes_and_refusals_of_the_cpu_form():
     )
     y = swiglu_cpu(x)[0].tolist()
     assert (
-        y[:4] == [pytest.approx(0.0, abs=1e-30), 1e4, pytest.approx(0.0, abs=1e-30), 0.0]
+        y[:4]
+        == [pytest.approx(0.0, abs=1e-30), 1e4, pytest.approx(0.0, abs=1e-30), 0.0]
         and y[5] != y[5]
     )
     with pytest.raises(ValueError, match=r"expected \[M, 2 F\]"):

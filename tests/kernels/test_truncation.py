@@ -57,7 +57,9 @@ def kept_tokens(
                 order = [w for w in order if z[w] >= z[v]]
                 break
     if min_p:
-        close |= any(min_p != 1 and abs(weight[v] - min_p) < 1e-5 * min_p for v in order)
+        close |= any(
+            min_p != 1 and abs(weight[v] - min_p) < 1e-5 * min_p for v in order
+        )
         order = [v for v in order if weight[v] >= min_p]
     return sorted(order), close
 
@@ -76,7 +78,9 @@ def check(
     assert found[0].dtype == torch.int64 and all(
         part.dtype == torch.float32 for part in found[1:]
     )
-    for row, (z, v) in enumerate(zip(logits.double().tolist(), u.tolist(), strict=True)):
+    for row, (z, v) in enumerate(
+        zip(logits.double().tolist(), u.tolist(), strict=True)
+    ):
         kept, close = kept_tokens(z, temperature, top_k, top_p, min_p)
         if close:
             continue
@@ -209,7 +213,9 @@ def test_logits_that_are_no_numbers(kernel_device, form, options):
     expected = form(logits, u, 0.8, *options)
     logits[1, 17] = float("nan")
     found = form(logits, u, 0.8, *options)
-    assert all(torch.equal(a[::2], b[::2]) for a, b in zip(found, expected, strict=True))
+    assert all(
+        torch.equal(a[::2], b[::2]) for a, b in zip(found, expected, strict=True)
+    )
     assert found[1][1].isnan() and 0 <= int(found[0][1]) < 300
 
 
@@ -217,7 +223,9 @@ def test_the_rows_that_one_chunk_holds_do_not_matter(monkeypatch):
     logits, u = problem(3, 7, 300, torch.float32, "cpu")
     whole = truncated_sample(logits, u, 0.9, 20, 0.9, 0.01)
     monkeypatch.setattr(lm_head, "CHUNK_LOGITS", 1)
-    for a, b in zip(truncated_sample(logits, u, 0.9, 20, 0.9, 0.01), whole, strict=True):
+    for a, b in zip(
+        truncated_sample(logits, u, 0.9, 20, 0.9, 0.01), whole, strict=True
+    ):
         torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-6)
 
 

@@ -213,7 +213,8 @@ def collected(model, sequences, places, groups, budget):
     assert [example.prompt + example.response for example in given] == sequences
     for rows, states in states_at(model, given, places, budget):
         assert (
-            len(states) == sum(len(places[i]) for i in rows) and not states.requires_grad
+            len(states) == sum(len(places[i]) for i in rows)
+            and not states.requires_grad
         )
         for i in rows:
             assert found[i] is None

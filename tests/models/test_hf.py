@@ -240,7 +240,10 @@ def store(
 EMBEDDING, LM_HEAD = "model.embed_tokens.weight", "lm_head.weight"
 # what is done to the tensors of a tied model, and whether it is tied once it is loaded
 STORED_HEADS = {
-    "another": (lambda t: t.update({LM_HEAD: t[EMBEDDING].flip(0).contiguous()}), False),
+    "another": (
+        lambda t: t.update({LM_HEAD: t[EMBEDDING].flip(0).contiguous()}),
+        False,
+    ),
     "the same": (lambda t: t.update({LM_HEAD: t[EMBEDDING].clone()}), True),
     "the same in bfloat16 only": (
         lambda t: t.update({LM_HEAD: t[EMBEDDING].bfloat16()}),
@@ -270,7 +273,9 @@ def test_a_stored_head_is_used_as_in_transformers(
     transformers = pytest.importorskip("transformers")
     theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, dtype=dtype)
     assert torch.equal(model.lm_head.weight, theirs.lm_head.weight)
-    assert torch.equal(model.model.embed_tokens.weight, theirs.model.embed_tokens.weight)
+    assert torch.equal(
+        model.model.embed_tokens.weight, theirs.model.embed_tokens.weight
+    )
     if dtype == torch.float32:
         with torch.no_grad():
             torch.testing.assert_close(

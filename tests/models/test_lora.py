@@ -122,7 +122,9 @@ def test_the_models_share_what_they_can(new_model):
     places = {name: p.data_ptr() for name, p in base.named_parameters()}
     model, merged = lora.applied_to(base), lora.merged(base, base.dtype)
     assert {name: p.data_ptr() for name, p in model.named_parameters()} == places
-    own = {name for name, p in merged.named_parameters() if p.data_ptr() != places[name]}
+    own = {
+        name for name, p in merged.named_parameters() if p.data_ptr() != places[name]
+    }
     assert own == {f"model.layers.{i}.self_attn.qkv_proj.weight" for i in (0, 1)}
     assert merged.lm_head.weight is merged.model.embed_tokens.weight
 

@@ -90,7 +90,9 @@ DECODERS = {
     },  # special all the same: it is the pad_token
     "other flags": {"1": token("<s>", lstrip=True), "0": token("<unk>", special=False)},
     "a special token of the vocabulary": {str(VOCABULARY["("]): token("(")},
-    "a plain token of the vocabulary": {str(VOCABULARY["("]): token("(", special=False)},
+    "a plain token of the vocabulary": {
+        str(VOCABULARY["("]): token("(", special=False)
+    },
 }
 
 
@@ -200,7 +202,8 @@ def test_a_conflict_in_an_older_file_is_one_line(tmp_path: Path) -> None:
 def test_padding_and_unknown_tokens_may_be_missing(tmp_path: Path) -> None:
     loaded = load_tokenizer(
         write(
-            tmp_path, {**NAMES, "pad_token": "<pad>", "unk_token": {"content": "<none>"}}
+            tmp_path,
+            {**NAMES, "pad_token": "<pad>", "unk_token": {"content": "<none>"}},
         )
     )
     assert loaded.special_tokens == {"bos_token": "<s>", "eos_token": "</s>"}
@@ -257,5 +260,7 @@ def test_tokenizer_json_says_what_stands_around_plain_text(
     }
     write(tmp_path, config, around=around)
     ids = load_tokenizer(tmp_path).encode("ab", add_special_tokens=True)
-    assert ids == transformers.AutoTokenizer.from_pretrained(tmp_path)("ab")["input_ids"]
+    assert (
+        ids == transformers.AutoTokenizer.from_pretrained(tmp_path)("ab")["input_ids"]
+    )
     assert (ids[0] == 1, ids[-1] == 2) == ("<s>" in around, "</s>" in around)

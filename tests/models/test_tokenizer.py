@@ -12,7 +12,14 @@ import pytest
 import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import AddedToken, decoders, models, pre_tokenizers, processors, trainers
+from tokenizers import (
+    AddedToken,
+    decoders,
+    models,
+    pre_tokenizers,
+    processors,
+    trainers,
+)
 
 from nanomath.models import Tokenizer, load_tokenizer
 from nanomath.models.chat import chosen_template
@@ -513,7 +520,8 @@ def test_the_dialect_is_that_of_transformers(template: str) -> None:
 
 def test_no_template_says_what_to_do() -> None:
     with pytest.raises(
-        ValueError, match="no chat template: chat=false in the config uses plain prompts"
+        ValueError,
+        match="no chat template: chat=false in the config uses plain prompts",
     ):
         ours().apply_chat_template([USER])
 

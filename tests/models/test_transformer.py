@@ -73,7 +73,8 @@ def oracle(family: str, seed: int = 0, **changes) -> transformers.PreTrainedMode
                 gain = (
                     2.0
                     if any(
-                        part in name for part in ("embed", "lm_head", "q_proj", "k_proj")
+                        part in name
+                        for part in ("embed", "lm_head", "q_proj", "k_proj")
                     )
                     else 1.0
                 )
@@ -195,11 +196,18 @@ WHOLE = [
     "num_attention_heads",
     "intermediate_size",
 ]
-WHOLE += ["num_key_value_heads", "head_dim", "max_position_embeddings", "sliding_window"]
+WHOLE += [
+    "num_key_value_heads",
+    "head_dim",
+    "max_position_embeddings",
+    "sliding_window",
+]
 NO_WHOLE = ["12", 0, -1, 2.5, True, [2], {}, 2**31, 10**400, float("nan"), float("inf")]
 NO_NUMBER = ["1e-6", 0, -1.0, True, [1], {}, 10**400, float("nan"), float("inf")]
 NO_FLAG = ["true", 0, 1, [], "", 0.0]
-WRONG = [(key, value, "a whole number from 1 to") for key in WHOLE for value in NO_WHOLE]
+WRONG = [
+    (key, value, "a whole number from 1 to") for key in WHOLE for value in NO_WHOLE
+]
 WRONG += [
     (key, None, "a whole number from 1 to")
     for key in (*WHOLE[:5], "max_position_embeddings")

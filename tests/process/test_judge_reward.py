@@ -55,7 +55,8 @@ def test_it_is_measured():
     judge([found])
     metrics = judge.metrics([found])
     assert (
-        metrics["judge/mass"] == pytest.approx(0.8) and metrics["judge/consistency"] == 1
+        metrics["judge/mass"] == pytest.approx(0.8)
+        and metrics["judge/consistency"] == 1
     )
     assert metrics["judge/auc"] == 0.5 and metrics[
         "judge/length_correlation"

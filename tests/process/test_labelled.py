@@ -249,7 +249,10 @@ def test_prm800k(tmp_path):
         ),
         ({"input": "q Step 1: a", "label": "q Step 1: a"}, "expected a question, then"),
         ({"input": "q a ки", "label": "q a +"}, "expected a question, then"),
-        ({"input": "Step 1: a ки", "label": "Step 1: a +"}, "expected a question, then"),
+        (
+            {"input": "Step 1: a ки", "label": "Step 1: a +"},
+            "expected a question, then",
+        ),
         (
             {"input": "q Step 1: a ки b", "label": "q Step 1: a + b"},
             "expected a question, then",

@@ -73,13 +73,17 @@ def build(new_model, new_tokenizer):
 def test_a_score_depends_on_nothing_later_and_on_no_batch(build, name):
     prm = build(name)
     together = prm(SOLUTIONS)
-    assert [len(scores) for scores in together] == [len(steps) for _, steps in SOLUTIONS]
+    assert [len(scores) for scores in together] == [
+        len(steps) for _, steps in SOLUTIONS
+    ]
     distinct = {round(score, 5) for scores in together for score in scores}
     assert len(distinct) == sum(map(len, together)) - 1  # one is said twice
     assert all(0 < score < 1 for scores in together for score in scores)
     for (question, steps), scores in zip(SOLUTIONS, together, strict=True):
         for k in range(1, len(steps) + 1):
-            assert prm([(question, steps[:k])])[0] == pytest.approx(scores[:k], abs=1e-5)
+            assert prm([(question, steps[:k])])[0] == pytest.approx(
+                scores[:k], abs=1e-5
+            )
     prm.token_budget = 1
     for alone, scores in zip(prm(SOLUTIONS), together, strict=True):
         assert alone == pytest.approx(scores, abs=1e-5)
@@ -149,7 +153,9 @@ def test_math_shepherd_is_a_choice_of_two_tokens(build, tmp_path):
         for step in numbered:
             text += f"{step} ки"
             with torch.no_grad():
-                logits = theirs(torch.tensor([prm.tokenizer.encode(text)])).logits[0, -1]
+                logits = theirs(torch.tensor([prm.tokenizer.encode(text)])).logits[
+                    0, -1
+                ]
             expected.append(float(logits[[wrong, right]].softmax(-1)[1]))
             text += "\n"
         assert prm([(QUESTION, steps)])[0] == pytest.approx(expected, abs=1e-5)

@@ -270,6 +270,8 @@ def test_guarded_steps_keep_what_was_promised(words, least, most, drop):
     if len(found) > 1:
         lengths = [
             step.token - before
-            for step, before in zip(found, [-1, *(s.token for s in found)], strict=False)
+            for step, before in zip(
+                found, [-1, *(s.token for s in found)], strict=False
+            )
         ]
         assert min(lengths) >= least

@@ -418,7 +418,10 @@ UNEQUAL = {
     ],
     "currencies": [("$5", "5 cents"), ("$5", "€5"), ("5%", "5 km")],
     "spaces": [("nowhere", "now here"), ("no", "on")],
-    "brackets of sets": [(r"\{\{1\},2\}", r"\{1,2\}"), (r"\emptyset", r"\{\emptyset\}")],
+    "brackets of sets": [
+        (r"\{\{1\},2\}", r"\{1,2\}"),
+        (r"\emptyset", r"\{\emptyset\}"),
+    ],
     "primes": [("f", "f'"), ("y' = 2x", "y = 2x"), ("f'(2)", "f(2)")],
     "junk": [
         ("3", r"1 \clubsuit 2 \clubsuit 3"),
@@ -524,7 +527,9 @@ def flatten(cases: dict[str, list[tuple[str, str]]]) -> list[tuple[str, str]]:
 
 
 @pytest.fixture(params=[True, False], ids=["math-verify", "core only"])
-def math_verify(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+def math_verify(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> bool:
     """Both installations; the cache must not carry verdicts from one to the other."""
     if request.param:
         pytest.importorskip("math_verify")
@@ -673,7 +678,9 @@ def test_an_answer_with_another_digit_letter_or_sign_is_refused(
         for signs in ("0123456789", "<>=", string.ascii_letters)
         if gold[place] in signs
     )
-    other = data.draw(st.sampled_from(alphabet).filter(lambda sign: sign != gold[place]))
+    other = data.draw(
+        st.sampled_from(alphabet).filter(lambda sign: sign != gold[place])
+    )
     # another name says nothing beside a value: x = 5 and y = 5 do differ, (-oo, 3) and z < 3
     # do not
     assert not answers_equal(gold, gold[:place] + other + gold[place + 1 :])

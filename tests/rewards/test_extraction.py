@@ -121,7 +121,8 @@ def test_reasoning_does_not_count():
     ]:
         assert extract_answer(begin + r"\boxed{4}" + end + " The answer is 5") == "5"
     assert (
-        extract_answer(r"\boxed{4} %% The answer is 5", reasoning_ends=["%%", ""]) == "5"
+        extract_answer(r"\boxed{4} %% The answer is 5", reasoning_ends=["%%", ""])
+        == "5"
     )
     assert (
         extract_answer(r"<think>\boxed{4}</think> The answer is 5", reasoning_ends=[])

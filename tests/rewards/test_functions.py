@@ -215,7 +215,9 @@ def test_accuracy_is_logged_without_a_weight_and_lenient_reaches_every_grader():
     )
     first, second = lenient(PROBLEM, group("I get 5", "I really do get 5"))
     assert (
-        first["accuracy"] == 1 and first["cosine"] > 0.9 and first["group_length"] == 0.5
+        first["accuracy"] == 1
+        and first["cosine"] > 0.9
+        and first["group_length"] == 0.5
     )
     assert second["group_length"] == -0.5
 

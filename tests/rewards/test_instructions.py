@@ -176,7 +176,9 @@ def test_there_are_25_and_each_is_tested():
 
 
 def test_the_same_text_has_the_same_language(langdetect):
-    assert strict([("language:response_language", {"language": "de"})], "BAUM") == [True]
+    assert strict([("language:response_language", {"language": "de"})], "BAUM") == [
+        True
+    ]
     assert langdetect.DetectorFactory.seed == 0
     assert strict([("language:response_language", {"language": "de"})], "12") == [True]
     assert strict([("change_case:english_capital", {})], "EIN BAUM") == [False]

@@ -173,7 +173,9 @@ def test_groups_become_tiles(new_model, new_tokenizer, monkeypatch):
 
 def test_buckets():
     draw = random.Random(0)
-    assert [bucket(n, 100) for n in (0, 1, 2, 3, 4, 5, 6, 7, 9, 13, 17, 25, 70, 97)] == [
+    assert [
+        bucket(n, 100) for n in (0, 1, 2, 3, 4, 5, 6, 7, 9, 13, 17, 25, 70, 97)
+    ] == [
         *(0, 1, 2, 3, 4, 6, 6, 8, 12, 16, 24, 32, 96, 100),
     ]
     for n in (draw.randrange(2, 5000) for _ in range(200)):

@@ -57,7 +57,10 @@ def test_the_posterior_is_the_maximum_with_its_curvature():
         torch.randn(7, 3, generator=generator), torch.rand(7, generator=generator)
     )
     right = torch.randint(0, 5, (7,), generator=generator).double()
-    mean, root = torch.randn(5, generator=generator).double(), torch.randn(5, 5).double()
+    mean, root = (
+        torch.randn(5, generator=generator).double(),
+        torch.randn(5, 5).double(),
+    )
     precision = root @ root.T + torch.eye(5).double()
     found, after = posterior(mean, precision, x, right, 4)
 

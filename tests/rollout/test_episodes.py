@@ -54,7 +54,9 @@ def test_every_group_is_rewarded_with_its_problem(new_model, tokenizer):
     assert (
         record["problem"] == "p1" and record["tokens"] == episodes[3].completion.tokens
     )
-    assert record["logprobs"] == pytest.approx(episodes[3].completion.logprobs, abs=1e-6)
+    assert record["logprobs"] == pytest.approx(
+        episodes[3].completion.logprobs, abs=1e-6
+    )
 
 
 def episode(accuracy: float, total: float, length: int, reason: str = "eos") -> Episode:
@@ -62,7 +64,10 @@ def episode(accuracy: float, total: float, length: int, reason: str = "eos") -> 
         0, 0, [1] * length, [0.0] * length, [0.0] * length, "", reason
     )
     return Episode(
-        PROBLEMS[0], [1], completion, {"accuracy": accuracy, "form": 0.5, "total": total}
+        PROBLEMS[0],
+        [1],
+        completion,
+        {"accuracy": accuracy, "form": 0.5, "total": total},
     )
 
 
@@ -92,7 +97,8 @@ def test_metrics_are_means():
         }
     )
     assert (
-        not {"length/wrong", "length/truncated"} & episode_metrics([episodes[:2]]).keys()
+        not {"length/wrong", "length/truncated"}
+        & episode_metrics([episodes[:2]]).keys()
     )
 
 

@@ -181,7 +181,9 @@ def test_the_number_of_threads_changes_no_bit_of_the_fast_mode_either(
 
 def test_the_exact_model_is_the_same_function(new_model, family_shape):
     """In value and gradient, up to rounding."""
-    tokens = torch.randint(0, 1000, (2, 150), generator=torch.Generator().manual_seed(0))
+    tokens = torch.randint(
+        0, 1000, (2, 150), generator=torch.Generator().manual_seed(0)
+    )
     model = new_model(4, torch.float64, max_positions=256, **family_shape)
     results = []
     for exact in (False, True):

@@ -79,7 +79,9 @@ def test_a_level_is_a_share(level):
 
 
 def choose(chooser, estimates, progress=0.0, seed=0, problems=None):
-    places = torch.arange(len(estimates)) if problems is None else torch.tensor(problems)
+    places = (
+        torch.arange(len(estimates)) if problems is None else torch.tensor(problems)
+    )
     generator = torch.Generator().manual_seed(seed)
     return chooser.choose(places, doubles(*estimates), progress, generator).tolist()
 
@@ -188,7 +190,9 @@ def test_the_upper_policy_learns_whom_to_help():
         rates = estimates + levels
         rewards = upper_reward(rates, torch.zeros(32).double(), 1.0)
         metrics = upper.learn(places, estimates, levels, rates, rewards, 0.0)
-    hard, easy = upper_logprobs(upper.tensors["theta"], doubles(0.1, 0.5)).exp().tolist()
+    hard, easy = (
+        upper_logprobs(upper.tensors["theta"], doubles(0.1, 0.5)).exp().tolist()
+    )
     assert hard[1] > 0.9 and easy[0] > 0.9
     assert (
         metrics["hints/upper_reward"] > 0.9 and 0 < metrics["hints/upper_entropy"] < 0.4

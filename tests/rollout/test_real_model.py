@@ -17,7 +17,9 @@ from nanomath.data.world import generate
 MODEL = os.environ.get("NANOMATH_TEST_MODEL")
 
 
-@pytest.mark.skipif(MODEL is None, reason="NANOMATH_TEST_MODEL names no model directory")
+@pytest.mark.skipif(
+    MODEL is None, reason="NANOMATH_TEST_MODEL names no model directory"
+)
 def test_greedy_tokens_of_ten_prompts_are_those_of_transformers() -> None:
     transformers = pytest.importorskip("transformers")
     model, tokenizer = nanomath.load_model(MODEL), nanomath.load_tokenizer(MODEL)

@@ -343,7 +343,10 @@ def test_stop_strings_may_hold_special_tokens(unusual, check_every):
     up to there.
     """
     unusual.check_every = check_every
-    decode, options = unusual.tokenizer.decode, {"n": 3, "max_new_tokens": 20, "seed": 6}
+    decode, options = (
+        unusual.tokenizer.decode,
+        {"n": 3, "max_new_tokens": 20, "seed": 6},
+    )
     free = unusual.generate(PROMPTS, **options)
     for c in free[::4]:
         special = [not decode([token]) for token in c.tokens]
@@ -420,7 +423,8 @@ def test_an_eos_is_an_eos_though_it_is_a_stop_string_as_well(sampler):
     ]
     assert (
         stops == ["<|endoftext|>"]
-        and sampler.generate(PROMPTS, n=4, max_new_tokens=25, seed=6, stop=stops) == free
+        and sampler.generate(PROMPTS, n=4, max_new_tokens=25, seed=6, stop=stops)
+        == free
     )
 
 
@@ -543,7 +547,10 @@ def test_numbers_of_numpy_are_numbers(sampler):
             for p in (0.0, -0.5, 1.5, math.nan, None, "1")
         ],
         *[([[1]], {"top_k": k}, f"top_k is {k!r}") for k in (-1, 2.0, math.nan, None)],
-        *[([[1]], {"min_p": p}, f"min_p is {p!r}") for p in (-0.1, 1.1, math.nan, None)],
+        *[
+            ([[1]], {"min_p": p}, f"min_p is {p!r}")
+            for p in (-0.1, 1.1, math.nan, None)
+        ],
         *[
             ([[1]], {"seed": seed}, f"seed is {seed!r}: it must be an integer")
             for seed in (-1, 2**64, 1.5, None)

@@ -60,7 +60,9 @@ def draw_grid(
     """Tokens and logprobs of few logits, all in one block, at GRID evenly spaced second
     numbers.
     """
-    u = torch.stack((torch.full((GRID,), 0.7), (torch.arange(GRID) + 0.5) / GRID), dim=1)
+    u = torch.stack(
+        (torch.full((GRID,), 0.7), (torch.arange(GRID) + 0.5) / GRID), dim=1
+    )
     return sample_tokens(torch.tensor([logits]).expand(GRID, -1), u, params)
 
 

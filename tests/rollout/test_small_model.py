@@ -57,9 +57,9 @@ def test_a_step_on_the_optimizer_is_seen(new_model, new_tokenizer):
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.data.mul_(1.1)  # unseen by its version
-    assert sampler.generate(PROMPTS, **options) == Sampler(model, tokenizer, 7).generate(
-        PROMPTS, **options
-    )
+    assert sampler.generate(PROMPTS, **options) == Sampler(
+        model, tokenizer, 7
+    ).generate(PROMPTS, **options)
 
 
 def test_other_types_go_layer_by_layer(new_model, new_tokenizer):

@@ -409,7 +409,10 @@ class PlainStep:
     def _loss(self, chosen: list[int]) -> Tensor:
         a = self.algorithm
         places = [
-            (i, t) for i in chosen if self.facts[i].counted for t in self.facts[i].tokens
+            (i, t)
+            for i in chosen
+            if self.facts[i].counted
+            for t in self.facts[i].tokens
         ]
         unsure = top(
             {(i, t): self.facts[i].entropy[t] for i, t in places}, a.top_entropy
@@ -426,7 +429,9 @@ class PlainStep:
             )
             completions = len({i for i, _ in places})
             for t in f.tokens if f.counted else ():
-                share = self._share(len(f.tokens), len(places), len(chosen), completions)
+                share = self._share(
+                    len(f.tokens), len(places), len(chosen), completions
+                )
                 on = (i, t) in unsure and not (
                     a.covariance == "clip" and (i, t) in steep
                 )
@@ -439,10 +444,14 @@ class PlainStep:
                 if not on:
                     f.clipped[t] = 0
                 if a.covariance == "kl" and (i, t) in steep:
-                    total = total + share * a.covariance_coef * (new[t] - f.old[t]).abs()
+                    total = (
+                        total + share * a.covariance_coef * (new[t] - f.old[t]).abs()
+                    )
         return total
 
-    def _share(self, length: int, tokens: int, episodes: int, completions: int) -> float:
+    def _share(
+        self, length: int, tokens: int, episodes: int, completions: int
+    ) -> float:
         how = self.algorithm.aggregation
         return (
             1
@@ -531,10 +540,14 @@ class PlainStep:
                 total
                 + a.kl_coef
                 * kl
-                * {"off": 1.0, "weight": ratio.detach(), "ratio": ratio}[a.kl_correction]
+                * {"off": 1.0, "weight": ratio.detach(), "ratio": ratio}[
+                    a.kl_correction
+                ]
             )
         if self.critic:
-            near = f.values[t] + (value - f.values[t]).clamp(-a.value_clip, a.value_clip)
+            near = f.values[t] + (value - f.values[t]).clamp(
+                -a.value_clip, a.value_clip
+            )
             total = (
                 total
                 + a.value_coef

@@ -201,10 +201,16 @@ def test_no_hacking(curves):
 
 def test_flat_groups_say_which_way():
     easy = lines(
-        20, flat_groups=lambda n: 0.94, all_right=lambda n: 0.9, all_wrong=lambda n: 0.04
+        20,
+        flat_groups=lambda n: 0.94,
+        all_right=lambda n: 0.9,
+        all_wrong=lambda n: 0.04,
     )
     hard = lines(
-        20, flat_groups=lambda n: 0.94, all_right=lambda n: 0.04, all_wrong=lambda n: 0.9
+        20,
+        flat_groups=lambda n: 0.94,
+        all_right=lambda n: 0.04,
+        all_wrong=lambda n: 0.9,
     )
     assert (
         flat_groups(easy)
@@ -292,7 +298,8 @@ def test_any_history_is_judged(data):
     """Whatever the numbers, and whichever of them there are."""
     names = data.draw(
         st.lists(
-            st.sampled_from(["pass@1", "kl", "repetition", "reward/format"]), unique=True
+            st.sampled_from(["pass@1", "kl", "repetition", "reward/format"]),
+            unique=True,
         )
     )
     number = st.floats(0, 10)

@@ -34,7 +34,9 @@ def new_optimizer(model) -> Optimizer:
 
 def train(model, optimizer, steps: range) -> None:
     for number in steps:
-        SFTStep(model, optimizer, neftune_alpha=2.0, seed=5).step(EXAMPLES, number, 1e-3)
+        SFTStep(model, optimizer, neftune_alpha=2.0, seed=5).step(
+            EXAMPLES, number, 1e-3
+        )
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -439,7 +439,8 @@ def meet(order: dict[str, Any]) -> None:
             nonlocal left
             # What is deleted in a directory is named by its name alone.
             left -= event in WRITES and (
-                event in ("os.remove", "os.rmdir") or str(arguments[0]).startswith(place)
+                event in ("os.remove", "os.rmdir")
+                or str(arguments[0]).startswith(place)
             )
             if left == 0 and event != "os.kill":
                 os.kill(os.getpid(), signal.SIGKILL)

@@ -55,12 +55,16 @@ def test_a_value_stands_where_its_token_is_predicted(new_model, own_trunk):
     trunk = critic.trunk if own_trunk else policy
     values = critic(policy, BATCH)
     for row, (prompt, response) in enumerate((([5, 6], [7, 8, 0]), ([9], [0]))):
-        states = trunk.hidden(torch.tensor([prompt + response]))[0, len(prompt) - 1 : -1]
+        states = trunk.hidden(torch.tensor([prompt + response]))[
+            0, len(prompt) - 1 : -1
+        ]
         expected = [
             (state @ critic.head.weight[0] + critic.head.bias).item()
             for state in states.detach()
         ]
-        assert values[row, : len(response)].tolist() == pytest.approx(expected, rel=1e-6)
+        assert values[row, : len(response)].tolist() == pytest.approx(
+            expected, rel=1e-6
+        )
         assert not values[row, len(response) :].any()
     states = response_states(trunk, BATCH)
     assert own_trunk or torch.equal(critic(policy, BATCH, states), values)
@@ -195,8 +199,8 @@ def test_ppo_learns(new_model, trunk):
             5e-3,
         )
         with torch.no_grad():
-            logprobs = policy(torch.tensor([[5, 6, 11], [5, 6, 12]]))[:, -1].log_softmax(
-                -1
-            )
+            logprobs = policy(torch.tensor([[5, 6, 11], [5, 6, 12]]))[
+                :, -1
+            ].log_softmax(-1)
         wanted.append(float(logprobs[:, 22].mean()))
     assert wanted[-1] > wanted[0] + 1 and metrics["kl"] > 0

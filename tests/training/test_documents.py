@@ -21,7 +21,9 @@ PLAIN = PromptTemplate("{question}\n", chat=False)
 
 
 def problems_of(**keys: object) -> settings.Problems:
-    words = [f"problems.{key.replace('__', '.')}={value}" for key, value in keys.items()]
+    words = [
+        f"problems.{key.replace('__', '.')}={value}" for key, value in keys.items()
+    ]
     return load(settings.EvalConfig, None, words).problems
 
 
@@ -76,7 +78,10 @@ def test_a_limit_takes_what_a_small_family_has() -> None:
             {"split": "test", "world__documents": 1},
             "documents are of the train split, not of",
         ),
-        ({"split": "numbers", "world__families": "maths,facts"}, "facts has no numbers"),
+        (
+            {"split": "numbers", "world__families": "maths,facts"},
+            "facts has no numbers",
+        ),
     ],
 )
 def test_splits_that_there_are_not_are_refused(keys: dict, message: str) -> None:
@@ -89,7 +94,9 @@ def test_the_base_config_trains_and_measures_every_family_and_language(
 ) -> None:
     words = f"run.directory={tmp_path} run.steps=8 run.eval_every=0 train.limit=300"
     small = "model.new.layers=1 model.new.hidden_size=32 model.new.intermediate_size=64"
-    measured = "heldout.limit=14 sampling.max_new_tokens=4 evaluation.by=family,language"
+    measured = (
+        "heldout.limit=14 sampling.max_new_tokens=4 evaluation.by=family,language"
+    )
     argv = [
         str(CONFIGS / "base.toml"),
         *words.split(),

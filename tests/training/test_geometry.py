@@ -122,7 +122,9 @@ def test_neither_cut_nor_order_changes_a_policy_gradient(
     def check(groups, samples, token_budget):
         order = [group * SIZE + sample for group in groups for sample in samples[group]]
         assert_all_same(
-            policy_gradients(options, dtype, order, token_budget), expected, EXACT[dtype]
+            policy_gradients(options, dtype, order, token_budget),
+            expected,
+            EXACT[dtype],
         )
 
     check()

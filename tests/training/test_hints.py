@@ -269,7 +269,9 @@ def brute_force(model, episodes, bare: bool) -> dict[str, torch.Tensor]:
         advantage = episode.rewards["total"] - float(group.mean())
         tokens = episode.completion.tokens
         prompt = [9, 11, 3, 8, 4] if i < 4 and not bare else [9, 4]
-        ours, _ = token_logprobs(model, token_states(model, prompt, tokens), tokens, 1.0)
+        ours, _ = token_logprobs(
+            model, token_states(model, prompt, tokens), tokens, 1.0
+        )
         ratio = (
             ours - torch.tensor(episode.completion.logprobs, dtype=torch.float64)
         ).exp()
@@ -341,7 +343,9 @@ def test_a_teacher_reads_the_beginning_that_was_given(hints, prompts, tokenizer)
             assert example.response == episodes[0].completion.tokens
             read = tokenizer.decode(example.prompt, skip_special=False)
             assert " As: " in read and read.endswith(ending)
-            assert ("As: 0+1=1" in read) == (shows == "solution" or place == "assistant")
+            assert ("As: 0+1=1" in read) == (
+                shows == "solution" or place == "assistant"
+            )
         model.config.max_positions = len(example)
         assert teacher.examples(episodes, 4)[0] == example
         model.config.max_positions -= 1
@@ -408,7 +412,11 @@ def train(model_directory, tmp_path):
 
 def lines(run: Path, name: str = "metrics.jsonl") -> list[dict]:
     return [
-        {k: v for k, v in line.items() if k not in OF_RUN and not k.startswith("hints/")}
+        {
+            k: v
+            for k, v in line.items()
+            if k not in OF_RUN and not k.startswith("hints/")
+        }
         for line in read_jsonl(run / name)
     ]
 
@@ -458,7 +466,9 @@ def test_a_resumed_run_is_the_unbroken_one(train, tmp_path, chooser):
     for name in names:
         place = Path("checkpoints") / "step-4" / name
         assert (parts / place).read_bytes() == (whole / place).read_bytes()
-    of_steps = [line for line in read_jsonl(parts / "metrics.jsonl") if "reward" in line]
+    of_steps = [
+        line for line in read_jsonl(parts / "metrics.jsonl") if "reward" in line
+    ]
     expected = [line for line in metrics if "reward" in line]
     for line in (*of_steps, *expected):
         for name in OF_RUN:
@@ -533,7 +543,9 @@ def test_hints_go_with_what_else_there_is(train, words):
 
 def test_token_budgets_do_not_matter(train):
     runs = [
-        train(f"run-{budget}", "hints.chooser=controller", f"grpo.token_budget={budget}")
+        train(
+            f"run-{budget}", "hints.chooser=controller", f"grpo.token_budget={budget}"
+        )
         for budget in (0, 150, "auto")
     ]
     of_runs = [list(read_jsonl(run / "metrics.jsonl")) for run in runs]

@@ -84,9 +84,13 @@ def gradients(model: Transformer, logprobs: Tensor) -> dict[str, Tensor]:
     model.zero_grad()
     (
         logprobs
-        * torch.arange(1.0, 1 + logprobs.numel(), dtype=logprobs.dtype).view_as(logprobs)
+        * torch.arange(1.0, 1 + logprobs.numel(), dtype=logprobs.dtype).view_as(
+            logprobs
+        )
     ).sum().backward()
-    return {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
+    return {
+        name: parameter.grad.clone() for name, parameter in model.named_parameters()
+    }
 
 
 # --- the same numbers ------------------------------------------------------------------------
@@ -121,7 +125,8 @@ def test_bfloat16_logprobs_are_float32(new_model):
 def test_score_gives_logprobs_and_entropies(new_model, token_budget):
     model = new_model()
     expected = [
-        values.detach() for values in response_logprobs(model, make_batch(EXAMPLES), 0.7)
+        values.detach()
+        for values in response_logprobs(model, make_batch(EXAMPLES), 0.7)
     ]
     for found, plain in zip(
         response_scores(model, EXAMPLES, token_budget, 0.7), expected, strict=True
@@ -165,7 +170,10 @@ def test_gradient_checkpointing_has_the_same_gradients_and_a_lower_peak(new_mode
         model.gradient_checkpointing = checkpointing
         model.zero_grad()
         peak = peak_bytes(lambda: response_logprobs(model, batch)[0].sum().backward())
-        found[checkpointing] = peak, gradients(model, response_logprobs(model, batch)[0])
+        found[checkpointing] = (
+            peak,
+            gradients(model, response_logprobs(model, batch)[0]),
+        )
     assert found[True][0] < found[False][0] / 3
     for name, gradient in found[False][1].items():
         assert torch.equal(gradient, found[True][1][name]), name

@@ -186,7 +186,9 @@ def test_what_one_rank_is_asked_all_do(tmp_path, monkeypatch):
     run = Run(
         tmp_path,
         9,
-        at={"step 3": lambda: monkeypatch.setattr(ranks, "any_rank", lambda flag: True)},
+        at={
+            "step 3": lambda: monkeypatch.setattr(ranks, "any_rank", lambda flag: True)
+        },
     )
     assert run.go() is False and run.events[-2:] == ["step 3", "save 4"]
 

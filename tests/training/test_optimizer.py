@@ -140,7 +140,8 @@ def test_gradients_are_clipped_to_the_norm_together():
     assert optimizer.step(1.0)["grad_norm"] == pytest.approx(10 * math.sqrt(6))
     moments = optimizer.state()
     total = sum(
-        float(moments[f"exp_avg.{name}"].square().sum()) for name in ("matrix", "vector")
+        float(moments[f"exp_avg.{name}"].square().sum())
+        for name in ("matrix", "vector")
     )
     assert math.sqrt(total) == pytest.approx(0.5 * (1 - BETAS[0]), rel=1e-4)
 

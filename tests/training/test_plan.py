@@ -151,7 +151,8 @@ print(json.dumps([found, plan.step_bytes(model, optimizer, cut)]))
 
 
 @pytest.mark.skipif(
-    not Path("/proc/self/clear_refs").exists(), reason="peak memory is measured on Linux"
+    not Path("/proc/self/clear_refs").exists(),
+    reason="peak memory is measured on Linux",
 )
 @pytest.mark.parametrize(
     "sizes",

@@ -60,7 +60,11 @@ CHOICES = {
     "KL in the loss, k1": {**LOSS_KL, "kl_estimator": "k1", "kl_correction": "ratio"},
     "KL in the loss, k2": {**LOSS_KL, "kl_estimator": "k2", "kl_correction": "weight"},
     "KL in the loss, k3": {**LOSS_KL, "kl_estimator": "k3", "kl_correction": "ratio"},
-    "KL in the loss, k3+": {**LOSS_KL, "kl_estimator": "k3+", "kl_correction": "weight"},
+    "KL in the loss, k3+": {
+        **LOSS_KL,
+        "kl_estimator": "k3+",
+        "kl_correction": "weight",
+    },
     "two rewards apart": {"components": "apart"},
     "two rewards apart, whitened": {
         "components": "apart",
@@ -371,7 +375,12 @@ def make_unfinished(episodes: list[Episode]) -> None:
         ),
         (
             make_unfinished,
-            {"overlong_filter": True, "whiten": True, "baseline": "off", "scale": "off"},
+            {
+                "overlong_filter": True,
+                "whiten": True,
+                "baseline": "off",
+                "scale": "off",
+            },
         ),
         (
             make_unfinished,
@@ -431,7 +440,9 @@ def test_minibatches_cover_every_epoch_once(models, recorder, minibatches):
     options = {"aggregation": "constant", "max_length": 10, "kl_coef": 0.1}
     whole = gradient(models, recorder, episodes, **options)
     optimizer = recorder(models[0])
-    step = new_step(*models[:2], optimizer, epochs=2, minibatches=minibatches, **options)
+    step = new_step(
+        *models[:2], optimizer, epochs=2, minibatches=minibatches, **options
+    )
     step.step(episodes, 5, 1.0)
     assert len(optimizer.gradients) == 2 * minibatches
     for epoch in (0, 1):
@@ -554,7 +565,9 @@ def test_a_bad_number_of_a_model_stops_before_the_update(new_model, who, options
         new_model(0, tie_embeddings=False),
         new_model(0, tie_embeddings=False).requires_grad_(False),
     )
-    step = new_step(policy, reference, new_optimizer(policy), token_budget=16, **options)
+    step = new_step(
+        policy, reference, new_optimizer(policy), token_budget=16, **options
+    )
     if step.algorithm.baseline == "value":
         step.critic = new_critic(policy, step.algorithm.value_trunk == "own")
         step.critic_optimizer = new_optimizer(step.critic)
@@ -573,7 +586,9 @@ def test_a_bad_number_of_a_model_stops_before_the_update(new_model, who, options
     with pytest.raises(FloatingPointError, match=f"^{who} gave nan at {where}$"):
         step.step(episodes, 0, 1e-2)
     for name, parameter in policy.named_parameters():
-        assert torch.equal(parameter.nan_to_num(7.0), before[name].nan_to_num(7.0)), name
+        assert torch.equal(parameter.nan_to_num(7.0), before[name].nan_to_num(7.0)), (
+            name
+        )
 
 
 # --- metrics ---------------------------------------------------------------------------------
@@ -608,7 +623,8 @@ def test_on_policy_nothing_is_off(models, recorder):
         new_episodes(models[0]), 0, 1.0
     )
     assert (
-        max(abs(metrics[name]) for name in ("kl", "kl_k1", "gap_mean", "gap_max")) < 1e-9
+        max(abs(metrics[name]) for name in ("kl", "kl_k1", "gap_mean", "gap_max"))
+        < 1e-9
     )
     assert metrics["clipped_low"] == metrics["clipped_high"] == 0
     assert metrics["effective_samples"] == pytest.approx(1, abs=1e-9)

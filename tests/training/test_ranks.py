@@ -72,7 +72,8 @@ def test_without_torchrun_everything_is_the_identity(monkeypatch):
     assert (ranks.count(), ranks.number(), ranks.is_main()) == (1, 0, True)
     assert [ranks.any_rank(flag) for flag in (True, False)] == [True, False]
     assert (
-        ranks.gather(ranks.share([3, 1, 2])) == [3, 1, 2] and ranks.from_main("x") == "x"
+        ranks.gather(ranks.share([3, 1, 2])) == [3, 1, 2]
+        and ranks.from_main("x") == "x"
     )
     tensor = torch.ones(2)
     ranks.sum_([tensor])
@@ -95,7 +96,10 @@ def test_more_ranks_than_gpus(monkeypatch):
 def test_micro_batches_of_all_ranks(examples, count, budget, equal):
     cuts = []
     for number in range(count):
-        as_one_of_them = {"count": lambda: count, "number": lambda number=number: number}
+        as_one_of_them = {
+            "count": lambda: count,
+            "number": lambda number=number: number,
+        }
         with patch.multiple(ranks, is_sharded=lambda model: equal, **as_one_of_them):
             cut = ranks.micro_batches_of(torch.nn.Identity(), examples, budget)
             cuts.append([(micro.tolist(), counts) for micro, counts in cut])

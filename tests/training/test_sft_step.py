@@ -169,7 +169,8 @@ def test_the_eos_and_only_the_response_is_trained(new_model, recorder):
     model.zero_grad()
     (
         -sum(
-            model(torch.tensor([e.prompt]))[0, -1].log_softmax(-1)[EOS] for e in examples
+            model(torch.tensor([e.prompt]))[0, -1].log_softmax(-1)[EOS]
+            for e in examples
         )
         / 2
     ).backward()

@@ -196,7 +196,9 @@ def test_prm(directory):
     assert_same_run(train(directory, f"{PRM} prm.head_steps=2", "prm-two", 2), expected)
     expected = train(directory, f"{PRM} prm.head_steps=0", "prm-whole", 1)
     assert_same_run(
-        train(directory, f"{PRM} prm.head_steps=0 model.sharded=true", "prm-sharded", 2),
+        train(
+            directory, f"{PRM} prm.head_steps=0 model.sharded=true", "prm-sharded", 2
+        ),
         expected,
     )
     process = start(
@@ -221,7 +223,9 @@ def test_ctrl_c_saves_once_and_says_so_once(directory):
     metrics = directory / "stopped" / "metrics.jsonl"
     deadline = time.monotonic() + 120
     while not (metrics.exists() and len(metrics.read_text().splitlines()) > 3):
-        assert process.poll() is None and time.monotonic() < deadline, "no step was made"
+        assert process.poll() is None and time.monotonic() < deadline, (
+            "no step was made"
+        )
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=120)

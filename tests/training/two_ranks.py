@@ -138,7 +138,12 @@ class Scenes:
         sampler = self.sampler()
         found = sampler.generate(PROMPTS, n=2, max_new_tokens=12, seed=3)
         found += sampler.generate(
-            PROMPTS[1:2], n=3, max_new_tokens=12, temperature=0.7, top_k=20, stop=["the"]
+            PROMPTS[1:2],
+            n=3,
+            max_new_tokens=12,
+            temperature=0.7,
+            top_k=20,
+            stop=["the"],
         )
         found += sampler.generate([])
         return [
@@ -186,7 +191,9 @@ def load_weights(model: Transformer, weights: dict[str, torch.Tensor]) -> Transf
     return model
 
 
-def same_bits(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> bool:
+def same_bits(
+    found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]
+) -> bool:
     return found.keys() == expected.keys() and all(
         torch.equal(found[name], expected[name]) for name in expected
     )
@@ -287,7 +294,8 @@ def run_two(directory: Path) -> list[dict[str, Any]]:
         port = free.getsockname()[1]
     torch.multiprocessing.spawn(be_a_rank, (port, directory), nprocs=2)
     return [
-        torch.load(directory / f"rank{rank}.pt", weights_only=False) for rank in range(2)
+        torch.load(directory / f"rank{rank}.pt", weights_only=False)
+        for rank in range(2)
     ]
 
 

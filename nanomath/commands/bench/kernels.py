@@ -225,7 +225,9 @@ def measure_call(
             run = graph.replay
         found["ms"] = triton.testing.do_bench(run, return_mode="median")
     else:
-        timer = Timer("run()", globals={"run": run}, num_threads=torch.get_num_threads())
+        timer = Timer(
+            "run()", globals={"run": run}, num_threads=torch.get_num_threads()
+        )
         found["ms"] = 1e3 * timer.blocked_autorange(min_run_time=MEASURED).median
     if ours:
         machine = measure_machine(config.place, config.torch_dtype)

@@ -39,7 +39,9 @@ DTYPES = ("auto", "float32", "bfloat16", "float16")
 class Bench:
     """The keys that every benchmark has."""
 
-    device: str = option("auto", "cpu, cuda, cuda:1, ...; auto: cuda where there is one")
+    device: str = option(
+        "auto", "cpu, cuda, cuda:1, ...; auto: cuda where there is one"
+    )
     dtype: str = option("auto", "auto: bfloat16 on a GPU, else float32", choices=DTYPES)
     threads: int = option(0, "CPU threads, 0: let torch decide", minimum=0)
     save: str = option("", "write the numbers and the machine to this JSON file")

@@ -58,7 +58,9 @@ PRODUCT_SECONDS = 0.1  # of which a product's fastest call counts for the floor
 class TrainingBench(measure.Bench):
     """Which steps of which models to measure, and their sizes."""
 
-    steps: list[str] = option([], "empty: all, against trl grpo", choices=tuple(FORWARD))
+    steps: list[str] = option(
+        [], "empty: all, against trl grpo", choices=tuple(FORWARD)
+    )
     shapes: list[str] = option(["tiny", "smollm2"], "models", choices=measure.SHAPES)
     against: str = option("plain", "what to compare with", choices=("plain", "trl"))
     sequences: int = option(8, "sequences in a step", minimum=2)
@@ -67,7 +69,9 @@ class TrainingBench(measure.Bench):
     response: int = option(96, "tokens of a response", minimum=1)
     token_budget: int = option(0, "tokens computed at once, 0: all", minimum=0)
     sampled: bool = option(False, "grpo: a step begins by sampling its responses")
-    gradient_checkpointing: bool = option(False, "recompute layers in the backward pass")
+    gradient_checkpointing: bool = option(
+        False, "recompute layers in the backward pass"
+    )
     lora: int = option(0, "rank of adapters to train, 0: the weights", minimum=0)
     repeats: int = option(2, "processes for each number; the best counts", minimum=1)
 

@@ -213,7 +213,9 @@ def pretraining_documents(
             f"count={count} is too small to state every fact: at least {len(statements)}"
         )
     random = Random(f"pretraining/{seed}")
-    documents = statements * max(1, count // (STATEMENT_SHARE * max(1, len(statements))))
+    documents = statements * max(
+        1, count // (STATEMENT_SHARE * max(1, len(statements)))
+    )
     while len(documents) < count:
         family = random.choice(families)
         language = random.choice(languages)

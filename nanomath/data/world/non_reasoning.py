@@ -193,7 +193,9 @@ def fact_statements(language: str) -> list[str]:
     lines = []
     for country in range(COUNTRIES):
         content = {"country": country, "language": language}
-        facts = [recall({**content, "attribute": attribute}) for attribute in ATTRIBUTES]
+        facts = [
+            recall({**content, "attribute": attribute}) for attribute in ATTRIBUTES
+        ]
         lines.append(
             "".join(sentence.format(c=c, a=a, v=v) for c, a, v in facts).strip()
         )

@@ -16,7 +16,7 @@ from statistics import fmean
 from typing import Any
 
 from nanomath.analysis.cells import Cell, Late, words_of
-from nanomath.analysis.measures import measured, whole_run
+from nanomath.analysis.measures import measured, run_of, whole_run
 from nanomath.analysis.runs import read_run
 from nanomath.rollout.episodes import in_groups
 from nanomath.training.checkpoint import checkpoint_steps
@@ -61,7 +61,7 @@ def best(late: Late, directory: Path) -> tuple[Any, str]:
     metric = late.options["measure"].split(".", 1)[1]
     values = late.options["values"]
     scores = [
-        fmean(measured(directory / cell.name, metric)[0].values())
+        fmean(measured(run_of(directory / cell.name), metric)[0].values())
         for cell in late.cells
     ]
     means = [fmean(seeds) for seeds in in_groups(scores, len(late.options["seeds"]))]

@@ -73,18 +73,26 @@ def by_cluster(scores: Scores, labels: Labels, cluster: str) -> Scores:
     return {name: fmean(values) for name, values in members.items()}
 
 
-def measured(place: Path, metric: str, last: int = 1) -> tuple[Scores, Labels]:
+def run_of(place: Path) -> Run:
+    """The run of a cell; of any command but a training what it has left in its directory."""
+    trained = (place / "config.toml").exists()
+    return read_run(place) if trained else Run(place, "eval", {})
+
+
+def measured(run: Run, metric: str, last: int = 1) -> tuple[Scores, Labels]:
     """The score of each problem, and its labels; or the number of the whole run, of which nothing
     is there where it is not defined, such as the confidence in right answers if none is right.
 
-    ValueError for what the cell in the directory `place` does not measure.
+    ValueError for what the cell does not measure.
     """
-    trained = (place / "config.toml").exists()
     # What eval leaves has answers only.
-    run = read_run(place) if trained else Run(place, "eval", {})
     if PER_PROBLEM.fullmatch(metric) and run.heldout:
         return per_problem(run, metric, last)
-    value = whole_run(run, metric, last) if trained else number_of(place, metric)
+    value = (
+        number_of(run.directory, metric)
+        if run.kind == "eval"
+        else whole_run(run, metric, last)
+    )
     return {"": value} if math.isfinite(value) else {}, {}
 
 

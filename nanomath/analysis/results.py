@@ -21,7 +21,15 @@ from nanomath.analysis.cells import Cell, Chain, Key, in_order
 from nanomath.analysis.compare import mcnemar
 from nanomath.analysis.evaluation import Score
 from nanomath.analysis.event import Event
-from nanomath.analysis.measures import LESS, PER_PROBLEM, Scores, less, measured, terms
+from nanomath.analysis.measures import (
+    LESS,
+    PER_PROBLEM,
+    Scores,
+    less,
+    measured,
+    run_of,
+    terms,
+)
 from nanomath.analysis.pool import Pool
 from nanomath.analysis.runs import read_run
 from nanomath.analysis.statistics import Difference, Matrix
@@ -144,17 +152,20 @@ def over_seeds(d: np.ndarray) -> Difference | None:
 
 def collect(study: Study, chains: dict[Key, Chain], pool: Pool) -> Results:
     """Read what the cells have left. ValueError for a measure that its stage does not make."""
-    scores: dict[str, dict[Key, Scores]] = {}
+    scores: dict[str, dict[Key, Scores]] = {measure: {} for measure in study.measures}
     labels: dict[str, dict[str, Any]] = {}
     every = in_order(chains).values()
-    for measure in study.measures:
-        scores[measure] = {}
-        for key, chain in chains.items():
-            cells = [(chain[stage], metric) for stage, metric in terms(measure)]
-            if all(pool.is_done(cell) for cell, _ in cells):
+    for key, chain in chains.items():
+        runs = {  # each is read once, for all measures
+            stage: run_of(pool.directory / chain[stage].name)
+            for stage in study.looked_at
+            if pool.is_done(chain[stage])
+        }
+        for measure in study.measures:
+            parts = terms(measure)
+            if all(stage in runs for stage, _ in parts):
                 one, *other = [
-                    measured(pool.directory / cell.name, metric, study.last)
-                    for cell, metric in cells
+                    measured(runs[stage], metric, study.last) for stage, metric in parts
                 ]
                 known, found = less(one, *other, study.cluster) if other else one
                 scores[measure] |= {key: known} if known else {}

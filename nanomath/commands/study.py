@@ -30,7 +30,7 @@ from tqdm import tqdm
 
 from nanomath.analysis import event, figures, statistics
 from nanomath.analysis.cells import Cell, Chain, in_order, make_cells
-from nanomath.analysis.measures import PER_PROBLEM, less, measured, terms
+from nanomath.analysis.measures import PER_PROBLEM, less, measured, run_of, terms
 from nanomath.analysis.pool import Pool
 from nanomath.analysis.report import report
 from nanomath.analysis.results import as_json, as_table, collect
@@ -225,9 +225,10 @@ def check_room(cells: dict[str, Cell], pool: Pool) -> None:
 
 def check_measures(study: Study, cell: Cell, cells: Path) -> None:
     """ValueError where a cell that is done has not what the study measures of its stage."""
+    run = run_of(cells / cell.name)
     for measure in (*study.measures, *filter(None, [study.best.get("measure")])):
         found = [
-            measured(cells / cell.name, metric, study.last)
+            measured(run, metric, study.last)
             for stage, metric in terms(measure)
             if stage == cell.stage.name
         ]

@@ -26,7 +26,7 @@ from nanomath.analysis import pool as pools
 from nanomath.analysis.cells import Late, in_order, make_cells
 from nanomath.analysis.compare import mcnemar
 from nanomath.analysis.late import found
-from nanomath.analysis.measures import less, measured
+from nanomath.analysis.measures import less, measured, run_of
 from nanomath.analysis.pool import Pool
 from nanomath.analysis.results import as_json, as_table, collect, warnings
 from nanomath.analysis.runs import read_run
@@ -848,7 +848,7 @@ def test_a_command_and_what_it_wrote(stand_in, tmp_path, monkeypatch):
     assert scores["drift.odd"] == {}
     assert "| low | 0 | – |" in as_table(collect(made, chains, pool))
     with pytest.raises(ValueError, match="no number 'kl'.*mean kl.maths.[01], kl.ma"):
-        measured(pool.directory / chains["with", 0]["drift"].name, "kl")
+        measured(run_of(pool.directory / chains["with", 0]["drift"].name), "kl")
 
 
 # --- several runners, and what goes wrong ---------------------------------------------------
@@ -984,7 +984,7 @@ def test_numbers_of_whole_runs(stand_in):
     assert table.count("on new seeds, by numbers of whole runs") == 3
     assert table.count("these runs on new problems") == 2  # a line each arm, of pass@1
     with pytest.raises(ValueError, match="no metric 'lost' in .*did you mean loss, "):
-        measured(run.directory, "lost")
+        measured(run, "lost")
 
 
 def test_measures_of_answers(tmp_path):
@@ -1002,7 +1002,7 @@ def test_measures_of_answers(tmp_path):
     )
 
     def scores(metric):
-        return pytest.approx(measured(tmp_path, metric)[0])
+        return pytest.approx(measured(run_of(tmp_path), metric)[0])
 
     assert scores("pass@1") == {"a": 2 / 3, "b": 1 / 3, "c": 0}
     assert scores("heldout/pass@2") == {"a": 1, "b": 2 / 3, "c": 0}
@@ -1016,7 +1016,7 @@ def test_measures_of_answers(tmp_path):
         ("pass@4", "has 3 samples of a problem"),
     ):
         with pytest.raises(ValueError, match=message):
-            measured(tmp_path, metric)
+            measured(run_of(tmp_path), metric)
 
 
 def test_a_difference_of_two_stages(stand_in):
@@ -1030,7 +1030,7 @@ def test_a_difference_of_two_stages(stand_in):
     for pair, metric in zip(pairs, ("heldout/pass@1", "loss"), strict=True):
         for (arm, seed), chain in chains.items():
             after, before = (
-                measured(pool.directory / chain[stage].name, metric)[0]
+                measured(run_of(pool.directory / chain[stage].name), metric)[0]
                 for stage in ("after", "grpo")
             )
             assert results.scores[pair][arm, seed] == {

@@ -12,7 +12,7 @@ import pytest
 
 from nanomath.__main__ import main
 from nanomath.analysis.cells import in_order, make_cells
-from nanomath.analysis.measures import measured, terms
+from nanomath.analysis.measures import measured, run_of, terms
 from nanomath.analysis.study import read_study, study_of
 from nanomath.commands import eval as command
 from nanomath.process.rewards import AGGREGATES
@@ -319,13 +319,13 @@ def test_what_studies_measure_of_answers_is_found(call, model_directory, tmp_pat
             assert files == {"study.toml", "eval.json", "heldout.jsonl"}
             for measure in names:
                 found += bool(
-                    measured(place, measure)[0]
+                    measured(run_of(place), measure)[0]
                 )  # of an untrained model not all
     assert found > 15
     with pytest.raises(
         ValueError, match="no number 'lenght'.* did you mean length, "
     ) as e:
-        measured(place, "lenght")
+        measured(run_of(place), "lenght")
     assert len(str(e.value)) < 400
 
 

@@ -35,9 +35,8 @@ PAGE = 256  # keys in a page and in a split, on a GPU
 # rows of the largest matrix product: more would need more registers than there are
 WIDEST_TILE = 64
 MERGE = 8  # partial results that the merge loads at once
-LOG2_E = (
-    1.4426950408889634  # exponentials are powers of 2: that is what the hardware has
-)
+# Exponentials are powers of 2: that is what the hardware has
+LOG2_E = 1.4426950408889634
 WORKSPACE = 256 << 20  # bytes of partial results that a launch may take
 
 
@@ -270,9 +269,8 @@ def _split_kernel(
     if (page * PAGE >= highest) | ((page + 1) * PAGE <= lowest):
         return
 
-    some_row = tl.max(
-        tl.where(end > page * PAGE, row, -1)
-    )  # any that reaches it: they have this page in common
+    # Any that reaches it: they have this page in common
+    some_row = tl.max(tl.where(end > page * PAGE, row, -1))
     block = tl.load(
         page_table + tl.load(slot + some_row).to(tl.int64) * pages + page
     ).to(tl.int64)
@@ -292,9 +290,8 @@ def _split_kernel(
     for offset in range(0, PAGE, BLOCK_N):
         n = offset + tl.arange(0, BLOCK_N)
         t = page * PAGE + n
-        wanted = (t >= lowest) & (
-            t < highest
-        )  # nothing else is read, so that what was never written cannot be NaN
+        # Nothing else is read, so that what was never written cannot be NaN
+        wanted = (t >= lowest) & (t < highest)
         mask = wanted[:, None] if E == BLOCK_E else wanted[:, None] & (e < E)[None, :]
         place = base + n[:, None] * E + e[None, :]
         keys = tl.load(key_pages + place, mask=mask, other=0.0)
@@ -306,9 +303,8 @@ def _split_kernel(
         seen = (t[None, :] >= start[:, None]) & (t[None, :] < end[:, None])
         scores = tl.where(seen, scores, float("-inf"))
         new_top = tl.maximum(top, tl.max(scores, 1))
-        safe_top = tl.where(
-            new_top == float("-inf"), 0.0, new_top
-        )  # a row that has seen nothing yet: no -inf - -inf
+        # A row that has seen nothing yet: no -inf - -inf
+        safe_top = tl.where(new_top == float("-inf"), 0.0, new_top)
         weights = tl.math.exp2(scores - safe_top[:, None])
         shrink = tl.math.exp2(top - safe_top)
         total = total * shrink + tl.sum(weights, 1)
@@ -319,9 +315,8 @@ def _split_kernel(
             input_precision="ieee",
         )
         top = new_top
-    total = tl.where(
-        total > 0, total, 1.0
-    )  # of a row that sees nothing of this page, o is 0 and top is -inf
+    # Of a row that sees nothing of this page, o is 0 and top is -inf
+    total = tl.where(total > 0, total, 1.0)
     at = (row * (KV_HEADS * GROUPS) + head) * pages + page
     tl.store(partial + at[:, None] * E + e[None, :], o / total[:, None], mask=real)
     tl.store(lse + at, top + tl.math.log2(total), mask=row >= 0)

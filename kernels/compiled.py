@@ -75,9 +75,8 @@ def call(name: str, dtype: torch.dtype, *arguments: Tensor | float | None) -> No
             argument = argument.data_ptr()
         values.append(argument)
     function = library()[dtype][name]
-    if (
-        torch.autograd.profiler._is_profiler_enabled
-    ):  # which would not see it otherwise, nor its sizes
+    # Which would not see it otherwise, nor its sizes
+    if torch.autograd.profiler._is_profiler_enabled:
         sizes = (str(argument) for argument in arguments if isinstance(argument, int))
         with torch.autograd.profiler.record_function(" ".join((name, *sizes))):
             function(*values)
@@ -112,9 +111,8 @@ def _functions(table: ctypes._CFuncPtr) -> dict[str, ctypes._CFuncPtr]:
     table.restype = ctypes.POINTER(ctypes.c_void_p)
     return {
         name: ctypes.CFUNCTYPE(None, *(KINDS[kind] for kind in kinds))(address)
-        for (name, kinds), address in zip(
-            SIGNATURES.items(), table(), strict=False
-        )  # the table does not know its end
+        # The table does not know its end
+        for (name, kinds), address in zip(SIGNATURES.items(), table(), strict=False)
         if address
     }
 
@@ -161,9 +159,8 @@ def build(options: list[str]) -> Path:
     try:
         _run(compiler, *options, "-c", str(SOURCE), "-o", str(folder / "cpu.o"))
         _run(compiler, "-shared", str(folder / "cpu.o"), "-o", str(folder / name))
-        (folder / name).replace(
-            home / name
-        )  # in one step: another process may be building it too
+        # In one step: another process may be building it too
+        (folder / name).replace(home / name)
     finally:
         if folder != home:
             shutil.rmtree(folder)

@@ -41,9 +41,8 @@ from kernels.packed import packed_rows
 CHUNK_LOGITS = 40_000_000
 CHUNK_ROWS = 64  # but a tenth slower on a number of rows that is no multiple of this
 ALIGNED = 16  # numbers; Triton knows a multiple of it when it sees one
-CHUNK_GRADIENT = (
-    1 << 29
-)  # numbers of dz that the Triton form holds at once, 1 GiB of bfloat16: W is read once for each
+# Numbers of dz that the Triton form holds at once, 1 GiB of bfloat16: W is read once for each
+CHUNK_GRADIENT = 1 << 29
 
 
 Chunks = Iterator[
@@ -167,9 +166,8 @@ def _chunks(ctx: FunctionCtx, gradient: Tensor) -> Chunks:
     """dz from logits that are computed again, or from the softmax that was kept."""
     hidden, weight, target, logsumexp, kept = ctx.saved_tensors
     room = _room(ctx.chunk, weight) if kept is None else None
-    for rows in gradient.nonzero()[:, 0].split(
-        ctx.chunk
-    ):  # without clipped tokens and advantages of zero
+    # Without clipped tokens and advantages of zero
+    for rows in gradient.nonzero()[:, 0].split(ctx.chunk):
         h = hidden[rows]
         g = gradient[rows, None] / ctx.temperature
         if kept is None:
@@ -315,9 +313,8 @@ def _gradient_kernel(
     tiles = tl.cdiv(n, ROWS)
     row = tl.program_id(0) % tiles * ROWS
     column = tl.program_id(0) // tiles * COLUMNS
-    inside = (
-        tl.arange(0, ROWS)[:, None] * stride + tl.arange(0, COLUMNS)[None, :]
-    )  # 32 bits are enough for these
+    # 32 bits are enough for these
+    inside = tl.arange(0, ROWS)[:, None] * stride + tl.arange(0, COLUMNS)[None, :]
     place = dz + row.to(tl.int64) * stride + column + inside
     tl.store(
         place,

@@ -39,9 +39,8 @@ from kernels.linear import product_tile
 BLOCK = 128
 # rows are finished so many logits at a time, which stay in a CPU's cache from pass to pass
 CHUNK_LOGITS = 1 << 20
-CHUNK_PARTS = (
-    1 << 24
-)  # the Triton form keeps so many numbers of blocks at a time, 64 MiB
+# The Triton form keeps so many numbers of blocks at a time, 64 MiB
+CHUNK_PARTS = 1 << 24
 # of a weight that the Triton form takes
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 # How the products are cut into programs: for Hopper and later GPUs, for those with less shared
@@ -115,9 +114,8 @@ def _logprob_and_entropy(
 ) -> tuple[Tensor, Tensor]:
     """Of the tokens and the rows of what `normalised` returned."""
     log_total = total.log()
-    mean = (
-        torch.linalg.vecdot(weights, z.clamp(min=torch.finfo(z.dtype).min)) / total
-    )  # 0 * -inf would spoil it
+    # 0 * -inf would spoil it
+    mean = torch.linalg.vecdot(weights, z.clamp(min=torch.finfo(z.dtype).min)) / total
     return z.gather(-1, token[:, None])[:, 0] - log_total, log_total - mean
 
 
@@ -198,9 +196,8 @@ def draw(weights: Tensor, blocks: Tensor, u: Tensor) -> Tensor:
     inside = (block * BLOCK)[:, None] + torch.arange(BLOCK, device=weights.device)
     last = weights.shape[1] - 1
     masses = weights.gather(-1, inside.clamp(max=last)) * (inside <= last)
-    return (block * BLOCK + _invert(masses, u[:, 1])).clamp_(
-        max=last
-    )  # beyond the end only where weights are NaN
+    # Beyond the end only where weights are NaN
+    return (block * BLOCK + _invert(masses, u[:, 1])).clamp_(max=last)
 
 
 def _invert(weights: Tensor, u: Tensor) -> Tensor:
@@ -211,9 +208,8 @@ def _invert(weights: Tensor, u: Tensor) -> Tensor:
     # positive weight.
     level = torch.minimum(u * total, torch.nextafter(total, torch.zeros_like(total)))
     place = torch.searchsorted(running, level[:, None], right=True)[:, 0]
-    return place.clamp(
-        max=weights.shape[1] - 1
-    )  # beyond the end only where weights are NaN
+    # Beyond the end only where weights are NaN
+    return place.clamp(max=weights.shape[1] - 1)
 
 
 # --- Triton ----------------------------------------------------------------------------------
@@ -326,9 +322,8 @@ def first_above(running, weights, level, place, axis: tl.constexpr):
     """
     last = tl.max(tl.where(weights > 0, place, 0), axis)
     above = tl.where((running > level) & (weights > 0), place, 1 << 30)
-    return tl.minimum(
-        tl.min(above, axis), last
-    )  # a level that rounding lifted to the total means the last
+    # A level that rounding lifted to the total means the last
+    return tl.minimum(tl.min(above, axis), last)
 
 
 @jit

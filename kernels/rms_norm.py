@@ -38,9 +38,8 @@ def add_rms_norm(
         compiled.call("add_rms_norm", x.dtype, *tensors, eps, rows, dim)
     elif rows:
         block = triton.next_power_of_2(dim)
-        warps = min(
-            16, max(1, block // 256)
-        )  # a thread then loads 16 bytes of bfloat16
+        # A thread then loads 16 bytes of bfloat16
+        warps = min(16, max(1, block // 256))
         options = {"num_warps": warps, "enable_fp_fusion": False}
         _add_rms_norm_kernel[(rows,)](*tensors, eps, D=dim, BLOCK=block, **options)
     return residual, out

@@ -267,9 +267,8 @@ def _truncation_kernel(
         block = tl.minimum(block, tl.min(tl.where(above, place, 1 << 30), 0))
         last = tl.maximum(last, tl.max(tl.where(masses > 0, place, 0), 0))
         before += tl.sum(masses, 0)
-    block = tl.minimum(
-        block, last
-    )  # a level that rounding lifted to the total means the last
+    # A level that rounding lifted to the total means the last
+    block = tl.minimum(block, last)
 
     z = _logits(row, block * BLOCK, V, BLOCK)
     scaled = (z - top) * inverse

@@ -180,9 +180,8 @@ def _split(word: str) -> tuple[str, str, _Text]:
     name, equals, text = word.partition("=")
     if not equals or not name:
         raise ValueError(f"command line: {word!r:.100}: expected key=value")
-    if re.search(
-        "[\ud800-\udfff]", word
-    ):  # what Python makes of bytes that are no text
+    # What Python makes of bytes that are no text
+    if re.search("[\ud800-\udfff]", word):
         raise ValueError(f"command line: {word!r:.100}: not UTF-8 text")
     return "command line", name.strip(), _Text(text)
 
@@ -421,9 +420,8 @@ def to_toml_value(value: Any) -> str:
         return f"[{', '.join(map(to_toml_value, value))}]"
     if isinstance(value, float):
         return repr(value)
-    if isinstance(
-        value, bool | int | str
-    ):  # JSON is TOML, but for the delete character
+    # JSON is TOML, but for the delete character
+    if isinstance(value, bool | int | str):
         return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
     raise TypeError(f"a config holds no {type(value).__name__}: {value!r}")
 

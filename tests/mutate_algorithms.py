@@ -118,9 +118,8 @@ def other_constants(value: object, parent: ast.AST) -> list[object]:
     if isinstance(value, bool):
         return [not value]
     if isinstance(value, int | float):
-        same_axis = value == 1 and isinstance(
-            parent, ast.keyword | ast.Subscript
-        )  # of a matrix, 1 and -1 are one
+        # Of a matrix, 1 and -1 are one
+        same_axis = value == 1 and isinstance(parent, ast.keyword | ast.Subscript)
         return [
             value + 1,
             *([0] if value else []),
@@ -194,9 +193,8 @@ def survives(path: Path, tree: ast.Module) -> bool:
     """Whether all tests pass; a test that hangs has noticed."""
     child = os.fork()
     if child == 0:
-        signal.setitimer(
-            signal.ITIMER_PROF, SECONDS
-        )  # of CPU: a busy machine is no hang
+        # Of CPU: a busy machine is no hang
+        signal.setitimer(signal.ITIMER_PROF, SECONDS)
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         os.dup2(1, 2)
         sys.meta_path.insert(0, Substitute(path, tree))

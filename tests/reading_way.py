@@ -52,9 +52,8 @@ def code_tokens(path: Path) -> dict[int, int]:
         for line in range(node.lineno, node.end_lineno + 1)
     }
     counts: dict[int, int] = {}
-    inside = (
-        0  # f-strings: from Python 3.12 on each has tokens inside, before it is one
-    )
+    # In f-strings: from Python 3.12 on each has tokens inside, before it is one
+    inside = 0
     for token in tokenize.generate_tokens(io.StringIO(source).readline):
         line = token.start[0]
         name = tokenize.tok_name[token.type]

@@ -59,9 +59,8 @@ def test_the_gate_is_the_papers(example):
         ]
         assert gain[0].tolist() == pytest.approx(expected, rel=1e-6)
         (slope,) = torch.autograd.grad(gain.sum(), ratio)
-        assert slope[0, 1].item() == pytest.approx(
-            advantage, rel=1e-6
-        )  # PPO's at ratio 1
+        # PPO's at ratio 1
+        assert slope[0, 1].item() == pytest.approx(advantage, rel=1e-6)
         assert abs(slope[0, 3]) < abs(slope[0, 2]) < abs(slope[0, 1])
 
 

@@ -229,9 +229,8 @@ def test_problem_files(
             problem.solution,
             problem.metadata,
         ]
-        json.dumps(
-            record, ensure_ascii=False
-        ).encode()  # it can be written, and goes into a tokenizer
+        # It can be written, and goes into a tokenizer
+        json.dumps(record, ensure_ascii=False).encode()
     assert len({problem.id for problem in problems or ()}) == len(problems or ())
 
 

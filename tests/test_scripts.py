@@ -179,9 +179,8 @@ def test_a_checkpoint_is_a_model_for_transformers(sft_run):
         seen[1], seen[2], atol=1e-2
     )
     with torch.no_grad():
-        assert torch.equal(
-            load_model(sft_run)(tokens), seen[-1]
-        )  # a run is its newest checkpoint
+        # A run is its newest checkpoint
+        assert torch.equal(load_model(sft_run)(tokens), seen[-1])
 
 
 def test_old_checkpoints_are_dropped(train):
@@ -278,9 +277,8 @@ def test_grpo_logs_every_step(grpo_run):
     assert [line["step"] for line in metrics] == [0, 1, 2, 2]
     assert all(math.isfinite(value) for line in metrics for value in line.values())
     first, second = (line for line in metrics if "reward" in line)
-    assert (
-        first["gap_max"] < 1e-4 and second["gap_max"] < 1e-4
-    )  # the sampler's logprobs are the trainer's
+    # The sampler's logprobs are the trainer's
+    assert first["gap_max"] < 1e-4 and second["gap_max"] < 1e-4
     assert first["kl"] == pytest.approx(0, abs=1e-6) and second["kl"] > 1e-5
     assert first["grad_norm"] > 0
 
@@ -437,9 +435,8 @@ def test_every_step_has_new_problems_and_new_samples(train, sft_run):
         for line in lines(train(train_sft, "one", *still, "train.limit=8"))
         if "loss" in line
     ]
-    assert epochs == pytest.approx(
-        [epochs[0]] * 4, rel=1e-5
-    )  # the same eight in each step
+    # The same eight in each step
+    assert epochs == pytest.approx([epochs[0]] * 4, rel=1e-5)
 
     run = train(
         train_grpo,

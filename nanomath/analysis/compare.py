@@ -22,9 +22,8 @@ from nanomath.analysis.evaluation import Score, mean_score
 from nanomath.analysis.runs import Record, Run, config_differences
 
 TIMES = ("seconds", "sampling_seconds", "tokens_per_second")  # never the same twice
-ROUNDING = (
-    1e-4  # nats: logprobs of one token that are nearer than this differ by rounding
-)
+# Nats: logprobs of one token that are nearer than this differ by rounding
+ROUNDING = 1e-4
 
 
 @dataclass(frozen=True)

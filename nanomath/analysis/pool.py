@@ -62,9 +62,8 @@ class Pool:
     say: Callable[[str], None]
     deadline: float = math.inf
     check: Callable[[Cell], None] = lambda cell: None
-    known: dict[str, dict[str, Any]] = field(
-        default_factory=dict
-    )  # cells that are done
+    # Cells that are done
+    known: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def run(self, cells: Mapping[str, Cell]) -> None:
         for cell in cells.values():

@@ -46,9 +46,8 @@ def read_json(file: Path) -> dict[str, Any]:
     """Return the object in a JSON file. ValueError names the file when it holds something
     else.
     """
-    text = read_text(file).removeprefix(
-        "\ufeff"
-    )  # some editors of Windows write this mark
+    # Some editors of Windows write this mark
+    text = read_text(file).removeprefix("\ufeff")
     content = parse_json(text, file)
     if not isinstance(content, dict):
         raise ValueError(
@@ -185,9 +184,8 @@ def replacing(target: Path) -> Iterator[Path]:
         yield scratch
         for path in (*scratch.rglob("*"), scratch):
             _sync(path)
-        if (
-            target.is_dir()
-        ):  # a file is replaced by the renaming itself, a directory is not
+        # A file is replaced by the renaming itself, a directory is not
+        if target.is_dir():
             _remove(former)
             target.rename(former)
         scratch.rename(target)

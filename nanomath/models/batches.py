@@ -55,9 +55,8 @@ class Block:
     keys.
     """
 
-    queries: (
-        Tensor  # int64 [S, R]: where the tokens of each piece stand, 0 beyond its end
-    )
+    # int64 [S, R]: where the tokens of each piece stand, 0 beyond its end
+    queries: Tensor
     keys: Tensor  # int64 [S, T]: and those it sees, from the first of its sequence
     first: Tensor  # int64 [S]: how many come before its own
     kept: Tensor  # int64 [n]: which of the S R queries are tokens

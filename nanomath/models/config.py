@@ -87,9 +87,7 @@ class ModelConfig:
     tie_embeddings: bool = True
     qkv_bias: bool = False
     qk_norm: bool = False
-    sliding_window: int | None = (
-        None  # keys older than this many positions are not seen
-    )
+    sliding_window: int | None = None  # keys older than so many positions are not seen
 
     def __post_init__(self) -> None:
         if self.num_heads % self.num_kv_heads:

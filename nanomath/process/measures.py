@@ -56,9 +56,8 @@ def auc(scores: Sequence[float], right: Sequence[bool]) -> float:
     values = torch.tensor(scores, dtype=torch.float64)
     ok = torch.tensor(right)
     _, which, counts = values.unique(return_inverse=True, return_counts=True)
-    ranks = (
-        counts.cumsum(0) - (counts - 1) / 2
-    )  # the mean of the ranks of those that tie
+    # The mean of the ranks of those that tie
+    ranks = counts.cumsum(0) - (counts - 1) / 2
     n = int(ok.sum())
     total = float(ranks[which[ok]].sum())
     return (total - n * (n + 1) / 2) / (n * (len(ok) - n))

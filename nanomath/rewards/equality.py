@@ -41,9 +41,8 @@ HAVE_MATH_VERIFY = importlib.util.find_spec("math_verify") is not None
 MAX_TEXT = 8_000  # characters from the end of a text that may hold its answer
 MAX_ANSWER = 1_000  # characters of one answer; longer ones are compared as strings only
 MAX_ITEMS = 32  # of an unordered list
-SECONDS = (
-    3.0  # for all questions of one comparison, but the one that is being asked then
-)
+# For all questions of one comparison, but the one that is being asked then
+SECONDS = 3.0
 
 _deadline: ContextVar[float] = ContextVar("deadline")
 

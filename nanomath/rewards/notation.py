@@ -45,9 +45,8 @@ UNIT_LETTERS = "mgshLlVWJNAK"  # of one letter, where \text says that it is no v
 _RAISED = re.compile("[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿⁱ]+")
 _LOWERED = re.compile("[₀₁₂₃₄₅₆₇₈₉₊₋ₙᵢ]+")
 _VULGAR = re.compile("[¼-¾⅐-⅞]")
-_METRES = re.compile(
-    r"(?<=\d)\s*([kcdm]?m)([²³])"
-)  # a unit, where m^2 would be algebra
+# A unit, where m^2 would be algebra
+_METRES = re.compile(r"(?<=\d)\s*([kcdm]?m)([²³])")
 
 
 # Characters, each with the text that it stands for.

@@ -34,9 +34,8 @@ MEMORY_LIMIT = 2 * 1024**3  # bytes of address space
 ORPHAN_LIMIT = 60
 MAX_BITS = 20_000  # of an integer power: 9^9^9^9 is refused before it is computed
 MAX_FACTORIAL = 1_000
-MAX_LATEX = (
-    300  # characters that math-verify is given; its reader takes seconds for more
-)
+# Characters that math-verify is given; its reader takes seconds for more
+MAX_LATEX = 300
 DIGITS = 30
 MOST_DIGITS = 1000
 SCALES = (1, 10, 1, 100, 10, 1000, 100, 1)

@@ -84,9 +84,8 @@ def next_tokens(
         return token, logprob, under_sampling(logprob, params)
     logits = decoder.logits(states)
     token, logprob, sampling = sample_tokens(logits, u, params)
-    if (
-        decoder.exact and params.cuts
-    ):  # by the kernel that the trainer's logprobs come from
+    # By the kernel that the trainer's logprobs come from
+    if decoder.exact and params.cuts:
         kept = sampling - logprob
         if decoder.on_gpu:
             logprob = lm_head.logprobs_triton(

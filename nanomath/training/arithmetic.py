@@ -21,9 +21,8 @@ DTYPES = ("float32", "bfloat16")
 TRIAL = 0.1  # seconds for each dtype
 FASTER = 1.5
 SLOW = 2.0  # a dtype asked for that takes this many times the other's time is said to be slow
-SMALL = (
-    10_000_000  # weights: a smaller model is not worth a trial, and stays in float32
-)
+# Weights: a smaller model is not worth a trial, and stays in float32
+SMALL = 10_000_000
 
 
 def settle(

@@ -53,9 +53,8 @@ from nanomath.training.shared_sampler import SharedScorer
 T = TypeVar("T")
 TRAINED_ROWS = 512  # tokens of the trial of a dtype: more take longer, and say the same
 LEAVE_OUT = "; max_tokens of a problem set leaves out what is longer"
-WORLD_PROBLEMS = (
-    20000  # the world has no end; this many are drawn where no limit is set
-)
+# The world has no end; this many are drawn where no limit is set
+WORLD_PROBLEMS = 20000
 
 
 def build_model(

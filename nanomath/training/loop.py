@@ -136,9 +136,8 @@ class Loop:
         """
         measured = self._measure(done) if self._measures(done) else {}
         keep = self._keeps(done, measured)
-        last = self._ends(
-            done
-        )  # asked once: a signal from here on is for the next step
+        # Asked once: a signal from here on is for the next step
+        last = self._ends(done)
         if last or keep or _due(self.save_every, done):
             self._save(done)
         self._display(done)

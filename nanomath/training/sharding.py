@@ -50,9 +50,8 @@ def shard(model: Transformer, dtype: torch.dtype) -> Transformer:
             reshard_after_forward=module is not model,
         )
         module.set_gradient_divide_factor(1.0)  # gradients are sums over ranks, and
-        module.set_force_sum_reduction_for_comms(
-            True
-        )  # gloo knows no other way to say so
+        # Gloo knows no other way to say so
+        module.set_force_sum_reduction_for_comms(True)
     register_fsdp_forward_method(model, "hidden")
     for parameter in model.parameters():
         parameter.computes_in = dtype

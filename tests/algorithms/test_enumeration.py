@@ -317,9 +317,8 @@ def test_the_outcome_at_the_last_token_teaches_all_tokens():
         rtol=0,
         atol=1e-12,
     )
-    assert (
-        policy.reinforce(rewards) + policy.objective_gradient()
-    ).abs().max() > 0.01  # not the reward at its token
+    # Not the reward at its token
+    assert (policy.reinforce(rewards) + policy.objective_gradient()).abs().max() > 0.01
 
 
 def test_gae_with_lambda_one_is_unbiased_whatever_the_values():
@@ -336,9 +335,8 @@ def test_gae_with_lambda_one_is_unbiased_whatever_the_values():
 @pytest.mark.parametrize("lam", [0.0, 0.5, 1.0])
 def test_gae_with_the_true_values_is_unbiased_whatever_lambda(lam):
     policy = TwoTokens(3)
-    after = (policy.rows[1:].detach().exp() * policy.outcome.view(V, V)).sum(
-        1
-    )  # the value after each first token
+    # The value after each first token
+    after = (policy.rows[1:].detach().exp() * policy.outcome.view(V, V)).sum(1)
     start = (policy.rows[0].detach().exp() * after).sum()
     values = torch.stack([start.expand(V * V), after.repeat_interleave(V)], 1)
     advantages, _ = gae(

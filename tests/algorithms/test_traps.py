@@ -418,9 +418,8 @@ def test_low_precision_gives_the_same_roughly(name, dtype, rtol):
     )
 
 
-@pytest.mark.parametrize(
-    "name", [name for name in LOSSES if name != "sft_loss dft"]
-)  # exp(1000) is no probability
+# exp(1000) is no probability
+@pytest.mark.parametrize("name", [name for name in LOSSES if name != "sft_loss dft"])
 @pytest.mark.parametrize("gap", [-1000.0, 1000.0])
 def test_far_off_policies_leave_everything_finite(name, gap):
     b = of_tokens(Tensor.float, batch_of())

@@ -86,9 +86,8 @@ def test_truthfulqa():
     p = np.array([0.2, 0.3, 0.1, 0.05])
     expected = (0.2 + 0.05) / (0.2 + 0.05 + 0.3)
     assert general.mc2(labels, np.log(p)) == pytest.approx(expected)
-    assert general.mc2(labels, np.log(p) - 2000) == pytest.approx(
-        expected
-    )  # no underflow
+    # No underflow
+    assert general.mc2(labels, np.log(p) - 2000) == pytest.approx(expected)
     told = {"choices": ["a", "b", "c", "d"], "mc1": mc, "mc2": labels}
     scores = general.choice_scores(Problem("x", "x", "a", metadata=told), np.log(p))
     assert scores == {"mc1": 0.0, "mc2": pytest.approx(expected)}

@@ -95,9 +95,8 @@ def test_what_can_be_seen_is_seen_four_times_of_five():
             rng.binomial(samples, rate, (seeds, problems)) / samples for rate in rates
         ]
         d = drawn[0] - drawn[1] - (rates[0] - rates[1]).mean() + delta
-        d += rng.normal(
-            0, math.sqrt(2 * (1 - correlation) / 12 / problems)
-        )  # of the problems drawn
+        # Of the problems drawn
+        d += rng.normal(0, math.sqrt(2 * (1 - correlation) / 12 / problems))
         seen += compare(d).problems.low > 0
     assert 0.76 < seen / studies < 0.84
 

@@ -698,9 +698,8 @@ def test_equal_tokens(stand_in):
         results.costs["half"] | {"tokens sampled": 24, "updates": 12}
         == results.costs["half"]
     )
-    assert (
-        results.costs["much"]["tokens sampled"] == 30
-    )  # a step is the least that can be added
+    # A step is the least that can be added
+    assert results.costs["much"]["tokens sampled"] == 30
     assert warnings(results) == [
         "half has 2.00 times the updates of with",
         "much has 0.50 times the updates of with",

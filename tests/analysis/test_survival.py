@@ -39,9 +39,8 @@ def test_the_log_rank_statistic_by_hand():
     scores = survival.log_rank_scores(survival.together(TREATED, PLACEBO))
     assert scores[:21].sum() == pytest.approx(-10.251, abs=1e-3)
     assert scores.sum() == pytest.approx(0, abs=1e-12)
-    assert (
-        log_rank([(TREATED, PLACEBO)]) == 1e-4
-    )  # none of the ways that were drawn is beyond
+    # None of the ways that were drawn is beyond
+    assert log_rank([(TREATED, PLACEBO)]) == 1e-4
     few = Runs.of([1, 2], [0, 0]), Runs.of([3, 4], [0, 0])
     by_hand = [3 / 4, 3 / 4 - 1 / 3, 5 / 12 - 1 / 2, -1 / 12 - 1]
     assert survival.log_rank_scores(survival.together(*few)) == pytest.approx(by_hand)
@@ -103,9 +102,8 @@ def test_one_stratum_drawn_is_about_one_stratum_counted(monkeypatch):
         Runs.of([80, 200, 70, None, None], [400] * 5),
     )
     exact = log_rank([pair])
-    monkeypatch.setattr(
-        survival, "DRAWS", 200
-    )  # fewer than the 252 ways: they are drawn
+    # Fewer than the 252 ways: they are drawn
+    monkeypatch.setattr(survival, "DRAWS", 200)
     assert abs(log_rank([pair]) - exact) < 0.1
 
 
@@ -163,9 +161,8 @@ def test_what_comes_too_late_or_means_nothing_is_no_hit():
         assert worth["hits"].mean - worth["false_alarms"].mean < 0.7
     assert Threshold(1, False, 0.5).first(measures["late"][0]) > 130
     assert Threshold(1, False, 5.0).first(measures["late"][0]) is None
-    assert (
-        Threshold(1, False, 0.0).first((STEPS[:5], [1.0] * 5)) is None
-    )  # no window is full
+    # No window is full
+    assert Threshold(1, False, 0.0).first((STEPS[:5], [1.0] * 5)) is None
 
 
 def test_few_collapses_say_nothing():

@@ -142,9 +142,8 @@ def test_intervals_hold_what_they_promise():
     held = 0
     for trial in range(200):
         before = 100.0 * (generator.random(150) < 0.4)
-        after = np.where(
-            generator.random(150) < 0.3, 100.0, before
-        )  # truly 18 points more
+        # Truly 18 points more
+        after = np.where(generator.random(150) < 0.3, 100.0, before)
         rows = resampled([before, after], [trial])
         found = estimate(rows[:, 1] - rows[:, 0])
         held += found["low"] <= 18 <= found["high"]

@@ -48,9 +48,8 @@ def test_where_runs_part(call, train):
         "equal: 5 lines of metrics, 12 episodes\n",
     )
     train("resumed", "reward.weights.random=1")
-    shutil.rmtree(
-        "runs/resumed/checkpoints/step-3"
-    )  # as if killed before it was written
+    # As if killed before it was written
+    shutil.rmtree("runs/resumed/checkpoints/step-3")
     train("resumed", "reward.weights.random=1", "--resume")
     assert len(json.loads(Path("runs/resumed/run.json").read_text())) == 2
     assert call(main, "diff", "runs/a", "runs/resumed").code == 0

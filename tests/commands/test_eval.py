@@ -318,9 +318,8 @@ def test_what_studies_measure_of_answers_is_found(call, model_directory, tmp_pat
             files = {path.name for path in place.iterdir()}
             assert files == {"study.toml", "eval.json", "heldout.jsonl"}
             for measure in names:
-                found += bool(
-                    measured(run_of(place), measure)[0]
-                )  # of an untrained model not all
+                # Of an untrained model not all
+                found += bool(measured(run_of(place), measure)[0])
     assert found > 15
     with pytest.raises(
         ValueError, match="no number 'lenght'.* did you mean length, "

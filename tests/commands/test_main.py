@@ -271,9 +271,8 @@ def test_memory_in_use_is_a_number_below_what_there_is():
 )
 def test_deterministic_algorithms(monkeypatch, mode, device, expected):
     monkeypatch.setattr(trainer, "choose_device", torch.device)
-    monkeypatch.setenv(
-        "CUBLAS_WORKSPACE_CONFIG", ""
-    )  # so that it is as before when the test is over
+    # So that it is as before when the test is over
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", "")
     monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG")
     before = torch.are_deterministic_algorithms_enabled()
     try:

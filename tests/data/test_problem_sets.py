@@ -854,9 +854,8 @@ def test_gsm8k_without_its_calculator_notes() -> None:
     first = load_problems(SHARED / "gsm8k" / "test.jsonl", Fields(remove=r"<<[^>]*>>"))[
         0
     ]
-    digest = hashlib.sha256(
-        first.solution.encode()
-    ).hexdigest()  # the exact text, without a copy of it here
+    # The exact text, without a copy of it here
+    digest = hashlib.sha256(first.solution.encode()).hexdigest()
     assert digest == "0b7b7ad64b22910315ee67483c16ffe1e33e5715fb1358f2b1f9301054c3a334"
     assert first.metadata == {}
     assert all(

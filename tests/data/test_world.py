@@ -94,9 +94,8 @@ def test_solutions_of_one_problem_differ_in_length_and_are_all_right(
 
 @pytest.mark.parametrize("family", REASONING)
 def test_difficulty_is_the_number_of_steps(family: str) -> None:
-    extra = (
-        2 if family == "sorting" else 1
-    )  # the closing step, and sorting n + 1 items takes n comparisons
+    # The closing step, and sorting n + 1 items takes n comparisons
+    extra = 2 if family == "sorting" else 1
     for problem in generate(family, "train", 200, difficulty=(2, 7)):
         assert (
             len(problem.solution.split("\n\n"))
@@ -230,9 +229,8 @@ def skeleton(text: str, country: str | None) -> str:
 def parts(problem: Problem) -> set[str]:
     """The skeletons of a question's sentences, of facts with the country left out."""
     labels = problem.metadata
-    if (
-        labels["family"] == "boolean"
-    ):  # its sentences are those of train in another order
+    # Its sentences are those of train in another order
+    if labels["family"] == "boolean":
         return {re.sub("_.*_", "_", skeleton(problem.question, None))[:9]}
     name = (
         FACTS[labels["country"]][labels["language"] == "ja"]

@@ -179,9 +179,8 @@ class Graph:
                 x.copy_(found[i])
 
         allocates = function.overloadpacket.__name__ in ALLOCATES
-        if function._schema.is_mutable or (
-            fresh and not allocates
-        ):  # else it only names memory
+        # Else it only names memory
+        if function._schema.is_mutable or (fresh and not allocates):
             self.operations.append(again)
 
     def end(self) -> None:
@@ -329,9 +328,8 @@ def _compute(
     function: torch._ops.OpOverload, name: str, args: tuple, kwargs: dict
 ) -> object:
     """The operation, on the CPU."""
-    if (
-        function is aten.mm.dtype
-    ):  # the CPU has no products of bfloat16 that are summed up in float32
+    # The CPU has no products of bfloat16 that are summed up in float32
+    if function is aten.mm.dtype:
         return torch.mm(args[0].to(args[2]), args[1].to(args[2]))
     if function is aten.addmm.dtype_out:
         return torch.addmm(args[0], args[1].to(args[3]), args[2].to(args[3]), **kwargs)

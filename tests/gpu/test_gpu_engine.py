@@ -193,9 +193,8 @@ def test_release_gives_the_memory_back(two_models, new_tokenizer):
 def test_memory_for_no_slot_and_for_some(two_models, new_tokenizer, monkeypatch):
     _, model = two_models()
     sampler = Sampler(model, new_tokenizer(EOS), 4)
-    slot = (
-        3 * 2 * 64 * 16 * 4
-    )  # a page of its own and two for prompts, keys and values of float32
+    # A page of its own and two for prompts, keys and values of float32
+    slot = 3 * 2 * 64 * 16 * 4
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda *_: 0)
     monkeypatch.setattr(torch.cuda, "memory_allocated", lambda *_: 0)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda *_: (4 * slot, 4 * slot))

@@ -124,9 +124,8 @@ CASES = [
     attention(14, 2, 64),  # Qwen2.5-0.5B
     attention(12, 2, 128),  # Qwen2.5-1.5B
     attention(8, 8, 80, F16),
-    attention(
-        8, 4, 32, pages=1
-    ),  # Triton compiles an integer argument of 1 into the kernel
+    # Triton compiles an integer argument of 1 into the kernel
+    attention(8, 4, 32, pages=1),
     attention(12, 2, 128, F32),
     attention(14, 2, 64, width=rows_per_tile(14, 2)),
     attention(12, 2, 128, width=rows_per_tile(12, 2)),

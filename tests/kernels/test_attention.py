@@ -133,9 +133,8 @@ def assert_right(out: Tensor, p: Problem) -> None:
     assert out.shape == p.q.shape and out.dtype == p.q.dtype
     assert (out[p.length == 0] == 0).all()
     error = (out.cpu().double() - expected).flatten(1).norm(dim=1)
-    scale = (
-        expected.flatten(1).norm(dim=1).clamp(min=0.2 * p.q[0].numel() ** 0.5)
-    )  # values may cancel each other
+    # Values may cancel each other
+    scale = expected.flatten(1).norm(dim=1).clamp(min=0.2 * p.q[0].numel() ** 0.5)
     assert (error <= TOLERANCE[p.q.dtype] * scale).all(), error
 
 
@@ -308,9 +307,8 @@ def test_a_row_has_the_same_bits_in_every_launch(
         page_table=places,
     )
     assert torch.equal(paged_attention_triton(*moved.arguments()), together)
-    monkeypatch.setattr(
-        attention, "WORKSPACE", 2 * 4 * 6 * 3 * 65
-    )  # two rows at a time
+    # Two rows at a time
+    monkeypatch.setattr(attention, "WORKSPACE", 2 * 4 * 6 * 3 * 65)
     assert torch.equal(paged_attention_triton(*p.arguments()), together)
 
 

@@ -38,9 +38,8 @@ def inputs(rows, dim, features, dtype, device, seed=0):
 def assert_right(y, x, weight, bias):
     expected = x.double() @ weight.double().T + (0 if bias is None else bias.double())
     assert y.dtype == x.dtype and y.shape == expected.shape
-    size = (
-        x.double().norm(dim=-1, keepdim=True) * weight.double().norm(dim=-1) + 1
-    )  # of the terms: their sum may cancel
+    # Of the terms: their sum may cancel
+    size = x.double().norm(dim=-1, keepdim=True) * weight.double().norm(dim=-1) + 1
     assert (
         (y.double() - expected).abs()
         <= TOLERANCE[x.dtype] * torch.maximum(size, expected.abs())

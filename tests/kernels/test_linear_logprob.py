@@ -109,9 +109,8 @@ def test_logits_too_large_for_exp(chunk):
         gradients(expected, upstream, hidden, weight),
         strict=True,
     ):
-        torch.testing.assert_close(
-            mine, plain, rtol=0, atol=1e-7
-        )  # the gradient is of the order of 1000
+        # The gradient is of the order of 1000
+        torch.testing.assert_close(mine, plain, rtol=0, atol=1e-7)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -148,9 +147,8 @@ def test_lower_precisions(dtype):
 
 def test_bfloat16_logprobs_are_those_of_the_logits_that_sampling_sees():
     hidden, weight, target, _ = problem(2, 50, 32, 300, torch.bfloat16)
-    expected, _ = materialised(
-        hidden, weight, target, 1.0
-    )  # a rounding of the logits apart would be 1e-2
+    # A rounding of the logits apart would be 1e-2
+    expected, _ = materialised(hidden, weight, target, 1.0)
     torch.testing.assert_close(
         linear_logprob(hidden, weight, target)[0], expected, rtol=0, atol=2e-6
     )
@@ -298,9 +296,8 @@ def test_shapes_and_temperatures_that_make_no_sense():
 needs_triton = pytest.mark.skipif(
     find_spec("triton") is None, reason="triton is not installed"
 )
-quiet = pytest.mark.filterwarnings(
-    "ignore:.*encountered.*:RuntimeWarning"
-)  # the interpreter, about padding
+# The interpreter, about padding
+quiet = pytest.mark.filterwarnings("ignore:.*encountered.*:RuntimeWarning")
 
 
 @quiet

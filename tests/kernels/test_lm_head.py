@@ -27,9 +27,8 @@ needs_triton = pytest.mark.skipif(
 )
 pytestmark = [
     pytest.mark.usefixtures("poisoned"),
-    pytest.mark.filterwarnings(
-        "ignore:.*encountered.*:RuntimeWarning"
-    ),  # of the interpreter, about padding
+    # Of the interpreter, about padding
+    pytest.mark.filterwarnings("ignore:.*encountered.*:RuntimeWarning"),
 ]
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 TILES = [lm_head.WIDE, lm_head.NARROW, lm_head.FLOAT32]

@@ -71,9 +71,8 @@ def test_the_same_numbers_as_triton(kernel_device, seed):
     """Over a last program that is not full, with counters that are broadcast, missing, or not
     contiguous.
     """
-    torch.use_deterministic_algorithms(
-        True, warn_only=True
-    )  # what is never written is NaN
+    # What is never written is NaN
+    torch.use_deterministic_algorithms(True, warn_only=True)
     counters = torch.randint(
         0, 2**32, (4, 3, 101), generator=torch.Generator().manual_seed(seed % 1000)
     )

@@ -144,9 +144,8 @@ def test_the_rounded_sum_is_normalised_and_the_quotient_rounded_before_the_weigh
 ):
     """Integer arithmetic in float16, where every rounding can be predicted."""
     x = torch.tensor([[2048.0, -2048.0]], dtype=torch.float16, device=kernel_device)
-    delta = torch.tensor(
-        [[1.0, 1.0]], dtype=torch.float16, device=kernel_device
-    )  # 2049 rounds to 2048
+    # 2049 rounds to 2048
+    delta = torch.tensor([[1.0, 1.0]], dtype=torch.float16, device=kernel_device)
     weight = torch.tensor(
         [1001 / 1024, 1001 / 1024], dtype=torch.float16, device=kernel_device
     )

@@ -30,9 +30,8 @@ FORMS = [
 ]
 pytestmark = [
     pytest.mark.usefixtures("poisoned"),
-    pytest.mark.filterwarnings(
-        "ignore:.*encountered.*:RuntimeWarning"
-    ),  # of the interpreter, about padding
+    # Of the interpreter, about padding
+    pytest.mark.filterwarnings("ignore:.*encountered.*:RuntimeWarning"),
 ]
 INFINITY = float("inf")
 
@@ -149,9 +148,8 @@ def test_a_row_of_several_tiles(kernel_device, form):
     logits, u = problem(1, 3, 8700, torch.bfloat16, kernel_device)
     logits[1] *= 0.05
     logits[2] *= 5
-    u[:, 0] = torch.tensor(
-        [0.3, 0.96, 0.99]
-    )  # the second and the third draw from the last tile
+    # The second and the third draw from the last tile
+    u[:, 0] = torch.tensor([0.3, 0.96, 0.99])
     check(form, logits, u, 1.0, 0, 0.93, 0.0)
     check(form, logits, u, 0.9, 4000, 0.5, 0.001)
     u[:, 0] = torch.tensor([0.97, 0.5, 0.5])

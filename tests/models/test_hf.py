@@ -162,9 +162,8 @@ def test_shards_of_ours_load_here_and_in_transformers(
     save_model(model, None, tmp_path)
     shards = sorted(tmp_path.glob("model-*.safetensors"))
     assert len(shards) > 2
-    assert all(
-        file.stat().st_size < 3000 + 2000 for file in shards
-    )  # 2000 for the header
+    # 2000 for the header
+    assert all(file.stat().st_size < 3000 + 2000 for file in shards)
     assert_same_bits(model, load_model(tmp_path))
     transformers = pytest.importorskip("transformers")
     theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path)

@@ -111,9 +111,8 @@ def test_training_moves_the_adapters_alone(new_model, family_shape, dtype):
     assert all(p.grad is None and not p.requires_grad for p in base.parameters())
     state = sum(t.numel() for t in optimizer.state().values())
     adapters = sum(p.numel() for p in lora.parameters())
-    assert state == 2 * adapters + len(
-        optimizer.weights
-    )  # two moments, and the step counts
+    # Two moments, and the step counts
+    assert state == 2 * adapters + len(optimizer.weights)
 
 
 def test_the_models_share_what_they_can(new_model):

@@ -208,9 +208,8 @@ def test_padding_and_unknown_tokens_may_be_missing(tmp_path: Path) -> None:
     )
     assert loaded.special_tokens == {"bos_token": "<s>", "eos_token": "</s>"}
     assert loaded.eos_id == 2
-    assert (
-        loaded.vocab_size == NEXT
-    )  # no id is made up that the model has no embedding for
+    # No id is made up that the model has no embedding for
+    assert loaded.vocab_size == NEXT
 
 
 @pytest.mark.parametrize("kind", ["bos_token", "eos_token"])

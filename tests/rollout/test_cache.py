@@ -76,9 +76,8 @@ def test_the_same_samples(
         found = sampler.generate(PROMPTS, seed=1, **options)
         assert [c.tokens for c in found] == [c.tokens for c in expected]
         for one, other in zip(found, expected, strict=True):
-            assert one.logprobs == pytest.approx(
-                other.logprobs, abs=3e-5
-            )  # float32, added up in other orders
+            # float32, added up in other orders
+            assert one.logprobs == pytest.approx(other.logprobs, abs=3e-5)
 
 
 def test_stale_keys_are_never_seen(new_model, new_tokenizer):

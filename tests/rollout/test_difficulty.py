@@ -125,9 +125,8 @@ def test_the_head_learns_a_planted_difficulty(planted):
     assert first["hints/brier_head"] == pytest.approx(0.25, abs=1e-9)
     assert mean(last, "hints/brier_head") < mean(last, "best") + 0.02
     assert mean(last, "best") < 0.2 and last[-1]["hints/ece_head"] < 0.05
-    assert float(known.tensors["weights"][-1]) == pytest.approx(
-        4, abs=1
-    )  # what hints do
+    # What hints do
+    assert float(known.tensors["weights"][-1]) == pytest.approx(4, abs=1)
 
 
 def test_the_estimate_follows_a_policy_that_improves(planted):

@@ -196,9 +196,8 @@ def test_sampling_ends_with_enough_groups():
 
     sample, asked = new_sample([MIXED, RIGHT, MIXED], [])
     kept, sampled = collect_groups(sample, 2, "uneven", 1)
-    assert (
-        kept == [MIXED, RIGHT] and asked == [0] and len(sampled) == 3
-    )  # and no more than enough is trained on
+    # And no more than enough is trained on
+    assert kept == [MIXED, RIGHT] and asked == [0] and len(sampled) == 3
 
 
 @pytest.mark.parametrize("refills", [0, 1, 3])

@@ -100,9 +100,8 @@ def test_a_window_bounds_what_is_seen():
     assert [attention(n) for n in (60, 100, 300)] == [
         8 * n * token for n in (60, 100, 100)
     ]
-    assert (
-        attention(120, shared=50) == (8 * 70 + 2 * 30) * token
-    )  # 20 of the shared tokens are out of sight
+    # 20 of the shared tokens are out of sight
+    assert attention(120, shared=50) == (8 * 70 + 2 * 30) * token
     assert attention(300, shared=50) == 8 * 100 * token
 
 

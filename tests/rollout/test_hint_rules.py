@@ -115,9 +115,8 @@ def test_the_controller_follows_its_formula():
     # 0.2 + 0.5 (0.5 - 0.25); max(0, 0 + 0.5 (0.5 - 0.75)); and problem 1 is still unknown.
     assert choose(controller, [0.0, 0.0, 0.0]) == pytest.approx([0.325, 0.25, 0])
     learn(controller, [0.325], [0.0], problems=[0])
-    assert choose(controller, [0.0], problems=[0]) == pytest.approx(
-        [0.4]
-    )  # 0.575 is too much
+    # 0.575 is too much
+    assert choose(controller, [0.0], problems=[0]) == pytest.approx([0.4])
 
 
 def test_the_controller_withdraws_and_does_not_fight_it():

@@ -20,9 +20,8 @@ from nanomath.rollout.sampler import first_samples
 from nanomath.rollout.stops import text_before_stop
 
 PROMPTS = [[5], [7, 300, 12, 44], [9] * 11, [700, 3, 3], [1, 2, 3, 4, 5, 6]]
-EOS = range(
-    0, 1000, 25
-)  # 4% of the vocabulary, so that random models end at all kinds of lengths
+# 4% of the vocabulary, so that random models end at all kinds of lengths
+EOS = range(0, 1000, 25)
 
 
 @pytest.fixture(scope="module")

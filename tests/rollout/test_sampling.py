@@ -70,9 +70,8 @@ def draw_grid(
 @given(some_logits, some_params)
 def test_frequencies_and_logprobs(logits, params):
     p = softmax(logits, params.temperature)
-    assume(
-        len(set(p)) == len(p) and not is_close_call(p, params)
-    )  # ties have a test of their own
+    # Ties have a test of their own
+    assume(len(set(p)) == len(p) and not is_close_call(p, params))
     kept = kept_tokens(p, params)
     mass = sum(p[v] for v in kept)
     token, logprob, sampling = draw_grid(logits, params)
@@ -136,9 +135,8 @@ def test_frequencies_over_several_blocks_of_the_vocabulary(params):
     )
     found = torch.bincount(token, minlength=300).double() / len(u)
     block = torch.cat([part.sum().expand(len(part)) for part in expected.split(128)])
-    assert (
-        (found - expected).abs() <= (expected / block + block) / 400 + 1e-6
-    ).all()  # a step of each grid
+    # A step of each grid
+    assert ((found - expected).abs() <= (expected / block + block) / 400 + 1e-6).all()
 
 
 ends = st.sampled_from([0.0, 1e-45, 0.5, 1 - 2**-24, 1 - 2**-23])

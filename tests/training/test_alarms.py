@@ -249,13 +249,11 @@ def test_a_jump_of_the_kl():
         kl_jump(lines(20, kl=ramp((15, 0.02), (16, 0.24))))
         == "KL jumped 12x in 5 steps, from 0.0200 to 0.2400"
     )
-    assert (
-        kl_jump(lines(40, kl=ramp((1, 0.0), (40, 0.8)))[:9]) == ""
-    )  # all beginnings are steep
+    # All beginnings are steep
+    assert kl_jump(lines(40, kl=ramp((1, 0.0), (40, 0.8)))[:9]) == ""
     assert kl_jump(lines(20, kl=lambda n: 0.02 if n < 20 else 5.0)) == ""  # one outlier
-    assert (
-        kl_jump(lines(20, kl=lambda n: 1e-5 * 2**n)[:12]) == ""
-    )  # steep, and still nothing
+    # Steep, and still nothing
+    assert kl_jump(lines(20, kl=lambda n: 1e-5 * 2**n)[:12]) == ""
     assert kl_jump(lines(20, kl=lambda n: 1e-5 * 2**n)) != ""
 
 

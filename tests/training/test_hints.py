@@ -480,9 +480,8 @@ def test_a_resumed_run_is_the_unbroken_one(train, tmp_path, chooser):
 def test_a_run_tells_what_was_told(train):
     run = train("run", "hints.chooser=ladder", SOLVED)
     metrics = [line for line in read_jsonl(run / "metrics.jsonl") if "reward" in line]
-    assert all(
-        line["hints/rate"] == 1 for line in metrics
-    )  # nothing is solved without one
+    # Nothing is solved without one
+    assert all(line["hints/rate"] == 1 for line in metrics)
     for line in metrics:
         assert line["groups"] == 4 and line["groups_sampled"] == 4 + line["hints/again"]
         assert 0 < line["hints/brier"] < 1 and 0 <= line["hints/ece"] < 1

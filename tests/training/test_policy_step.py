@@ -610,9 +610,8 @@ def test_the_gap_between_sampler_and_trainer_is_measured(
     metrics = step.step(episodes, 0, 1.0)
     assert metrics["gap_mean"] == pytest.approx(0.125, abs=1e-6)
     assert metrics["gap_max"] == pytest.approx(0.125, abs=1e-6)
-    assert metrics["effective_samples"] == pytest.approx(
-        1, abs=1e-6
-    )  # the truncated distribution is the trainer's
+    # The truncated distribution is the trainer's
+    assert metrics["effective_samples"] == pytest.approx(1, abs=1e-6)
 
 
 def test_on_policy_nothing_is_off(models, recorder):

@@ -99,9 +99,8 @@ def test_it_learns_what_it_is_told(build):
     step = PRMStep(prm, optimizer)
     for number in range(40):
         metrics = step.step(SOLUTIONS, number, 3e-3)
-    entropy = (
-        -(0.25 * math.log(0.25) + 0.75 * math.log(0.75)) / 6
-    )  # of the soft label: no score can do better
+    # Of the soft label: no score can do better
+    entropy = -(0.25 * math.log(0.25) + 0.75 * math.log(0.75)) / 6
     assert entropy < metrics["loss"] < entropy + 0.1
     ((score,),) = prm([(SOLUTIONS[1].question, SOLUTIONS[1].steps)])
     assert score == pytest.approx(0.25, abs=0.15)

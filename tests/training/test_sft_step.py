@@ -246,9 +246,8 @@ def test_a_number_that_is_none_is_named_with_its_example(new_model):
     model = new_model()
     optimizer = Optimizer(model, 0.0, (0.9, 0.99), 1e-8, 1.0)
     with torch.no_grad():
-        model.model.embed_tokens.weight[24] = float(
-            "nan"
-        )  # tied: every logprob of the vocabulary is then NaN as well
+        # Tied: every logprob of the vocabulary is then NaN as well
+        model.model.embed_tokens.weight[24] = float("nan")
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     with pytest.raises(
         FloatingPointError, match="the nll of example 1 of 5 in the batch is nan"

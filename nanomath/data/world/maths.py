@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from functools import partial
 from random import Random
 from typing import NamedTuple
 
@@ -22,9 +21,8 @@ from .family import Family, Metadata, in_japanese, rows, unseen
 LARGEST = 50
 LARGEST_START = 30
 LARGEST_TERM = 9  # what is added or taken away has one digit
-BEYOND = range(
-    LARGEST + 1, 100
-)  # starts of the split "numbers", whose terms have two digits
+# Starts of the split "numbers", whose terms have two digits
+BEYOND = range(LARGEST + 1, 100)
 
 
 class Wording(NamedTuple):
@@ -128,6 +126,15 @@ def sensible_events(
     return [(operator, choices) for operator, choices in operands.items() if choices]
 
 
+def draw(random: Random, difficulty: int) -> Metadata:
+    starts = range(2, LARGEST_START + 1)
+    return draw_within(random, difficulty, starts, LARGEST, range(1, LARGEST_TERM + 1))
+
+
+def draw_beyond(random: Random, difficulty: int) -> Metadata:
+    return draw_within(random, difficulty, BEYOND, BEYOND[-1], range(10, 20))
+
+
 def draw_within(
     random: Random, difficulty: int, starts: range, largest: int, terms: range
 ) -> Metadata:
@@ -217,15 +224,10 @@ def operators(metadata: Metadata) -> str:
 
 MATHS = Family(
     "maths",
-    partial(
-        draw_within,
-        starts=range(2, LARGEST_START + 1),
-        largest=LARGEST,
-        terms=range(1, LARGEST_TERM + 1),
-    ),
+    draw,
     question,
     solve,
     operators,
     essence,
-    partial(draw_within, starts=BEYOND, largest=BEYOND[-1], terms=range(10, 20)),
+    draw_beyond,
 )

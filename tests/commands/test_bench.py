@@ -118,18 +118,27 @@ def test_the_tiny_shape_is_that_of_the_configs(tokenizer):
 
 
 @pytest.mark.slow
-def test_real_processes_measure_that_a_plain_step_needs_more_memory(call, tmp_path):
+def test_real_processes_measure_a_step(call, tmp_path):
     save = tmp_path / "bench.json"
-    words = "shapes=smollm2", "steps=sft", "sequences=8", "response=96", "prompt=32"
-    outcome = call(
-        main, "bench", "training", *SMALL, "groups=0", *words, f"save={save}"
-    )
+    words = *SMALL, "shapes=tiny", "steps=grpo", f"save={save}"
+    outcome = call(main, "bench", "training", *words)
     assert outcome.code == 0, outcome.err
     (row,) = json.loads(save.read_text(encoding="utf-8"))["rows"]
     assert list(row)[2:] == ["ours", "plain", "floor", "expected"]
     assert min(row[side]["ms"] for side in list(row)[2:]) > 0
-    logits = 8 * 96 * 49152 * 4
-    assert row["plain"]["MB"] - row["ours"]["MB"] > logits / 1e6
+
+
+@pytest.mark.slow
+def test_real_processes_measure_that_chunks_need_less_memory(call, tmp_path):
+    save = tmp_path / "bench.json"
+    common = "device=cpu", "dtype=float32", "threads=1", f"save={save}"
+    words = "kernels=linear_logprob", "shapes=smollm2", "tokens=4000"
+    outcome = call(main, "bench", "kernels", *common, *words)
+    assert outcome.code == 0, outcome.err
+    (row,) = json.loads(save.read_text(encoding="utf-8"))["rows"]
+    assert row["kernel"]["ms"] > 0 and row["PyTorch"]["ratio"] > 0
+    logits = 4000 * 49152 * 4 / 1e6
+    assert row["kernel"]["MB"] < logits < 2 * logits < row["PyTorch"]["MB"]
 
 
 @pytest.fixture

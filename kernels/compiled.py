@@ -75,7 +75,7 @@ def call(name: str, dtype: torch.dtype, *arguments: Tensor | float | None) -> No
             argument = argument.data_ptr()
         values.append(argument)
     function = library()[dtype][name]
-    # Which would not see it otherwise, nor its sizes
+    # The profiler would not see it otherwise, nor its sizes
     if torch.autograd.profiler._is_profiler_enabled:
         sizes = (str(argument) for argument in arguments if isinstance(argument, int))
         with torch.autograd.profiler.record_function(" ".join((name, *sizes))):

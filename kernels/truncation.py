@@ -71,13 +71,10 @@ def truncated_sample_reference(
     min_p: float,
 ) -> Sampled:
     """Compute `truncated_sample` in PyTorch, in float32 or better."""
-    options = {
-        "temperature": temperature,
-        "top_k": top_k,
-        "top_p": top_p,
-        "min_p": min_p,
-    }
-    return in_chunks(partial(_sample_rows, **options), logits, u)
+    rows = partial(
+        _sample_rows, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p
+    )
+    return in_chunks(rows, logits, u)
 
 
 def _sample_rows(

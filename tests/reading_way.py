@@ -52,7 +52,7 @@ def code_tokens(path: Path) -> dict[int, int]:
         for line in range(node.lineno, node.end_lineno + 1)
     }
     counts: dict[int, int] = {}
-    # In f-strings: from Python 3.12 on each has tokens inside, before it is one
+    # Depth in f-strings: from Python 3.12 on each has tokens inside, before it is one
     inside = 0
     for token in tokenize.generate_tokens(io.StringIO(source).readline):
         line = token.start[0]

@@ -270,6 +270,6 @@ def _announced(event: Event) -> list[str]:
 def first_in(announced: Mapping[str, Mapping[str, Any]]) -> dict[str, int]:
     """In how many runs with the event each warning came before, or with, all others."""
     leads = np.array([found["leads"] for found in announced.values()], np.float64)
-    # NaN, which no lead is: there was no warning
+    # Without a warning a lead is NaN, which equals nothing
     soonest = leads == np.fmax.reduce(leads)
     return dict(zip(announced, soonest.sum(axis=1).tolist(), strict=True))

@@ -42,11 +42,9 @@ SCALES = (1, 10, 1, 100, 10, 1000, 100, 1)
 BENDS = (sympy.Abs, sympy.floor, sympy.ceiling, sympy.Mod)
 TINY = sympy.Float("1e-350")
 
+ALIKE = "sin cos tan cot sec csc sinh cosh tanh exp"  # named so in LaTeX and in sympy
 FUNCTIONS = {
-    **{
-        name: getattr(sympy, name)
-        for name in re.findall(r"\w+", "sin cos tan cot sec csc sinh cosh tanh exp")
-    },
+    **{name: getattr(sympy, name) for name in ALIKE.split()},
     **{f"arc{name}": getattr(sympy, f"a{name}") for name in ("sin", "cos", "tan")},
     "ln": sympy.log,
 }

@@ -98,4 +98,5 @@ class Worker:
 WORKER = Worker()
 atexit.register(WORKER.close)
 # A forked child shares the pipes and perhaps a held lock: it needs its own worker.
-os.register_at_fork(after_in_child=WORKER.__init__)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=WORKER.__init__)

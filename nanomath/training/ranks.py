@@ -89,7 +89,11 @@ def lost(error: BaseException) -> str:
 
 def any_rank(flag: bool) -> bool:
     """Return, on all ranks, whether the flag is true on one of them."""
-    return any(gather([flag]))
+    if count() == 1:
+        return flag
+    flags = torch.tensor([flag], dtype=torch.int32)
+    dist.all_reduce(flags, dist.ReduceOp.MAX)
+    return bool(flags)
 
 
 def barrier() -> None:

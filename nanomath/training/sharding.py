@@ -49,8 +49,8 @@ def shard(model: Transformer, dtype: torch.dtype) -> Transformer:
             mp_policy=policy,
             reshard_after_forward=module is not model,
         )
-        module.set_gradient_divide_factor(1.0)  # gradients are sums over ranks, and
-        # Gloo knows no other way to say so
+        # Gradients are sums over ranks, and gloo knows no other way to say so
+        module.set_gradient_divide_factor(1.0)
         module.set_force_sum_reduction_for_comms(True)
     register_fsdp_forward_method(model, "hidden")
     for parameter in model.parameters():

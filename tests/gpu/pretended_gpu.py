@@ -179,7 +179,7 @@ class Graph:
                 x.copy_(found[i])
 
         allocates = function.overloadpacket.__name__ in ALLOCATES
-        # Else it only names memory
+        # Any other only names memory
         if function._schema.is_mutable or (fresh and not allocates):
             self.operations.append(again)
 

@@ -111,11 +111,12 @@ class _LinearLogprob(torch.autograd.Function):
                 hidden, weight, target, temperature
             )
         else:
-            room = _room(chunk, weight)
+            rooms = _rooms(chunk, weight)
             parts = []
-            kept = room if len(target) <= chunk and any(ctx.needs_input_grad) else None
+            if len(target) <= chunk and any(ctx.needs_input_grad):
+                kept = rooms[0]
             for h, y in zip(hidden.split(chunk), target.split(chunk), strict=True):
-                z = _logits(h, weight, temperature, room, exact)
+                z = _logits(h, weight, temperature, rooms, exact)
                 parts.append(
                     lm_head.statistics(z, y, softmax=None if kept is None else z)
                 )
@@ -165,24 +166,23 @@ class _LinearLogprob(torch.autograd.Function):
 def _chunks(ctx: FunctionCtx, gradient: Tensor) -> Chunks:
     """dz from logits that are computed again, or from the softmax that was kept."""
     hidden, weight, target, logsumexp, kept = ctx.saved_tensors
-    room = _room(ctx.chunk, weight) if kept is None else None
+    rooms = _rooms(ctx.chunk, weight, kept)
     # Without clipped tokens and advantages of zero
     for rows in gradient.nonzero()[:, 0].split(ctx.chunk):
         h = hidden[rows]
         g = gradient[rows, None] / ctx.temperature
         if kept is None:
             softmax = (
-                _logits(h, weight, ctx.temperature, room)
+                _logits(h, weight, ctx.temperature, rooms)
                 .sub_(logsumexp[rows, None])
                 .exp_()
             )
         else:
             softmax = kept if len(rows) == len(kept) else kept[rows]
-        yield (
-            rows,
-            h,
-            softmax.mul_(-g).scatter_add_(1, target[rows, None], g).to(weight.dtype),
-        )
+        dz = softmax.mul_(-g).scatter_add_(1, target[rows, None], g)
+        if dz.dtype != weight.dtype:
+            dz = rooms[1][: len(rows)].copy_(dz)
+        yield rows, h, dz
 
 
 def _precise(weight: Tensor) -> torch.dtype:
@@ -190,30 +190,36 @@ def _precise(weight: Tensor) -> torch.dtype:
     return torch.promote_types(weight.dtype, torch.float32)
 
 
-def _room(chunk: int, weight: Tensor) -> Tensor:
-    """Memory for the logits of any chunk: on a CPU touching fresh pages for each would cost
-    more than the softmax.
+def _rooms(
+    chunk: int, weight: Tensor, first: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Memory for the logits of any chunk, in float32 (`first`, where it is given) and in the
+    weight's own dtype, one and the same where that is float32. On a CPU touching fresh pages for
+    each chunk would cost more than the softmax.
     """
-    return weight.new_empty(chunk, weight.shape[0], dtype=_precise(weight))
+    if first is None:
+        first = weight.new_empty(chunk, weight.shape[0], dtype=_precise(weight))
+    same = first.dtype == weight.dtype
+    return first, first if same else torch.empty_like(first, dtype=weight.dtype)
 
 
 def _logits(
     hidden: Tensor,
     weight: Tensor,
     temperature: float,
-    room: Tensor,
+    rooms: tuple[Tensor, Tensor],
     exact: bool = False,
 ) -> Tensor:
-    """z [c, V] of states [c, D], in the first rows of `room`, rounded exactly as the model's
-    own logits are.
+    """z [c, V] of states [c, D], in the first rows of the first of `rooms`, rounded exactly as
+    the model's own logits are.
     """
-    z = room[: len(hidden)]
+    z, product = (room[: len(hidden)] for room in rooms)
     if exact:
         z.copy_(packed_rows(hidden, weight))
-    elif weight.dtype == z.dtype:
-        torch.mm(hidden, weight.T, out=z)
     else:
-        z.copy_(hidden @ weight.T)
+        torch.mm(hidden, weight.T, out=product)
+        if product.dtype != z.dtype:
+            z.copy_(product)
     return z if temperature == 1 else z.div_(temperature)
 
 

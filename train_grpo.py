@@ -180,11 +180,13 @@ def build_policy_step(
     problems: Sequence[Problem],
 ) -> PolicyStep:
     """Make the step that updates the model in training. Its reference is the starting model,
-    frozen: loaded again, or the base of the adapters.
+    frozen: loaded again, or the base of the adapters; None where nothing needs it.
     """
-    reference = trainer.starting_model(config.grpo.reference_device)
+    reference = None
+    if config.grpo.measure_kl or needs_start(config):
+        reference = trainer.starting_model(config.grpo.reference_device)
     critic = build_critic(config, trainer, reference)
-    if config.model.sharded:
+    if config.model.sharded and reference:
         shard(reference, reference.dtype)
     return PolicyStep(
         trainer.model,
@@ -202,6 +204,17 @@ def build_policy_step(
         critic_optimizer=trainer.train_beside("critic", critic) if critic else None,
         critic_rate=config.algorithm.value_lr / config.optim.lr,
         teacher=build_teacher(config, trainer, reference, template, problems),
+    )
+
+
+def needs_start(config: settings.GRPOConfig) -> bool:
+    """Return whether a loss, the value model or the teacher is made from the starting model."""
+    a = config.algorithm
+    return (
+        a.kl_coef > 0
+        or a.advantage == "preference"
+        or a.baseline == "value"
+        or config.teacher.path == "start"
     )
 
 

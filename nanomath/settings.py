@@ -798,6 +798,11 @@ class GRPO:
     solutions: bool = option(
         False, "the last sample of each problem is its worked solution, of logprob 0"
     )
+    measure_kl: bool = option(
+        True,
+        "the KL to the starting model is measured where nothing is computed from it; false "
+        "saves a pass over each rollout and a second model",
+    )
     reference_device: str = option(
         "",
         "where the frozen reference model computes; empty: beside the model, and with "

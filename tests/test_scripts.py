@@ -671,6 +671,33 @@ def test_what_changes_nothing(train, sft_run):
         )
 
 
+def test_without_its_kl_a_run_needs_no_starting_model(train, sft_run):
+    start = (*SHORT, f"model.path={sft_run}", "run.seed=5", "grpo.logged_groups=1")
+    free = (*start, "algorithm.kl_coef=0")
+    measured, bare = (
+        train(train_grpo, f"kl-{value}", *free, f"grpo.measure_kl={value}")
+        for value in ("true", "false")
+    )
+    assert weights(bare, 2) == weights(measured, 2)
+    for name in ("metrics.jsonl", "rollouts.jsonl"):
+        assert "kl" in lines(measured, name)[-2] and "kl" not in lines(bare, name)[-2]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("algorithm.kl_coef=0.1",),
+        ("algorithm.method=dpo",),
+        (*VALUE, "algorithm.kl_coef=0"),
+        ("algorithm.method=opd", "teacher.path=start"),
+    ],
+    ids=["kl", "dpo", "value", "teacher"],
+)
+def test_a_loss_that_needs_the_starting_model_has_it(train, sft_run, words):
+    start = (*SHORT, "run.steps=1", f"model.path={sft_run}", "grpo.measure_kl=false")
+    assert "kl" in lines(train(train_grpo, "kept", *start, *words))[1]
+
+
 @pytest.mark.parametrize("script", [train_sft, train_grpo], ids=["sft", "grpo"])
 def test_watching_changes_nothing(train, sft_run, script):
     start = (

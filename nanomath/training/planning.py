@@ -72,7 +72,7 @@ def passes_of(policy: PolicyStep) -> tuple[float, int]:
     """
     a = policy.algorithm
     own_trunk = bool(policy.critic and policy.critic.trunk)
-    scored = 1 + policy.needs_old_pass() + bool(policy.critic)
+    scored = bool(policy.reference) + policy.needs_old_pass() + bool(policy.critic)
     if a.advantage.startswith("teacher"):
         models = policy.teacher.model, policy.model
         teacher, ours = (sum(p.numel() for p in m.parameters()) for m in models)

@@ -31,8 +31,8 @@ def set_measurements(
     """Set what rollouts.jsonl tells of each token of the episodes: their advantages, and by name
     what was measured of them.
 
-    `gap` is log pi_old - log pi_sampler, `kl` log pi_old - log pi_ref, pi_old being the
-    policy before the first update. `entropy` is that of the policy's newest forward pass; so
+    `gap` is log pi_old - log pi_sampler, `kl` log pi_old - log pi_ref where there is a
+    reference, pi_old being the policy before the first update. `entropy` is that of the policy's newest forward pass; so
     are, where there are several updates, `ratio`, to the probability under the old policy,
     and `clipped` (-1: below the range of the ratio, 1: above it). `measured` holds matrices
     [B, T].
@@ -42,9 +42,10 @@ def set_measurements(
     before = newest if old is None else old
     matrices = {
         "gap": before - tokens.sampler_logprobs,
-        "kl": before - tokens.ref_logprobs,
         "entropy": measured["entropy"],
     }
+    if tokens.ref_logprobs is not None:
+        matrices["kl"] = before - tokens.ref_logprobs
     if old is not None:
         clipped = measured["clipped_high"] - measured["clipped_low"]
         matrices |= {"ratio": (newest - old).exp(), "clipped": clipped.int()}
@@ -63,10 +64,11 @@ def rollout_metrics(tokens: Tokens, measured: Mapping[str, Tensor]) -> dict[str,
     mask = tokens.mask
     logprobs = measured["logprob"]
     matrices = {
-        "kl": kl_estimate(logprobs, tokens.ref_logprobs, "k3"),
-        "kl_k1": kl_estimate(logprobs, tokens.ref_logprobs, "k1"),
-        **{name: measured[name] for name in ("entropy", "clipped_low", "clipped_high")},
+        name: measured[name] for name in ("entropy", "clipped_low", "clipped_high")
     }
+    if tokens.ref_logprobs is not None:
+        matrices["kl"] = kl_estimate(logprobs, tokens.ref_logprobs, "k3")
+        matrices["kl_k1"] = kl_estimate(logprobs, tokens.ref_logprobs, "k1")
     metrics = {name: float(matrix[mask].mean()) for name, matrix in matrices.items()}
     top = top_entropy(measured["entropy"], mask, TOP_ENTROPY)
     metrics["entropy_top"] = float(measured["entropy"][top].mean())

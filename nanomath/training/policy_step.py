@@ -55,7 +55,7 @@ class PolicyStep:
     """
 
     model: Transformer
-    reference: Transformer
+    reference: Transformer | None
     optimizer: Optimizer
     group_size: int
     algorithm: Algorithm = field(default_factory=Algorithm)
@@ -125,8 +125,10 @@ class PolicyStep:
             tokens.loss_mask = algorithms.overlong_filter(tokens.mask, finished)
         if a.samples != "all":
             tokens.loss_mask = algorithms.select_samples(a, rewards, tokens.loss_mask)
-        reference = "the reference model"
-        tokens.ref_logprobs, _ = self._logprobs(rollout, reference, self.reference)
+        if self.reference:
+            tokens.ref_logprobs, _ = self._logprobs(
+                rollout, "the reference model", self.reference
+            )
         tokens.old_logprobs, tokens.old_entropy = self._old_policy(rollout)
         if self.critic:
             (tokens.values,) = self._measure(

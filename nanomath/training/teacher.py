@@ -105,7 +105,7 @@ class Teacher:
 def build_teacher(
     config: settings.GRPOConfig,
     trainer: Trainer,
-    reference: Transformer,
+    reference: Transformer | None,
     template: PromptTemplate,
     problems: Sequence[Problem],
 ) -> Teacher | None:

@@ -49,7 +49,7 @@ SIGNATURES = {  # in the order of cpu.cpp
     "rope_write": "pppppppppppfiiiii",
     "attend": "pppppppiiiiii",
     "lm_head": "pppppppfiii",
-    "linear": "ppppiii",
+    "linear": "ppppiiiiii",
     "prefill": "ppppfii",
     "decode": "ppppppppppppffiiiiii",
 }

@@ -496,40 +496,47 @@ inline __m512bh column(const bf16* w) { return (__m512bh)_mm512_loadu_si512(w); 
 inline Vector add_product(Vector sum, __m512bh x, __m512bh w) { return (Vector)_mm512_dpbf16_ps((__m512)sum, x, w); }
 #endif
 
-// Columns n to last_column of y = x W^T + b for rows first to last. W [N, D] lies in panels, of each row S numbers of
-// four bytes after one another: [ceil(N / PANEL), D / S, PANEL, S]. An element is one sum over D in order: ROWS rows are
-// always worked on together, the last one standing in for those that lack. The next panels are fetched meanwhile.
+// Columns n to last_column of y = x W^T + b for rows first to last, or what y has and x W^T. W [N, D] lies in panels, of
+// each row S numbers of four bytes after one another: [ceil(N / PANEL), D / S, PANEL, S]. Rows of x are `across` numbers
+// apart, and what follows in a row is `along` apart. An element is one sum over D in order: ROWS rows are always worked
+// on together, the last one standing in for those that lack. The next panels are fetched meanwhile.
 template <class T>
 inline void multiply(const T* x, const T* panels, const T* bias, T* y, i64 first, i64 last, i64 n, i64 last_column,
-                     i64 N, i64 D) {
+                     i64 N, i64 D, i64 across, i64 along, bool add) {
   constexpr i64 S = 4 / sizeof(T), PARTS = COLUMNS / LANES;
   const auto panel = [&](i64 at) { return panels + std::min(at, N - 1) / PANEL * PANEL * D; };
   for (; n < last_column; n += COLUMNS)
     for (i64 m = first, ahead = n + COLUMNS; m < last; m += ROWS, ahead += PANEL) {
       const T *row[ROWS], *now[PARTS], *next = panel(ahead < n + 2 * COLUMNS ? ahead : n);
-      for (i64 i = 0; i < ROWS; ++i) row[i] = x + std::min(m + i, last - 1) * D;
+      for (i64 i = 0; i < ROWS; ++i) row[i] = x + std::min(m + i, last - 1) * across;
       for (i64 p = 0; p < PARTS; ++p) now[p] = panel(n + p * LANES) + p * LANES % PANEL * S;
       Vector sum[PARTS][ROWS] = {};
-      for (i64 d = 0; d < D; d += S) {
+      for (i64 d = 0, at = 0; d < D; d += S, at += S * along) {
         __builtin_prefetch(next + d * PANEL);
         decltype(column(x)) w[PARTS];
         for (i64 p = 0; p < PARTS; ++p) w[p] = column(now[p] + d * PANEL);
         for (i64 i = 0; i < ROWS; ++i) {
-          const auto z = entries(row[i] + d);
+          const auto z = entries(row[i] + at);
           for (i64 p = 0; p < PARTS; ++p) sum[p][i] = add_product(sum[p][i], z, w[p]);
         }
       }
       for (i64 i = 0; i < std::min(ROWS, last - m); ++i)
         for (i64 p = 0; p < PARTS; ++p) {
           const i64 at = n + p * LANES, more = N - at;
-          if (more > 0) store(y + (m + i) * N + at, bias ? sum[p][i] + load(bias + at, more, 0.0f) : sum[p][i], more);
+          if (more <= 0) continue;
+          T* to = y + (m + i) * N + at;
+          if (bias) sum[p][i] += load(bias + at, more, 0.0f);
+          if (add) sum[p][i] += load(to, more, 0.0f);
+          store(to, sum[p][i], more);
         }
     }
 }
 
-template <class T> void linear(const T* x, const T* panels, const T* bias, T* y, i64 M, i64 N, i64 D) {
+template <class T>
+void linear(const T* x, const T* panels, const T* bias, T* y, i64 M, i64 N, i64 D, i64 across, i64 along, i64 add) {
   share(N, M * N * D / LANES, equal_share(N, COLUMNS), [&](i64 n, i64 last) {
-    for (i64 m = 0; m < M; m += TALL) multiply(x, panels, bias, y, m, std::min(M, m + TALL), n, last, N, D);
+    for (i64 m = 0; m < M; m += TALL) multiply(x, panels, bias, y, m, std::min(M, m + TALL), n, last, N, D,
+                                                    across, along, add);
   });
 }
 
@@ -537,7 +544,7 @@ template <class T> void linear(const T* x, const T* panels, const T* bias, T* y,
 
 template <class T>
 void multiply_all(const std::vector<T>& x, const T* panels, const T* bias, std::vector<T>& y, i64 rows, i64 N, i64 D) {
-  multiply(x.data(), panels, bias, y.data(), 0, rows, 0, N, N, D);
+  multiply(x.data(), panels, bias, y.data(), 0, rows, 0, N, N, D, D, 1, false);
 }
 
 // The tensors of a layer, matrices in panels.

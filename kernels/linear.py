@@ -18,6 +18,7 @@ from torch.autograd.function import FunctionCtx, once_differentiable
 
 from kernels.backend import INTERPRETED, jit, require, runs_triton, tl, triton
 from kernels.packed import packed_rows
+from kernels.products import linear_gradients
 
 # Row tiles that go through the weight together: the weight's tile is then read once from memory
 # for them.
@@ -45,14 +46,7 @@ class _InvariantLinear(torch.autograd.Function):
     def backward(
         ctx: FunctionCtx, gradient: Tensor
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        x, weight = ctx.saved_tensors
-        rows = gradient.reshape(-1, gradient.shape[-1])
-        needs_x, needs_weight, needs_bias = ctx.needs_input_grad
-        return (
-            gradient @ weight if needs_x else None,
-            rows.T @ x.reshape(-1, x.shape[-1]) if needs_weight else None,
-            rows.sum(0) if needs_bias else None,
-        )
+        return linear_gradients(ctx, gradient)
 
 
 def tile_config(features: int, itemsize: int) -> dict[str, int]:

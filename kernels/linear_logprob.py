@@ -26,7 +26,7 @@ worth far more. The idea: Cut Cross-Entropy (arXiv 2411.09009), Liger Kernel (ar
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
@@ -36,6 +36,7 @@ from kernels import lm_head
 from kernels.backend import INTERPRETED, jit, require, runs_triton, tl
 from kernels.lm_head import logits_tile
 from kernels.packed import packed_rows
+from kernels.products import add_outer, times, times_transposed
 
 # Logits held at once, 160 MB of float32; the matrix products run no faster on more of them.
 CHUNK_LOGITS = 40_000_000
@@ -112,11 +113,12 @@ class _LinearLogprob(torch.autograd.Function):
             )
         else:
             rooms = _rooms(chunk, weight)
+            multiply = times_transposed(weight)
             parts = []
             if len(target) <= chunk and any(ctx.needs_input_grad):
                 kept = rooms[0]
             for h, y in zip(hidden.split(chunk), target.split(chunk), strict=True):
-                z = _logits(h, weight, temperature, rooms, exact)
+                z = _logits(h, weight, temperature, rooms, multiply, exact)
                 parts.append(
                     lm_head.statistics(z, y, softmax=None if kept is None else z)
                 )
@@ -138,16 +140,16 @@ class _LinearLogprob(torch.autograd.Function):
         """dh = dz W and dW = sum over chunks of dz^T h, None for one that is not needed."""
         hidden, weight = ctx.saved_tensors[:2]
         d_hidden = torch.zeros_like(hidden) if ctx.needs_input_grad[0] else None
-        d_weight = (
-            torch.zeros_like(weight, dtype=_precise(weight))
-            if ctx.needs_input_grad[1]
-            else None
-        )
+        d_weight = None
+        if ctx.needs_input_grad[0]:
+            multiply = times(weight)
+        if ctx.needs_input_grad[1]:
+            d_weight = torch.zeros_like(weight, dtype=_precise(weight))
         for rows, h, dz in (
             _chunks_triton(ctx, gradient) if ctx.fused else _chunks(ctx, gradient)
         ):
             if d_hidden is not None:
-                d_hidden[rows] = dz @ weight
+                d_hidden[rows] = multiply(dz)
             if d_weight is not None:
                 _add_product(d_weight, dz, h)
             # After the last one the memory of the chunks is free for the copy of d_weight.
@@ -167,13 +169,14 @@ def _chunks(ctx: FunctionCtx, gradient: Tensor) -> Chunks:
     """dz from logits that are computed again, or from the softmax that was kept."""
     hidden, weight, target, logsumexp, kept = ctx.saved_tensors
     rooms = _rooms(ctx.chunk, weight, kept)
+    multiply = times_transposed(weight) if kept is None else None
     # Without clipped tokens and advantages of zero
     for rows in gradient.nonzero()[:, 0].split(ctx.chunk):
         h = hidden[rows]
         g = gradient[rows, None] / ctx.temperature
         if kept is None:
             softmax = (
-                _logits(h, weight, ctx.temperature, rooms)
+                _logits(h, weight, ctx.temperature, rooms, multiply)
                 .sub_(logsumexp[rows, None])
                 .exp_()
             )
@@ -208,6 +211,7 @@ def _logits(
     weight: Tensor,
     temperature: float,
     rooms: tuple[Tensor, Tensor],
+    multiply: Callable[[Tensor, Tensor], Tensor],
     exact: bool = False,
 ) -> Tensor:
     """z [c, V] of states [c, D], in the first rows of the first of `rooms`, rounded exactly as
@@ -217,7 +221,7 @@ def _logits(
     if exact:
         z.copy_(packed_rows(hidden, weight))
     else:
-        torch.mm(hidden, weight.T, out=product)
+        multiply(hidden, product)
         if product.dtype != z.dtype:
             z.copy_(product)
     return z if temperature == 1 else z.div_(temperature)
@@ -226,7 +230,7 @@ def _logits(
 def _add_product(d_weight: Tensor, dz: Tensor, h: Tensor) -> None:
     """d_weight += dz^T h, summed over chunks in the precision of d_weight."""
     if d_weight.dtype == dz.dtype:
-        d_weight.addmm_(dz.T, h)
+        add_outer(d_weight, dz, h)
     elif dz.is_cuda:  # without rounding the product, nor holding it
         torch.addmm(d_weight, dz.T, h, out_dtype=d_weight.dtype, out=d_weight)
     else:

@@ -48,17 +48,7 @@ def packed_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tens
     bias = None if bias is None else bias.detach().to(x.dtype)
     if in_panels(weight, x.dtype):
         out = x.new_empty(len(x), len(weight))
-        compiled.call(
-            "linear",
-            x.dtype,
-            x.contiguous(),
-            packed(weight, x.dtype),
-            bias,
-            out,
-            *out.shape,
-            x.shape[1],
-        )
-        return out
+        return by_panels(x.contiguous(), packed(weight, x.dtype), bias, out)
     if x.dtype not in PACKED_TYPES:
         return F.linear(x, weight.to(x.dtype), bias)
     return torch.ops.mkldnn._linear_pointwise(
@@ -106,7 +96,7 @@ def packed(weight: Tensor, dtype: torch.dtype) -> Tensor:
         with torch.no_grad():
             plain = weight.detach().to(dtype).contiguous()
             laid_out = (
-                _panels(plain)
+                panels(plain)
                 if in_panels(weight, dtype)
                 else torch.ops.mkldnn._reorder_linear_weight(plain)
             )
@@ -118,7 +108,23 @@ def packed(weight: Tensor, dtype: torch.dtype) -> Tensor:
     return known[2]
 
 
-def _panels(weight: Tensor) -> Tensor:
+def by_panels(
+    x: Tensor, panels: Tensor, bias: Tensor | None, out: Tensor, add: bool = False
+) -> Tensor:
+    """Write x W^T + b [M, N] to `out`, from x [M, D] and the panels of W, and return it; with
+    `add`, add x W^T to it. x may be the transpose of what lies in memory.
+    """
+    (rows, dim) = x.shape
+    strides = (dim, 1) if x.is_contiguous() else (1, rows)
+    x = x if x.is_contiguous() else x.mT
+    compiled.call(
+        "linear", x.dtype, x, panels, bias, out, *out.shape, dim, *strides, add
+    )
+    return out
+
+
+def panels(weight: Tensor) -> Tensor:
+    """Lay out a weight [N, D] for `by_panels`."""
     padded = F.pad(weight, (0, 0, 0, -len(weight) % PANEL)).unflatten(0, (-1, PANEL))
     return padded.view(torch.int32).mT.contiguous().view(weight.dtype)
 

@@ -32,10 +32,10 @@ def set_measurements(
     what was measured of them.
 
     `gap` is log pi_old - log pi_sampler, `kl` log pi_old - log pi_ref where there is a
-    reference, pi_old being the policy before the first update. `entropy` is that of the policy's newest forward pass; so
-    are, where there are several updates, `ratio`, to the probability under the old policy,
-    and `clipped` (-1: below the range of the ratio, 1: above it). `measured` holds matrices
-    [B, T].
+    reference, pi_old being the policy before the first update. `entropy` is that of the policy's
+    newest forward pass; so are, where there are several updates, `ratio`, to the probability
+    under the old policy, and `clipped` (-1: below the range of the ratio, 1: above it).
+    `measured` holds matrices [B, T].
     """
     newest = measured["logprob"]
     old = tokens.old_logprobs

@@ -17,8 +17,8 @@ from typing import Any
 
 import torch
 
-from nanomath.config import option
 from nanomath.commands.main import keep_freed_memory
+from nanomath.config import option
 from nanomath.data.files import as_json, check_file
 from nanomath.models import ModelConfig, Transformer
 from nanomath.training import sittings

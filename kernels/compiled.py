@@ -48,6 +48,8 @@ SIGNATURES = {  # in the order of cpu.cpp
     "swiglu": "ppii",
     "rope_write": "pppppppppppfiiiii",
     "attend": "pppppppiiiiii",
+    "causal_attention": "ppppppiiiiiii",
+    "causal_attention_gradient": "ppppppppppiiiiiii",
     "lm_head": "pppppppfiii",
     "linear": "ppppiiiiii",
     "prefill": "ppppfii",

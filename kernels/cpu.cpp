@@ -123,10 +123,25 @@ template <class Join> inline float folded(Vector x, Join join) {
   return a[0];
 }
 inline float total(Vector x) {
+#if defined __AVX512F__  // the same sums, in registers
+  return _mm512_reduce_add_ps((__m512)x);
+#endif
   return folded(x, [](auto a, auto b) { return a + b; });
 }
 inline float most(Vector x) {
+#if defined __AVX512F__
+  return _mm512_reduce_max_ps((__m512)x);
+#endif
   return folded(x, [](auto a, auto b) { return a > b ? a : b; });
+}
+
+// x in the lanes that are numbers begin to end of a row, of which it is number t and what follows; -inf in the others.
+inline Vector within(Vector x, i64 t, i64 begin, i64 end) {
+  Integers place;
+  for (int l = 0; l < LANES; ++l) place[l] = l;
+  place += int32_t(t);
+  x = place < int32_t(end) ? x : Vector{} - INFINITY;
+  return place >= int32_t(begin) ? x : Vector{} - INFINITY;
 }
 
 // e^x by 2^n e^r with |r| <= ln 2 / 2, to 1 ulp (the polynomial is that of Cephes's expf); 0 below -87; x at most 88.
@@ -496,19 +511,27 @@ inline __m512bh column(const bf16* w) { return (__m512bh)_mm512_loadu_si512(w); 
 inline Vector add_product(Vector sum, __m512bh x, __m512bh w) { return (Vector)_mm512_dpbf16_ps((__m512)sum, x, w); }
 #endif
 
+// Of a product: rows of x are `across` numbers apart, and what follows in a row `along`; panels are `depth` columns of
+// W long, of which D meet x.
+struct Product {
+  i64 N, D, across, along = 1, depth = D;
+  bool add = false;
+};
+
 // Columns n to last_column of y = x W^T + b for rows first to last, or what y has and x W^T. W [N, D] lies in panels, of
-// each row S numbers of four bytes after one another: [ceil(N / PANEL), D / S, PANEL, S]. Rows of x are `across` numbers
-// apart, and what follows in a row is `along` apart. An element is one sum over D in order: ROWS rows are always worked
-// on together, the last one standing in for those that lack. The next panels are fetched meanwhile.
+// each row S numbers of four bytes after one another: [ceil(N / PANEL), D / S, PANEL, S]. An element is one sum over D in
+// order: ROWS rows are always worked on together, the last one standing in for those that lack. The next panels are
+// fetched meanwhile.
 template <class T>
 inline void multiply(const T* x, const T* panels, const T* bias, T* y, i64 first, i64 last, i64 n, i64 last_column,
-                     i64 N, i64 D, i64 across, i64 along, bool add) {
+                     const Product& of) {
   constexpr i64 S = 4 / sizeof(T), PARTS = COLUMNS / LANES;
-  const auto panel = [&](i64 at) { return panels + std::min(at, N - 1) / PANEL * PANEL * D; };
+  const i64 N = of.N, D = of.D, along = of.along;
+  const auto panel = [&](i64 at) { return panels + std::min(at, N - 1) / PANEL * PANEL * of.depth; };
   for (; n < last_column; n += COLUMNS)
     for (i64 m = first, ahead = n + COLUMNS; m < last; m += ROWS, ahead += PANEL) {
       const T *row[ROWS], *now[PARTS], *next = panel(ahead < n + 2 * COLUMNS ? ahead : n);
-      for (i64 i = 0; i < ROWS; ++i) row[i] = x + std::min(m + i, last - 1) * across;
+      for (i64 i = 0; i < ROWS; ++i) row[i] = x + std::min(m + i, last - 1) * of.across;
       for (i64 p = 0; p < PARTS; ++p) now[p] = panel(n + p * LANES) + p * LANES % PANEL * S;
       Vector sum[PARTS][ROWS] = {};
       for (i64 d = 0, at = 0; d < D; d += S, at += S * along) {
@@ -526,7 +549,7 @@ inline void multiply(const T* x, const T* panels, const T* bias, T* y, i64 first
           if (more <= 0) continue;
           T* to = y + (m + i) * N + at;
           if (bias) sum[p][i] += load(bias + at, more, 0.0f);
-          if (add) sum[p][i] += load(to, more, 0.0f);
+          if (of.add) sum[p][i] += load(to, more, 0.0f);
           store(to, sum[p][i], more);
         }
     }
@@ -534,9 +557,172 @@ inline void multiply(const T* x, const T* panels, const T* bias, T* y, i64 first
 
 template <class T>
 void linear(const T* x, const T* panels, const T* bias, T* y, i64 M, i64 N, i64 D, i64 across, i64 along, i64 add) {
+  const Product of{N, D, across, along, D, add != 0};
   share(N, M * N * D / LANES, equal_share(N, COLUMNS), [&](i64 n, i64 last) {
-    for (i64 m = 0; m < M; m += TALL) multiply(x, panels, bias, y, m, std::min(M, m + TALL), n, last, N, D,
-                                                    across, along, add);
+    for (i64 m = 0; m < M; m += TALL) multiply(x, panels, bias, y, m, std::min(M, m + TALL), n, last, of);
+  });
+}
+
+// --- Attention in training --------------------------------------------------------------------------------------------
+
+using Numbers = std::vector<float>;
+
+// Rows of E numbers, `apart` from one to the next, as float32 times a scale.
+template <class T> inline void read_rows(const T* x, i64 apart, float scale, i64 rows, i64 E, Numbers& to) {
+  to.resize(rows * E);
+  for (i64 m = 0; m < rows; ++m)
+    for (i64 e = 0; e < E; e += LANES) store(&to[m * E + e], load(x + m * apart + e, E - e, 0.0f) * scale, E - e);
+}
+template <class T> inline void write_rows(const Numbers& x, float scale, i64 rows, i64 E, T* to, i64 apart) {
+  for (i64 m = 0; m < rows; ++m)
+    for (i64 e = 0; e < E; e += LANES) store(to + m * apart + e, load(&x[m * E + e], E - e, 0.0f) * scale, E - e);
+}
+
+// What multiply takes for x X^T and for x X, of X [N, D]: its rows, or its columns, side by side in panels.
+inline void lay_rows(const Numbers& x, i64 N, i64 D, Numbers& to) {
+  to.resize((N + PANEL - 1) / PANEL * PANEL * D);
+  for (i64 n = 0; n < N; n += PANEL)
+    for (i64 d = 0; d < D; ++d)
+      for (i64 l = 0; l < PANEL; ++l) to[n * D + d * PANEL + l] = x[std::min(n + l, N - 1) * D + d];
+}
+inline void lay_columns(const Numbers& x, i64 N, i64 D, Numbers& to) {
+  to.assign((D + PANEL - 1) / PANEL * PANEL * N, 0.0f);
+  for (i64 d = 0; d < D; d += PANEL)
+    for (i64 n = 0; n < N; ++n) std::copy_n(&x[n * D + d], std::min(PANEL, D - d), &to[(d / PANEL * N + n) * PANEL]);
+}
+
+// Queries [S, R, H, E] that see keys and values [S, T, K, E]: query r of sequence s is its token first[s] + r, and sees
+// the keys up to itself, the last `window` of them, if that is not 0.
+struct Sight {
+  const i64* first;
+  i64 window, S, R, T, H, K, E;
+
+  i64 begin(i64 s, i64 r) const { return window ? std::min(T, std::max<i64>(0, first[s] + r + 1 - window)) : 0; }
+  i64 end(i64 s, i64 r) const { return std::min(T, first[s] + r + 1); }
+  i64 room() const { return (T + PANEL - 1) / PANEL * PANEL; }  // numbers in a row of scores: whole registers
+};
+
+constexpr i64 TOGETHER = 64;  // queries that meet the keys together: their scores stay in the second cache
+
+// work(r, n, from, to, i) for every TOGETHER queries r to r + n, which see some of the keys from to `to`.
+template <class Work> inline void by_queries(const Sight& c, i64 s, Work work) {
+  for (i64 r = 0; r < c.R; r += TOGETHER) {
+    const i64 n = std::min(TOGETHER, c.R - r);
+    work(r, n, c.begin(s, r), c.end(s, r + n - 1));
+  }
+}
+
+// The greatest score of the keys begin to end.
+inline float greatest(const float* score, i64 begin, i64 end) {
+  Vector tops = Vector{} - INFINITY;
+  for (i64 t = begin / LANES * LANES; t < end; t += LANES) {
+    const Vector z = within(load(score + t), t, begin, end);
+    tops = z > tops ? z : tops;
+  }
+  return most(tops);
+}
+
+// p = e^(score - shift) of the keys begin to end, 0 of the others that this or another query sees, from `from` to `to`,
+// whole registers of them; the sum.
+inline float weigh(float* p, float shift, i64 begin, i64 end, i64 from, i64 to) {
+  Vector sum = {};
+  for (i64 t = from / LANES * LANES; t < to; t += LANES) {
+    const bool seen = t < end && t + LANES > begin;
+    const Vector e = seen ? exponential(within(load(p + t), t, begin, end) - shift) : Vector{};
+    store(p + t, e);
+    sum += e;
+  }
+  return total(sum);
+}
+
+// o = softmax(q k^T / sqrt(E)) v, and the logsumexp [S, H, R] of each query's scores.
+template <class T>
+void causal_attention(const T* q, const T* k, const T* v, const i64* first, T* o, float* logsumexp, i64 window, i64 S,
+                      i64 R, i64 T_, i64 H, i64 K, i64 E) {
+  const Sight c{first, window, S, R, T_, H, K, E};
+  share(S * K, S * H * R * T_ * E / LANES, 1, [&](i64 unit, i64 last) {
+    Numbers queries, keys, values, rows, out(TOGETHER * E), scores(TOGETHER * c.room());
+    for (; unit < last; ++unit) {
+      const i64 s = unit / K, kv = unit % K, at = (s * c.T * K + kv) * E;
+      read_rows(k + at, K * E, 1.0f, c.T, E, rows);
+      lay_rows(rows, c.T, E, keys);
+      read_rows(v + at, K * E, 1.0f, c.T, E, rows);
+      lay_columns(rows, c.T, E, values);
+      for (i64 h = kv * (H / K); h < (kv + 1) * (H / K); ++h) {
+        const i64 head = (s * R * H + h) * E;
+        read_rows(q + head, H * E, 1.0f / std::sqrt(float(E)), R, E, queries);
+        by_queries(c, s, [&](i64 r, i64 n, i64 from, i64 to) {
+          const float* none = nullptr;
+          float part[TOGETHER];
+          multiply(&queries[r * E], keys.data(), none, scores.data(), 0, n, from / COLUMNS * COLUMNS, to, {c.room(), E, E});
+          for (i64 i = 0; i < n; ++i) {
+            float* p = &scores[i * c.room()];
+            const i64 begin = c.begin(s, r + i), end = c.end(s, r + i);
+            const float top = begin < end ? greatest(p, begin, end) : 0.0f;  // one that sees nothing gives zeros
+            const float sum = weigh(p, top, begin, end, from, to);
+            part[i] = begin < end ? 1.0f / sum : 0.0f;
+            logsumexp[(s * H + h) * R + r + i] = begin < end ? top + std::log(sum) : 0.0f;
+          }
+          multiply(&scores[from], &values[from * PANEL], none, out.data(), 0, n, 0, E, {E, to - from, c.room(), 1, c.T});
+          for (i64 i = 0; i < n; ++i)
+            for (i64 e = 0; e < E; ++e) out[i * E + e] *= part[i];
+          write_rows(out, 1.0f, n, E, o + head + r * H * E, H * E);
+        });
+      }
+    }
+  });
+}
+
+// The gradients of q, k and v from that of o: with p = softmax(z), dz = p (do v^T - sum_e do o), dq = dz k / sqrt(E),
+// dk = dz^T q / sqrt(E), dv = p^T do.
+template <class T>
+void causal_attention_gradient(const T* q, const T* k, const T* v, const T* o, const T* d_o, const float* logsumexp,
+                               const i64* first, T* dq, T* dk, T* dv, i64 window, i64 S, i64 R, i64 T_, i64 H, i64 K,
+                               i64 E) {
+  const Sight c{first, window, S, R, T_, H, K, E};
+  const float scale = 1.0f / std::sqrt(float(E)), *none = nullptr;
+  share(S * K, S * H * R * T_ * E / LANES, 1, [&](i64 unit, i64 last) {
+    Numbers keys, values, key_columns, queries, query_columns, given, given_columns, out, rows;
+    Numbers p(TOGETHER * c.room()), dz(TOGETHER * c.room()), d_queries(TOGETHER * E);
+    for (; unit < last; ++unit) {
+      const i64 s = unit / K, kv = unit % K, at = (s * c.T * K + kv) * E;
+      read_rows(k + at, K * E, 1.0f, c.T, E, rows);
+      lay_rows(rows, c.T, E, keys);
+      lay_columns(rows, c.T, E, key_columns);
+      read_rows(v + at, K * E, 1.0f, c.T, E, rows);
+      lay_rows(rows, c.T, E, values);
+      Numbers d_keys(c.T * E), d_values(c.T * E);
+      for (i64 h = kv * (H / K); h < (kv + 1) * (H / K); ++h) {
+        const i64 head = (s * R * H + h) * E;
+        read_rows(q + head, H * E, scale, R, E, queries);
+        lay_columns(queries, R, E, query_columns);
+        read_rows(d_o + head, H * E, 1.0f, R, E, given);
+        lay_columns(given, R, E, given_columns);
+        read_rows(o + head, H * E, 1.0f, R, E, out);
+        by_queries(c, s, [&](i64 r, i64 n, i64 from, i64 to) {
+          const Product with_keys{c.room(), E, E}, back{E, to - from, c.room(), 1, c.T}, sum{E, n, 1, c.room(), R, true};
+          const i64 column = from / COLUMNS * COLUMNS;
+          multiply(&queries[r * E], keys.data(), none, p.data(), 0, n, column, to, with_keys);
+          multiply(&given[r * E], values.data(), none, dz.data(), 0, n, column, to, with_keys);
+          for (i64 i = 0; i < n; ++i) {
+            float *weight = &p[i * c.room()], *slope = &dz[i * c.room()];
+            Vector products = {};
+            for (i64 e = 0, at = (r + i) * E; e < E; e += LANES)
+              products += load(&given[at + e], E - e, 0.0f) * load(&out[at + e], E - e, 0.0f);
+            const float mean = total(products);
+            weigh(weight, logsumexp[(s * H + h) * R + r + i], c.begin(s, r + i), c.end(s, r + i), from, to);
+            for (i64 t = from / LANES * LANES; t < to; t += LANES)
+              store(slope + t, load(weight + t) * (load(slope + t) - mean));
+          }
+          multiply(&dz[from], &key_columns[from * PANEL], none, d_queries.data(), 0, n, 0, E, back);
+          write_rows(d_queries, scale, n, E, dq + head + r * H * E, H * E);
+          multiply(&p[from], &given_columns[r * PANEL], none, &d_values[from * E], 0, to - from, 0, E, sum);
+          multiply(&dz[from], &query_columns[r * PANEL], none, &d_keys[from * E], 0, to - from, 0, E, sum);
+        });
+      }
+      write_rows(d_keys, 1.0f, c.T, E, dk + at, K * E);
+      write_rows(d_values, 1.0f, c.T, E, dv + at, K * E);
+    }
   });
 }
 
@@ -544,7 +730,7 @@ void linear(const T* x, const T* panels, const T* bias, T* y, i64 M, i64 N, i64 
 
 template <class T>
 void multiply_all(const std::vector<T>& x, const T* panels, const T* bias, std::vector<T>& y, i64 rows, i64 N, i64 D) {
-  multiply(x.data(), panels, bias, y.data(), 0, rows, 0, N, N, D, D, 1, false);
+  multiply(x.data(), panels, bias, y.data(), 0, rows, 0, N, {N, D, D});
 }
 
 // The tensors of a layer, matrices in panels.
@@ -670,7 +856,9 @@ void decode(i64* token, int32_t* position, i64* count, const i64* limit, bool* d
 
 // What kernels/compiled.py calls, in the order of its signatures; null is what others do better (kernels/packed.py says
 // who), or what is for small float32 models.
-#define FORMS(T) (void*)add_rms_norm<T>, (void*)swiglu<T>, (void*)rope_write<T>, (void*)attend<T>, (void*)lm_head<T>
+#define FORMS(T)                                                                                              \
+  (void*)add_rms_norm<T>, (void*)swiglu<T>, (void*)rope_write<T>, (void*)attend<T>, (void*)causal_attention<T>, \
+      (void*)causal_attention_gradient<T>, (void*)lm_head<T>
 
 void* const float_table[] = {FORMS(float), (void*)linear<float>, (void*)prefill<float>, (void*)decode<float>};
 #if defined __AVX512BF16__ && !defined __AMX_BF16__

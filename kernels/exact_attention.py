@@ -4,7 +4,7 @@ it sees.
     o_t = sum_{s <= t} softmax_s(q_t . k_s / sqrt(E)) v_s
 
 It is the sampler's own attention to its cache (kernels/attention.py), every token being a row,
-so that trainer and sampler agree. The gradient is that of PyTorch's attention.
+so that trainer and sampler agree. The gradient is that of kernels/causal_attention.py.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from torch import Tensor
 from kernels import compiled
 from kernels.attention import Pages, new_pages, page_size, paged_attention
 from kernels.backend import differentiable
+from kernels.causal_attention import causal_attention
 from kernels.packed import packed_rows
 
 
@@ -42,37 +43,10 @@ def block_attention(
     It sees the keys up to itself, at most `window` of them. What stands beyond the end of a row
     gives no sense, and is seen by nothing before it. `exact`: as the head of this file says.
     """
-    library = partial(library_attention, first=first, window=window)
+    plain = partial(causal_attention, first=first, window=window)
     if not exact:
-        return library(q, k, v)
-    return differentiable(
-        partial(in_pages, first=first, window=window), library, q, k, v
-    )
-
-
-def library_attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    first: Tensor | None = None,
-    window: int | None = None,
-) -> Tensor:
-    """`block_attention` by PyTorch; `first` None: 0 everywhere."""
-    queries = q.shape[2]
-    keys = k.shape[2]
-    if queries == keys and (window is None or keys <= window):  # then first is 0
-        return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
-    place = torch.arange(queries, device=q.device)[:, None]
-    if first is not None:
-        place = place + first[:, None, None, None]
-    seen = window_mask(place, torch.arange(keys, device=q.device), window)
-    return F.scaled_dot_product_attention(q, k, v, seen, enable_gqa=True)
-
-
-def window_mask(queries: Tensor, keys: Tensor, window: int | None) -> Tensor:
-    """True where a key position may be seen from a query position; both broadcast."""
-    visible = keys <= queries
-    return visible if window is None else visible & (keys > queries - window)
+        return plain(q, k, v)
+    return differentiable(partial(in_pages, first=first, window=window), plain, q, k, v)
 
 
 def in_pages(

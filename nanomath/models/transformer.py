@@ -6,7 +6,7 @@ Each layer is  x += Attention(RMSNorm(x));  x += SwiGLU(RMSNorm(x)),  with rotar
 What differs between the families is fields of `ModelConfig` (nanomath/models/config.py).
 
 The transformer knows nothing of layouts: it is given `attend(layer, q, k, v)`, which is
-`causal_attention` for whole rows and `Layout.attend` for rows of many sequences (batches.py).
+`attend_causally` for whole rows and `Layout.attend` for rows of many sequences (batches.py).
 The sampler has its own form of the same arithmetic, nanomath/rollout/decoder.py; with `exact =
 True` the two agree to the last bit. Shapes: B sequences, T tokens, D width, V vocabulary, H
 query heads, K key/value heads, E head dimension.
@@ -23,7 +23,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from kernels.backend import differentiable
-from kernels.exact_attention import exact_attention, library_attention
+from kernels.causal_attention import causal_attention
+from kernels.exact_attention import exact_attention
 from kernels.linear import invariant_linear
 from kernels.products import linear
 from kernels.rms_norm import add_rms_norm, add_rms_norm_reference
@@ -35,13 +36,13 @@ from nanomath.models.config import ModelConfig, rope_frequencies
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 
 
-def causal_attention(window: int | None = None, exact: bool = False) -> Attend:
+def attend_causally(window: int | None = None, exact: bool = False) -> Attend:
     """Return the attention in which every token sees itself and the tokens before it.
 
     It sees at most `window` tokens. Rows may be padded at the end. With `exact` the result
     for a token depends on that token and those it sees alone, bit for bit.
     """
-    attention = exact_attention if exact else library_attention
+    attention = exact_attention if exact else causal_attention
     return lambda layer, q, k, v: attention(q, k, v, window=window)
 
 
@@ -226,7 +227,7 @@ class Transformer(nn.Module):
         """
         if positions is None:
             positions = torch.arange(tokens.shape[1], device=tokens.device)
-        attend = attend or causal_attention(self.config.sliding_window, self.exact)
+        attend = attend or attend_causally(self.config.sliding_window, self.exact)
         x = self.model.embed_tokens(tokens)
         if embedding_noise is not None:
             x = x + embedding_noise.to(x.dtype)

@@ -29,7 +29,16 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.benchmark import Timer
 
 import nanomath
-from kernels import attention, linear, linear_logprob, lm_head, rms_norm, swiglu
+from kernels import (
+    attention,
+    causal_attention,
+    linear,
+    linear_logprob,
+    lm_head,
+    products,
+    rms_norm,
+    swiglu,
+)
 from kernels import rope_write as rope
 from kernels import truncation as cut
 from kernels.backend import triton
@@ -40,6 +49,7 @@ from nanomath.rollout.floor import measure_machine
 from nanomath.training.sittings import peak_memory
 
 GROUP = 16  # samples of a prompt, where a kernel can share it
+SEQUENCE = 128  # tokens of a sequence in training
 MEASURED = 1.0  # seconds of calls on a CPU
 
 
@@ -154,9 +164,36 @@ def logprob_case(s: Setting) -> Case:
     return Case(*(partial(gradients, form) for form in forms), arguments, flops)
 
 
+def training_attention_case(s: Setting) -> Case:
+    """Forward and backward, of sequences of at most SEQUENCE tokens."""
+    length = min(s.rows, SEQUENCE)
+    heads = s.num_heads, s.num_kv_heads, s.num_kv_heads
+    arguments = tuple(
+        s.random(s.rows // length, length, n, s.head_dim).transpose(1, 2) for n in heads
+    )
+    forms = causal_attention.causal_attention, causal_attention.library_attention
+    forms = (partial(gradients, form) for form in forms)
+    for x in arguments:
+        x.requires_grad_()
+    # Two products forward and five backward, of the half of the scores that is seen
+    return Case(*forms, arguments, 7 * length * arguments[0].numel())
+
+
+def training_linear_case(s: Setting) -> Case:
+    """gate_up, forward and backward: three products."""
+    x = s.random(s.rows, s.hidden_size).requires_grad_()
+    weight = s.random(2 * s.intermediate_size, s.hidden_size).requires_grad_()
+    forms = (partial(gradients, form) for form in (products.linear, F.linear))
+    return Case(*forms, (x, weight), 6 * s.rows * weight.numel())
+
+
 def gradients(function: Callable, *arguments: Tensor) -> tuple:
-    """Return those of the mean logprob, by the states and the weight."""
-    return torch.autograd.grad(function(*arguments)[0].mean(), arguments[:2])
+    """Return those of the mean of the result, or of the first of several, by the arguments
+    that have one.
+    """
+    found = function(*arguments)
+    mean = (found if isinstance(found, Tensor) else found[0]).mean()
+    return torch.autograd.grad(mean, [x for x in arguments if x.requires_grad])
 
 
 CASES = {
@@ -168,8 +205,11 @@ CASES = {
     "invariant_linear": linear_case,
     "sample": sample_case,
     "truncated_sample": truncation_case,
+    "linear": training_linear_case,
+    "causal_attention": training_attention_case,
     "linear_logprob": logprob_case,
 }
+TRAINED = ("linear", "causal_attention", "linear_logprob")
 
 
 @dataclass
@@ -180,7 +220,7 @@ class KernelBench(measure.Bench):
     shapes: list[str] = option(["qwen2.5-0.5b"], "models", choices=measure.SHAPES)
     rows: list[int] = option([16], "rows of a decoding step", minimum=1)
     context: int = option(1024, "tokens that each row attends to", minimum=1)
-    tokens: int = option(256, "tokens of linear_logprob", minimum=1)
+    tokens: int = option(256, f"tokens of {', '.join(TRAINED)}", minimum=1)
     repeats: int = option(1, "processes for each number; the best counts", minimum=1)
 
 
@@ -200,7 +240,7 @@ def main(argv: list[str]) -> int:
     cases = [
         {"kernel": kernel, "shape": shape, "rows": rows}
         for kernel, shape in product(config.kernels, config.shapes)
-        for rows in ([config.tokens] if kernel == "linear_logprob" else config.rows)
+        for rows in ([config.tokens] if kernel in TRAINED else config.rows)
     ]
     sides = {"kernel": measure_call, "PyTorch": partial(measure_call, ours=False)}
     return measure.report(["kernels", *argv], config, cases, sides)

@@ -36,6 +36,7 @@ from nanomath.training.build import (
     build_prompts,
     build_scorers,
     build_template,
+    needs_start,
     sampling_options,
 )
 from nanomath.training.critic import build_critic
@@ -183,7 +184,7 @@ def build_policy_step(
     frozen: loaded again, or the base of the adapters; None where nothing needs it.
     """
     reference = None
-    if config.grpo.measure_kl or needs_start(config):
+    if needs_start(config):
         reference = trainer.starting_model(config.grpo.reference_device)
     critic = build_critic(config, trainer, reference)
     if config.model.sharded and reference:
@@ -204,17 +205,6 @@ def build_policy_step(
         critic_optimizer=trainer.train_beside("critic", critic) if critic else None,
         critic_rate=config.algorithm.value_lr / config.optim.lr,
         teacher=build_teacher(config, trainer, reference, template, problems),
-    )
-
-
-def needs_start(config: settings.GRPOConfig) -> bool:
-    """Return whether a loss, the value model or the teacher is made from the starting model."""
-    a = config.algorithm
-    return (
-        a.kl_coef > 0
-        or a.advantage == "preference"
-        or a.baseline == "value"
-        or config.teacher.path == "start"
     )
 
 

@@ -482,3 +482,17 @@ SCORERS = {
     "process": build_process_reward,
     "judge": build_judge_reward,
 }
+
+
+def needs_start(config: settings.GRPOConfig) -> bool:
+    """Return whether the KL to the starting model is measured, or a loss, the value model or the
+    teacher is made from it.
+    """
+    a = config.algorithm
+    return (
+        config.grpo.measure_kl
+        or a.kl_coef > 0
+        or a.advantage == "preference"
+        or a.baseline == "value"
+        or config.teacher.path == "start"
+    )

@@ -8,6 +8,7 @@ from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -188,25 +189,26 @@ def test_stages_are_clocked_where_they_are_spent(patched, monkeypatch):
 
 def floor_flops(monkeypatch, config, step) -> float:
     """The floor of a machine that makes one FLOP a second."""
-
-    def flops(product, device, seconds):
-        (rows, inner), (_, out) = (matrix.shape for matrix in product.args)
-        return 2 * rows * inner * out
-
-    monkeypatch.setattr(training, "fastest", flops)
+    monkeypatch.setattr(training.products, "library_is_slow", lambda: False)
+    monkeypatch.setattr(training, "fastest", lambda run, *_: flops_of(run))
     return training.floor(config, "tiny", step)["ms"] / 1e3
 
 
 def made_flops(config, step) -> int:
-    """All products as PyTorch makes them in a step, but for those inside attention."""
-    run = training.new_step(config, "tiny", step)
+    return flops_of(training.new_step(config, "tiny", step))
+
+
+def flops_of(run) -> int:
+    """The products of a call, made by PyTorch wherever they are, but for those of attention."""
     aten = torch.ops.aten
     added = {
         aten.addmm_: lambda _, a, b, **__: 2 * a[0] * a[1] * b[1]
     }  # not known to it
-    with FlopCounterMode(display=False, custom_mapping=added) as counter:
+    by_torch = patch.object(training.products, "library_is_slow", lambda: False)
+    counted = FlopCounterMode(display=False, custom_mapping=added)
+    with by_torch, counted as counter:
         run()
-    made = counter.get_flop_counts()["Global"]
+    made = counter.get_flop_counts().get("Global", {})
     return sum(made.get(kind, 0) for kind in (aten.mm, aten.addmm, aten.addmm_))
 
 

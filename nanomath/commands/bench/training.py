@@ -34,6 +34,7 @@ import torch
 from torch import Tensor, nn
 
 import nanomath
+from kernels import products
 from kernels.linear_logprob import linear_logprob_reference
 from nanomath.commands.bench import measure
 from nanomath.commands.bench.rollout import NO_TEXT
@@ -225,12 +226,12 @@ def floor(config: TrainingBench, shape: str, step: str) -> dict:
     for (rows, out, width), times in needed.items():
         x, weight, dy = random(rows, width), random(out, width), random(rows, out)
         ways = [
-            (FORWARD[step], x, weight.T),
-            (1, dy, weight),
-            (not config.lora, dy.T, x),
+            (FORWARD[step], products.linear, x, weight),
+            (1, products.times(weight), dy),
+            (not config.lora, products.add_outer, torch.zeros_like(weight), dy, x),
         ]
-        for count, *factors in ways:
-            run = partial(torch.matmul, *factors)
+        for count, *run in ways:
+            run = partial(*run)
             seconds += times * count * fastest(run, config.place, PRODUCT_SECONDS)
     return {"ms": 1e3 * seconds}
 

@@ -558,9 +558,14 @@ inline void multiply(const T* x, const T* panels, const T* bias, T* y, i64 first
 template <class T>
 void linear(const T* x, const T* panels, const T* bias, T* y, i64 M, i64 N, i64 D, i64 across, i64 along, i64 add) {
   const Product of{N, D, across, along, D, add != 0};
-  share(N, M * N * D / LANES, equal_share(N, COLUMNS), [&](i64 n, i64 last) {
-    for (i64 m = 0; m < M; m += TALL) multiply(x, panels, bias, y, m, std::min(M, m + TALL), n, last, of);
-  });
+  const auto part = [&](i64 m, i64 last_row, i64 n, i64 last_column) {
+    for (; m < last_row; m += TALL) multiply(x, panels, bias, y, m, std::min(last_row, m + TALL), n, last_column, of);
+  };
+  const i64 numbers = M * N * D / LANES;
+  if (M > N)  // as in training
+    share(M, numbers, equal_share(M, TALL), [&](i64 m, i64 last) { part(m, last, 0, N); });
+  else
+    share(N, numbers, equal_share(N, COLUMNS), [&](i64 n, i64 last) { part(0, M, n, last); });
 }
 
 // --- Attention in training --------------------------------------------------------------------------------------------

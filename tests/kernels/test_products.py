@@ -100,9 +100,14 @@ def test_other_types_are_the_librarys():
 
 def test_ours_are_those_of_the_sampler(ours):
     """Bit for bit, so that what trainer and sampler differ by is attention alone."""
-    x, weight = draw(0, (300, 64), (48, 64))
-    if ours:
-        assert torch.equal(linear(x, weight), packed_rows(x, weight))
+    before = torch.get_num_threads()
+    for rows, features in (300, 48), (48, 300):
+        x, weight = draw(0, (rows, 64), (features, 64))
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            made = linear(x, weight)
+            torch.set_num_threads(before)
+            assert not ours or torch.equal(made, packed_rows(x, weight))
 
 
 @pytest.mark.parametrize("chunk", [0, 64])

@@ -6,7 +6,6 @@ A mistake of the user ends in one line and exit code 2, a failed run in exit cod
 from __future__ import annotations
 
 import atexit
-import ctypes
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -14,10 +13,6 @@ from typing import NoReturn
 
 from nanomath.config import positional
 from nanomath.training.runlog import RunFailed
-
-# glibc's malloc.h: what mallopt sets
-M_TRIM_THRESHOLD = -1
-M_MMAP_THRESHOLD = -3
 
 
 def parse_words(
@@ -54,7 +49,6 @@ def run_main(
     The codes are 0: done, 1: a run failed or was stopped, 2: bad usage, config or files.
     NANOMATH_TRACEBACK=1 shows where an error comes from.
     """
-    keep_freed_memory()
     try:
         code = main(sys.argv[1:] if argv is None else argv) or 0
         if "RANK" in os.environ:  # one of torchrun's processes
@@ -79,20 +73,6 @@ def run_main(
     except KeyboardInterrupt:
         code = _complain("interrupted", 1)
     sys.exit(code)
-
-
-def keep_freed_memory() -> None:
-    """Have malloc keep what is freed for the next tensor, where malloc is glibc's.
-
-    It would give all but 64 MB back to the system, which clears every page of the next
-    tensors anew. Those above 32 MB are always given back: in one heap with all others they would
-    leave holes. MALLOC_ variables of the environment are left to rule.
-    """
-    if any(name.startswith("MALLOC_") for name in os.environ):
-        return
-    if sys.platform == "linux" and hasattr(c := ctypes.CDLL(None), "mallopt"):
-        c.mallopt(M_MMAP_THRESHOLD, 32 << 20)
-        c.mallopt(M_TRIM_THRESHOLD, -1)
 
 
 def _leave(code: int) -> NoReturn:

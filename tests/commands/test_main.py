@@ -208,28 +208,6 @@ def test_the_traceback_of_a_mistake_is_there_for_the_asking(monkeypatch):
         run_main(fail, [])
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="the malloc of glibc")
-def test_freed_memory_is_there_for_the_next_tensor(monkeypatch):
-    """After a few times, hardly any page is touched that the system has to clear."""
-    program = """
-import resource, torch
-from nanomath.commands.main import keep_freed_memory
-
-def faults() -> int:
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    tensors = [torch.ones(1 << 22) for _ in range(16)]
-    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
-
-keep_freed_memory()
-print([faults() for _ in range(5)][-1])
-"""
-    for name in [name for name in os.environ if name.startswith("MALLOC_")]:
-        monkeypatch.delenv(name)
-    kept = int(shell("-c", program).stdout)
-    monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", "131072")  # which is left to rule
-    assert kept < int(shell("-c", program).stdout) / 10
-
-
 def test_a_rank_does_not_wait_for_threads_that_are_left():
     """As gloo's are; what is to be closed at the end, and what was printed, are not lost."""
     program = """

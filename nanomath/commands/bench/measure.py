@@ -17,7 +17,6 @@ from typing import Any
 
 import torch
 
-from nanomath.commands.main import keep_freed_memory
 from nanomath.config import option
 from nanomath.data.files import as_json, check_file
 from nanomath.models import ModelConfig, Transformer
@@ -76,19 +75,14 @@ def need(package: str) -> None:
 
 def in_new_process(config: Any, function: Callable, case: dict) -> dict:
     """Return what a side returns, in a process of its own; {"failed": why} if it cannot."""
-    with ProcessPoolExecutor(1, get_context("spawn"), _begin, (config,)) as pool:
+    begin = (torch.set_num_threads, (config.threads,)) if config.threads else ()
+    with ProcessPoolExecutor(1, get_context("spawn"), *begin) as pool:
         try:
             return pool.submit(function, config, **case).result()
         except (BrokenProcessPool, torch.OutOfMemoryError, MemoryError):
             return {"failed": NO_MEMORY}  # the system ended it, or CUDA refused
         except Exception as error:  # noqa: BLE001 - whatever it raised: the others go on
             return {"failed": f"{type(error).__name__}: {error}".partition("\n")[0]}
-
-
-def _begin(config: Any) -> None:
-    keep_freed_memory()  # on all sides, so that none has it before the others
-    if config.threads:
-        torch.set_num_threads(config.threads)
 
 
 def now(device: torch.device) -> float:

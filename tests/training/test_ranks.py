@@ -168,7 +168,7 @@ def rounding(store: str) -> float:
     bfloat16 may round the other way, of a gradient that is nearly 0 Adam makes a whole step, and
     every step goes on from there. Sums that are no sums show in float32.
     """
-    return 2e-5 if store == "float32" else 1.5e-1
+    return 2e-5 if store == "float32" else 3e-1
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -609,7 +609,7 @@ struct Sight {
 
 constexpr i64 TOGETHER = 64;  // queries that meet the keys together: their scores stay in the second cache
 
-// work(r, n, from, to, i) for every TOGETHER queries r to r + n, which see some of the keys from to `to`.
+// work(r, n, from, to) for every TOGETHER queries r to r + n, which see some of the keys from `from` to `to`.
 template <class Work> inline void by_queries(const Sight& c, i64 s, Work work) {
   for (i64 r = 0; r < c.R; r += TOGETHER) {
     const i64 n = std::min(TOGETHER, c.R - r);

@@ -125,8 +125,11 @@ def by_panels(
 
 def panels(weight: Tensor) -> Tensor:
     """Lay out a weight [N, D] for `by_panels`."""
-    padded = F.pad(weight, (0, 0, 0, -len(weight) % PANEL)).unflatten(0, (-1, PANEL))
-    return padded.view(torch.int32).mT.contiguous().view(weight.dtype)
+    lacking = -len(weight) % PANEL
+    if lacking:  # it copies
+        weight = F.pad(weight, (0, 0, 0, lacking))
+    rows = weight.unflatten(0, (-1, PANEL)).view(torch.int32)
+    return rows.mT.contiguous().view(weight.dtype)
 
 
 def forget_packed() -> None:

@@ -94,8 +94,10 @@ def add_outer(total: Tensor, y: Tensor, x: Tensor) -> None:
 
 def column_panels(weight: Tensor) -> Tensor:
     """Lay out the transpose of a matrix [N, D] for `by_panels`."""
-    padded = F.pad(weight, (0, -weight.shape[1] % PANEL))
-    return padded.unflatten(1, (-1, PANEL)).transpose(0, 1).contiguous()
+    lacking = -weight.shape[1] % PANEL
+    if lacking:  # it copies
+        weight = F.pad(weight, (0, lacking))
+    return weight.unflatten(1, (-1, PANEL)).transpose(0, 1).contiguous()
 
 
 def rows_of(x: Tensor) -> Tensor:

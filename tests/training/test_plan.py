@@ -249,7 +249,7 @@ def test_a_trial_is_of_one_layer_and_of_some_tokens(monkeypatch):
     batch = make_batch(ALONE)
     plan.layer_seconds(model, parameters, batch)
     weights = model.lm_head.weight.numel()
-    monkeypatch.setattr(plan, "TRIAL_FLOPS", {"cpu": 6 * 7 * weights})
+    monkeypatch.setattr(plan, "TRIAL_FLOPS", {"cpu": 2 * 7 * weights})
     plan.head_seconds(model, batch)
     tokens = batch.layout.tokens.numel()
     assert calls[0] == (1, (tokens, SHAPE.hidden_size), len(parameters), tokens)

@@ -14,11 +14,10 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.autograd.function import FunctionCtx, once_differentiable
 
 from kernels.backend import INTERPRETED, jit, require, runs_triton, tl, triton
 from kernels.packed import packed_rows
-from kernels.products import linear_gradients
+from kernels.products import with_gradients
 
 # Row tiles that go through the weight together: the weight's tile is then read once from memory
 # for them.
@@ -29,24 +28,8 @@ def invariant_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> T
     """[..., N] from x [..., D], weight [N, D] and bias [N], differentiable; the gradients are
     plain matrix products.
     """
-    return _InvariantLinear.apply(x, weight, bias)
-
-
-class _InvariantLinear(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: FunctionCtx, x: Tensor, weight: Tensor, bias: Tensor | None
-    ) -> Tensor:
-        ctx.save_for_backward(x, weight)
-        run = invariant_linear_triton if runs_triton(x) else packed_rows
-        return run(x.reshape(-1, x.shape[-1]), weight, bias).unflatten(0, x.shape[:-1])
-
-    @staticmethod
-    @once_differentiable
-    def backward(
-        ctx: FunctionCtx, gradient: Tensor
-    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        return linear_gradients(ctx, gradient)
+    product = invariant_linear_triton if runs_triton(x) else packed_rows
+    return with_gradients(product, x, weight, bias)
 
 
 def tile_config(features: int, itemsize: int) -> dict[str, int]:

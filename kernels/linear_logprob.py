@@ -113,12 +113,12 @@ class _LinearLogprob(torch.autograd.Function):
             )
         else:
             rooms = _rooms(chunk, weight)
-            multiply = times_transposed(weight)
+            multiply = _exact_logits(weight) if exact else times_transposed(weight)
             parts = []
             if len(target) <= chunk and any(ctx.needs_input_grad):
                 kept = rooms[0]
             for h, y in zip(hidden.split(chunk), target.split(chunk), strict=True):
-                z = _logits(h, weight, temperature, rooms, multiply, exact)
+                z = _logits(h, temperature, rooms, multiply)
                 parts.append(
                     lm_head.statistics(z, y, softmax=None if kept is None else z)
                 )
@@ -176,7 +176,7 @@ def _chunks(ctx: FunctionCtx, gradient: Tensor) -> Chunks:
         g = gradient[rows, None] / ctx.temperature
         if kept is None:
             softmax = (
-                _logits(h, weight, ctx.temperature, rooms, multiply)
+                _logits(h, ctx.temperature, rooms, multiply)
                 .sub_(logsumexp[rows, None])
                 .exp_()
             )
@@ -208,23 +208,23 @@ def _rooms(
 
 def _logits(
     hidden: Tensor,
-    weight: Tensor,
     temperature: float,
     rooms: tuple[Tensor, Tensor],
     multiply: Callable[[Tensor, Tensor], Tensor],
-    exact: bool = False,
 ) -> Tensor:
     """z [c, V] of states [c, D], in the first rows of the first of `rooms`, rounded exactly as
-    the model's own logits are.
+    the model's own logits are, which `multiply` writes to its second argument.
     """
     z, product = (room[: len(hidden)] for room in rooms)
-    if exact:
-        z.copy_(packed_rows(hidden, weight))
-    else:
-        multiply(hidden, product)
-        if product.dtype != z.dtype:
-            z.copy_(product)
+    multiply(hidden, product)
+    if product.dtype != z.dtype:
+        z.copy_(product)
     return z if temperature == 1 else z.div_(temperature)
+
+
+def _exact_logits(weight: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
+    """As `times_transposed`, each row of the product a function of that row of x alone."""
+    return lambda x, out: out.copy_(packed_rows(x, weight))
 
 
 def _add_product(d_weight: Tensor, dz: Tensor, h: Tensor) -> None:

@@ -30,39 +30,47 @@ DEEP = 512
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """[..., N] from x [..., D], weight [N, D] and bias [N], differentiable."""
     if is_slow(x, weight):
-        return _Linear.apply(x, weight, bias)
+        return with_gradients(_forward, x, weight, bias)
     return F.linear(x, weight, bias)
+
+
+def _forward(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return by_panels(x, panels(weight), bias, x.new_empty(len(x), len(weight)))
+
+
+def with_gradients(
+    product: Callable, x: Tensor, weight: Tensor, bias: Tensor | None
+) -> Tensor:
+    """product(rows of x, weight, bias), which is x W^T + b up to rounding, [..., N], with the
+    gradients at the head of this file.
+    """
+    return _Linear.apply(product, x, weight, bias)
 
 
 class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: FunctionCtx, x: Tensor, weight: Tensor, bias: Tensor | None
+        ctx: FunctionCtx,
+        product: Callable,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
     ) -> Tensor:
         ctx.save_for_backward(x, weight)
-        out = x.new_empty(*x.shape[:-1], len(weight))
-        by_panels(rows_of(x), panels(weight), bias, rows_of(out))
-        return out
+        return product(rows_of(x), weight, bias).view(*x.shape[:-1], len(weight))
 
     @staticmethod
     @once_differentiable
     def backward(ctx: FunctionCtx, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        return linear_gradients(ctx, gradient)
-
-
-def linear_gradients(
-    ctx: FunctionCtx, gradient: Tensor
-) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """Those of x, weight and bias that are needed, of a function that saved x and weight."""
-    x, weight = ctx.saved_tensors
-    needs_x, needs_weight, needs_bias = ctx.needs_input_grad
-    rows = rows_of(gradient)
-    d_x = times(weight)(rows).view(x.shape) if needs_x else None
-    d_weight = None
-    if needs_weight:
-        d_weight = weight.new_zeros(weight.shape)
-        add_outer(d_weight, rows, rows_of(x))
-    return d_x, d_weight, rows.sum(0) if needs_bias else None
+        x, weight = ctx.saved_tensors
+        _, needs_x, needs_weight, needs_bias = ctx.needs_input_grad
+        rows = rows_of(gradient)
+        d_x = times(weight)(rows).view(x.shape) if needs_x else None
+        d_weight = None
+        if needs_weight:
+            d_weight = weight.new_zeros(weight.shape)
+            add_outer(d_weight, rows, rows_of(x))
+        return None, d_x, d_weight, rows.sum(0) if needs_bias else None
 
 
 def times_transposed(weight: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
@@ -116,11 +124,10 @@ def is_slow(*operands: Tensor) -> bool:
 def library_is_slow() -> bool:
     """Whether this is a CPU with AVX-512 that is not Intel's, and kernels/cpu.cpp was built."""
     cpuinfo = Path("/proc/cpuinfo")
-    maker = "GenuineIntel"
-    if cpuinfo.is_file() and torch.backends.mkl.is_available():
-        maker = cpuinfo.read_text(encoding="utf-8")
     return (
-        "GenuineIntel" not in maker
+        torch.backends.mkl.is_available()
         and torch.backends.cpu.get_cpu_capability() == "AVX512"
+        and cpuinfo.is_file()
+        and "GenuineIntel" not in cpuinfo.read_text(encoding="utf-8")
         and compiled.runs_compiled(torch.empty(0))
     )

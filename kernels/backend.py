@@ -65,31 +65,46 @@ def require(fits: bool, expected: str, **tensors: Tensor | None) -> None:
         raise ValueError(f"{given}: expected {expected}")
 
 
-def differentiable(
-    kernel: Callable[..., Tensor], reference: Callable[..., Tensor], *inputs: Tensor
+def trained(
+    kernel: Callable[..., Tensor],
+    gradient: Callable[..., tuple],
+    reference: Callable[..., Tensor],
+    exact: bool,
+    *inputs: Tensor,
 ) -> Tensor:
-    """kernel(*inputs) with the gradient of reference(*inputs), the same function up to
-    rounding, which is computed again in the backward pass.
+    """reference(*inputs), differentiable: on a CPU by the kernel and its gradient, elsewhere by
+    PyTorch or, where it is to be exact, by the kernel.
     """
-    return _Differentiable.apply(kernel, reference, *inputs)
+    if compiled.runs_compiled(inputs[0]):
+        return Differentiable.apply(kernel, gradient, *inputs)
+    if exact:
+        return Differentiable.apply(kernel, gradient_of(reference), *inputs)
+    return reference(*inputs)
 
 
-class _Differentiable(torch.autograd.Function):
+def gradient_of(reference: Callable[..., Tensor]) -> Callable[..., tuple]:
+    """Return the gradient of a function, which is computed again for it."""
+
+    def gradient(*given: Tensor) -> tuple[Tensor, ...]:
+        with torch.enable_grad():
+            inputs = [x.detach().requires_grad_() for x in given[:-1]]
+            return torch.autograd.grad(reference(*inputs), inputs, given[-1])
+
+    return gradient
+
+
+class Differentiable(torch.autograd.Function):
+    """kernel(*inputs) with gradients gradient(*inputs, that of the result), one an input."""
+
     @staticmethod
     def forward(
-        ctx: FunctionCtx, kernel: Callable, reference: Callable, *inputs: Tensor
+        ctx: FunctionCtx, kernel: Callable, gradient: Callable, *inputs: Tensor
     ) -> Tensor:
         ctx.save_for_backward(*inputs)
-        ctx.reference = reference
+        ctx.gradient = gradient
         return kernel(*inputs)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: FunctionCtx, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        with torch.enable_grad():
-            inputs = [x.detach().requires_grad_() for x in ctx.saved_tensors]
-            return (
-                None,
-                None,
-                *torch.autograd.grad(ctx.reference(*inputs), inputs, gradient),
-            )
+        return None, None, *ctx.gradient(*ctx.saved_tensors, gradient)

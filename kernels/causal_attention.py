@@ -1,17 +1,26 @@
-"""Causal attention of whole rows of queries, as training has it, with its gradients.
+"""Causal attention in training: of pieces of a row, with rotary positions and its gradients.
 
-    o_r = sum_t p_rt v_t,    p_r = softmax_t(q_r . k_t / sqrt(E))    over the keys t that r sees
+    q', k' = rope(q), rope(k),    o_r = sum_t p_rt v_t,    p_r = softmax_t(q'_r . k'_t / sqrt(E))
     dv_t = sum_r p_rt do_r,    dz_rt = p_rt (do_r . v_t - do_r . o_r)
-    dq_r = sum_t dz_rt k_t / sqrt(E),    dk_t = sum_r dz_rt q_r / sqrt(E)
+    dq'_r = sum_t dz_rt k'_t / sqrt(E),    dk'_t = sum_r dz_rt q'_r / sqrt(E)
 
-On a CPU kernels/cpu.cpp takes a key/value head of a sequence at a time, and some queries of it
-with all their keys: no score outlives them, and nothing is kept for the backward pass but a
-logsumexp a query (FlashAttention-2, arXiv 2307.08691). All is computed in float32. PyTorch's own
-does the same work in tiles of large products, and is half as fast on the short sequences of a
-micro-batch, in bfloat16 a third. Elsewhere it is PyTorch's.
+A token r sees the tokens t of its piece up to itself, and before them all of the piece that its
+own goes on from, as a response does from its prompt: what sequences share stands in the row once.
+
+On a CPU kernels/cpu.cpp takes a key/value head of a piece at a time, and some queries of it with
+all their keys, straight from the projection's result, rotated as they are read: no score, copy or
+rotated head outlives them, and nothing is kept for the backward pass but a logsumexp a query
+(FlashAttention-2, arXiv 2307.08691). All is computed in float32. Elsewhere it is PyTorch's, on
+pieces that are filled up to the longest.
 """
 
 from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property, partial
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -19,78 +28,147 @@ from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
 from kernels import compiled
+from kernels.rope_write import Rope, apply_rope
+
+
+class Block(NamedTuple):
+    """S pieces that are filled up to R tokens and T keys."""
+
+    queries: Tensor  # int64 [S, R]: where the tokens of each piece stand
+    keys: Tensor  # int64 [S, T]: and those it sees, from the first of its sequence
+    first: Tensor  # int64 [S]: how many come before its own
+    kept: Tensor  # int64 [N]: which of the S R queries are tokens
+    whole: bool  # whether none goes on from another
+
+
+@dataclass(frozen=True)
+class Pieces:
+    """How a row of tokens is cut.
+
+    table: int64 [S, 3], of every piece its first token, its number of tokens, and the piece it
+    goes on from, one that begins a sequence, or -1. They stand one after the other.
+    """
+
+    table: Tensor
+
+    @cached_property
+    def block(self) -> Block:
+        """The pieces side by side; beyond its end the last token of one stands again."""
+        start, length, origin = self.table[..., None].unbind(1)
+        first = torch.where(origin < 0, 0, length[origin[:, 0]])
+        r = torch.arange(int(length.max()), device=start.device)
+        t = torch.arange(int((length + first).max()), device=start.device)
+        own = start + torch.minimum(t - first, length - 1)
+        keys = torch.where(t < first, start[origin[:, 0]] + t, own)
+        kept = (r < length).flatten().nonzero()[:, 0]
+        queries = start + torch.minimum(r, length - 1)
+        return Block(queries, keys, first[:, 0], kept, not first.any())
+
+    def to(self, device: torch.device | str) -> Pieces:
+        return Pieces(self.table.to(device))
+
+
+def whole_rows(rows: int, length: int, device: torch.device | None = None) -> Pieces:
+    """Return the pieces of `rows` sequences of `length` tokens, one after the other."""
+    table = [[i * length, length, -1] for i in range(rows)]
+    return Pieces(torch.tensor(table, dtype=torch.int64, device=device).view(-1, 3))
 
 
 def causal_attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    first: Tensor | None = None,
+    heads: Tensor,
+    kv_heads: int,
+    rope: Rope,
+    pieces: Pieces,
     window: int | None = None,
 ) -> Tensor:
-    """[S, H, R, E] of q [S, H, R, E] and k, v [S, K, T, E]: query r is token first[s] + r, and
-    sees the keys up to itself, at most `window` of them. `first` None: 0 everywhere.
+    """[N, H, E] of heads [N, H + 2 K, E] of N tokens: H queries, K keys and K values, none of
+    them rotated yet; rope: cos and sin [N, E].
+
+    A token sees at most `window` tokens, itself among them.
     """
-    if not compiled.runs_compiled(q):
-        return library_attention(q, k, v, first, window)
-    if first is None:
-        first = q.new_zeros(len(q), dtype=torch.int64)
-    return _CausalAttention.apply(q, k, v, first, window)
+    if not compiled.runs_compiled(heads):
+        return library_attention(heads, kv_heads, rope, pieces, window)
+    return _CausalAttention.apply(heads, kv_heads, rope, pieces, window)
 
 
 class _CausalAttention(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: FunctionCtx,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        first: Tensor,
+        heads: Tensor,
+        kv_heads: int,
+        rope: Rope,
+        pieces: Pieces,
         window: int | None,
     ) -> Tensor:
-        # as the model makes them: tokens before heads
-        q, k, v = (x.transpose(1, 2).contiguous() for x in (q, k, v))
-        (rows, queries, heads, dim) = q.shape
-        (keys, kv_heads) = k.shape[1:3]
-        ctx.sizes = (window or 0, rows, queries, keys, heads, kv_heads, dim)
-        out = torch.empty_like(q)
-        logsumexp = q.new_empty(rows, heads, queries, dtype=torch.float32)
-        tensors = q, k, v, first, out, logsumexp
-        compiled.call("causal_attention", q.dtype, *tensors, *ctx.sizes)
+        tokens, width, dim = heads.shape
+        queries = width - 2 * kv_heads
+        ctx.sizes = (window or 0, len(pieces.table), tokens, queries, kv_heads, dim)
+        out = heads.new_empty(tokens, queries, dim)
+        logsumexp = heads.new_empty(tokens, queries, dtype=torch.float32)
+        given = [x.contiguous() for x in (heads, *rope, pieces.table)]
+        tensors = *given, out, logsumexp
+        compiled.call("causal_attention", heads.dtype, *tensors, *ctx.sizes)
         ctx.save_for_backward(*tensors)
-        return out.transpose(1, 2)
+        return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: FunctionCtx, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        q, k, v, first, out, logsumexp = ctx.saved_tensors
-        found = [torch.empty_like(x) for x in (q, k, v)]
-        gradient = gradient.transpose(1, 2).contiguous()
-        tensors = q, k, v, out, gradient, logsumexp, first, *found
-        compiled.call("causal_attention_gradient", q.dtype, *tensors, *ctx.sizes)
-        return *(x.transpose(1, 2) for x in found), None, None
+        saved = heads, *_ = ctx.saved_tensors
+        found = torch.empty_like(heads)
+        tensors = *saved, gradient.contiguous(), found
+        compiled.call("causal_attention_gradient", heads.dtype, *tensors, *ctx.sizes)
+        return found, None, None, None, None
 
 
 def library_attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    first: Tensor | None = None,
+    heads: Tensor,
+    kv_heads: int,
+    rope: Rope,
+    pieces: Pieces,
     window: int | None = None,
 ) -> Tensor:
     """`causal_attention` by PyTorch."""
-    queries = q.shape[2]
-    keys = k.shape[2]
-    if queries == keys and (window is None or keys <= window):  # then first is 0
+    attention = partial(_of_block, window=window, whole=pieces.block.whole)
+    return side_by_side(attention, heads, kv_heads, rope, pieces)
+
+
+# q [S, H, R, E], k and v [S, K, T, E], first [S] -> [S, H, R, E]: query r of a piece is token
+# first[s] + r of its sequence.
+Attention = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+
+
+def side_by_side(
+    attention: Attention, heads: Tensor, kv_heads: int, rope: Rope, pieces: Pieces
+) -> Tensor:
+    """`causal_attention` by an attention of pieces of one length.
+
+    What it gives beyond the end of a piece is left out.
+    """
+    few = [kv_heads] * 2
+    q, k, v = heads.split([heads.shape[1] - 2 * kv_heads, *few], dim=1)
+    cos, sin = (x[:, None] for x in rope)
+    block = pieces.block
+    q = _rows(apply_rope(q, cos, sin), block.queries)
+    k = _rows(apply_rope(k, cos, sin), block.keys)
+    found = attention(q, k, _rows(v, block.keys), block.first)
+    return found.transpose(1, 2).flatten(0, 1).index_select(0, block.kept)
+
+
+def _rows(x: Tensor, places: Tensor) -> Tensor:
+    """Gather the tokens at places [S, R] of [N, heads, E] as [S, heads, R, E]."""
+    return (
+        x.index_select(0, places.flatten()).unflatten(0, places.shape).transpose(1, 2)
+    )
+
+
+def _of_block(
+    q: Tensor, k: Tensor, v: Tensor, first: Tensor, window: int | None, whole: bool
+) -> Tensor:
+    if whole and (window is None or k.shape[2] <= window):
         return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
-    place = torch.arange(queries, device=q.device)[:, None]
-    if first is not None:
-        place = place + first[:, None, None, None]
-    seen = window_mask(place, torch.arange(keys, device=q.device), window)
+    own, t = (torch.arange(x.shape[2], device=q.device) for x in (q, k))
+    behind = first[:, None, None, None] + own[:, None] - t
+    seen = (behind >= 0) & (behind < (window or math.inf))
     return F.scaled_dot_product_attention(q, k, v, seen, enable_gqa=True)
-
-
-def window_mask(queries: Tensor, keys: Tensor, window: int | None) -> Tensor:
-    """True where a key position may be seen from a query position; both broadcast."""
-    visible = keys <= queries
-    return visible if window is None else visible & (keys > queries - window)

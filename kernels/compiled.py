@@ -45,11 +45,13 @@ PAGE = 16  # keys in a page of the cache, as in cpu.cpp
 KINDS = {"p": ctypes.c_void_p, "i": ctypes.c_int64, "f": ctypes.c_float}
 SIGNATURES = {  # in the order of cpu.cpp
     "add_rms_norm": "pppppfii",
+    "rms_norm_gradient": "pppppfii",
     "swiglu": "ppii",
+    "swiglu_gradient": "pppii",
     "rope_write": "pppppppppppfiiiii",
     "attend": "pppppppiiiiii",
-    "causal_attention": "ppppppiiiiiii",
-    "causal_attention_gradient": "ppppppppppiiiiiii",
+    "causal_attention": "ppppppiiiiii",
+    "causal_attention_gradient": "ppppppppiiiiii",
     "lm_head": "pppppppfiii",
     "linear": "ppppiiiiii",
     "prefill": "ppppfii",

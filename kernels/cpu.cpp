@@ -208,6 +208,43 @@ void add_rms_norm(const T* x, const T* delta, const T* weight, T* residual, T* o
   share(M, M * D, equal_share(M), [&](i64 m, i64 last) { add_and_norm(x, delta, weight, residual, out, eps, m, last, D); });
 }
 
+constexpr i64 SUMMED = 128;  // rows whose share of a weight's gradient is summed up together, whatever the threads
+
+// Of the rows first to last: dx = (w dy - n mean(w dy n)) / root, n = x / root, and their dy n are added to d_weight.
+template <class T>
+inline void norm_gradient(const T* x, const T* weight, const T* d_y, T* d_x, float* d_weight, float eps, i64 m, i64 last,
+                          i64 D) {
+  for (; m < last; ++m) {
+    const T *row = x + m * D, *given = d_y + m * D;
+    Vector squares = {}, products = {};
+    for (i64 i = 0; i < D; i += LANES) {
+      const Vector a = load(row + i, D - i, 0.0f);
+      squares += a * a;
+      products += a * load(given + i, D - i, 0.0f) * load(weight + i, D - i, 0.0f);
+    }
+    const float scale = 1.0f / std::sqrt(total(squares) / D + eps), mean = total(products) / D * scale * scale;
+    for (i64 i = 0; i < D; i += LANES) {
+      const Vector a = load(row + i, D - i, 0.0f), g = load(given + i, D - i, 0.0f);
+      store(d_x + m * D + i, (load(weight + i, D - i, 0.0f) * g - a * mean) * scale, D - i);
+      store(d_weight + i, load(d_weight + i, D - i, 0.0f) + g * a * scale, D - i);
+    }
+  }
+}
+template <class T>
+void rms_norm_gradient(const T* x, const T* weight, const T* d_y, T* d_x, T* d_weight, float eps, i64 M, i64 D) {
+  const i64 parts = (M + SUMMED - 1) / SUMMED;
+  std::vector<float> sums(parts * D);
+  share(parts, M * D, 1, [&](i64 part, i64 last) {
+    for (; part < last; ++part)
+      norm_gradient(x, weight, d_y, d_x, &sums[part * D], eps, part * SUMMED, std::min(M, (part + 1) * SUMMED), D);
+  });
+  for (i64 i = 0; i < D; i += LANES) {
+    Vector sum = {};
+    for (i64 part = 0; part < parts; ++part) sum += load(&sums[part * D + i], D - i, 0.0f);
+    store(d_weight + i, sum, D - i);
+  }
+}
+
 template <class T> inline void gate(const T* gate_up, T* out, i64 m, i64 last, i64 F) {
   for (; m < last; ++m) {
     const T *gate = gate_up + 2 * m * F, *up = gate + F;
@@ -220,6 +257,22 @@ template <class T> inline void gate(const T* gate_up, T* out, i64 m, i64 last, i
 
 template <class T> void swiglu(const T* gate_up, T* out, i64 M, i64 F) {
   share(M, M * F, equal_share(M), [&](i64 m, i64 last) { gate(gate_up, out, m, last, F); });
+}
+
+template <class T> void swiglu_gradient(const T* gate_up, const T* d_y, T* d_gate_up, i64 M, i64 F) {
+  share(M, M * F, equal_share(M), [&](i64 m, i64 last) {
+    for (; m < last; ++m) {
+      const T *gate = gate_up + m * 2 * F, *up = gate + F;
+      T* to = d_gate_up + m * 2 * F;
+      for (i64 i = 0; i < F; i += LANES) {
+        const i64 n = F - i;
+        const Vector z = load(gate + i, n, 0.0f), d = load(d_y + m * F + i, n, 0.0f);
+        const Vector s = 1.0f / (1.0f + exponential(-z > 88.0f ? Vector{} + 88.0f : -z));
+        store(to + i, d * load(up + i, n, 0.0f) * s * (1.0f + z * (1.0f - s)), n);
+        store(to + F + i, d * z * s, n);
+      }
+    }
+  });
 }
 
 // --- The cache: keys [pages, K, E, PAGE], values [pages, K, PAGE, E], tables of pages [slots, P] ------------------------
@@ -572,15 +625,45 @@ void linear(const T* x, const T* panels, const T* bias, T* y, i64 M, i64 N, i64 
 
 using Numbers = std::vector<float>;
 
-// Rows of E numbers, `apart` from one to the next, as float32 times a scale.
-template <class T> inline void read_rows(const T* x, i64 apart, float scale, i64 rows, i64 E, Numbers& to) {
-  to.resize(rows * E);
+// Of N tokens the heads [N, H + 2 K, E], queries, keys and values, and cos and sin [N, E] of their positions, both halves
+// of a row alike.
+template <class T> struct Heads {
+  T* heads;
+  const T *cos, *sin;
+  i64 H, K, E;
+
+  T* at(i64 token, i64 head) const { return heads + (token * (H + 2 * K) + head) * E; }
+  bool rotates(i64 head) const { return head < H + K; }
+
+  // The rows of a head from a token on, rotated unless they are values, as float32 times a scale.
+  void read(i64 token, i64 rows, i64 head, float scale, float* to) const {
+    for (const i64 last = token + rows; token < last; ++token, to += E)
+      turned(at(token, head), token, head, 1.0f, scale, to);
+  }
+  // And their gradients from those of the rotated ones: what was turned is turned back.
+  void write(const float* x, i64 token, i64 rows, i64 head, float scale) const {
+    for (const i64 last = token + rows; token < last; ++token, x += E)
+      turned(x, token, head, -1.0f, scale, at(token, head));
+  }
+  template <class From, class To>
+  void turned(const From* x, i64 token, i64 head, float direction, float scale, To* to) const {
+    const T *c = cos + token * E, *s = sin + token * E;
+    const i64 half = rotates(head) ? E / 2 : 0;
+    for (i64 i = 0; i < half; i += LANES) {
+      const i64 n = half - i;
+      const Vector a = load(x + i, n, 0.0f) * scale, b = load(x + half + i, n, 0.0f) * scale;
+      const Vector u = load(c + i, n, 0.0f), v = load(s + i, n, 0.0f) * direction;
+      store(to + i, a * u - b * v, n);
+      store(to + half + i, b * u + a * v, n);
+    }
+    for (i64 i = 2 * half; i < E; i += LANES) store(to + i, load(x + i, E - i, 0.0f) * scale, E - i);
+  }
+};
+
+// Rows of a tensor [N, H, E] as float32.
+template <class T> inline void read_rows(const T* x, i64 apart, i64 rows, i64 E, float* to) {
   for (i64 m = 0; m < rows; ++m)
-    for (i64 e = 0; e < E; e += LANES) store(&to[m * E + e], load(x + m * apart + e, E - e, 0.0f) * scale, E - e);
-}
-template <class T> inline void write_rows(const Numbers& x, float scale, i64 rows, i64 E, T* to, i64 apart) {
-  for (i64 m = 0; m < rows; ++m)
-    for (i64 e = 0; e < E; e += LANES) store(to + m * apart + e, load(&x[m * E + e], E - e, 0.0f) * scale, E - e);
+    for (i64 e = 0; e < E; e += LANES) store(to + m * E + e, load(x + m * apart + e, E - e, 0.0f), E - e);
 }
 
 // What multiply takes for x X^T and for x X, of X [N, D]: its rows, or its columns, side by side in panels.
@@ -596,24 +679,34 @@ inline void lay_columns(const Numbers& x, i64 N, i64 D, Numbers& to) {
     for (i64 n = 0; n < N; ++n) std::copy_n(&x[n * D + d], std::min(PANEL, D - d), &to[(d / PANEL * N + n) * PANEL]);
 }
 
-// Queries [S, R, H, E] that see keys and values [S, T, K, E]: query r of sequence s is its token first[s] + r, and sees
-// the keys up to itself, the last `window` of them, if that is not 0.
-struct Sight {
-  const i64* first;
-  i64 window, S, R, T, H, K, E;
+// A piece of a row of tokens: `length` of them from `start`, which see themselves and those before them, and before these
+// `before` tokens from `begin`, all of the piece that it goes on from. Numbered from the latter on there are T keys, of
+// which query r sees those from `from` to `to`, the last `window` if that is not 0.
+struct Piece {
+  i64 start, length, origin, begin = 0, before = 0, window, T;
 
-  i64 begin(i64 s, i64 r) const { return window ? std::min(T, std::max<i64>(0, first[s] + r + 1 - window)) : 0; }
-  i64 end(i64 s, i64 r) const { return std::min(T, first[s] + r + 1); }
+  Piece(const i64* table, i64 s, i64 window) : start(table[3 * s]), length(table[3 * s + 1]), origin(table[3 * s + 2]),
+    window(window) {
+    if (origin >= 0) begin = table[3 * origin], before = table[3 * origin + 1];
+    T = before + length;
+  }
+  i64 from(i64 r) const { return window ? std::max<i64>(0, before + r + 1 - window) : 0; }
+  i64 to(i64 r) const { return before + r + 1; }
   i64 room() const { return (T + PANEL - 1) / PANEL * PANEL; }  // numbers in a row of scores: whole registers
+  template <class T> void read_keys(const Heads<T>& of, i64 head, Numbers& to) const {
+    to.resize(this->T * of.E);
+    of.read(begin, before, head, 1.0f, to.data());
+    of.read(start, length, head, 1.0f, &to[before * of.E]);
+  }
 };
 
 constexpr i64 TOGETHER = 64;  // queries that meet the keys together: their scores stay in the second cache
 
 // work(r, n, from, to) for every TOGETHER queries r to r + n, which see some of the keys from `from` to `to`.
-template <class Work> inline void by_queries(const Sight& c, i64 s, Work work) {
-  for (i64 r = 0; r < c.R; r += TOGETHER) {
-    const i64 n = std::min(TOGETHER, c.R - r);
-    work(r, n, c.begin(s, r), c.end(s, r + n - 1));
+template <class Work> inline void by_queries(const Piece& c, Work work) {
+  for (i64 r = 0; r < c.length; r += TOGETHER) {
+    const i64 n = std::min(TOGETHER, c.length - r);
+    work(r, n, c.from(r), c.to(r + n - 1));
   }
 }
 
@@ -640,95 +733,120 @@ inline float weigh(float* p, float shift, i64 begin, i64 end, i64 from, i64 to) 
   return total(sum);
 }
 
-// o = softmax(q k^T / sqrt(E)) v, and the logsumexp [S, H, R] of each query's scores.
+// o [N, H, E] = softmax(q k^T / sqrt(E)) v, and the logsumexp [N, H] of each query's scores.
 template <class T>
-void causal_attention(const T* q, const T* k, const T* v, const i64* first, T* o, float* logsumexp, i64 window, i64 S,
-                      i64 R, i64 T_, i64 H, i64 K, i64 E) {
-  const Sight c{first, window, S, R, T_, H, K, E};
-  share(S * K, S * H * R * T_ * E / LANES, 1, [&](i64 unit, i64 last) {
-    Numbers queries, keys, values, rows, out(TOGETHER * E), scores(TOGETHER * c.room());
+void causal_attention(const T* heads, const T* cos, const T* sin, const i64* table, T* o, float* logsumexp, i64 window,
+                      i64 S, i64 N, i64 H, i64 K, i64 E) {
+  const Heads<const T> of{heads, cos, sin, H, K, E};
+  share(S * K, N * H * E, 1, [&](i64 unit, i64 last) {
+    Numbers queries, keys, values, rows, out(TOGETHER * E), scores;
     for (; unit < last; ++unit) {
-      const i64 s = unit / K, kv = unit % K, at = (s * c.T * K + kv) * E;
-      read_rows(k + at, K * E, 1.0f, c.T, E, rows);
+      const Piece c(table, unit / K, window);
+      const i64 kv = unit % K, room = c.room();
+      scores.resize(TOGETHER * room);
+      c.read_keys(of, H + kv, rows);
       lay_rows(rows, c.T, E, keys);
-      read_rows(v + at, K * E, 1.0f, c.T, E, rows);
+      c.read_keys(of, H + K + kv, rows);
       lay_columns(rows, c.T, E, values);
+      queries.resize(c.length * E);
       for (i64 h = kv * (H / K); h < (kv + 1) * (H / K); ++h) {
-        const i64 head = (s * R * H + h) * E;
-        read_rows(q + head, H * E, 1.0f / std::sqrt(float(E)), R, E, queries);
-        by_queries(c, s, [&](i64 r, i64 n, i64 from, i64 to) {
+        of.read(c.start, c.length, h, 1.0f / std::sqrt(float(E)), queries.data());
+        by_queries(c, [&](i64 r, i64 n, i64 from, i64 to) {
           const float* none = nullptr;
           float part[TOGETHER];
-          multiply(&queries[r * E], keys.data(), none, scores.data(), 0, n, from / COLUMNS * COLUMNS, to, {c.room(), E, E});
+          multiply(&queries[r * E], keys.data(), none, scores.data(), 0, n, from / COLUMNS * COLUMNS, to, {room, E, E});
           for (i64 i = 0; i < n; ++i) {
-            float* p = &scores[i * c.room()];
-            const i64 begin = c.begin(s, r + i), end = c.end(s, r + i);
-            const float top = begin < end ? greatest(p, begin, end) : 0.0f;  // one that sees nothing gives zeros
-            const float sum = weigh(p, top, begin, end, from, to);
-            part[i] = begin < end ? 1.0f / sum : 0.0f;
-            logsumexp[(s * H + h) * R + r + i] = begin < end ? top + std::log(sum) : 0.0f;
+            float* p = &scores[i * room];
+            const float top = greatest(p, c.from(r + i), c.to(r + i));
+            const float sum = weigh(p, top, c.from(r + i), c.to(r + i), from, to);
+            part[i] = 1.0f / sum;
+            logsumexp[(c.start + r + i) * H + h] = top + std::log(sum);
           }
-          multiply(&scores[from], &values[from * PANEL], none, out.data(), 0, n, 0, E, {E, to - from, c.room(), 1, c.T});
+          multiply(&scores[from], &values[from * PANEL], none, out.data(), 0, n, 0, E, {E, to - from, room, 1, c.T});
           for (i64 i = 0; i < n; ++i)
-            for (i64 e = 0; e < E; ++e) out[i * E + e] *= part[i];
-          write_rows(out, 1.0f, n, E, o + head + r * H * E, H * E);
+            for (i64 e = 0; e < E; e += LANES)
+              store(o + ((c.start + r + i) * H + h) * E + e, load(&out[i * E + e], E - e, 0.0f) * part[i], E - e);
         });
       }
     }
   });
 }
 
-// The gradients of q, k and v from that of o: with p = softmax(z), dz = p (do v^T - sum_e do o), dq = dz k / sqrt(E),
-// dk = dz^T q / sqrt(E), dv = p^T do.
+// The gradients of the heads from that of o: with p = softmax(z), dz = p (do v^T - sum_e do o), dq = dz k / sqrt(E),
+// dk = dz^T q / sqrt(E), dv = p^T do. Pieces that go on from another leave their share of its keys and values in
+// `shares`, and it sums them up in order: bits do not depend on threads.
 template <class T>
-void causal_attention_gradient(const T* q, const T* k, const T* v, const T* o, const T* d_o, const float* logsumexp,
-                               const i64* first, T* dq, T* dk, T* dv, i64 window, i64 S, i64 R, i64 T_, i64 H, i64 K,
+void causal_attention_gradient(const T* heads, const T* cos, const T* sin, const i64* table, const T* o,
+                               const float* logsumexp, const T* d_o, T* d_heads, i64 window, i64 S, i64 N, i64 H, i64 K,
                                i64 E) {
-  const Sight c{first, window, S, R, T_, H, K, E};
+  const Heads<const T> of{heads, cos, sin, H, K, E};
+  const Heads<T> to_heads{d_heads, cos, sin, H, K, E};
   const float scale = 1.0f / std::sqrt(float(E)), *none = nullptr;
-  share(S * K, S * H * R * T_ * E / LANES, 1, [&](i64 unit, i64 last) {
-    Numbers keys, values, key_columns, queries, query_columns, given, given_columns, out, rows;
-    Numbers p(TOGETHER * c.room()), dz(TOGETHER * c.room()), d_queries(TOGETHER * E);
+  std::vector<i64> begins, goes_on;
+  std::vector<std::vector<i64>> heirs(S);
+  for (i64 s = 0; s < S; ++s) {
+    const i64 origin = table[3 * s + 2];
+    (origin < 0 ? begins : goes_on).push_back(s);
+    if (origin >= 0) heirs[origin].push_back(s);
+  }
+  std::vector<Numbers> shares(S * K);  // [2, before, E] each: of keys, of values
+  const auto work = [&](const std::vector<i64>& some, i64 unit, i64 last) {
+    Numbers keys, values, key_columns, queries, query_columns, given, given_columns, out, rows, p, dz;
+    Numbers d_queries(TOGETHER * E);
     for (; unit < last; ++unit) {
-      const i64 s = unit / K, kv = unit % K, at = (s * c.T * K + kv) * E;
-      read_rows(k + at, K * E, 1.0f, c.T, E, rows);
+      const i64 s = some[unit / K], kv = unit % K;
+      const Piece c(table, s, window);
+      const i64 room = c.room(), own = c.length * E, before = c.before * E;
+      p.resize(TOGETHER * room);
+      dz.resize(TOGETHER * room);
+      for (Numbers* x : {&queries, &given, &out}) x->resize(own);
+      c.read_keys(of, H + kv, rows);
       lay_rows(rows, c.T, E, keys);
       lay_columns(rows, c.T, E, key_columns);
-      read_rows(v + at, K * E, 1.0f, c.T, E, rows);
+      c.read_keys(of, H + K + kv, rows);
       lay_rows(rows, c.T, E, values);
       Numbers d_keys(c.T * E), d_values(c.T * E);
+      for (const i64 heir : heirs[s]) {
+        const Numbers& share = shares[heir * K + kv];
+        for (i64 i = 0; i < own; ++i) d_keys[i] += share[i], d_values[i] += share[own + i];
+      }
       for (i64 h = kv * (H / K); h < (kv + 1) * (H / K); ++h) {
-        const i64 head = (s * R * H + h) * E;
-        read_rows(q + head, H * E, scale, R, E, queries);
-        lay_columns(queries, R, E, query_columns);
-        read_rows(d_o + head, H * E, 1.0f, R, E, given);
-        lay_columns(given, R, E, given_columns);
-        read_rows(o + head, H * E, 1.0f, R, E, out);
-        by_queries(c, s, [&](i64 r, i64 n, i64 from, i64 to) {
-          const Product with_keys{c.room(), E, E}, back{E, to - from, c.room(), 1, c.T}, sum{E, n, 1, c.room(), R, true};
+        of.read(c.start, c.length, h, scale, queries.data());
+        lay_columns(queries, c.length, E, query_columns);
+        read_rows(d_o + (c.start * H + h) * E, H * E, c.length, E, given.data());
+        lay_columns(given, c.length, E, given_columns);
+        read_rows(o + (c.start * H + h) * E, H * E, c.length, E, out.data());
+        by_queries(c, [&](i64 r, i64 n, i64 from, i64 to) {
+          const Product with_keys{room, E, E}, back{E, to - from, room, 1, c.T}, sum{E, n, 1, room, c.length, true};
           const i64 column = from / COLUMNS * COLUMNS;
           multiply(&queries[r * E], keys.data(), none, p.data(), 0, n, column, to, with_keys);
           multiply(&given[r * E], values.data(), none, dz.data(), 0, n, column, to, with_keys);
           for (i64 i = 0; i < n; ++i) {
-            float *weight = &p[i * c.room()], *slope = &dz[i * c.room()];
+            float *weight = &p[i * room], *slope = &dz[i * room];
             Vector products = {};
             for (i64 e = 0, at = (r + i) * E; e < E; e += LANES)
               products += load(&given[at + e], E - e, 0.0f) * load(&out[at + e], E - e, 0.0f);
             const float mean = total(products);
-            weigh(weight, logsumexp[(s * H + h) * R + r + i], c.begin(s, r + i), c.end(s, r + i), from, to);
+            weigh(weight, logsumexp[(c.start + r + i) * H + h], c.from(r + i), c.to(r + i), from, to);
             for (i64 t = from / LANES * LANES; t < to; t += LANES)
               store(slope + t, load(weight + t) * (load(slope + t) - mean));
           }
           multiply(&dz[from], &key_columns[from * PANEL], none, d_queries.data(), 0, n, 0, E, back);
-          write_rows(d_queries, scale, n, E, dq + head + r * H * E, H * E);
+          to_heads.write(d_queries.data(), c.start + r, n, h, scale);
           multiply(&p[from], &given_columns[r * PANEL], none, &d_values[from * E], 0, to - from, 0, E, sum);
           multiply(&dz[from], &query_columns[r * PANEL], none, &d_keys[from * E], 0, to - from, 0, E, sum);
         });
       }
-      write_rows(d_keys, 1.0f, c.T, E, dk + at, K * E);
-      write_rows(d_values, 1.0f, c.T, E, dv + at, K * E);
+      to_heads.write(&d_keys[before], c.start, c.length, H + kv, 1.0f);
+      to_heads.write(&d_values[before], c.start, c.length, H + K + kv, 1.0f);
+      if (c.origin < 0) continue;
+      d_keys.resize(before);
+      d_keys.insert(d_keys.end(), d_values.begin(), d_values.begin() + before);
+      shares[s * K + kv].swap(d_keys);
     }
-  });
+  };
+  for (const auto* some : {&goes_on, &begins})
+    share(some->size() * K, N * H * E, 1, [&](i64 unit, i64 last) { work(*some, unit, last); });
 }
 
 // --- The whole step of a small model ----------------------------------------------------------------------------------
@@ -862,7 +980,7 @@ void decode(i64* token, int32_t* position, i64* count, const i64* limit, bool* d
 // What kernels/compiled.py calls, in the order of its signatures; null is what others do better (kernels/packed.py says
 // who), or what is for small float32 models.
 #define FORMS(T)                                                                                              \
-  (void*)add_rms_norm<T>, (void*)swiglu<T>, (void*)rope_write<T>, (void*)attend<T>, (void*)causal_attention<T>, \
+  (void*)add_rms_norm<T>, (void*)rms_norm_gradient<T>, (void*)swiglu<T>, (void*)swiglu_gradient<T>, (void*)rope_write<T>, (void*)attend<T>, (void*)causal_attention<T>, \
       (void*)causal_attention_gradient<T>, (void*)lm_head<T>
 
 void* const float_table[] = {FORMS(float), (void*)linear<float>, (void*)prefill<float>, (void*)decode<float>};

@@ -18,41 +18,38 @@ from torch import Tensor
 
 from kernels import compiled
 from kernels.attention import Pages, new_pages, page_size, paged_attention
-from kernels.backend import differentiable
-from kernels.causal_attention import causal_attention
+from kernels.backend import Differentiable, gradient_of
+from kernels.causal_attention import Pieces, causal_attention, side_by_side
 from kernels.packed import packed_rows
+from kernels.rope_write import Rope
 
 
 def exact_attention(
-    q: Tensor, k: Tensor, v: Tensor, window: int | None = None
+    heads: Tensor,
+    kv_heads: int,
+    rope: Rope,
+    pieces: Pieces,
+    window: int | None = None,
 ) -> Tensor:
-    """[B, H, T, E] of q [B, H, T, E] and k, v [B, K, T, E], every token seeing those before it.
-
-    A token sees itself and the window - 1 before it.
-    """
-    return block_attention(
-        q, k, v, torch.zeros_like(q[:, 0, 0, 0], dtype=int), window, True
+    """`causal_attention` of the same arguments, exact as the head of this file says."""
+    kernel = partial(in_pages, window=window)
+    given = kv_heads, rope, pieces
+    return Differentiable.apply(
+        lambda heads: side_by_side(kernel, heads, *given),
+        gradient_of(lambda heads: causal_attention(heads, *given, window)),
+        heads,
     )
-
-
-def block_attention(
-    q: Tensor, k: Tensor, v: Tensor, first: Tensor, window: int | None, exact: bool
-) -> Tensor:
-    """[S, H, R, E] of q [S, H, R, E] and k, v [S, K, T, E]: query r is token first[s] + r.
-
-    It sees the keys up to itself, at most `window` of them. What stands beyond the end of a row
-    gives no sense, and is seen by nothing before it. `exact`: as the head of this file says.
-    """
-    plain = partial(causal_attention, first=first, window=window)
-    if not exact:
-        return plain(q, k, v)
-    return differentiable(partial(in_pages, first=first, window=window), plain, q, k, v)
 
 
 def in_pages(
     q: Tensor, k: Tensor, v: Tensor, first: Tensor, window: int | None = None
 ) -> Tensor:
-    """`block_attention` by the kernel for single tokens: every query is a row of its slot."""
+    """[S, H, R, E] of q [S, H, R, E] and k, v [S, K, T, E] by the kernel for single tokens: every
+    query is a row of its slot, and query r is token first[s] + r of its sequence.
+
+    It sees the keys up to itself, at most `window` of them. What stands beyond the end of a row
+    gives no sense, and is seen by nothing before it.
+    """
     rows, _, queries, _ = q.shape
     size = page_size(q.device)
     pages = -(-k.shape[2] // size)

@@ -9,12 +9,14 @@ whole row in registers.
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from kernels import compiled
-from kernels.backend import form_for, jit, require, tl, triton
+from kernels.backend import form_for, jit, require, tl, trained, triton
 
 
 def add_rms_norm(
@@ -43,6 +45,29 @@ def add_rms_norm(
         options = {"num_warps": warps, "enable_fp_fusion": False}
         _add_rms_norm_kernel[(rows,)](*tensors, eps, D=dim, BLOCK=block, **options)
     return residual, out
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float, exact: bool = False) -> Tensor:
+    """The norm [.., D] of x alone, as `trained` computes it."""
+    normed = trained(
+        lambda x, weight: add_rms_norm(x, None, weight, eps)[1],
+        partial(_gradient, eps),
+        lambda x, weight: add_rms_norm_reference(x, None, weight, eps)[1],
+        exact,
+        x.reshape(-1, x.shape[-1]).contiguous(),
+        weight,
+    )
+    return normed.view(x.shape)
+
+
+def _gradient(eps: float, x: Tensor, weight: Tensor, d_y: Tensor) -> tuple[Tensor, ...]:
+    """With n = x / sqrt(mean(x^2) + eps): dw = sum over the rows of dy n, and
+    dx = (w dy - n mean(w dy n)) / sqrt(mean(x^2) + eps).
+    """
+    found = torch.empty_like(x), torch.empty_like(weight)
+    tensors = x, weight, d_y.contiguous(), *found
+    compiled.call("rms_norm_gradient", x.dtype, *tensors, eps, *x.shape)
+    return found
 
 
 def add_rms_norm_reference(

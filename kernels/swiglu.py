@@ -8,11 +8,12 @@ dtype before the product, as in the model's own code. One program a row and BLOC
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from kernels import compiled
-from kernels.backend import form_for, jit, require, tl, triton
+from kernels.backend import form_for, jit, require, tl, trained, triton
 
 BLOCK = 1024
 
@@ -33,6 +34,21 @@ def swiglu(gate_up: Tensor, form: str | None = None) -> Tensor:
         options = {"num_warps": 4, "enable_fp_fusion": False}
         _swiglu_kernel[grid](gate_up, out, F=width // 2, BLOCK=BLOCK, **options)
     return out
+
+
+def gated(gate_up: Tensor, exact: bool = False) -> Tensor:
+    """[.., F] of gate_up [.., 2 F], as `trained` computes it."""
+    rows = gate_up.flatten(0, -2).contiguous()
+    out = trained(swiglu, _gradient, swiglu_reference, exact, rows)
+    return out.unflatten(0, gate_up.shape[:-1])
+
+
+def _gradient(gate_up: Tensor, d_y: Tensor) -> tuple[Tensor]:
+    """With s = 1 / (1 + exp(-gate)): dup = dy gate s, dgate = dy up s (1 + gate (1 - s))."""
+    found = torch.empty_like(gate_up)
+    tensors = gate_up, d_y.contiguous(), found
+    compiled.call("swiglu_gradient", gate_up.dtype, *tensors, *d_y.shape)
+    return (found,)
 
 
 def swiglu_reference(gate_up: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from reading_way import ROOT, code_tokens, small_run, trace
 
 # What is reached today: files, tokens in them, and tokens of the functions that run. Only ever
 # lower these.
-LIMITS = {"the loss": (8, 11760, 7980), "a token": (8, 11860, 6880)}
+LIMITS = {"the loss": (8, 11040, 7400), "a token": (8, 11830, 6880)}
 TOKENS_A_LINE = 8.5
 WHOLE_PROGRAM = 194200
 

@@ -60,6 +60,7 @@ from nanomath.models import Tokenizer, Transformer
 from nanomath.models.batches import (
     Example,
     lay_out,
+    layout_states,
     make_batch,
     micro_batches,
     response_states,
@@ -312,8 +313,7 @@ def features(
         for micro in micro_batches(examples, token_budget, share=False):
             layout, _ = lay_out([examples[i] for i in micro], share=False)
             layout = layout.to(model.device)
-            attend = layout.attend(model.config.sliding_window, model.exact)
-            model.hidden(layout.tokens, layout.positions, attend)
+            layout_states(model, layout)
             lengths = [len(texts[i]) for i in micro]
             for layer, state in enumerate(states):
                 means = [text.mean(0) for text in state.float().split(lengths)]

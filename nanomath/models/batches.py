@@ -10,7 +10,7 @@ once: its tokens are computed once, forward and backward, and what follows atten
     o_t = sum_s softmax_s(q_t . k_s / sqrt(E)) v_s,   s over the shared beginning, then its own
 
 which is what a pass over whole sequences computes, up to rounding ("Prefix Grouper", arXiv
-2506.05433). Only attention is padded: its blocks are [S, R] queries and [S, T] keys.
+2506.05433).
 
 An `Example` is a prompt and a response; only response tokens are trained on. The batch says
 where each of them is predicted, so that losses always see the same [S, R] matrices: S
@@ -28,11 +28,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
-from kernels.exact_attention import block_attention
+from kernels.causal_attention import Pieces
 from kernels.linear_logprob import linear_logprob
-from nanomath.models.transformer import Attend, Transformer
+from nanomath.models.transformer import Transformer
 
 
 @dataclass(frozen=True)
@@ -50,65 +49,19 @@ class Example:
 
 
 @dataclass(frozen=True)
-class Block:
-    """Pieces of the row whose tokens attend together: S pieces of at most R tokens, and T
-    keys.
-    """
-
-    # int64 [S, R]: where the tokens of each piece stand, 0 beyond its end
-    queries: Tensor
-    keys: Tensor  # int64 [S, T]: and those it sees, from the first of its sequence
-    first: Tensor  # int64 [S]: how many come before its own
-    kept: Tensor  # int64 [n]: which of the S R queries are tokens
-
-
-@dataclass(frozen=True)
 class Layout:
-    """One row of N tokens in which sequences stand one after the other.
-
-    `blocks` hold all of the tokens in their order.
-    """
+    """One row of N tokens in which sequences stand one after the other, and what is attended to."""
 
     tokens: Tensor  # int64 [1, N]
     positions: Tensor  # int64 [1, N], from 0 in each sequence
-    blocks: list[Block]
+    pieces: Pieces
 
     def to(self, device: torch.device | str) -> Layout:
         """Return the same layout on another device."""
-        blocks = [Block(**_moved(block, device)) for block in self.blocks]
-        return Layout(self.tokens.to(device), self.positions.to(device), blocks)
-
-    def attend(self, window: int | None, exact: bool) -> Attend:
-        """Return the attention of the row's tokens to what they see of their sequence."""
-
-        def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            q, k, v = (x[0].transpose(0, 1) for x in (q, k, v))  # [N, heads, E]
-            parts = []
-            for block in self.blocks:
-                out = block_attention(
-                    _rows(q, block.queries),
-                    _rows(k, block.keys),
-                    _rows(v, block.keys),
-                    block.first,
-                    window,
-                    exact,
-                )
-                parts.append(
-                    out.transpose(1, 2).flatten(0, 1).index_select(0, block.kept)
-                )
-            return torch.cat(parts).transpose(0, 1)[None]
-
-        return attend
+        return Layout(**_moved(self, device))
 
 
-def _rows(x: Tensor, places: Tensor) -> Tensor:
-    """Gather the tokens at places [S, R] of [N, heads, E] as [S, heads, R, E]."""
-    return (
-        x.index_select(0, places.flatten()).unflatten(0, places.shape).transpose(1, 2)
-    )
-
-
-def _moved(of: Block | Batch, device: torch.device | str) -> dict[str, Any]:
+def _moved(of: Layout | Batch, device: torch.device | str) -> dict[str, Any]:
     return {field.name: getattr(of, field.name).to(device) for field in fields(of)}
 
 
@@ -123,36 +76,29 @@ def lay_out(
     prompts = [tuple(example.prompt) if share else () for example in examples]
     times = Counter(prompts)
     row: list[int] = []
+    pieces: list[tuple[int, int, int]] = []
 
-    def put(tokens: Sequence[int]) -> Tensor:
+    def put(tokens: Sequence[int], origin: int = -1) -> Tensor:
+        where = torch.arange(len(row), len(row) + len(tokens))
+        if tokens:
+            pieces.append((len(row), len(tokens), origin))
         row.extend(tokens)
-        return torch.arange(len(row) - len(tokens), len(row))
+        return where
 
-    place_of = {prompt: put(prompt) for prompt in times if prompt and times[prompt] > 1}
-    alone = [i for i, prompt in enumerate(prompts) if prompt not in place_of]
-    places = {i: put(examples[i].prompt + examples[i].response) for i in alone}
-    roots = [*place_of.values(), *places.values()]
-    blocks = [_block(roots, roots)]
-    rest = [i for i in range(len(examples)) if i not in places]
-    own = [put(examples[i].response) for i in rest]
-    for i, response in zip(rest, own, strict=True):
-        places[i] = torch.cat((place_of[prompts[i]], response))
-    if rest:
-        blocks.append(_block(own, [places[i] for i in rest]))
+    shared = [prompt for prompt in times if prompt and times[prompt] > 1]
+    origin = {prompt: (i, put(prompt)) for i, prompt in enumerate(shared)}
+    places = []
+    for prompt, example in zip(prompts, examples, strict=True):
+        if prompt in origin:
+            i, begin = origin[prompt]
+            places.append(torch.cat((begin, put(example.response, i))))
+        else:
+            places.append(put(example.prompt + example.response))
     positions = torch.empty(len(row), dtype=torch.int64)
-    for where in places.values():
+    for where in places:
         positions[where] = torch.arange(len(where))
-    in_order = [places[i] for i in range(len(examples))]
-    return Layout(torch.tensor([row]), positions[None], blocks), in_order
-
-
-def _block(own: Sequence[Tensor], seen: Sequence[Tensor]) -> Block:
-    queries = pad_sequence(own, batch_first=True)
-    lengths = torch.tensor([len(piece) for piece in own])
-    first = torch.tensor([len(piece) for piece in seen]) - lengths
-    is_token = torch.arange(queries.shape[1]) < lengths[:, None]
-    kept = is_token.flatten().nonzero()[:, 0]
-    return Block(queries, pad_sequence(seen, batch_first=True), first, kept)
+    table = torch.tensor(pieces, dtype=torch.int64).view(-1, 3)
+    return Layout(torch.tensor([row]), positions[None], Pieces(table)), places
 
 
 @dataclass(frozen=True)
@@ -247,8 +193,7 @@ def layout_states(
     model: Transformer, layout: Layout, embedding_noise: Tensor | None = None
 ) -> Tensor:
     """Return the model's states [N, D] of a layout; embedding_noise is [N, D]."""
-    attend = layout.attend(model.config.sliding_window, model.exact)
-    return model.hidden(layout.tokens, layout.positions, attend, embedding_noise)[0]
+    return model.hidden(**vars(layout), embedding_noise=embedding_noise)[0]
 
 
 def response_states(

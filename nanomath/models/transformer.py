@@ -5,8 +5,8 @@ Each layer is  x += Attention(RMSNorm(x));  x += SwiGLU(RMSNorm(x)),  with rotar
 (arXiv 2104.09864), grouped-query attention (arXiv 2305.13245) and SwiGLU (arXiv 2002.05202).
 What differs between the families is fields of `ModelConfig` (nanomath/models/config.py).
 
-The transformer knows nothing of layouts: it is given `attend(layer, q, k, v)`, which is
-`attend_causally` for whole rows and `Layout.attend` for rows of many sequences (batches.py).
+The transformer knows nothing of layouts: attention is that of `Pieces` of its tokens, which are
+whole rows, or what sequences that share a beginning have of one row (batches.py).
 The sampler has its own form of the same arithmetic, nanomath/rollout/decoder.py; with `exact =
 True` the two agree to the last bit. Shapes: B sequences, T tokens, D width, V vocabulary, H
 query heads, K key/value heads, E head dimension.
@@ -15,35 +15,20 @@ query heads, K key/value heads, E head dimension.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from kernels.backend import differentiable
-from kernels.causal_attention import causal_attention
+from kernels.causal_attention import Pieces, causal_attention, whole_rows
 from kernels.exact_attention import exact_attention
 from kernels.linear import invariant_linear
 from kernels.products import linear
-from kernels.rms_norm import add_rms_norm, add_rms_norm_reference
-from kernels.rope_write import apply_rope, rope_tables
-from kernels.swiglu import swiglu, swiglu_reference
+from kernels.rms_norm import rms_norm
+from kernels.rope_write import Rope, rope_tables
+from kernels.swiglu import gated
 from nanomath.models.config import ModelConfig, rope_frequencies
-
-# Layer, q [B,H,T,E], k and v [B,K,T,E] -> [B,H,T,E].
-Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
-
-
-def attend_causally(window: int | None = None, exact: bool = False) -> Attend:
-    """Return the attention in which every token sees itself and the tokens before it.
-
-    It sees at most `window` tokens. Rows may be padded at the end. With `exact` the result
-    for a token depends on that token and those it sees alone, bit for bit.
-    """
-    attention = exact_attention if exact else causal_attention
-    return lambda layer, q, k, v: attention(q, k, v, window=window)
 
 
 class RMSNorm(nn.Module):
@@ -60,18 +45,7 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        if not self.exact:
-            return self._reference(x, self.weight)
-        rows = x.reshape(-1, x.shape[-1])
-        return differentiable(self._kernel, self._reference, rows, self.weight).view(
-            x.shape
-        )
-
-    def _reference(self, x: Tensor, weight: Tensor) -> Tensor:
-        return add_rms_norm_reference(x, None, weight, self.eps)[1]
-
-    def _kernel(self, x: Tensor, weight: Tensor) -> Tensor:
-        return add_rms_norm(x, None, weight, self.eps)[1]
+        return rms_norm(x, self.weight, self.eps, self.exact)
 
 
 class Linear(nn.Linear):
@@ -89,38 +63,36 @@ class Linear(nn.Linear):
 class Attention(nn.Module):
     """Grouped-query attention.
 
-    q, k and v come from one matrix, so that decoding makes one call instead of three.
+    q, k and v come from one matrix, so that decoding makes one call instead of three. `exact`
+    as in `Linear`.
     """
+
+    exact = False
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.split = [config.num_heads * config.head_dim] + [
-            config.num_kv_heads * config.head_dim
-        ] * 2
+        self.split = config.num_heads, config.num_kv_heads, config.num_kv_heads
         self.head_dim = config.head_dim
+        self.window = config.sliding_window
         self.qkv_proj = Linear(
-            config.hidden_size, sum(self.split), bias=config.qkv_bias
+            config.hidden_size, sum(self.split) * self.head_dim, bias=config.qkv_bias
         )
-        self.o_proj = Linear(self.split[0], config.hidden_size, bias=False)
+        self.o_proj = Linear(
+            config.num_heads * self.head_dim, config.hidden_size, bias=False
+        )
         self.q_norm, self.k_norm = (
-            RMSNorm(config.head_dim, config.norm_eps)
-            if config.qk_norm
-            else nn.Identity()
+            RMSNorm(self.head_dim, config.norm_eps) if config.qk_norm else None
             for _ in range(2)
         )
 
-    def forward(
-        self, x: Tensor, rope: tuple[Tensor, Tensor], attend: Attend, layer: int
-    ) -> Tensor:
-        heads = [
-            part.unflatten(-1, (-1, self.head_dim))
-            for part in self.qkv_proj(x).split(self.split, dim=-1)
-        ]
-        q = self.q_norm(heads[0]).transpose(1, 2)
-        k = self.k_norm(heads[1]).transpose(1, 2)
-        v = heads[2].transpose(1, 2)
-        out = attend(layer, apply_rope(q, *rope), apply_rope(k, *rope), v)
-        return self.o_proj(out.transpose(1, 2).flatten(2))
+    def forward(self, x: Tensor, rope: Rope, pieces: Pieces) -> Tensor:
+        heads = self.qkv_proj(x).view(-1, sum(self.split), self.head_dim)
+        if self.q_norm:
+            q, k, v = heads.split(self.split, dim=1)
+            heads = torch.cat((self.q_norm(q), self.k_norm(k), v), dim=1)
+        attention = exact_attention if self.exact else causal_attention
+        out = attention(heads, self.split[1], rope, pieces, self.window)
+        return self.o_proj(out.view(*x.shape[:-1], -1))
 
 
 class SwiGLU(nn.Module):
@@ -138,26 +110,21 @@ class SwiGLU(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        gate_up = self.gate_up_proj(x)
-        if not self.exact:
-            return self.down_proj(swiglu_reference(gate_up))
-        out = differentiable(swiglu, swiglu_reference, gate_up.flatten(0, -2))
-        return self.down_proj(out.view(*gate_up.shape[:-1], -1))
+        return self.down_proj(gated(self.gate_up_proj(x), self.exact))
 
 
 class Layer(nn.Module):
     """One residual block: attention, then the feed-forward network, each behind its norm."""
 
-    def __init__(self, config: ModelConfig, index: int) -> None:
+    def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.index = index
         self.input_layernorm = RMSNorm(config.hidden_size, config.norm_eps)
         self.self_attn = Attention(config)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.norm_eps)
         self.mlp = SwiGLU(config)
 
-    def forward(self, x: Tensor, rope: tuple[Tensor, Tensor], attend: Attend) -> Tensor:
-        x = x + self.self_attn(self.input_layernorm(x), rope, attend, self.index)
+    def forward(self, x: Tensor, rope: Rope, pieces: Pieces) -> Tensor:
+        x = x + self.self_attn(self.input_layernorm(x), rope, pieces)
         return x + self.mlp(self.post_attention_layernorm(x))
 
 
@@ -178,7 +145,7 @@ class Transformer(nn.Module):
         embeddings = torch.empty(config.vocab_size, config.hidden_size)
         self.model.embed_tokens = nn.Embedding.from_pretrained(embeddings, freeze=False)
         self.model.layers = nn.ModuleList(
-            Layer(config, index) for index in range(config.num_layers)
+            Layer(config) for _ in range(config.num_layers)
         )
         self.model.norm = RMSNorm(config.hidden_size, config.norm_eps)
         self.lm_head = Linear(config.hidden_size, config.vocab_size, bias=False)
@@ -198,7 +165,7 @@ class Transformer(nn.Module):
     @exact.setter
     def exact(self, exact: bool) -> None:
         for module in self.modules():
-            if isinstance(module, Linear | RMSNorm | SwiGLU):
+            if isinstance(module, Attention | Linear | RMSNorm | SwiGLU):
                 module.exact = exact
 
     @property
@@ -217,38 +184,38 @@ class Transformer(nn.Module):
         self,
         tokens: Tensor,
         positions: Tensor | None = None,
-        attend: Attend | None = None,
+        pieces: Pieces | None = None,
         embedding_noise: Tensor | None = None,
     ) -> Tensor:
         """Return the last layer's normalised states [B, T, D].
 
-        positions [B, T] or [T] default to 0..T-1; attend defaults to causal attention;
-        embedding_noise [B, T, D] or [T, D] is added to the embeddings (NEFTune).
+        positions [B, T] or [T] default to 0..T-1; `pieces` of the B T tokens, which see each
+        other, to the rows; embedding_noise [B, T, D] or [T, D] is added to the embeddings
+        (NEFTune).
         """
         if positions is None:
             positions = torch.arange(tokens.shape[1], device=tokens.device)
-        attend = attend or attend_causally(self.config.sliding_window, self.exact)
+        pieces = pieces or whole_rows(*tokens.shape, tokens.device)
         x = self.model.embed_tokens(tokens)
         if embedding_noise is not None:
             x = x + embedding_noise.to(x.dtype)
-        rope = self.rope(positions, x.dtype)
+        rope = self.rope(positions.expand(tokens.shape), x.dtype)
         for layer in self.model.layers:
             if self.gradient_checkpointing and torch.is_grad_enabled():
-                x = checkpoint(layer, x, rope, attend, use_reentrant=False)
+                x = checkpoint(layer, x, rope, pieces, use_reentrant=False)
             else:
-                x = layer(x, rope, attend)
+                x = layer(x, rope, pieces)
         return self.model.norm(x)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Return the float32 logits [..., V] of states [..., D]."""
         return self.lm_head(hidden).float()
 
-    def rope(self, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """Return cos and sin [B or 1, 1, T, E] of positions [B, T] or [T]."""
+    def rope(self, positions: Tensor, dtype: torch.dtype) -> Rope:
+        """Return cos and sin [B T, E] of positions [B, T]."""
         if self.frequencies.device != positions.device:
             self.frequencies = self.frequencies.to(positions.device)
-        cos, sin = rope_tables(self.frequencies, torch.atleast_2d(positions), dtype)
-        return cos[:, None], sin[:, None]
+        return rope_tables(self.frequencies, positions.flatten(), dtype)
 
     @torch.no_grad()
     def init_weights(self, seed: int) -> Transformer:

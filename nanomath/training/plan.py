@@ -13,10 +13,11 @@ L layers, D width, F of the MLP, H E and K E of the queries and keys, V vocabula
     gradients   = those of all that is trained, in the precision of its masters
     head        = 4 V D, a gradient before it is added, where the lm_head is trained; in a
                   lower precision it is rounded as well: (4 + 2 s) V D
-    layer       = N (s (4 D + H E + 4 F) + 8 D) + s attention, which the backward pass needs;
-                  with checkpointing N D s, and one whole layer more
-    attention   = 2 S R H E + 2 S T K E + S R T of each block of S rows, R queries and T keys;
-                  S R T is a mask, and not there where R = T
+    layer       = N (s (4 D + 2 (H + K) E + 3 F) + 4 H), which the backward pass needs; with
+                  checkpointing N D s, and one whole layer more. Without the CPU forms of kernels/
+                  it is N (s (4 D + H E + 4 F) + 8 D) + s attention,
+    attention   = 2 S R H E + 2 S T K E + S R T of S pieces, filled up to R queries and T keys;
+                  S R T is a mask, and not there where none goes on from another
     logits      = 4 V min(n, a chunk of linear_logprob); in a lower precision (4 + s) V ...
     scoring     = layer + logits, a pass without gradient
     sampling    = keys and values of the slots + weights packed for a CPU + 8 V slots
@@ -41,6 +42,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from kernels.compiled import runs_compiled
 from kernels.linear_logprob import CHUNK_LOGITS, linear_logprob
 from nanomath.models.batches import Batch, Example, layout_states, make_batch
 from nanomath.models.config import ModelConfig
@@ -164,7 +166,7 @@ def batch_bytes(model: Transformer, batch: Batch, kept: float = 0) -> float:
     c = model.config
     size = model.dtype.itemsize
     tokens = batch.layout.tokens.numel()
-    layer = layer_bytes(c, batch, size)
+    layer = layer_bytes(c, batch, size, runs_compiled(model.model.norm.weight))
     wide = 4 + size * (size < 4)
     logits = (
         wide
@@ -179,17 +181,23 @@ def batch_bytes(model: Transformer, batch: Batch, kept: float = 0) -> float:
     return kept * layers + logits
 
 
-def layer_bytes(c: ModelConfig, batch: Batch, size: int) -> int:
-    """The bytes of what one layer keeps for its backward pass, `size` bytes a number."""
+def layer_bytes(c: ModelConfig, batch: Batch, size: int, compiled: bool = True) -> int:
+    """The bytes of what one layer keeps for its backward pass, `size` bytes a number.
+
+    compiled: by the CPU forms of kernels/, which keep no copy of keys, scores or masks.
+    """
     tokens = batch.layout.tokens.numel()
     queries = c.num_heads * c.head_dim
     keys = c.num_kv_heads * c.head_dim
-    attention = 0
-    for block in batch.layout.blocks:
-        (rows, length), seen = block.queries.shape, block.keys.shape[1]
-        mask = rows * length * seen * (length != seen)
-        attention += 2 * rows * (length * queries + seen * keys) + mask
-    width = 4 * c.hidden_size + queries + 4 * c.intermediate_size
+    width = 4 * c.hidden_size + queries + 3 * c.intermediate_size
+    if compiled:
+        width += queries + 2 * keys
+        return tokens * (size * width + 4 * c.num_heads)
+    block = batch.layout.pieces.block
+    (rows, length), seen = block.queries.shape, block.keys.shape[1]
+    mask = rows * length * seen * (not block.whole)
+    attention = 2 * rows * (length * queries + seen * keys) + mask
+    width += c.intermediate_size
     return tokens * (size * width + 8 * c.hidden_size) + size * attention
 
 

@@ -461,7 +461,10 @@ FLOORS = {  # bytes and FLOPs by hand: 16 rows, 64 tokens of context
     "swiglu": (4 * 3 * 16 * 352, 0),
     "invariant_linear": (4 * (16 * (128 + 704) + 128 * 704), 2 * 16 * 128 * 704),
     "linear": (4 * 2 * (16 * 128 + 704 * 128), 6 * 16 * 128 * 704),
-    "causal_attention": (4 * 2 * 16 * (128 + 2 * 64), 7 * 16 * 16 * 128),
+    "causal_attention": (
+        4 * (2 * 16 * 256 + 2 * 16 * 32),
+        7 * 16 * 16 * 128,
+    ),
     "linear_logprob": (0, 8 * 16 * 128 * 1024),
 }
 

@@ -7,8 +7,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kernels import compiled, exact_attention
-from kernels.exact_attention import block_attention, check_rows, in_pages
+from kernels import compiled
+from kernels import exact_attention as module
+from kernels.causal_attention import Pieces, causal_attention, whole_rows
+from kernels.exact_attention import check_rows, exact_attention, in_pages
+from kernels.rope_write import rope_tables
 
 
 def qkv(
@@ -69,29 +72,40 @@ def test_a_token_depends_on_what_it_sees_alone(dtype, heads):
     torch.set_num_threads(before)
 
 
+def heads_and_rope(tokens: int, dtype: torch.dtype) -> tuple[Tensor, ...]:
+    """4 queries, 2 keys and 2 values of 8 numbers, and cos and sin of 40 positions and again."""
+    generator = torch.Generator().manual_seed(tokens)
+    heads = torch.randn(tokens, 8, 8, generator=generator).to(dtype)
+    rope = rope_tables(torch.tensor([1.0, 0.3, 0.1, 0.01]), torch.arange(tokens), dtype)
+    return heads, 2, rope
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("window", [None, 5])
-def test_a_block_is_the_end_of_its_sequences(dtype, window):
-    """Queries from `first` on have the bits that they have in a pass over whole sequences."""
-    q, k, v = qkv(3, 4, 2, 80, 8, dtype)
-    first = torch.tensor([3, 70, 41])
-    whole = block_attention(q, k, v, zeros(3), window, exact=True)
-    some = torch.stack(
-        [row[:, n : n + 10] for row, n in zip(q, first.tolist(), strict=True)]
-    )
-    ends = torch.stack(
-        [row[:, n : n + 10] for row, n in zip(whole, first.tolist(), strict=True)]
-    )
-    assert torch.equal(block_attention(some, k, v, first, window, exact=True), ends)
-    library = block_attention(some, k, v, first, window, exact=False)
-    torch.testing.assert_close(library, ends, rtol=0, atol=8 * torch.finfo(dtype).eps)
+def test_a_piece_is_the_end_of_its_sequence(dtype, window):
+    """What goes on from another piece has the bits that it has in a pass over all of it."""
+    heads, few, rope = heads_and_rope(130, dtype)
+    first = torch.cat((torch.arange(80), torch.arange(90, 130)))
+    alone = heads[first], few, tuple(x[torch.arange(120)] for x in rope)
+    whole = exact_attention(*alone, whole_rows(1, 120), window)
+    # and another piece beside it, of tokens 80 to 90
+    position = torch.cat((torch.arange(90), torch.arange(80, 120)))
+    shared = heads, few, tuple(x[position] for x in rope)
+    pieces = Pieces(torch.tensor([[0, 80, -1], [80, 10, 0], [90, 40, 0]]))
+    found = exact_attention(*shared, pieces, window)
+    assert torch.equal(found[first], whole)
+    near = causal_attention(*shared, pieces, window)
+    atol = 8 * torch.finfo(dtype).eps
+    torch.testing.assert_close(near, found, rtol=0, atol=atol)
 
 
 @pytest.mark.parametrize("window", [None, 5])
 def test_the_gradient(window):
-    q, k, v = (x.requires_grad_() for x in qkv(2, 4, 2, 9, 6, torch.float64))
+    heads, *others = heads_and_rope(15, torch.float64)
+    pieces = Pieces(torch.tensor([[0, 6, -1], [6, 5, 0], [11, 4, 0]]))
     assert torch.autograd.gradcheck(
-        lambda *x: exact_attention.exact_attention(*x, window), (q, k, v)
+        lambda heads: exact_attention(heads, *others, pieces, window),
+        heads.requires_grad_(),
     )
 
 
@@ -110,7 +124,7 @@ def test_a_machine_that_is_not_fit_is_refused(monkeypatch):
         ):
             check_rows([weight], torch.float32)
     monkeypatch.setattr(
-        exact_attention, "packed_rows", lambda x, weight: F.linear(x, weight) + len(x)
+        module, "packed_rows", lambda x, weight: F.linear(x, weight) + len(x)
     )
     with pytest.raises(
         ValueError,

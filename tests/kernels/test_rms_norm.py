@@ -10,9 +10,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from kernels import compiled
 from kernels.rms_norm import (
     add_rms_norm,
     add_rms_norm_reference,
+    rms_norm,
 )
 from nanomath.models.transformer import RMSNorm
 
@@ -184,3 +186,47 @@ def test_inputs_are_left_alone_and_refused_when_they_do_not_fit(kernel_device):
     with pytest.raises(ValueError, match=r"expected \[M, D\]"):
         add_rms_norm_triton(x, None, weight[:4], EPS)
     assert add_rms_norm_triton(x[:0], delta[:0], weight, EPS)[1].shape == (0, 8)
+
+
+def norm_gradients(function, x, weight, d_y):
+    given = [tensor.detach().requires_grad_() for tensor in (x, weight)]
+    return torch.autograd.grad(function(*given), given, d_y)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    rows=st.sampled_from([0, 1, 3, 64, 65, 200]),
+    dim=st.integers(1, 70) | st.sampled_from([128, 896, 1000]),
+    dtype=st.sampled_from(DTYPES),
+    exact=st.booleans(),
+    seed=st.integers(0, 99),
+)
+def test_the_gradient(rows, dim, dtype, exact, seed):
+    random = torch.Generator().manual_seed(seed)
+    x, d_y = torch.randn(2, 2, rows, dim, generator=random, dtype=torch.float64)
+    weight = 1 + torch.randn(dim, generator=random, dtype=torch.float64) / 2
+    given = [tensor.to(dtype) for tensor in (3 * x, weight, d_y)]
+    expected = norm_gradients(
+        lambda x, weight: add_rms_norm_reference(x, None, weight, EPS)[1],
+        *(tensor.double() for tensor in given),
+    )
+    found = norm_gradients(lambda *pair: rms_norm(*pair, EPS, exact), *given)
+    for one, other in zip(found, expected, strict=True):
+        assert one.dtype == dtype
+        size = float(other.norm()) + other.numel() ** 0.5
+        assert float((one.double() - other).norm()) <= 2 * TOLERANCE[dtype] * size
+
+
+@pytest.mark.skipif(
+    not compiled.runs_compiled(torch.empty(0)), reason="there is no C++ compiler"
+)
+def test_threads_change_no_bit_of_the_gradient():
+    x, d_y, weight = inputs(5, 40, torch.float32, "cpu")
+    x, d_y = (tensor.repeat(400, 1) for tensor in (x, d_y))
+    before = torch.get_num_threads()
+    found = []
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        found.append(norm_gradients(lambda *pair: rms_norm(*pair, EPS), x, weight, d_y))
+    torch.set_num_threads(before)
+    assert all(torch.equal(*pair) for pair in zip(*found, strict=True))

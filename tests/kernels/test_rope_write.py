@@ -16,10 +16,11 @@ from torch import Tensor
 
 from kernels.attention import Pages
 from kernels.rope_write import (
+    apply_rope,
     rope_write,
     rope_write_reference,
 )
-from nanomath.models.transformer import RMSNorm, apply_rope
+from nanomath.models.transformer import RMSNorm
 
 rope_write_cpu = partial(rope_write, form="cpu")
 rope_write_triton = partial(rope_write, form="triton")

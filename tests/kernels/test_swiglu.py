@@ -10,7 +10,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kernels.swiglu import swiglu, swiglu_reference
+from kernels import compiled
+from kernels.swiglu import gated, swiglu, swiglu_reference
 
 swiglu_cpu = partial(swiglu, form="cpu")
 swiglu_triton = partial(swiglu, form="triton")
@@ -125,3 +126,42 @@ def test_extremes_and_refusals_of_the_cpu_form():
     with pytest.raises(ValueError, match=r"expected \[M, 2 F\]"):
         swiglu_cpu(x[:, 1:])
     assert swiglu_cpu(x[:0]).shape == (0, 6)
+
+
+def gate_gradient(function, x, d_y):
+    x = x.detach().requires_grad_()
+    return torch.autograd.grad(function(x), x, d_y)[0]
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    rows=st.integers(0, 40),
+    width=st.integers(1, 70),
+    dtype=st.sampled_from(DTYPES),
+    exact=st.booleans(),
+    seed=st.integers(0, 99),
+)
+def test_the_gradient(rows, width, dtype, exact, seed):
+    x = gate_up(2 * rows, width, dtype, "cpu", seed).unflatten(0, (2, rows))
+    d_y = torch.randn(2, rows, width, generator=torch.Generator().manual_seed(seed))
+    expected = gate_gradient(swiglu_reference, x.double(), d_y.double())
+    found = gate_gradient(partial(gated, exact=exact), x, d_y.to(dtype))
+    assert found.dtype == dtype
+    error = (found.double() - expected).norm()
+    assert error <= TOLERANCE[dtype] * expected.norm()
+
+
+def test_the_gradient_of_large_gates():
+    x = torch.tensor([[-1e4, -200.0, -89.0, 0.0, 89.0, 1e4, *[2.0] * 6]])
+    expected = gate_gradient(swiglu_reference, x.double(), torch.ones(1, 6).double())
+    found = gate_gradient(gated, x, torch.ones(1, 6))
+    torch.testing.assert_close(found.double(), expected, rtol=1e-6, atol=1e-30)
+
+
+@pytest.mark.skipif(
+    not compiled.runs_compiled(torch.empty(0)), reason="there is no C++ compiler"
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_it_is_the_kernel_with_a_gradient(dtype):
+    x = gate_up(9, 33, dtype, "cpu")
+    assert torch.equal(gated(x), swiglu_cpu(x))

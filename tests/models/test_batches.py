@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections import Counter
-
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -135,8 +132,9 @@ def test_every_token_has_its_place(examples, share):
         )
         assert batch.offset[mine].tolist() == list(range(n))
     assert batch.lengths.tolist() == [len(e.response) for e in examples]
-    kept = [block.queries.flatten()[block.kept] for block in layout.blocks]
-    assert torch.cat(kept).tolist() == list(range(layout.tokens.shape[1]))
+    start, length, _ = layout.pieces.table.unbind(1)
+    pieces = [torch.arange(a, a + n) for a, n in zip(start, length, strict=True)]
+    assert torch.cat(pieces).tolist() == list(range(layout.tokens.shape[1]))
     assert layout.tokens.shape[1] == distinct(examples, share)
 
 
@@ -148,36 +146,27 @@ def distinct(examples, share: bool) -> int:
     return sum(map(len, once)) + sum(len(example.response) for example in examples)
 
 
-def test_what_fills_the_blocks_up_is_never_seen(model):
+def test_what_fills_the_pieces_up_is_never_seen(model):
     batch = make_batch(FIXED)
     expected, _ = response_logprobs(model, batch)
-    blocks = []
-    for block in batch.layout.blocks:
-        queries = torch.randint(batch.layout.tokens.shape[1], block.queries.shape)
-        queries.view(-1)[block.kept] = block.queries.flatten()[block.kept]
-        ends = block.first + lengths_of(block)
-        keys = torch.randint(batch.layout.tokens.shape[1], block.keys.shape)
-        real = torch.arange(keys.shape[1]) < ends[:, None]
-        keys = torch.where(real, block.keys, keys)
-        blocks.append(dataclasses.replace(block, queries=queries, keys=keys))
-    layout = dataclasses.replace(batch.layout, blocks=blocks)
-    found, _ = response_logprobs(model, dataclasses.replace(batch, layout=layout))
+    block = batch.layout.pieces.block
+    queries = torch.randint(batch.layout.tokens.shape[1], block.queries.shape)
+    queries.view(-1)[block.kept] = block.queries.flatten()[block.kept]
+    ends = block.first + batch.layout.pieces.table[:, 1]
+    keys = torch.randint(batch.layout.tokens.shape[1], block.keys.shape)
+    real = torch.arange(keys.shape[1]) < ends[:, None]
+    keys = torch.where(real, block.keys, keys)
+    filled = block._replace(queries=queries, keys=keys)
+    vars(batch.layout.pieces)["block"] = filled
+    found, _ = response_logprobs(model, batch)
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
-
-
-def lengths_of(block) -> torch.Tensor:
-    """Tokens of each piece of a block."""
-    count = Counter((block.kept // block.queries.shape[1]).tolist())
-    return torch.tensor([count[piece] for piece in range(len(block.queries))])
 
 
 def test_to_moves_every_tensor():
     moved = make_batch(FIXED).to("meta")
     tensors = [moved.place, moved.target, moved.sequence, moved.offset, moved.lengths]
-    tensors += [moved.layout.tokens, moved.layout.positions]
-    for block in moved.layout.blocks:
-        tensors += [block.queries, block.keys, block.first, block.kept]
-    assert len(moved.layout.blocks) == 2
+    layout = moved.layout
+    tensors += [layout.tokens, layout.positions, layout.pieces.table]
     assert all(tensor.device.type == "meta" for tensor in tensors)
 
 
@@ -262,9 +251,9 @@ def test_what_is_shared_is_computed_once(new_model, monkeypatch):
     passes = []
     hidden = model.hidden
 
-    def count(tokens, *args):
+    def count(tokens, *args, **options):
         passes.append(tokens.numel())
-        return hidden(tokens, *args)
+        return hidden(tokens, *args, **options)
 
     monkeypatch.setattr(model, "hidden", count)
     sequences = [[*range(20), 50 + i, 60 + i] for i in range(8)]

@@ -5,7 +5,6 @@ the padding holds.
 from __future__ import annotations
 
 import copy
-import dataclasses
 from collections.abc import Callable, Sequence
 from functools import cache, partial
 
@@ -151,22 +150,17 @@ def test_the_cut_changes_no_gradient_of_a_minibatch(policy_gradients, method, dt
 
 
 def scribbled(examples: Sequence[Example], share: bool = True) -> Batch:
-    """A batch whose attention blocks are three columns wider, filled with any tokens' places."""
+    """A batch whose attention is three columns wider, filled with any tokens' places."""
     batch = make_batch(examples, share)
-    blocks = []
-    for block in batch.layout.blocks:
-        rows, width = block.queries.shape
-        some = torch.arange(3).expand(rows, 3) % batch.layout.tokens.shape[1]
-        blocks.append(
-            dataclasses.replace(
-                block,
-                queries=torch.cat((block.queries, some), dim=1),
-                keys=torch.cat((block.keys, some), dim=1),
-                kept=block.kept + 3 * (block.kept // width),
-            )
-        )
-    layout = dataclasses.replace(batch.layout, blocks=blocks)
-    return dataclasses.replace(batch, layout=layout)
+    block = batch.layout.pieces.block
+    rows, width = block.queries.shape
+    some = torch.arange(3).expand(rows, 3) % batch.layout.tokens.shape[1]
+    vars(batch.layout.pieces)["block"] = block._replace(
+        queries=torch.cat((block.queries, some), dim=1),
+        keys=torch.cat((block.keys, some), dim=1),
+        kept=block.kept + 3 * (block.kept // width),
+    )
+    return batch
 
 
 @pytest.mark.parametrize("method", ["grpo", "gspo", "ppo", "top_entropy"])

@@ -31,7 +31,6 @@ from torch.utils.benchmark import Timer
 import nanomath
 from kernels import (
     attention,
-    causal_attention,
     linear,
     linear_logprob,
     lm_head,
@@ -39,6 +38,7 @@ from kernels import (
     rms_norm,
     swiglu,
 )
+from kernels import causal_attention as attention_forms
 from kernels import rope_write as rope
 from kernels import truncation as cut
 from kernels.backend import triton
@@ -167,16 +167,16 @@ def logprob_case(s: Setting) -> Case:
 def training_attention_case(s: Setting) -> Case:
     """Forward and backward, of sequences of at most SEQUENCE tokens."""
     length = min(s.rows, SEQUENCE)
-    heads = s.num_heads, s.num_kv_heads, s.num_kv_heads
-    arguments = tuple(
-        s.random(s.rows // length, length, n, s.head_dim).transpose(1, 2) for n in heads
-    )
-    forms = causal_attention.causal_attention, causal_attention.library_attention
+    pieces = attention_forms.whole_rows(s.rows // length, length)
+    tokens = s.rows // length * length
+    heads = s.random(tokens, s.num_heads + 2 * s.num_kv_heads, s.head_dim)
+    angles = torch.rand(s.head_dim // 2), torch.arange(tokens)
+    given = s.num_kv_heads, rope.rope_tables(*angles, s.dtype), pieces
+    forms = attention_forms.causal_attention, attention_forms.library_attention
     forms = (partial(gradients, form) for form in forms)
-    for x in arguments:
-        x.requires_grad_()
     # Two products forward and five backward, of the half of the scores that is seen
-    return Case(*forms, arguments, 7 * length * arguments[0].numel())
+    flops = 7 * length * tokens * s.num_heads * s.head_dim
+    return Case(*forms, (heads.requires_grad_(), *given), flops)
 
 
 def training_linear_case(s: Setting) -> Case:
@@ -193,7 +193,8 @@ def gradients(function: Callable, *arguments: Tensor) -> tuple:
     """
     found = function(*arguments)
     mean = (found if isinstance(found, Tensor) else found[0]).mean()
-    return torch.autograd.grad(mean, [x for x in arguments if x.requires_grad])
+    given = [x for x in arguments if isinstance(x, Tensor) and x.requires_grad]
+    return torch.autograd.grad(mean, given)
 
 
 CASES = {

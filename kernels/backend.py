@@ -65,21 +65,9 @@ def require(fits: bool, expected: str, **tensors: Tensor | None) -> None:
         raise ValueError(f"{given}: expected {expected}")
 
 
-def trained(
-    kernel: Callable[..., Tensor],
-    gradient: Callable[..., tuple],
-    reference: Callable[..., Tensor],
-    exact: bool,
-    *inputs: Tensor,
-) -> Tensor:
-    """reference(*inputs), differentiable: on a CPU by the kernel and its gradient, elsewhere by
-    PyTorch or, where it is to be exact, by the kernel.
-    """
-    if compiled.runs_compiled(inputs[0]):
-        return Differentiable.apply(kernel, gradient, *inputs)
-    if exact:
-        return Differentiable.apply(kernel, gradient_of(reference), *inputs)
-    return reference(*inputs)
+def form_with_gradient(tensor: Tensor) -> str:
+    """As `form_for`, in training: kernels compute in float32."""
+    return "reference" if tensor.dtype.itemsize > 4 else form_for(tensor)
 
 
 def gradient_of(reference: Callable[..., Tensor]) -> Callable[..., tuple]:

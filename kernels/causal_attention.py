@@ -28,7 +28,7 @@ from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 
 from kernels import compiled
-from kernels.rope_write import Rope, apply_rope
+from kernels.rope_write import Rope, rotated
 
 
 class Block(NamedTuple):
@@ -147,12 +147,11 @@ def side_by_side(
     What it gives beyond the end of a piece is left out.
     """
     few = [kv_heads] * 2
-    q, k, v = heads.split([heads.shape[1] - 2 * kv_heads, *few], dim=1)
-    cos, sin = (x[:, None] for x in rope)
+    turned = rotated(heads, heads.shape[1] - kv_heads, rope)
+    q, k, v = turned.split([heads.shape[1] - 2 * kv_heads, *few], dim=1)
     block = pieces.block
-    q = _rows(apply_rope(q, cos, sin), block.queries)
-    k = _rows(apply_rope(k, cos, sin), block.keys)
-    found = attention(q, k, _rows(v, block.keys), block.first)
+    k, v = (_rows(x, block.keys) for x in (k, v))
+    found = attention(_rows(q, block.queries), k, v, block.first)
     return found.transpose(1, 2).flatten(0, 1).index_select(0, block.kept)
 
 

@@ -16,7 +16,17 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kernels import compiled
-from kernels.backend import form_for, jit, require, tl, trained, triton
+from kernels.backend import (
+    Differentiable,
+    form_for,
+    form_with_gradient,
+    jit,
+    require,
+    tl,
+    triton,
+)
+
+SUMMED = 16  # rows of a program that share its part of the weight's gradient
 
 
 def add_rms_norm(
@@ -47,27 +57,41 @@ def add_rms_norm(
     return residual, out
 
 
-def rms_norm(x: Tensor, weight: Tensor, eps: float, exact: bool = False) -> Tensor:
-    """The norm [.., D] of x alone, as `trained` computes it."""
-    normed = trained(
-        lambda x, weight: add_rms_norm(x, None, weight, eps)[1],
-        partial(_gradient, eps),
-        lambda x, weight: add_rms_norm_reference(x, None, weight, eps)[1],
-        exact,
+def rms_norm(x: Tensor, weight: Tensor, eps: float, form: str | None = None) -> Tensor:
+    """The norm [.., D] of x alone, differentiable: with n = x / sqrt(mean(x^2) + eps)
+
+    dx = (w dy - n mean(w dy n)) / sqrt(mean(x^2) + eps),   dw = sum over the rows of dy n
+    """
+    form = form or form_with_gradient(x)
+    if form == "reference":
+        return add_rms_norm_reference(x, None, weight, eps)[1]
+    normed = Differentiable.apply(
+        lambda x, weight: add_rms_norm(x, None, weight, eps, form)[1],
+        partial(_gradient, eps, form),
         x.reshape(-1, x.shape[-1]).contiguous(),
         weight,
     )
     return normed.view(x.shape)
 
 
-def _gradient(eps: float, x: Tensor, weight: Tensor, d_y: Tensor) -> tuple[Tensor, ...]:
-    """With n = x / sqrt(mean(x^2) + eps): dw = sum over the rows of dy n, and
-    dx = (w dy - n mean(w dy n)) / sqrt(mean(x^2) + eps).
-    """
-    found = torch.empty_like(x), torch.empty_like(weight)
-    tensors = x, weight, d_y.contiguous(), *found
-    compiled.call("rms_norm_gradient", x.dtype, *tensors, eps, *x.shape)
-    return found
+def _gradient(
+    eps: float, form: str, x: Tensor, weight: Tensor, d_y: Tensor
+) -> tuple[Tensor, Tensor]:
+    rows, dim = x.shape
+    d_x = torch.empty_like(x)
+    tensors = x, weight, d_y.contiguous(), d_x
+    if form == "cpu":
+        d_weight = torch.empty_like(weight)
+        compiled.call("rms_norm_gradient", x.dtype, *tensors, d_weight, eps, rows, dim)
+        return d_x, d_weight
+    parts = x.new_zeros(triton.cdiv(rows, SUMMED), dim, dtype=torch.float32)
+    block = triton.next_power_of_2(dim)
+    if rows:
+        _gradient_kernel[len(parts),](
+            *tensors, parts, eps, rows, D=dim, BLOCK=block, SUMMED=SUMMED,
+            num_warps=min(16, max(1, block // 256)),
+        )  # fmt: skip
+    return d_x, parts.sum(0).to(weight.dtype)
 
 
 def add_rms_norm_reference(
@@ -102,3 +126,25 @@ def _add_rms_norm_kernel(
         ((total * scale).to(DTYPE).to(tl.float32) * w).to(DTYPE),
         mask=real,
     )
+
+
+@jit
+def _gradient_kernel(
+    x, weight, d_y, d_x, parts, eps, rows, D: tl.constexpr, BLOCK: tl.constexpr,
+    SUMMED: tl.constexpr,
+):  # fmt: skip
+    part = tl.program_id(0).to(tl.int64)
+    i = tl.arange(0, BLOCK)
+    real = i < D
+    w = tl.load(weight + i, mask=real, other=0.0).to(tl.float32)
+    total = tl.zeros([BLOCK], tl.float32)
+    for n in range(SUMMED):
+        row = part * SUMMED + n
+        here = real & (row + i * 0 < rows)
+        a = tl.load(x + row * D + i, mask=here, other=0.0).to(tl.float32)
+        d = tl.load(d_y + row * D + i, mask=here, other=0.0).to(tl.float32)
+        scale = tl.math.rsqrt(tl.sum(a * a) / D + eps)
+        mean = tl.sum(w * d * a) / D * scale * scale
+        tl.store(d_x + row * D + i, (w * d - a * mean) * scale, mask=here)
+        total += d * a * scale
+    tl.store(parts + part * D + i, total, mask=real)

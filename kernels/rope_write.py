@@ -11,12 +11,22 @@ model's dtype where PyTorch rounds it, so the result is that of the model's own 
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
 from kernels import compiled
 from kernels.attention import Pages
-from kernels.backend import form_for, jit, require, tl, triton
+from kernels.backend import (
+    Differentiable,
+    form_for,
+    form_with_gradient,
+    jit,
+    require,
+    tl,
+    triton,
+)
 from kernels.rms_norm import add_rms_norm_reference
 
 BLOCK = 8  # heads a program
@@ -119,6 +129,34 @@ def rope_write_reference(
     return out
 
 
+def rotated(heads: Tensor, turning: int, rope: Rope, form: str | None = None) -> Tensor:
+    """heads [N, W, E], of which the first `turning` are rotated by cos and sin [N, E],
+    differentiable.
+    """
+    form = form or form_with_gradient(heads)
+    if form != "triton":
+        turned = apply_rope(heads[:, :turning], *(x[:, None] for x in rope))
+        return torch.cat((turned, heads[:, turning:]), dim=1)
+    turn = partial(_turned, turning, [x.contiguous() for x in rope])
+    return Differentiable.apply(
+        partial(turn, 1.0), lambda _, d: (turn(-1.0, d),), heads
+    )
+
+
+def _turned(turning: int, rope: list[Tensor], direction: float, x: Tensor) -> Tensor:
+    tokens, width, dim = x.shape
+    x = x.contiguous()
+    out = torch.empty_like(x)
+    if tokens:
+        grid = (tokens, triton.cdiv(width, BLOCK))
+        half = triton.next_power_of_2(dim // 2)
+        _turned_kernel[grid](
+            x, *rope, out, direction, turning, W=width, E=dim, HALF=half, BLOCK=BLOCK,
+            num_warps=2, enable_fp_fusion=False,
+        )  # fmt: skip
+    return out
+
+
 def apply_rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotate the half-split pairs (x_i, x_{i+E/2}) of x [.., E]; cos and sin broadcast to it,
     both halves alike.
@@ -130,6 +168,30 @@ def apply_rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 @jit
 def _rounded(x, DTYPE: tl.constexpr):
     return x.to(DTYPE).to(tl.float32)
+
+
+@jit
+def _turned_kernel(
+    x, cos, sin, out, direction, turning, W: tl.constexpr, E: tl.constexpr, HALF:
+    tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """BLOCK of the W heads of one row; those that are not turned have cos 1 and sin 0."""
+    DTYPE: tl.constexpr = x.dtype.element_ty
+    row = tl.program_id(0).to(tl.int64)
+    head = (tl.program_id(1) * BLOCK + tl.arange(0, BLOCK))[:, None]
+    i = tl.arange(0, HALF)[None, :]
+    real = (head < W) & (i < E // 2)
+    turns = (head < turning) & (i < E // 2)
+    place = (row * W + head) * E + i
+    angle = row * E + i + head * 0
+    a = tl.load(x + place, mask=real, other=0.0).to(tl.float32)
+    b = tl.load(x + place + E // 2, mask=real, other=0.0).to(tl.float32)
+    c = tl.load(cos + angle, mask=turns, other=1.0).to(tl.float32)
+    s = tl.load(sin + angle, mask=turns, other=0.0).to(tl.float32) * direction
+    first = _rounded(a * c, DTYPE) - _rounded(b * s, DTYPE)
+    second = _rounded(b * c, DTYPE) + _rounded(a * s, DTYPE)
+    tl.store(out + place, first.to(DTYPE), mask=real)
+    tl.store(out + place + E // 2, second.to(DTYPE), mask=real)
 
 
 @jit

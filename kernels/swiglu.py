@@ -8,12 +8,22 @@ dtype before the product, as in the model's own code. One program a row and BLOC
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from kernels import compiled
-from kernels.backend import form_for, jit, require, tl, trained, triton
+from kernels.backend import (
+    Differentiable,
+    form_for,
+    form_with_gradient,
+    jit,
+    require,
+    tl,
+    triton,
+)
 
 BLOCK = 1024
 
@@ -36,18 +46,29 @@ def swiglu(gate_up: Tensor, form: str | None = None) -> Tensor:
     return out
 
 
-def gated(gate_up: Tensor, exact: bool = False) -> Tensor:
-    """[.., F] of gate_up [.., 2 F], as `trained` computes it."""
+def gated(gate_up: Tensor, form: str | None = None) -> Tensor:
+    """[.., F] of gate_up [.., 2 F], differentiable: with s = 1 / (1 + exp(-gate))
+
+    dgate = dy up s (1 + gate (1 - s)),   dup = dy gate s
+    """
+    form = form or form_with_gradient(gate_up)
+    if form == "reference":
+        return swiglu_reference(gate_up)
     rows = gate_up.flatten(0, -2).contiguous()
-    out = trained(swiglu, _gradient, swiglu_reference, exact, rows)
+    kernel, gradient = partial(swiglu, form=form), partial(_gradient, form)
+    out = Differentiable.apply(kernel, gradient, rows)
     return out.unflatten(0, gate_up.shape[:-1])
 
 
-def _gradient(gate_up: Tensor, d_y: Tensor) -> tuple[Tensor]:
-    """With s = 1 / (1 + exp(-gate)): dup = dy gate s, dgate = dy up s (1 + gate (1 - s))."""
+def _gradient(form: str, gate_up: Tensor, d_y: Tensor) -> tuple[Tensor]:
+    rows, width = d_y.shape
     found = torch.empty_like(gate_up)
     tensors = gate_up, d_y.contiguous(), found
-    compiled.call("swiglu_gradient", gate_up.dtype, *tensors, *d_y.shape)
+    if form == "cpu":
+        compiled.call("swiglu_gradient", gate_up.dtype, *tensors, rows, width)
+    elif found.numel():
+        grid = (rows, triton.cdiv(width, BLOCK))
+        _gradient_kernel[grid](*tensors, F=width, BLOCK=BLOCK, num_warps=4)
     return (found,)
 
 
@@ -70,3 +91,18 @@ def _swiglu_kernel(gate_up, out, F: tl.constexpr, BLOCK: tl.constexpr):
     up = tl.load(gate_up + row * 2 * F + F + i, mask=i < F, other=0.0).to(tl.float32)
     silu = (gate / (1.0 + tl.exp(-gate))).to(DTYPE).to(tl.float32)
     tl.store(out + row * F + i, (silu * up).to(DTYPE), mask=i < F)
+
+
+@jit
+def _gradient_kernel(gate_up, d_y, d_gate_up, F: tl.constexpr, BLOCK: tl.constexpr):
+    DTYPE: tl.constexpr = gate_up.dtype.element_ty
+    row = tl.program_id(0).to(tl.int64)
+    i = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    at = row * 2 * F + i
+    gate = tl.load(gate_up + at, mask=i < F, other=0.0).to(tl.float32)
+    up = tl.load(gate_up + at + F, mask=i < F, other=0.0).to(tl.float32)
+    d = tl.load(d_y + row * F + i, mask=i < F, other=0.0).to(tl.float32)
+    s = 1.0 / (1.0 + tl.exp(-gate))
+    d_gate = d * up * s * (1.0 + gate * (1.0 - s))
+    tl.store(d_gate_up + at, d_gate.to(DTYPE), mask=i < F)
+    tl.store(d_gate_up + at + F, (d * gate * s).to(DTYPE), mask=i < F)

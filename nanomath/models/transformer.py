@@ -32,12 +32,7 @@ from nanomath.models.config import ModelConfig, rope_frequencies
 
 
 class RMSNorm(nn.Module):
-    """y = w * x / sqrt(mean(x^2) + eps), the mean taken in float32 (arXiv 1910.07467).
-
-    `exact` is as in `Linear`.
-    """
-
-    exact = False
+    """y = w * x / sqrt(mean(x^2) + eps), the mean taken in float32 (arXiv 1910.07467)."""
 
     def __init__(self, size: int, eps: float) -> None:
         super().__init__()
@@ -45,7 +40,7 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        return rms_norm(x, self.weight, self.eps, self.exact)
+        return rms_norm(x, self.weight, self.eps)
 
 
 class Linear(nn.Linear):
@@ -96,9 +91,7 @@ class Attention(nn.Module):
 
 
 class SwiGLU(nn.Module):
-    """down(silu(gate(x)) * up(x)), with gate and up in one matrix. `exact` as in `Linear`."""
-
-    exact = False
+    """down(silu(gate(x)) * up(x)), with gate and up in one matrix."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -110,7 +103,7 @@ class SwiGLU(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down_proj(gated(self.gate_up_proj(x), self.exact))
+        return self.down_proj(gated(self.gate_up_proj(x)))
 
 
 class Layer(nn.Module):
@@ -160,12 +153,12 @@ class Transformer(nn.Module):
         """Whether the logits after a token depend, bit for bit, on that token and those
         before it alone, and not on the batch, its padding or the number of threads.
         """
-        return self.model.norm.exact
+        return self.lm_head.exact
 
     @exact.setter
     def exact(self, exact: bool) -> None:
         for module in self.modules():
-            if isinstance(module, Attention | Linear | RMSNorm | SwiGLU):
+            if isinstance(module, Attention | Linear):
                 module.exact = exact
 
     @property

@@ -57,9 +57,10 @@ from nanomath.training.optimizer import Optimizer
 # SmolLM2-135M), 1.94 (tiny) and 1.58 (SmolLM2); on a GPU torch counts only what is in use.
 KEPT = {"cpu": (1.35, 1.7), "cuda": (1.0, 1.0)}
 MARGIN = 0.9  # of the free memory that "auto" plans with
-# Tokens from which more at a time are no faster. On one core of an AMD EPYC, microseconds a token
-# forward and backward: tiny 113, 100, 105, 104 with 288, 1116, 4140, 16416 at a time; SmolLM2's
-# shape with 4 layers 3180, 3112, 3869 with 228, 612, 1124. A GPU has not been measured.
+# Tokens from which more at a time are hardly faster. On one core of an AMD EPYC (Zen 5),
+# microseconds a token forward and backward with 256, 512, 1024, 2048, 4096 at a time: tiny 46,
+# 37, 38, 36, 37; SmolLM2's shape with 4 layers 1973, 1706, 1959, 1819, 1791, in bfloat16 955,
+# 947, 1212, 1065, 986. A GPU has not been measured.
 FAST = {"cpu": 1024, "cuda": 16384}
 LEAST = 256  # tokens of a micro-batch that is not worth halving
 # The floor / what the sampler takes: 0.67 for SmolLM2-135M (docs/results/rollout-cpu.md), 0.41 for

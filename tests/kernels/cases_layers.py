@@ -7,18 +7,16 @@ from functools import partial
 import torch
 from gate import Case
 
+from kernels import rms_norm, rope_write, swiglu
 from kernels.attention import PAGE, Pages, paged_attention, rows_per_tile
 from kernels.linear import invariant_linear_triton
 from kernels.record import record as write_down
-from kernels.rms_norm import add_rms_norm
-from kernels.rope_write import rope_write
-from kernels.swiglu import swiglu
 
 paged_attention_triton = partial(paged_attention, form="triton")
 record_triton = partial(write_down, form="triton")
-add_rms_norm_triton = partial(add_rms_norm, form="triton")
-rope_write_triton = partial(rope_write, form="triton")
-swiglu_triton = partial(swiglu, form="triton")
+add_rms_norm_triton = partial(rms_norm.add_rms_norm, form="triton")
+rope_write_triton = partial(rope_write.rope_write, form="triton")
+swiglu_triton = partial(swiglu.swiglu, form="triton")
 
 BF16, F16, F32, I32, I64 = (
     torch.bfloat16,
@@ -120,6 +118,21 @@ def linear(rows: int, features: int, dim: int, dtype: torch.dtype, bias: bool) -
     return Case(name, launch, {} if dtype == F32 else {"_linear_kernel": WIDE})
 
 
+def gradients(tokens: int, dim: int, inner: int, dtype: torch.dtype) -> Case:
+    """Of the norm and of the gate, and the rotation, which is its own."""
+
+    def launch() -> None:
+        x = meta(tokens, dim, dtype=dtype)
+        rms_norm._gradient(1e-6, "triton", x, meta(dim, dtype=dtype), x)
+        gate_up, d_y = (meta(tokens, n, dtype=dtype) for n in (2 * inner, inner))
+        swiglu._gradient("triton", gate_up, d_y)
+        angles = meta(tokens, 64, dtype=dtype)
+        heads = meta(tokens, 18, 64, dtype=dtype)
+        rope_write.rotated(heads, 16, (angles, angles), "triton")
+
+    return Case(f"gradients {dim} {str(dtype)[6:]}", launch)
+
+
 CASES = [
     attention(14, 2, 64),  # Qwen2.5-0.5B
     attention(12, 2, 128),  # Qwen2.5-1.5B
@@ -137,6 +150,9 @@ CASES = [
     norm(896, F16, False),
     norm(8192, F32, True),
     Case("swiglu 8960 bfloat16", lambda: swiglu_triton(meta(256, 17920))),
+    gradients(4096, 896, 4864, BF16),
+    gradients(4096, 8192, 28672, F32),
+    gradients(300, 100, 250, F16),
     record(256, 2),
     record(3, 0),
     linear(300, 2048, 1536, BF16, True),

@@ -88,12 +88,9 @@ def test_the_reference(dtype, with_delta):
     assert_right(add_rms_norm_reference, x, delta, weight)
     norm = RMSNorm(100, EPS).to(dtype)
     norm.weight.data = weight
-    for exact, function in ((False, add_rms_norm_reference), (True, add_rms_norm)):
-        norm.exact = exact
-        residual, y = function(x, delta, weight, EPS)
-        assert torch.equal(y, norm(residual)) and torch.equal(
-            residual, x if delta is None else x + delta
-        )
+    residual, y = add_rms_norm(x, delta, weight, EPS)
+    assert torch.equal(y, norm(residual))
+    assert torch.equal(residual, x if delta is None else x + delta)
 
 
 @settings(max_examples=100, deadline=None)
@@ -193,28 +190,43 @@ def norm_gradients(function, x, weight, d_y):
     return torch.autograd.grad(function(*given), given, d_y)
 
 
-@settings(max_examples=40, deadline=None)
-@given(
-    rows=st.sampled_from([0, 1, 3, 64, 65, 200]),
-    dim=st.integers(1, 70) | st.sampled_from([128, 896, 1000]),
-    dtype=st.sampled_from(DTYPES),
-    exact=st.booleans(),
-    seed=st.integers(0, 99),
-)
-def test_the_gradient(rows, dim, dtype, exact, seed):
+def assert_right_gradients(rows, dim, dtype, seed, device="cpu", form=None):
     random = torch.Generator().manual_seed(seed)
     x, d_y = torch.randn(2, 2, rows, dim, generator=random, dtype=torch.float64)
     weight = 1 + torch.randn(dim, generator=random, dtype=torch.float64) / 2
-    given = [tensor.to(dtype) for tensor in (3 * x, weight, d_y)]
+    given = [tensor.to(dtype).to(device) for tensor in (3 * x, weight, d_y)]
     expected = norm_gradients(
         lambda x, weight: add_rms_norm_reference(x, None, weight, EPS)[1],
         *(tensor.double() for tensor in given),
     )
-    found = norm_gradients(lambda *pair: rms_norm(*pair, EPS, exact), *given)
+    found = norm_gradients(lambda *pair: rms_norm(*pair, EPS, form), *given)
     for one, other in zip(found, expected, strict=True):
         assert one.dtype == dtype
         size = float(other.norm()) + other.numel() ** 0.5
         assert float((one.double() - other).norm()) <= 2 * TOLERANCE[dtype] * size
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    rows=st.sampled_from([0, 1, 3, 64, 65, 200]),
+    dim=st.integers(1, 70) | st.sampled_from([128, 896, 1000]),
+    dtype=st.sampled_from([torch.float64, *DTYPES]),
+    seed=st.integers(0, 99),
+)
+def test_the_gradient(rows, dim, dtype, seed):
+    assert_right_gradients(rows, dim, dtype, seed)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    rows=st.sampled_from([0, 1, 3, 8, 9, 20]),
+    dim=st.integers(1, 70) | st.sampled_from([128, 896, 1000]),
+    dtype=st.sampled_from(DTYPES),
+    seed=st.integers(0, 99),
+)
+@needs_triton
+def test_the_gradient_on_a_gpu(kernel_device, rows, dim, dtype, seed):
+    assert_right_gradients(rows, dim, dtype, seed, kernel_device, "triton")
 
 
 @pytest.mark.skipif(

@@ -17,8 +17,10 @@ from torch import Tensor
 from kernels.attention import Pages
 from kernels.rope_write import (
     apply_rope,
+    rope_tables,
     rope_write,
     rope_write_reference,
+    rotated,
 )
 from nanomath.models.transformer import RMSNorm
 
@@ -254,6 +256,32 @@ def test_a_row_has_the_same_bits_in_every_launch(kernel_device):
         assert torch.equal(
             replace(p, **alone).run(rope_write_triton)[0][0], together[m]
         )
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    tokens=st.integers(0, 5),
+    width=st.integers(1, 20),
+    dim=st.sampled_from([2, 8, 20, 64]),
+    dtype=st.sampled_from([torch.float32, torch.float16]),
+    data=st.data(),
+)
+@needs_triton
+def test_rotation_in_training(kernel_device, tokens, width, dim, dtype, data):
+    """The kernel has the bits of PyTorch's operations, and its gradient turns them back."""
+    turning = data.draw(st.integers(0, width))
+    random = torch.Generator().manual_seed(tokens)
+    heads, gradient = torch.randn(2, tokens, width, dim, generator=random).to(dtype)
+    angles = torch.rand(dim // 2, generator=random), torch.arange(tokens)
+    given = [
+        x.to(kernel_device) for x in (heads, gradient, *rope_tables(*angles, dtype))
+    ]
+    found = []
+    for form in ("triton", "reference"):
+        x = given[0].detach().requires_grad_()
+        out = rotated(x, turning, given[2:], form)
+        found.append((out, *torch.autograd.grad(out, x, given[1])))
+    assert all(torch.equal(*pair) for pair in zip(*found, strict=True))
 
 
 @needs_triton

@@ -133,22 +133,38 @@ def gate_gradient(function, x, d_y):
     return torch.autograd.grad(function(x), x, d_y)[0]
 
 
+def assert_right_gradient(rows, width, dtype, seed, device="cpu", form=None):
+    x = gate_up(2 * rows, width, dtype, device, seed).unflatten(0, (2, rows))
+    random = torch.Generator().manual_seed(seed)
+    d_y = torch.randn(2, rows, width, generator=random).to(device)
+    expected = gate_gradient(swiglu_reference, x.double(), d_y.to(dtype).double())
+    found = gate_gradient(partial(gated, form=form), x, d_y.to(dtype))
+    assert found.dtype == dtype
+    error = (found.double() - expected).norm()
+    assert error <= TOLERANCE[dtype] * expected.norm()
+
+
 @settings(max_examples=40, deadline=None)
 @given(
     rows=st.integers(0, 40),
     width=st.integers(1, 70),
-    dtype=st.sampled_from(DTYPES),
-    exact=st.booleans(),
+    dtype=st.sampled_from([torch.float64, *DTYPES]),
     seed=st.integers(0, 99),
 )
-def test_the_gradient(rows, width, dtype, exact, seed):
-    x = gate_up(2 * rows, width, dtype, "cpu", seed).unflatten(0, (2, rows))
-    d_y = torch.randn(2, rows, width, generator=torch.Generator().manual_seed(seed))
-    expected = gate_gradient(swiglu_reference, x.double(), d_y.double())
-    found = gate_gradient(partial(gated, exact=exact), x, d_y.to(dtype))
-    assert found.dtype == dtype
-    error = (found.double() - expected).norm()
-    assert error <= TOLERANCE[dtype] * expected.norm()
+def test_the_gradient(rows, width, dtype, seed):
+    assert_right_gradient(rows, width, dtype, seed)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    rows=st.integers(0, 3),
+    width=st.integers(1, 70) | st.sampled_from([1023, 1025]),
+    dtype=st.sampled_from(DTYPES),
+    seed=st.integers(0, 99),
+)
+@needs_triton
+def test_the_gradient_on_a_gpu(kernel_device, rows, width, dtype, seed):
+    assert_right_gradient(rows, width, dtype, seed, kernel_device, "triton")
 
 
 def test_the_gradient_of_large_gates():

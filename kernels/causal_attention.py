@@ -11,7 +11,7 @@ On a CPU kernels/cpu.cpp takes a key/value head of a piece at a time, and some q
 all their keys, straight from the projection's result, rotated as they are read: no score, copy or
 rotated head outlives them, and nothing is kept for the backward pass but a logsumexp a query
 (FlashAttention-2, arXiv 2307.08691). All is computed in float32. Elsewhere it is PyTorch's, on
-pieces that are filled up to the longest.
+pieces that are filled up to the longest. (Its FlexAttention has no gradient on a CPU.)
 """
 
 from __future__ import annotations

@@ -57,7 +57,7 @@ def test_prompts_are_computed_once(new_model, tokenizer, monkeypatch):
     monkeypatch.setattr(
         model,
         "hidden",
-        lambda tokens, *rest: seen.append(tokens) or hidden(tokens, *rest),
+        lambda tokens, **rest: seen.append(tokens) or hidden(tokens, **rest),
     )
     (examples,) = [general.choice_examples(QUESTIONS[0], tokenizer)]
     general.choice_logprobs(model, [examples], 0)

@@ -55,8 +55,9 @@ def gated(gate_up: Tensor, form: str | None = None) -> Tensor:
     if form == "reference":
         return swiglu_reference(gate_up)
     rows = gate_up.flatten(0, -2).contiguous()
-    kernel, gradient = partial(swiglu, form=form), partial(_gradient, form)
-    out = Differentiable.apply(kernel, gradient, rows)
+    out = Differentiable.apply(
+        partial(swiglu, form=form), partial(_gradient, form), rows
+    )
     return out.unflatten(0, gate_up.shape[:-1])
 
 

@@ -245,10 +245,11 @@ def step_seconds(
     """
     parameters = [weight.parameter for weight in optimizer.weights.values()]
     batches = batches_of(model, examples, token_budget)
-    trial = trial_batch(model, examples).to(model.device)
+    sizes = [batch.layout.tokens.numel() for batch in batches]
+    trial = trial_batch(model, examples, max(sizes)).to(model.device)
     layers = layer_seconds(model, parameters, trial)
     head = head_seconds(model, trial)
-    tokens = len(model.model.layers) * sum(b.layout.tokens.numel() for b in batches)
+    tokens = len(model.model.layers) * sum(sizes)
     targets = sum(len(b.target) for b in batches)
     score, learn = (
         tokens * layer + targets * logits
@@ -259,12 +260,13 @@ def step_seconds(
     return scored * score + trained * (learn + machine.seconds(moved, 0))
 
 
-def trial_batch(model: Transformer, examples: Sequence[Example]) -> Batch:
-    """The first examples, as many as a pass of TRIAL_FLOPS over one layer takes."""
+def trial_batch(model: Transformer, examples: Sequence[Example], largest: int) -> Batch:
+    """The first examples, as many as a pass of TRIAL_FLOPS over one layer takes, or the largest
+    micro-batch: with fewer its memory would be less.
+    """
     c = model.config
     weights = 3 * c.hidden_size * (c.intermediate_size + c.num_heads * c.head_dim)
-    kind = model.device.type
-    tokens = min(TRIAL_FLOPS[kind] / (6 * weights), FAST[kind])
+    tokens = min(TRIAL_FLOPS[model.device.type] / (6 * weights), largest)
     chosen = list(examples[:1])
     for example in examples[1:]:
         if sum(len(e.response) for e in chosen) < tokens:

@@ -246,7 +246,8 @@ def step_seconds(
     parameters = [weight.parameter for weight in optimizer.weights.values()]
     batches = batches_of(model, examples, token_budget)
     sizes = [batch.layout.tokens.numel() for batch in batches]
-    trial = trial_batch(model, examples, max(sizes)).to(model.device)
+    most = min(max(sizes), 4 * FAST[model.device.type])  # a trial must not be the peak
+    trial = trial_batch(model, examples, most).to(model.device)
     layers = layer_seconds(model, parameters, trial)
     head = head_seconds(model, trial)
     tokens = len(model.model.layers) * sum(sizes)
@@ -260,13 +261,13 @@ def step_seconds(
     return scored * score + trained * (learn + machine.seconds(moved, 0))
 
 
-def trial_batch(model: Transformer, examples: Sequence[Example], largest: int) -> Batch:
-    """The first examples, as many as a pass of TRIAL_FLOPS over one layer takes, or the largest
-    micro-batch: with fewer its memory would be less.
+def trial_batch(model: Transformer, examples: Sequence[Example], most: int) -> Batch:
+    """The first examples, as many as a pass of TRIAL_FLOPS over one layer takes, about `most`
+    tokens at the most: those of a micro-batch, for its memory costs time as well.
     """
     c = model.config
     weights = 3 * c.hidden_size * (c.intermediate_size + c.num_heads * c.head_dim)
-    tokens = min(TRIAL_FLOPS[model.device.type] / (6 * weights), largest)
+    tokens = min(TRIAL_FLOPS[model.device.type] / (6 * weights), most)
     chosen = list(examples[:1])
     for example in examples[1:]:
         if sum(len(e.response) for e in chosen) < tokens:

@@ -110,16 +110,18 @@ def measure_machine(
     return Machine(2 * source.nbytes / copying, max(rates))
 
 
-def fastest(run: Callable[[], object], device: torch.device, seconds: float) -> float:
-    """Return the seconds of the fastest of the calls that fit into `seconds`, at least
-    three.
+def fastest(
+    run: Callable[[], object], device: torch.device, seconds: float, least: int = 3
+) -> float:
+    """Return the seconds of the fastest of the calls that fit into `seconds`, and of at
+    least so many.
 
     One more call comes before them and is not timed.
     """
     seconds_of(run, device)
     found = []
     until = time.perf_counter() + seconds
-    while len(found) < 3 or time.perf_counter() < until:
+    while len(found) < least or time.perf_counter() < until:
         found.append(seconds_of(run, device))
     return min(found)
 

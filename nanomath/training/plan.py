@@ -26,9 +26,12 @@ KEPT is what the C library loses between blocks of changing sizes, more after th
 it give them all back, and a GPU keeps the sampler's cache: so training and sampling are added.
 Seconds, where nothing else wants the processor:
 
-    training    = a trial of one layer and of the lm_head on some of the tokens, its time for all
-                  layers and all tokens, and 17 numbers moved for each that Adam updates
-    sampling    = floor of the decoding steps (nanomath/rollout/floor.py) / DECODING + prefill
+    training    = a trial of a micro-batch, or of so many of its tokens and of the layers as are
+                  tried soon, its time for all layers and all tokens, 17 numbers moved for each
+                  that Adam updates, and SEQUENCE_SECONDS
+    sampling    = a trial of the first tokens of as many samples as are drawn side by side, as long
+                  for the others, what reading a longer context takes at least (floor.py), and
+                  SEQUENCE_SECONDS
 
 The longest completions are assumed, or in time those of the last step of a run that goes on.
 """
@@ -38,6 +41,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -63,9 +67,6 @@ MARGIN = 0.9  # of the free memory that "auto" plans with
 # 947, 1212, 1065, 986. A GPU has not been measured.
 FAST = {"cpu": 1024, "cuda": 16384}
 LEAST = 256  # tokens of a micro-batch that is not worth halving
-# The floor / what the sampler takes: 0.67 for SmolLM2-135M (docs/results/rollout-cpu.md), 0.41 for
-# the tiny model with 512 rows on one thread.
-DECODING = 0.55
 MOVED = 17  # numbers read and written for each weight in the optimizer's step
 TRIAL_SECONDS = {"cpu": 0.005, "cuda": 0.05}  # at least, for each measurement
 # (rows, width), none for all of floor.py's: on a CPU these take long, and this one alone is within
@@ -73,25 +74,34 @@ TRIAL_SECONDS = {"cpu": 0.005, "cuda": 0.05}  # at least, for each measurement
 TRIAL_PRODUCTS = {"cpu": ((128, 1024),), "cuda": ()}
 COPIED = 32 << 20  # bytes at most: a trial must not be the run's peak
 TRIAL_FLOPS = {"cpu": 3e10, "cuda": 4e12}  # of what is tried
+TRIAL_STEPS = 4  # of decoding
+# Seconds of Python for each sequence, in a pass: batches, losses, metrics; in sampling: texts and
+# rewards. On one core of an AMD EPYC (Zen 5) with the tiny model 60 to 90 and 110 microseconds.
+SEQUENCE_SECONDS = 8e-5
 
 
 @dataclass(frozen=True)
 class Drawing:
-    """What a sampler is asked for: `samples` of each of some prompts, in tokens of the longest
-    prompt and of the longest completion.
-    """
+    """What a sampler is asked for: `samples` of each prompt, `completion` tokens at most."""
 
-    prompts: int
+    prompts: Sequence[list[int]]
     samples: int
-    prompt: int
     completion: int
 
     @classmethod
     def of(cls, prompts: Sequence[list[int]], samples: int, completion: int) -> Drawing:
         """That of a rank's share of these prompts."""
-        mine = ranks.share(prompts)
-        longest = max(map(len, mine), default=1)
-        return cls(max(1, len(mine)), samples, longest, completion)
+        return cls(ranks.share(prompts) or [[0]], samples, completion)
+
+    @property
+    def total(self) -> int:
+        """The number of samples."""
+        return len(self.prompts) * self.samples
+
+    @property
+    def longest(self) -> int:
+        """The tokens of the longest prompt."""
+        return max(map(len, self.prompts))
 
 
 def batches_of(
@@ -208,15 +218,15 @@ def sampling_bytes(sampler: Sampler, drawing: Drawing) -> float:
     """
     c = sampler.model.config
     size = sampler.decoder.dtype.itemsize
-    rows = min(sampler.slots, drawing.prompts * drawing.samples)
+    rows = min(sampler.slots, drawing.total)
     matrices = sum(p.numel() for p in sampler.model.parameters() if p.dim() == 2)
     if sampler.decoder.on_gpu:
-        longest = drawing.prompt + drawing.completion
-        each = Cache.bytes_per_slot(sampler.decoder, longest, drawing.prompt)
+        longest = drawing.longest + drawing.completion
+        each = Cache.bytes_per_slot(sampler.decoder, longest, drawing.longest)
         weights = matrices * size * (sampler.decoder.dtype != sampler.model.dtype)
     else:
         token = 2 * c.num_layers * c.num_kv_heads * c.head_dim * size
-        each = token * (drawing.completion + drawing.prompt / drawing.samples)
+        each = token * (drawing.completion + drawing.longest / drawing.samples)
         weights = matrices * size
     return rows * (each + 8 * c.vocab_size) + weights
 
@@ -257,17 +267,18 @@ def step_seconds(
         for layer, logits in zip(layers, head, strict=True)
     )
     moved = 4 * MOVED * sum(p.numel() for p in parameters)
+    host = SEQUENCE_SECONDS * len(examples)
     scored, trained = passes
-    return scored * score + trained * (learn + machine.seconds(moved, 0))
+    update = learn + host + machine.seconds(moved, 0)
+    return scored * (score + host) + trained * update
 
 
 def trial_batch(model: Transformer, examples: Sequence[Example], most: int) -> Batch:
     """The first examples, as many as a pass of TRIAL_FLOPS over one layer takes, about `most`
     tokens at the most: those of a micro-batch, for its memory costs time as well.
     """
-    c = model.config
-    weights = 3 * c.hidden_size * (c.intermediate_size + c.num_heads * c.head_dim)
-    tokens = min(TRIAL_FLOPS[model.device.type] / (6 * weights), most)
+    flops = TRIAL_FLOPS[model.device.type]
+    tokens = min(flops / layer_flops(model.config, 1), most)
     chosen = list(examples[:1])
     for example in examples[1:]:
         if sum(len(e.response) for e in chosen) < tokens:
@@ -278,21 +289,32 @@ def trial_batch(model: Transformer, examples: Sequence[Example], most: int) -> B
 def layer_seconds(
     model: Transformer, parameters: Sequence[Tensor], batch: Batch
 ) -> tuple[float, float]:
-    """The seconds of a layer for a token of the batch, without a gradient and with one."""
+    """The seconds of a layer for a token of the batch, without a gradient and with one: of as
+    many layers as a pass of TRIAL_FLOPS goes through.
+    """
     layers = model.model.layers
     ends = (model.model.embed_tokens.weight, model.lm_head.weight)
     inside = [p for p in parameters if all(p is not end for end in ends)]
     size = batch.layout.tokens.numel(), model.config.hidden_size
     x = torch.zeros(size, dtype=model.dtype, device=model.device, requires_grad=True)
+    most = TRIAL_FLOPS[model.device.type] // layer_flops(model.config, len(x))
+    tried = layers[: max(1, int(most))]
 
     def states() -> Tensor:
         return layout_states(model, batch.layout, x)
 
-    model.model.layers = layers[:1]
+    model.model.layers = tried
     try:
-        return seconds_each(states, [x, *inside], model.device, len(x))
+        return seconds_each(states, [x, *inside], model.device, len(tried) * len(x))
     finally:
         model.model.layers = layers
+
+
+def layer_flops(c: ModelConfig, tokens: float) -> float:
+    """The FLOPs of the products of a layer forward and backward, without attention's."""
+    attention = (c.num_heads + c.num_kv_heads) * c.head_dim
+    weights = c.hidden_size * (3 * c.intermediate_size + 2 * attention)
+    return 6 * weights * tokens
 
 
 def head_seconds(model: Transformer, batch: Batch) -> tuple[float, float]:
@@ -333,18 +355,32 @@ def seconds_each(
 
 def sampling_seconds(sampler: Sampler, drawing: Drawing, machine: Machine) -> float:
     """The seconds in which the sampler draws, if all completions are as long as `drawing` says."""
-    c = sampler.model.config
-    dtype = sampler.decoder.dtype
-    samples = drawing.prompts * drawing.samples
-    rows = min(sampler.slots, samples)
-    context = drawing.prompt + drawing.completion / 2
-    shared = {"shared": drawing.prompt, "group": drawing.samples}
-    decoding = step_floor(c, rows, context, dtype, machine, **shared)
-    prefill = step_floor(
-        c, drawing.prompts * drawing.prompt, drawing.prompt / 2, dtype, machine
+    rows = min(sampler.slots, drawing.total)
+    samples = min(drawing.samples, rows)
+    prompts = drawing.prompts[: rows // samples]
+    device = sampler.decoder.device
+    # A rank's share is tried by the rank alone: others may have other prompts, or none.
+    draw = partial(Sampler.generate, sampler, prompts, samples)
+    first, more = (
+        fastest(partial(draw, tokens), device, TRIAL_SECONDS[device.type], least=1)
+        for tokens in (1, 1 + TRIAL_STEPS)
     )
-    steps = drawing.completion * samples / rows
-    return (steps * sum(decoding.values()) + prefill["projections"]) / DECODING
+    tried, usual = (
+        step_floor(
+            sampler.model.config,
+            rows,
+            drawing.longest + tokens / 2,
+            sampler.decoder.dtype,
+            machine,
+            drawing.longest,
+            samples,
+        )["attention"]
+        for tokens in (TRIAL_STEPS, drawing.completion)
+    )
+    step = max(0.0, more - first) / TRIAL_STEPS + usual - tried
+    rounds = drawing.total / (len(prompts) * samples)
+    drawn = rounds * (first + (drawing.completion - 1) * step)
+    return drawn + SEQUENCE_SECONDS * drawing.total
 
 
 # --- what is said ----------------------------------------------------------------------------

@@ -132,6 +132,7 @@ def announce(
         ),
         0,
     )
+    loaded = memory_now(model.device)  # before trials leave something
     seconds = {}
     if not ranks.is_sharded(model):
         machine = plan.machine_of(model, drawings[0][0].decoder.dtype)
@@ -140,7 +141,7 @@ def announce(
         for sampler, one in draws:
             seconds["sampling"] = plan.sampling_seconds(sampler, one, machine)
     memory = {
-        "loaded": memory_now(model.device),
+        "loaded": loaded,
         "training": training,
         "sampling": sampling,
     }

@@ -243,6 +243,14 @@ def test_what_is_expected_has_the_passes_of_the_step(monkeypatch):
     for step in training.FORWARD:
         assert training.expected(small(), "tiny", step) == {"ms": 2000, "MB": 3}
     assert [passes for *_, passes, _ in told] == [(0, 1), (1, 1)]
+    monkeypatch.setattr(
+        training.plan, "sampling_seconds", lambda *args: told.append(args) or 0.5
+    )
+    config = small("sampled=true")
+    assert training.expected(config, "tiny", "grpo") == {"ms": 2500, "MB": 3}
+    sampler, drawing, _ = told[-1]
+    assert sampler.slots == drawing.total == config.sequences
+    assert (drawing.longest, drawing.completion) == (9, 7)
 
 
 def test_adapters_are_trained_alone(patched):

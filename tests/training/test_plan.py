@@ -53,6 +53,11 @@ def tiny_sampler(new_model, tokenizer) -> Sampler:
     return Sampler(new_model(0), tokenizer, slots=64)
 
 
+def drawing(prompts: int, samples: int, completion: int) -> Drawing:
+    """Of prompts of 10 tokens at most."""
+    return Drawing([[5] * 10, *[[5] * 9] * (prompts - 1)], samples, completion)
+
+
 @pytest.mark.parametrize(
     ("room", "fast", "budget"),
     [
@@ -180,7 +185,7 @@ def test_the_peak_of_a_step(sizes):
 def test_the_sampler_needs_its_cache_and_packed_weights(tiny_sampler):
     c = tiny_sampler.model.config
     few, more, long = (
-        plan.sampling_bytes(tiny_sampler, Drawing(prompts, 2, 10, completion))
+        plan.sampling_bytes(tiny_sampler, drawing(prompts, 2, completion))
         for prompts, completion in ((1, 20), (2, 20), (2, 21))
     )
     token = 2 * c.num_layers * c.num_kv_heads * c.head_dim * 4
@@ -189,7 +194,7 @@ def test_the_sampler_needs_its_cache_and_packed_weights(tiny_sampler):
     matrices = sum(p.nbytes for p in tiny_sampler.model.parameters() if p.dim() == 2)
     assert few - (more - few) == matrices
     tiny_sampler.slots = 3
-    assert plan.sampling_bytes(tiny_sampler, Drawing(9, 9, 10, 20)) == matrices + 3 * (
+    assert plan.sampling_bytes(tiny_sampler, drawing(9, 9, 20)) == matrices + 3 * (
         token * (20 + 10 / 9) + 8 * c.vocab_size
     )
 
@@ -233,10 +238,11 @@ def test_seconds_of_a_step_are_those_of_its_layers_and_tokens(monkeypatch):
     targets = tokens - 3 * len(ALONE)
     passes = 5 * tokens * (2 * 0.1 + 3 * 1.0) + targets * (2 * 0.2 + 3 * 3.0)
     numbers = sum(p.numel() for p in model.parameters())
+    passes += (2 + 3) * len(ALONE) * plan.SEQUENCE_SECONDS
     assert found == pytest.approx(passes + 3 * 4 * plan.MOVED * numbers / 1e6)
 
 
-def test_a_trial_is_of_one_layer_and_of_some_tokens(monkeypatch):
+def test_a_trial_is_of_some_layers_and_of_some_tokens(monkeypatch):
     model = Transformer(SHAPE).init_weights(0)
     parameters = list(model.parameters())
     calls = []
@@ -247,13 +253,24 @@ def test_a_trial_is_of_one_layer_and_of_some_tokens(monkeypatch):
 
     monkeypatch.setattr(plan, "seconds_each", seconds_each)
     batch = make_batch(ALONE)
+    tokens = batch.layout.tokens.numel()
+    plan.layer_seconds(model, parameters, batch)
+    layer = sum(p.numel() for p in model.model.layers[0].parameters() if p.dim() == 2)
+    assert plan.layer_flops(SHAPE, tokens) == 6 * layer * tokens
+    monkeypatch.setattr(plan, "TRIAL_FLOPS", {"cpu": 1.9 * 6 * layer * tokens})
+    plan.layer_seconds(model, parameters, batch)
+    monkeypatch.setattr(plan, "TRIAL_FLOPS", {"cpu": 1})
     plan.layer_seconds(model, parameters, batch)
     weights = model.lm_head.weight.numel()
     monkeypatch.setattr(plan, "TRIAL_FLOPS", {"cpu": 2 * 7 * weights})
     plan.head_seconds(model, batch)
-    tokens = batch.layout.tokens.numel()
-    assert calls[0] == (1, (tokens, SHAPE.hidden_size), len(parameters), tokens)
-    assert calls[1] == (2, (7,), 2, 7)
+    states = (tokens, SHAPE.hidden_size)
+    assert calls == [
+        (2, states, len(parameters), 2 * tokens),
+        (1, states, len(parameters), tokens),
+        (1, states, len(parameters), tokens),
+        (2, (7,), 2, 7),
+    ]
     assert len(model.model.layers) == 2
 
 
@@ -277,14 +294,36 @@ def test_a_small_models_trial_is_short():
     assert time.process_time() - began < 0.25
 
 
-def test_seconds_of_sampling_grow_with_rounds(tiny_sampler):
+def test_seconds_of_sampling_are_those_of_its_first_tokens(tiny_sampler, monkeypatch):
+    """A prompt costs 5 seconds here, and a token of all samples in flight 2."""
     tiny_sampler.slots = 8
-    machine = Machine(1e12, 1e6)
-    one = plan.sampling_seconds(tiny_sampler, Drawing(4, 2, 10, 16), machine)
-    two = plan.sampling_seconds(tiny_sampler, Drawing(8, 2, 10, 16), machine)
-    longer = plan.sampling_seconds(tiny_sampler, Drawing(4, 2, 10, 32), machine)
-    assert two == pytest.approx(2 * one)
-    assert 1.3 * one < longer < 2.3 * one
+    asked = []
+
+    def generate(sampler, prompts, n, tokens):
+        assert sampler is tiny_sampler
+        asked.append((len(prompts), n, tokens))
+        return 5.0 * len(prompts) + 2.0 * tokens
+
+    monkeypatch.setattr(Sampler, "generate", generate)
+    monkeypatch.setattr(plan, "fastest", lambda run, *_, **__: run())
+    c = tiny_sampler.model.config
+    for prompts, samples, tried, rounds in ((4, 2, (4, 2), 1), (8, 3, (2, 3), 4)):
+        one = drawing(prompts, samples, 16)
+        found = plan.sampling_seconds(tiny_sampler, one, Machine(1e9, 1e12))
+        rows = min(8, prompts * samples)
+        read = 2 * c.num_layers * c.num_kv_heads * c.head_dim * 4 * rows * (16 - 4) / 2
+        each = 5.0 * tried[0] + 16 * 2.0 + 15 * read / 1e9
+        python = plan.SEQUENCE_SECONDS * prompts * samples
+        assert found == pytest.approx(rounds * each + python)
+        assert asked[-2:] == [(*tried, 1), (*tried, 1 + plan.TRIAL_STEPS)]
+
+
+def test_a_trial_of_sampling_leaves_the_draws_as_they_were(tiny_sampler):
+    prompts = drawing(4, 2, 16).prompts
+    before = tiny_sampler.generate(prompts, 2, 16)
+    found = plan.sampling_seconds(tiny_sampler, drawing(4, 2, 16), Machine(1e12, 1e6))
+    assert 0 < found < 60
+    assert tiny_sampler.generate(prompts, 2, 16) == before
 
 
 # --- runs ------------------------------------------------------------------------------------

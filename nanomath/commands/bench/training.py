@@ -243,8 +243,13 @@ def expected(config: TrainingBench, shape: str, step: str) -> dict:
     machine = plan.machine_of(model, model.dtype)
     cut = plan.batches_of(model, examples, config.token_budget)
     told = model, optimizer, examples, config.token_budget, (FORWARD[step] - 1, 1)
-    ms = 1e3 * plan.step_seconds(*told, machine)
-    return {"ms": ms, "MB": plan.step_bytes(model, optimizer, cut) / 1e6}
+    seconds = plan.step_seconds(*told, machine)
+    if config.sampled:
+        asked = [example.prompt for example in examples[:: config.groups]]
+        drawing = plan.Drawing(asked, config.groups, config.response)
+        sampler = Sampler(model, NO_TEXT, slots=len(examples))
+        seconds += plan.sampling_seconds(sampler, drawing, machine)
+    return {"ms": 1e3 * seconds, "MB": plan.step_bytes(model, optimizer, cut) / 1e6}
 
 
 def measure_trl(config: TrainingBench, shape: str, step: str) -> dict:

@@ -21,7 +21,7 @@ from nanomath.data.problem import Problem
 from nanomath.models.tokenizer import Tokenizer
 from nanomath.process.measures import auc
 from nanomath.process.prm import StepScorer
-from nanomath.process.steps import steps_of, texts_of
+from nanomath.process.steps import empty_steps, steps_of, texts_of
 from nanomath.rollout.episodes import Groups
 from nanomath.rollout.sampler import Completion
 
@@ -111,11 +111,15 @@ class ProcessReward:
 
     def metrics(self, groups: Groups) -> dict[str, float]:
         """Return of a rollout: the mean score of a step, what the steps of a completion earn in
-        all, their number, tokens of a step, the mean score of PROBES as first steps, and how
-        well the lowest score tells right from wrong answers (left out where all are alike).
+        all, their number, tokens of a step, the share of those without content (none is merged
+        for that), the mean score of PROBES as first steps, and how well the lowest score tells
+        right from wrong answers (left out where all are alike).
         """
         episodes = [episode for group in groups for episode in group]
         steps = [len(e.step_scores) for e in episodes]
+        empty = [
+            each for e in episodes for each in empty_steps(e.completion.text, self.by)
+        ]
         probes = self.scorer(
             [(episodes[0].problem.question, [probe]) for probe in PROBES]
         )
@@ -126,6 +130,7 @@ class ProcessReward:
             "prm/probes": fmean(score for (score,) in probes),
             "steps": fmean(steps),
             "step_length": sum(e.completion.length for e in episodes) / sum(steps),
+            "empty_steps": fmean(empty or [0.0]),
         }
         if self.credit:
             found["prm/return"] = fmean(sum(e.step_rewards) for e in episodes)

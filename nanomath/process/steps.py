@@ -60,6 +60,17 @@ def split_text(text: str, by: str = "blank_line") -> list[tuple[int, int]]:
     return spans
 
 
+def empty_steps(text: str, by: str = "blank_line") -> list[bool]:
+    """Return of each step of a text whether it says nothing: it has no digit, or repeats an
+    earlier one word for word.
+    """
+    steps = [text[start:end].split() for start, end in split_text(text, by)]
+    return [
+        step in steps[:i] or not re.search(r"\d", "".join(step))
+        for i, step in enumerate(steps)
+    ]
+
+
 def end_tokens(
     tokenizer: Tokenizer, tokens: Sequence[int], text: str, ends: Sequence[int]
 ) -> list[int]:

@@ -13,7 +13,7 @@ stages is the floor, as no machine overlaps them in one stream of work.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
@@ -82,32 +82,33 @@ def step_floor(
 
 
 def measure_machine(
-    device: torch.device | str,
-    dtype: torch.dtype,
-    seconds: float = 0.3,
-    copied: int = 0,
-    products: Sequence[tuple[int, int]] = (),
+    device: torch.device | str, dtype: torch.dtype, seconds: float = 0.3
 ) -> Machine:
     """Measure for `seconds` each how fast this machine copies memory, and how fast it
     multiplies matrices of a decoding step's shapes in `dtype`.
 
-    copied: bytes, 0 for COPIED. products: (rows, width) of each, none for PRODUCTS.
-
     On a CPU the product is the sampler's own, with as many threads as torch uses.
     """
     device = torch.device(device)
-    source = torch.ones((copied or COPIED[device.type]) // 4, device=device)
-    target = torch.empty_like(source)
-    copying = fastest(lambda: target.copy_(source), device, seconds)
     linear = packed_linear if device.type == "cpu" else F.linear
     rates = []
-    for rows, width in products or PRODUCTS[device.type]:
+    for rows, width in PRODUCTS[device.type]:
         x, weight = (
             torch.randn(n, width, device=device, dtype=dtype) for n in (rows, width)
         )
         took = fastest(partial(linear, x, weight), device, seconds)
         rates.append(2 * rows * width**2 / took)
-    return Machine(2 * source.nbytes / copying, max(rates))
+    return Machine(copied_per_s(device, COPIED[device.type], seconds), max(rates))
+
+
+def copied_per_s(device: torch.device, size: int, seconds: float) -> float:
+    """Measure for `seconds` how many bytes are read and written a second where so many are
+    copied.
+    """
+    source = torch.ones(size // 4, device=device)
+    target = torch.empty_like(source)
+    took = fastest(lambda: target.copy_(source), device, seconds)
+    return 2 * source.nbytes / took
 
 
 def fastest(

@@ -27,10 +27,11 @@ it give them all back, and a GPU keeps the sampler's cache: so training and samp
 Seconds, where nothing else wants the processor:
 
     training    = a trial of a micro-batch, or of so many of its tokens and of the layers as are
-                  tried soon, its time for all layers and all tokens, 17 numbers moved for each
-                  that Adam updates, and SEQUENCE_SECONDS
+                  tried soon, and of it without layers: the difference for all layers, the
+                  whole for all tokens; 17 numbers moved for each that Adam updates, and
+                  SEQUENCE_SECONDS
     sampling    = a trial of the first tokens of as many samples as are drawn side by side, as long
-                  for the others, what reading a longer context takes at least (floor.py), and
+                  for the others, what reading a longer context takes at least, and
                   SEQUENCE_SECONDS
 
 The longest completions are assumed, or in time those of the last step of a run that goes on.
@@ -47,12 +48,18 @@ import torch
 from torch import Tensor
 
 from kernels.compiled import runs_compiled
-from kernels.linear_logprob import CHUNK_LOGITS, linear_logprob
-from nanomath.models.batches import Batch, Example, layout_states, make_batch
+from kernels.linear_logprob import CHUNK_LOGITS
+from nanomath.models.batches import (
+    Batch,
+    Example,
+    make_batch,
+    response_states,
+    states_logprobs,
+)
 from nanomath.models.config import ModelConfig
 from nanomath.models.transformer import Transformer
 from nanomath.rollout.cache import Cache, free_memory
-from nanomath.rollout.floor import Machine, fastest, measure_machine, step_floor
+from nanomath.rollout.floor import copied_per_s, fastest
 from nanomath.rollout.sampler import Sampler
 from nanomath.training import ranks
 from nanomath.training.optimizer import Optimizer
@@ -69,15 +76,12 @@ FAST = {"cpu": 1024, "cuda": 16384}
 LEAST = 256  # tokens of a micro-batch that is not worth halving
 MOVED = 17  # numbers read and written for each weight in the optimizer's step
 TRIAL_SECONDS = {"cpu": 0.005, "cuda": 0.05}  # at least, for each measurement
-# (rows, width), none for all of floor.py's: on a CPU these take long, and this one alone is within
-# 5% of their fastest (float32 and bfloat16, one core of an AMD EPYC).
-TRIAL_PRODUCTS = {"cpu": ((128, 1024),), "cuda": ()}
 COPIED = 32 << 20  # bytes at most: a trial must not be the run's peak
-TRIAL_FLOPS = {"cpu": 3e10, "cuda": 4e12}  # of what is tried
+TRIAL_FLOPS = {"cpu": 1e11, "cuda": 1e13}  # of what is tried, forward and backward
 TRIAL_STEPS = 4  # of decoding
-# Seconds of Python for each sequence, in a pass: batches, losses, metrics; in sampling: texts and
-# rewards. On one core of an AMD EPYC (Zen 5) with the tiny model 60 to 90 and 110 microseconds.
-SEQUENCE_SECONDS = 8e-5
+# Of Python for each sequence: losses and metrics of a pass, texts and rewards of sampling. On one
+# core of an AMD EPYC (Zen 5) the rest of `bench training` is 60 microseconds.
+SEQUENCE_SECONDS = 5e-5
 
 
 @dataclass(frozen=True)
@@ -225,21 +229,26 @@ def sampling_bytes(sampler: Sampler, drawing: Drawing) -> float:
         each = Cache.bytes_per_slot(sampler.decoder, longest, drawing.longest)
         weights = matrices * size * (sampler.decoder.dtype != sampler.model.dtype)
     else:
-        token = 2 * c.num_layers * c.num_kv_heads * c.head_dim * size
-        each = token * (drawing.completion + drawing.longest / drawing.samples)
+        tokens = drawing.completion + drawing.longest / drawing.samples
+        each = token_bytes(sampler) * tokens
         weights = matrices * size
     return rows * (each + 8 * c.vocab_size) + weights
+
+
+def token_bytes(sampler: Sampler) -> int:
+    """The bytes of a token's keys and values in all layers."""
+    c = sampler.model.config
+    numbers = 2 * c.num_layers * c.num_kv_heads * c.head_dim
+    return numbers * sampler.decoder.dtype.itemsize
 
 
 # --- seconds ---------------------------------------------------------------------------------
 
 
-def machine_of(model: Transformer, dtype: torch.dtype) -> Machine:
-    """Measure the machine in a fifth of a second at most and little memory."""
-    copied = min(COPIED, sum(p.nbytes for p in model.parameters()))
-    kind = model.device.type
-    trial = TRIAL_SECONDS[kind], copied, TRIAL_PRODUCTS[kind]
-    return measure_machine(model.device, dtype, *trial)
+def bytes_per_s(model: Transformer) -> float:
+    """Measure how fast the machine copies as much as the model's weights, or COPIED."""
+    size = min(COPIED, sum(p.nbytes for p in model.parameters()))
+    return copied_per_s(model.device, size, TRIAL_SECONDS[model.device.type])
 
 
 def step_seconds(
@@ -248,112 +257,76 @@ def step_seconds(
     examples: Sequence[Example],
     token_budget: int,
     passes: tuple[int, int],
-    machine: Machine,
+    speed: float,
 ) -> float:
     """The seconds of a training step that makes so many passes over the micro-batches without a
-    gradient, and with one and an update.
+    gradient, and with one and an update. speed: `bytes_per_s`.
     """
     parameters = [weight.parameter for weight in optimizer.weights.values()]
     batches = batches_of(model, examples, token_budget)
     sizes = [batch.layout.tokens.numel() for batch in batches]
     most = min(max(sizes), 4 * FAST[model.device.type])  # a trial must not be the peak
-    trial = trial_batch(model, examples, most).to(model.device)
-    layers = layer_seconds(model, parameters, trial)
-    head = head_seconds(model, trial)
-    tokens = len(model.model.layers) * sum(sizes)
-    targets = sum(len(b.target) for b in batches)
+    flops = TRIAL_FLOPS[model.device.type]
+    layer, head = flops_of_a_token(model.config)
+    fitting = max(1, int(min(most, flops / (layer + head))))
+    trial = batches_of(model, examples, fitting)[0].to(model.device)
+    tried = trial.layout.tokens.numel()
+    total = len(model.model.layers)
+    some = min(total, 1 + int(flops / (layer * tried)))
     score, learn = (
-        tokens * layer + targets * logits
-        for layer, logits in zip(layers, head, strict=True)
+        (ends + (through - ends) * total / some) * sum(sizes) / tried
+        for ends, through in zip(
+            pass_seconds(model, parameters, trial, 0),
+            pass_seconds(model, parameters, trial, some),
+            strict=True,
+        )
     )
-    moved = 4 * MOVED * sum(p.numel() for p in parameters)
+    adam = 4 * MOVED * sum(p.numel() for p in parameters) / speed
     host = SEQUENCE_SECONDS * len(examples)
     scored, trained = passes
-    update = learn + host + machine.seconds(moved, 0)
-    return scored * (score + host) + trained * update
+    return scored * (score + host) + trained * (learn + host + adam)
 
 
-def trial_batch(model: Transformer, examples: Sequence[Example], most: int) -> Batch:
-    """The first examples, as many as a pass of TRIAL_FLOPS over one layer takes, about `most`
-    tokens at the most: those of a micro-batch, for its memory costs time as well.
-    """
-    flops = TRIAL_FLOPS[model.device.type]
-    tokens = min(flops / layer_flops(model.config, 1), most)
-    chosen = list(examples[:1])
-    for example in examples[1:]:
-        if sum(len(e.response) for e in chosen) < tokens:
-            chosen.append(example)
-    return make_batch(chosen)
-
-
-def layer_seconds(
-    model: Transformer, parameters: Sequence[Tensor], batch: Batch
-) -> tuple[float, float]:
-    """The seconds of a layer for a token of the batch, without a gradient and with one: of as
-    many layers as a pass of TRIAL_FLOPS goes through.
-    """
-    layers = model.model.layers
-    ends = (model.model.embed_tokens.weight, model.lm_head.weight)
-    inside = [p for p in parameters if all(p is not end for end in ends)]
-    size = batch.layout.tokens.numel(), model.config.hidden_size
-    x = torch.zeros(size, dtype=model.dtype, device=model.device, requires_grad=True)
-    most = TRIAL_FLOPS[model.device.type] // layer_flops(model.config, len(x))
-    tried = layers[: max(1, int(most))]
-
-    def states() -> Tensor:
-        return layout_states(model, batch.layout, x)
-
-    model.model.layers = tried
-    try:
-        return seconds_each(states, [x, *inside], model.device, len(tried) * len(x))
-    finally:
-        model.model.layers = layers
-
-
-def layer_flops(c: ModelConfig, tokens: float) -> float:
-    """The FLOPs of the products of a layer forward and backward, without attention's."""
+def flops_of_a_token(c: ModelConfig) -> tuple[float, float]:
+    """The FLOPs of the products of a layer and of the lm_head, forward and backward."""
     attention = (c.num_heads + c.num_kv_heads) * c.head_dim
-    weights = c.hidden_size * (3 * c.intermediate_size + 2 * attention)
-    return 6 * weights * tokens
+    layer = 3 * c.intermediate_size + 2 * attention
+    return 6 * c.hidden_size * layer, 6 * c.hidden_size * c.vocab_size
 
 
-def head_seconds(model: Transformer, batch: Batch) -> tuple[float, float]:
-    """The seconds of the logprob of a token, without a gradient and with one."""
-    weight = model.lm_head.weight
-    # So many that laying the weight out for them counts for no more than in a step
-    most = 3 * TRIAL_FLOPS[weight.device.type] / (6 * weight.numel())
-    target = batch.target[: max(1, int(most))]
-    states = torch.zeros(
-        len(target), weight.shape[1], dtype=weight.dtype, device=weight.device
-    ).requires_grad_()
-
-    def logprobs() -> Tensor:
-        return linear_logprob(states, weight, target)[0]
-
-    inside = [states, *[weight] * weight.requires_grad]
-    return seconds_each(logprobs, inside, weight.device, len(target))
-
-
-def seconds_each(
-    run: Callable[[], Tensor],
-    inputs: Sequence[Tensor],
-    device: torch.device,
-    tokens: int,
+def pass_seconds(
+    model: Transformer, parameters: Sequence[Tensor], batch: Batch, layers: int
 ) -> tuple[float, float]:
-    """The seconds of a function of so many tokens for one of them, without a gradient and with
-    that of `inputs`.
+    """The seconds of a pass through the first layers and the lm_head, without a gradient and
+    with that of the parameters.
     """
-
-    def learn() -> None:
-        torch.autograd.grad(run().sum(), inputs, allow_unused=True)
-
-    return tuple(
-        fastest(call, device, TRIAL_SECONDS[device.type]) / tokens
-        for call in (torch.no_grad()(run), learn)
+    device = model.device
+    kept = model.model.layers
+    x = torch.zeros(
+        batch.layout.tokens.numel(),
+        model.config.hidden_size,
+        dtype=model.dtype,
+        device=device,
+        requires_grad=True,
     )
 
+    def logprobs() -> Tensor:
+        return states_logprobs(model, response_states(model, batch, x), batch)[0]
 
-def sampling_seconds(sampler: Sampler, drawing: Drawing, machine: Machine) -> float:
+    def learn() -> None:
+        torch.autograd.grad(logprobs().sum(), [x, *parameters], allow_unused=True)
+
+    model.model.layers = kept[:layers]
+    try:
+        return tuple(
+            fastest(call, device, TRIAL_SECONDS[device.type], least=1)
+            for call in (torch.no_grad()(logprobs), learn)
+        )
+    finally:
+        model.model.layers = kept
+
+
+def sampling_seconds(sampler: Sampler, drawing: Drawing, speed: float) -> float:
     """The seconds in which the sampler draws, if all completions are as long as `drawing` says."""
     rows = min(sampler.slots, drawing.total)
     samples = min(drawing.samples, rows)
@@ -365,22 +338,11 @@ def sampling_seconds(sampler: Sampler, drawing: Drawing, machine: Machine) -> fl
         fastest(partial(draw, tokens), device, TRIAL_SECONDS[device.type], least=1)
         for tokens in (1, 1 + TRIAL_STEPS)
     )
-    tried, usual = (
-        step_floor(
-            sampler.model.config,
-            rows,
-            drawing.longest + tokens / 2,
-            sampler.decoder.dtype,
-            machine,
-            drawing.longest,
-            samples,
-        )["attention"]
-        for tokens in (TRIAL_STEPS, drawing.completion)
-    )
-    step = max(0.0, more - first) / TRIAL_STEPS + usual - tried
+    longer = (drawing.completion - TRIAL_STEPS) / 2 * rows * token_bytes(sampler)
+    step = max(0.0, more - first) / TRIAL_STEPS + longer / speed
     rounds = drawing.total / (len(prompts) * samples)
-    drawn = rounds * (first + (drawing.completion - 1) * step)
-    return drawn + SEQUENCE_SECONDS * drawing.total
+    round_seconds = first + (drawing.completion - 1) * step
+    return rounds * round_seconds + SEQUENCE_SECONDS * drawing.total
 
 
 # --- what is said ----------------------------------------------------------------------------

@@ -132,19 +132,19 @@ def announce(
         ),
         0,
     )
-    loaded = memory_now(model.device)  # before trials leave something
-    seconds = {}
-    if not ranks.is_sharded(model):
-        machine = plan.machine_of(model, drawings[0][0].decoder.dtype)
-        step = plan.step_seconds(model, optimizer, usual, budget, passes, machine)
-        seconds["training"] = step
-        for sampler, one in draws:
-            seconds["sampling"] = plan.sampling_seconds(sampler, one, machine)
     memory = {
-        "loaded": loaded,
+        "loaded": memory_now(model.device),  # before trials leave something
         "training": training,
         "sampling": sampling,
     }
+    seconds = {}
+    if not ranks.is_sharded(model):
+        speed = plan.bytes_per_s(model)
+        seconds["training"] = plan.step_seconds(
+            model, optimizer, usual, budget, passes, speed
+        )
+        for sampler, one in draws:
+            seconds["sampling"] = plan.sampling_seconds(sampler, one, speed)
     assumed = "".join(f"completions of {one.completion} tokens, " for _, one in draws)
     expected = plan.sentence(model.device, memory, seconds)
     say(f"{expected}, with {assumed}{name}.token_budget = {budget}")

@@ -95,9 +95,23 @@ def test_metrics(tokenizer, episode):
         "prm/probes": probes,
         "steps": 5 / 4,
         "step_length": lengths / 5,
+        "empty_steps": 1,
     }
     assert found == pytest.approx({**expected, "prm/auc": 0.5})
     assert "prm/auc" not in process.metrics([episodes[1:2]])
+
+
+def test_steps_without_content_are_counted_even_if_they_are_merged(tokenizer, episode):
+    episodes = [
+        episode("So,\n\n1+1=2\n\nSo, \n\n1+1=2\n\n2+2=4"),
+        episode("3\n\n4\n\n5"),
+    ]
+    process = ProcessReward(
+        partial(length_scores, longest=8), tokenizer, drop_repeats=True
+    )
+    process([episodes])
+    assert len(episodes[0].step_ends) < 5
+    assert process.metrics([episodes])["empty_steps"] == 3 / 8
 
 
 @pytest.mark.parametrize(

@@ -111,7 +111,7 @@ def test_a_copy_counts_twice_and_the_best_product_counts(monkeypatch):
     def pretend(run, device, seconds):
         run()
         calls.append(device.type)
-        return (0.5, 1.0, 2.0, 4.0)[len(calls) - 1]
+        return (1.0, 2.0, 4.0, 0.5)[len(calls) - 1]
 
     monkeypatch.setattr(floor, "fastest", pretend)
     monkeypatch.setattr(floor, "COPIED", {"cpu": 4096})
@@ -120,9 +120,6 @@ def test_a_copy_counts_twice_and_the_best_product_counts(monkeypatch):
         2 * 4096 / 0.5, 2 * 4 * 64 * 64 / 4.0
     )
     assert calls == ["cpu"] * 4
-    calls.clear()
-    few = measure_machine("cpu", torch.float32, copied=400, products=[(2, 16)])
-    assert few == Machine(2 * 400 / 0.5, 2 * 2 * 16 * 16 / 1.0)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -21,7 +21,6 @@ from nanomath.models import ModelConfig, Transformer
 from nanomath.models.batches import Example, make_batch
 from nanomath.models.scores import response_logprobs
 from nanomath.rollout.cache import rooms
-from nanomath.rollout.floor import Machine
 from nanomath.rollout.sampler import Sampler
 from nanomath.training import plan
 from nanomath.training.optimizer import Optimizer
@@ -227,58 +226,70 @@ def test_what_control_groups_leave(tmp_path):
 # --- seconds ---------------------------------------------------------------------------------
 
 
-def test_seconds_of_a_step_are_those_of_its_layers_and_tokens(monkeypatch):
-    shape = replace(SHAPE, num_layers=5)
-    model = Transformer(shape).init_weights(0)
+@pytest.mark.parametrize("tried", [1, 2, 5])
+def test_seconds_of_a_step_are_those_of_its_layers_and_tokens(monkeypatch, tried):
+    """Of a token a pass costs 3 seconds, with a gradient 7, and a layer of it 0.1 and 1."""
+    model = Transformer(replace(SHAPE, num_layers=5)).init_weights(0)
     optimizer = Optimizer(model, 0.0, (0.9, 0.95), 1e-8, 1.0)
-    monkeypatch.setattr(plan, "layer_seconds", lambda *_: (0.1, 1.0))
-    monkeypatch.setattr(plan, "head_seconds", lambda *_: (0.2, 3.0))
-    found = plan.step_seconds(model, optimizer, ALONE, 20, (2, 3), Machine(1e6, 1.0))
+    trials = []
+
+    def pass_seconds(trained, parameters, batch, layers):
+        assert trained is model and len(parameters) == len(optimizer.weights)
+        trials.append((batch.layout.tokens.numel(), layers))
+        return tuple(trials[-1][0] * (a + b * layers) for a, b in ((3, 0.1), (7, 1)))
+
     tokens = sum(map(len, ALONE))
-    targets = tokens - 3 * len(ALONE)
-    passes = 5 * tokens * (2 * 0.1 + 3 * 1.0) + targets * (2 * 0.2 + 3 * 3.0)
-    numbers = sum(p.numel() for p in model.parameters())
+    few = len(ALONE[-1])  # no two go together
+    layer, _ = plan.flops_of_a_token(SHAPE)
+    monkeypatch.setattr(plan, "pass_seconds", pass_seconds)
+    monkeypatch.setattr(plan, "TRIAL_FLOPS", {"cpu": few * layer * (tried - 0.9)})
+    found = plan.step_seconds(model, optimizer, ALONE, 20, (2, 3), 1e6)
+    assert trials == [(few, 0), (few, tried)]
+    passes = tokens * (2 * (3 + 5 * 0.1) + 3 * (7 + 5 * 1))
     passes += (2 + 3) * len(ALONE) * plan.SEQUENCE_SECONDS
+    numbers = sum(p.numel() for p in model.parameters())
     assert found == pytest.approx(passes + 3 * 4 * plan.MOVED * numbers / 1e6)
 
 
-def test_a_trial_is_of_some_layers_and_of_some_tokens(monkeypatch):
+def test_the_flops_of_a_layer_are_those_of_its_matrices():
+    layer, head = plan.flops_of_a_token(SHAPE)
+    model = Transformer(SHAPE)
+    matrices = [p for p in model.model.layers[0].parameters() if p.dim() == 2]
+    assert layer == 6 * sum(p.numel() for p in matrices)
+    assert head == 6 * model.lm_head.weight.numel()
+
+
+def test_a_trial_is_a_pass_through_the_first_layers(monkeypatch):
     model = Transformer(SHAPE).init_weights(0)
-    parameters = list(model.parameters())
-    calls = []
+    layers = model.model.layers
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    ran = []
+    hidden = Transformer.hidden
 
-    def seconds_each(run, inputs, device, tokens):
-        calls.append((len(model.model.layers), run().shape, len(inputs), tokens))
-        return 1.0, 2.0
+    def counted(model, **inputs):
+        ran.append((len(model.model.layers), torch.is_grad_enabled()))
+        return hidden(model, **inputs)
 
-    monkeypatch.setattr(plan, "seconds_each", seconds_each)
-    batch = make_batch(ALONE)
-    tokens = batch.layout.tokens.numel()
-    plan.layer_seconds(model, parameters, batch)
-    layer = sum(p.numel() for p in model.model.layers[0].parameters() if p.dim() == 2)
-    assert plan.layer_flops(SHAPE, tokens) == 6 * layer * tokens
-    monkeypatch.setattr(plan, "TRIAL_FLOPS", {"cpu": 1.9 * 6 * layer * tokens})
-    plan.layer_seconds(model, parameters, batch)
-    monkeypatch.setattr(plan, "TRIAL_FLOPS", {"cpu": 1})
-    plan.layer_seconds(model, parameters, batch)
-    weights = model.lm_head.weight.numel()
-    monkeypatch.setattr(plan, "TRIAL_FLOPS", {"cpu": 2 * 7 * weights})
-    plan.head_seconds(model, batch)
-    states = (tokens, SHAPE.hidden_size)
-    assert calls == [
-        (2, states, len(parameters), 2 * tokens),
-        (1, states, len(parameters), tokens),
-        (1, states, len(parameters), tokens),
-        (2, (7,), 2, 7),
-    ]
-    assert len(model.model.layers) == 2
+    monkeypatch.setattr(Transformer, "hidden", counted)
+    monkeypatch.setattr(plan, "TRIAL_SECONDS", {"cpu": 0.0})
+    for count in (0, 1):
+        found = plan.pass_seconds(
+            model, list(model.parameters()), make_batch(ALONE), count
+        )
+        assert len(found) == 2 and min(found) > 0
+        assert set(ran) == {(count, False), (count, True)}
+        ran.clear()
+    frozen = [p.requires_grad_(False) for p in model.parameters()]  # of adapters
+    assert min(plan.pass_seconds(model, frozen[:0], make_batch(ALONE), 0)) > 0
+    assert model.model.layers is layers
+    assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())
 
 
 def test_a_trial_leaves_model_and_gradients_as_they_were():
     model = Transformer(SHAPE).init_weights(0)
     optimizer = Optimizer(model, 0.0, (0.9, 0.95), 1e-8, 1.0)
     before = torch.get_rng_state()
-    found = plan.step_seconds(model, optimizer, GROUPS, 0, (1, 1), Machine(1e9, 1e9))
+    found = plan.step_seconds(model, optimizer, GROUPS, 0, (1, 1), 1e9)
     assert found > 0
     assert all(p.grad is None for p in model.parameters())
     assert torch.equal(torch.get_rng_state(), before)
@@ -289,8 +300,8 @@ def test_a_small_models_trial_is_short():
     model = Transformer(SHAPE).init_weights(0)
     optimizer = Optimizer(model, 0.0, (0.9, 0.95), 1e-8, 1.0)
     began = time.process_time()
-    machine = plan.machine_of(model, torch.float32)
-    plan.step_seconds(model, optimizer, GROUPS, 0, (1, 1), machine)
+    speed = plan.bytes_per_s(model)
+    plan.step_seconds(model, optimizer, GROUPS, 0, (1, 1), speed)
     assert time.process_time() - began < 0.25
 
 
@@ -309,7 +320,7 @@ def test_seconds_of_sampling_are_those_of_its_first_tokens(tiny_sampler, monkeyp
     c = tiny_sampler.model.config
     for prompts, samples, tried, rounds in ((4, 2, (4, 2), 1), (8, 3, (2, 3), 4)):
         one = drawing(prompts, samples, 16)
-        found = plan.sampling_seconds(tiny_sampler, one, Machine(1e9, 1e12))
+        found = plan.sampling_seconds(tiny_sampler, one, 1e9)
         rows = min(8, prompts * samples)
         read = 2 * c.num_layers * c.num_kv_heads * c.head_dim * 4 * rows * (16 - 4) / 2
         each = 5.0 * tried[0] + 16 * 2.0 + 15 * read / 1e9
@@ -321,7 +332,7 @@ def test_seconds_of_sampling_are_those_of_its_first_tokens(tiny_sampler, monkeyp
 def test_a_trial_of_sampling_leaves_the_draws_as_they_were(tiny_sampler):
     prompts = drawing(4, 2, 16).prompts
     before = tiny_sampler.generate(prompts, 2, 16)
-    found = plan.sampling_seconds(tiny_sampler, drawing(4, 2, 16), Machine(1e12, 1e6))
+    found = plan.sampling_seconds(tiny_sampler, drawing(4, 2, 16), 1e12)
     assert 0 < found < 60
     assert tiny_sampler.generate(prompts, 2, 16) == before
 

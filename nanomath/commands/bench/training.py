@@ -240,15 +240,17 @@ def expected(config: TrainingBench, shape: str, step: str) -> dict:
     """Return the time and memory that a run says it expects of such a step."""
     model, optimizer = in_training(config, shape)
     examples = random_examples(config, shape, step)
-    machine = plan.machine_of(model, model.dtype)
+    speed = plan.bytes_per_s(model)
     cut = plan.batches_of(model, examples, config.token_budget)
     told = model, optimizer, examples, config.token_budget, (FORWARD[step] - 1, 1)
-    seconds = plan.step_seconds(*told, machine)
+    seconds = plan.step_seconds(*told, speed)
     if config.sampled:
         asked = [example.prompt for example in examples[:: config.groups]]
-        drawing = plan.Drawing(asked, config.groups, config.response)
-        sampler = Sampler(model, NO_TEXT, slots=len(examples))
-        seconds += plan.sampling_seconds(sampler, drawing, machine)
+        seconds += plan.sampling_seconds(
+            Sampler(model, NO_TEXT, slots=len(examples)),
+            plan.Drawing(asked, config.groups, config.response),
+            speed,
+        )
     return {"ms": 1e3 * seconds, "MB": plan.step_bytes(model, optimizer, cut) / 1e6}
 
 

@@ -334,9 +334,9 @@ def sampling_seconds(sampler: Sampler, drawing: Drawing, speed: float) -> float:
     device = sampler.decoder.device
     # A rank's share is tried by the rank alone: others may have other prompts, or none.
     draw = partial(Sampler.generate, sampler, prompts, samples)
-    first, more = (
+    more, first = (  # in this order a GPU's cache is made for both
         fastest(partial(draw, tokens), device, TRIAL_SECONDS[device.type], least=1)
-        for tokens in (1, 1 + TRIAL_STEPS)
+        for tokens in (1 + TRIAL_STEPS, 1)
     )
     longer = (drawing.completion - TRIAL_STEPS) / 2 * rows * token_bytes(sampler)
     step = max(0.0, more - first) / TRIAL_STEPS + longer / speed

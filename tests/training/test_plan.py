@@ -326,7 +326,7 @@ def test_seconds_of_sampling_are_those_of_its_first_tokens(tiny_sampler, monkeyp
         each = 5.0 * tried[0] + 16 * 2.0 + 15 * read / 1e9
         python = plan.SEQUENCE_SECONDS * prompts * samples
         assert found == pytest.approx(rounds * each + python)
-        assert asked[-2:] == [(*tried, 1), (*tried, 1 + plan.TRIAL_STEPS)]
+        assert asked[-2:] == [(*tried, 1 + plan.TRIAL_STEPS), (*tried, 1)]
 
 
 def test_a_trial_of_sampling_leaves_the_draws_as_they_were(tiny_sampler):

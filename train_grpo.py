@@ -124,6 +124,7 @@ def main(argv: list[str]) -> int:
             e.k,
             e.by,
             e.seed,
+            start=policy.reference,
             reasoning_ends=ends,
             **sampling,
         )

@@ -24,6 +24,9 @@ from numpy.typing import ArrayLike
 
 from nanomath.data.language import is_mixed, language_metrics, language_of_script
 from nanomath.data.problem import Problem
+from nanomath.models.batches import Example
+from nanomath.models.scores import response_scores
+from nanomath.models.transformer import Transformer
 from nanomath.rewards import extract_answer
 from nanomath.rewards.extraction import REASONING_ENDS
 from nanomath.rewards.functions import is_right
@@ -32,6 +35,7 @@ from nanomath.rollout.sampler import Completion, Progress, Sampler
 
 SUBSETS = 500  # of k samples, taken to estimate maj@k where there are more
 RESAMPLES = 2000
+SCORED_TOKENS = 4096  # at a time
 AT_ONCE = 100  # resamples, which bounds the memory that many problems take
 
 
@@ -72,12 +76,13 @@ class Graded:
 @dataclass(frozen=True)
 class Report:
     """The measurement of one model on one problem set; `scores` is keyed "pass@1", "pass@4",
-    "maj@4", ...
+    "maj@4", ..., and `kl`, that to another model, "" and "/KEY=VALUE".
     """
 
     graded: list[Graded]
     scores: dict[str, Score]
     breakdown: dict[str, Score]
+    kl: dict[str, float] = field(default_factory=dict)
 
     def metrics(self) -> dict[str, float]:
         """What a training run logs of it."""
@@ -100,6 +105,7 @@ class Report:
             "heldout/truncated": fmean(not c.finished for c in completions),
             "heldout/no_answer": fmean(answer is None for answer in answers),
             **{f"heldout/{name}": share for name, share in language.items()},
+            **{f"heldout/kl{name}": mean for name, mean in self.kl.items()},
         }
 
     def records(self, ids: bool = False) -> Iterable[dict[str, Any]]:
@@ -138,12 +144,13 @@ def evaluate(
     progress: Progress | None = None,
     score_all: Callable[[Sequence[tuple[Problem, Completion]]], list[float]]
     | None = None,
+    start: Transformer | None = None,
     reasoning_ends: Sequence[str] = REASONING_ENDS,
     **sampling: Any,
 ) -> Report:
     """Draw `samples` completions of each problem's prompt, grade them, and score pass@k and
     maj@k for every k; with `score_all`, which gives each completion a score, best@k and wmaj@k
-    as well.
+    as well; with `start`, the KL to that model.
     """
     check_measurement(problems, samples, k, by)
     completions = sampler.generate(
@@ -179,7 +186,40 @@ def evaluate(
                 maj_at_k(g.answers, g.right, size, seed, g.scores) for g in graded
             ]
     scores = {name: mean_score(column, seed) for name, column in values.items()}
-    return Report(graded, scores, _breakdown(graded, by, seed) if by else {})
+    kinds = in_kinds(problems, by) if by else {}
+    right = [fmean(item.right) for item in graded]
+    breakdown = {
+        name: mean_score([right[i] for i in rows], seed) for name, rows in kinds.items()
+    }
+    kl = {}
+    if start is not None:
+        temperature = sampling.get("temperature", 1.0)
+        each = moved(start, prompts, groups, temperature)
+        kl = {f"/{name}": fmean(each[i] for i in rows) for name, rows in kinds.items()}
+        kl[""] = fmean(each)
+    return Report(graded, scores, breakdown, kl)
+
+
+def moved(
+    start: Transformer,
+    prompts: Sequence[list[int]],
+    groups: Sequence[Sequence[Completion]],
+    temperature: float = 1.0,
+) -> list[float]:
+    """Return for each prompt how far the model that completed it has moved from `start`: a k1
+    estimate, the mean over completions of mean_t (log pi - log pi_start).
+    """
+    examples = [
+        Example(prompt, completion.tokens)
+        for prompt, group in zip(prompts, groups, strict=True)
+        for completion in group
+    ]
+    logprobs, _ = response_scores(start, examples, SCORED_TOKENS, temperature)
+    totals = iter(logprobs.sum(1).tolist())
+    return [
+        fmean((sum(c.logprobs) - next(totals)) / c.length for c in group)
+        for group in groups
+    ]
 
 
 def check_measurement(
@@ -307,17 +347,6 @@ def with_percentiles(value: float, draws: ArrayLike) -> Score:
     """A number with the 95% interval of what a bootstrap drew."""
     low, high = np.percentile(draws, [2.5, 97.5])
     return Score(float(value), float(low), float(high))
-
-
-def _breakdown(
-    graded: Sequence[Graded], keys: Sequence[str], seed: int
-) -> dict[str, Score]:
-    """pass@1 of the problems that share their values of the metadata `keys`."""
-    groups = in_kinds([item.problem for item in graded], keys)
-    return {
-        name: mean_score([fmean(graded[i].right) for i in rows], seed)
-        for name, rows in groups.items()
-    }
 
 
 def in_kinds(problems: Sequence[Problem], keys: Sequence[str]) -> dict[str, list[int]]:

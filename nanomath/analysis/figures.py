@@ -16,10 +16,11 @@ from typing import Any
 import numpy as np
 
 from nanomath.analysis.budget import Arrow, Budget
+from nanomath.analysis.cells import Key
 from nanomath.analysis.event import Event
 from nanomath.analysis.results import Results, is_share
 from nanomath.analysis.runs import Curve, read_run
-from nanomath.analysis.statistics import FEWEST_SEEDS, t_quantile
+from nanomath.analysis.statistics import FEWEST_SEEDS, Matrix, t_quantile
 from nanomath.data.files import check_file
 
 FORMS = ("png", "svg")
@@ -44,6 +45,9 @@ def draw(results: Results, cells: Path, out: Path) -> list[Path]:
             written += save(forest(results, measure), out / f"{name}-differences")
         if found := dict(curves(results, measure, cells)):
             written += save(lines(found, measure), out / f"{name}-curves")
+        if paths := results.paths.get(measure):
+            figure = trajectories(paths, results.study.against, measure)
+            written += save(figure, out / f"{name}-paths")
     if results.event and results.event.found:
         name = f"{results.study.event['alarm']}-survival"
         written += save(survival_curves(results.event), out / name)
@@ -195,6 +199,23 @@ def lines(
             axes.fill_between(
                 steps, mean - half, mean + half, color=colour, alpha=0.12, linewidth=0
             )
+    axes.set_xlabel(over)
+    axes.set_ylabel(measure)
+    legend(axes)
+    return figure
+
+
+def trajectories(paths: Mapping[Key, Matrix], over: str, measure: str) -> Any:
+    """The ways of all arms [2, steps] in two measures: every seed's thin, their mean thick."""
+    figure, (axes,) = panels(3.8)
+    for number, arm in enumerate(dict.fromkeys(arm for arm, _ in paths)):
+        own = [path for (a, _), path in paths.items() if a == arm]
+        for path in own:
+            axes.plot(*path, color=f"C{number}", linewidth=0.5, alpha=0.5)
+        steps = min(path.shape[1] for path in own)
+        mean = np.mean([path[:, :steps] for path in own], axis=0)
+        label = f"{arm} (n = {len(own)})"
+        axes.plot(*mean, **look(number), color=f"C{number}", linewidth=2, label=label)
     axes.set_xlabel(over)
     axes.set_ylabel(measure)
     legend(axes)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import combinations
 from statistics import fmean
 from typing import Any
@@ -46,7 +46,8 @@ UNEQUAL = 1.05  # costs that differ by more than this are said
 @dataclass(frozen=True)
 class Results:
     """`scores[measure][arm, seed]`; `labels` of each problem; `states` of all cells; what was
-    `chosen` for those that waited for others.
+    `chosen` for those that waited for others; `paths[measure][arm, seed]` [2, steps]: what the
+    study's `against` was, and the measure.
     """
 
     study: Study
@@ -57,6 +58,7 @@ class Results:
     chains: dict[Key, Chain]
     chosen: dict[str, list[str]]
     event: Event | None = None
+    paths: dict[str, dict[Key, Matrix]] = field(default_factory=dict)
 
     def mean(self, measure: str, arm: str) -> float | None:
         """The mean over the seeds that ended."""
@@ -127,6 +129,21 @@ class Results:
             return None
         return statistics.halving_dose([*self.study.doses.values()], np.array(curves))
 
+    def rank_correlation(self, measure: str) -> Difference | None:
+        """Spearman's, of the measure and of `against` over all arms and steps: of each seed, the
+        mean with its interval.
+        """
+        from scipy.stats import spearmanr  # an extra: only studies need it
+
+        paths = self.paths.get(measure, {})
+        seeds = [
+            np.concatenate(
+                [path for (_, s), path in paths.items() if s == seed], axis=1
+            )
+            for seed in dict.fromkeys(seed for _, seed in paths)
+        ]
+        return over_seeds(np.array([spearmanr(*both).statistic for both in seeds]))
+
     def by_task(self, measure: str, arm: str) -> Matrix | None:
         """The arm's scores [seeds, tasks], tasks being problems with the same label `tasks`."""
         rows = []
@@ -178,7 +195,28 @@ def collect(study: Study, chains: dict[Key, Chain], pool: Pool) -> Results:
         if cell.late and pool.is_done(cell)
     }
     when = event.read(study, chains, pool)
-    return Results(study, scores, labels, states, costs, chains, chosen, when)
+    paths = paths_of(study, chains, pool)
+    return Results(study, scores, labels, states, costs, chains, chosen, when, paths)
+
+
+def paths_of(
+    study: Study, chains: Mapping[Key, Chain], pool: Pool
+) -> dict[str, dict[Key, Matrix]]:
+    """The `paths` of the measures that are logged where the study's `against` is."""
+    found: dict[str, dict[Key, Matrix]] = {}
+    stage, _, against = study.against.partition(".")
+    for key, chain in chains.items() if against else ():
+        if not pool.is_done(chain[stage]):
+            continue
+        run = read_run(pool.directory / chain[stage].name)
+        at = dict(zip(*run.curve(against), strict=True))
+        for measure in study.measures:
+            of, metric = terms(measure)[0]
+            curve = zip(*run.curve(metric.split(":")[0]), strict=True)
+            both = [(at[step], value) for step, value in curve if step in at]
+            if of == stage and both and measure != study.against:
+                found.setdefault(measure, {})[key] = np.array(both).T
+    return found
 
 
 def costs_of(
@@ -299,6 +337,12 @@ def as_table(results: Results) -> str:
     lines = [f"# {study.question}", ""]
     for measure in study.measures:
         lines += [f"## {measure}", "", *_table(results, measure), ""]
+        if found := results.rank_correlation(measure):
+            lines += [
+                f"Its rank correlation with {study.against} over all arms and steps is "
+                f"{found.mean:.2f} (95% interval {_interval(found.headline, False)}, over seeds).",
+                "",
+            ]
         lines += _tasks(results, measure)
     if results.event:
         lines += event.as_lines(results.event)

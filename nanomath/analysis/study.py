@@ -87,6 +87,7 @@ KEYS = {
     "best": dict,
     "event": dict,
     "doses": dict[str, float],
+    "against": str,
 }
 STAGE_KEYS = {
     "run": str,
@@ -126,7 +127,8 @@ class Study:
     """A study as its file says it; `arms` maps each arm's name to its changes, STAGE.KEY: value;
     `best` is a key that every arm has at its own best of some values; `levels` says of an arm where
     it stands on each axis, and `event` what may happen in its runs; `doses` says of arms how much
-    of something each has, from the least on.
+    of something each has, from the least on; `against` is a measure of a training over whose values
+    the others are drawn, at the same steps.
     """
 
     name: str
@@ -144,6 +146,7 @@ class Study:
     event: dict[str, Any] = field(default_factory=dict)
     levels: dict[str, dict[str, str]] = field(default_factory=dict)
     doses: dict[str, float] = field(default_factory=dict)
+    against: str = ""
 
     def __post_init__(self) -> None:
         if min(self.seeds) < 0:
@@ -244,6 +247,10 @@ def study_of(name: str, table: Mapping[str, Any]) -> Study:
         _check_event(table["event"], stages)
     if "doses" in table:
         _check_doses(table["doses"], arms)
+    if against := table.get("against"):
+        _check_measure(against, stages)
+        if not stages[against.split(".")[0]].run.startswith("train_"):
+            raise ValueError(f"against = {against!r}: expected a measure of a training")
     said = {key: value for key, value in table.items() if key not in FORMS}
     if "event" in table:
         said["event"] = EVENT | table["event"]

@@ -10,6 +10,7 @@ from math import comb
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -229,6 +230,33 @@ def test_breakdown_by_a_metadata_key():
     assert list(measured(by=["topic"]).breakdown) == [
         "topic=sums"
     ]  # of the problems that have it
+
+
+@torch.no_grad()
+def test_how_far_the_model_has_moved(new_model):
+    start = new_model(0).double()
+    prompts = [[1], [2, 9], [3]]
+    gaps = []
+    for prompt in prompts:
+        logits = start(torch.tensor([[*prompt, 5, 6]]))[0, len(prompt) - 1 :].double()
+        logprobs = (logits / 0.7).log_softmax(-1)
+        gaps.append(-0.5 - float(logprobs[0, 5] + logprobs[1, 6]) / 2)
+    told = {"samples": 4, "start": start, "temperature": 0.7}
+    kl, by_level = (
+        {
+            name: value
+            for name, value in evaluate(Echo(TEXTS), PROBLEMS, prompts, by=by, **told)
+            .metrics()
+            .items()
+            if "/kl" in name
+        }
+        for by in ([], ["level"])
+    )
+    expected = {"heldout/kl": sum(gaps) / 3}
+    assert kl == pytest.approx(expected, rel=1e-5)
+    expected["heldout/kl/level=1"] = gaps[0]
+    expected["heldout/kl/level=2"] = (gaps[1] + gaps[2]) / 2
+    assert by_level == pytest.approx(expected, rel=1e-5)
 
 
 def test_what_cannot_be_measured_is_refused_before_anything_is_sampled():

@@ -335,6 +335,21 @@ def test_equal_updates(tmp_path):
                 ({"with": 0, "without": math.nan}, "from the least on"),
             )
         ),
+        *(
+            ({"against": against}, message)
+            for against, message in (
+                ("kl", "measure 'kl': expected STAGE.METRIC"),
+                ("grpo.kl:sum", "expected NAME, NAME:area or"),
+                (7, "key 'against': "),
+            )
+        ),
+        (
+            {
+                "against": "eval.kl",
+                "stages": {**TABLE["stages"], "eval": {"run": "eval"}},
+            },
+            "against = 'eval.kl': expected a measure of a training",
+        ),
         (
             {"stages": {"a": {"run": "eval", "kyes": {}}}},
             "unknown key of the stage 'a': 'kyes'",
@@ -518,6 +533,8 @@ for step in range(done, steps):
     digest = hashlib.sha256(known.encode()).digest()
     lines = (place / "metrics.jsonl").read_text().splitlines() if step else []
     line = {"step": step + 1, "loss": digest[0] / 256, "tokens": tokens, "seconds": 0.02}
+    if step % 2:
+        line["far"] = digest[1] / 256
     if config["run"]["save_every"]:
         saved = place / f"checkpoints/step-{step + 1}"
         saved.mkdir(parents=True, exist_ok=True)
@@ -1116,6 +1133,43 @@ def test_the_dose_that_halves_the_headline(stand_in):
     assert collect(*stand_in()[:3]).halving() is None
     few = stand_in(doses=doses, seeds=[0, 1])
     assert "How much halves it" not in as_table(collect(*few[:3]))
+
+
+def test_measures_are_drawn_against_another_at_the_same_steps(stand_in):
+    measures = ["grpo.heldout/pass@1", "grpo.loss:area", "grpo.far"]
+    made, chains, pool, _ = stand_in(against="grpo.far", measures=measures)
+    pool.run(in_order(chains))
+    results = collect(made, chains, pool)
+    assert results.paths.keys() == {"grpo.loss:area"}  # not of answers, nor itself
+    points = {seed: [] for seed in made.seeds}
+    for (arm, seed), path in results.paths["grpo.loss:area"].items():
+        place = pool.directory / chains[arm, seed]["grpo"].name / "metrics.jsonl"
+        lines = [json.loads(line) for line in place.read_text().splitlines()]
+        both = [(line["far"], line["loss"]) for line in lines if "far" in line]
+        assert path.T.tolist() == [list(pair) for pair in both] and len(both) == 3
+        points[seed] += both
+    rho = [ranks_agree(*zip(*points[seed], strict=True)) for seed in made.seeds]
+    found = results.rank_correlation("grpo.loss:area")
+    assert found.mean == pytest.approx(np.mean(rho), abs=1e-12)
+    half = 4.302653 * np.std(rho, ddof=1) / math.sqrt(3)  # t of two degrees of freedom
+    assert found.headline.high - found.mean == pytest.approx(half, rel=1e-6)
+    said = (
+        f"rank correlation with grpo.far over all arms and steps is {found.mean:.2f} ("
+    )
+    assert as_table(results).count(said) == 1
+    drawn = figures.draw(results, pool.directory, pool.directory.parent)
+    assert {"grpo.loss-area-paths.svg"} < {path.name for path in drawn}
+    assert sum("paths" in path.name for path in drawn) == 2
+    assert collect(*stand_in(place="other")[:3]).paths == {}
+    few = stand_in(against="grpo.far", measures=measures, seeds=[0, 1])
+    assert "rank correlation" not in as_table(collect(*few[:3]))
+
+
+def ranks_agree(a, b) -> float:
+    """Spearman's correlation of numbers without ties, by its definition."""
+    places = [np.argsort(np.argsort(numbers)) for numbers in (a, b)]
+    n = len(a)
+    return 1 - 6 * float(((places[0] - places[1]) ** 2).sum()) / (n * (n * n - 1))
 
 
 def test_what_cannot_be_compared_leaves_the_rest(stand_in):

@@ -25,6 +25,7 @@ GENERAL = {  # a name on the page that stands for many -> what they look like
     "language/own/LANGUAGE": r"language/own/\w+",
     "heldout/language/own/LANGUAGE": r"heldout/language/own/\w+",
     "heldout/pass@1/KEY=VALUE": r"heldout/pass@1/\w+=.+",
+    "heldout/kl/KEY=VALUE": r"heldout/kl/\w+=.+",
 }
 LABELLED = [
     {"prompt": "1 + 1?", "completions": ["1 + 1 = 2", "so 3"], "labels": [1, 0]},

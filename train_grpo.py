@@ -124,8 +124,8 @@ def main(argv: list[str]) -> int:
             e.k,
             e.by,
             e.seed,
-            start=policy.reference,
             reasoning_ends=ends,
+            start=policy.reference,
             **sampling,
         )
         trainer.log.add("heldout", done, report.records())

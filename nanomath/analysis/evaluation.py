@@ -144,8 +144,8 @@ def evaluate(
     progress: Progress | None = None,
     score_all: Callable[[Sequence[tuple[Problem, Completion]]], list[float]]
     | None = None,
-    start: Transformer | None = None,
     reasoning_ends: Sequence[str] = REASONING_ENDS,
+    start: Transformer | None = None,
     **sampling: Any,
 ) -> Report:
     """Draw `samples` completions of each problem's prompt, grade them, and score pass@k and

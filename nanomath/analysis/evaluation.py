@@ -150,7 +150,8 @@ def evaluate(
 ) -> Report:
     """Draw `samples` completions of each problem's prompt, grade them, and score pass@k and
     maj@k for every k; with `score_all`, which gives each completion a score, best@k and wmaj@k
-    as well; with `start`, the KL to that model.
+    as well; with `start`, the KL to that model a token, sum_t (log pi - log pi_start) / tokens
+    of all completions together: a mean of their means can be below 0.
     """
     check_measurement(problems, samples, k, by)
     completions = sampler.generate(
@@ -193,10 +194,13 @@ def evaluate(
     }
     kl = {}
     if start is not None:
-        temperature = sampling.get("temperature", 1.0)
-        each = moved(start, prompts, groups, temperature)
-        kl = {f"/{name}": fmean(each[i] for i in rows) for name, rows in kinds.items()}
-        kl[""] = fmean(each)
+        gaps = moved(start, prompts, groups, sampling.get("temperature", 1.0))
+        tokens = [sum(c.length for c in group) for group in groups]
+        among = {"": range(len(groups)), **{f"/{n}": rows for n, rows in kinds.items()}}
+        kl = {
+            name: sum(gaps[i] for i in rows) / sum(tokens[i] for i in rows)
+            for name, rows in among.items()
+        }
     return Report(graded, scores, breakdown, kl)
 
 
@@ -206,9 +210,7 @@ def moved(
     groups: Sequence[Sequence[Completion]],
     temperature: float = 1.0,
 ) -> list[float]:
-    """Return for each prompt how far the model that completed it has moved from `start`: a k1
-    estimate, the mean over completions of mean_t (log pi - log pi_start).
-    """
+    """Return for each prompt sum_t (log pi - log pi_start) of its completions in all."""
     examples = [
         Example(prompt, completion.tokens)
         for prompt, group in zip(prompts, groups, strict=True)
@@ -216,10 +218,7 @@ def moved(
     ]
     logprobs, _ = response_scores(start, examples, SCORED_TOKENS, temperature)
     totals = iter(logprobs.sum(1).tolist())
-    return [
-        fmean((sum(c.logprobs) - next(totals)) / c.length for c in group)
-        for group in groups
-    ]
+    return [sum(sum(c.logprobs) - next(totals) for c in group) for group in groups]
 
 
 def check_measurement(

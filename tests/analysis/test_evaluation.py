@@ -4,6 +4,7 @@ completions are known.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from fractions import Fraction
 from itertools import combinations
 from math import comb
@@ -234,29 +235,38 @@ def test_breakdown_by_a_metadata_key():
 
 @torch.no_grad()
 def test_how_far_the_model_has_moved(new_model):
+    """A completion counts by its tokens: those of the second problem have one, the others two."""
     start = new_model(0).double()
     prompts = [[1], [2, 9], [3]]
+    lengths = [2, 1, 2]
+
+    class Uneven(Echo):
+        def generate(self, *args, **options):
+            return [
+                replace(c, tokens=c.tokens[:n], logprobs=c.logprobs[:n])
+                for c in super().generate(*args, **options)
+                for n in lengths[c.prompt_index : c.prompt_index + 1]
+            ]
+
     gaps = []
-    for prompt in prompts:
+    for prompt, length in zip(prompts, lengths, strict=True):
         logits = start(torch.tensor([[*prompt, 5, 6]]))[0, len(prompt) - 1 :].double()
         logprobs = (logits / 0.7).log_softmax(-1)
-        gaps.append(-0.5 - float(logprobs[0, 5] + logprobs[1, 6]) / 2)
+        theirs = [logprobs[0, 5].item(), logprobs[1, 6].item()][:length]
+        gaps.append(sum(-0.5 - one for one in theirs))
     told = {"samples": 4, "start": start, "temperature": 0.7}
-    kl, by_level = (
-        {
-            name: value
-            for name, value in evaluate(Echo(TEXTS), PROBLEMS, prompts, by=by, **told)
-            .metrics()
-            .items()
-            if "/kl" in name
-        }
+    reports = [
+        evaluate(Uneven(TEXTS), PROBLEMS, prompts, by=by, **told)
         for by in ([], ["level"])
-    )
-    expected = {"heldout/kl": sum(gaps) / 3}
-    assert kl == pytest.approx(expected, rel=1e-5)
-    expected["heldout/kl/level=1"] = gaps[0]
-    expected["heldout/kl/level=2"] = (gaps[1] + gaps[2]) / 2
-    assert by_level == pytest.approx(expected, rel=1e-5)
+    ]
+    expected = {"": sum(gaps) / 5}
+    assert reports[0].kl == pytest.approx(expected, rel=1e-5)
+    expected |= {"/level=1": gaps[0] / 2, "/level=2": (gaps[1] + gaps[2]) / 3}
+    assert reports[1].kl == pytest.approx(expected, rel=1e-5)
+    logged = reports[1].metrics()
+    assert {f"heldout/kl{name}": value for name, value in reports[1].kl.items()} == {
+        name: value for name, value in logged.items() if "/kl" in name
+    }
 
 
 def test_what_cannot_be_measured_is_refused_before_anything_is_sampled():

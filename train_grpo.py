@@ -73,7 +73,6 @@ def main(argv: list[str]) -> int:
             "nothing"
         )
     trainer = Trainer(config, "--resume" in flags, use_of_policy(config.heldout.source))
-    model = trainer.model
     tokenizer = trainer.tokenizer
     grpo = config.grpo
     algorithm = config.algorithm
@@ -82,7 +81,7 @@ def main(argv: list[str]) -> int:
     e = config.evaluation
 
     template = build_template(config.prompt)
-    context = model.config.max_positions
+    context = trainer.model.config.max_positions
     problems, prompts = build_prompts(config.train, template, tokenizer, context)
     heldout, heldout_prompts = build_prompts(
         config.heldout, template, tokenizer, context
@@ -148,8 +147,11 @@ def main(argv: list[str]) -> int:
             metrics = policy.step(
                 [episode for group in kept for episode in group], step, lr
             )
-            logged = records(kept[: grpo.logged_groups], config.reward.lenient, ends)
-            trainer.log.add("rollouts", step + 1, logged)
+            trainer.log.add(
+                "rollouts",
+                step + 1,
+                records(kept[: grpo.logged_groups], config.reward.lenient, ends),
+            )
             trainer.log.add("groups", step + 1, [successes(sampled)])
             tokens = sum(
                 episode.completion.length for group in sampled for episode in group

@@ -7,9 +7,9 @@ from reading_way import ROOT, code_tokens, small_run, trace
 
 # What is reached today: files, tokens in them, and tokens of the functions that run. Only ever
 # lower these.
-LIMITS = {"the loss": (8, 11050, 7410), "a token": (8, 11840, 6890)}
+LIMITS = {"the loss": (8, 11020, 7395), "a token": (8, 11830, 6880)}
 TOKENS_A_LINE = 8.5
-WHOLE_PROGRAM = 196480
+WHOLE_PROGRAM = 196465
 
 
 @pytest.fixture(scope="module")

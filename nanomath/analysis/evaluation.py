@@ -35,7 +35,6 @@ from nanomath.rollout.sampler import Completion, Progress, Sampler
 
 SUBSETS = 500  # of k samples, taken to estimate maj@k where there are more
 RESAMPLES = 2000
-SCORED_TOKENS = 4096  # at a time
 AT_ONCE = 100  # resamples, which bounds the memory that many problems take
 
 
@@ -211,14 +210,21 @@ def moved(
     temperature: float = 1.0,
 ) -> list[float]:
     """Return for each prompt sum_t (log pi - log pi_start) of its completions in all."""
-    examples = [
+    examples = examples_of(prompts, groups)
+    logprobs, _ = response_scores(start, examples, temperature=temperature)
+    totals = iter(logprobs.sum(1).tolist())
+    return [sum(sum(c.logprobs) - next(totals) for c in group) for group in groups]
+
+
+def examples_of(
+    prompts: Sequence[list[int]], groups: Sequence[Sequence[Completion]]
+) -> list[Example]:
+    """Return what a model is asked to score: the completions of each prompt, in their order."""
+    return [
         Example(prompt, completion.tokens)
         for prompt, group in zip(prompts, groups, strict=True)
         for completion in group
     ]
-    logprobs, _ = response_scores(start, examples, SCORED_TOKENS, temperature)
-    totals = iter(logprobs.sum(1).tolist())
-    return [sum(sum(c.logprobs) - next(totals) for c in group) for group in groups]
 
 
 def check_measurement(

@@ -31,7 +31,7 @@ from nanomath.analysis.measures import (
     terms,
 )
 from nanomath.analysis.pool import Pool
-from nanomath.analysis.runs import read_run
+from nanomath.analysis.runs import Run, read_run
 from nanomath.analysis.statistics import Difference, Matrix
 from nanomath.analysis.study import Study
 from nanomath.data import files
@@ -171,6 +171,7 @@ def collect(study: Study, chains: dict[Key, Chain], pool: Pool) -> Results:
     """Read what the cells have left. ValueError for a measure that its stage does not make."""
     scores: dict[str, dict[Key, Scores]] = {measure: {} for measure in study.measures}
     labels: dict[str, dict[str, Any]] = {}
+    paths: dict[str, dict[Key, Matrix]] = {}
     every = in_order(chains).values()
     for key, chain in chains.items():
         runs = {  # each is read once, for all measures
@@ -187,6 +188,8 @@ def collect(study: Study, chains: dict[Key, Chain], pool: Pool) -> Results:
                 known, found = less(one, *other, study.cluster) if other else one
                 scores[measure] |= {key: known} if known else {}
                 labels |= found
+        for measure, path in paths_of(study, runs).items():
+            paths.setdefault(measure, {})[key] = path
     states = {cell.name: pool.state(cell) for cell in every}
     costs = costs_of(study, chains, pool)
     chosen = {
@@ -195,27 +198,23 @@ def collect(study: Study, chains: dict[Key, Chain], pool: Pool) -> Results:
         if cell.late and pool.is_done(cell)
     }
     when = event.read(study, chains, pool)
-    paths = paths_of(study, chains, pool)
     return Results(study, scores, labels, states, costs, chains, chosen, when, paths)
 
 
-def paths_of(
-    study: Study, chains: Mapping[Key, Chain], pool: Pool
-) -> dict[str, dict[Key, Matrix]]:
-    """The `paths` of the measures that are logged where the study's `against` is."""
-    found: dict[str, dict[Key, Matrix]] = {}
+def paths_of(study: Study, runs: Mapping[str, Run]) -> dict[str, Matrix]:
+    """The `paths` of the measures that one of these runs, by stage, logs beside `against`."""
+    found: dict[str, Matrix] = {}
     stage, _, against = study.against.partition(".")
-    for key, chain in chains.items() if against else ():
-        if not pool.is_done(chain[stage]):
-            continue
-        run = read_run(pool.directory / chain[stage].name)
-        at = dict(zip(*run.curve(against), strict=True))
-        for measure in study.measures:
-            of, metric = terms(measure)[0]
-            curve = zip(*run.curve(metric.split(":")[0]), strict=True)
-            both = [(at[step], value) for step, value in curve if step in at]
-            if of == stage and both and measure != study.against:
-                found.setdefault(measure, {})[key] = np.array(both).T
+    if stage not in runs:
+        return found
+    run = runs[stage]
+    at = dict(zip(*run.curve(against), strict=True))
+    for measure in study.measures:
+        of, metric = terms(measure)[0]
+        curve = zip(*run.curve(metric.split(":")[0]), strict=True)
+        both = [(at[step], value) for step, value in curve if step in at]
+        if of == stage and both and measure != study.against:
+            found[measure] = np.array(both).T
     return found
 
 

@@ -27,12 +27,11 @@ from nanomath.analysis.confidence import (
     validation,
     votes,
 )
-from nanomath.analysis.evaluation import Graded, Score
+from nanomath.analysis.evaluation import Graded, Score, examples_of
 from nanomath.analysis.saved import Saved, as_lines, cluster_of
 from nanomath.analysis.statistics import numbered
 from nanomath.data.problem import Problem
 from nanomath.models import Tokenizer, Transformer
-from nanomath.models.batches import Example
 from nanomath.process.judge import LEAST_MASS, Judge
 from nanomath.rollout.episodes import in_groups
 from nanomath.training.runlog import write_atomically
@@ -143,11 +142,7 @@ def trace_measures(
     found = {}
     wanted = [name for name in sure.measures if name in OF_TOKENS]
     if wanted:
-        examples = [
-            Example(prompt, completion.tokens)
-            for prompt, item in zip(prompts, graded, strict=True)
-            for completion in item.completions
-        ]
+        examples = examples_of(prompts, [item.completions for item in graded])
         every = token_measures(model, examples, sure.top, sure.window)
         samples = len(graded[0].completions)
         found = {name: in_groups(every[name], samples) for name in wanted}

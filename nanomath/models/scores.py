@@ -20,6 +20,7 @@ from nanomath.models.batches import (
 )
 from nanomath.models.transformer import Transformer
 
+SCORED_TOKENS = 4096  # of a micro-batch without a gradient
 KL_LOGITS = 2**24  # of one model that `states_kl` has at a time: 64 MB
 
 
@@ -60,7 +61,7 @@ def response_logprobs(
 def response_scores(
     model: Transformer,
     examples: list[Example],
-    token_budget: int,
+    token_budget: int = SCORED_TOKENS,
     temperature: float = 1.0,
 ) -> tuple[Tensor, Tensor]:
     """Return logprobs and entropies of all responses by micro-batches, float32 [S, R] on

@@ -37,7 +37,6 @@ from nanomath.training.policy_metrics import sampler_gap
 from nanomath.training.sittings import peak_memory
 
 SHAPES = ", ".join(measure.SHAPES)
-SCORED_TOKENS = 4096  # tokens that the trainer's logprobs are computed for at once
 # In place of a tokenizer: no token ends a completion, and none has a text.
 NO_TEXT = SimpleNamespace(eos_ids=(), decode=lambda ids: "")
 WARM_UP = 12  # tokens on a CPU: the first steps try out numbers of threads
@@ -153,7 +152,7 @@ def step_time(looks: list[tuple]) -> tuple:
 def gap(model: Transformer, prompts: list[list[int]], drawn: list[Completion]) -> dict:
     """Return how far the sampler is from the trainer, as in a training run's log."""
     examples = [Example(prompts[c.prompt_index], c.tokens) for c in drawn]
-    scored = torch.stack(list(response_scores(model, examples, SCORED_TOKENS)[0]))
+    scored = torch.stack(list(response_scores(model, examples)[0]))
     sampled = torch.tensor([c.logprobs for c in drawn], dtype=torch.float64).flatten()
     return sampler_gap(scored.flatten().double(), sampled, sampled)
 

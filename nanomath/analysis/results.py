@@ -508,11 +508,11 @@ def _halving(study: Study, dose: Score) -> str:
 
 def _chosen(results: Results) -> list[str]:
     """What each arm took from other cells, with the seeds of which that is so."""
-    lines: dict[str, list[str]] = {}
+    lines: dict[str, dict[str, None]] = {}
     for (arm, seed), chain in results.chains.items():
         for cell in chain.values():
             for why in results.chosen.get(cell.name, ()):
-                lines.setdefault(f"{arm}: {why}", []).append(str(seed))
+                lines.setdefault(f"{arm}: {why}", {})[str(seed)] = None
     return [f"- {line} (seed {', '.join(seeds)})" for line, seeds in lines.items()]
 
 

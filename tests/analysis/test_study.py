@@ -751,8 +751,12 @@ def test_later_stages_start_where_a_score_was_reached(stand_in):
         "fast": {"grpo.grpo.prompts": 32},
         "slow": {"grpo.grpo.prompts": 4},
     }
+    again = {**STAGES["after"], "keys": {"model.path": "{grpo}", "optim.lr": 1e-5}}
     made, chains, pool, _ = stand_in(
-        arms=arms, seeds=[0], stages=STAGES, measures=["after.heldout/pass@1"]
+        arms=arms,
+        seeds=[0],
+        stages={**STAGES, "again": again},
+        measures=["after.heldout/pass@1", "again.heldout/pass@1"],
     )
     pool.run(in_order(chains))
     started = {
@@ -765,7 +769,7 @@ def test_later_stages_start_where_a_score_was_reached(stand_in):
     assert started["fast"].endswith("/checkpoints/step-2")
     table = as_table(collect(made, chains, pool))
     assert re.search(
-        r"with: step 3 of grpo-\w+, heldout/pass@1 0.12 for 0.1 \(seed 0", table
+        r"with: step 3 of grpo-\w+, heldout/pass@1 0.12 for 0.1 \(seed 0\)", table
     )
     assert "never reached 0.1: its best was 0.06, after step 6" in table
 

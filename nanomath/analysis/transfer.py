@@ -234,7 +234,7 @@ def compare_transfer(
     change = {g: (tuned[g] - base[g][:, None]).mean(axis=-1) for g in groups}
     models = {}
     for m, name in enumerate(others):
-        why = undefined(in_maths[:, m], estimate(change[MATHS][:, m]))
+        why = undefined(in_maths[:, m])
         models[name] = {
             "tasks": {
                 task: estimate(rows[:, m + 1] - rows[:, 0])
@@ -281,8 +281,8 @@ def estimate(rows: Matrix) -> dict[str, float] | None:
     return vars(with_percentiles(rows[0], rows[np.isfinite(rows)]))
 
 
-def undefined(gain: Matrix, change: Mapping[str, float]) -> str:
-    """Say why there is no index for a gain in maths, "" where there is one."""
+def undefined(gain: Matrix) -> str:
+    """Say why there is no index for gain_maths, "" where there is one."""
     found = estimate(gain)
     if found is None:
         return "the base solves all of maths: there is nothing to gain"
@@ -291,10 +291,10 @@ def undefined(gain: Matrix, change: Mapping[str, float]) -> str:
     if found["low"] > 0 and not alike:
         return ""
     how = "a loss" if found["high"] < 0 and not alike else "within noise"
-    bounds = interval(change["low"], change["high"], "+.1f")
+    bounds = interval(found["low"], found["high"], "+.2f")
     return (
-        f"the change in maths, {change['mean']:+.1f} points ({bounds}), is {how}: the index "
-        "would divide by it"
+        f"the weighted gain in maths, {found['mean']:+.2f} ({bounds}), is {how}: the index would "
+        "divide by it"
     )
 
 

@@ -166,6 +166,19 @@ def test_without_a_gain_in_maths_there_is_no_index(maths, says):
     assert found["groups"]["other_reasoning"]["mean"] == pytest.approx(10)
 
 
+def test_a_plain_gain_without_an_index_tells_the_gain_that_is_divided_by():
+    """One task gains much and one loses little: the roots of their changes nearly cancel."""
+    files = {"base": evaluation(0.5, 0.5, 0.5), "a": evaluation(0.6, 0.6, 0.4)}
+    for name, score in (("base", 0.5), ("a", 0.42)):
+        lost = evaluation(score, 0, 0)["sums"]
+        files[name] = {**files[name], "more_sums": lost}
+    report = compare_transfer(files, {})
+    found = report["models"]["a"]
+    gain = np.ravel(gains(np.array([[50.0, 50]]), np.array([[[60.0, 42]]]), 1.0))[0]
+    assert found["groups"]["maths"]["mean"] == pytest.approx(1)
+    assert found["undefined"].startswith(f"the weighted gain in maths, {gain:+.2f} (")
+
+
 def test_one_change_has_no_spread():
     files = {"base": evaluation(0.2, 0.5, 0.5), "a": evaluation(0.6, 0.6, 0.4)}
     report = compare_transfer(files, {}, "pooled")

@@ -51,7 +51,7 @@ def test_all_benchmarks_and_the_index(call, model_directory, data, tmp_path):
     outcome = call(main, "transfer", "a.json", "b.json", "picture=t")
     assert outcome.code == 0, outcome.err
     assert "maths: svamp, mgsm_en, mgsm_ja, gsm8k" in outcome.out
-    assert "index undefined: the change in maths, +0.0 points" in outcome.out
+    assert "index undefined: the weighted gain in maths, +0.00" in outcome.out
     report = json.loads((tmp_path / "transfer.json").read_text("utf-8"))
     assert report["base"] == "a.json" and set(report["models"]) == {"b.json"}
     assert (tmp_path / "t.png").stat().st_size > 1000 and (tmp_path / "t.svg").exists()

@@ -1165,10 +1165,8 @@ def test_measures_are_drawn_against_another_at_the_same_steps(stand_in):
     assert {"grpo.loss-area-paths.svg"} < {path.name for path in drawn}
     assert sum("paths" in path.name for path in drawn) == 2
     assert collect(*stand_in(place="other")[:3]).paths == {}
-    unseen = {
-        **TABLE["stages"],
-        "aside": {"run": "train_sft.py"},
-    }  # no measure is of it
+    # No measure is of it.
+    unseen = {**TABLE["stages"], "aside": {"run": "train_sft.py"}}
     assert collect(*stand_in(against="aside.nll", stages=unseen)[:3]).paths == {}
     few = stand_in(against="grpo.far", measures=measures, seeds=[0, 1])
     assert "rank correlation" not in as_table(collect(*few[:3]))

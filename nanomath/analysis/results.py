@@ -351,10 +351,11 @@ def as_table(results: Results) -> str:
         lines += ["## How much halves it", "", _halving(study, dose), ""]
     lines += ["## What it cost", "", *_costs(results), ""]
     lines += [f"- {text}" for text in warnings(results)]
-    failed = {
-        n: s["reason"] for n, s in results.states.items() if s.get("state") == "failed"
-    }
-    lines += [f"- failed: {name}: {reason}" for name, reason in failed.items()]
+    lines += [
+        f"- failed: {name}: {state['reason']}"
+        for name, state in results.states.items()
+        if state.get("state") == "failed"
+    ]
     return "\n".join(lines).rstrip() + "\n"
 
 
@@ -403,9 +404,11 @@ def _tasks(results: Results, measure: str) -> list[str]:
         return []
     tasks = base.shape[1]
     lines = [
-        f"Over {tasks} tasks (label {study.tasks}), 95% intervals by a stratified bootstrap:"
+        f"Over {tasks} tasks (label {study.tasks}), 95% intervals by a stratified bootstrap:",
+        "",
+        f"| arm | IQM | P(arm > {study.baseline}) |",
+        "|---|---|---|",
     ]
-    lines += ["", f"| arm | IQM | P(arm > {study.baseline}) |", "|---|---|---|"]
     for arm in study.arms:
         scores = results.by_task(measure, arm)
         if scores is None:
@@ -442,23 +445,38 @@ def _remarks(
             f"With fewer than {statistics.FEWEST_SEEDS} seeds an arm says nothing about the "
             "method: its interval is of these models on new problems."
         ]
-    lines = ["Intervals are of the method on new seeds, by numbers of whole runs."]
+    seeds = f"new seeds{_from_one(results)}"
+    lines = [f"Intervals are of the method on {seeds}, by numbers of whole runs."]
     if share:
         lines = [
-            "Intervals are of the method on new seeds and new problems. Apart:",
+            f"Intervals are of the method on new problems and {seeds}. Apart:",
             "",
+            *(
+                f"- {arm}: these runs on new problems {_interval(d.problems, share)}; "
+                f"new seeds on these {_interval(d.seeds, share)}"
+                for arm, d in found.items()
+            ),
         ]
-    for arm, d in found.items() if share else ():
-        problems, seeds = (_interval(s, share) for s in (d.problems, d.seeds))
-        lines.append(
-            f"- {arm}: these runs on new problems {problems}; new seeds on these {seeds}"
-        )
     widest = max((d.headline.high - d.headline.low) / 2 for d in found.values())
     seen = number(SEEN * widest, share)
     bands = "; ".join(", ".join(band) for band in bands_of(results, measure))
-    lines += ["", f"Of such studies 4 in 5 would find a difference of {seen}."]
-    lines += ["", f"Bands of arms not told apart, the highest first: {bands}"]
-    return lines
+    return [
+        *lines,
+        "",
+        f"Of such studies 4 in 5 would find a difference of {seen}.",
+        "",
+        f"Bands of arms not told apart, the highest first: {bands}",
+    ]
+
+
+def _from_one(results: Results) -> str:
+    """What was trained once for all seeds, in words: of another one the answer may differ."""
+    once = {
+        f"one {cell.stage.name}": None
+        for cell in in_order(results.chains).values()
+        if "train" in cell.stage.run and not cell.stage.seeded
+    }
+    return f" from {' and '.join(once)}" if once else ""
 
 
 def bands_of(results: Results, measure: str) -> list[list[str]]:

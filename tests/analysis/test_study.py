@@ -1001,7 +1001,8 @@ def test_numbers_of_whole_runs(stand_in):
     assert results.scores["grpo.loss:to=0.9"]["low", 1][""] == reached
     assert {labels["family"] for labels in results.labels.values()} == {0, 1, 2}
     table = as_table(results)
-    assert table.count("on new seeds, by numbers of whole runs") == 3
+    assert table.count("on new seeds from one sft, by numbers of whole runs") == 3
+    assert table.count("on new problems and new seeds from one sft. Apart") == 1
     assert table.count("these runs on new problems") == 2  # a line each arm, of pass@1
     with pytest.raises(ValueError, match="no metric 'lost' in .*did you mean loss, "):
         measured(run, "lost")

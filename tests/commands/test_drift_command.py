@@ -268,9 +268,13 @@ def test_a_study_finds_the_numbers_that_it_measures(call, base, tuned, tmp_path)
     words = [f"{key}={value}" for key, value in keys.items()]
     families = "problems.world.families=maths,grid,copying"
     assert call(main, "drift", base, tuned, *QUICK, families, *words).code == 0
-    wanted = [m for m in study["measures"] if m.startswith("drift.")]
+    layers = [
+        f"drift.groups.all.layers.{i}." for i in (0, 1)
+    ]  # these models have no more
+    there = ("drift.groups.group=", *layers)
+    wanted = [m for m in study["measures"] if m.startswith(there)]
     values = [number_of(tmp_path / "drift", m.removeprefix("drift.")) for m in wanted]
-    assert len(values) == 3 and all(value > 0 for value in values)
+    assert len(values) == 5 and all(value > 0 for value in values)
 
 
 def test_help_says_where_it_writes(call):

@@ -307,6 +307,7 @@ def test_what_studies_measure_of_answers_is_found(call, model_directory, tmp_pat
                 measures=[f"{stage.name}.{n}" for n in names],
                 arms={study.baseline: {}},
                 seeds=(0,),
+                event={},
             )
             (cell,) = in_order(make_cells(one, tmp_path / study.name)).values()
             place = tmp_path / study.name / cell.name

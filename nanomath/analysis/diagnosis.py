@@ -169,11 +169,13 @@ def advantages_point(run: Run) -> Iterator[Finding]:
 def rate(run: Run) -> Iterator[Finding]:
     """Updates far larger than fine-tuning makes."""
     steps, values = run.curve("update_ratio")
+    if not values:
+        return
     from_scratch = not run.config.get("model.path")  # where weights have to move far
-    most = max(values, default=0.0)
+    most = max(values)
+    step = steps[values.index(most)]
     moved = f"moved the weights by {most:.1%} of their size"
     if most > (10 * FAST if from_scratch else FAST):
-        step = steps[values.index(most)]
         yield Finding(
             "bad",
             f"One update {moved} (step {step}; median {median(values):.2%}; 0.1% is usual): "
@@ -183,7 +185,6 @@ def rate(run: Run) -> Iterator[Finding]:
     elif most > HASTY and not from_scratch:
         gained = change(run)
         if gained and gained.high < 0:
-            step = steps[values.index(most)]
             yield Finding(
                 "bad",
                 f"It got worse, and an update {moved} (step {step}; 0.1% is usual): try a tenth "
@@ -200,41 +201,40 @@ def drawn_from_another(run: Run) -> Iterator[Finding]:
         for name, off in (("top_k", 0), ("top_p", 1), ("min_p", 0))
         if config.get(f"sampling.{name}", off) != off
     ]
-    if (
-        run.kind == "grpo"
-        and truncated
-        and config.get("algorithm.sampler_correction") == "off"
-    ):
+    if truncated and config.get("algorithm.sampler_correction") == "off":
         yield Finding(
             "bad",
             f"Samples were drawn with {', '.join(truncated)} and the policy is scored on its "
             "full distribution, without algorithm.sampler_correction: the gradient is biased.",
             1,
         )
+    if config.get("grpo.source", "policy") != "policy" or config.get("grpo.solutions"):
+        return  # they are meant to be another's
     steps, values = run.curve("effective_samples")
-    if values and min(values) < FEW:
-        worst = int(np.argmin(values))
+    if (least := min(values, default=1.0)) < FEW:
+        step = steps[values.index(least)]
         yield Finding(
             "warning",
-            f"At step {steps[worst]} the samples counted as {values[worst]:.0%} of their number: "
+            f"At step {step} the samples counted as {least:.0%} of their number: "
             "sampler and trainer do not agree.",
-            steps[worst],
+            step,
         )
     steps, values = run.curve("gap_mean")
-    if config.get("model.dtype") == "float32" and max(values, default=0.0) > 1e-3:
-        worst = int(np.argmax(values))
+    most = max(values, default=0.0)
+    if config.get("model.dtype") == "float32" and most > 1e-3:
+        step = steps[values.index(most)]
         yield Finding(
             "bad",
-            f"Sampler and trainer differ by {values[worst]:.2g} nats a token at step "
-            f"{steps[worst]}; in float32 that is no rounding.",
-            steps[worst],
+            f"Sampler and trainer differ by {most:.2g} nats a token at step "
+            f"{step}; in float32 that is no rounding.",
+            step,
         )
 
 
 def flat(run: Run) -> Iterator[Finding]:
-    """How many groups taught nothing at the end, and why."""
+    """How many groups taught nothing at the end, and why; without a group's baseline all do."""
     steps, values = run.curve("flat_groups")
-    if not values:
+    if not values or run.config.get("algorithm.baseline") in ("off", "value"):
         return
     share = fmean(values[-WINDOW:])
     right = fmean(run.series["all_right"][1][-WINDOW:])

@@ -121,6 +121,30 @@ def test_what_the_numbers_say(tmp_path, last, words, level):
 
 
 @pytest.mark.parametrize(
+    ("config", "said_so"),
+    [
+        ({"grpo.source": "policy", "grpo.solutions": False}, True),
+        ({"grpo.source": "teacher", "grpo.solutions": False}, False),
+        ({"grpo.source": "policy", "grpo.solutions": True}, False),
+    ],
+)
+def test_samples_may_be_meant_to_be_of_another(tmp_path, config, said_so):
+    numbers = lines(gap_mean=0.02, effective_samples=0.4)
+    found = said(tmp_path, metrics=numbers, config={"model.dtype": "float32"} | config)
+    assert ("in float32 that is no rounding" in str(found)) == said_so
+    assert ("counted as 40%" in str(found)) == said_so
+
+
+@pytest.mark.parametrize(
+    ("baseline", "said_so"), [("group", True), ("off", False), ("value", False)]
+)
+def test_groups_that_nothing_is_compared_in(tmp_path, baseline, said_so):
+    numbers = lines(flat_groups=0.8, all_right=0.7)
+    found = said(tmp_path, metrics=numbers, config={"algorithm.baseline": baseline})
+    assert ("of the groups taught nothing" in str(found)) == said_so
+
+
+@pytest.mark.parametrize(
     ("moved", "after", "said_so"),
     [
         (0.013, [False] * 40, True),

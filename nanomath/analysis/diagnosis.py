@@ -232,15 +232,16 @@ def drawn_from_another(run: Run) -> Iterator[Finding]:
 
 
 def flat(run: Run) -> Iterator[Finding]:
-    """How many groups taught nothing at the end, and why; without a group's baseline all do."""
+    """How many groups taught nothing at the end, and why, where samples are compared in them."""
     steps, values = run.curve("flat_groups")
-    if not values or run.config.get("algorithm.baseline") in ("off", "value"):
+    alone = run.config.get("algorithm.baseline") in ("off", "value")
+    if not values or (alone and run.config.get("algorithm.samples") != "pair"):
         return
     share = fmean(values[-WINDOW:])
     right = fmean(run.series["all_right"][1][-WINDOW:])
     wrong = fmean(run.series["all_wrong"][1][-WINDOW:])
     if share > 0.5:
-        cut = fmean(run.series.get("truncated", ([], [0.0]))[1][-WINDOW:])
+        cut = fmean(run.curve("truncated")[1][-WINDOW:] or [0.0])
         hard = f"too long ({cut:.0%} of the completions were cut)"
         why = "too easy" if right > wrong else hard if cut > MOST else "too hard"
         yield Finding(
@@ -293,7 +294,7 @@ def lengths(run: Run) -> Iterator[Finding]:
                 steps[-1],
             )
     steps, values = run.curve("length")
-    cut = run.series.get("truncated", ([], [0.0]))[1]
+    cut = run.curve("truncated")[1] or [0.0]
     if values and cut[0] > CUT >= cut[-1] and values[-1] < SHORTER * values[0]:
         yield Finding(
             "warning",

@@ -136,11 +136,18 @@ def test_samples_may_be_meant_to_be_of_another(tmp_path, config, said_so):
 
 
 @pytest.mark.parametrize(
-    ("baseline", "said_so"), [("group", True), ("off", False), ("value", False)]
+    ("baseline", "samples", "said_so"),
+    [
+        ("group", "all", True),
+        ("off", "right", False),
+        ("value", "all", False),
+        ("off", "pair", True),
+    ],
 )
-def test_groups_that_nothing_is_compared_in(tmp_path, baseline, said_so):
+def test_groups_that_nothing_is_compared_in(tmp_path, baseline, samples, said_so):
     numbers = lines(flat_groups=0.8, all_right=0.7)
-    found = said(tmp_path, metrics=numbers, config={"algorithm.baseline": baseline})
+    config = {"algorithm.baseline": baseline, "algorithm.samples": samples}
+    found = said(tmp_path, metrics=numbers, config=config)
     assert ("of the groups taught nothing" in str(found)) == said_so
 
 

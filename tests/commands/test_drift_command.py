@@ -268,9 +268,8 @@ def test_a_study_finds_the_numbers_that_it_measures(call, base, tuned, tmp_path)
     words = [f"{key}={value}" for key, value in keys.items()]
     families = "problems.world.families=maths,grid,copying"
     assert call(main, "drift", base, tuned, *QUICK, families, *words).code == 0
-    layers = [
-        f"drift.groups.all.layers.{i}." for i in (0, 1)
-    ]  # these models have no more
+    # Of the layers, those that these models have.
+    layers = [f"drift.groups.all.layers.{i}." for i in (0, 1)]
     there = ("drift.groups.group=", *layers)
     wanted = [m for m in study["measures"] if m.startswith(there)]
     values = [number_of(tmp_path / "drift", m.removeprefix("drift.")) for m in wanted]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import combinations
 from statistics import fmean
@@ -270,19 +270,22 @@ def costs_of_cell(cell: Cell, pool: Pool) -> dict[str, float]:
     }
 
 
-def warnings(results: Results) -> list[str]:
-    """Where arms cost more or less than the baseline, so that the comparison is not only of
-    what was asked. Seconds are only spoken of where they were to be equal.
+def warnings(results: Results) -> Iterator[str]:
+    """Yield which arms cost more or less than the baseline, so that the comparison is not only
+    of what was asked. Seconds are only spoken of where they were to be equal.
     """
     baseline = results.study.baseline
     unsaid = ("seconds",) if results.study.budget == "seconds" else SECONDS
-    found = []
-    for arm, costs in results.costs.items():
-        for what, base in results.costs[baseline].items():
-            ratio = costs.get(what, 0.0) / base if base else 1.0
-            if costs and what not in unsaid and not 1 / UNEQUAL < ratio < UNEQUAL:
-                found.append(f"{arm} has {ratio:.2f} times the {what} of {baseline}")
-    return found
+    for what, base in results.costs[baseline].items():
+        uneven = [
+            f"{arm} (x {ratio:.2f})"
+            for arm, costs in results.costs.items()
+            if base
+            and costs
+            and not 1 / UNEQUAL < (ratio := costs.get(what, 0.0) / base) < UNEQUAL
+        ]
+        if uneven and what not in unsaid:
+            yield f"not the {what} of {baseline}: {', '.join(uneven)}"
 
 
 # --- results.json ----------------------------------------------------------------------------

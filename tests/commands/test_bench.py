@@ -12,6 +12,7 @@ from unittest.mock import patch
 
 import pytest
 import torch
+from torch.overrides import _get_current_function_mode_stack
 from torch.utils.flop_counter import FlopCounterMode
 
 import nanomath.config
@@ -478,7 +479,7 @@ FLOORS = {  # bytes and FLOPs by hand: 16 rows, 64 tokens of context
 
 
 @pytest.mark.parametrize("kernel", FLOORS)
-def test_the_floor_of_a_kernel_is_the_one_by_hand(kernel, device, monkeypatch):
+def test_the_floor_of_a_kernel_is_the_one_by_hand(kernel, monkeypatch):
     moved, flops = FLOORS[kernel]
     config = kernels.KernelBench(device="cpu", dtype="float32", context=64)
     monkeypatch.setattr(kernels, "MEASURED", 0.001)
@@ -490,6 +491,20 @@ def test_the_floor_of_a_kernel_is_the_one_by_hand(kernel, device, monkeypatch):
             assert found["of floor"] == pytest.approx(found["floor, ms"] / found["ms"])
     reference = kernels.measure_call(config, kernel, "tiny", 16, ours=False)
     assert reference["ms"] > 0 and set(reference) == {"ms", "MB"}
+
+
+def test_no_default_device_slows_the_calls(monkeypatch):
+    """With one every operation of PyTorch passes through Python first."""
+    modes = []
+
+    def call() -> None:
+        modes.append(_get_current_function_mode_stack())
+
+    monkeypatch.setitem(CASES, "swiglu", lambda s: kernels.Case(call, call, ()))
+    monkeypatch.setattr(kernels, "MEASURED", 0.001)
+    config = kernels.KernelBench(device="cpu", dtype="float32")
+    kernels.measure_call(config, "swiglu", "tiny", 16, ours=False)
+    assert modes and not any(modes)
 
 
 def test_a_group_reads_its_prompt_once(device):

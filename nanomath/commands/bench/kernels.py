@@ -251,9 +251,9 @@ def measure_call(
     config: KernelBench, kernel: str, shape: str, rows: int, ours: bool = True
 ) -> dict:
     """Return the numbers of a call of a kernel with its floor, or of its reference."""
-    torch.set_default_device(config.device)
     size = {"rows": rows, "context": config.context, "dtype": config.torch_dtype}
-    case = CASES[kernel](Setting(**vars(measure.SHAPES[shape]), **size))
+    with torch.device(config.device):  # not around the calls, each of which it slows
+        case = CASES[kernel](Setting(**vars(measure.SHAPES[shape]), **size))
     run = partial(case.kernel if ours else case.reference, *case.arguments)
     before = peak_memory(config.place, restart=True)
     tensors = [x for x in tree_leaves((case.arguments, run())) if isinstance(x, Tensor)]

@@ -608,11 +608,18 @@ inline void multiply(const T* x, const T* panels, const T* bias, T* y, i64 first
     }
 }
 
+// A float32 sum over more than LONG numbers is one of sums over so many: over a vocabulary it would lose a digit.
+constexpr i64 LONG = 2048;
 template <class T>
 void linear(const T* x, const T* panels, const T* bias, T* y, i64 M, i64 N, i64 D, i64 across, i64 along, i64 add) {
-  const Product of{N, D, across, along, D, add != 0};
+  const i64 some = sizeof(T) == 4 ? LONG : D + 1;  // parts of one in bfloat16 would be rounded
   const auto part = [&](i64 m, i64 last_row, i64 n, i64 last_column) {
-    for (; m < last_row; m += TALL) multiply(x, panels, bias, y, m, std::min(last_row, m + TALL), n, last_column, of);
+    for (; m < last_row; m += TALL)
+      for (i64 d = 0; !d || d < D; d += some) {
+        const Product of{N, std::min(D - d, some), across, along, D, add || d};
+        const i64 last = std::min(last_row, m + TALL);
+        multiply(x + d * along, panels + d * PANEL, d ? nullptr : bias, y, m, last, n, last_column, of);
+      }
   };
   const i64 numbers = M * N * D / LANES;
   if (M > N)  // as in training

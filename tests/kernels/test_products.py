@@ -150,3 +150,20 @@ def test_where_the_library_is_slow(monkeypatch, ours, maker, capability, slow):
         assert products.library_is_slow() is slow
     finally:
         products.library_is_slow.cache_clear()
+
+
+@pytest.mark.parametrize("dim", [2047, 2048, 2049, 6000])
+def test_a_sum_in_parts_is_whole(dim):
+    """cpu.cpp adds up 2,048 numbers, then the sums; the bias counts once."""
+    x, weight, bias = draw(0, (5, dim), (33, dim), (33,))
+    assert_product(linear(x, weight, bias) - bias, x, weight.T)
+    total = torch.ones(33, 17)
+    others = draw(1, (dim, 33), (dim, 17))
+    add_outer(total, *others)
+    assert_product(total - 1, others[0].T, others[1])
+
+
+def test_a_sum_over_a_vocabulary_keeps_its_digits():
+    y, weight = draw(0, (16, 100_000), (100_000, 40))
+    exact = y.double() @ weight.double()
+    assert (times(weight)(y) - exact).norm() < 2e-6 * exact.norm()

@@ -35,6 +35,7 @@ constexpr i64 LANES = 8, ROWS = 6, COLUMNS = PANEL, PAGES = 1;
 constexpr i64 LANES = 4, ROWS = 6, COLUMNS = PANEL, PAGES = 1;
 #endif
 constexpr i64 TALL = 128;    // rows that meet a part of a matrix before the next ones do
+constexpr i64 LONG = 2048;   // of a float32 sum, then added to the rest: over a vocabulary it would lose a digit
 constexpr i64 AHEAD = 8;     // pages between the one that is read and the one that is fetched from memory
 constexpr i64 PREFILL = 64;  // tokens of a prompt that go through a small model together
 constexpr i64 BLOCK = 128;   // of the vocabulary, as in kernels/lm_head.py
@@ -608,18 +609,18 @@ inline void multiply(const T* x, const T* panels, const T* bias, T* y, i64 first
     }
 }
 
-// A float32 sum over more than LONG numbers is one of sums over so many: over a vocabulary it would lose a digit.
-constexpr i64 LONG = 2048;
 template <class T>
 void linear(const T* x, const T* panels, const T* bias, T* y, i64 M, i64 N, i64 D, i64 across, i64 along, i64 add) {
-  const i64 some = sizeof(T) == 4 ? LONG : D + 1;  // parts of one in bfloat16 would be rounded
+  const i64 some = sizeof(T) == 4 ? LONG : D;  // in bfloat16 the parts would be rounded
   const auto part = [&](i64 m, i64 last_row, i64 n, i64 last_column) {
-    for (; m < last_row; m += TALL)
-      for (i64 d = 0; !d || d < D; d += some) {
+    for (; m < last_row; m += TALL) {
+      const i64 last = std::min(last_row, m + TALL);
+      i64 d = 0;
+      do {
         const Product of{N, std::min(D - d, some), across, along, D, add || d};
-        const i64 last = std::min(last_row, m + TALL);
         multiply(x + d * along, panels + d * PANEL, d ? nullptr : bias, y, m, last, n, last_column, of);
-      }
+      } while ((d += some) < D);
+    }
   };
   const i64 numbers = M * N * D / LANES;
   if (M > N)  // as in training
